@@ -1,0 +1,6 @@
+"""`flawmask run`: prepare, augment, train and evaluate a category."""
+
+from flawmask.cli import main
+
+if __name__ == "__main__":
+    main("run")

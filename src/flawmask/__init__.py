@@ -1,0 +1,19 @@
+"""Flawmask: from a folder of inspection images to a trained Mask R-CNN, honest numbers and outlined defects."""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flawmask.inference.predictor import Predictor
+
+__version__ = version("flawmask")
+__all__ = ["Predictor", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Predictor` when it is asked for: it brings torch, which most commands' `--help` can do without."""
+    if name == "Predictor":
+        from flawmask.inference.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

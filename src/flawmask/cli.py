@@ -1,0 +1,186 @@
+"""The command line. It is made from the stages' settings and nothing else: a field's docstring is its help."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import flawmask
+from flawmask.data.augment import AugmentConfig, augment
+from flawmask.data.doctor import DoctorConfig, examine, tables
+from flawmask.data.mvtec import chosen_categories
+from flawmask.data.prepare import PrepareConfig, prepare
+from flawmask.errors import FlawmaskError
+from flawmask.evaluation.config import EvaluateConfig
+from flawmask.evaluation.verdicts import metrics_block, percent
+from flawmask.inference.config import PredictConfig
+from flawmask.pipeline import DemoCommand, Finished, RunConfig, demo, run
+from flawmask.progress import show_progress_on
+from flawmask.settings import require
+from flawmask.training.config import TrainConfig
+
+COMMANDS: dict[str, type] = {
+    "run": RunConfig,
+    "prepare": PrepareConfig,
+    "augment": AugmentConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "predict": PredictConfig,
+    "demo": DemoCommand,
+    "doctor": DoctorConfig,
+}
+
+DESCRIPTION = """Flawmask finds and outlines defects on manufactured parts: a folder of labelled images in, a trained
+Mask R-CNN, its figures and its outlined defects out. `flawmask demo --run` shows it all on images that it draws itself;
+`flawmask run --category bottle` does it on yours; `flawmask COMMAND --help` explains one step."""
+
+OK, DEFECT_FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(command: str | None = None) -> None:
+    """Run the command line and exit the process: 0 done, 2 bad input, 130 interrupted; `predict` knows 1 too.
+
+    Args:
+        command: a subcommand's name, for the scripts that are one subcommand each.
+    """
+    arguments = [*([command] if command else []), *sys.argv[1:]]
+    if arguments == ["--version"]:
+        print(f"flawmask {flawmask.__version__}")  # noqa: T201
+        sys.exit(OK)
+    sys.exit(_guarded(arguments))
+
+
+def _guarded(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit status; what the user can mend is one line on stderr, no traceback."""
+    console = Console(stderr=True)
+    _log_to(console)
+    show_progress_on(console)
+    try:
+        return _dispatch(_parse(arguments))
+    except FlawmaskError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"{error.filename or 'the disk'}: {error.strerror or error}"
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        reason = "memory ran out: lower --batch_size first, then --image_size"
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return INTERRUPTED
+    finally:
+        show_progress_on(None)
+    console.print(f"error: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return FAILED
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="flawmask",
+        description=DESCRIPTION,
+        args=list(arguments),
+        use_underscores=True,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _log_to(console: Console) -> None:
+    """Show what the library logs as plain lines that do not disturb a progress bar."""
+
+    class _Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            style = "yellow" if record.levelno >= logging.WARNING else ""
+            console.print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)
+
+    logger = logging.getLogger("flawmask")
+    logger.handlers = [_Lines()]
+    logger.setLevel(logging.INFO)
+
+
+def _dispatch(config: Any) -> int:
+    """Run the stage that the config belongs to, and return the exit status."""
+    match config:
+        case RunConfig():
+            return _report(run(config))
+        case DemoCommand():
+            return _report(demo(config))
+        case PrepareConfig():
+            return _prepare(config)
+        case AugmentConfig():
+            augment(config)
+        case TrainConfig():
+            from flawmask.training.loop import train
+
+            train(config)
+        case EvaluateConfig():
+            from flawmask.evaluation.evaluate import evaluate
+
+            _print_metrics(evaluate(config).metrics)
+        case PredictConfig():
+            return _predict(config)
+        case DoctorConfig():
+            console = Console()
+            for table in tables(examine(config)):
+                console.print(table)
+    return OK
+
+
+def _prepare(config: PrepareConfig) -> int:
+    names = chosen_categories(config.mvtec_root, config.category)
+    require(len(names) == 1 or config.output_dir is None, "--output_dir takes one category: leave it out for several")
+    table = Table("category", "train", "val", "defective", "left out", "data set")
+    for name in names:
+        made = prepare(replace(config, category=name))
+        counts = (made.train["images"], made.val["images"], made.train["defective"] + made.val["defective"])
+        table.add_row(name, *map(str, counts), str(len(made.left_out)), str(made.dataset_dir))
+    Console().print(table)
+    return OK
+
+
+def _predict(config: PredictConfig) -> int:
+    from flawmask.inference.predict import predict
+
+    found = predict(config)
+    if found.unreadable:
+        return FAILED
+    return DEFECT_FOUND if config.fail_on_defect and found.defective else OK
+
+
+def _report(finished: list[Finished]) -> int:
+    """Print what became of each category: the metrics of one, a table of several."""
+    if len(finished) == 1 and finished[0].metrics is not None:
+        _print_metrics(finished[0].metrics)
+    elif len(finished) > 1:
+        table = Table("category", "images", "F1", "precision", "recall", "mask AP", "run")
+        for one in finished:
+            metrics = one.metrics or {}
+            names = ("f1_score", "precision", "recall", "mask_ap")
+            figures = [percent(metrics[name]) if metrics else "" for name in names]
+            table.add_row(one.name, str(metrics.get("total_images", "")), *figures, one.error or str(one.run_dir))
+        Console().print(table)
+    for one in finished:
+        if one.run_dir is not None:
+            print(f"{one.name}: look at {one.run_dir}")  # noqa: T201
+    return FAILED if any(one.error for one in finished) else OK
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    """Print the metrics block, and below it what it has no line for."""
+    by_type = ", ".join(f"{name} {row['found']} of {row['images']}" for name, row in metrics["recall_by_type"].items())
+    lines = [
+        metrics_block(metrics),
+        f"Verdicts: {metrics['tp_defect']} defects found, {metrics['fn_defect']} missed; "
+        f"{metrics['tn_good']} good parts passed, {metrics['fp_defect']} rejected",
+        f"Found by type: {by_type or 'n/a'}",
+        f"Mask AP: {percent(metrics['mask_ap'])} (IoU 0.50: {percent(metrics['mask_ap50'])}, "
+        f"0.75: {percent(metrics['mask_ap75'])}), box AP: {percent(metrics['box_ap'])}, "
+        f"mean mask IoU: {percent(metrics['mean_mask_iou'])}",
+        f"Seconds per image: {metrics['seconds_per_image']:.3f}",
+    ]
+    print("\n".join(lines))  # noqa: T201

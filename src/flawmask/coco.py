@@ -1,0 +1,169 @@
+"""The COCO folder: read, checked and written. `<dataset>/<split>/images/*` and `<dataset>/<split>/annotations.json`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flawmask import masks
+from flawmask.errors import FlawmaskError
+from flawmask.files import read_json, write_json
+from flawmask.masks import Mask
+
+GOOD = "good"
+"""The name of the class that is no defect. It takes no part in AP, image scores or overlays."""
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """One split of a COCO folder, checked.
+
+    Attributes:
+        folder: `<dataset>/<split>`.
+        images: the image records, in the file's order.
+        annotations: the annotation records by image id; every image id is there, its list possibly empty.
+        categories: the category records, sorted by id.
+    """
+
+    folder: Path
+    images: tuple[Record, ...]
+    annotations: dict[int, tuple[Record, ...]]
+    categories: tuple[Record, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The categories' names in the order of the network's labels 1, 2, ...; background, 0, has none."""
+        return tuple(category["name"] for category in self.categories)
+
+    @property
+    def labels(self) -> dict[int, int]:
+        """The network's label, 1 or more, of each category id."""
+        return {category["id"]: label for label, category in enumerate(self.categories, start=1)}
+
+    @property
+    def defect_ids(self) -> frozenset[int]:
+        """The category ids that stand for a defect: all but the one named `good`."""
+        return frozenset(category["id"] for category in self.categories if category["name"] != GOOD)
+
+    def image_path(self, image: Record) -> Path:
+        """Return where the image record's file lies."""
+        return self.folder / "images" / str(image["file_name"])
+
+    def defects(self, image: Record) -> list[Record]:
+        """Return the annotations of the image that are defects."""
+        return [record for record in self.annotations[image["id"]] if record["category_id"] in self.defect_ids]
+
+    def is_defective(self, image: Record) -> bool:
+        """Return whether the image has a defect annotation."""
+        return bool(self.defects(image))
+
+
+def annotation(mask: Mask, *, id: int, image_id: int, category_id: int) -> Record:
+    """Return the COCO annotation record of one instance; its mask must not be empty."""
+    return {
+        "id": id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": list(masks.box_of(mask)),
+        "area": int(np.count_nonzero(mask)),
+        "iscrowd": 0,
+        "segmentation": masks.encode(mask),
+    }
+
+
+def write_split(
+    folder: Path, images: Sequence[Record], annotations: Sequence[Record], categories: Sequence[Record]
+) -> None:
+    """Write `folder/annotations.json`; the images are the caller's."""
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(folder / "annotations.json", content)
+
+
+def read_split(dataset_dir: Path, split: str) -> CocoSplit:
+    """Return a split of a COCO folder after checking its records against each other and against the disk.
+
+    Raises:
+        FlawmaskError: a folder or file is missing, or a record is incomplete, doubled, refers to an image or
+            category that is not there, names a file that is not there or lies outside the split's folder.
+    """
+    folder = dataset_dir / split
+    if not folder.is_dir():
+        found = sorted(path.name for path in dataset_dir.iterdir()) if dataset_dir.is_dir() else []
+        there = f"it holds {', '.join(found)}" if found else "there is no such folder, or it is empty"
+        raise FlawmaskError(f"{dataset_dir} has no split {split}: {there}")
+    path = folder / "annotations.json"
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise FlawmaskError(f"{path} is not a COCO file: it must hold an object, not {type(content).__name__}")
+    images = _records(content, "images", ("id", "file_name", "width", "height"), path)
+    categories = _records(content, "categories", ("id", "name"), path)
+    annotations = _records(content, "annotations", ("id", "image_id", "category_id", "bbox", "segmentation"), path)
+    if not images:
+        raise FlawmaskError(f"{path} lists no image")
+    _check_files(images, folder, path)
+    by_image: dict[int, list[Record]] = {image["id"]: [] for image in images}
+    known = {category["id"]: category["name"] for category in categories}
+    for record in annotations:
+        where = f"{path}: annotation {record['id']}"
+        if record["image_id"] not in by_image:
+            raise FlawmaskError(f"{where} belongs to image {record['image_id']}, which is not listed")
+        if record["category_id"] not in known:
+            listed = ", ".join(f"{number} {name}" for number, name in known.items()) or "none"
+            raise FlawmaskError(f"{where} has category {record['category_id']}, which is not listed ({listed})")
+        by_image[record["image_id"]].append(record)
+    return CocoSplit(
+        folder=folder,
+        images=tuple(images),
+        annotations={number: tuple(records) for number, records in by_image.items()},
+        categories=tuple(sorted(categories, key=lambda category: int(category["id"]))),
+    )
+
+
+def _records(content: Record, key: str, fields: tuple[str, ...], path: Path) -> list[Record]:
+    """Return the list under `key` after checking that each record has the fields and an id of its own."""
+    records = content.get(key)
+    if not isinstance(records, list):
+        raise FlawmaskError(f"{path} is not a COCO file: it has no list `{key}`")
+    seen: set[int] = set()
+    for place, record in enumerate(records):
+        missing = [field for field in fields if not isinstance(record, dict) or field not in record]
+        if missing:
+            raise FlawmaskError(f"{path}: {key}[{place}] has no {', '.join(missing)}")
+        if not isinstance(record["id"], int) or record["id"] in seen:
+            raise FlawmaskError(f"{path}: {key}[{place}] has the id {record['id']!r}, which is doubled or no number")
+        seen.add(record["id"])
+    return records
+
+
+def _check_files(images: list[Record], folder: Path, path: Path) -> None:
+    """Refuse image records whose file is not there or lies outside the split's `images` folder."""
+    root = (folder / "images").resolve()
+    missing = []
+    for image in images:
+        name = Path(str(image["file_name"]))
+        if name.is_absolute() or ".." in name.parts:
+            raise FlawmaskError(f"{path}: image {image['id']} names {name}, which is outside {root}")
+        if not (root / name).is_file():
+            missing.append(name.as_posix())
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise FlawmaskError(f"{path} lists images that are not in {folder / 'images'}: {shown}")
+
+
+def instance_masks(records: Sequence[Record], height: int, width: int, where: str) -> list[Mask]:
+    """Return the (height, width) mask of each annotation.
+
+    Raises:
+        FlawmaskError: a segmentation cannot be decoded at this size; `where` names the image.
+    """
+    decoded = []
+    for record in records:
+        try:
+            decoded.append(masks.decode(record["segmentation"], height, width))
+        except Exception as error:  # pycocotools raises plain Exception for what it does not know
+            raise FlawmaskError(f"{where}: annotation {record['id']} has no usable segmentation: {error}") from None
+    return decoded

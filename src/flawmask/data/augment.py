@@ -1,0 +1,256 @@
+"""Variants of the training images: image and masks are transformed together, and exactly."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+import flawmask
+from flawmask import images
+from flawmask.coco import CocoSplit, Record, annotation, instance_masks, read_split, write_split
+from flawmask.data import dataset_info
+from flawmask.errors import FlawmaskError
+from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json
+from flawmask.images import Pixels
+from flawmask.progress import track
+from flawmask.settings import Overwrite, Seed, as_json, require
+
+log = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+
+GEOMETRIC: dict[str, Callable[[Array], Array]] = {
+    "flip_h": lambda pixels: pixels[:, ::-1],
+    "rotate_90": lambda pixels: np.rot90(pixels, -1),  # rot90 turns counter-clockwise
+    "rotate_180": lambda pixels: np.rot90(pixels, 2),
+    "rotate_270": lambda pixels: np.rot90(pixels, 1),
+}
+"""Transformations that move pixels and change none; turns are clockwise. They act on images and masks alike."""
+
+VARIANTS = (*GEOMETRIC, "blur", "bright")
+"""Every variant there is, by the name that the image record's `augmentation` carries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSettings(Seed):
+    """How many variants are added."""
+
+    augmentation_factor: int = 3
+    """How many variants of each training image are added to it, 0 to 6: drawn from horizontal flip, turns by 90,
+    180 and 270 degrees clockwise, Gaussian blur and brightness, none of them twice."""
+    augment_val: bool = False
+    """Add variants to the validation split too. Its figures then no longer speak of untouched images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 <= self.augmentation_factor <= len(VARIANTS),
+            f"--augmentation_factor is {self.augmentation_factor}: it must be 0 to {len(VARIANTS)}, since there are "
+            f"{len(VARIANTS)} variants ({', '.join(VARIANTS)}) and none is used twice on one image",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig(AugmentSettings, Overwrite):
+    """Add flipped, turned, blurred and brightened variants to the training images of a COCO folder."""
+
+    dataset_dir: Path
+    """The COCO folder, as prepare makes it."""
+    output_dir: Path | None = None
+    """Where the augmented COCO folder goes; by default <dataset_dir>_augmented."""
+
+    @property
+    def augmented_dir(self) -> Path:
+        """Where the augmented COCO folder goes."""
+        return self.output_dir or self.dataset_dir.with_name(f"{self.dataset_dir.name}_augmented")
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """What `augment` made.
+
+    Attributes:
+        dataset_dir: the augmented COCO folder.
+        originals: how many images were there before.
+        variants: how many were added.
+        reused: whether it was there already.
+    """
+
+    dataset_dir: Path
+    originals: int
+    variants: int
+    reused: bool
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One variant: its image record, its annotations (ids are given later) and what was done to the source."""
+
+    image: Record
+    annotations: list[Record]
+    parameter: float | None
+
+
+def augment(config: AugmentConfig) -> Augmented:
+    """Make the augmented COCO folder and return what is in it.
+
+    The training images arrive byte for byte and keep their ids; the other splits arrive untouched.
+
+    Raises:
+        FlawmaskError: the COCO folder is damaged; the output folder holds something else, or a data set made
+            otherwise and `overwrite` is off.
+    """
+    splits = {name: read_split(config.dataset_dir, name) for name in _split_names(config.dataset_dir)}
+    if any("augmentation" in image for split in splits.values() for image in split.images):
+        raise FlawmaskError(f"{config.dataset_dir} holds variants already: augment the data set they were made from")
+    if config.augmented_dir.absolute() == config.dataset_dir.absolute():
+        raise FlawmaskError(f"{config.dataset_dir} cannot be augmented in place: name another --output_dir")
+    origin = {
+        "made_by": "flawmask augment",
+        "settings": as_json(config, AugmentSettings),
+        "source": {"dataset": config.dataset_dir.name, "sha256": _source_fingerprint(splits)},
+    }
+    if dataset_info.is_made_already(config.augmented_dir, origin, overwrite=config.overwrite):
+        info = read_json(config.augmented_dir / "augmentation_info.json")
+        return Augmented(config.augmented_dir, info["originals"], len(info["variants"]), reused=True)
+    originals = sum(len(split.images) for split in splits.values())
+    variants = _write(splits, originals, origin, config)
+    log.info("augmented %s: %d images and %d variants", config.augmented_dir, originals, variants)
+    return Augmented(config.augmented_dir, originals, variants, reused=False)
+
+
+def _split_names(dataset_dir: Path) -> list[str]:
+    """Return the splits of the folder; a missing `train` is for `read_split` to complain about."""
+    found = sorted(path.parent.name for path in dataset_dir.glob("*/annotations.json"))
+    return found if "train" in found else ["train"]
+
+
+def _source_fingerprint(splits: dict[str, CocoSplit]) -> str:
+    """Return one SHA-256 for every annotation file and image of the source."""
+    paths = [
+        path
+        for split in splits.values()
+        for path in (split.folder / "annotations.json", *(split.image_path(image) for image in split.images))
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = list(pool.map(lambda path: sha256(images.read_bytes(path)), paths))
+    root = next(iter(splits.values())).folder.parent
+    return fingerprint((path.relative_to(root).as_posix(), digest) for path, digest in zip(paths, digests, strict=True))
+
+
+def _write(splits: dict[str, CocoSplit], originals: int, origin: dict[str, Any], config: AugmentConfig) -> int:
+    """Write the augmented COCO folder and return how many variants it holds."""
+    made: list[dict[str, Any]] = []
+    info: dict[str, Any] = {**origin, "version": flawmask.__version__}
+    if (config.dataset_dir / dataset_info.NAME).is_file():
+        info["source_info"] = read_json(config.dataset_dir / dataset_info.NAME)
+    with whole_folder(config.augmented_dir) as folder:
+        for name, split in splits.items():
+            shutil.copytree(split.folder / "images", folder / name / "images")
+            if name == "train" or (name == "val" and config.augment_val):
+                variants = _augment_split(split, folder / name, config)
+                made += [_what_was_made(name, variant) for variant in variants]
+                _write_records(split, variants, folder / name)
+                info[name] = dataset_info.counts([*split.images, *(variant.image for variant in variants)])
+            else:
+                shutil.copyfile(split.folder / "annotations.json", folder / name / "annotations.json")
+                info[name] = dataset_info.counts(split.images)
+        write_json(folder / dataset_info.NAME, info)
+        write_json(folder / "augmentation_info.json", {**origin, "originals": originals, "variants": made})
+    return len(made)
+
+
+def _augment_split(split: CocoSplit, folder: Path, config: AugmentSettings) -> list[_Variant]:
+    """Write the variants of every image of the split into `folder/images` and return their records."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = pool.map(lambda image: _variants_of(split, image, folder, config), split.images)
+        by_image = list(track(jobs, f"augmenting {split.folder.name}", total=len(split.images)))
+    variants = [variant for of_image in by_image for variant in of_image]
+    next_id = max(image["id"] for image in split.images) + 1
+    for number, variant in enumerate(variants, start=next_id):
+        variant.image["id"] = number
+    return variants
+
+
+def _variants_of(split: CocoSplit, image: Record, folder: Path, config: AugmentSettings) -> list[_Variant]:
+    """Write the variants of one image. What is drawn depends on the seed and its file name alone."""
+    path = split.image_path(image)
+    pixels = images.read_pixels(path)
+    height, width = pixels.shape[:2]
+    if (image["height"], image["width"]) != (height, width):
+        raise FlawmaskError(f"{path} is {width}x{height} but its record says {image['width']}x{image['height']}")
+    draw = np.random.default_rng([config.seed, crc32(str(image["file_name"]).encode())])
+    chosen = draw.permutation(len(VARIANTS))[: config.augmentation_factor]
+    variants = []
+    for name in [VARIANTS[index] for index in sorted(chosen)]:
+        changed, parameter = _transform(name, pixels, draw)
+        record = {
+            **image,
+            "file_name": f"{path.stem}-{image['id']}__{name}.png",
+            "height": changed.shape[0],
+            "width": changed.shape[1],
+            "augmentation": name,
+            "source_id": image["id"],
+        }
+        (folder / "images" / record["file_name"]).write_bytes(images.encode_png(changed))
+        annotations = _transform_annotations(name, split.annotations[image["id"]], height, width, str(path))
+        variants.append(_Variant(record, annotations, parameter))
+    return variants
+
+
+def _transform(name: str, pixels: Pixels, draw: np.random.Generator) -> tuple[Pixels, float | None]:
+    """Return the transformed image, and the strength drawn for it where there is one."""
+    if name in GEOMETRIC:
+        return np.ascontiguousarray(GEOMETRIC[name](pixels)), None
+    if name == "blur":
+        # In pixels, for an image of 512: a blur that is seen at 100 would not be at 4000.
+        sigma = draw.uniform(0.6, 1.6) * max(1.0, min(pixels.shape[:2]) / 512)
+        return cv2.GaussianBlur(pixels, (0, 0), sigma), sigma  # type: ignore[return-value]
+    # Far enough from 1 to be another image: a factor drawn near it would add a copy.
+    factor = draw.uniform(0.7, 0.9) if draw.random() < 0.5 else draw.uniform(1.1, 1.3)
+    brightest = np.iinfo(pixels.dtype).max
+    return np.clip(np.rint(pixels * factor), 0, brightest).astype(pixels.dtype), factor
+
+
+def _transform_annotations(name: str, records: tuple[Record, ...], height: int, width: int, where: str) -> list[Record]:
+    """Return the annotations of a variant: masks moved with the pixels, box and area read off them again."""
+    if name not in GEOMETRIC:
+        return [dict(record) for record in records]
+    moved = []
+    for record, mask in zip(records, instance_masks(records, height, width, where), strict=True):
+        if not mask.any():
+            raise FlawmaskError(f"{where}: annotation {record['id']} has an empty mask: draw it or delete it")
+        fresh = annotation(GEOMETRIC[name](mask), id=0, image_id=0, category_id=record["category_id"])
+        moved.append({**record, **fresh, "iscrowd": record.get("iscrowd", 0)})
+    return moved
+
+
+def _write_records(split: CocoSplit, variants: list[_Variant], folder: Path) -> None:
+    """Write the split's annotation file: the originals' records as they are, the variants' behind them."""
+    annotations = [record for image in split.images for record in split.annotations[image["id"]]]
+    next_id = max((record["id"] for record in annotations), default=0) + 1
+    for variant in variants:
+        for record in variant.annotations:
+            annotations.append({**record, "id": next_id, "image_id": variant.image["id"]})
+            next_id += 1
+    records = [*split.images, *(variant.image for variant in variants)]
+    write_split(folder, records, annotations, split.categories)
+
+
+def _what_was_made(split: str, variant: _Variant) -> dict[str, Any]:
+    return {
+        "split": split,
+        "file_name": variant.image["file_name"],
+        "source_id": variant.image["source_id"],
+        "augmentation": variant.image["augmentation"],
+        "parameter": variant.parameter,
+    }

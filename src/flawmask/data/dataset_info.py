@@ -1,0 +1,46 @@
+"""`dataset_info.json`: what a COCO folder was made from, with which settings, and what is in it."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flawmask.coco import GOOD, Record
+from flawmask.files import check_output_folder, read_json
+
+NAME = "dataset_info.json"
+
+log = logging.getLogger(__name__)
+
+
+def is_made_already(folder: Path, origin: dict[str, Any], *, overwrite: bool) -> bool:
+    """Return whether `folder` holds a data set of this very origin: the same stage, settings and source images.
+
+    Args:
+        folder: where the data set would be written.
+        origin: the part of `dataset_info.json` that says what it is made from: stage, settings, source.
+        overwrite: whether one of another origin may be replaced.
+
+    Raises:
+        FlawmaskError: the folder holds something else, or a data set of another origin and `overwrite` is off.
+    """
+    if (folder / NAME).is_file():
+        found = read_json(folder / NAME)
+        if isinstance(found, dict) and all(found.get(key) == value for key, value in origin.items()):
+            log.info("reused %s: it was made from the same images with the same settings", folder)
+            return True
+    check_output_folder(folder, NAME, overwrite=overwrite, what="data set made from other images or settings")
+    return False
+
+
+def counts(images: Sequence[Record]) -> dict[str, Any]:
+    """Return how many images there are, how many of them good and defective, and how many of each type."""
+    by_type = Counter(image.get("defect_type", "unknown") for image in images)
+    good = by_type.get(GOOD, 0)
+    return {
+        "images": len(images),
+        "good": good,
+        "defective": len(images) - good,
+        "by_type": dict(sorted(by_type.items())),
+    }

@@ -1,0 +1,151 @@
+"""A small procedural category in MVTec AD's layout: something to try every command on without a download."""
+
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flawmask import __version__
+from flawmask.coco import GOOD
+from flawmask.data.demo_drawing import DEFECTS, PRODUCTS, Defect, Product, draw
+from flawmask.errors import FlawmaskError
+from flawmask.files import check_output_folder, read_json, whole_folder, write_json
+from flawmask.images import encode_png
+from flawmask.progress import track
+
+MARKER = "demo_info.json"
+SMALLEST = 64  # pixels; below it a scratch is no longer thin
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Draw a small category of products with and without defects, to try the commands on."""
+
+    mvtec_root: Path = Path("datasets/demo")
+    """Folder the category is made in."""
+    category: str = "demo"
+    """Name of the category's folder."""
+    image_size: int = 256
+    """Side of the square images in pixels, at least 64."""
+    good: int = 60
+    """Good images in test/good."""
+    defective: int = 20
+    """Images per defect type."""
+    train_good: int = 20
+    """Good images in train/good."""
+    products: tuple[Product, ...] = tuple(PRODUCTS)
+    """What lies under the camera, in turn."""
+    defects: tuple[Defect, ...] = tuple(DEFECTS)
+    """Defect types, each a folder under test."""
+    seed: int = 42
+    """Seed of everything random: the same seed gives the same bytes."""
+    overwrite: bool = False
+    """Replace a demo category that was made before with other settings."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What `generate` made or found.
+
+    Attributes:
+        folder: the category's folder.
+        images: number of images in it, test and train together.
+        defective: how many of them show a defect.
+    """
+
+    folder: Path
+    images: int
+    defective: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One image to draw: its folder and number, and the defect on it if any."""
+
+    folder: str
+    index: int
+    defect: Defect | None
+
+
+def generate(config: DemoConfig) -> Demo:
+    """Return the demo category, drawn whole or not at all; one already made with the same settings is left as it is.
+
+    An image depends on the seed, its folder, its number and the products alone: a larger count adds images and
+    changes none.
+
+    Raises:
+        FlawmaskError: a setting makes no sense, or the folder holds something else.
+    """
+    _check(config)
+    folder = config.mvtec_root / config.category
+    jobs = list(_jobs(config))
+    demo = Demo(folder, images=len(jobs), defective=sum(job.defect is not None for job in jobs))
+    info = _info(config, demo)
+    if not config.overwrite and (folder / MARKER).is_file() and read_json(folder / MARKER) == info:
+        return demo
+    check_output_folder(folder, MARKER, overwrite=config.overwrite, what="demo category")
+    with whole_folder(folder) as target, ThreadPoolExecutor(max_workers=2) as pool:
+        for name in sorted({job.folder for job in jobs}):
+            (target / name).mkdir(parents=True)
+            if not name.endswith(GOOD):
+                (target / name.replace("test", "ground_truth", 1)).mkdir(parents=True)
+        for _ in track(pool.map(lambda job: _write(target, job, config), jobs), "Drawing", total=len(jobs)):
+            pass
+        write_json(target / MARKER, info)
+    return demo
+
+
+def _check(config: DemoConfig) -> None:
+    """Raise FlawmaskError for settings that make no sense."""
+    if config.category in ("", ".", "..") or any(mark in config.category for mark in "/\\\0"):
+        raise FlawmaskError(f"--category {config.category!r} is not the name of a folder")
+    if config.image_size < SMALLEST:
+        raise FlawmaskError(f"--image_size {config.image_size} is too small: at least {SMALLEST}")
+    for name in ("good", "defective", "train_good", "seed"):
+        if getattr(config, name) < 0:
+            raise FlawmaskError(f"--{name} {getattr(config, name)} is negative: 0 or more")
+    for name, known in (("products", PRODUCTS), ("defects", DEFECTS)):
+        chosen = getattr(config, name)
+        if len(set(chosen)) < len(chosen) or not set(chosen) <= set(known):
+            raise FlawmaskError(f"--{name} {' '.join(chosen)}: each at most once, of {', '.join(known)}")
+    if not config.products:
+        raise FlawmaskError(f"--products is empty: name at least one of {', '.join(PRODUCTS)}")
+    if config.good + config.defective * len(config.defects) == 0:
+        raise FlawmaskError("no image to draw in test/: raise --good, or --defective with at least one of --defects")
+    if config.mvtec_root.exists() and not config.mvtec_root.is_dir():
+        raise FlawmaskError(f"{config.mvtec_root} is a file: name a folder with --mvtec_root")
+
+
+def _jobs(config: DemoConfig) -> Iterator[_Job]:
+    """Yield every image of the category."""
+    yield from (_Job(f"train/{GOOD}", index, None) for index in range(config.train_good))
+    yield from (_Job(f"test/{GOOD}", index, None) for index in range(config.good))
+    for defect in config.defects:
+        yield from (_Job(f"test/{defect}", index, defect) for index in range(config.defective))
+
+
+def _write(target: Path, job: _Job, config: DemoConfig) -> None:
+    """Draw one image and write it, with its mask where it shows a defect. `target` is temporary: no need to sync."""
+    rng = np.random.default_rng([config.seed, zlib.crc32(job.folder.encode()), job.index])
+    product = config.products[job.index % len(config.products)]
+    image, mask = draw(rng, product, job.defect, config.image_size)
+    (target / job.folder / f"{job.index:03d}.png").write_bytes(encode_png(image))
+    if job.defect is not None:
+        path = target / "ground_truth" / job.defect / f"{job.index:03d}_mask.png"
+        path.write_bytes(encode_png(mask.astype(np.uint8) * 255))
+
+
+def _info(config: DemoConfig, demo: Demo) -> dict[str, Any]:
+    """Return what the marker file holds: where it lies is no part of it, so that equal folders are equal in bytes."""
+    settings = {name: value for name, value in asdict(config).items() if name not in ("mvtec_root", "overwrite")}
+    return {
+        "made_by": "flawmask demo",
+        "version": __version__,
+        "settings": settings | {"products": list(config.products), "defects": list(config.defects)},
+        "images": demo.images,
+        "defective": demo.defective,
+    }

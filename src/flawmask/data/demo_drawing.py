@@ -1,0 +1,307 @@
+"""Procedural inspection images: a product under a camera, with or without a defect, and the defect's exact mask.
+
+Lengths are in units of half the image's side, so the picture looks alike at any size; a "field" is one float64 per
+pixel. Everything random about the product is drawn before anything about the defect: a generator with the same seed
+gives the same photograph with and without its defect, identical to the byte outside the mask.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import uniform_filter1d
+
+from flawmask.masks import Mask, components
+
+Product = Literal["washer", "plate", "cap"]
+Defect = Literal["broken_edge", "contamination", "scratch", "hole"]
+
+Field = npt.NDArray[np.float64]
+Rng = np.random.Generator
+
+LIGHT = np.array([-0.6, -0.8])  # where the light comes from: the upper left
+SUPERSAMPLING = 4  # each pixel's coverage by a defect is counted on 4x4 points
+LEAST_COVERAGE = 0.35  # a pixel that a defect covers less is left as it was, and out of the mask
+LEAST_PRODUCT = 0.12  # so is one that hardly shows the product; the bar is low lest a bite leave a ghost of the edge
+LEAST_AREA = 20 / 256**2  # smaller specks are left out: share of the image, 20 pixels at 256x256
+LEAST_CONTRAST = 0.3  # between a defect's colour and what was there, of the range 0 to 1
+
+# Each holds a dark and a bright colour, so that one of them stands out from any product.
+# Oil, rust, grease, yellow paint; then bared metal and a dark groove.
+FOREIGN_MATTER = np.array([(0.07, 0.06, 0.05), (0.32, 0.15, 0.05), (0.93, 0.9, 0.8), (0.9, 0.7, 0.1)])
+SCRATCHES = np.array([(0.93, 0.92, 0.9), (0.1, 0.09, 0.09)])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A product's shape and paint, before light falls on it.
+
+    Attributes:
+        outline: field, signed distance to the outer edge, negative inside.
+        openings: field, signed distance to the designed openings, negative in them.
+        paint: (size, size, 3), RGB from 0 to 1.
+        background: RGB of what the product lies on.
+    """
+
+    outline: Field
+    openings: Field
+    paint: Field
+    background: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A lit product as the lens sees it, and what a defect needs to know of it.
+
+    Attributes:
+        picture: (size, size, 3), RGB from 0 to 1, without sensor noise.
+        background: the same place without the product.
+        coverage: field, the share of each pixel that the product covers.
+        outline: field, signed distance to the outer edge, negative inside.
+        openings: field, signed distance to the designed openings, negative in them.
+    """
+
+    picture: Field
+    background: Field
+    coverage: Field
+    outline: Field
+    openings: Field
+
+    @property
+    def depth(self) -> Field:
+        """Field: distance to the nearest edge, outer or of an opening; negative off the product."""
+        return np.minimum(-self.outline, self.openings)
+
+
+def draw(rng: Rng, product: Product, defect: Defect | None, size: int) -> tuple[npt.NDArray[np.uint8], Mask]:
+    """Return one photograph, (size, size, 3) uint8 RGB, and its (size, size) mask of the pixels the defect changed.
+
+    Args:
+        rng: where all randomness comes from.
+        product: what lies under the camera.
+        defect: what is wrong with it, in one to three places; None for a good product, whose mask is empty.
+        size: side of the image in pixels.
+    """
+    scene = _light(rng, PRODUCTS[product], size)
+    noise = rng.normal(0, 0.012, (size, size, 1)) + rng.normal(0, 0.006, (size, size, 3))
+    picture, mask = scene.picture, np.zeros((size, size), dtype=bool)
+    places = 0 if defect is None else int(rng.choice([1, 2, 3], p=[0.55, 0.3, 0.15]))
+    while defect is not None and (places > 0 or not mask.any()):
+        alpha, colour = DEFECTS[defect](rng, scene, mask)
+        region = _without_specks((alpha >= LEAST_COVERAGE) & (scene.coverage >= LEAST_PRODUCT))
+        blend = picture + alpha[..., None] * (colour - picture)
+        picture, mask, places = np.where(region[..., None], blend, picture), mask | region, places - 1
+    exposed = picture + noise * np.sqrt(0.3 + np.clip(picture, 0, 1))  # shot noise grows with the light
+    return (np.clip(exposed, 0, 1) * 255 + 0.5).astype(np.uint8), mask
+
+
+def _light(rng: Rng, make: Callable[[Rng, Field, Field], Part], size: int) -> Scene:
+    """Return the product placed a little off centre, turned and scaled a little, and lit from the upper left."""
+    column, row = np.meshgrid(*[(np.arange(size) + 0.5) * 2 / size - 1] * 2)
+    angle, scale, (right, down) = rng.uniform(-0.3, 0.3), rng.uniform(0.94, 1.06), rng.uniform(-0.05, 0.05, 2)
+    x = (np.cos(angle) * (column - right) + np.sin(angle) * (row - down)) / scale
+    y = (np.cos(angle) * (row - down) - np.sin(angle) * (column - right)) / scale
+    part = make(rng, x, y)
+
+    edge = np.maximum(part.outline, -part.openings) * scale
+    coverage = np.clip(0.5 - edge * size / 2, 0, 1)
+    slope_y, slope_x = np.gradient(edge, 2 / size)
+    facing = slope_x * LIGHT[0] + slope_y * LIGHT[1]
+    bevel = np.exp(np.minimum(edge, 0) / 0.018)
+    paint = part.paint * (1 + 0.4 * bevel * facing)[..., None] * (1 - 0.25 * np.exp(-np.abs(edge) / 0.012))[..., None]
+
+    slant, vignette = 1 + 0.09 * (column * LIGHT[0] + row * LIGHT[1]), 1 - 0.09 * (row**2 + column**2)
+    lamp = rng.uniform(0.93, 1.05) * slant * vignette
+    cloth = np.array(part.background) * (1 + 0.015 * _clouds(rng, size, 5))[..., None] * lamp[..., None]
+    ground = cloth * _shade(coverage)
+    picture = ground + coverage[..., None] * (paint * lamp[..., None] - ground)
+    return Scene(picture, cloth, coverage, part.outline * scale, part.openings * scale)
+
+
+def _shade(coverage: Field) -> Field:
+    """Return how much light, (size, size, 1) from 0 to 1, reaches the ground behind what covers it."""
+    size = len(coverage)
+    shift = np.array([[1, 0, 0.02 * size], [0, 1, 0.027 * size]])
+    shadow = cv2.GaussianBlur(cv2.warpAffine(coverage, shift, (size, size)), (0, 0), 0.022 * size)
+    return np.asarray(1 - 0.45 * shadow[..., None], dtype=np.float64)
+
+
+def _clouds(rng: Rng, size: int, cells: int) -> Field:
+    """Return a smooth random field of about -2 to 2 with `cells` lumps to a side."""
+    lumps = rng.normal(0, 1, (cells, cells))
+    return np.asarray(cv2.resize(lumps, (size, size), interpolation=cv2.INTER_CUBIC), dtype=np.float64)
+
+
+def _grain(rng: Rng, along: Field, across: Field, length: int) -> Field:
+    """Return brush strokes of standard deviation 1 at the given coordinates, `length` times longer than wide."""
+    strokes = rng.normal(0, 1, (256, 256))
+    for _ in range(2):
+        strokes = uniform_filter1d(strokes, length, axis=1, mode="wrap")
+    strokes /= strokes.std()
+    # 128 strokes to a unit are about one to a pixel at 256x256; the table repeats itself every two units.
+    where = [np.mod(128 * axis, 256).astype(np.float32) for axis in (along, across)]
+    return np.asarray(cv2.remap(strokes, where[0], where[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP))
+
+
+def _washer(rng: Rng, x: Field, y: Field) -> Part:
+    """A turned steel ring on a dark mat."""
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    grain = _grain(rng, angle / np.pi, radius, 60)
+    # Turned grooves mirror the lamp as two opposite soft fans.
+    fans = np.cos(angle - rng.uniform(0.6, 1.2)) ** 4
+    tone = 0.5 + 0.2 * fans + 0.022 * grain + 0.008 * _clouds(rng, len(x), 8)
+    return Part(radius - 0.74, radius - 0.31, tone[..., None] * [1.0, 0.99, 0.96], (0.10, 0.115, 0.14))
+
+
+def _plate(rng: Rng, x: Field, y: Field) -> Part:
+    """A brushed aluminium plate with four countersunk holes at its corners, on a light table."""
+    corner = 0.1
+    over_x, over_y = np.abs(x) - (0.8 - corner), np.abs(y) - (0.56 - corner)
+    rounded = np.hypot(np.maximum(over_x, 0), np.maximum(over_y, 0)) + np.minimum(np.maximum(over_x, over_y), 0)
+    holes = np.hypot(np.abs(x) - 0.65, np.abs(y) - 0.41) - 0.065
+    countersink = np.clip((0.042 - holes) / 0.008, 0, 1)
+    sheen = np.exp(-(((y - rng.uniform(-0.3, 0.3)) / 0.4) ** 2))
+    tone = 0.42 + 0.07 * sheen + 0.028 * _grain(rng, x, y, 50) + 0.006 * _clouds(rng, len(x), 6)
+    tone = tone * (1 - countersink) + 0.74 * countersink
+    return Part(rounded - corner, holes, tone[..., None] * [0.97, 1.0, 1.04], (0.90, 0.90, 0.88))
+
+
+def _cap(rng: Rng, x: Field, y: Field) -> Part:
+    """A painted crown cap from above on a light table: a glossy top inside 21 flutes."""
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    facing = (x * LIGHT[0] + y * LIGHT[1]) / np.maximum(radius, 1e-6)
+    flutes = np.cos(21 * angle)
+    skirt = np.clip((radius - 0.56) / 0.05, 0, 1)
+    step = np.exp(-(((radius - 0.555) / 0.022) ** 2))
+    gloss = np.exp(-((x + 0.16) ** 2 + (y + 0.22) ** 2) / 0.09)
+    colours = np.array([(0.70, 0.10, 0.10), (0.10, 0.28, 0.62), (0.10, 0.42, 0.26), (0.78, 0.50, 0.10)])
+    shade = 1 + skirt * (0.22 * flutes - 0.12 + 0.25 * facing) + 0.3 * step * facing
+    shade += 0.015 * _clouds(rng, len(x), 7) + 0.012 * _grain(rng, x, y, 1)
+    paint = rng.choice(colours) * shade[..., None] + (0.13 * gloss * (1 - skirt))[..., None]
+    return Part(radius - 0.73 - 0.016 * flutes, np.full_like(x, np.inf), paint, (0.87, 0.86, 0.84))
+
+
+PRODUCTS: dict[Product, Callable[[Rng, Field, Field], Part]] = {"washer": _washer, "plate": _plate, "cap": _cap}
+
+
+def _broken_edge(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
+    """A jagged bite out of the outer edge: the background shows, behind a rough fracture."""
+    size = len(taken)
+    centre = _spot(rng, (np.abs(scene.outline) < 2 / size) & (scene.openings > 0.2), taken)
+    bite = _fill(size, _blob(rng, centre, rng.uniform(0.12, 0.22) * size / 2, roughness=0.4, corners=17))
+    standing = ((scene.coverage > 0.5) & (bite < 0.5)).astype(np.uint8)
+    into_bite = cv2.distanceTransform(1 - standing, cv2.DIST_L2, 5) * 2 / size
+    rough = 0.5 + 0.1 * _clouds(rng, size, size // 4)
+    fracture = np.exp(-((np.asarray(into_bite, dtype=np.float64) / 0.022) ** 2))[..., None]
+    ground = scene.background * _shade(scene.coverage * (1 - bite))
+    return bite, ground + fracture * (scene.picture * rough[..., None] - ground)
+
+
+def _contamination(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
+    """A lump of foreign matter, or the ring that a dried drop leaves."""
+    size = len(taken)
+    radius = rng.uniform(0.07, 0.15) * size / 2
+    centre = _spot(rng, scene.depth > 0.1, taken)
+    edge = _blob(rng, centre, radius, roughness=0.15)
+    if rng.random() < 0.35:
+        matter = _fill(size, edge, centre + (edge - centre) * rng.uniform(0.5, 0.65))
+    else:
+        lumps = [_blob(rng, centre + rng.uniform(-0.8, 0.8, 2) * radius, radius * 0.6, 0.3) for _ in range(3)]
+        matter = np.max([_fill(size, lump) for lump in [edge, *lumps]], axis=0)
+    # Oil, rust, grease, yellow paint.
+    colour = _contrasting(rng, scene, matter, FOREIGN_MATTER)
+    height = np.asarray(cv2.GaussianBlur(matter, (0, 0), 0.012 * size), dtype=np.float64)
+    slope_y, slope_x = np.gradient(height, 2 / size)
+    relief = -0.012 * (slope_x * LIGHT[0] + slope_y * LIGHT[1]) + 0.025 * _clouds(rng, size, size // 6)
+    return 0.93 * matter * scene.coverage, colour + relief[..., None]
+
+
+def _scratch(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
+    """A thin line, straight or curved, bright or dark; one in three is crossed by another."""
+    size = len(taken)
+    centre = _spot(rng, scene.depth > 0.08, taken)
+    canvas = np.zeros((size * SUPERSAMPLING,) * 2, dtype=np.uint8)
+    direction = rng.uniform(0, np.pi)
+    for turn in (0.0, rng.uniform(0.5, 1.6))[: 1 + int(rng.random() < 0.35)]:
+        heading = np.array([np.cos(direction + turn), np.sin(direction + turn)])
+        length, bow = rng.uniform(0.3, 0.8) * size / 2, rng.choice([0.0, 1.0]) * rng.uniform(-0.3, 0.3)
+        t = np.linspace(-0.5, 0.5, 40)[:, None]
+        path = centre + length * (t * heading + bow * (4 * t**2) * heading[::-1] * [-1, 1])
+        width = max(1.0, rng.uniform(1.2, 2.8) * size / 256)
+        taper = np.sqrt(1 - 1.6 * t[1:, 0] ** 2)
+        corners = np.rint(path * SUPERSAMPLING).astype(int).tolist()
+        for start, end, thickness in zip(corners, corners[1:], width * SUPERSAMPLING * taper, strict=False):
+            cv2.line(canvas, start, end, 255, round(thickness))
+    line = _downsample(canvas)
+    colour = _contrasting(rng, scene, line, SCRATCHES)
+    return line * scene.coverage, colour + 0.03 * _clouds(rng, size, size // 8)[..., None]
+
+
+def _hole(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
+    """A punched hole, black but for its lit wall; every other one with a bright burr around it."""
+    size = len(taken)
+    radius = rng.uniform(0.06, 0.1) * size / 2
+    centre = _spot(rng, scene.depth > 0.11, taken)
+    edge = _blob(rng, centre, radius, roughness=0.04)
+    hole = _fill(size, edge)
+    row, column = np.mgrid[:size, :size] + 0.5
+    away = -((column - centre[0]) * LIGHT[0] + (row - centre[1]) * LIGHT[1]) / radius
+    wall = 0.03 + 0.16 * np.clip((away - 0.35) / 0.6, 0, 1)
+    if rng.random() < 0.5:
+        return hole * scene.coverage, np.repeat(wall[..., None], 3, axis=2)
+    burr = np.clip(0.88 - 0.07 * away, 0, 1)
+    around = _fill(size, centre + (edge - centre) * rng.uniform(1.3, 1.5))
+    return around * scene.coverage, np.repeat((burr + hole * (wall - burr))[..., None], 3, axis=2)
+
+
+DEFECTS: dict[Defect, Callable[[Rng, Scene, Mask], tuple[Field, Field]]] = {
+    "broken_edge": _broken_edge,
+    "contamination": _contamination,
+    "scratch": _scratch,
+    "hole": _hole,
+}
+
+
+def _spot(rng: Rng, allowed: Mask, taken: Mask) -> Field:
+    """Return the (x, y) of a random allowed pixel's centre, away from `taken` where there is such a pixel."""
+    apart = cv2.distanceTransform((~taken).astype(np.uint8), cv2.DIST_L2, 5) > 0.22 * len(taken)
+    rows, columns = np.nonzero(allowed & apart if (allowed & apart).any() else allowed)
+    pick = rng.integers(len(rows))
+    return np.array([columns[pick] + 0.5, rows[pick] + 0.5])
+
+
+def _blob(rng: Rng, centre: Field, radius: float, roughness: float, corners: int = 90) -> Field:
+    """Return the (corners, 2) outline of an irregular disc; few corners make it jagged. Lengths are in pixels."""
+    angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)[:, None]
+    waves = np.arange(2, 7)
+    reach = 1 + roughness * np.sum(np.cos(waves * angle + rng.uniform(0, 2 * np.pi, 5)) / waves, axis=1)
+    return np.asarray(centre + radius * reach[:, None] * np.hstack([np.cos(angle), np.sin(angle)]))
+
+
+def _fill(size: int, *outlines: Field) -> Field:
+    """Return the share of each pixel inside the outlines; an outline within another cuts a hole."""
+    canvas = np.zeros((size * SUPERSAMPLING,) * 2, dtype=np.uint8)
+    cv2.fillPoly(canvas, [np.rint(outline * SUPERSAMPLING).astype(np.int32) for outline in outlines], color=255)
+    return _downsample(canvas)
+
+
+def _downsample(canvas: npt.NDArray[np.uint8]) -> Field:
+    """Return the share of each pixel that is set on the supersampled canvas."""
+    side = len(canvas) // SUPERSAMPLING
+    return np.asarray(cv2.resize(canvas, (side, side), interpolation=cv2.INTER_AREA) / 255.0)
+
+
+def _contrasting(rng: Rng, scene: Scene, where: Field, colours: Field) -> Field:
+    """Return one of the (n, 3) colours that stand out from the product's mean colour there."""
+    there = np.average(scene.picture.reshape(-1, 3), axis=0, weights=(where * scene.coverage).ravel())
+    clear = colours[np.abs(colours - there).mean(axis=1) > LEAST_CONTRAST]
+    return np.asarray(rng.choice(clear))
+
+
+def _without_specks(mask: Mask) -> Mask:
+    """Return the mask without regions too small to count."""
+    large = [region for region in components(mask) if region.sum() >= LEAST_AREA * mask.size]
+    return np.logical_or.reduce(large) if large else np.zeros_like(mask)

@@ -1,0 +1,316 @@
+"""MVTec layout to COCO folder: every mask comes through exactly, and no image is on both sides of the split."""
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import flawmask
+from flawmask import images, masks
+from flawmask.coco import GOOD, Record, annotation, write_split
+from flawmask.data import dataset_info
+from flawmask.data.mvtec import Sample, scan
+from flawmask.data.split import Member, split_groups
+from flawmask.errors import FlawmaskError
+from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json
+from flawmask.masks import Mask
+from flawmask.progress import track
+from flawmask.settings import Overwrite, Seed, as_json, require
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings(Seed):
+    """How a category becomes a COCO folder."""
+
+    train_ratio: float = 0.8
+    """Share of the images of each type that goes to training; the others validate."""
+    good_images: Literal["test", "all"] = "test"
+    """Which good images take part: those in test/good, or those in train/good too."""
+    good_as: Literal["instance", "empty"] = "instance"
+    """What a good image carries: one instance of class good that covers all of it, or none."""
+    instances: Literal["component", "image"] = "component"
+    """What one instance is: each connected region (8 neighbours) of a mask, or all of it."""
+    classes: Literal["defect", "type"] = "defect"
+    """The classes beside good: one for every defect, or one for each defect type (folder name)."""
+    group_by: str | None = None
+    """A regular expression that is searched for in the file names; images for which it finds the same text (its
+    groups, where it has any) stay on one side of the split: '^(part\\d+)' for several photographs of one part."""
+    link: Literal["copy", "hardlink", "symlink"] = "copy"
+    """How image files arrive, byte for byte in any case."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What to do about a bad image or mask: stop before anything is written, or leave it out and list it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.train_ratio < 1, f"--train_ratio is {self.train_ratio}: it must lie between 0 and 1")
+        try:
+            re.compile(self.group_by or "")
+        except re.error as error:
+            raise FlawmaskError(f"--group_by {self.group_by!r} is not a regular expression: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(PrepareSettings, Overwrite):
+    """Turn a category in MVTec AD's layout into a COCO folder with a training and a validation split."""
+
+    mvtec_root: Path = Path("datasets/mvtec")
+    """The folder that holds the categories, each with test/ and ground_truth/."""
+    category: str
+    """The category: a folder name; several as a,b,c; or all."""
+    output_dir: Path | None = None
+    """Where the COCO folder goes; by default datasets/maskrcnn_mvtec_<category>."""
+
+    @property
+    def dataset_dir(self) -> Path:
+        """Where the COCO folder goes."""
+        return self.output_dir or Path("datasets") / f"maskrcnn_mvtec_{self.category}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` made.
+
+    Attributes:
+        dataset_dir: the COCO folder.
+        train: counts of the training split, as in `dataset_info.json`.
+        val: the same of the validation split.
+        left_out: the images left out, each with `file` and `reason`.
+        reused: whether it was there already.
+    """
+
+    dataset_dir: Path
+    train: dict[str, Any]
+    val: dict[str, Any]
+    left_out: list[dict[str, str]]
+    reused: bool
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What is kept of a sample once it was read: never its pixels."""
+
+    sample: Sample
+    digest: str
+    mask_digest: str
+    height: int
+    width: int
+    annotations: list[Record]
+
+
+def prepare(config: PrepareConfig) -> Prepared:
+    """Make the COCO folder of one category and return what is in it.
+
+    Raises:
+        FlawmaskError: the category is not there or has no defect; an image or a mask is bad and `on_error` is
+            `stop`; the output folder holds something else, or a data set made otherwise and `overwrite` is off.
+    """
+    samples = scan(config.mvtec_root, config.category, config.good_images)
+    if all(sample.is_good for sample in samples):
+        raise FlawmaskError(
+            f"{config.mvtec_root / config.category / 'test'} holds no defective image: there is nothing to learn from"
+        )
+    category_ids = _category_ids(samples, config.classes)
+    read, left_out = _read_all(samples, category_ids, config)
+    contents = [(item.sample.original_file, item.digest + item.mask_digest) for item in read]
+    origin = {
+        "made_by": "flawmask prepare",
+        "settings": as_json(config, PrepareSettings),
+        "source": {"category": config.category, "sha256": fingerprint(contents)},
+    }
+    if dataset_info.is_made_already(config.dataset_dir, origin, overwrite=config.overwrite):
+        info = read_json(config.dataset_dir / dataset_info.NAME)
+        return Prepared(config.dataset_dir, info["train"], info["val"], info["left_out"], reused=True)
+    info = _write(read, left_out, category_ids, origin, config)
+    log.info("prepared %s: %d training and %d validation images", config.dataset_dir, *_sizes(info))
+    return Prepared(config.dataset_dir, info["train"], info["val"], left_out, reused=False)
+
+
+def _sizes(info: dict[str, Any]) -> tuple[int, int]:
+    return info["train"]["images"], info["val"]["images"]
+
+
+def _category_ids(samples: Sequence[Sample], classes: Literal["defect", "type"]) -> dict[str, int]:
+    """Return the category id of each defect type; good is 1."""
+    types = sorted({sample.defect_type for sample in samples if not sample.is_good})
+    return {GOOD: 1, **{name: 2 if classes == "defect" else number for number, name in enumerate(types, start=2)}}
+
+
+def _read_all(
+    samples: Sequence[Sample], category_ids: dict[str, int], config: PrepareConfig
+) -> tuple[list[_Read], list[dict[str, str]]]:
+    """Return what was read, and the images left out with the reason; all cores take part."""
+
+    def attempt(sample: Sample) -> _Read | FlawmaskError:
+        try:
+            return _read(sample, category_ids[sample.defect_type], config)
+        except FlawmaskError as error:
+            return error
+
+    read, left_out = [], []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for sample, result in zip(
+            samples, track(pool.map(attempt, samples), "reading", total=len(samples)), strict=True
+        ):
+            if isinstance(result, _Read):
+                read.append(result)
+            else:
+                left_out.append({"file": sample.original_file, "reason": str(result)})
+    if left_out and config.on_error == "stop":
+        others = f" ({len(left_out) - 1} more are bad too; flawmask doctor lists them)" if len(left_out) > 1 else ""
+        raise FlawmaskError(f"{left_out[0]['reason']}{others}, or leave it out with --on_error skip")
+    for item in left_out:
+        log.warning("left out: %s", item["reason"])
+    if not any(not item.sample.is_good for item in read):
+        raise FlawmaskError(f"{config.mvtec_root / config.category}: no defective image is left to learn from")
+    return read, left_out
+
+
+def _read(sample: Sample, category_id: int, config: PrepareSettings) -> _Read:
+    """Read one image and its mask, and encode what is on it; ids are given later."""
+    data = images.read_bytes(sample.image)
+    height, width = images.decode(data, sample.image).shape[:2]
+    regions, mask_digest = [], ""
+    if sample.is_good:
+        if config.good_as == "instance":
+            regions = [np.ones((height, width), dtype=bool)]
+    else:
+        mask, mask_digest = _read_truth(sample, height, width)
+        regions = masks.components(mask) if config.instances == "component" else [mask]
+    records = [annotation(region, id=0, image_id=0, category_id=category_id) for region in regions]
+    return _Read(sample, sha256(data), mask_digest, height, width, records)
+
+
+def _read_truth(sample: Sample, height: int, width: int) -> tuple[Mask, str]:
+    """Return the defective sample's mask and the SHA-256 of its file, after checking that it fits the image."""
+    if sample.mask is None:
+        wanted = f"ground_truth/{sample.defect_type}/{sample.image.stem}_mask.png"
+        raise FlawmaskError(f"{sample.image} has no mask: draw {wanted}, or move the image to test/good")
+    data = images.read_bytes(sample.mask)
+    mask = images.to_mask(images.decode(data, sample.mask))
+    if mask.shape != (height, width):
+        raise FlawmaskError(
+            f"{sample.mask} is {mask.shape[1]}x{mask.shape[0]} but its image is {width}x{height}: "
+            "export the mask at the image's size"
+        )
+    if not mask.any():
+        raise FlawmaskError(f"{sample.mask} has no defect pixel: draw the defect white, or move the image to test/good")
+    return mask, sha256(data)
+
+
+def _groups(read: Sequence[_Read], pattern: str | None) -> list[str]:
+    """Return each image's group: images with identical bytes share one, and so do those whose names match alike."""
+    keys = [[f"bytes {item.digest}", *_name_key(item.sample, pattern)] for item in read]
+    parent = {key: key for image_keys in keys for key in image_keys}
+
+    def root(key: str) -> str:
+        while parent[key] != key:
+            parent[key] = key = parent[parent[key]]
+        return key
+
+    for first, *others in keys:
+        for other in others:
+            parent[root(first)] = root(other)
+    return [root(image_keys[0]) for image_keys in keys]
+
+
+def _name_key(sample: Sample, pattern: str | None) -> Iterator[str]:
+    match = re.search(pattern, sample.image.name) if pattern else None
+    if match:
+        yield f"name {match.groups() or match.group()}"
+
+
+def _write(
+    read: Sequence[_Read],
+    left_out: list[dict[str, str]],
+    category_ids: dict[str, int],
+    origin: dict[str, Any],
+    config: PrepareConfig,
+) -> dict[str, Any]:
+    """Write the COCO folder and return its `dataset_info.json`."""
+    groups = _groups(read, config.group_by)
+    members = [Member(group, item.sample.defect_type) for group, item in zip(groups, read, strict=True)]
+    training = split_groups(members, config.train_ratio, config.seed)
+    sides = ["train" if group in training else "val" for group in groups]
+    if "val" not in sides:
+        raise FlawmaskError(
+            f"{config.mvtec_root / config.category}: every defect type has a single image (or group), "
+            "so none is left for validation: add images"
+        )
+    records = _records(read)
+    categories = _categories(category_ids, config.classes)
+    info = {**origin, "version": flawmask.__version__}
+    with whole_folder(config.dataset_dir) as folder:
+        for side in ("train", "val"):
+            chosen = [(item, *record) for item, record, at in zip(read, records, sides, strict=True) if at == side]
+            (folder / side / "images").mkdir(parents=True)
+            for item, image, _ in track(chosen, f"writing {side}"):
+                _place(item.sample.image, folder / side / "images" / image["file_name"], config.link)
+            annotations = [record for _, _, of_image in chosen for record in of_image]
+            write_split(folder / side, [image for _, image, _ in chosen], annotations, categories)
+            info[side] = dataset_info.counts([image for _, image, _ in chosen])
+        info["left_out"] = left_out
+        write_json(folder / dataset_info.NAME, info)
+    return info
+
+
+def _records(read: Sequence[_Read]) -> list[tuple[Record, list[Record]]]:
+    """Return each image's COCO record and its annotations'; ids are unique over both splits."""
+    taken: set[str] = set()
+    numbered, next_annotation = [], 1
+    for image_id, item in enumerate(read, start=1):
+        image = {
+            "id": image_id,
+            "file_name": _file_name(item.sample, taken),
+            "width": item.width,
+            "height": item.height,
+            "original_file": item.sample.original_file,
+            "defect_type": item.sample.defect_type,
+        }
+        of_image = [
+            {**record, "id": number, "image_id": image_id}
+            for number, record in enumerate(item.annotations, start=next_annotation)
+        ]
+        next_annotation += len(of_image)
+        numbered.append((image, of_image))
+    return numbered
+
+
+def _file_name(sample: Sample, taken: set[str]) -> str:
+    """Return a flat name that no other image has, not even one that differs in case only; `taken` grows by it."""
+    before = "train_" if "/train/" in sample.original_file else ""
+    stem, suffix = f"{before}{sample.defect_type}_{sample.image.stem}", sample.image.suffix
+    name, number = stem + suffix, 2
+    while name.lower() in taken:
+        name, number = f"{stem}-{number}{suffix}", number + 1
+    taken.add(name.lower())
+    return name
+
+
+def _categories(category_ids: dict[str, int], classes: Literal["defect", "type"]) -> list[Record]:
+    if classes == "defect":
+        return [{"id": 1, "name": GOOD}, {"id": 2, "name": "defect"}]
+    return [
+        {"id": number, "name": name, **({} if name == GOOD else {"supercategory": "defect"})}
+        for name, number in category_ids.items()
+    ]
+
+
+def _place(source: Path, target: Path, link: Literal["copy", "hardlink", "symlink"]) -> None:
+    if link == "copy":
+        shutil.copyfile(source, target)
+    elif link == "symlink":
+        target.symlink_to(source.resolve())
+    else:
+        try:
+            target.hardlink_to(source.resolve())
+        except OSError as error:
+            raise FlawmaskError(f"{source} cannot be hard-linked ({error.strerror}): use --link copy") from None

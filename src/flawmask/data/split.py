@@ -1,0 +1,67 @@
+"""Which image goes to training and which is held back: stratified, seeded, and never one group on both sides."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+
+@dataclass(frozen=True)
+class Member:
+    """What the split has to know of an image: the group it must stay with, and the type it counts for."""
+
+    group: str
+    defect_type: str
+
+
+def split_groups(members: Sequence[Member], train_ratio: float, seed: int) -> frozenset[str]:
+    """Return the groups that go to training; all others are held back for validation.
+
+    A group is never divided. Every type with two groups or more appears on both sides, the group of a type that
+    has only one goes to training, and within that the number of training images of each type is as near to
+    `train_ratio` of them as the groups allow. Among the divisions that are equally near, `seed` draws one.
+
+    This is a small integer program, solved exactly: minimise the distance to the wanted counts, summed over types.
+    Where wishes contradict each other (groups that span types), being on both sides goes before the ratio.
+
+    Args:
+        members: one per image.
+        train_ratio: between 0 and 1, exclusive.
+        seed: 0 is a seed like any other.
+    """
+    groups = sorted({member.group for member in members})
+    types = sorted({member.defect_type for member in members})
+    counts = np.zeros((len(types), len(groups)))
+    group_index = {group: column for column, group in enumerate(groups)}
+    for member in members:
+        counts[types.index(member.defect_type), group_index[member.group]] += 1
+    held = counts > 0
+    wanted = np.floor(train_ratio * counts.sum(axis=1) + 0.5)
+
+    # Variables: a group is in training (0/1), then per type the distance to the wanted count, and whether it is
+    # missing where it should be. Small random costs choose among equally good divisions; they sum to less than 1.
+    draw = np.random.default_rng(seed).random(len(groups)) / (len(groups) + 1)
+    cost = np.concatenate((draw, np.ones(len(types)), np.full(len(types), len(members) + 1.0)))
+    constraints = []
+    distance, missing = np.eye(len(types)), np.eye(len(types))
+    nothing = np.zeros((len(types), len(types)))
+    constraints.append(_at_least(np.hstack((counts, distance, nothing)), wanted))
+    constraints.append(_at_least(np.hstack((-counts, distance, nothing)), -wanted))
+    several = held.sum(axis=1) >= 2
+    in_training = np.hstack((held, nothing, missing)).astype(float)
+    constraints.append(_at_least(in_training, np.ones(len(types))))
+    held_back = np.hstack((-held.astype(float), nothing, missing))[several]
+    constraints.append(_at_least(held_back, 1 - held.sum(axis=1)[several]))
+    whole = np.concatenate((np.ones(len(groups), int), np.zeros(len(types), int), np.ones(len(types), int)))
+    upper = np.concatenate((np.ones(len(groups)), np.full(len(types), np.inf), np.ones(len(types))))
+    bounds = Bounds(np.zeros(len(cost)), upper)
+    solution = milp(cost, integrality=whole, bounds=bounds, constraints=constraints, options={"mip_rel_gap": 0})
+    if solution.x is None:
+        raise RuntimeError(f"the split has no solution, which cannot be: {solution.message}")
+    return frozenset(group for group, chosen in zip(groups, solution.x, strict=False) if chosen > 0.5)
+
+
+def _at_least(matrix: np.ndarray, lower: np.ndarray) -> LinearConstraint:
+    return LinearConstraint(csr_array(matrix), lower, np.inf)

@@ -1,0 +1,217 @@
+"""Drawing on images: outlines, tags, captions, contact sheets. Sizes follow the image: 100 and 4000 pixels both read.
+
+Images are (height, width, 3) uint8 RGB, masks (height, width) bool. What is passed in is never changed.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from flawmask.masks import Mask, box_of
+
+Picture = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+# Okabe and Ito, "Color Universal Design", 2008: told apart with any kind of colour vision.
+TRUTH: Colour = (0, 158, 115)
+"""Bluish green: what a person marked."""
+PREDICTION: Colour = (213, 94, 0)
+"""Vermillion: what the network found."""
+
+INK: Colour = (24, 24, 24)
+PAPER: Colour = (255, 255, 255)
+SURROUND: Colour = (226, 226, 226)  # beside a letterboxed image, so that its own edge can be seen
+
+FILL = 0.25  # opacity inside a mask: its place is seen and so is the defect
+CASING = 0.6  # opacity of the dark rim that parts the line from a background of its own colour
+
+
+def outline(image: Picture, mask: Mask, colour: Colour, thickness: int | None = None) -> Picture:
+    """Return the image with the mask filled lightly and a line around it, outside, so that no defect pixel is hidden.
+
+    Args:
+        image: (height, width, 3) uint8 RGB.
+        mask: (height, width) bool; an empty one draws nothing.
+        colour: RGB.
+        thickness: of the line in pixels; by default 1/250 of the shorter side, at least 2.
+    """
+    drawn = image.copy()
+    if not mask.any():
+        return drawn
+    line = thickness or _line(image)
+    rim = _rim(line)
+    x, y, width, height = box_of(mask)
+    reach = line + rim + 1  # all that changes lies in this window, which keeps a small mask cheap on a large image
+    window = np.s_[max(0, y - reach) : y + height + reach, max(0, x - reach) : x + width + reach]
+    inside = mask[window]
+    away = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # A neighbour is 1 away, so a line of n pixels ends at n; beyond it, fading over one pixel smooths the edge.
+    cover = np.clip(line + 1 - away, 0, 1) * ~inside
+    shade = np.clip(line + rim + 1 - away, 0, 1) * ~inside * CASING
+    pixels = _blend(drawn[window].astype(np.float32), (0, 0, 0), shade)
+    pixels = _blend(pixels, colour, cover + FILL * inside)
+    drawn[window] = np.rint(pixels)
+    return drawn
+
+
+def _line(image: Picture) -> int:
+    """Return the width of an outline's line in pixels."""
+    return max(2, round(int(min(image.shape[:2])) / 250))
+
+
+def _rim(line: int) -> int:
+    """Return the width of the dark rim around a line."""
+    return max(1, line // 3)
+
+
+def _blend(
+    pixels: npt.NDArray[np.float32], colour: Colour, opacity: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    return pixels + opacity[:, :, None] * (np.array(colour, np.float32) - pixels)
+
+
+def box_label(image: Picture, text: str, x: int, y: int, colour: Colour) -> Picture:
+    """Return the image with a tag just above (x, y), clear of an outline's line, moved where it would leave the image.
+
+    Args:
+        image: (height, width, 3) uint8 RGB.
+        text: one line; what does not fit the image's width is left out of its middle.
+        x: column, of a box's left edge as a rule.
+        y: row, of its upper edge.
+        colour: RGB of the tag; the text is black or white, whichever reads better.
+    """
+    drawn = image.copy()
+    height, width = image.shape[:2]
+    size = _text_size(image)
+    wanted = round(_font(size).getlength(text)) + 2 * _margin(size)
+    red, green, blue = colour
+    ink = INK if 0.299 * red + 0.587 * green + 0.114 * blue > 90 else PAPER
+    tag = _strip(text, min(wanted, width), size, ink, colour)[:height]
+    line = _line(image)
+    top = min(max(0, y - line - _rim(line) - tag.shape[0]), height - tag.shape[0])
+    left = min(max(0, x), width - tag.shape[1])
+    drawn[top : top + tag.shape[0], left : left + tag.shape[1]] = tag
+    return drawn
+
+
+def title_bar(image: Picture, text: str, colour: Colour = INK) -> Picture:
+    """Return the image under a white strip with the text; a long one loses its middle. The image is as wide as before.
+
+    Args:
+        image: (height, width, 3) uint8 RGB.
+        text: one line.
+        colour: RGB of the text.
+    """
+    return np.vstack((_strip(text, image.shape[1], _text_size(image), colour, PAPER), image))
+
+
+def side_by_side(left: Picture, right: Picture) -> Picture:
+    """Return both images beside each other with a thin white gap; the lower one stands on white."""
+    height = max(left.shape[0], right.shape[0])
+    gap = max(2, min(left.shape[:2]) // 100)
+    sheet = _blank(height, left.shape[1] + gap + right.shape[1], PAPER)
+    sheet[: left.shape[0], : left.shape[1]] = left
+    sheet[: right.shape[0], left.shape[1] + gap :] = right
+    return sheet
+
+
+def fit(image: Picture, width: int, height: int) -> Picture:
+    """Return the image at the largest size that fits `width` x `height` pixels, its proportions kept."""
+    size = _fitting(image.shape[0], image.shape[1], width, height)
+    shrinks = size[0] < image.shape[1]
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.uint8)
+
+
+def fit_mask(mask: Mask, width: int, height: int) -> Mask:
+    """Return the mask at the size that `fit` gives its image; a thin one stays whole: a pixel touched is set."""
+    size = _fitting(mask.shape[0], mask.shape[1], width, height)
+    shrinks = size[0] < mask.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(mask.astype(np.float32), size, interpolation=method) > 0)
+
+
+def contact_sheet(
+    images: Sequence[Picture], columns: int, cell: tuple[int, int], captions: Sequence[str] = ()
+) -> Picture:
+    """Return all images on one sheet, row by row, each fitted into a cell of the same size.
+
+    Small images are enlarged first and captioned then, so that the captions are as sharp as those of large ones.
+
+    Args:
+        images: each (height, width, 3) uint8 RGB, of any size; at least one.
+        columns: how many stand in a row.
+        cell: width and height of a cell in pixels, its caption not counted.
+        captions: a line over each image, in the order of `images`; none by default.
+    """
+    width, height = cell
+    cells = [_letterbox(image, width, height) for image in images]
+    if captions:
+        size = max(11, min(cell) // 16)
+        cells = [
+            np.vstack((_strip(text, width, size, INK, PAPER), each)) for text, each in zip(captions, cells, strict=True)
+        ]
+    gap = max(2, min(cell) // 24)
+    columns = min(columns, len(cells))
+    rows = -(-len(cells) // columns)
+    down, across = cells[0].shape[0] + gap, width + gap
+    sheet = _blank(rows * down + gap, columns * across + gap, PAPER)
+    for number, each in enumerate(cells):
+        top, left = gap + number // columns * down, gap + number % columns * across
+        sheet[top : top + each.shape[0], left : left + width] = each
+    return sheet
+
+
+def _letterbox(image: Picture, width: int, height: int) -> Picture:
+    fitted = fit(image, width, height)
+    box = _blank(height, width, SURROUND)
+    top, left = (height - fitted.shape[0]) // 2, (width - fitted.shape[1]) // 2
+    box[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
+    return box
+
+
+def _fitting(height: int, width: int, most_width: int, most_height: int) -> tuple[int, int]:
+    """Return the width and height that a picture is scaled to; neither side vanishes."""
+    scale = min(most_width / width, most_height / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _blank(height: int, width: int, colour: Colour) -> Picture:
+    return np.full((height, width, 3), colour, np.uint8)
+
+
+def _text_size(image: Picture) -> int:
+    """Return the text size in pixels: 1/40 of the shorter side; below 11 nobody can read it."""
+    return max(11, int(min(image.shape[:2])) // 40)
+
+
+def _margin(size: int) -> int:
+    return max(2, size // 3)
+
+
+@lru_cache(maxsize=32)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _strip(text: str, width: int, size: int, ink: Colour, paper: Colour) -> Picture:
+    """Return one line of text, `width` pixels wide and about 1.5 times as high as the text is large."""
+    margin = _margin(size)
+    strip = Image.new("RGB", (width, size + 2 * margin - 1), paper)
+    fitted = _shortened(text, size, width - 2 * margin)
+    ImageDraw.Draw(strip).text((margin, strip.height // 2), fitted, fill=ink, font=_font(size), anchor="lm")
+    return np.asarray(strip, dtype=np.uint8)
+
+
+def _shortened(text: str, size: int, width: int) -> str:
+    """Return the text, or its beginning and end around an ellipsis where it is wider than `width` pixels."""
+    if _font(size).getlength(text) <= width:
+        return text
+    for kept in range(len(text) - 1, 0, -1):  # the end tells file names apart, so it gets the odd letter
+        shorter = f"{text[: kept // 2]}…{text[len(text) - (kept + 1) // 2 :]}"
+        if _font(size).getlength(shorter) <= width:
+            return shorter
+    return ""

@@ -1,0 +1,100 @@
+"""Image-level figures: how often the verdict, good or defect, is right."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flawmask.coco import GOOD
+
+COMPOSITE_WEIGHTS = {"accuracy": 0.3, "precision": 0.2, "recall": 0.3, "f1_score": 0.2}
+"""What the composite score is made of."""
+
+RULE = "=" * 60
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One image, judged.
+
+    Attributes:
+        file_name: its name in the data set.
+        defect_type: `good`, the type of defect, or `unknown` where the data set does not say.
+        truth: whether it has a defect.
+        verdict: whether it was rejected.
+        score: the highest score of a defect instance on it, 0 where there is none.
+    """
+
+    file_name: str
+    defect_type: str
+    truth: bool
+    verdict: bool
+    score: float
+
+    @property
+    def outcome(self) -> str:
+        """`missed`, `false_alarm` or `right`."""
+        if self.truth == self.verdict:
+            return "right"
+        return "missed" if self.truth else "false_alarm"
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """Return part / whole; None where there is nothing to divide by."""
+    return part / whole if whole else None
+
+
+def rates(tp: int, fp: int, fn: int, tn: int) -> dict[str, float | None]:
+    """Return the image-level ratios of a confusion matrix, defect being positive; None where one is undefined.
+
+    Keys: accuracy, precision, recall, f1_score, defect_detection_rate (the recall, by its name on the line) and
+    composite_score = 0.3 accuracy + 0.2 precision + 0.3 recall + 0.2 F1. All lie between 0 and 1.
+    """
+    figures = {
+        "accuracy": ratio(tp + tn, tp + fp + fn + tn),
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, tp + fn),
+        "f1_score": ratio(2 * tp, 2 * tp + fp + fn),
+    }
+    parts = [(weight, figures[name]) for name, weight in COMPOSITE_WEIGHTS.items()]
+    known = [weight * value for weight, value in parts if value is not None]
+    composite = sum(known) if len(known) == len(parts) else None
+    return {**figures, "defect_detection_rate": figures["recall"], "composite_score": composite}
+
+
+def image_metrics(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Return counts, ratios and the recall of each defect type, as `metrics.json` has them."""
+    tp = sum(one.truth and one.verdict for one in judged)
+    fp = sum(one.verdict and not one.truth for one in judged)
+    fn = sum(one.truth and not one.verdict for one in judged)
+    tn = len(judged) - tp - fp - fn
+    counts = {"tp_defect": tp, "fp_defect": fp, "tn_good": tn, "fn_defect": fn, "total_images": len(judged)}
+    return {**rates(tp, fp, fn, tn), **counts, "recall_by_type": _recall_by_type(judged)}
+
+
+def _recall_by_type(judged: Sequence[Judged]) -> dict[str, dict[str, float | int | None]]:
+    defective = [one for one in judged if one.truth and one.defect_type != GOOD]
+    table = {}
+    for name in sorted({one.defect_type for one in defective}):
+        of_type = [one.verdict for one in defective if one.defect_type == name]
+        table[name] = {"images": len(of_type), "found": sum(of_type), "recall": ratio(sum(of_type), len(of_type))}
+    return table
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction as `88.24%`; `n/a` where there is none."""
+    return "n/a" if value is None else f"{value:.2%}"
+
+
+def metrics_block(metrics: Mapping[str, Any]) -> str:
+    """Return the block that `evaluate` ends with."""
+    lines = {
+        "Accuracy ": "accuracy",
+        "Precision": "precision",
+        "Recall   ": "recall",
+        "F1-Score ": "f1_score",
+        "Defect detection rate": "defect_detection_rate",
+        "Composite": "composite_score",
+        "Confidence": "confidence",
+    }
+    body = [f"{label}: {percent(metrics[key])}" for label, key in lines.items()]
+    return "\n".join(["OVERALL METRICS", RULE, *body, RULE])

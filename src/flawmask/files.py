@@ -1,0 +1,128 @@
+"""Files and folders that are there whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flawmask.errors import FlawmaskError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to; it is flushed to disk and renamed when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.fsync(handle)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all. NaN is refused: a figure that is not there is null."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Return what the JSON file holds.
+
+    Raises:
+        FlawmaskError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FlawmaskError(f"{path} does not exist") from None
+    except (ValueError, OSError) as error:
+        raise FlawmaskError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of `data` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def fingerprint(contents: Iterable[tuple[str, str]]) -> str:
+    """Return one SHA-256 for a set of (name, SHA-256 of the content) pairs, whatever their order."""
+    return sha256("\n".join(f"{digest} {name}" for name, digest in sorted(contents)).encode())
+
+
+def check_output_folder(folder: Path, marker: str, *, overwrite: bool, what: str) -> None:
+    """Refuse to write into `folder` unless it is new, empty, or (with `overwrite`) made by the same stage.
+
+    Args:
+        folder: where the stage is about to write.
+        marker: the file that the stage leaves in every folder it makes; only such a folder is ever replaced.
+        overwrite: whether a folder the stage made before may be replaced.
+        what: what the folder would hold, for the message.
+
+    Raises:
+        FlawmaskError: the folder holds something else, or something that `overwrite` would have to replace.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FlawmaskError(f"{folder} is a file: name a folder for the {what}")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / marker).is_file():
+        raise FlawmaskError(f"{folder} holds something else (no {marker}): name a new folder for the {what}")
+    if not overwrite:
+        raise FlawmaskError(f"{folder} already holds a {what}: name another folder, or replace it with --overwrite")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `target` to fill; it takes `target`'s place when the block ends well.
+
+    What was at `target` stays until then, and stays for good when the block raises.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        _swap(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _swap(new: Path, target: Path) -> None:
+    """Put `new` in the place of `target`. A folder cannot be replaced in one step, so the old one steps aside."""
+    if not target.exists():
+        new.rename(target)
+        return
+    old = new.with_suffix(".old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def _umask() -> int:
+    """Return the process's umask, which `mkstemp` and `mkdtemp` do not follow."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

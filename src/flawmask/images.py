@@ -1,0 +1,125 @@
+"""The one image reader of every stage, and the one writer.
+
+Pillow decodes, because it refuses a truncated file of any kind (OpenCV 5 returns a full-size image for a
+truncated JPEG), knows every container's EXIF orientation and prints nothing.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from flawmask.errors import ImageError
+from flawmask.files import write_bytes
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+
+def is_image(path: Path) -> bool:
+    """Return whether the file's name says that it is an image; hidden files are not."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def decode(data: bytes, path: Path) -> Pixels:
+    """Return the pixels that the bytes of an image file hold, turned upright by their EXIF orientation.
+
+    Args:
+        data: the whole file.
+        path: where it came from, for the message.
+
+    Returns:
+        Grey images as (height, width), uint8, or uint16 where the file holds 16 bits; all others as
+        (height, width, 3) uint8 RGB: transparency is dropped, 16-bit colours keep their upper 8 bits.
+
+    Raises:
+        ImageError: not an image, truncated, or too large for Pillow's limit on decompression bombs.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts
+            with Image.open(io.BytesIO(data)) as file:
+                picture = ImageOps.exif_transpose(file)
+                if picture.mode.startswith("I"):
+                    return _sixteen_bit(np.asarray(picture))
+                if picture.mode == "F":
+                    raise ImageError(f"{path} holds floating-point numbers: export it with 8 or 16 bits")
+                grey = picture.mode in ("L", "LA", "1")
+                return np.asarray(picture.convert("L" if grey else "RGB"), dtype=np.uint8)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them trip over
+        reason = str(error).split("<_io")[0].strip() or type(error).__name__
+        raise ImageError(f"{path} cannot be read as an image ({reason}): replace it or take it out") from None
+
+
+def _sixteen_bit(values: npt.NDArray[np.int32]) -> npt.NDArray[np.uint16]:
+    return values.clip(0, 65535).astype(np.uint16)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the file's bytes.
+
+    Raises:
+        ImageError: it is not there or cannot be opened.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path} cannot be opened: {error.strerror}") from None
+
+
+def read_pixels(path: Path) -> Pixels:
+    """Return a file's pixels as `decode` gives them."""
+    return decode(read_bytes(path), path)
+
+
+def to_rgb(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    """Return (height, width, 3) uint8 RGB: 16-bit values keep their upper 8 bits, grey is repeated."""
+    eight = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels.astype(np.uint8, copy=False)
+    return np.repeat(eight[:, :, None], 3, axis=2) if eight.ndim == 2 else eight
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """Return the image as the network sees it: (height, width, 3) uint8 RGB, upright.
+
+    Raises:
+        ImageError: the file cannot be read as an image.
+    """
+    return to_rgb(read_pixels(path))
+
+
+def to_mask(pixels: Pixels) -> npt.NDArray[np.bool_]:
+    """Return (height, width) bool: True where any channel is above half of what its type can hold.
+
+    In 8 bits that is above 127. A mask that holds nothing but 0 and 1 is True at 1.
+    """
+    grey = pixels.max(axis=2) if pixels.ndim == 3 else pixels
+    half = 0 if grey.size and grey.max() == 1 else np.iinfo(grey.dtype).max // 2
+    return np.asarray(grey > half)
+
+
+def read_mask(path: Path) -> npt.NDArray[np.bool_]:
+    """Return the ground-truth mask in the file: (height, width) bool, True on the defect, upright.
+
+    Raises:
+        ImageError: the file cannot be read as an image.
+    """
+    return to_mask(read_pixels(path))
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """Return the pixels as a PNG file: grey (height, width) or RGB (height, width, 3), uint8 or uint16, lossless."""
+    ordered = pixels[:, :, ::-1] if pixels.ndim == 3 else pixels
+    _, data = cv2.imencode(".png", np.ascontiguousarray(ordered))
+    return data.tobytes()
+
+
+def write_png(path: Path, pixels: Pixels) -> None:
+    """Write the pixels as a lossless PNG, whole or not at all."""
+    write_bytes(path, encode_png(pixels))

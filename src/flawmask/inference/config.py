@@ -1,0 +1,42 @@
+"""The settings of `predict`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flawmask.settings import Device, Settings, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictSettings(Settings):
+    """When an image is a defect."""
+
+    conf: float = 0.5
+    """An image is a defect when a defect on it scores at least this much, 0 to 1."""
+    min_area: int = 0
+    """Defects that cover fewer pixels than this do not count."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.conf <= 1, f"--conf is {self.conf}: it must lie between 0 and 1")
+        require(self.min_area >= 0, f"--min_area is {self.min_area}: it must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(VerdictSettings, Device):
+    """Find and outline the defects on images that nobody labelled.
+
+    Exit status: 0; 2 if an image could not be read; with --fail_on_defect, 1 when there is a defect and all could.
+    """
+
+    model: Path
+    """The checkpoint: best.pt of a run."""
+    input: tuple[str, ...]
+    """Images, folders of images, or patterns such as 'line3/*.png'; as many as you like."""
+    output: Path = Path("predictions")
+    """Where the results go. What an earlier predict left there is replaced whole."""
+    save_masks: bool = False
+    """Write the defects of each image as a black and white PNG at the image's own size too."""
+    roi: Path | None = None
+    """An image at the size of the inputs, white where defects count."""
+    fail_on_defect: bool = False
+    """Exit with status 1 when a defect was found."""

@@ -1,0 +1,185 @@
+"""Find the defects on images that nobody labelled, and write them down."""
+
+import csv
+import glob
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flawmask import images
+from flawmask.draw import PREDICTION, title_bar
+from flawmask.errors import FlawmaskError, ImageError
+from flawmask.files import check_output_folder, whole_folder, write_json
+from flawmask.inference.config import PredictConfig
+from flawmask.inference.overlay import draw_instances
+from flawmask.inference.predictor import Instance, Prediction, Predictor
+from flawmask.progress import track
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("file", "verdict", "score", "instances", "defect_area_px", "defect_area_percent")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What `predict` found.
+
+    Attributes:
+        output: where `predictions.json`, `predictions.csv`, `overlays/` and perhaps `masks/` are.
+        defective: the files with a defect.
+        good: the files without.
+        unreadable: the files that could not be read, each with the reason.
+    """
+
+    output: Path
+    defective: list[Path]
+    good: list[Path]
+    unreadable: dict[Path, str]
+
+
+def predict(config: PredictConfig) -> Predicted:
+    """Find the defects on all images named and write the results.
+
+    A file that cannot be read is listed, and the others go on.
+
+    Raises:
+        FlawmaskError: there is no image at all, the checkpoint or the region of interest cannot be used, or the
+            output folder holds something else. Nothing is written then.
+    """
+    check_output_folder(config.output, "predictions.json", overwrite=True, what="prediction")
+    paths = find_images(config.input)
+    region = images.read_mask(config.roi) if config.roi else None
+    predictor = Predictor(config.model, config.device)
+    records: list[dict[str, Any]] = []
+    unreadable: dict[Path, str] = {}
+    with whole_folder(config.output) as folder:
+        names = _unique_names(paths)
+        for path in track(paths, "predicting"):
+            try:
+                pixels = images.read_image(path)
+            except ImageError as error:
+                log.error("%s", error)
+                unreadable[path] = str(error)
+                records.append({"file": path.as_posix(), "error": str(error)})
+                continue
+            prediction = predictor(pixels)
+            if region is not None:
+                prediction = prediction.within(region)
+            record = describe(path, prediction, config)
+            found = prediction.defects(config.conf, config.min_area)
+            caption = f"{path.name}: {record['verdict']} ({record['score']:.2f})"
+            picture = title_bar(draw_instances(pixels, found, PREDICTION), caption)
+            images.write_png(folder / "overlays" / names[path], picture)
+            if config.save_masks:
+                mask = prediction.defect_mask(config.conf, config.min_area)
+                images.write_png(folder / "masks" / names[path], mask.astype(np.uint8) * 255)
+            records.append(record)
+        write_json(folder / "predictions.json", {"conf": config.conf, "min_area": config.min_area, "images": records})
+        _write_table(folder / "predictions.csv", records)
+    verdicts = {Path(record["file"]): record.get("verdict") for record in records}
+    defective = [path for path, verdict in verdicts.items() if verdict == "defect"]
+    good = [path for path, verdict in verdicts.items() if verdict == "good"]
+    log.info(
+        "predicted %d images: %d with defects, %d good, %d unreadable; results in %s",
+        len(paths),
+        len(defective),
+        len(good),
+        len(unreadable),
+        config.output,
+    )
+    return Predicted(config.output, defective, good, unreadable)
+
+
+def find_images(inputs: tuple[str, ...]) -> list[Path]:
+    """Return the image files that files, folders and patterns name, each once, in the order named, folders sorted.
+
+    A file named outright is taken whatever its suffix.
+
+    Raises:
+        FlawmaskError: one of them leads to no image.
+    """
+    found: dict[Path, None] = {}
+    for text in inputs:
+        paths = list(_expand(text))
+        if not paths:
+            raise FlawmaskError(f"--input {text}: there is no such file, or no image (png, jpg, bmp, tif) there")
+        found |= dict.fromkeys(paths)
+    if not found:
+        raise FlawmaskError("--input names no image: give it files, folders or patterns")
+    return list(found)
+
+
+def _expand(text: str) -> Iterator[Path]:
+    path = Path(text)
+    if path.is_dir():
+        yield from sorted(one for one in path.rglob("*") if one.is_file() and images.is_image(one))
+    elif path.is_file():
+        yield path
+    else:
+        # Not Path.glob, which refuses patterns that start at the root.
+        found = glob.glob(text, recursive=True)  # noqa: PTH207
+        yield from sorted(Path(one) for one in found if images.is_image(Path(one)))
+
+
+def _unique_names(paths: list[Path]) -> dict[Path, str]:
+    """Return a PNG name for each image that no other has, not even one that differs in case only."""
+    taken: set[str] = set()
+    names = {}
+    for path in paths:
+        name, number = f"{path.stem}.png", 2
+        while name.lower() in taken:
+            name, number = f"{path.stem}-{number}.png", number + 1
+        taken.add(name.lower())
+        names[path] = name
+    return names
+
+
+def describe(path: Path, prediction: Prediction, config: PredictConfig) -> dict[str, Any]:
+    """Return the record of an image in `predictions.json`.
+
+    Keys: `file`; `width`, `height`; `verdict`, `good` or `defect`; `score`, the highest of a defect; `instances`, the
+    defects at or above `conf` that cover at least `min_area` pixels, each with `class`, `score`, `box` [x, y, width,
+    height], `area` in pixels and `segmentation`, compressed COCO RLE at the image's size; `defect_area_px` and
+    `defect_area_percent`, what they cover together.
+    """
+    verdict = prediction.verdict(config.conf, config.min_area)
+    area = int(prediction.defect_mask(config.conf, config.min_area).sum())
+    return {
+        "file": path.as_posix(),
+        "width": prediction.width,
+        "height": prediction.height,
+        "verdict": "defect" if verdict.is_defect else "good",
+        "score": verdict.score,
+        "defect_area_px": area,
+        "defect_area_percent": 100 * area / (prediction.height * prediction.width),
+        "instances": [_describe_instance(one) for one in prediction.defects(config.conf, config.min_area)],
+    }
+
+
+def _describe_instance(instance: Instance) -> dict[str, Any]:
+    x1, y1, x2, y2 = instance.box
+    return {
+        "class": instance.label,
+        "score": instance.score,
+        "box": [x1, y1, x2 - x1, y2 - y1],
+        "area": instance.area,
+        "segmentation": instance.rle,
+    }
+
+
+def _write_table(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write a line per image; one that could not be read has the verdict `unreadable`."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        for record in records:
+            if "error" in record:
+                table.writerow([record["file"], "unreadable", "", "", "", ""])
+                continue
+            percent = f"{record['defect_area_percent']:.4f}"
+            score, count = f"{record['score']:.6f}", len(record["instances"])
+            table.writerow([record["file"], record["verdict"], score, count, record["defect_area_px"], percent])

@@ -1,0 +1,144 @@
+"""Masks and what they are written as: polygons, RLE, boxes, connected components.
+
+The only place that converts. A mask is a (height, width) bool array. COCO polygons run along pixel *edges*, so their
+coordinates are whole numbers from 0 to width and 0 to height and pycocotools rasterises them back to exactly the mask.
+"""
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as rle_tools
+
+Mask = npt.NDArray[np.bool_]
+Segmentation = list[list[int]] | dict[str, Any]
+
+
+def components(mask: Mask) -> list[Mask]:
+    """Return each 8-connected region of the mask as a mask of its own, in reading order of their first pixel."""
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    first_pixels = [int(np.argmax(labels.ravel() == label)) for label in range(1, count)]
+    return [labels == label for label in 1 + np.argsort(first_pixels, kind="stable")]
+
+
+def box_of(mask: Mask) -> tuple[int, int, int, int]:
+    """Return the mask's box as (x, y, width, height), width being the number of columns it covers.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(columns):
+        raise ValueError("an empty mask has no box")
+    x, y = int(columns[0]), int(rows[0])
+    return x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1
+
+
+def encode(mask: Mask) -> Segmentation:
+    """Return the mask as a COCO `segmentation`: polygons, or compressed RLE where a region has a hole.
+
+    pycocotools decodes either to exactly the mask. COCO polygons have no holes, hence the RLE.
+    """
+    polygons = to_polygons(mask)
+    return to_rle(mask) if polygons is None else polygons
+
+
+def decode(segmentation: Segmentation, height: int, width: int) -> Mask:
+    """Return the (height, width) mask of a COCO `segmentation`: polygons, or RLE compressed or not.
+
+    Raises:
+        ValueError: it is none of these, or an RLE of another size.
+    """
+    if isinstance(segmentation, list):
+        if not segmentation:
+            return np.zeros((height, width), dtype=bool)
+        rle = rle_tools.merge(rle_tools.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation.get("counts"), list):
+        rle = rle_tools.frPyObjects(segmentation, height, width)
+    else:
+        rle = segmentation
+    if list(rle["size"]) != [height, width]:
+        raise ValueError(f"an RLE of {rle['size'][1]}x{rle['size'][0]} on an image of {width}x{height}")
+    return np.asarray(rle_tools.decode(rle), dtype=bool)
+
+
+def to_rle(mask: Mask) -> dict[str, Any]:
+    """Return the mask as compressed COCO RLE, its `counts` as text so that JSON can hold it."""
+    rle = rle_tools.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
+
+
+def place_rle(local: Mask, x: int, y: int, height: int, width: int) -> dict[str, Any]:
+    """Return the compressed RLE of a (height, width) image that is empty but for `local` with its corner at (x, y).
+
+    Only the columns that `local` covers are ever laid out, so a small mask on a large image stays cheap.
+
+    Args:
+        local: the mask inside its box, which must lie within the image.
+        x: column of the box's left edge.
+        y: row of the box's upper edge.
+        height: the image's height.
+        width: the image's width.
+    """
+    columns = min(local.shape[1] + 1, width - x)  # an empty column behind it ends the last run
+    strip = np.zeros((columns, height), dtype=bool)  # column-major, as RLE counts
+    strip[: local.shape[1], y : y + local.shape[0]] = local.T
+    flat = strip.ravel()
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts = np.concatenate(([0] if flat.size and flat[0] else [], changes)).astype(np.int64) + x * height
+    counts = np.diff(np.concatenate(([0], starts, [height * width])))
+    rle = rle_tools.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode()}
+
+
+def to_polygons(mask: Mask) -> list[list[int]] | None:
+    """Return the mask's outline as COCO polygons `[x0, y0, x1, y1, ...]` along pixel edges; None if it has a hole.
+
+    Each polygon is simple and rectilinear; pixels that touch only by a corner come as polygons of their own.
+
+    The vertices of a rectilinear outline need no tracing: sorted by row, each even one is joined to the next by a
+    horizontal edge; sorted by column, by a vertical one. (O'Rourke, "Uniqueness of orthogonal connect-the-dots", 1988.)
+    """
+    padded = np.pad(mask, 1).astype(np.int8)
+    upper_left, upper_right = padded[:-1, :-1], padded[:-1, 1:]
+    lower_left, lower_right = padded[1:, :-1], padded[1:, 1:]
+    falling = (upper_left == lower_right) & (upper_right == lower_left) & (upper_left != upper_right)
+    corner = (upper_left + upper_right + lower_left + lower_right) % 2 == 1
+    ys, xs = np.nonzero(corner | falling)
+    # Where two pixels touch by a corner, two vertices coincide: one for each pixel.
+    twice = falling[ys, xs].astype(np.int64) + 1
+    first_of_two = np.concatenate([np.arange(count) for count in twice]) if len(twice) else np.zeros(0, np.int64)
+    ys, xs = np.repeat(ys, twice), np.repeat(xs, twice)
+    rising = falling[ys, xs] & (upper_right[ys, xs] == 1)
+    # The copy with the edge to the left has the edge upwards if the upper left pixel is set, else the one downwards.
+    vertical_rank = np.where(rising, 1 - first_of_two, first_of_two)
+    across, down = (
+        _partners(np.lexsort((first_of_two, xs, ys))),
+        _partners(np.lexsort((vertical_rank, ys, xs))),
+    )
+
+    polygons = []
+    unseen = np.ones(len(xs), dtype=bool)
+    for start in range(len(xs)):
+        if not unseen[start]:
+            continue
+        loop, vertex = [], start
+        while unseen[vertex]:
+            other = across[vertex]
+            unseen[vertex] = unseen[other] = False
+            loop += [vertex, other]
+            vertex = down[other]
+        x, y = xs[loop], ys[loop]
+        # The first vertex is the loop's uppermost, then leftmost: its pixel is set in an outline, clear in a hole.
+        if not mask[y[0], x[0]]:
+            return None
+        polygons.append(np.stack((x, y), axis=1).ravel().tolist())
+    return polygons
+
+
+def _partners(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return for each vertex the one it is paired with when neighbours in `order` are joined two by two."""
+    partner = np.empty_like(order)
+    partner[order[0::2]], partner[order[1::2]] = order[1::2], order[0::2]
+    return partner

@@ -1,0 +1,1 @@
+"""The network: architectures by name, pretrained weights, checkpoints."""

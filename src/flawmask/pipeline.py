@@ -1,0 +1,198 @@
+"""prepare -> augment -> train -> evaluate, for one category or several; and what of it is skipped."""
+
+import logging
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flawmask.data.augment import AugmentConfig, AugmentSettings, augment
+from flawmask.data.demo import DemoConfig, generate
+from flawmask.data.mvtec import chosen_categories
+from flawmask.data.prepare import PrepareConfig, PrepareSettings, prepare
+from flawmask.errors import FlawmaskError
+from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
+from flawmask.files import read_json
+from flawmask.inference.config import PredictConfig
+from flawmask.settings import Overwrite, require
+from flawmask.training.config import TrainConfig, TrainSettings
+
+log = logging.getLogger(__name__)
+
+RUNS = Path("model_maskrcnn")
+"""Where `run` puts its results."""
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(PrepareSettings, AugmentSettings, TrainSettings, EvaluateSettings, Overwrite):
+    """Go all the way: prepare a category, augment it, train on it, and judge the result.
+
+    Results go to model_maskrcnn/maskrcnn_mvtec_<date>_<time>/, data sets to datasets/maskrcnn_mvtec_<category>.
+    """
+
+    category: str | None = None
+    """The category: a folder name under --mvtec_root; several as a,b,c; or all."""
+    mvtec_root: Path = Path("datasets/mvtec")
+    """The folder that holds the categories, each with test/ and ground_truth/."""
+    dataset_dir: Path | None = None
+    """Start from this labelled COCO folder (train/, val/) instead of a category."""
+    model_dir: Path | None = None
+    """With --skip_train, the run to judge; by default the newest of the same category."""
+    skip_prepare: bool = False
+    """Use the data set that is there already."""
+    skip_augment: bool = False
+    """Train on the prepared images alone."""
+    skip_train: bool = False
+    """Train nothing; judge --model_dir."""
+    skip_inference: bool = False
+    """Stop after training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            (self.category is None) != (self.dataset_dir is None),
+            "name either a --category (a folder under --mvtec_root) or a --dataset_dir (a COCO folder)",
+        )
+        require(self.model_dir is None or self.skip_train, "--model_dir is for --skip_train: a training makes its own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCommand(DemoConfig):
+    """Draw a small category of products with and without defects; with --run, try the whole pipeline on it."""
+
+    run: bool = False
+    """Prepare, augment, train, evaluate and predict on it, with settings for two processor cores and no download."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of one category.
+
+    Attributes:
+        name: the category, or the data set's folder.
+        run_dir: the run folder; None where it failed before.
+        metrics: the content of `metrics.json`; None where it was not judged.
+        error: why it failed; None where it did not.
+    """
+
+    name: str
+    run_dir: Path | None
+    metrics: dict[str, Any] | None
+    error: str | None = None
+
+
+def run(config: RunConfig) -> list[Finished]:
+    """Run the pipeline for each category named and return what became of each.
+
+    One category alone raises what goes wrong; of several, one that fails is reported and the others go on.
+
+    Raises:
+        FlawmaskError: see `prepare`, `augment`, `train` and `evaluate`.
+    """
+    if config.dataset_dir is not None:
+        return [_finish(config, config.dataset_dir.name, config.dataset_dir)]
+    skips_reading = config.skip_prepare and config.category not in (None, "all")
+    names = (
+        str(config.category).split(",") if skips_reading else chosen_categories(config.mvtec_root, str(config.category))
+    )
+    finished = []
+    for name in names:
+        try:
+            finished.append(_finish(config, name, _prepared(config, name)))
+        except FlawmaskError as error:
+            if len(names) == 1:
+                raise
+            log.error("%s: %s", name, error)
+            finished.append(Finished(name, None, None, str(error)))
+    return finished
+
+
+def _prepared(config: RunConfig, category: str) -> Path:
+    """Return the category's COCO folder, made or reused."""
+    stage = _stage(PrepareConfig, config, category=category, output_dir=None)
+    if not config.skip_prepare:
+        return prepare(stage).dataset_dir
+    require(stage.dataset_dir.is_dir(), f"{stage.dataset_dir} does not exist: run once without --skip_prepare")
+    return stage.dataset_dir
+
+
+def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
+    """Augment, train and judge from a COCO folder on."""
+    from flawmask.evaluation.evaluate import evaluate
+    from flawmask.training.loop import train
+
+    dataset_dir = prepared_dir
+    # Training alone looks at variants, unless the validation images are to be judged as variants too.
+    if not config.skip_augment and config.augmentation_factor and (not config.skip_train or config.augment_val):
+        dataset_dir = augment(_stage(AugmentConfig, config, dataset_dir=prepared_dir, output_dir=None)).dataset_dir
+    if config.skip_train:
+        run_dir = config.model_dir or _newest_run(prepared_dir)
+    else:
+        run_dir = train(_stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=_new_run_dir())).run_dir
+    if config.skip_inference:
+        return Finished(name, run_dir, None)
+    model = run_dir / "best.pt"
+    judged = evaluate(_stage(EvaluateConfig, config, model=model, dataset_dir=dataset_dir, output_dir=None))
+    return Finished(name, run_dir, judged.metrics)
+
+
+def _stage(kind: type[Config], config: RunConfig, **given: Any) -> Config:
+    """Return the stage's own config: what `given` does not say comes from the run's settings of the same name."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    shared = {field.name: getattr(config, field.name) for field in fields(config) if field.name in names}
+    return kind(**{**shared, **given})
+
+
+def _new_run_dir() -> Path:
+    """Return a run folder named for this second, or for the next one that is free."""
+    moment = datetime.now()
+    while (path := RUNS / f"maskrcnn_mvtec_{moment:%Y%m%d_%H%M%S}").exists():
+        moment += timedelta(seconds=1)
+    return path
+
+
+def _newest_run(prepared_dir: Path) -> Path:
+    """Return the newest run under `RUNS` that was trained on this data set or its augmented variant."""
+    names = {prepared_dir.name, f"{prepared_dir.name}_augmented"}
+    for path in sorted(RUNS.glob("maskrcnn_mvtec_*/best.pt"), reverse=True):
+        config = path.with_name("config.json")
+        if config.is_file() and Path(read_json(config)["settings"]["dataset_dir"]).name in names:
+            log.info("judging %s, the newest run on %s", path.parent, prepared_dir)
+            return path.parent
+    raise FlawmaskError(f"{RUNS} holds no run on {prepared_dir}: train one, or name one with --model_dir")
+
+
+def demo(config: DemoCommand) -> list[Finished]:
+    """Draw the demo category and, with `run`, take it through the whole pipeline, prediction included.
+
+    The settings suit two processor cores and a network that starts from nothing.
+
+    Raises:
+        FlawmaskError: the folder holds something else, or a demo made with other settings.
+    """
+    drawn = generate(config)
+    if not config.run:
+        return []
+    finished = run(
+        RunConfig(
+            category=config.category,
+            mvtec_root=config.mvtec_root,
+            arch="maskrcnn_resnet18_fpn",
+            weights="none",
+            image_size=192,
+            epochs=8,
+            lr=0.005,
+            roi_samples=64,
+            overwrite=config.overwrite,
+            seed=config.seed,
+        )
+    )
+    run_dir = finished[0].run_dir
+    if run_dir is not None:
+        from flawmask.inference.predict import predict
+
+        images = (str(drawn.folder / "test" / "*" / "00[0-4].png"),)
+        predict(PredictConfig(model=run_dir / "best.pt", input=images, output=run_dir / "predictions"))
+    return finished

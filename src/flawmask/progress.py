@@ -1,0 +1,59 @@
+"""Progress bars that only the command line turns on: a library call never prints."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+
+_console: Console | None = None
+
+
+def show_progress_on(console: Console | None) -> None:
+    """Show the bars of `track` on `console` from now on; None hides them."""
+    global _console  # noqa: PLW0603 - the one switch between a library and a program
+    _console = console
+
+
+def is_shown() -> bool:
+    """Return whether progress is shown."""
+    return _console is not None
+
+
+def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """Yield `items` one by one, under a bar named `label` where progress is shown.
+
+    Args:
+        items: what to go through.
+        label: a word or two; what is being done.
+        total: how many there are, where `items` has no length.
+    """
+    if _console is None:
+        yield from items
+        return
+    with _bar(_console) as bar:
+        yield from bar.track(items, total=total, description=label)
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    # A bar drawn over and over would fill a log file: without a terminal only its last state is printed.
+    with Progress(*columns, console=console, transient=console.is_terminal) as bar:
+        yield bar

@@ -1,0 +1,82 @@
+"""Where and how precisely the network computes, and what is drawn at random: asked once, passed on."""
+
+import random
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import numpy as np
+import torch
+import torchvision
+from packaging.version import Version
+
+from flawmask.errors import FlawmaskError
+
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device named, or the first of CUDA, MPS and CPU that is there.
+
+    Args:
+        name: `cuda`, `cuda:1`, `mps`, `cpu`, or None to choose.
+
+    Raises:
+        FlawmaskError: there is no such device; the message says which there are.
+    """
+    there = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    there += ["cpu"]
+    wanted = there[0] if name is None else "cuda:0" if name == "cuda" else name
+    if wanted not in there:
+        raise FlawmaskError(f"--device {name} is not there: this machine has {', '.join(there)}")
+    return torch.device(wanted)
+
+
+def refuse_wrong_gradients(device: torch.device) -> None:
+    """Refuse to train where gradients are known to be wrong.
+
+    Raises:
+        FlawmaskError: the device is MPS and torchvision is older than 0.29, whose RoIAlign adds gradients up too
+            often there (https://github.com/pytorch/vision/pull/9510).
+    """
+    if device.type == "mps" and Version(torchvision.__version__).release < (0, 29):
+        raise FlawmaskError(
+            f"torchvision {torchvision.__version__} computes wrong RoIAlign gradients on MPS: "
+            "install 0.29 or newer, or train with --device cpu"
+        )
+
+
+def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the type that autocast computes in; float32 means no autocast.
+
+    `auto` is bfloat16 where the hardware multiplies it (CUDA from Ampere on; CPUs with AMX or AVX-512 BF16), and
+    float32 elsewhere.
+
+    Raises:
+        FlawmaskError: fp16 is asked for without CUDA: its gradients need a scaler that is only tried there.
+    """
+    if precision == "auto":
+        return torch.bfloat16 if _has_bf16(device) else torch.float32
+    if precision == "fp16" and device.type != "cuda":
+        raise FlawmaskError(f"--precision fp16 needs CUDA, and the device is {device}: use bf16, fp32 or auto")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Return a context in which the network computes in `dtype` where that is safe."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that draw from the global generator
+    torch.manual_seed(seed)

@@ -1,0 +1,75 @@
+"""Settings that several stages share: one flag, one meaning, one help text."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from flawmask.errors import FlawmaskError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every settings class inherits from: each checks its own fields and hands on to the next."""
+
+    def __post_init__(self) -> None:
+        """End the chain of checks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seed(Settings):
+    """Everything drawn at random."""
+
+    seed: int = 42
+    """Seed of everything that is drawn at random; 0 is a seed like any other."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.seed >= 0, f"--seed is {self.seed}: it must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overwrite(Settings):
+    """Whether what is there may go."""
+
+    overwrite: bool = False
+    """Replace what an earlier run of the same stage left in the output folder. Nothing else is ever replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device(Settings):
+    """Where the network runs."""
+
+    device: str | None = None
+    """cuda, cuda:1, mps or cpu. By default the first of CUDA, MPS and CPU that is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes(Settings):
+    """A check that model and data belong together."""
+
+    num_classes: int | None = None
+    """How many classes there are, background not counted: 2 for good and defect. By default read from the data;
+    where it is given and does not fit, the command stops."""
+
+
+def require(holds: bool, otherwise: str) -> None:
+    """Raise a FlawmaskError with the message `otherwise` unless `holds`."""
+    if not holds:
+        raise FlawmaskError(otherwise)
+
+
+def as_json(config: Any, only: type | None = None) -> dict[str, Any]:
+    """Return a settings dataclass as JSON values.
+
+    Args:
+        config: the dataclass.
+        only: a dataclass that `config` inherits from: its fields alone are taken.
+    """
+    names = {field.name for field in fields(only or config)}
+    return {name: _plain(value) for name, value in asdict(config).items() if name in names}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.as_posix()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

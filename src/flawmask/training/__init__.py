@@ -1,0 +1,1 @@
+"""From a COCO folder to a checkpoint."""

@@ -1,0 +1,6 @@
+"""`flawmask train`: train a Mask R-CNN on a COCO folder."""
+
+from flawmask.cli import main
+
+if __name__ == "__main__":
+    main("train")
