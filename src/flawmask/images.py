@@ -50,7 +50,8 @@ def decode(data: bytes, path: Path) -> Pixels:
                 if picture.mode == "F":
                     raise ImageError(f"{path} holds floating-point numbers: export it with 8 or 16 bits")
                 grey = picture.mode in ("L", "LA", "1")
-                return np.asarray(picture.convert("L" if grey else "RGB"), dtype=np.uint8)
+                # A copy, since PyTorch wants to own what it is given and Pillow's own buffer cannot be written to.
+                return np.array(picture.convert("L" if grey else "RGB"), dtype=np.uint8)
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them trip over

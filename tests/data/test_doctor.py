@@ -172,7 +172,8 @@ def test_files_with_the_same_bytes_are_one_problem_however_many_they_are(categor
         (category / name).write_bytes(data)
     report = check(category)
     assert found(report) == [("warning", "identical images", "part/test/good/0.png")]
-    assert "part/test/good/1.png, part/train/good/0.png" in report.problems[0].message
+    assert "part/test/good/1.png" in report.problems[0].message
+    assert "part/train/good/0.png" in report.problems[0].message
 
 
 def brighter(image: Picture) -> Picture:
@@ -237,6 +238,15 @@ def test_the_same_file_on_two_splits_is_an_error_and_on_one_a_warning(dataset: P
         ("error", "leak", "train/images/1.png"),
         ("warning", "identical images", "val/images/2.png"),
     ]
+
+
+def test_identical_variants_are_no_second_problem_but_a_leak_all_the_same(dataset: Path) -> None:
+    data = (dataset / "train/images/2.png").read_bytes()
+    (dataset / "train/images/3.png").write_bytes(data)
+    edit(dataset, lambda content: [image.update(augmentation="blur") for image in content["images"]])
+    assert check(dataset).problems == ()
+    (dataset / "val/images/2.png").write_bytes(data)
+    assert found(check(dataset)) == [("error", "leak", "train/images/2.png")]
 
 
 def test_the_same_picture_on_two_splits_is_a_near_leak(dataset: Path) -> None:

@@ -414,9 +414,11 @@ def _identical(seen: Sequence[_Seen], *, coco: bool) -> Iterator[Problem]:
         if each.digest:
             copies[each.digest].append(each.item)
     for first, *others in copies.values():
-        if not others:
-            continue
         leak = coco and any(other.split != first.split for other in others)
+        # Variants of two identical images are identical too: on one split the images themselves say it.
+        if not others or (first.variant and not leak):
+            continue
+        others.sort(key=lambda other: other.split == first.split)  # those of another split are named first
         names = ", ".join(other.where for other in others[:3]) + (", ..." if len(others) > 3 else "")
         message = f"is byte for byte the same as {names}"
         if leak:
@@ -500,7 +502,10 @@ def _write_sheet(seen: Sequence[_Seen], path: Path) -> Path | None:
     )
     if not shown:
         return None
-    captions = [f"{item.type}  {item.path.name}" for item, _ in shown]
+    captions = [
+        item.path.name if item.path.name.startswith(item.type) else f"{item.type}  {item.path.name}"
+        for item, _ in shown  # prepare puts the type into the name already
+    ]
     rows = -(-len(shown) // COLUMNS)
     columns = -(-len(shown) // rows)  # evenly filled rows: 17 images are 6 + 6 + 5, not 8 + 8 + 1
     images.write_png(path, draw.contact_sheet([cell for _, cell in shown], columns, CELL, captions))

@@ -34,6 +34,7 @@ class ModelSpec:
         norm_eps: the epsilon of frozen norms; None for the architecture's own.
         anchor_sizes: the five anchor sizes, in pixels of the resized image, smallest first.
         max_detections: the most instances that one image can have.
+        proposals: the most regions of an image that the heads look at; twice as many in training.
     """
 
     arch: Arch
@@ -43,6 +44,7 @@ class ModelSpec:
     norm_eps: float | None = None
     anchor_sizes: tuple[int, ...] = TORCHVISION_ANCHORS
     max_detections: int = 100
+    proposals: int = 1000
 
     def __post_init__(self) -> None:
         if self.arch not in get_args(Arch):
@@ -67,6 +69,10 @@ def build(spec: ModelSpec) -> MaskRCNN:
         "min_size": spec.image_size,
         "max_size": spec.max_size,
         "box_detections_per_img": spec.max_detections,
+        "rpn_pre_nms_top_n_train": 2 * spec.proposals,
+        "rpn_post_nms_top_n_train": 2 * spec.proposals,
+        "rpn_pre_nms_top_n_test": spec.proposals,
+        "rpn_post_nms_top_n_test": spec.proposals,
     }
     model: MaskRCNN = _BUILDERS[spec.arch](len(spec.classes) + 1, limits)
     generator = model.rpn.anchor_generator

@@ -42,6 +42,9 @@ class TrainSettings(Seed, Device, Classes):
     """Processes that read images; by default one less than there are cores, 4 at most."""
     max_detections: int = 100
     """The most instances that one image can have."""
+    proposals: int = 1000
+    """Regions of an image at which the heads look closer, twice as many while training. Fewer are faster: at small
+    image sizes, where everything else is cheap, by much."""
     roi_samples: int = 128
     """Regions per image on which the heads learn; torchvision takes 512, few of which a part with few defects needs."""
     anchor_sizes: tuple[int, int, int, int, int] | None = None
@@ -52,7 +55,7 @@ class TrainSettings(Seed, Device, Classes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "batch_size", "max_detections", "roi_samples"):
+        for name in ("epochs", "batch_size", "max_detections", "proposals", "roi_samples"):
             value = getattr(self, name)
             require(value >= 1, f"--{name} is {value}: it must be 1 or more")
         require(0 < self.lr < float("inf"), f"--lr is {self.lr}: it must be above 0")

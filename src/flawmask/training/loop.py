@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.models.detection import MaskRCNN
 
@@ -77,11 +76,11 @@ class Step:
         with autocast(self.device, self.dtype):
             losses = self.model(images, targets)
         total = sum(losses.values(), torch.zeros((), device=self.device))
-        if not torch.isfinite(total):
+        if not torch.isfinite(total.detach()):
             # A step further the boxes would be NaN, on which RoIAlign can crash the process.
             shown = ", ".join(str(int(target["image_id"])) for target in targets)
             raise FlawmaskError(
-                f"the loss is {float(total)} on the images with the ids {shown}: look at them, or lower --lr"
+                f"the loss is {float(total.detach())} on the images with the ids {shown}: look at them, or lower --lr"
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(total).backward()
@@ -90,11 +89,7 @@ class Step:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
-        return _as_floats(losses, total, "train_loss")
-
-
-def _as_floats(losses: dict[str, Tensor], total: Tensor, name: str) -> Loss:
-    return {name: float(total), **{key: float(value) for key, value in losses.items()}}
+        return {name: float(value.detach()) for name, value in {"train_loss": total, **losses}.items()}
 
 
 def train(config: TrainConfig) -> Trained:
@@ -157,7 +152,8 @@ def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
     classes = len(training.categories)
     require(
         config.num_classes in (None, classes),
-        f"--num_classes is {config.num_classes}, but {training.folder} has {classes}: {', '.join(training.class_names)}",
+        f"--num_classes is {config.num_classes}, but {training.folder} has {classes}: "
+        + ", ".join(training.class_names),
     )
     require(
         any(training.annotations.values()),
@@ -183,6 +179,7 @@ def _spec(config: TrainConfig, training: CocoSplit, given: Pretrained) -> ModelS
         norm_eps=given.norm_eps,
         anchor_sizes=config.anchor_sizes or anchors_for(config.image_size),
         max_detections=config.max_detections,
+        proposals=config.proposals,
     )
 
 
@@ -216,11 +213,11 @@ def _make_step(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd" or (config.optimizer == "auto" and is_pretrained):
-        optimizer = torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, weight_decay=0.0005)
+        optimizer = torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, weight_decay=0.0005, fused=True)
     else:
         rate = config.lr / 10 if config.optimizer == "auto" else config.lr
         log.info("AdamW at a learning rate of %g", rate)
-        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, fused=True)
     warmup = min(config.warmup_steps, total_steps // 10)
     factor = partial(_rate_factor, total=total_steps, warmup=warmup, scheduler=config.scheduler)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
