@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from flawmask.progress import show_progress_on
 from flawmask.settings import require
 from flawmask.training.config import TrainConfig
 
-COMMANDS: dict[str, type] = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "run": RunConfig,
     "prepare": PrepareConfig,
     "augment": AugmentConfig,

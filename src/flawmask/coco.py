@@ -1,6 +1,6 @@
 """The COCO folder: read, checked and written. `<dataset>/<split>/images/*` and `<dataset>/<split>/annotations.json`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,18 +102,24 @@ def read_split(dataset_dir: Path, split: str) -> CocoSplit:
     images = _records(content, "images", ("id", "file_name", "width", "height"), path)
     categories = _records(content, "categories", ("id", "name"), path)
     annotations = _records(content, "annotations", ("id", "image_id", "category_id", "bbox", "segmentation"), path)
-    if not images:
-        raise FlawmaskError(f"{path} lists no image")
+    if not images or not categories:
+        raise FlawmaskError(f"{path} lists no {'category' if images else 'image'}")
+    for image in images:
+        if not all(isinstance(image[side], int) and image[side] > 0 for side in ("width", "height")):
+            size = f"{image['width']!r} x {image['height']!r}"
+            raise FlawmaskError(f"{path}: image {image['id']} has the size {size}, which is not in whole pixels")
     _check_files(images, folder, path)
     by_image: dict[int, list[Record]] = {image["id"]: [] for image in images}
     known = {category["id"]: category["name"] for category in categories}
     for record in annotations:
         where = f"{path}: annotation {record['id']}"
-        if record["image_id"] not in by_image:
-            raise FlawmaskError(f"{where} belongs to image {record['image_id']}, which is not listed")
-        if record["category_id"] not in known:
+        if not _is_among(record["image_id"], by_image):
+            raise FlawmaskError(f"{where} belongs to image {record['image_id']}, which is not listed: take it out")
+        if not _is_among(record["category_id"], known):
             listed = ", ".join(f"{number} {name}" for number, name in known.items()) or "none"
-            raise FlawmaskError(f"{where} has category {record['category_id']}, which is not listed ({listed})")
+            raise FlawmaskError(
+                f"{where} has category {record['category_id']}, which is not listed ({listed}): add it to `categories`"
+            )
         by_image[record["image_id"]].append(record)
     return CocoSplit(
         folder=folder,
@@ -121,6 +127,11 @@ def read_split(dataset_dir: Path, split: str) -> CocoSplit:
         annotations={number: tuple(records) for number, records in by_image.items()},
         categories=tuple(sorted(categories, key=lambda category: int(category["id"]))),
     )
+
+
+def _is_among(value: Any, ids: Collection[int]) -> bool:
+    """Return whether the value, of whatever type a file holds, is one of the ids."""
+    return isinstance(value, int) and value in ids
 
 
 def _records(content: Record, key: str, fields: tuple[str, ...], path: Path) -> list[Record]:
@@ -146,12 +157,14 @@ def _check_files(images: list[Record], folder: Path, path: Path) -> None:
     for image in images:
         name = Path(str(image["file_name"]))
         if name.is_absolute() or ".." in name.parts:
-            raise FlawmaskError(f"{path}: image {image['id']} names {name}, which is outside {root}")
+            raise FlawmaskError(f"{path}: image {image['id']} names {name}, which is outside {root}: put it there")
         if not (root / name).is_file():
             missing.append(name.as_posix())
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise FlawmaskError(f"{path} lists images that are not in {folder / 'images'}: {shown}")
+        raise FlawmaskError(
+            f"{path} lists images that are not in {folder / 'images'} ({shown}): put them there, or take them out"
+        )
 
 
 def instance_masks(records: Sequence[Record], height: int, width: int, where: str) -> list[Mask]:

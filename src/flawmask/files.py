@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,18 +17,15 @@ from flawmask.errors import FlawmaskError
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` to write to; it is flushed to disk and renamed when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
+    temporary = _beside(path)
     try:
         yield temporary
-        os.fsync(handle)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        with temporary.open("rb+") as file:
+            os.fsync(file)
+        temporary.replace(path)  # only now, since Windows renames no open file
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    finally:
-        os.close(handle)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -94,11 +91,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
     What was at `target` stays until then, and stays for good when the block raises.
     """
-    target = target.absolute()
+    target = target.resolve()  # a link to a folder elsewhere stays one
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    temporary = _beside(target)
+    temporary.mkdir()
     try:
-        temporary.chmod(0o777 & ~_umask())
         yield temporary
         _swap(temporary, target)
     except BaseException:
@@ -121,8 +118,6 @@ def _swap(new: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
-def _umask() -> int:
-    """Return the process's umask, which `mkstemp` and `mkdtemp` do not follow."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _beside(path: Path) -> Path:
+    """Return a hidden name beside `path` that nobody has taken. (What `tempfile` makes, only its owner may read.)"""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")

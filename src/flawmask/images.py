@@ -18,6 +18,10 @@ from flawmask.files import write_bytes
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
+# Pillow warns of odd metadata; the pixels are what counts. (`warnings.catch_warnings` around each decode would not do:
+# images are read by many threads, and it is one list of filters that they would put back in any order.)
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
@@ -41,17 +45,15 @@ def decode(data: bytes, path: Path) -> Pixels:
         ImageError: not an image, truncated, or too large for Pillow's limit on decompression bombs.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts
-            with Image.open(io.BytesIO(data)) as file:
-                picture = ImageOps.exif_transpose(file)
-                if picture.mode.startswith("I"):
-                    return _sixteen_bit(np.asarray(picture))
-                if picture.mode == "F":
-                    raise ImageError(f"{path} holds floating-point numbers: export it with 8 or 16 bits")
-                grey = picture.mode in ("L", "LA", "1")
-                # A copy, since PyTorch wants to own what it is given and Pillow's own buffer cannot be written to.
-                return np.array(picture.convert("L" if grey else "RGB"), dtype=np.uint8)
+        with Image.open(io.BytesIO(data)) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I"):
+                return _sixteen_bit(np.asarray(picture))
+            if picture.mode == "F":
+                raise ImageError(f"{path} holds floating-point numbers: export it with 8 or 16 bits")
+            grey = picture.mode in ("L", "LA", "1")
+            # A copy, since PyTorch wants to own what it is given and Pillow's own buffer cannot be written to.
+            return np.array(picture.convert("L" if grey else "RGB"), dtype=np.uint8)
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them trip over

@@ -4,6 +4,7 @@ The only place that converts. A mask is a (height, width) bool array. COCO polyg
 coordinates are whole numbers from 0 to width and 0 to height and pycocotools rasterises them back to exactly the mask.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -15,11 +16,16 @@ Mask = npt.NDArray[np.bool_]
 Segmentation = list[list[int]] | dict[str, Any]
 
 
-def components(mask: Mask) -> list[Mask]:
-    """Return each 8-connected region of the mask as a mask of its own, in reading order of their first pixel."""
-    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    first_pixels = [int(np.argmax(labels.ravel() == label)) for label in range(1, count)]
-    return [labels == label for label in 1 + np.argsort(first_pixels, kind="stable")]
+def components(mask: Mask) -> Iterator[Mask]:
+    """Yield each 8-connected region of the mask as a mask of its own, in reading order of their first pixel.
+
+    One at a time: a noisy mask may have thousands, each as large as the image.
+    """
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    found, first_pixels = np.unique(labels, return_index=True)
+    for label in found[np.argsort(first_pixels)]:
+        if label:
+            yield labels == label
 
 
 def box_of(mask: Mask) -> tuple[int, int, int, int]:
@@ -95,11 +101,17 @@ def place_rle(local: Mask, x: int, y: int, height: int, width: int) -> dict[str,
 def to_polygons(mask: Mask) -> list[list[int]] | None:
     """Return the mask's outline as COCO polygons `[x0, y0, x1, y1, ...]` along pixel edges; None if it has a hole.
 
-    Each polygon is simple and rectilinear; pixels that touch only by a corner come as polygons of their own.
+    Each polygon is rectilinear and crosses itself nowhere; it touches itself only where background that reaches the
+    outside by no more than a pixel's corner would have been a hole. Pixels that touch only by a corner come as polygons
+    of their own.
 
     The vertices of a rectilinear outline need no tracing: sorted by row, each even one is joined to the next by a
     horizontal edge; sorted by column, by a vertical one. (O'Rourke, "Uniqueness of orthogonal connect-the-dots", 1988.)
     """
+    if not mask.any():
+        return []
+    left, top, width, height = box_of(mask)
+    mask = mask[top : top + height, left : left + width]  # a small region of a large image stays cheap
     padded = np.pad(mask, 1).astype(np.int8)
     upper_left, upper_right = padded[:-1, :-1], padded[:-1, 1:]
     lower_left, lower_right = padded[1:, :-1], padded[1:, 1:]
@@ -133,7 +145,7 @@ def to_polygons(mask: Mask) -> list[list[int]] | None:
         # The first vertex is the loop's uppermost, then leftmost: its pixel is set in an outline, clear in a hole.
         if not mask[y[0], x[0]]:
             return None
-        polygons.append(np.stack((x, y), axis=1).ravel().tolist())
+        polygons.append(np.stack((x + left, y + top), axis=1).ravel().tolist())
     return polygons
 
 

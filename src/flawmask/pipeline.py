@@ -14,7 +14,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.files import read_json
 from flawmask.inference.config import PredictConfig
-from flawmask.settings import Overwrite, require
+from flawmask.settings import Overwrite, Settings, require
 from flawmask.training.config import TrainConfig, TrainSettings
 
 log = logging.getLogger(__name__)
@@ -26,11 +26,8 @@ Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(PrepareSettings, AugmentSettings, TrainSettings, EvaluateSettings, Overwrite):
-    """Go all the way: prepare a category, augment it, train on it, and judge the result.
-
-    Results go to model_maskrcnn/maskrcnn_mvtec_<date>_<time>/, data sets to datasets/maskrcnn_mvtec_<category>.
-    """
+class RunPaths(Settings):
+    """Where `run` starts, and what it leaves out."""
 
     category: str | None = None
     """The category: a folder name under --mvtec_root; several as a,b,c; or all."""
@@ -38,8 +35,6 @@ class RunConfig(PrepareSettings, AugmentSettings, TrainSettings, EvaluateSetting
     """The folder that holds the categories, each with test/ and ground_truth/."""
     dataset_dir: Path | None = None
     """Start from this labelled COCO folder (train/, val/) instead of a category."""
-    model_dir: Path | None = None
-    """With --skip_train, the run to judge; by default the newest of the same category."""
     skip_prepare: bool = False
     """Use the data set that is there already."""
     skip_augment: bool = False
@@ -48,6 +43,8 @@ class RunConfig(PrepareSettings, AugmentSettings, TrainSettings, EvaluateSetting
     """Train nothing; judge --model_dir."""
     skip_inference: bool = False
     """Stop after training."""
+    model_dir: Path | None = None
+    """With --skip_train, the run to judge; by default the newest of the same category."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +53,15 @@ class RunConfig(PrepareSettings, AugmentSettings, TrainSettings, EvaluateSetting
             "name either a --category (a folder under --mvtec_root) or a --dataset_dir (a COCO folder)",
         )
         require(self.model_dir is None or self.skip_train, "--model_dir is for --skip_train: a training makes its own")
+
+
+# Dataclass fields, and so the flags in --help, are listed from the last base to the first.
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Overwrite, EvaluateSettings, TrainSettings, AugmentSettings, PrepareSettings, RunPaths):
+    """Go all the way: prepare a category, augment it, train on it, and judge the result.
+
+    Results go to model_maskrcnn/maskrcnn_mvtec_<date>_<time>/, data sets to datasets/maskrcnn_mvtec_<category>.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

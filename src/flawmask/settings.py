@@ -48,8 +48,7 @@ class Classes(Settings):
     """A check that model and data belong together."""
 
     num_classes: int | None = None
-    """How many classes there are, background not counted: 2 for good and defect. By default read from the data;
-    where it is given and does not fit, the command stops."""
+    """How many classes there are besides background, 2 for good and defect; checked against the data where given."""
 
 
 def require(holds: bool, otherwise: str) -> None:

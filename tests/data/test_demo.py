@@ -99,7 +99,7 @@ def test_some_stains_are_rings_some_images_have_several_defects_and_scratches_ar
     rings = [has_hole(mask) for mask in masks_of("contamination", 20)]
     assert 2 <= sum(rings) < 18
     for defect in DEFECTS:
-        counts = [len(components(mask)) for mask in masks_of(defect, 20)]
+        counts = [len(list(components(mask))) for mask in masks_of(defect, 20)]
         assert min(counts) == 1 < max(counts)
     for mask in masks_of("scratch", 20):
         assert cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5).max() < 3.5

@@ -214,7 +214,7 @@ def test_copies_are_found_across_blocks(category: Path, monkeypatch: pytest.Monk
     pixels = picture(0)
     pixels[0, 0] = 0
     write_png(category / "train/good/1.png", pixels)
-    monkeypatch.setattr("flawmask.data.doctor.BLOCK", 2)
+    monkeypatch.setattr("flawmask.data.duplicates.BLOCK", 2)
     assert found(check(category)) == [("warning", "near-identical images", "part/train/good/1.png")]
 
 

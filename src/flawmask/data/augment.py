@@ -45,8 +45,7 @@ class AugmentSettings(Seed):
     """How many variants are added."""
 
     augmentation_factor: int = 3
-    """How many variants of each training image are added to it, 0 to 6: drawn from horizontal flip, turns by 90,
-    180 and 270 degrees clockwise, Gaussian blur and brightness, none of them twice."""
+    """Variants added to each training image, 0 to 6: flip, turns by 90, 180 and 270 degrees, blur, brightness."""
     augment_val: bool = False
     """Add variants to the validation split too. Its figures then no longer speak of untouched images."""
 
@@ -71,7 +70,10 @@ class AugmentConfig(AugmentSettings, Overwrite):
     @property
     def augmented_dir(self) -> Path:
         """Where the augmented COCO folder goes."""
-        return self.output_dir or self.dataset_dir.with_name(f"{self.dataset_dir.name}_augmented")
+        if self.output_dir:
+            return self.output_dir
+        named = self.dataset_dir if self.dataset_dir.name not in ("", "..") else self.dataset_dir.resolve()
+        return named.with_name(f"{named.name}_augmented")
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,12 @@ def augment(config: AugmentConfig) -> Augmented:
     splits = {name: read_split(config.dataset_dir, name) for name in _split_names(config.dataset_dir)}
     if any("augmentation" in image for split in splits.values() for image in split.images):
         raise FlawmaskError(f"{config.dataset_dir} holds variants already: augment the data set they were made from")
-    if config.augmented_dir.absolute() == config.dataset_dir.absolute():
+    if config.augmented_dir.resolve() == config.dataset_dir.resolve():
         raise FlawmaskError(f"{config.dataset_dir} cannot be augmented in place: name another --output_dir")
     origin = {
         "made_by": "flawmask augment",
         "settings": as_json(config, AugmentSettings),
-        "source": {"dataset": config.dataset_dir.name, "sha256": _source_fingerprint(splits)},
+        "source": {"dataset": config.dataset_dir.resolve().name, "sha256": _source_fingerprint(splits)},
     }
     if dataset_info.is_made_already(config.augmented_dir, origin, overwrite=config.overwrite):
         info = read_json(config.augmented_dir / "augmentation_info.json")
@@ -201,7 +203,10 @@ def _variants_of(split: CocoSplit, image: Record, folder: Path, config: AugmentS
             "augmentation": name,
             "source_id": image["id"],
         }
-        (folder / "images" / record["file_name"]).write_bytes(images.encode_png(changed))
+        target = folder / "images" / record["file_name"]
+        if target.exists():
+            raise FlawmaskError(f"{path.with_name(target.name)} has the name of a variant to be made: rename it")
+        target.write_bytes(images.encode_png(changed))
         annotations = _transform_annotations(name, split.annotations[image["id"]], height, width, str(path))
         variants.append(_Variant(record, annotations, parameter))
     return variants

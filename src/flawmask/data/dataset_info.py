@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flawmask.coco import GOOD, Record
+from flawmask.errors import FlawmaskError
 from flawmask.files import check_output_folder, read_json
 
 NAME = "dataset_info.json"
@@ -17,17 +18,22 @@ log = logging.getLogger(__name__)
 def is_made_already(folder: Path, origin: dict[str, Any], *, overwrite: bool) -> bool:
     """Return whether `folder` holds a data set of this very origin: the same stage, settings and source images.
 
+    With `overwrite` it never does: who asks for a fresh one gets it.
+
     Args:
         folder: where the data set would be written.
         origin: the part of `dataset_info.json` that says what it is made from: stage, settings, source.
-        overwrite: whether one of another origin may be replaced.
+        overwrite: whether one that the same stage made is replaced, whatever its origin.
 
     Raises:
         FlawmaskError: the folder holds something else, or a data set of another origin and `overwrite` is off.
     """
     if (folder / NAME).is_file():
         found = read_json(folder / NAME)
-        if isinstance(found, dict) and all(found.get(key) == value for key, value in origin.items()):
+        maker = found.get("made_by") if isinstance(found, dict) else None
+        if maker != origin["made_by"]:
+            raise FlawmaskError(f"{folder} holds something else ({NAME} says made by {maker}): name a new folder")
+        if not overwrite and all(found.get(key) == value for key, value in origin.items()):
             log.info("reused %s: it was made from the same images with the same settings", folder)
             return True
     check_output_folder(folder, NAME, overwrite=overwrite, what="data set made from other images or settings")

@@ -15,12 +15,12 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from rich.table import Table
 from rich.text import Text
 
 from flawmask import draw, images
 from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, read_split
+from flawmask.data.duplicates import Compared, Look, alike, identical, look_of
 from flawmask.data.mvtec import Sample, scan
 from flawmask.draw import Picture
 from flawmask.errors import FlawmaskError, ImageError
@@ -39,19 +39,6 @@ SHOWN = 5  # examples of each kind of problem in the table
 # Other tools measure the polygon where Flawmask counts pixels: a difference below these is theirs, not a fault.
 BOX_TOLERANCE = 1.5  # pixels
 AREA_TOLERANCE = 0.05  # of the mask's pixels
-
-LOOK_SIDE = 64  # pixels
-LOOK_SIGMA = 2.0  # of the smoothing that is taken off, in those pixels
-BLOCK = 1024  # images compared with as many others at a time
-ALIKE = 0.98
-"""Correlation of two looks (see `_look`) from which two images count as one picture.
-
-Measured on MVTec AD bottle (17 images), magnetic tile (400 of its 938) and the demo category (360, 3 products): a
-picture against its own JPEG of quality 95, or its copy made 1 % brighter, correlates at 0.998 or more in every case;
-against its JPEG of quality 75 at 0.99 or more in 95 % of cases. Two different bottles correlate at 0.964 at most, two
-different demo parts at 0.971. (A DCT hash of 256 bits does not part them: JPEGs of quality 75 differ from their source
-in up to 16 bits, two different demo parts in 10.)
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +157,7 @@ class _Seen:
     problems: list[Problem]
     digest: str = ""
     size: tuple[int, int] | None = None
-    look: npt.NDArray[np.float16] | None = None
+    look: Look | None = None
     instances: int = 0
     cell: Picture | None = None
 
@@ -215,7 +202,7 @@ def _see(item: _Item, on_sheet: bool) -> _Seen:
     height, width = image.shape[:2]
     truth = item.truth(height, width)
     cell = _cell(image, truth.mask) if on_sheet else None
-    return _Seen(item, truth.problems, sha256(data), (width, height), _look(image), truth.instances, cell)
+    return _Seen(item, truth.problems, sha256(data), (width, height), look_of(image), truth.instances, cell)
 
 
 def _unreadable(error: ImageError, path: Path, where: str) -> Problem:
@@ -393,30 +380,14 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
 # Images that are there twice.
 
 
-def _look(image: Picture) -> npt.NDArray[np.float16]:
-    """Return what an image looks like: (4096,) float16 of length 1; the product of two is their correlation.
-
-    The smoothed image is taken off, because well-aligned product photos share their coarse shapes and lighting and
-    differ in detail. An image without detail gives a shorter vector and is like no other.
-    """
-    # As float32: rounded to whole grey levels, what little detail a dark image has would be lost in the rounding.
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    small = cv2.resize(grey, (LOOK_SIDE, LOOK_SIDE), interpolation=cv2.INTER_AREA)
-    detail = small - cv2.GaussianBlur(small, (0, 0), LOOK_SIGMA)
-    detail -= detail.mean()
-    return (detail / max(float(np.linalg.norm(detail)), 1.0)).ravel().astype(np.float16)
-
-
 def _identical(seen: Sequence[_Seen], *, coco: bool) -> Iterator[Problem]:
     """Yield a problem for each set of files with the same bytes: an error where it lies on several splits."""
-    copies: dict[str, list[_Item]] = defaultdict(list)
-    for each in seen:
-        if each.digest:
-            copies[each.digest].append(each.item)
-    for first, *others in copies.values():
+    there = [each for each in seen if each.digest]
+    for places in identical([each.digest for each in there]):
+        first, *others = [there[place].item for place in places]
         leak = coco and any(other.split != first.split for other in others)
         # Variants of two identical images are identical too: on one split the images themselves say it.
-        if not others or (first.variant and not leak):
+        if first.variant and not leak:
             continue
         others.sort(key=lambda other: other.split == first.split)  # those of another split are named first
         names = ", ".join(other.where for other in others[:3]) + (", ..." if len(others) > 3 else "")
@@ -433,43 +404,18 @@ def _near_identical(seen: Sequence[_Seen], *, coco: bool) -> Iterator[Problem]:
     """Yield a problem for each image that shows the same picture as an earlier one in another file's bytes."""
     there = [each for each in seen if each.look is not None]
     splits = [each.item.split if coco else "" for each in there]
-    for later, earlier in _alike(there, splits):
+    compared = [
+        Compared(each.digest, each.look, split, each.item.variant)
+        for each, split in zip(there, splits, strict=True)
+        if each.look is not None
+    ]
+    for later, earlier in alike(compared):
         message = f"shows the same picture as {there[earlier].item.where}"
         if splits[later] != splits[earlier]:
             kind, advice = "near-leak", "if it is the same part, keep both on one split"
         else:
             kind, advice = "near-identical images", "keep one" if coco else "keep one, or both together with --group_by"
         yield Problem("warning", kind, there[later].item.where, f"{message}: {advice}")
-
-
-def _alike(seen: Sequence[_Seen], splits: Sequence[str]) -> list[tuple[int, int]]:
-    """Return pairs (later, earlier) of places in `seen` that look alike and are not the same bytes.
-
-    Each image is paired with the first it is like on its own split and the first on another, so that a data set of
-    nothing but copies gives a long list and not a square one. Blocks keep the memory within tens of MB.
-    """
-    if not seen:
-        return []
-    looks = np.stack([each.look for each in seen if each.look is not None])
-    _, digest = np.unique([each.digest for each in seen], return_inverse=True)
-    _, split = np.unique(splits, return_inverse=True)
-    variant = np.array([each.item.variant for each in seen])
-    first: dict[tuple[int, bool], int] = {}
-    for top in range(0, len(seen), BLOCK):
-        a = np.arange(top, min(top + BLOCK, len(seen)))[:, None]
-        rows = looks[top : top + BLOCK].astype(np.float32)
-        for left in range(top, len(seen), BLOCK):
-            b = np.arange(left, min(left + BLOCK, len(seen)))[None, :]
-            alike = (
-                (rows @ looks[left : left + BLOCK].astype(np.float32).T >= ALIKE) & (a < b) & (digest[a] != digest[b])
-            )
-            across = split[a] != split[b]
-            # On one split a variant is meant to look like its source.
-            for which in (alike & across, alike & ~across & ~(variant[a] | variant[b])):
-                for column in np.flatnonzero(which.any(axis=0)):
-                    row = int(np.argmax(which[:, column]))
-                    first.setdefault((left + int(column), bool(across[row, column])), top + row)
-    return sorted((later, earlier) for (later, _), earlier in first.items())
 
 
 # The contact sheet.

@@ -9,6 +9,8 @@ from flawmask.coco import GOOD
 from flawmask.errors import FlawmaskError
 from flawmask.images import is_image
 
+SHOWN = 12  # names in a message that says what is there
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -39,11 +41,25 @@ def categories(mvtec_root: Path) -> list[str]:
         FlawmaskError: there is no such folder, or no category in it.
     """
     if not mvtec_root.is_dir():
-        raise FlawmaskError(f"{mvtec_root} does not exist: name the folder that holds the categories with --mvtec_root")
+        near = next(path for path in mvtec_root.absolute().parents if path.is_dir())
+        raise FlawmaskError(
+            f"{mvtec_root} is no folder ({near} holds {_listed(near)}): "
+            "name the one that holds the categories with --mvtec_root"
+        )
     found = sorted(path.name for path in mvtec_root.iterdir() if (path / "test").is_dir())
     if not found:
-        raise FlawmaskError(f"{mvtec_root} holds no category: a category is a folder with test/ and ground_truth/")
+        raise FlawmaskError(
+            f"{mvtec_root} holds no category, which is a folder with test/ and ground_truth/: "
+            f"it holds {_listed(mvtec_root)}"
+        )
     return found
+
+
+def _listed(folder: Path) -> str:
+    """Return what is in a folder, in a few words."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more or "nothing"
 
 
 def chosen_categories(mvtec_root: Path, text: str) -> list[str]:

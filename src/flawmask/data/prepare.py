@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,7 @@ class PrepareSettings(Seed):
     classes: Literal["defect", "type"] = "defect"
     """The classes beside good: one for every defect, or one for each defect type (folder name)."""
     group_by: str | None = None
-    """A regular expression that is searched for in the file names; images for which it finds the same text (its
-    groups, where it has any) stay on one side of the split: '^(part\\d+)' for several photographs of one part."""
+    """Keep images on one side of the split whose names match alike: '^(part[0-9]+)' for photographs of one part."""
     link: Literal["copy", "hardlink", "symlink"] = "copy"
     """How image files arrive, byte for byte in any case."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -165,7 +164,7 @@ def _read_all(
             else:
                 left_out.append({"file": sample.original_file, "reason": str(result)})
     if left_out and config.on_error == "stop":
-        others = f" ({len(left_out) - 1} more are bad too; flawmask doctor lists them)" if len(left_out) > 1 else ""
+        others = f" ({len(left_out)} files are bad in all; flawmask doctor lists them)" if len(left_out) > 1 else ""
         raise FlawmaskError(f"{left_out[0]['reason']}{others}, or leave it out with --on_error skip")
     for item in left_out:
         log.warning("left out: %s", item["reason"])
@@ -178,7 +177,8 @@ def _read(sample: Sample, category_id: int, config: PrepareSettings) -> _Read:
     """Read one image and its mask, and encode what is on it; ids are given later."""
     data = images.read_bytes(sample.image)
     height, width = images.decode(data, sample.image).shape[:2]
-    regions, mask_digest = [], ""
+    regions: Iterable[Mask] = ()
+    mask_digest = ""
     if sample.is_good:
         if config.good_as == "instance":
             regions = [np.ones((height, width), dtype=bool)]
@@ -286,7 +286,7 @@ def _records(read: Sequence[_Read]) -> list[tuple[Record, list[Record]]]:
 
 def _file_name(sample: Sample, taken: set[str]) -> str:
     """Return a flat name that no other image has, not even one that differs in case only; `taken` grows by it."""
-    before = "train_" if "/train/" in sample.original_file else ""
+    before = "train_" if sample.original_file.split("/")[1] == "train" else ""
     stem, suffix = f"{before}{sample.defect_type}_{sample.image.stem}", sample.image.suffix
     name, number = stem + suffix, 2
     while name.lower() in taken:

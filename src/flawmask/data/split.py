@@ -41,8 +41,9 @@ def split_groups(members: Sequence[Member], train_ratio: float, seed: int) -> fr
     wanted = np.floor(train_ratio * counts.sum(axis=1) + 0.5)
 
     # Variables: a group is in training (0/1), then per type the distance to the wanted count, and whether it is
-    # missing where it should be. Small random costs choose among equally good divisions; they sum to less than 1.
-    draw = np.random.default_rng(seed).random(len(groups)) / (len(groups) + 1)
+    # missing where it should be. Small random costs choose among equally good divisions; they sum to less than 1. They
+    # lie around 0 and grow with the group, or few large groups would be cheaper than many small ones.
+    draw = (np.random.default_rng(seed).random(len(groups)) - 0.5) * counts.sum(axis=0) / len(members)
     cost = np.concatenate((draw, np.ones(len(types)), np.full(len(types), len(members) + 1.0)))
     constraints = []
     distance, missing = np.eye(len(types)), np.eye(len(types))

@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from flawmask import images
 from flawmask.coco import CocoSplit, Record, instance_masks, read_split
-from flawmask.draw import PREDICTION, TRUTH, outline, side_by_side, title_bar
+from flawmask.draw import PREDICTION, TRUTH, fit, fit_mask, outline, side_by_side, title_bar
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.segments import average_precision, coco_results, mean_mask_iou
 from flawmask.evaluation.verdicts import Judged, image_metrics
 from flawmask.files import check_output_folder, whole_folder, write_json
-from flawmask.inference.overlay import draw_instances, shrink
+from flawmask.inference.overlay import draw_instances, viewing_size
 from flawmask.inference.predictor import Prediction, Predictor, check_classes
 from flawmask.progress import track
 from flawmask.settings import require
@@ -171,9 +171,11 @@ def _overlay(
     split: CocoSplit, image: Record, one: Judged, prediction: Prediction, config: EvaluateConfig
 ) -> npt.NDArray[np.uint8]:
     path = split.image_path(image)
-    pixels = left = images.read_image(path)
-    for mask in instance_masks(split.defects(image), *pixels.shape[:2], str(path)):
-        left = outline(left, mask, TRUTH)
-    right = draw_instances(pixels, prediction.defects(config.conf, config.min_area), PREDICTION)
+    pixels = images.read_image(path)
+    size = viewing_size(pixels, panels=2)
+    left = fit(pixels, *size)
+    for mask in instance_masks(split.defects(image), prediction.height, prediction.width, str(path)):
+        left = outline(left, fit_mask(mask, *size), TRUTH)
+    right = draw_instances(pixels, prediction.defects(config.conf, config.min_area), PREDICTION, size)
     verdict = f"verdict: {'defect' if one.verdict else 'good'} ({one.score:.2f})"
-    return shrink(side_by_side(title_bar(left, f"truth: {one.defect_type}"), title_bar(right, verdict)))
+    return side_by_side(title_bar(left, f"truth: {one.defect_type}"), title_bar(right, verdict))

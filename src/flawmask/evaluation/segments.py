@@ -1,6 +1,7 @@
 """Instance-level figures: COCO average precision of masks and boxes, and how well masks cover the truth."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import hotcoco
 import numpy as np
@@ -74,7 +75,8 @@ def _precision(truth: Record, found: list[Record], kind: str) -> np.ndarray:
     evaluator = hotcoco.COCOeval(coco, coco.loadRes(found), kind)
     evaluator.evaluate()
     evaluator.accumulate()
-    return np.asarray(evaluator.eval["precision"])[:, :, :, 0, -1]
+    figures: Any = evaluator.eval
+    return np.asarray(figures["precision"])[:, :, :, 0, -1]
 
 
 def _mean(precision: np.ndarray | None) -> float | None:

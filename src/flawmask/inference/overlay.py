@@ -1,34 +1,46 @@
-"""Pictures of what was found."""
+"""Pictures of what was found, at a size at which they can be looked at."""
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from flawmask.draw import Colour, box_label, outline
+from flawmask.draw import Colour, box_label, fit, fit_mask, outline
 from flawmask.inference.predictor import Instance
 
 Image = npt.NDArray[np.uint8]
 
-LONGEST_SIDE = 1600
-"""Pictures to look through are not made larger than this, in pixels."""
+SHORTEST_SIDE, LONGEST_SIDE = 400, 1600
+"""In pixels: pictures are enlarged until text on them can be read, and shrunk to what a screen can show."""
 
 
-def draw_instances(image: Image, instances: Sequence[Instance], colour: Colour) -> Image:
-    """Return the image, (height, width, 3) uint8 RGB, with each instance outlined and tagged with class and score."""
-    for instance in instances:
-        image = outline(image, instance.mask, colour)
-    for instance in instances:  # tags last, so that no outline runs over one
-        image = box_label(image, f"{instance.label} {instance.score:.2f}", *map(round, instance.box[:2]), colour)
-    return image
+def viewing_size(image: Image, panels: int = 1) -> tuple[int, int]:
+    """Return the width and height in pixels that an image is drawn at, its proportions kept.
 
-
-def shrink(image: Image) -> Image:
-    """Return the image no larger than `LONGEST_SIDE` on either side."""
+    Args:
+        image: (height, width, 3) uint8 RGB.
+        panels: how many of them stand side by side on a picture.
+    """
     height, width = image.shape[:2]
-    scale = LONGEST_SIDE / max(height, width)
-    if scale >= 1:
-        return image
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    longest = LONGEST_SIDE // panels - 20  # room for the title above and the gap between
+    scale = min(max(1.0, SHORTEST_SIDE / min(height, width)), longest / max(height, width))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def draw_instances(image: Image, instances: Sequence[Instance], colour: Colour, size: tuple[int, int]) -> Image:
+    """Return the image with each instance outlined and tagged with class and score.
+
+    Args:
+        image: (height, width, 3) uint8 RGB.
+        instances: what was found on it.
+        colour: RGB of outlines and tags.
+        size: the width and height in pixels to draw at, of the image's proportions.
+    """
+    scale = size[0] / image.shape[1]
+    drawn = fit(image, *size)
+    for instance in instances:
+        drawn = outline(drawn, fit_mask(instance.mask, *size), colour)
+    for instance in instances:  # tags last, so that no outline runs over one
+        x, y = (round(corner * scale) for corner in instance.box[:2])
+        drawn = box_label(drawn, f"{instance.label} {instance.score:.2f}", x, y, colour)
+    return drawn

@@ -15,9 +15,11 @@ from flawmask.draw import PREDICTION, title_bar
 from flawmask.errors import FlawmaskError, ImageError
 from flawmask.files import check_output_folder, whole_folder, write_json
 from flawmask.inference.config import PredictConfig
-from flawmask.inference.overlay import draw_instances
+from flawmask.inference.overlay import draw_instances, viewing_size
 from flawmask.inference.predictor import Instance, Prediction, Predictor
+from flawmask.masks import Mask
 from flawmask.progress import track
+from flawmask.settings import require
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +53,10 @@ def predict(config: PredictConfig) -> Predicted:
             output folder holds something else. Nothing is written then.
     """
     check_output_folder(config.output, "predictions.json", overwrite=True, what="prediction")
-    paths = find_images(config.input)
-    region = images.read_mask(config.roi) if config.roi else None
+    # `evaluate` leaves a predictions.json too.
+    require(not (config.output / "metrics.json").exists(), f"{config.output} holds an evaluation: name a new folder")
+    paths = find_images(config.input, config.output)
+    region = _read_region(config.roi) if config.roi else None
     predictor = Predictor(config.model, config.device)
     records: list[dict[str, Any]] = []
     unreadable: dict[Path, str] = {}
@@ -68,15 +72,20 @@ def predict(config: PredictConfig) -> Predicted:
                 continue
             prediction = predictor(pixels)
             if region is not None:
-                prediction = prediction.within(region)
+                try:
+                    prediction = prediction.within(region)
+                except FlawmaskError as error:
+                    raise FlawmaskError(f"{config.roi} does not fit {path}: {error}") from None
             record = describe(path, prediction, config)
             found = prediction.defects(config.conf, config.min_area)
             caption = f"{path.name}: {record['verdict']} ({record['score']:.2f})"
-            picture = title_bar(draw_instances(pixels, found, PREDICTION), caption)
-            images.write_png(folder / "overlays" / names[path], picture)
+            picture = title_bar(draw_instances(pixels, found, PREDICTION, viewing_size(pixels)), caption)
+            record["overlay"] = f"overlays/{names[path]}"
+            images.write_png(folder / record["overlay"], picture)
             if config.save_masks:
                 mask = prediction.defect_mask(config.conf, config.min_area)
-                images.write_png(folder / "masks" / names[path], mask.astype(np.uint8) * 255)
+                record["mask"] = f"masks/{names[path]}"
+                images.write_png(folder / record["mask"], mask.astype(np.uint8) * 255)
             records.append(record)
         write_json(folder / "predictions.json", {"conf": config.conf, "min_area": config.min_area, "images": records})
         _write_table(folder / "predictions.csv", records)
@@ -94,17 +103,28 @@ def predict(config: PredictConfig) -> Predicted:
     return Predicted(config.output, defective, good, unreadable)
 
 
-def find_images(inputs: tuple[str, ...]) -> list[Path]:
+def _read_region(path: Path) -> Mask:
+    region = images.read_mask(path)
+    require(bool(region.any()), f"{path} has no white pixel: no defect would ever count")
+    return region
+
+
+def find_images(inputs: tuple[str, ...], output: Path) -> list[Path]:
     """Return the image files that files, folders and patterns name, each once, in the order named, folders sorted.
 
     A file named outright is taken whatever its suffix.
+
+    Args:
+        inputs: as on the command line.
+        output: where the results go; the pictures that an earlier run left there are none to be judged.
 
     Raises:
         FlawmaskError: one of them leads to no image.
     """
     found: dict[Path, None] = {}
+    results = output.resolve()
     for text in inputs:
-        paths = list(_expand(text))
+        paths = [path for path in _expand(text) if results not in path.resolve().parents]
         if not paths:
             raise FlawmaskError(f"--input {text}: there is no such file, or no image (png, jpg, bmp, tif) there")
         found |= dict.fromkeys(paths)
@@ -144,7 +164,8 @@ def describe(path: Path, prediction: Prediction, config: PredictConfig) -> dict[
     Keys: `file`; `width`, `height`; `verdict`, `good` or `defect`; `score`, the highest of a defect; `instances`, the
     defects at or above `conf` that cover at least `min_area` pixels, each with `class`, `score`, `box` [x, y, width,
     height], `area` in pixels and `segmentation`, compressed COCO RLE at the image's size; `defect_area_px` and
-    `defect_area_percent`, what they cover together.
+    `defect_area_percent`, what they cover together. `predict` adds `overlay` and, with `save_masks`, `mask`: paths
+    inside its folder.
     """
     verdict = prediction.verdict(config.conf, config.min_area)
     area = int(prediction.defect_mask(config.conf, config.min_area).sum())

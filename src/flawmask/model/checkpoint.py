@@ -65,8 +65,9 @@ def _read_spec(content: dict[str, Any], path: Path) -> ModelSpec:
 def _torchvision_spec(state: StateDict, path: Path) -> ModelSpec:
     """Return the spec of a plain state dict of torchvision's maskrcnn_resnet50_fpn.
 
-    Built with pretrained weights, that network has frozen norms with an epsilon of 0 and no `num_batches_tracked`;
-    built without, BatchNorm with its usual epsilon.
+    Built with COCO's weights, that network has frozen norms with an epsilon of 0 and no `num_batches_tracked`; built
+    without, BatchNorm with its usual epsilon. (Built with ImageNet's backbone alone, its norms are frozen at the usual
+    epsilon, 0.00001, which a state dict does not tell: results may then differ in the last digits.)
     """
     if HEAD not in state or "backbone.body.layer4.2.conv3.weight" not in state:
         raise FlawmaskError(

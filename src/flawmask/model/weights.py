@@ -1,11 +1,14 @@
 """Pretrained weights: COCO's, ImageNet's, or a file. Loaded by name and shape; what did not fit is listed."""
 
 import logging
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
@@ -18,6 +21,7 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskR
 from flawmask.errors import FlawmaskError
 from flawmask.model.build import Norm
 from flawmask.progress import is_shown
+from flawmask.settings import require
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,19 @@ IMAGENET: dict[str, WeightsEnum] = {
 }
 
 BODY = "backbone.body."
+
+OLD_NAMES = (
+    (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)"), r"\1.0.\2"),
+    (re.compile(r"rpn\.head\.conv\.(weight|bias)"), r"rpn.head.conv.0.0.\1"),
+    *(
+        (
+            re.compile(rf"roi_heads\.mask_head\.mask_fcn{number}\.(weight|bias)"),
+            rf"roi_heads.mask_head.{number - 1}.0.\1",
+        )
+        for number in range(1, 5)
+    ),
+)
+"""What layers were called before torchvision 0.13, whose COCO file still says so, and what they are called now."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,7 @@ def pretrained(arch: str, weights: str) -> Pretrained:
             architecture, `coco` means ImageNet's for its backbone, and a log line says so.
 
     Raises:
-        FlawmaskError: the network is out of reach, or the file is none that holds weights.
+        FlawmaskError: the network is out of reach, or the file is not there or none that holds weights.
     """
     if weights == "none":
         return Pretrained({}, "group", None, "no pretrained weights")
@@ -75,6 +92,7 @@ def pretrained(arch: str, weights: str) -> Pretrained:
         log.info("there are no COCO weights for %s: its backbone starts from ImageNet's", arch)
     if weights in ("coco", "imagenet"):
         return Pretrained(_in_backbone(download(IMAGENET[arch])), "frozen", None, "ImageNet weights")
+    require(Path(weights).exists(), f"--weights {weights}: no such file; give coco, imagenet, none or a file's path")
     return from_file(Path(weights))
 
 
@@ -84,23 +102,32 @@ def download(weights: Any) -> StateDict:
     torchvision checks the file against the hash in its name and loads it with `weights_only=True`.
 
     Raises:
-        FlawmaskError: it can be had from neither.
+        FlawmaskError: it can be had from neither, or the file in the cache is damaged.
     """
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     name = Path(urlparse(weights.url).path).name
-    if not (folder / name).is_file():
+    is_there = (folder / name).is_file()
+    if not is_there:
         log.info("downloading %s into %s", weights.url, folder)
     try:
         with _impatient():
             state: StateDict = weights.get_state_dict(
                 progress=is_shown(), check_hash=True, map_location="cpu", weights_only=True
             )
-    except (URLError, OSError, RuntimeError, EOFError, KeyError) as error:
+    except (URLError, HTTPException, OSError, RuntimeError, EOFError, KeyError, UnpicklingError) as error:
+        reason = _first_line(getattr(error, "reason", error))
+        if is_there:  # torchvision looks at the hash of what it downloads, not of what lies there
+            raise FlawmaskError(f"{folder / name} is damaged ({reason}): delete it, and it is fetched again") from None
         raise FlawmaskError(
-            f"{weights.url} cannot be fetched ({getattr(error, 'reason', error)}): put {name} into {folder} by hand, "
+            f"{weights.url} cannot be fetched ({reason}): put {name} into {folder} by hand, "
             "or train from nothing with --weights none"
         ) from None
-    return state
+    return _with_new_names(state)
+
+
+def _first_line(error: object) -> str:
+    """Return the beginning of an error's message, which may run over many lines."""
+    return (str(error).splitlines() or [""])[0][:160] or type(error).__name__
 
 
 @contextmanager
@@ -122,12 +149,12 @@ def from_file(path: Path) -> Pretrained:
     """
     content = load_file(path)
     state = find_state_dict(content, path)
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     if not any(name.startswith(("backbone.", "rpn.", "roi_heads.")) for name in state):
         state = _in_backbone(state)
     norm: Norm = "frozen" if any(name.endswith("running_mean") for name in state) else "group"
-    spec = content.get("spec", {}) if isinstance(content, dict) else {}
-    return Pretrained(state, norm, spec.get("norm_eps"), f"weights of {path}")
+    spec = content.get("spec")
+    eps = spec.get("norm_eps") if isinstance(spec, dict) else None
+    return Pretrained(state, norm, eps, f"weights of {path}")
 
 
 def load_file(path: Path) -> Any:
@@ -141,14 +168,16 @@ def load_file(path: Path) -> Any:
     except FileNotFoundError:
         raise FlawmaskError(f"{path} does not exist") from None
     except Exception as error:  # text gives KeyError, an empty file EOFError, a pickle UnpicklingError, and so on
-        reason = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
         raise FlawmaskError(
-            f"{path} is not a file of weights, or is damaged ({type(error).__name__}: {reason})"
+            f"{path} is not a file of weights, or is damaged ({type(error).__name__}: {_first_line(error)})"
         ) from None
 
 
 def find_state_dict(content: Any, path: Path) -> StateDict:
     """Return the state dict in what a file holds, whether it stands alone or under a usual name.
+
+    Its names are today's: without the `module.` of a network trained on several GPUs, and without those that
+    torchvision has given up.
 
     Raises:
         FlawmaskError: there is none.
@@ -159,7 +188,19 @@ def find_state_dict(content: Any, path: Path) -> StateDict:
             break
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise FlawmaskError(f"{path} holds no state dict: it must map names to tensors, alone or as model_state_dict")
-    return content
+    return _with_new_names({str(name).removeprefix("module."): tensor for name, tensor in content.items()})
+
+
+def _with_new_names(state: StateDict) -> StateDict:
+    """Return the state dict with its layers called as torchvision calls them today.
+
+    torchvision translates old names itself, but only while it loads, when what fits has been chosen already.
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        new = next((rule.sub(to, name) for rule, to in OLD_NAMES if rule.fullmatch(name)), name)
+        renamed[new] = tensor
+    return renamed
 
 
 def _in_backbone(state: StateDict) -> StateDict:

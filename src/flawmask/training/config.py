@@ -21,11 +21,9 @@ class TrainSettings(Seed, Device, Classes):
     arch: Arch = "maskrcnn_resnet50_fpn"
     """The network. resnet18 is about three times as fast and enough for many parts."""
     weights: str = "coco"
-    """What the network starts from: coco (ImageNet's backbone where there are no COCO weights), imagenet, none,
-    or the path of a file. coco and imagenet are downloaded once by torchvision."""
+    """What it starts from: coco, imagenet (downloaded once), none, or a file. No COCO weights: ImageNet's instead."""
     image_size: int = 800
-    """The shorter side, in pixels, to which images are resized; the longer may have 1.67 times as many. Time grows
-    with its square; small defects need it large."""
+    """Pixels of the shorter side after resizing. Time grows with its square; small defects need it large."""
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     """auto is SGD from pretrained weights, and from none AdamW at a tenth of --lr."""
     scheduler: Literal["cosine", "step", "constant"] = "cosine"
@@ -34,6 +32,8 @@ class TrainSettings(Seed, Device, Classes):
     """Steps over which the learning rate rises from nothing; at most a tenth of all steps."""
     clip_norm: float = 5.0
     """The longest gradient that a step may follow, as its 2-norm."""
+    norm: Literal["auto", "batch", "frozen", "group"] = "auto"
+    """What normalises. auto: frozen from pretrained weights; from none batch, or group below a --batch_size of 4."""
     trainable_layers: int | None = None
     """How many of the backbone's five stages learn, counted from the heads; by default 3, and 5 from no weights."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
@@ -43,15 +43,13 @@ class TrainSettings(Seed, Device, Classes):
     max_detections: int = 100
     """The most instances that one image can have."""
     proposals: int = 1000
-    """Regions of an image at which the heads look closer, twice as many while training. Fewer are faster: at small
-    image sizes, where everything else is cheap, by much."""
+    """Regions of an image that the heads look at; twice as many while training. Fewer are faster on small images."""
     roi_samples: int = 128
     """Regions per image on which the heads learn; torchvision takes 512, few of which a part with few defects needs."""
     anchor_sizes: tuple[int, int, int, int, int] | None = None
     """Five anchor sizes in pixels of the resized image, smallest first; by default 32 to 512 times image_size / 800."""
     select_by: Literal["train_loss", "val_loss", "segm_ap", "f1"] = "train_loss"
-    """What decides which epoch becomes best.pt. All but train_loss spend the validation split, whose figures then
-    flatter."""
+    """What decides which epoch becomes best.pt. All but train_loss spend the validation split: its figures flatter."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

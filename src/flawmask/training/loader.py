@@ -1,7 +1,7 @@
 """From a split on disk to batches of tensors, in an order that the seed alone decides."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -16,9 +16,10 @@ from flawmask.errors import FlawmaskError
 
 Target = dict[str, Tensor]
 Batch = tuple[list[Tensor], list[Target]]
+Item = tuple[Tensor, Target]
 
 
-class SplitDataset(Dataset[tuple[Tensor, Target]]):
+class SplitDataset(Dataset[Item]):
     """The images of a split with what torchvision's Mask R-CNN learns from.
 
     An item is a (3, H, W) float32 image, 0 to 1, and a target: `boxes` (N, 4) float32, x1 y1 x2 y2 along the outer
@@ -34,8 +35,12 @@ class SplitDataset(Dataset[tuple[Tensor, Target]]):
         """Return how many images there are."""
         return len(self.split.images)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, Target]:
-        """Return the image and target at a place in the split's order."""
+    def __getitem__(self, place: int) -> Item:
+        """Return the image and target at a place in the split's order.
+
+        Raises:
+            FlawmaskError: the image cannot be read, or does not fit its record.
+        """
         record = self.split.images[place]
         path = self.split.image_path(record)
         pixels = images.read_image(path)
@@ -62,8 +67,44 @@ class SplitDataset(Dataset[tuple[Tensor, Target]]):
         }
 
 
-def _collate(items: Sequence[tuple[Tensor, Target]]) -> Batch:
-    return [image for image, _ in items], [target for _, target in items]
+class _Carrier(Dataset[Item | FlawmaskError]):
+    """A data set that hands over what went wrong instead of raising it.
+
+    Raised in a worker process, an error would reach the user with that process's traceback pasted into its message.
+    """
+
+    def __init__(self, items: SplitDataset) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> Item | FlawmaskError:
+        try:
+            return self.items[place]
+        except FlawmaskError as error:
+            return error
+
+
+def _collate(items: Sequence[Item | FlawmaskError]) -> Batch | FlawmaskError:
+    read = []
+    for item in items:
+        if isinstance(item, FlawmaskError):
+            return item
+        read.append(item)
+    return [image for image, _ in read], [target for _, target in read]
+
+
+def read(batches: DataLoader[Any]) -> Iterator[Batch]:
+    """Yield the batches of one epoch.
+
+    Raises:
+        FlawmaskError: an image cannot be read, or does not fit its record.
+    """
+    for batch in batches:
+        if isinstance(batch, FlawmaskError):
+            raise batch
+        yield batch
 
 
 def _one_thread(_: int) -> None:
@@ -74,7 +115,7 @@ def _one_thread(_: int) -> None:
 def make_loader(
     split: CocoSplit, batch_size: int, *, shuffle: bool, seed: int, workers: int | None, pin: bool
 ) -> DataLoader[Any]:
-    """Return a loader of `Batch`es.
+    """Return a loader of `Batch`es, to be gone through with `read`.
 
     Args:
         split: what to read.
@@ -86,7 +127,7 @@ def make_loader(
     """
     count = min(4, (os.cpu_count() or 1) - 1) if workers is None else workers
     return DataLoader(
-        SplitDataset(split),
+        _Carrier(SplitDataset(split)),
         batch_size=batch_size,
         shuffle=shuffle,
         num_workers=count,

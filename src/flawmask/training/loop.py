@@ -20,10 +20,10 @@ import flawmask
 from flawmask.coco import CocoSplit, read_split
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.evaluate import judge, predict_split, split_metrics
-from flawmask.files import check_output_folder, write_json
+from flawmask.files import check_output_folder, read_json, write_json
 from flawmask.inference.predictor import detect
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec, anchors_for, build, count_parameters, freeze, to_device
+from flawmask.model.build import ModelSpec, Norm, anchors_for, build, count_parameters, freeze, to_device
 from flawmask.model.weights import Pretrained, load_matching, pretrained
 from flawmask.progress import track
 from flawmask.runtime import autocast, choose_device, choose_precision, refuse_wrong_gradients, seed_everything
@@ -37,6 +37,12 @@ log = logging.getLogger(__name__)
 Loss = dict[str, float]
 
 LARGER_IS_BETTER = {"segm_ap", "f1"}
+
+SMALLEST_NORM_BATCH = 4
+"""Below this many images, BatchNorm's statistics are too noisy to learn with."""
+
+MADE_BY = "flawmask train"
+"""What `config.json` of a run says; a folder whose file says otherwise is never replaced."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +82,30 @@ class Step:
         with autocast(self.device, self.dtype):
             losses = self.model(images, targets)
         total = sum(losses.values(), torch.zeros((), device=self.device))
-        if not torch.isfinite(total.detach()):
-            # A step further the boxes would be NaN, on which RoIAlign can crash the process.
-            shown = ", ".join(str(int(target["image_id"])) for target in targets)
-            raise FlawmaskError(
-                f"the loss is {float(total.detach())} on the images with the ids {shown}: look at them, or lower --lr"
-            )
+        _require_finite(total.detach(), "loss", targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        length = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        if not self.scaler.is_enabled():  # the scaler skips such a step by itself, and scales less from then on
+            _require_finite(length, "gradient", targets)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
         return {name: float(value.detach()) for name, value in {"train_loss": total, **losses}.items()}
+
+
+def _require_finite(value: torch.Tensor, what: str, targets: list[loader.Target]) -> None:
+    """Stop before a step that makes the weights NaN: so would be the boxes, on which RoIAlign can crash the process.
+
+    Raises:
+        FlawmaskError: the value is not finite; the message names the images.
+    """
+    if not torch.isfinite(value):
+        shown = ", ".join(str(int(target["image_id"])) for target in targets)
+        raise FlawmaskError(
+            f"the {what} is {float(value)} on the images with the ids {shown}: look at them, or lower --lr"
+        )
 
 
 def train(config: TrainConfig) -> Trained:
@@ -99,9 +115,10 @@ def train(config: TrainConfig) -> Trained:
 
     Raises:
         FlawmaskError: the data set or the weights cannot be used, the device is not there, the output folder holds
-            something else, or the loss stopped being finite.
+            something else, or the loss stopped being finite. Nothing is written, and nothing of an older run
+            replaced, before the first epoch has gone well.
     """
-    check_output_folder(config.output_dir, "config.json", overwrite=config.overwrite, what="run")
+    _check_run_folder(config)
     device = choose_device(config.device)
     refuse_wrong_gradients(device)
     dtype = choose_precision(config.precision, device)
@@ -114,9 +131,6 @@ def train(config: TrainConfig) -> Trained:
     batches = make_loader(training, config.batch_size, shuffle=True)
     val_batches = make_loader(validation, config.batch_size, shuffle=False) if validation else None
     step = _make_step(config, model, device, dtype, config.epochs * len(batches), bool(given.state))
-    if config.output_dir.exists():
-        shutil.rmtree(config.output_dir)  # an older run, as was checked above: nothing of it may stay beside the new
-    _write_config(config, spec, given, device, dtype)
 
     history: dict[str, list[Any]] = {}
     best_epoch, best_value = 0, math.inf
@@ -134,6 +148,8 @@ def train(config: TrainConfig) -> Trained:
         for name, value in figures.items():
             history.setdefault(name, []).append(value)
         best_value, is_best = _compare(figures[config.select_by], best_value, config.select_by)
+        if epoch == 1:
+            _begin_run(config, spec, given, device, dtype)
         facts = {"epoch": epoch, "train_loss": figures["train_loss"], "val_loss": figures["val_loss"]}
         if is_best:
             best_epoch = epoch
@@ -144,6 +160,18 @@ def train(config: TrainConfig) -> Trained:
     draw_curves(history, best_epoch, config.select_by, config.output_dir / "curves.png")
     log.info("trained %s: best.pt is epoch %d by %s", config.output_dir, best_epoch, config.select_by)
     return Trained(config.output_dir, best_epoch, history)
+
+
+def _check_run_folder(config: TrainConfig) -> None:
+    """Refuse to replace anything but a run: many programs leave a `config.json`."""
+    check_output_folder(config.output_dir, "config.json", overwrite=config.overwrite, what="run")
+    path = config.output_dir / "config.json"
+    if path.is_file():
+        found = read_json(path)
+        require(
+            isinstance(found, dict) and found.get("made_by") == MADE_BY,
+            f"{config.output_dir} holds something else ({path} is not Flawmask's): name a new folder for the run",
+        )
 
 
 def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
@@ -175,12 +203,22 @@ def _spec(config: TrainConfig, training: CocoSplit, given: Pretrained) -> ModelS
         arch=config.arch,
         classes=training.class_names,
         image_size=config.image_size,
-        norm=given.norm,
+        norm=_norm(config, given),
         norm_eps=given.norm_eps,
         anchor_sizes=config.anchor_sizes or anchors_for(config.image_size),
         max_detections=config.max_detections,
         proposals=config.proposals,
     )
+
+
+def _norm(config: TrainConfig, given: Pretrained) -> Norm:
+    """Return what normalises: pretrained statistics stay as they are, and a network that starts from nothing makes its
+    own where a batch is large enough for them. (In docs/results.md, BatchNorm learns faster than GroupNorm at 4.)"""
+    if config.norm != "auto":
+        return config.norm
+    if given.state:
+        return given.norm
+    return "batch" if config.batch_size >= SMALLEST_NORM_BATCH else "group"
 
 
 def _start(config: TrainConfig, spec: ModelSpec, given: Pretrained, device: torch.device) -> MaskRCNN:
@@ -242,7 +280,7 @@ def _train_epoch(step: Step, batches: DataLoader[Any], label: str) -> Loss:
     step.model.train()
     sums: Loss = {}
     seen = 0
-    for batch in track(batches, label, total=len(batches)):
+    for batch in track(loader.read(batches), label, total=len(batches)):
         size = len(batch[0])
         for name, value in step(batch).items():
             sums[name] = sums.get(name, 0.0) + value * size
@@ -253,22 +291,28 @@ def _train_epoch(step: Step, batches: DataLoader[Any], label: str) -> Loss:
 @torch.no_grad()
 def _validation_loss(
     model: MaskRCNN, batches: DataLoader[Any], device: torch.device, dtype: torch.dtype, seed: int
-) -> Loss:
+) -> dict[str, float | None]:
     """Return the loss on the validation split, on the same random regions each time and without a trace on training.
 
-    torchvision gives losses in training mode only; the norms are frozen or do not look at the batch, so that mode
-    changes nothing else.
+    None where it is not finite: training goes on, and JSON has no word for it.
+
+    torchvision gives losses in training mode only; the norms alone are put into evaluation mode, so that they neither
+    look at the batch nor learn from it.
     """
     total, seen = 0.0, 0
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for batch in batches:
+        for batch in loader.read(batches):
             images, targets = loader.to_device(batch, device)
             with autocast(device, dtype):
                 losses = model(images, targets)
             total += float(sum(losses.values())) * len(images)
             seen += len(images)
-    return {"val_loss": total / seen}
+    return {"val_loss": total / seen if math.isfinite(total) else None}
 
 
 def _validation_figures(model: MaskRCNN, spec: ModelSpec, split: CocoSplit) -> dict[str, float | None]:
@@ -302,14 +346,16 @@ def _log_epoch(figures: dict[str, Any], epochs: int, is_best: bool) -> None:
     )
 
 
-def _write_config(
+def _begin_run(
     config: TrainConfig, spec: ModelSpec, given: Pretrained, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Write what the run was made with: settings, network, machine and versions."""
+    """Make the run folder and write what the run is made with: settings, network, machine and versions."""
+    if config.output_dir.exists():
+        shutil.rmtree(config.output_dir)  # an older run, as was checked: nothing of it may stay beside the new
     write_json(
         config.output_dir / "config.json",
         {
-            "made_by": "flawmask train",
+            "made_by": MADE_BY,
             "settings": as_json(config),
             "model": as_json(spec),
             "weights": given.source,

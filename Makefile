@@ -1,0 +1,31 @@
+# Two commands: `make demo` and `make test`. Both set up .venv from requirements.lock first, once.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format lock
+
+demo: .venv/ready
+	$(BIN)/flawmask demo --run
+
+test: .venv/ready
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	touch $@
+
+# Renews the exact, hashed set of packages. Needs uv.
+lock:
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --extra dev pyproject.toml -o requirements.lock

@@ -1,0 +1,59 @@
+"""What several test files need: a tiny category to prepare, and the real images where they are."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def tiny_category(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a category in MVTec's layout and returns its folder, `<tmp_path>/mvtec/<name>`.
+
+    Images are 18 wide and 14 high, no two alike; masks are noise, full of holes and pixels that touch by a corner.
+    """
+
+    def make(*, name: str = "part", good: int = 4, train_good: int = 0, **types: int) -> Path:
+        draw = np.random.default_rng(5)
+        folder = tmp_path / "mvtec" / name
+        wanted = {"test/good": good, "train/good": train_good}
+        wanted |= {f"test/{kind}": count for kind, count in (types or {"crack": 3, "hole": 2}).items()}
+        for place, count in wanted.items():
+            (folder / place).mkdir(parents=True)
+            for number in range(count):
+                write(folder / place / f"{number:03d}.png", draw.integers(0, 256, (14, 18, 3), dtype=np.uint8))
+                if "good" not in place:
+                    mask = np.where(draw.random((14, 18)) > 0.6, 255, 0).astype(np.uint8)
+                    write(folder / place.replace("test", "ground_truth") / f"{number:03d}_mask.png", mask)
+        return folder
+
+    return make
+
+
+def write(path: Path, pixels: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), pixels)
+
+
+@pytest.fixture
+def digests() -> Callable[[Path], dict[str, str]]:
+    """Return a function that gives the SHA-256 of every file under a folder, by its relative path."""
+
+    def of(folder: Path) -> dict[str, str]:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the real images; what needs it is skipped where it is not."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here: the real images are no part of the repository")
+    return folder

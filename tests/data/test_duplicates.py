@@ -1,0 +1,73 @@
+"""Duplicates: one picture is known again through another file's bytes, and two pictures are not taken for one."""
+
+import cv2
+import numpy as np
+import pytest
+
+from flawmask.data import duplicates
+from flawmask.data.duplicates import ALIKE, Compared, Look, alike, identical, look_of
+from flawmask.draw import Picture
+
+
+def picture(seed: int) -> Picture:
+    clouds = cv2.GaussianBlur(np.random.default_rng(seed).random((48, 60, 3)), (0, 0), 1.5)
+    return np.asarray(cv2.normalize(clouds, clouds, 0, 255, cv2.NORM_MINMAX), dtype=np.uint8)
+
+
+def correlation(one: Picture, other: Picture) -> float:
+    return float(look_of(one).astype(np.float32) @ look_of(other).astype(np.float32))
+
+
+def compared(*seeds: int, split: str = "train", variant: bool = False) -> list[Compared]:
+    """Return what pictures are compared by; each has a digest of its own, so that none counts as identical."""
+    return [Compared(f"{split} {place}", look_of(picture(seed)), split, variant) for place, seed in enumerate(seeds)]
+
+
+def test_a_look_has_length_1_and_is_like_itself_smaller_darker_or_compressed() -> None:
+    image = picture(0)
+    look: Look = look_of(image)
+    assert look.shape == (4096,)
+    assert look.dtype == np.float16
+    smaller = np.asarray(cv2.resize(image, (55, 44), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    darker = np.asarray(np.rint(image * 0.9), dtype=np.uint8)
+    coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+    compressed = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), dtype=np.uint8)
+    assert correlation(image, image) == pytest.approx(1, abs=1e-3)
+    assert correlation(image, darker) > ALIKE
+    assert correlation(image, compressed) > ALIKE
+    assert correlation(image, smaller) > 0.9
+    assert all(correlation(image, picture(seed)) < 0.5 for seed in range(1, 20))
+
+
+def test_an_image_without_detail_is_like_no_other() -> None:
+    blank = np.full((48, 60, 3), 130, np.uint8)
+    assert correlation(blank, blank) < ALIKE
+
+
+def test_places_with_the_same_digest_come_together_in_their_order() -> None:
+    assert identical(["a", "b", "a", "c", "b", "a"]) == [[0, 2, 5], [1, 4]]
+    assert identical(["a", "b"]) == identical([]) == []
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 1024])
+def test_each_copy_is_paired_with_the_first_whatever_the_block(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(duplicates, "BLOCK", block)
+    assert alike(compared(0, 1, 0, 2, 1, 0)) == [(2, 0), (4, 1), (5, 0)]
+    assert alike([]) == []
+
+
+def test_the_same_bytes_are_not_reported_as_alike() -> None:
+    (image,) = compared(0)
+    assert alike([image, image]) == []
+
+
+def test_a_copy_on_its_own_and_one_on_another_split_are_both_named() -> None:
+    assert alike([*compared(0), *compared(0, 0, split="val")]) == [(1, 0), (2, 0), (2, 1)]
+
+
+def test_a_variant_is_compared_with_other_splits_alone() -> None:
+    source, held_back = compared(0), compared(0, split="val")
+    variant = [Compared("variant", look_of(picture(0)), "train", variant=True)]
+    assert alike([*source, *variant]) == []
+    assert alike([*source, *variant, *held_back]) == [(2, 0)]
+    assert alike([*variant, *held_back]) == [(1, 0)]

@@ -1,0 +1,113 @@
+"""The split: stratified, seeded, never a group on both sides, and as near to the ratio as that allows."""
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flawmask.data.split import Member, split_groups
+
+RATIOS = st.floats(0.02, 0.98)
+SEEDS = st.integers(0, 2**32)
+
+
+def singles(**counts: int) -> list[Member]:
+    """Return members that are each a group of their own."""
+    return [Member(f"{kind} {number}", kind) for kind, count in counts.items() for number in range(count)]
+
+
+def in_training(members: Sequence[Member], training: frozenset[str]) -> Counter[str]:
+    return Counter(member.defect_type for member in members if member.group in training)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 30), min_size=1), RATIOS, SEEDS)
+def test_each_type_of_single_images_is_split_to_the_nearest_image(
+    counts: dict[str, int], ratio: float, seed: int
+) -> None:
+    members = singles(**counts)
+    found = in_training(members, split_groups(members, ratio, seed))
+    for kind, count in counts.items():
+        wanted = math.floor(ratio * count + 0.5)
+        assert found[kind] == (1 if count == 1 else min(max(wanted, 1), count - 1))
+
+
+def test_counts_worked_out_by_hand() -> None:
+    members = singles(good=20, crack=3, hole=2, scratch=1)
+    assert in_training(members, split_groups(members, 0.8, 42)) == {"good": 16, "crack": 2, "hole": 1, "scratch": 1}
+    members = singles(good=17, crack=8)
+    assert in_training(members, split_groups(members, 0.8, 42)) == {"good": 14, "crack": 6}  # 13.6 and 6.4
+
+
+def cost(members: Sequence[Member], training: frozenset[str], ratio: float) -> tuple[int, float]:
+    """Return how many types miss a side that they could be on, and how far the counts are from the ratio."""
+    groups = defaultdict(set)
+    for member in members:
+        groups[member.defect_type].add(member.group)
+    found, totals = in_training(members, training), Counter(member.defect_type for member in members)
+    missing = sum(
+        (not groups[kind] & training) + (len(groups[kind]) > 1 and groups[kind] <= training) for kind in groups
+    )
+    wanted = {kind: math.floor(ratio * total + 0.5) for kind, total in totals.items()}
+    return missing, sum(abs(found[kind] - wanted[kind]) for kind in totals)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.builds(Member, st.sampled_from("12345678"), st.sampled_from("abc")), min_size=1, max_size=24),
+    RATIOS,
+    SEEDS,
+)
+def test_no_other_division_of_groups_that_may_span_types_is_better(
+    members: list[Member], ratio: float, seed: int
+) -> None:
+    groups = sorted({member.group for member in members})
+    chosen = split_groups(members, ratio, seed)
+    assert chosen <= set(groups)
+    every = (frozenset(side) for size in range(len(groups) + 1) for side in itertools.combinations(groups, size))
+    assert cost(members, chosen, ratio) == min(cost(members, side, ratio) for side in every)
+
+
+def test_a_group_stays_together_even_where_it_misses_the_ratio() -> None:
+    members = [Member("big", "crack")] * 9 + [Member("small", "crack")]
+    for seed in range(5):
+        assert split_groups(members, 0.5, seed) in ({"big"}, {"small"})
+
+
+def test_a_type_with_two_groups_is_on_both_sides_and_one_with_a_single_group_goes_to_training() -> None:
+    members = [Member(group, kind) for kind, groups in {"crack": "abb", "hole": "c"}.items() for group in groups]
+    for seed in range(5):
+        training = split_groups(members, 0.8, seed)
+        assert "c" in training
+        assert len(training & {"a", "b"}) == 1
+
+
+def test_the_same_seed_draws_the_same_and_0_is_a_seed_of_its_own() -> None:
+    members = singles(good=20, crack=10)
+    drawn = [split_groups(members, 0.8, seed) for seed in (0, 1, 2, 42)]
+    assert drawn == [split_groups(list(reversed(members)), 0.8, seed) for seed in (0, 1, 2, 42)]
+    assert len(set(drawn)) == 4
+
+
+def test_every_image_has_its_chance_of_training() -> None:
+    members = singles(good=10)
+    times = Counter(group for seed in range(60) for group in split_groups(members, 0.5, seed))
+    assert len(times) == 10
+    assert min(times.values()) > 10
+    assert max(times.values()) < 50
+
+
+def test_a_large_group_has_its_chance_of_either_side() -> None:
+    members = [Member("large", "good")] * 3 + singles(good=5)
+    times = sum("large" in split_groups(members, 0.5, seed) for seed in range(60))
+    assert 10 < times < 50
+
+
+@pytest.mark.timeout(60)
+def test_thousands_of_images_are_split_in_seconds() -> None:
+    members = singles(good=2500, crack=250, hole=250)
+    assert in_training(members, split_groups(members, 0.8, 0)) == {"good": 2000, "crack": 200, "hole": 200}

@@ -1,0 +1,247 @@
+"""The commands as a person types them: processes of their own, started in an empty folder."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+SMALL = (
+    "--arch maskrcnn_resnet18_fpn --weights none --image_size 64 --proposals 50 --roi_samples 16 --workers 0".split()
+)
+"""What makes a training take seconds; whether it learns is for others to test."""
+
+BLOCK_LABELS = ("Accuracy :", "Precision:", "Recall   :", "F1-Score :", "Defect detection rate:", "Composite:")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command in `folder`; a `.py` first word is one of the root scripts, anything else a subcommand."""
+    first, *rest = map(str, command)
+    program = [str(ROOT / first)] if first.endswith(".py") else ["-m", "flawmask", first]
+    done = subprocess.run(
+        [sys.executable, *program, *rest], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == status, f"{command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two small categories under datasets/mvtec, one of them taken through the whole pipeline."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for category, seed in (("bottle", "0"), ("cable", "1")):
+        counts = "--image_size 64 --good 4 --defective 2 --train_good 1".split()
+        run_in(folder, "demo", "--mvtec_root", "datasets/mvtec", "--category", category, "--seed", seed, *counts)
+    done = run_in(
+        folder, "run_maskrcnn_pipeline.py", *"--category bottle --epochs 1 --augmentation_factor 1".split(), *SMALL
+    )
+    (folder / "first_run.txt").write_text(done.stdout + done.stderr)
+    return folder
+
+
+def runs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model_maskrcnn/maskrcnn_mvtec_*"))
+
+
+@pytest.mark.slow
+def test_the_pipeline_leaves_everything_where_the_readme_says(workplace: Path) -> None:
+    run_dir = runs(workplace)[0]
+    assert run_dir.name.removeprefix("maskrcnn_mvtec_").replace("_", "").isdigit()
+    expected = {"best.pt", "last.pt", "history.json", "config.json", "curves.png", "inference_val"}
+    assert expected <= {path.name for path in run_dir.iterdir()}
+    results = run_dir / "inference_val"
+    assert {path.name for path in results.iterdir()} == {
+        "metrics.json",
+        "predictions.json",
+        "predictions.csv",
+        "overlays",
+    }
+    for name in ("maskrcnn_mvtec_bottle", "maskrcnn_mvtec_bottle_augmented"):
+        assert (workplace / "datasets" / name / "train" / "annotations.json").is_file()
+    metrics = json.loads((results / "metrics.json").read_text())
+    val = json.loads((workplace / "datasets/maskrcnn_mvtec_bottle/val/annotations.json").read_text())
+    assert metrics["total_images"] == len(val["images"])
+    assert len(list((results / "overlays").iterdir())) == len(val["images"])
+
+
+@pytest.mark.slow
+def test_the_pipeline_prints_the_metrics_and_where_to_look(workplace: Path) -> None:
+    printed = (workplace / "first_run.txt").read_text()
+    assert "OVERALL METRICS\n" + "=" * 60 in printed
+    for label in BLOCK_LABELS:
+        assert f"\n{label} " in printed
+    assert str(runs(workplace)[0].relative_to(workplace)) in printed
+    for stage in ("prepared", "augmented", "trained", "evaluated"):
+        assert f"{stage} " in printed
+
+
+@pytest.mark.slow
+def test_the_five_scripts_work_with_the_flags_as_written(workplace: Path) -> None:
+    prepare = "--mvtec_root datasets/mvtec --category bottle --output_dir datasets/own --train_ratio 0.5 --seed 0"
+    run_in(workplace, "prepare_maskrcnn_dataset.py", *prepare.split())
+    augment = "--dataset_dir datasets/own --output_dir datasets/own_more --augmentation_factor 3"
+    run_in(workplace, "augment_maskrcnn_dataset.py", *augment.split())
+    train = "--dataset_dir datasets/own_more --output_dir own_run --epochs 1 --batch_size 4 --lr 0.005 --device cpu"
+    run_in(workplace, "train_maskrcnn.py", *train.split(), "--num_classes", "2", *SMALL)
+    judge = "--model own_run/best.pt --dataset_dir datasets/own --split val --output_dir judged --conf 0.5 --device cpu"
+    done = run_in(workplace, "inference_maskrcnn.py", *judge.split(), "--num_classes", "2")
+    assert done.stdout.startswith("OVERALL METRICS\n")
+    assert (workplace / "judged/metrics.json").is_file()
+    images = json.loads((workplace / "datasets/own_more/train/annotations.json").read_text())["images"]
+    assert len(images) == 4 * sum("augmentation" not in image for image in images)
+
+
+@pytest.mark.slow
+def test_results_for_a_run_folder_go_inside_it(workplace: Path) -> None:
+    run_dir = runs(workplace)[0]
+    model, data = str(run_dir / "best.pt"), "datasets/maskrcnn_mvtec_bottle"
+    run_in(workplace, "evaluate", "--model", model, "--dataset_dir", data, "--split", "train", "--output_dir", run_dir)
+    assert (run_dir / "inference_train/metrics.json").is_file()
+
+
+@pytest.mark.slow
+def test_what_is_skipped_is_not_done_again(workplace: Path) -> None:
+    before = runs(workplace)
+    done = run_in(workplace, "run", "--category", "bottle", "--skip-prepare", "--skip_augment", "--skip-train")
+    assert runs(workplace) == before
+    assert "judging " in done.stderr
+    assert "OVERALL METRICS" in done.stdout
+    named = run_in(workplace, "run", "--category", "bottle", "--skip_train", "--model_dir", before[0])
+    assert "reused datasets/maskrcnn_mvtec_bottle" in named.stderr
+    assert "OVERALL METRICS" in named.stdout
+    refused = run_in(workplace, "run", "--category", "cable", "--skip_prepare", "--skip_train", status=2)
+    assert "run once without --skip_prepare" in refused.stderr
+
+
+@pytest.mark.slow
+def test_training_alone_stops_before_inference(workplace: Path) -> None:
+    before = runs(workplace)
+    run_in(workplace, "run", "--category", "bottle", "--epochs", "1", "--skip_augment", "--skip_inference", *SMALL)
+    (new,) = set(runs(workplace)) - set(before)
+    assert (new / "best.pt").is_file()
+    assert not (new / "inference_val").exists()
+    trained_on = json.loads((new / "config.json").read_text())["settings"]["dataset_dir"]
+    assert trained_on == "datasets/maskrcnn_mvtec_bottle"
+
+
+@pytest.mark.slow
+def test_several_categories_end_with_a_table_and_one_that_fails_does_not_stop_the_others(workplace: Path) -> None:
+    flags = "--epochs 1 --skip_augment".split()
+    done = run_in(workplace, "run", "--category", "all", *flags, *SMALL)
+    assert "bottle" in done.stdout
+    assert "cable" in done.stdout
+    mask = next((workplace / "datasets/mvtec/cable/ground_truth").rglob("*_mask.png"))
+    content = mask.read_bytes()
+    try:
+        mask.unlink()
+        done = run_in(workplace, "run", "--category", "cable,bottle", *flags, *SMALL, status=2)
+    finally:
+        mask.write_bytes(content)
+    assert "has no mask" in done.stderr
+    assert "bottle: look at" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_labelled_coco_folder_is_enough(workplace: Path) -> None:
+    flags = "--dataset_dir datasets/maskrcnn_mvtec_bottle --epochs 1 --skip_augment".split()
+    done = run_in(workplace, "run", *flags, *SMALL)
+    assert "OVERALL METRICS" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_data_set_made_otherwise_is_refused_and_replaced_when_asked(workplace: Path) -> None:
+    command = ["prepare", "--mvtec_root", "datasets/mvtec", "--category", "cable"]
+    run_in(workplace, *command)
+    assert "reused" in run_in(workplace, *command).stderr
+    refused = run_in(workplace, *command, "--train_ratio", "0.6", status=2)
+    assert "--overwrite" in refused.stderr
+    replaced = run_in(workplace, *command, "--train-ratio", "0.6", "--overwrite")
+    assert "prepared" in replaced.stderr
+
+
+@pytest.mark.slow
+def test_predict_tells_a_script_what_it_found(workplace: Path) -> None:
+    model = runs(workplace)[0] / "best.pt"
+    images = workplace / "datasets/mvtec/bottle/test/hole"
+    always: list[str | Path] = ["predict", "--model", model, "--input", images, "--conf", "0"]
+    run_in(workplace, *always, "--output", "found")
+    never: list[str | Path] = ["predict", "--model", model, "--input", images, "--conf", "1", "--fail_on_defect"]
+    run_in(workplace, *never, "--output", "found")
+    verdicts = json.loads((workplace / "found/predictions.json").read_text())["images"]
+    assert [record["verdict"] for record in verdicts] == ["good", "good"]
+    (workplace / "broken.png").write_text("no image")
+    pattern = str(images / "*.png")
+    done = run_in(workplace, *always[:3], "--input", pattern, "broken.png", "--output", "found", status=2)
+    assert "broken.png cannot be read as an image" in done.stderr
+    assert len(list((workplace / "found/overlays").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_help_explains_every_command() -> None:
+    top = run_in(ROOT, "--help").stdout
+    for command in ("run", "prepare", "augment", "train", "evaluate", "predict", "demo", "doctor"):
+        assert f"• {command} " in top
+    shown = run_in(ROOT, "run", "--help").stdout
+    for flag in ("--category", "--skip_augment", "--train_ratio", "--augmentation_factor", "--conf", "--device"):
+        assert flag in shown
+
+
+@pytest.mark.slow
+def test_the_version_is_printed() -> None:
+    assert run_in(ROOT, "--version").stdout.startswith("flawmask 0.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("prepare --category bottle --mvtec_root nowhere", "nowhere does not exist"),
+        ("prepare --category screw --mvtec_root datasets/mvtec", "it has bottle, cable"),
+        ("prepare --category bottle --train_ratio 1", "--train_ratio is 1.0"),
+        ("augment --dataset_dir datasets/maskrcnn_mvtec_bottle --augmentation_factor 7", "0 to 6"),
+        ("train --dataset_dir datasets/maskrcnn_mvtec_bottle --output_dir new --device cuda:9", "cuda:9 is not there"),
+        ("train --dataset_dir datasets/maskrcnn_mvtec_bottle --output_dir datasets", "datasets holds something else"),
+        ("train --dataset_dir datasets/mvtec --output_dir new", "has no split train"),
+        (
+            "evaluate --model broken.pt --dataset_dir datasets/maskrcnn_mvtec_bottle",
+            "broken.pt is not a file of weights",
+        ),
+        ("evaluate --model none.pt --dataset_dir datasets/maskrcnn_mvtec_bottle", "none.pt does not exist"),
+        ("predict --model broken.pt --input nothing.png", "nothing.png"),
+        ("run --epochs 3", "--category"),
+        ("run --category bottle --epochs 0", "--epochs is 0"),
+        ("run --category bottle --conf 1.5", "--conf is 1.5"),
+        ("demo --image_size 10", "10 is too small"),
+        ("doctor --category bottle --dataset_dir datasets", "not both"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2_and_writes_nothing(workplace: Path, command: str, says: str) -> None:
+    (workplace / "broken.pt").write_text("no checkpoint")
+    before = sorted(workplace.rglob("*"))
+    done = run_in(workplace, *command.split(), status=2)
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+    assert sorted(workplace.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_a_mask_of_another_size_stops_the_pipeline_before_anything_is_written(workplace: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mvtec/part"
+    for name, shape in (("test/good/000.png", (40, 40)), ("test/dent/000.png", (40, 40))):
+        (folder / name).parent.mkdir(parents=True)
+        cv2.imwrite(str(folder / name), np.zeros((*shape, 3), np.uint8))
+    (folder / "ground_truth/dent").mkdir(parents=True)
+    cv2.imwrite(str(folder / "ground_truth/dent/000_mask.png"), np.full((20, 30), 255, np.uint8))
+    done = run_in(tmp_path, "run_maskrcnn_pipeline.py", "--category", "part", "--mvtec_root", "mvtec", status=2)
+    assert "000_mask.png is 30x20 but its image is 40x40" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mvtec"]

@@ -1,0 +1,273 @@
+"""The stage `predict`: which images, what is written about them, and what stops it."""
+
+import csv
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flawmask import masks
+from flawmask.errors import FlawmaskError
+from flawmask.images import read_image, read_mask, write_png
+from flawmask.inference.config import PredictConfig
+from flawmask.inference.predict import Predicted, find_images, predict
+from flawmask.model import checkpoint
+from flawmask.model.build import ModelSpec, anchors_for, build
+
+SPEC = ModelSpec(
+    "maskrcnn_resnet18_fpn",
+    ("good", "crack", "scratch"),
+    image_size=64,
+    norm="group",
+    anchor_sizes=anchors_for(64),
+    max_detections=12,
+    proposals=30,
+)
+
+
+@cache
+def network() -> Any:
+    torch.manual_seed(4)
+    model = build(SPEC).eval()
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.weight *= 20
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "best.pt"
+    checkpoint.save(path, network(), SPEC)
+    return path
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """A folder of three images of different sizes, one of them deeper down."""
+    folder = tmp_path / "parts"
+    for seed, (name, size) in enumerate({"b.png": (60, 80), "a.png": (70, 50), "deep/c.png": (64, 64)}.items()):
+        write_png(folder / name, noise(*size, seed))
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def run(model: Path, tmp_path: Path, *inputs: Path | str, **settings: Any) -> tuple[Predicted, list[dict[str, Any]]]:
+    settings = {"conf": 0.3, "output": tmp_path / "out", "device": "cpu", **settings}
+    done = predict(PredictConfig(model=model, input=tuple(map(str, inputs)), **settings))
+    return done, json.loads((done.output / "predictions.json").read_bytes())["images"]
+
+
+def rows(done: Predicted) -> list[dict[str, str]]:
+    with (done.output / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_files_folders_and_patterns_are_all_found_each_once_and_in_order(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    everything = [parts / "a.png", parts / "b.png", parts / "deep" / "c.png"]
+    assert find_images((str(parts),), output) == everything
+    assert find_images((str(parts / "*.png"),), output) == everything[:2]
+    assert find_images((str(parts / "**" / "*.png"),), output) == everything
+    assert find_images((str(parts / "b.png"), str(parts)), output) == [everything[1], everything[0], everything[2]]
+    (parts / "photo.dat").write_bytes((parts / "a.png").read_bytes())
+    assert find_images((str(parts / "photo.dat"),), output) == [parts / "photo.dat"]
+    monkeypatch.chdir(parts)
+    assert find_images(("?.png", "deep"), output) == [Path("a.png"), Path("b.png"), Path("deep/c.png")]
+
+
+def test_a_file_with_the_signs_of_a_pattern_in_its_name_is_that_file(tmp_path: Path) -> None:
+    write_png(tmp_path / "part[1].png", noise(8, 8))
+    assert find_images((str(tmp_path / "part[1].png"),), tmp_path / "out") == [tmp_path / "part[1].png"]
+
+
+def test_pictures_that_an_earlier_run_left_among_the_images_are_not_judged(model: Path, parts: Path) -> None:
+    output = parts / "results"
+    _, first = run(model, parts, parts, output=output, save_masks=True)
+    _, second = run(model, parts, parts, output=output, save_masks=True)
+    assert [one["file"] for one in first] == [one["file"] for one in second]
+    assert len(second) == 3
+
+
+@pytest.mark.parametrize("what", ["missing.png", "*.png", "empty", "texts"])
+def test_an_input_that_leads_to_no_image_is_an_error_and_nothing_is_written(
+    model: Path, tmp_path: Path, what: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("no image")
+    with pytest.raises(FlawmaskError, match="--input .*: there is no such file, or no image"):
+        run(model, tmp_path, tmp_path / what)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["empty", "texts"]
+
+
+def test_each_image_gets_its_record_at_its_own_size(model: Path, parts: Path, tmp_path: Path) -> None:
+    done, records = run(model, tmp_path, parts)
+    assert [record["file"] for record in records] == [
+        (parts / name).as_posix() for name in ("a.png", "b.png", "deep/c.png")
+    ]
+    assert [(record["height"], record["width"]) for record in records] == [(70, 50), (60, 80), (64, 64)]
+    assert sum(len(record["instances"]) for record in records) > 3
+    for record in records:
+        union = np.zeros((record["height"], record["width"]), dtype=bool)
+        for one in record["instances"]:
+            mask = masks.decode(one["segmentation"], record["height"], record["width"])
+            assert one["area"] == mask.sum()
+            assert one["class"] in ("crack", "scratch")
+            assert one["score"] >= 0.3
+            x, y, width, height = one["box"]
+            assert 0 <= x < x + width <= record["width"]
+            assert 0 <= y < y + height <= record["height"]
+            union |= mask
+        assert record["defect_area_px"] == union.sum()
+        assert record["defect_area_percent"] == pytest.approx(100 * union.mean())
+        assert record["verdict"] == ("defect" if record["instances"] else "good")
+        assert read_image(done.output / record["overlay"]).shape[1] >= 400, "too small to read"
+        assert "mask" not in record
+    verdicts = {record["file"]: record["verdict"] for record in records}
+    assert [path.as_posix() for path in done.defective] == [name for name, one in verdicts.items() if one == "defect"]
+    assert [path.as_posix() for path in done.good] == [name for name, one in verdicts.items() if one == "good"]
+    assert not (done.output / "masks").exists()
+
+
+def test_the_table_says_what_the_records_say(model: Path, parts: Path, tmp_path: Path) -> None:
+    done, records = run(model, tmp_path, parts, conf=0.6, min_area=30)
+    table = rows(done)
+    assert len(table) == len(records)
+    for row, record in zip(table, records, strict=True):
+        assert row["file"] == record["file"]
+        assert row["verdict"] == record["verdict"]
+        assert float(row["score"]) == pytest.approx(record["score"], abs=1e-6)
+        assert int(row["instances"]) == len(record["instances"])
+        assert int(row["defect_area_px"]) == record["defect_area_px"]
+        assert float(row["defect_area_percent"]) == pytest.approx(record["defect_area_percent"], abs=1e-4)
+
+
+def test_saved_masks_are_the_union_of_the_records_instances(model: Path, parts: Path, tmp_path: Path) -> None:
+    done, records = run(model, tmp_path, parts, save_masks=True)
+    for record in records:
+        union = np.zeros((record["height"], record["width"]), dtype=bool)
+        for one in record["instances"]:
+            union |= masks.decode(one["segmentation"], record["height"], record["width"])
+        assert (read_mask(done.output / record["mask"]) == union).all()
+        assert set(np.unique(read_image(done.output / record["mask"]))) <= {0, 255}
+    assert len(list((done.output / "masks").iterdir())) == 3
+
+
+def test_images_of_the_same_name_keep_their_results_apart(model: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(["one/x.png", "two/x.png", "three/X.jpg"]):
+        write_png(tmp_path / name, noise(50 + seed, 60, seed))
+    done, records = run(model, tmp_path, tmp_path / "one", tmp_path / "two", tmp_path / "three", save_masks=True)
+    assert [record["mask"].lower() for record in records] == ["masks/x.png", "masks/x-2.png", "masks/x-3.png"]
+    assert [read_mask(done.output / record["mask"]).shape[0] for record in records] == [50, 51, 52]
+    assert len({record["overlay"].lower() for record in records}) == 3
+
+
+def test_names_with_spaces_and_of_any_script_are_kept(model: Path, tmp_path: Path) -> None:
+    name = "Flasche 3 – überprüft 检查.png"
+    write_png(tmp_path / "in put" / name, noise(50, 60))
+    done, (record,) = run(model, tmp_path, tmp_path / "in put", save_masks=True)
+    assert record["file"].endswith(name)
+    assert rows(done)[0]["file"] == record["file"]
+    assert (done.output / "overlays" / name).is_file()
+    assert (done.output / "masks" / name).is_file()
+
+
+def test_a_bad_image_is_listed_and_the_others_go_on(model: Path, parts: Path, tmp_path: Path) -> None:
+    whole = (parts / "a.png").read_bytes()
+    (parts / "a.png").write_bytes(whole[: len(whole) // 2])
+    (parts / "z.jpg").write_bytes(b"no image at all")
+    done, records = run(model, tmp_path, parts)
+    assert list(done.unreadable) == [parts / "a.png", parts / "z.jpg"]
+    assert len(done.defective) + len(done.good) == 2
+    bad = [record for record in records if "error" in record]
+    assert [set(record) for record in bad] == [{"file", "error"}] * 2
+    assert "a.png cannot be read as an image" in bad[0]["error"]
+    assert [row["verdict"] for row in rows(done)].count("unreadable") == 2
+    assert len(list((done.output / "overlays").iterdir())) == 2
+
+
+def test_of_images_that_are_all_bad_a_list_is_left(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").touch()
+    done, records = run(model, tmp_path, tmp_path / "bad.png")
+    assert list(done.unreadable) == [tmp_path / "bad.png"]
+    assert len(records) == len(rows(done)) == 1
+
+
+def test_only_defects_inside_the_region_count(model: Path, tmp_path: Path) -> None:
+    write_png(tmp_path / "part.png", noise(64, 64))
+    region = np.zeros((64, 64), np.uint8)
+    region[:, :20] = 255
+    write_png(tmp_path / "roi.png", region)
+    _, (free,) = run(model, tmp_path, tmp_path / "part.png", save_masks=True)
+    assert free["defect_area_px"] > 0
+    whole = read_mask(tmp_path / "out" / free["mask"])
+    _, (cut,) = run(model, tmp_path, tmp_path / "part.png", save_masks=True, roi=tmp_path / "roi.png")
+    inside = read_mask(tmp_path / "out" / cut["mask"])
+    assert (inside == (whole & (region > 0))).all()
+    assert cut["defect_area_px"] == inside.sum() < free["defect_area_px"]
+
+
+def test_a_region_that_cannot_be_used_is_an_error_and_nothing_is_written(
+    model: Path, parts: Path, tmp_path: Path
+) -> None:
+    write_png(tmp_path / "roi.png", np.full((10, 10), 255, np.uint8))
+    with pytest.raises(FlawmaskError, match=r"roi\.png does not fit .*a\.png: .*10x10 but the image is 50x70"):
+        run(model, tmp_path, parts, roi=tmp_path / "roi.png")
+    write_png(tmp_path / "roi.png", np.zeros((70, 50), np.uint8))
+    with pytest.raises(FlawmaskError, match=r"roi\.png has no white pixel"):
+        run(model, tmp_path, parts / "a.png", roi=tmp_path / "roi.png")
+    with pytest.raises(FlawmaskError, match=r"gone\.png cannot be opened"):
+        run(model, tmp_path, parts, roi=tmp_path / "gone.png")
+    assert sorted(os.listdir(tmp_path)) == ["parts", "roi.png"]
+
+
+def test_a_model_that_is_none_is_an_error_and_nothing_is_written(parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_text("not a network")
+    with pytest.raises(FlawmaskError, match=r"best\.pt is not a file of weights"):
+        run(tmp_path / "best.pt", tmp_path, parts)
+    assert sorted(os.listdir(tmp_path)) == ["best.pt", "parts"]
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_left(model: Path, parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FlawmaskError, match="out holds something else"):
+        run(model, tmp_path, parts)
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_evaluation_is_not_replaced_by_a_prediction(model: Path, parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("metrics.json", "predictions.json", "predictions.csv"):
+        (tmp_path / "out" / name).write_text("{}")
+    with pytest.raises(FlawmaskError, match="out holds an evaluation"):
+        run(model, tmp_path, parts)
+    assert len(os.listdir(tmp_path / "out")) == 3
+
+
+def test_an_earlier_prediction_is_replaced_whole(model: Path, parts: Path, tmp_path: Path) -> None:
+    run(model, tmp_path, parts, save_masks=True)
+    done, _ = run(model, tmp_path, parts / "a.png")
+    assert sorted(os.listdir(done.output)) == ["overlays", "predictions.csv", "predictions.json"]
+    assert os.listdir(done.output / "overlays") == ["a.png"]
+    assert sorted(os.listdir(tmp_path)) == ["out", "parts"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"conf": 1.5}, "--conf is 1.5"), ({"conf": -0.1}, "--conf is -0.1"), ({"min_area": -1}, "--min_area is -1")],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(FlawmaskError, match=says):
+        PredictConfig(model=Path("best.pt"), input=("x.png",), **settings)

@@ -1,0 +1,269 @@
+"""One image in, its instances out: pixel for pixel torchvision's masks, at the image's own size, every time the same."""
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+import flawmask
+from flawmask.errors import FlawmaskError, ImageError
+from flawmask.images import write_png
+from flawmask.inference.predictor import Instance, Prediction, Predictor, check_classes, detect, mask_in_box
+from flawmask.masks import Mask, box_of, to_rle
+from flawmask.model import checkpoint
+from flawmask.model.build import ModelSpec, anchors_for, build
+
+SPEC = ModelSpec(
+    "maskrcnn_resnet18_fpn",
+    ("good", "crack", "scratch"),
+    image_size=64,
+    norm="group",
+    anchor_sizes=anchors_for(64),
+    max_detections=20,
+    proposals=50,
+)
+
+
+@cache
+def network() -> Any:
+    """A random network that is sure of what it sees."""
+    torch.manual_seed(4)
+    model = build(SPEC).eval()
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.weight *= 40
+    return model
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "best.pt"
+    checkpoint.save(path, network(), SPEC)
+    return path
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+corners = st.floats(-30, 130, width=32)
+sides = st.one_of(st.floats(0, 2, width=32), st.floats(0, 140, width=32))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    x=corners, y=corners, width=sides, height=sides, size=st.tuples(*[st.integers(1, 120)] * 2), seed=st.integers(0, 9)
+)
+@example(x=0.0, y=0.0, width=0.0, height=0.0, size=(1, 1), seed=0)
+@example(x=-0.9, y=-0.9, width=50.0, height=50.0, size=(20, 20), seed=1)
+@example(x=119.5, y=119.5, width=0.4, height=0.4, size=(120, 120), seed=2)
+@example(x=0.0, y=0.0, width=120.0, height=120.0, size=(120, 120), seed=3)
+def test_a_mask_in_its_box_has_the_pixels_that_torchvision_pastes(
+    x: float, y: float, width: float, height: float, size: tuple[int, int], seed: int
+) -> None:
+    image_height, image_width = size
+    # As detection leaves it: a box is clipped to the image, which may reach over it by the growth of its mask.
+    limits = torch.tensor([image_width, image_height] * 2, dtype=torch.float32)
+    box = torch.tensor([x, y, x + width, y + height]).clamp(min=0).minimum(limits)
+    probabilities = torch.rand(28, 28, generator=torch.Generator().manual_seed(seed))
+    pasted = paste_masks_in_image(probabilities[None, None], box[None], size)[0, 0] > 0.5
+    local, left, top = mask_in_box(probabilities, box, image_height, image_width)
+    whole = np.zeros(size, dtype=bool)
+    whole[top : top + local.shape[0], left : left + local.shape[1]] = local
+    assert local.size
+    assert (whole == pasted.numpy()).all()
+
+
+def instance(label: str, score: float, mask: Mask) -> Instance:
+    x, y, width, height = box_of(mask)
+    return Instance(
+        label, score, (float(x), float(y), float(x + width), float(y + height)), to_rle(mask), int(mask.sum())
+    )
+
+
+def rectangle(y: int, x: int, height: int, width: int) -> Mask:
+    mask = np.zeros((20, 30), dtype=bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+GOOD = instance("good", 0.99, rectangle(0, 0, 20, 30))
+CRACK = instance("crack", 0.8, rectangle(2, 3, 4, 5))  # 20 pixels
+SCRATCH = instance("scratch", 0.6, rectangle(10, 0, 1, 30))  # 30 pixels
+SPECK = instance("crack", 0.3, rectangle(5, 7, 1, 1))  # on the crack
+PREDICTION = Prediction(20, 30, (GOOD, CRACK, SCRATCH, SPECK))
+
+
+def test_an_instance_gives_its_mask_at_the_images_size() -> None:
+    assert (CRACK.mask == rectangle(2, 3, 4, 5)).all()
+
+
+@pytest.mark.parametrize(
+    ("conf", "min_area", "expected"),
+    [
+        (0.0, 0, [CRACK, SCRATCH, SPECK]),
+        (0.3, 0, [CRACK, SCRATCH, SPECK]),
+        (0.31, 0, [CRACK, SCRATCH]),
+        (0.6, 0, [CRACK, SCRATCH]),
+        (0.61, 0, [CRACK]),
+        (0.81, 0, []),
+        (0.0, 20, [CRACK, SCRATCH]),
+        (0.0, 21, [SCRATCH]),
+        (0.7, 21, []),
+    ],
+)
+def test_defects_score_at_least_conf_and_cover_at_least_min_area(
+    conf: float, min_area: int, expected: list[Instance]
+) -> None:
+    assert PREDICTION.defects(conf, min_area) == expected
+    assert PREDICTION.verdict(conf, min_area).is_defect == bool(expected)
+
+
+def test_the_score_of_an_image_is_its_best_defects_whatever_conf_and_of_those_large_enough() -> None:
+    assert PREDICTION.verdict(0.9) == flawmask.inference.predictor.Verdict(is_defect=False, score=0.8)
+    assert PREDICTION.verdict(0.5, min_area=25).score == 0.6
+    assert PREDICTION.verdict(0.5, min_area=999).score == 0.0
+
+
+def test_the_class_good_takes_no_part_in_the_verdict_and_the_mask() -> None:
+    only_good = Prediction(20, 30, (GOOD,))
+    assert not only_good.verdict(0.0).is_defect
+    assert only_good.verdict().score == 0.0
+    assert not only_good.defect_mask(0.0).any()
+    assert only_good.within(rectangle(0, 0, 1, 1)).instances == (GOOD,)
+
+
+def test_the_defect_mask_is_the_union_of_the_defects_that_count() -> None:
+    assert (PREDICTION.defect_mask() == (CRACK.mask | SCRATCH.mask)).all()
+    assert (PREDICTION.defect_mask(0.7) == CRACK.mask).all()
+    assert (PREDICTION.defect_mask(0.0, 25) == SCRATCH.mask).all()
+
+
+def test_a_region_cuts_defects_and_drops_those_outside() -> None:
+    cut = PREDICTION.within(rectangle(0, 0, 20, 5))  # the five columns on the left
+    assert [(one.label, one.area, one.box) for one in cut.defects()] == [
+        ("crack", 8, (3.0, 2.0, 5.0, 6.0)),
+        ("scratch", 5, (0.0, 10.0, 5.0, 11.0)),
+    ]
+    assert (cut.defect_mask(0.0) == (PREDICTION.defect_mask(0.0) & rectangle(0, 0, 20, 5))).all()
+    assert not PREDICTION.within(rectangle(18, 0, 1, 1)).verdict(0.0).is_defect
+
+
+def test_a_region_of_another_size_is_refused() -> None:
+    with pytest.raises(FlawmaskError, match="is 20x30 but the image is 30x20"):
+        PREDICTION.within(np.ones((30, 20), dtype=bool))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (90, 50), (31, 200), (300, 260)])
+def test_results_are_at_the_images_own_size(size: tuple[int, int]) -> None:
+    height, width = size
+    prediction = detect(network(), SPEC, noise(height, width))
+    assert (prediction.height, prediction.width) == size
+    assert prediction.instances
+    assert max(one.box[2] for one in prediction.instances) > 0.7 * width
+    assert max(one.box[3] for one in prediction.instances) > 0.7 * height
+    for one in prediction.instances:
+        assert one.mask.shape == size
+        assert one.mask.sum() == one.area
+        assert 0 <= one.box[0] < one.box[2] <= width
+        assert 0 <= one.box[1] < one.box[3] <= height
+        assert one.label in SPEC.classes
+        assert 0.05 < one.score <= 1
+    scores = [one.score for one in prediction.instances]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_masks_are_those_of_torchvisions_forward() -> None:
+    pixels = noise(90, 120)
+    with torch.inference_mode():
+        (found,) = network()([torch.from_numpy(pixels).permute(2, 0, 1) / 255])
+    prediction = detect(network(), SPEC, pixels)
+    assert len(prediction.instances) == len(found["scores"]) > 5
+    for one, at in zip(prediction.instances, torch.argsort(found["scores"], descending=True, stable=True), strict=True):
+        assert one.score == float(found["scores"][at])
+        assert one.box == tuple(found["boxes"][at].tolist())
+        assert (one.mask == (found["masks"][at, 0] > 0.5).numpy()).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((20, 30), np.uint8),
+        np.zeros((20, 30, 4), np.uint8),
+        np.zeros((3, 20, 30), np.uint8),
+        np.zeros((20, 30, 3), np.float32),
+        np.zeros((20, 30, 3), np.uint16),
+    ],
+)
+def test_an_array_that_is_no_rgb_image_is_refused_with_what_is_expected(model_path: Path, wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"\(height, width, 3\) uint8 RGB, not \("):
+        Predictor(model_path, "cpu")(wrong)
+
+
+def test_a_file_an_array_and_a_string_give_the_same_and_an_image_turned_by_exif_its_upright_self(
+    model_path: Path, tmp_path: Path
+) -> None:
+    predictor = Predictor(model_path, "cpu")
+    upright = noise(60, 90)
+    write_png(tmp_path / "upright.png", upright)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side: to be shown, turn clockwise
+    Image.fromarray(np.ascontiguousarray(np.rot90(upright, 1))).save(tmp_path / "turned.png", exif=exif)
+    expected = predictor(upright)
+    assert expected.instances
+    assert predictor(tmp_path / "upright.png") == expected
+    assert predictor(str(tmp_path / "upright.png")) == expected
+    assert predictor(tmp_path / "turned.png") == expected
+
+
+def test_an_answer_depends_on_the_image_alone_not_on_what_was_asked_before(model_path: Path) -> None:
+    images = [noise(60, 90, seed) for seed in range(3)]
+    one, other = Predictor(model_path, "cpu"), Predictor(model_path, "cpu")
+    forward = [one(image) for image in images]
+    backward = [other(image) for image in reversed(images)][::-1]
+    assert forward == backward == [one(image) for image in images]
+    assert forward[0] != forward[1]
+
+
+def test_an_array_is_left_as_it_was_and_may_be_a_view(model_path: Path) -> None:
+    predictor = Predictor(model_path, "cpu")
+    image = noise(60, 90)
+    before = image.copy()
+    mirrored = predictor(image[:, ::-1])
+    assert (image == before).all()
+    assert mirrored == predictor(image[:, ::-1].copy())
+
+
+def test_a_file_that_is_no_image_is_an_error_of_its_own(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        Predictor(model_path, "cpu")(tmp_path / "broken.png")
+
+
+def test_three_lines_of_python_are_enough(model_path: Path, tmp_path: Path) -> None:
+    write_png(tmp_path / "part.png", noise(60, 90))
+    code = f"""from flawmask import Predictor
+predictor = Predictor({str(model_path)!r})
+print(predictor({str(tmp_path / "part.png")!r}).verdict(0.05))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Verdict(is_defect=True, score=")
+    assert not done.stderr
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_file_is_read(tmp_path: Path) -> None:
+    with pytest.raises(FlawmaskError, match="--device tpu is not there"):
+        Predictor(tmp_path / "missing.pt", "tpu")
+
+
+def test_a_model_and_data_of_other_classes_do_not_go_together() -> None:
+    check_classes(SPEC, ("scratch", "good", "crack"), Path("data"))
+    with pytest.raises(FlawmaskError, match="knows the classes good, crack, scratch, but data has good, defect"):
+        check_classes(SPEC, ("good", "defect"), Path("data"))

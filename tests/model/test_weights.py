@@ -1,0 +1,318 @@
+"""Pretrained weights: fetched from a server of our own, taken from files, matched by name and shape, refused."""
+
+import hashlib
+import io
+import pickle
+import socket
+import zipfile
+from collections.abc import Iterator
+from functools import cache
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import Weights, WeightsEnum, mobilenet_v3_large, resnet18, resnet50
+
+from flawmask.errors import FlawmaskError
+from flawmask.model import weights
+from flawmask.model.arch import Arch
+from flawmask.model.build import ModelSpec, build
+from flawmask.model.weights import Pretrained, from_file, load_file, load_matching, pretrained
+
+State = dict[str, Tensor]
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Torchvision's cache, empty; returned is where its files go."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def served(tmp_path: Path, hub: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the address under which a server gives its files."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), lambda *rest: _Quiet(*rest, directory=str(folder))) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def entry(url: str) -> Any:
+    """A torchvision weights entry like its own ones, at another address."""
+    return WeightsEnum("Local", {"V1": Weights(url=url, transforms=nn.Identity, meta={})})["V1"]
+
+
+def put(folder: Path, state: State, *, wrong_hash: bool = False) -> str:
+    """Write the state dict under a name that carries its hash, as torchvision's files do."""
+    data = io.BytesIO()
+    torch.save(state, data)
+    digest = hashlib.sha256(data.getvalue()).hexdigest()[:8]
+    name = f"network-{'0' * 8 if wrong_hash else digest}.pth"
+    (folder / name).write_bytes(data.getvalue())
+    return name
+
+
+def closed_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@cache
+def classifier(name: str) -> State:
+    """The state dict of an ImageNet classifier, as random as it is born."""
+    torch.manual_seed(1)
+    state: State = {"resnet18": resnet18, "resnet50": resnet50, "mobilenet": mobilenet_v3_large}[name](
+        weights=None
+    ).state_dict()
+    return state
+
+
+def detector(classes: int = 2, arch: Arch = "maskrcnn_resnet18_fpn", **spec: Any) -> Any:
+    return build(ModelSpec(arch, tuple(f"class_{number}" for number in range(classes)), **spec))
+
+
+def test_weights_are_fetched_checked_and_kept_in_torchvisions_cache(
+    served: tuple[Path, str], hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, address = served
+    name = put(folder, classifier("resnet18"))
+    monkeypatch.setitem(weights.IMAGENET, "maskrcnn_resnet18_fpn", entry(f"{address}/{name}"))
+    given = pretrained("maskrcnn_resnet18_fpn", "imagenet")
+    assert (hub / name).read_bytes() == (folder / name).read_bytes()
+    assert given.norm == "frozen"
+    assert torch.equal(
+        given.state["backbone.body.layer1.0.conv1.weight"], classifier("resnet18")["layer1.0.conv1.weight"]
+    )
+    (folder / name).unlink()
+    again = pretrained("maskrcnn_resnet18_fpn", "imagenet")  # from the cache now
+    assert again.state.keys() == given.state.keys()
+
+
+def test_where_there_are_no_coco_weights_imagenets_are_taken_and_it_is_said(
+    served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, address = served
+    url = f"{address}/{put(folder, classifier('resnet18'))}"
+    monkeypatch.setitem(weights.IMAGENET, "maskrcnn_resnet18_fpn", entry(url))
+    with caplog.at_level("INFO"):
+        given = pretrained("maskrcnn_resnet18_fpn", "coco")
+    assert given.source == "ImageNet weights"
+    assert "no COCO weights for maskrcnn_resnet18_fpn" in caplog.text
+    assert f"downloading {url}" in caplog.text
+
+
+def test_a_file_with_another_hash_than_its_name_says_is_refused_and_not_kept(
+    served: tuple[Path, str], hub: Path
+) -> None:
+    folder, address = served
+    name = put(folder, {"layer": torch.ones(2)}, wrong_hash=True)
+    with pytest.raises(FlawmaskError, match="hash") as caught:
+        weights.download(entry(f"{address}/{name}"))
+    assert "--weights none" in str(caught.value)
+    assert not list(hub.iterdir())
+
+
+@pytest.mark.parametrize("choice", ["coco", "imagenet"])
+def test_without_a_network_the_error_names_the_file_the_folder_and_the_way_out(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
+    table = weights.COCO if choice == "coco" else weights.IMAGENET
+    name = table["maskrcnn_resnet50_fpn"].url.rsplit("/", 1)[1]
+    monkeypatch.setitem(table, "maskrcnn_resnet50_fpn", entry(f"{closed_port()}/{name}"))
+    with pytest.raises(FlawmaskError) as caught:
+        pretrained("maskrcnn_resnet50_fpn", choice)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "cannot be fetched" in message
+    assert f"put {name} into {hub}" in message
+    assert "--weights none" in message
+
+
+def test_a_server_that_has_not_got_the_file_is_told_from_one_that_is_not_there(served: tuple[Path, str]) -> None:
+    with pytest.raises(FlawmaskError, match=r"cannot be fetched .*not found"):
+        weights.download(entry(f"{served[1]}/missing-00000000.pth"))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>Sign in</html>", b"PK\x03\x04 cut off"])
+def test_a_damaged_file_in_the_cache_is_named_with_what_to_do(hub: Path, content: bytes) -> None:
+    hub.mkdir(parents=True)
+    (hub / "network-00000000.pth").write_bytes(content)
+    with pytest.raises(FlawmaskError, match=r"network-00000000\.pth is damaged .*delete it") as caught:
+        weights.download(entry(f"{closed_port()}/network-00000000.pth"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_socket_that_stays_silent_is_given_up_and_the_old_patience_restored() -> None:
+    before = socket.getdefaulttimeout()
+    with weights._impatient(7):
+        assert socket.getdefaulttimeout() == 7
+    assert socket.getdefaulttimeout() == before
+
+
+def test_none_is_nothing_and_wants_norms_that_learn_from_nothing() -> None:
+    assert pretrained("maskrcnn_resnet50_fpn", "none") == Pretrained({}, "group", None, "no pretrained weights")
+
+
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [
+        ("maskrcnn_resnet18_fpn", "resnet18"),
+        ("maskrcnn_resnet50_fpn", "resnet50"),
+        ("maskrcnn_resnet50_fpn_v2", "resnet50"),
+        ("maskrcnn_mobilenet_v3_large_fpn", "mobilenet"),
+    ],
+)
+def test_a_classifiers_backbone_fills_the_whole_body_of_the_detector(tmp_path: Path, arch: Arch, name: str) -> None:
+    torch.save(classifier(name), tmp_path / "classifier.pth")
+    model = detector(arch=arch, norm="frozen")
+    filled, left = load_matching(model, from_file(tmp_path / "classifier.pth"))
+    body = model.backbone.body.state_dict()
+    assert filled == len(body)
+    assert not [line for line in left if line.startswith("backbone.body")]
+    prefix = "features." if name == "mobilenet" else ""
+    assert all(torch.equal(tensor, classifier(name)[prefix + key]) for key, tensor in body.items())
+
+
+def test_loading_lists_exactly_what_did_not_fit(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    source, target = detector(90, norm="frozen"), detector(2, norm="frozen")
+    torch.save({"model_state_dict": source.state_dict()}, tmp_path / "coco.pth")
+    before = target.roi_heads.box_predictor.cls_score.weight.detach().clone()
+    filled, left = load_matching(target, from_file(tmp_path / "coco.pth"))
+    assert left == [
+        "roi_heads.box_predictor.cls_score.weight [3, 1024]: the file has [91, 1024]",
+        "roi_heads.box_predictor.cls_score.bias [3]: the file has [91]",
+        "roi_heads.box_predictor.bbox_pred.weight [12, 1024]: the file has [364, 1024]",
+        "roi_heads.box_predictor.bbox_pred.bias [12]: the file has [364]",
+        "roi_heads.mask_predictor.mask_fcn_logits.weight [3, 256, 1, 1]: the file has [91, 256, 1, 1]",
+        "roi_heads.mask_predictor.mask_fcn_logits.bias [3]: the file has [91]",
+    ]
+    assert filled == len(target.state_dict()) - len(left)
+    assert torch.equal(target.roi_heads.box_predictor.cls_score.weight, before)
+    assert torch.equal(target.rpn.head.cls_logits.weight, source.rpn.head.cls_logits.weight)
+
+
+def test_the_names_that_torchvision_has_given_up_are_understood(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    source = detector(norm="frozen")
+    old = {}
+    for name, tensor in source.state_dict().items():
+        kind = name.rsplit(".", 1)[1]
+        if name.startswith("backbone.fpn."):
+            old[name.replace(f".0.{kind}", f".{kind}")] = tensor
+        elif name.startswith("rpn.head.conv."):
+            old[f"rpn.head.conv.{kind}"] = tensor
+        elif name.startswith("roi_heads.mask_head."):
+            old[f"roi_heads.mask_head.mask_fcn{int(name.split('.')[2]) + 1}.{kind}"] = tensor
+        else:
+            old[name] = tensor
+    assert len(old.keys() - source.state_dict().keys()) == 16 + 2 + 8
+    detector(norm="frozen").load_state_dict(dict(old))  # torchvision takes them for its own
+    torch.save(old, tmp_path / "old.pth")
+    target = detector(norm="frozen")
+    filled, left = load_matching(target, from_file(tmp_path / "old.pth"))
+    assert (filled, left) == (len(old), [])
+    assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in target.state_dict().items())
+
+
+@pytest.mark.parametrize("wrap", ["plain", "model_state_dict", "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_state_dict_is_found_alone_or_under_its_usual_names(tmp_path: Path, wrap: str, prefix: str) -> None:
+    state = {"rpn.head.bbox_pred.bias": torch.ones(3), "backbone.body.bn1.running_mean": torch.zeros(2)}
+    stored = {prefix + name: tensor for name, tensor in state.items()}
+    torch.save(stored if wrap == "plain" else {"epoch": 3, wrap: stored}, tmp_path / "file.pth")
+    given = from_file(tmp_path / "file.pth")
+    assert given.state.keys() == state.keys()
+    assert given.norm == "frozen"
+
+
+def test_a_file_without_batch_statistics_wants_group_norm_and_a_checkpoint_its_own_epsilon(tmp_path: Path) -> None:
+    torch.save({"rpn.weight": torch.ones(1)}, tmp_path / "group.pth")
+    assert from_file(tmp_path / "group.pth").norm == "group"
+    torch.save({"spec": {"norm_eps": 0.0}, "model_state_dict": {"rpn.weight": torch.ones(1)}}, tmp_path / "spec.pth")
+    assert from_file(tmp_path / "spec.pth").norm_eps == 0.0
+    torch.save({"spec": "mine", "model_state_dict": {"rpn.weight": torch.ones(1)}}, tmp_path / "other.pth")
+    assert from_file(tmp_path / "other.pth").norm_eps is None
+
+
+def test_weights_of_which_nothing_fits_are_refused() -> None:
+    given = Pretrained({"head.weight": torch.ones(1)}, "group", None, "weights of x.pth")
+    with pytest.raises(FlawmaskError, match=r"x\.pth: not one tensor fits"):
+        load_matching(nn.Linear(2, 2), given)
+
+
+class _Code:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("by", ["torch", "pickle"])
+def test_a_file_that_carries_code_is_refused_and_the_code_does_not_run(tmp_path: Path, by: str) -> None:
+    content = {"model_state_dict": {"rpn.weight": torch.ones(1)}, "hook": _Code(tmp_path / "ran")}
+    if by == "torch":
+        torch.save(content, tmp_path / "evil.pth")
+    else:
+        (tmp_path / "evil.pth").write_bytes(pickle.dumps(_Code(tmp_path / "ran")))
+    with pytest.raises(FlawmaskError, match=r"evil\.pth is not a file of weights") as caught:
+        from_file(tmp_path / "evil.pth")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def _write_bad_file(kind: str, path: Path) -> None:
+    good = io.BytesIO()
+    torch.save({"rpn.weight": torch.ones(1000)}, good)
+    if kind == "text":
+        path.write_text("not weights")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "other zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("letter.txt", "dear reader")
+    elif kind == "truncated":
+        path.write_bytes(good.getvalue()[: len(good.getvalue()) // 2])
+    elif kind == "image":
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "folder", "other zip", "truncated", "image", "missing"])
+def test_a_file_that_holds_no_weights_is_refused_in_one_line_that_names_it(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "weights.pth"
+    _write_bad_file(kind, path)
+    for read in (lambda: load_file(path), lambda: pretrained("maskrcnn_resnet18_fpn", str(path))):
+        with pytest.raises(FlawmaskError, match=r"weights\.pth") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_choice_of_weights_is_told_what_there_is() -> None:
+    with pytest.raises(FlawmaskError, match=r"--weights coca: no such file; give coco, imagenet, none or"):
+        pretrained("maskrcnn_resnet50_fpn", "coca")
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"model_state_dict": {"a": 1}}, torch.ones(3)])
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(FlawmaskError, match=r"other\.pth holds no state dict"):
+        from_file(tmp_path / "other.pth")

@@ -1,0 +1,183 @@
+"""The COCO folder: written so that pycocotools reads it, and read only where all of it fits together."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from flawmask.coco import annotation, instance_masks, read_split, write_split
+from flawmask.errors import FlawmaskError
+
+MASK = np.zeros((6, 8), dtype=bool)
+MASK[1:4, 2:7] = True
+CATEGORIES = [{"id": 1, "name": "good"}, {"id": 2, "name": "defect"}]
+
+
+def image(number: int, **change: Any) -> dict[str, Any]:
+    return {"id": number, "file_name": f"{number}.png", "width": 8, "height": 6} | change
+
+
+def mark(number: int, image_id: int, category_id: int = 2) -> dict[str, Any]:
+    return annotation(MASK, id=number, image_id=image_id, category_id=category_id)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A COCO folder whose training split has a good image, a defective one and one without annotations."""
+    folder = tmp_path / "set"
+    (folder / "train/images").mkdir(parents=True)
+    for number in (1, 2, 3):
+        (folder / f"train/images/{number}.png").write_bytes(b"")
+    marks = [mark(1, 1, 1), mark(2, 2), mark(3, 2)]
+    write_split(folder / "train", [image(1), image(2), image(3)], marks, CATEGORIES)
+    return folder
+
+
+def edit(dataset: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = dataset / "train/annotations.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def said(dataset: Path, split: str = "train") -> str:
+    with pytest.raises(FlawmaskError) as caught:
+        read_split(dataset, split)
+    assert "\n" not in str(caught.value)
+    assert str(dataset) in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_annotation_says_what_its_mask_is() -> None:
+    found = annotation(MASK, id=7, image_id=3, category_id=2)
+    assert found == {
+        "id": 7,
+        "image_id": 3,
+        "category_id": 2,
+        "bbox": [2, 1, 5, 3],
+        "area": 15,
+        "iscrowd": 0,
+        "segmentation": [[2, 1, 7, 1, 7, 4, 2, 4]],
+    }
+
+
+def test_pycocotools_reads_what_is_written(dataset: Path) -> None:
+    coco = COCO(str(dataset / "train/annotations.json"))
+    assert coco.getImgIds() == [1, 2, 3]
+    assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == ["good", "defect"]
+    assert all(np.array_equal(coco.annToMask(record), MASK) for record in coco.loadAnns(coco.getAnnIds()))
+
+
+def test_what_was_written_is_read(dataset: Path) -> None:
+    split = read_split(dataset, "train")
+    assert [record["id"] for record in split.images] == [1, 2, 3]
+    assert {number: [one["id"] for one in records] for number, records in split.annotations.items()} == {
+        1: [1],
+        2: [2, 3],
+        3: [],
+    }
+    assert split.class_names == ("good", "defect")
+    assert split.defect_ids == {2}
+    assert [split.is_defective(record) for record in split.images] == [False, True, False]
+    assert [len(split.defects(record)) for record in split.images] == [0, 2, 0]
+    assert split.image_path(split.images[1]) == dataset / "train/images/2.png"
+
+
+def test_labels_count_from_1_in_the_order_of_the_category_ids_whatever_those_are(dataset: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["categories"] = [{"id": 90, "name": "dent"}, {"id": 0, "name": "good"}, {"id": 7, "name": "crack"}]
+        for record, number in zip(content["annotations"], (0, 7, 90), strict=True):
+            record["category_id"] = number
+
+    edit(dataset, change)
+    split = read_split(dataset, "train")
+    assert split.class_names == ("good", "crack", "dent")
+    assert split.labels == {0: 1, 7: 2, 90: 3}
+    assert split.defect_ids == {7, 90}
+
+
+def test_images_may_lie_in_folders_below(dataset: Path) -> None:
+    (dataset / "train/images/a").mkdir()
+    (dataset / "train/images/2.png").rename(dataset / "train/images/a/2.png")
+    edit(dataset, lambda content: content["images"][1].update(file_name="a/2.png"))
+    assert read_split(dataset, "train").image_path({"file_name": "a/2.png"}) == dataset / "train/images/a/2.png"
+
+
+BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "unknown category": (
+        lambda content: content["annotations"][1].update(category_id=3),
+        "annotation 2 has category 3, which is not listed (1 good, 2 defect)",
+    ),
+    "category of a strange type": (
+        lambda content: content["annotations"][1].update(category_id=[2]),
+        "annotation 2 has category [2], which is not listed",
+    ),
+    "unknown image": (lambda content: content["annotations"][1].update(image_id=9), "belongs to image 9"),
+    "image of a strange type": (lambda content: content["annotations"][1].update(image_id={}), "belongs to image {}"),
+    "file not there": (
+        lambda content: content["images"][1].update(file_name="x.png"),
+        "lists images that are not in",
+    ),
+    "many files not there": (
+        lambda content: content["images"].extend(image(number) for number in range(10, 15)),
+        "10.png, 11.png, 12.png and 2 more",
+    ),
+    "file name is a folder": (lambda content: content["images"][1].update(file_name=""), "lists images that are not"),
+    "file above": (lambda content: content["images"][1].update(file_name="../../a.png"), "which is outside"),
+    "absolute file": (lambda content: content["images"][1].update(file_name="/etc/hostname"), "which is outside"),
+    "doubled image": (lambda content: content["images"][1].update(id=1), "images[1] has the id 1"),
+    "doubled annotation": (lambda content: content["annotations"][2].update(id=1), "annotations[2] has the id 1"),
+    "doubled category": (lambda content: content["categories"][1].update(id=1), "categories[1] has the id 1"),
+    "id no number": (lambda content: content["images"][1].update(id="one"), "images[1] has the id 'one'"),
+    "id a list": (lambda content: content["images"][1].update(id=[1]), "images[1] has the id [1]"),
+    "no list of images": (lambda content: content.pop("images"), "no list `images`"),
+    "annotations no list": (lambda content: content.update(annotations={}), "no list `annotations`"),
+    "no categories": (lambda content: content.pop("categories"), "no list `categories`"),
+    "image without a size": (lambda content: content["images"][1].pop("width"), "images[1] has no width"),
+    "image of no size": (lambda content: content["images"][1].update(height=0), "image 2 has the size 8 x 0"),
+    "size in words": (lambda content: content["images"][1].update(width="8"), "image 2 has the size '8' x 6"),
+    "annotation without a mask": (
+        lambda content: content["annotations"][1].pop("segmentation"),
+        "annotations[1] has no segmentation",
+    ),
+    "record no object": (lambda content: content["images"].insert(1, "x"), "images[1] has no id, file_name"),
+    "no image": (lambda content: content.update(images=[], annotations=[]), "lists no image"),
+    "no category": (lambda content: content.update(categories=[], annotations=[]), "lists no category"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_does_not_fit_together_is_said_in_one_line_that_names_the_file(dataset: Path, what: str) -> None:
+    change, message = BAD[what]
+    edit(dataset, change)
+    assert message in said(dataset)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "cannot be read as JSON"), ("", "cannot be read as JSON"), ("[1]", "not list"), ("null", "not NoneType")],
+)
+def test_what_is_no_coco_file_is_refused(dataset: Path, content: str, message: str) -> None:
+    (dataset / "train/annotations.json").write_text(content)
+    assert message in said(dataset)
+
+
+def test_a_missing_split_is_said_with_what_is_there(dataset: Path) -> None:
+    assert said(dataset, "val").endswith("has no split val: it holds train")
+    assert "no such folder" in said(dataset / "none")
+    (dataset / "val").mkdir()
+    assert "annotations.json does not exist" in said(dataset, "val")
+
+
+def test_instances_are_decoded_and_a_segmentation_that_cannot_be_is_named() -> None:
+    assert [np.array_equal(mask, MASK) for mask in instance_masks([mark(1, 1), mark(2, 1)], 6, 8, "a.png")] == [
+        True
+    ] * 2
+    for bad in ("words", {"size": [5, 5], "counts": [25]}, {}, [[1]], None):
+        with pytest.raises(FlawmaskError, match=r"^a\.png: annotation 9 has no usable segmentation") as caught:
+            instance_masks([{"id": 9, "segmentation": bad}], 6, 8, "a.png")
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,183 @@
+"""Files and folders are there whole or not at all, and nothing of somebody else's is ever replaced."""
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flawmask.errors import FlawmaskError
+from flawmask.files import (
+    check_output_folder,
+    fingerprint,
+    read_json,
+    sha256,
+    whole_file,
+    whole_folder,
+    write_bytes,
+    write_json,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_file_takes_the_place_of_another_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.bin"
+    for data in (b"first", b"second"):
+        write_bytes(path, data)
+        assert path.read_bytes() == data
+    assert names(tmp_path) == ["new", "new/a.bin"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    (tmp_path / "a.bin").write_bytes(b"old")
+    with pytest.raises(error), whole_file(tmp_path / "a.bin") as temporary:
+        temporary.write_bytes(b"ne")
+        raise error
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_the_target_is_untouched_while_the_temporary_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with whole_file(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert temporary.parent == path.parent
+        assert path.read_bytes() == b"old"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")
+def test_files_and_folders_get_the_usual_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_bytes(tmp_path / "a.bin", b"")
+        with whole_folder(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize("value", [{"a": [1, 2.5, None, "ä"]}, [], 0])
+def test_json_comes_back(tmp_path: Path, value: Any) -> None:
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+
+
+def test_nan_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"", b"\xff\xfe\x00", b"\x89PNG"])
+def test_what_is_no_json_is_said_in_one_line_that_names_the_file(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FlawmaskError) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_read_as_no_json(tmp_path: Path) -> None:
+    with pytest.raises(FlawmaskError, match="cannot be read"):
+        read_json(tmp_path)
+
+
+def test_a_fingerprint_knows_names_and_contents_but_no_order() -> None:
+    a, b = ("a", sha256(b"1")), ("b", sha256(b"2"))
+    assert fingerprint([a, b]) == fingerprint([b, a])
+    others = [[a], [a, ("b", sha256(b"3"))], [a, ("c", sha256(b"2"))], [("a", b[1]), ("b", a[1])]]
+    assert len({fingerprint(other) for other in [[a, b], *others]}) == 5
+    assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "deep" / "out") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a").write_text("a")
+        assert not (tmp_path / "deep" / "out").exists()
+    assert names(tmp_path) == ["deep", "deep/out", "deep/out/sub", "deep/out/sub/a"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("new")
+        assert names(tmp_path / "out") == ["old"]
+    assert names(tmp_path) == ["out", "out/new"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_folder_that_fails_half_way_changes_nothing(tmp_path: Path, error: type[BaseException], there: bool) -> None:
+    if there:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "old").write_text("old")
+    before = names(tmp_path)
+    with pytest.raises(error), whole_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("new")
+        raise error
+    assert names(tmp_path) == before
+
+
+def test_when_the_new_folder_cannot_be_put_in_place_the_old_one_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="no"), whole_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("new")
+    assert names(tmp_path) == ["out", "out/old"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "old").write_text("old")
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("new")
+    assert (tmp_path / "out").is_symlink()
+    assert names(tmp_path / "disk") == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
+
+
+def test_only_a_new_or_an_empty_folder_or_one_of_the_same_stage_may_be_written(tmp_path: Path) -> None:
+    def check(name: str, overwrite: bool) -> None:
+        check_output_folder(tmp_path / name, "made.json", overwrite=overwrite, what="thing")
+
+    for name in ("empty", "ours", "theirs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ours" / "made.json").write_text("{}")
+    (tmp_path / "theirs" / "photo.png").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for overwrite in (False, True):
+        check("new", overwrite)
+        check("empty", overwrite)
+        with pytest.raises(FlawmaskError, match="holds something else"):
+            check("theirs", overwrite)
+        with pytest.raises(FlawmaskError, match="is a file"):
+            check("file", overwrite)
+    check("ours", True)
+    with pytest.raises(FlawmaskError, match="--overwrite"):
+        check("ours", False)

@@ -1,0 +1,273 @@
+"""The image reader: every kind of file that section 3 names, upright, exact, and no damaged file passes."""
+
+import io
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageOps
+
+from flawmask.errors import ImageError
+from flawmask.images import encode_png, is_image, read_image, read_mask, read_pixels, to_mask, to_rgb, write_png
+
+Array = npt.NDArray[Any]
+
+DRAW = np.random.default_rng(11)
+GREY = DRAW.integers(0, 256, (7, 10), dtype=np.uint8)
+DEEP = DRAW.integers(0, 65536, (7, 10), dtype=np.uint16)
+RGB = DRAW.integers(0, 256, (7, 10, 3), dtype=np.uint8)
+ALPHA = DRAW.integers(0, 256, (7, 10), dtype=np.uint8)
+BITS = DRAW.random((7, 10)) > 0.5
+CLOUDS = np.asarray(cv2.GaussianBlur(DRAW.random((40, 60, 3)), (0, 0), 5) * 255, dtype=np.uint8)
+
+
+def saved(path: Path, pixels: Array, **options: Any) -> Path:
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "TIFF"])
+def test_grey_and_rgb_come_back_exactly(tmp_path: Path, suffix: str) -> None:
+    for pixels in (GREY, RGB):
+        found = read_pixels(saved(tmp_path / f"a.{suffix}", pixels))
+        assert found.dtype == np.uint8
+        assert np.array_equal(found, pixels)
+        assert found.flags.writeable
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_stays_16_bit(tmp_path: Path, suffix: str) -> None:
+    assert cv2.imwrite(str(tmp_path / f"a.{suffix}"), DEEP)
+    found = read_pixels(tmp_path / f"a.{suffix}")
+    assert found.dtype == np.uint16
+    assert np.array_equal(found, DEEP)
+    assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), np.dstack([DEEP // 256] * 3))
+
+
+def test_a_big_endian_16_bit_tiff_is_read(tmp_path: Path) -> None:
+    with Image.fromarray(DEEP.astype(">u2")) as picture:
+        picture.save(tmp_path / "a.tif")
+    assert np.array_equal(read_pixels(tmp_path / "a.tif"), DEEP)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_colours_keep_their_upper_8_bits(tmp_path: Path, suffix: str) -> None:
+    deep = DRAW.integers(0, 65536, (7, 10, 3), dtype=np.uint16)
+    assert cv2.imwrite(str(tmp_path / f"a.{suffix}"), deep[:, :, ::-1])
+    assert np.array_equal(read_pixels(tmp_path / f"a.{suffix}"), deep // 256)
+
+
+def test_transparency_is_dropped(tmp_path: Path) -> None:
+    rgba = np.dstack((RGB, ALPHA))
+    assert np.array_equal(read_pixels(saved(tmp_path / "rgba.png", rgba)), RGB)
+    assert np.array_equal(read_pixels(saved(tmp_path / "rgba.tif", rgba)), RGB)
+    assert np.array_equal(read_pixels(saved(tmp_path / "la.png", np.dstack((GREY, ALPHA)))), GREY)
+    deep = np.dstack([DRAW.integers(0, 65536, (7, 10), dtype=np.uint16)] * 4)
+    assert cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    assert np.array_equal(read_pixels(tmp_path / "deep.png"), deep[:, :, :3] // 256)
+
+
+def test_a_palette_gives_its_colours_and_one_bit_gives_0_and_255(tmp_path: Path) -> None:
+    palette = Image.fromarray(GREY % 3)
+    palette.putpalette([10, 20, 30, 200, 100, 50, 0, 255, 0])
+    for suffix in ("png", "bmp", "tif"):
+        palette.save(tmp_path / f"p.{suffix}")
+        colours = np.array([[10, 20, 30], [200, 100, 50], [0, 255, 0]])
+        assert np.array_equal(read_pixels(tmp_path / f"p.{suffix}"), colours[GREY % 3])
+        Image.fromarray(BITS).save(tmp_path / f"b.{suffix}")
+        assert np.array_equal(read_pixels(tmp_path / f"b.{suffix}"), BITS * np.uint8(255))
+
+
+def test_a_cmyk_jpeg_is_read_as_rgb(tmp_path: Path) -> None:
+    colour = np.full((32, 32, 3), (200, 60, 30), np.uint8)
+    Image.fromarray(colour).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    found = read_image(tmp_path / "a.jpg")
+    assert found.shape == (32, 32, 3)
+    assert np.abs(found.astype(int) - colour).max() < 6
+
+
+def test_a_jpeg_is_read_as_opencv_reads_it_within_a_step_or_two(tmp_path: Path) -> None:
+    saved(tmp_path / "a.jpg", CLOUDS, quality=95)
+    reference = cv2.imread(str(tmp_path / "a.jpg"))
+    assert reference is not None
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - reference[:, :, ::-1]).max() <= 3
+
+
+TURNS: dict[int, Callable[[Array], Array]] = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_exif_turns_the_image_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = read_pixels(saved(tmp_path / f"plain.{suffix}", CLOUDS))
+    turned = saved(tmp_path / f"turned.{suffix}", CLOUDS, exif=exif)
+    assert np.array_equal(read_pixels(turned), TURNS[orientation](stored))
+    with Image.open(turned) as file:
+        assert np.array_equal(read_pixels(turned), np.asarray(ImageOps.exif_transpose(file)))
+
+
+def test_16_bit_images_are_turned_too(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    saved(tmp_path / "a.png", DEEP, exif=exif)
+    assert np.array_equal(read_pixels(tmp_path / "a.png"), np.rot90(DEEP, -1))
+
+
+# Masks
+
+
+def test_half_of_8_bits_lies_between_127_and_128(tmp_path: Path) -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert np.array_equal(read_mask(saved(tmp_path / "a.png", levels)), levels > 127)
+
+
+def test_half_of_16_bits_lies_between_32767_and_32768(tmp_path: Path) -> None:
+    levels = np.array([[0, 1, 128, 255, 256, 32767, 32768, 65535]], np.uint16)
+    assert cv2.imwrite(str(tmp_path / "a.png"), levels)
+    assert read_mask(tmp_path / "a.png").tolist() == [[False] * 6 + [True] * 2]
+    assert cv2.imwrite(str(tmp_path / "colour.png"), np.dstack([levels] * 3))
+    assert read_mask(tmp_path / "colour.png").tolist() == [[False] * 6 + [True] * 2]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_mask_of_0_and_1_is_defect_at_1_and_one_of_0_1_2_is_not(tmp_path: Path, dtype: type) -> None:
+    assert cv2.imwrite(str(tmp_path / "a.png"), BITS.astype(dtype))
+    assert np.array_equal(read_mask(tmp_path / "a.png"), BITS)
+    assert cv2.imwrite(str(tmp_path / "b.png"), BITS.astype(dtype) * 2)
+    assert not read_mask(tmp_path / "b.png").any()
+
+
+def test_a_mask_may_be_coloured_transparent_or_of_one_bit(tmp_path: Path) -> None:
+    red = np.dstack((BITS * np.uint8(255), np.zeros((7, 10, 2), np.uint8)))
+    assert np.array_equal(read_mask(saved(tmp_path / "red.png", red)), BITS)
+    opaque = np.dstack([BITS * np.uint8(255)] * 3 + [np.full((7, 10), 255, np.uint8)])
+    assert np.array_equal(read_mask(saved(tmp_path / "opaque.png", opaque)), BITS)
+    assert np.array_equal(read_mask(saved(tmp_path / "bits.png", BITS)), BITS)
+
+
+def test_an_empty_or_a_full_mask_is_read_as_that() -> None:
+    assert not to_mask(np.zeros((3, 4), np.uint8)).any()
+    assert not to_mask(np.zeros((3, 4), np.uint16)).any()
+    assert to_mask(np.full((3, 4), 255, np.uint8)).all()
+    assert to_mask(np.full((3, 4), 65535, np.uint16)).all()
+
+
+# Damaged files
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif"])
+def test_a_truncated_file_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], suffix: str, share: float
+) -> None:
+    path = saved(tmp_path / f"a.{suffix}", RGB if suffix == "png" else CLOUDS)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    _assert_refused(path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("options", [{"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}])
+def test_a_truncated_compressed_tiff_is_refused_and_libtiff_keeps_quiet(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], options: dict[str, str]
+) -> None:
+    path = saved(tmp_path / "a.tif", CLOUDS, **options)
+    assert np.array_equal(read_pixels(path), CLOUDS)
+    path.write_bytes(path.read_bytes()[:-200])
+    _assert_refused(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def _assert_refused(path: Path) -> None:
+    for read in (read_pixels, read_image, read_mask):
+        with pytest.raises(ImageError) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"just text, no pixels", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\x00"]
+)
+def test_what_is_no_image_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(data)
+    _assert_refused(tmp_path / "a.png")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    _assert_refused(tmp_path / "none.png")
+    (tmp_path / "folder.png").mkdir()
+    _assert_refused(tmp_path / "folder.png")
+
+
+def test_floating_point_numbers_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "a.tif", GREY.astype(np.float32))
+    with pytest.raises(ImageError, match="floating-point"):
+        read_pixels(tmp_path / "a.tif")
+
+
+def test_damage_in_the_middle_of_a_png_is_refused(tmp_path: Path) -> None:
+    data = bytearray(encode_png(CLOUDS))
+    data[len(data) // 2] ^= 0xFF
+    (tmp_path / "a.png").write_bytes(data)
+    _assert_refused(tmp_path / "a.png")
+
+
+def test_a_normal_decode_prints_nothing_and_leaves_the_warning_filters_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    paths = [saved(tmp_path / f"a.{suffix}", CLOUDS) for suffix in ("png", "jpg", "bmp", "tif")]
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read_pixels, paths * 20))
+    assert list(warnings.filters) == before
+    assert capfd.readouterr() == ("", "")
+
+
+# What else there is
+
+
+def test_image_names_are_known_in_any_case_and_hidden_ones_are_not() -> None:
+    for name in ("a.png", "a.JPG", "b/c.Jpeg", "a.bmp", "a.tif", "a.TIFF", "a.b.png"):
+        assert is_image(Path(name)), name
+    for name in ("a.txt", "png", "a.gif", "._a.png", ".png", "a.png.bak"):
+        assert not is_image(Path(name)), name
+
+
+@pytest.mark.parametrize("pixels", [GREY, DEEP, RGB, RGB[:, ::-1]])
+def test_a_written_png_holds_exactly_the_pixels(tmp_path: Path, pixels: Any) -> None:
+    write_png(tmp_path / "a.png", pixels)
+    assert np.array_equal(read_pixels(tmp_path / "a.png"), pixels)
+    reference = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED)
+    assert reference is not None
+    assert reference.dtype == pixels.dtype
+    assert np.array_equal(reference, pixels if pixels.ndim == 2 else pixels[:, :, ::-1])
+
+
+def test_rgb_repeats_grey_and_leaves_colours() -> None:
+    assert np.array_equal(to_rgb(GREY), np.dstack([GREY] * 3))
+    assert to_rgb(RGB) is RGB
+
+
+def test_a_file_in_memory_is_read_like_one_on_disk(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).save(buffer, "PNG")
+    (tmp_path / "a.bmp").write_bytes(buffer.getvalue())  # the content counts, not the name
+    assert np.array_equal(read_pixels(tmp_path / "a.bmp"), RGB)

@@ -1,0 +1,157 @@
+"""Masks: what is written decodes to exactly the mask, read by pycocotools and not by our own decoder."""
+
+from typing import Any
+
+import cv2
+import hypothesis.extra.numpy as arrays
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as rle_tools
+from scipy import ndimage
+
+from flawmask.masks import Mask, Segmentation, box_of, components, decode, encode, place_rle, to_polygons, to_rle
+
+ANY_MASK = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=14))
+
+
+def drawing(*rows: str) -> Mask:
+    return np.array([[letter == "#" for letter in row] for row in rows])
+
+
+def decoded(segmentation: Segmentation, height: int, width: int) -> Mask:
+    """Return the mask as pycocotools' own `COCO.annToMask` gives it."""
+    rle: Any = segmentation
+    if isinstance(segmentation, list):
+        rle = rle_tools.merge(rle_tools.frPyObjects(segmentation, height, width))
+    return np.asarray(rle_tools.decode(rle), dtype=bool)
+
+
+SHAPES = {
+    "one pixel": drawing("#"),
+    "one pixel inside": drawing("...", ".#.", "..."),
+    "full": np.ones((5, 7), dtype=bool),
+    "a diagonal": np.eye(6, dtype=bool),
+    "the other diagonal": np.eye(6, dtype=bool)[::-1],
+    "a hole": drawing("###", "#.#", "###"),
+    "a hole that touches a corner": drawing("##.", "#.#", "###"),
+    "a hole closed by corners alone": drawing(".#.", "#.#", ".#."),
+    "a chessboard": np.indices((6, 7)).sum(axis=0) % 2 == 0,
+    "a frame along the border": np.pad(np.zeros((3, 4), dtype=bool), 1, constant_values=True),
+    "an island in a hole": drawing("#####", "#...#", "#.#.#", "#...#", "#####"),
+    "a column": np.ones((9, 1), dtype=bool),
+    "a row": np.ones((1, 9), dtype=bool),
+    "a comb": drawing("#.#.#", "#.#.#", "#####"),
+    "a spiral": drawing("######", "#.....", "#.####", "#.#..#", "#.##.#", "#....#", "######"),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_comes_back_exactly(name: str) -> None:
+    mask = SHAPES[name]
+    assert np.array_equal(decoded(encode(mask), *mask.shape), mask)
+
+
+@settings(max_examples=400, deadline=None)
+@given(ANY_MASK.filter(np.any))
+def test_any_mask_comes_back_exactly(mask: Mask) -> None:
+    assert np.array_equal(decoded(encode(mask), *mask.shape), mask)
+    assert np.array_equal(decode(encode(mask), *mask.shape), mask)
+    assert np.array_equal(decoded(to_rle(mask), *mask.shape), mask)
+
+
+@pytest.mark.parametrize("threshold", [-0.3, 0.0, 0.2])
+def test_a_large_smooth_mask_far_from_the_corner_comes_back_exactly(threshold: float) -> None:
+    noise = cv2.GaussianBlur(np.random.default_rng(3).normal(size=(180, 260)), (0, 0), 4)
+    mask = np.pad(noise / noise.std() > threshold, ((300, 11), (500, 0)))
+    for region in components(mask):
+        assert np.array_equal(decoded(encode(region), *mask.shape), region)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANY_MASK.filter(np.any))
+def test_polygons_run_along_pixel_edges_and_enclose_the_area(mask: Mask) -> None:
+    polygons = to_polygons(mask)
+    # Background that touches the outside by a corner alone is still reached by the outline: 8-connected.
+    holes = ndimage.label(np.pad(~mask, 1, constant_values=True), structure=np.ones((3, 3)))[1] - 1
+    assert (polygons is None) == (holes > 0)
+    area = 0.0
+    for polygon in polygons or []:
+        x, y = np.array(polygon[0::2]), np.array(polygon[1::2])
+        assert all(isinstance(value, int) for value in polygon)
+        assert len(x) >= 4
+        assert x.min() >= 0
+        assert y.min() >= 0
+        assert x.max() <= mask.shape[1]
+        assert y.max() <= mask.shape[0]
+        moves_x, moves_y = np.roll(x, -1) != x, np.roll(y, -1) != y
+        assert np.array_equal(moves_x, ~moves_y), "each edge is horizontal or vertical, and none has no length"
+        assert np.array_equal(moves_x, ~np.roll(moves_x, 1)), "they take turns: no corner without a turn"
+        area += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    assert polygons is None or area == mask.sum()
+
+
+def test_a_region_without_a_hole_is_polygons_and_one_with_a_hole_is_rle_that_json_can_hold() -> None:
+    assert encode(drawing("....", ".##.", "....")) == [[1, 1, 3, 1, 3, 2, 1, 2]]
+    assert encode(np.ones((3, 5), dtype=bool)) == [[0, 0, 5, 0, 5, 3, 0, 3]]
+    ring = encode(SHAPES["a hole"])
+    assert isinstance(ring, dict)
+    assert ring["size"] == [3, 3]
+    assert isinstance(ring["counts"], str)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY_MASK)
+def test_components_are_those_of_scipy_in_reading_order(mask: Mask) -> None:
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    found = list(components(mask))
+    assert len(found) == count
+    assert [region.tobytes() for region in found] == [(labels == label).tobytes() for label in range(1, count + 1)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY_MASK.filter(np.any))
+def test_a_box_covers_the_mask_and_no_more(mask: Mask) -> None:
+    x, y, width, height = box_of(mask)
+    box = np.zeros_like(mask)
+    box[y : y + height, x : x + width] = True
+    assert not (mask & ~box).any()
+    for edge in (mask[y, :], mask[y + height - 1, :], mask[:, x], mask[:, x + width - 1]):
+        assert edge.any()
+    assert list(box_of(mask)) == rle_tools.toBbox(rle_tools.encode(np.asfortranarray(mask, np.uint8))).tolist()
+
+
+def test_a_scratch_one_pixel_wide_has_a_box_of_width_1_and_an_empty_mask_has_none() -> None:
+    assert box_of(drawing("...", ".#.", ".#.")) == (1, 1, 1, 2)
+    with pytest.raises(ValueError, match="empty"):
+        box_of(np.zeros((3, 3), dtype=bool))
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANY_MASK, st.integers(0, 5), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
+def test_a_placed_rle_is_that_of_the_pasted_mask(local: Mask, left: int, top: int, right: int, bottom: int) -> None:
+    pasted = np.pad(local, ((top, bottom), (left, right)))
+    wanted = rle_tools.encode(np.asfortranarray(pasted, np.uint8))
+    placed = place_rle(local, left, top, *pasted.shape)
+    assert placed == {"size": list(pasted.shape), "counts": wanted["counts"].decode()}
+
+
+@settings(max_examples=100, deadline=None)
+@given(ANY_MASK)
+def test_every_kind_of_coco_segmentation_is_decoded(mask: Mask) -> None:
+    runs = np.diff(np.flatnonzero(np.diff(np.concatenate(([2], mask.T.ravel(), [2])))))
+    counts = ([0] if mask.T.flat[0] else []) + runs.tolist()
+    assert np.array_equal(decode({"size": list(mask.shape), "counts": counts}, *mask.shape), mask)
+    assert np.array_equal(decode(to_rle(mask), *mask.shape), mask)
+
+
+def test_overlapping_polygons_are_joined_and_none_at_all_is_an_empty_mask() -> None:
+    assert np.array_equal(decode([[0, 0, 2, 0, 2, 2, 0, 2], [1, 0, 3, 0, 3, 2, 1, 2]], 2, 4), drawing("###.", "###."))
+    assert not decode([], 4, 5).any()
+    assert decode([], 4, 5).shape == (4, 5)
+
+
+def test_an_rle_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="3x2 on an image of 5x4"):
+        decode(to_rle(np.ones((2, 3), dtype=bool)), 4, 5)

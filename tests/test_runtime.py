@@ -1,0 +1,125 @@
+"""What device and precision are chosen, and which choices are refused."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from flawmask.errors import FlawmaskError
+from flawmask.runtime import (
+    Precision,
+    autocast,
+    choose_device,
+    choose_precision,
+    refuse_wrong_gradients,
+    seed_everything,
+)
+
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:0"), torch.device("mps")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine that has a processor and nothing else."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    return monkeypatch
+
+
+def add_cuda(machine: pytest.MonkeyPatch, count: int) -> None:
+    machine.setattr(torch.cuda, "is_available", lambda: True)
+    machine.setattr(torch.cuda, "device_count", lambda: count)
+
+
+def add_mps(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(torch.backends.mps, "is_available", lambda: True)
+
+
+def test_the_processor_is_chosen_where_there_is_nothing_else(machine: pytest.MonkeyPatch) -> None:
+    assert choose_device(None) == CPU
+    assert choose_device("cpu") == CPU
+
+
+def test_cuda_comes_before_mps_and_mps_before_the_processor(machine: pytest.MonkeyPatch) -> None:
+    add_mps(machine)
+    assert choose_device(None) == MPS
+    add_cuda(machine, 2)
+    assert choose_device(None) == CUDA
+    assert choose_device("cuda") == CUDA
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert choose_device("mps") == MPS
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps", "gpu", ""])
+def test_a_device_that_is_not_there_is_refused_with_what_is(machine: pytest.MonkeyPatch, name: str) -> None:
+    with pytest.raises(FlawmaskError, match=f"--device {name} is not there: this machine has cpu$"):
+        choose_device(name)
+
+
+def test_a_cuda_device_too_many_is_refused_with_those_that_are_there(machine: pytest.MonkeyPatch) -> None:
+    add_cuda(machine, 2)
+    with pytest.raises(FlawmaskError, match="cuda:2 is not there: this machine has cuda:0, cuda:1, cpu"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(("old", "refused"), [("0.26.0", True), ("0.28.1+cpu", True), ("0.29.0", False)])
+def test_training_on_mps_is_refused_where_roi_align_adds_up_wrong(
+    monkeypatch: pytest.MonkeyPatch, old: str, refused: bool
+) -> None:
+    monkeypatch.setattr(torchvision, "__version__", old)
+    refuse_wrong_gradients(CPU)
+    refuse_wrong_gradients(CUDA)
+    if not refused:
+        refuse_wrong_gradients(MPS)
+        return
+    with pytest.raises(FlawmaskError, match=r"wrong RoIAlign gradients on MPS: install 0\.29 .* --device cpu"):
+        refuse_wrong_gradients(MPS)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize("device", [CPU, CUDA, MPS])
+def test_a_precision_named_is_taken(name: Precision, dtype: torch.dtype, device: torch.device) -> None:
+    assert choose_precision(name, device) == dtype
+
+
+def test_fp16_is_for_cuda_alone() -> None:
+    assert choose_precision("fp16", CUDA) == torch.float16
+    for device in (CPU, MPS):
+        with pytest.raises(FlawmaskError, match="--precision fp16 needs CUDA"):
+            choose_precision("fp16", device)
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_auto_is_bf16_where_the_hardware_multiplies_it(monkeypatch: pytest.MonkeyPatch, has_it: bool) -> None:
+    expected = torch.bfloat16 if has_it else torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_it or including_emulation)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_it)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert choose_precision("auto", CUDA) == expected
+    assert choose_precision("auto", CPU) == expected
+    assert choose_precision("auto", MPS) == torch.float32
+
+
+def test_autocast_lowers_the_precision_only_where_it_is_asked_to() -> None:
+    matrix = torch.ones(2, 2)
+    with autocast(CPU, torch.bfloat16):
+        assert (matrix @ matrix).dtype == torch.bfloat16
+    with autocast(CPU, torch.float32):
+        assert (matrix @ matrix).dtype == torch.float32
+
+
+@pytest.mark.parametrize("seed", [0, 42, 2**40])
+def test_a_seed_decides_all_three_generators(seed: int) -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002
+
+    seed_everything(seed)
+    first = draw()
+    seed_everything(seed)
+    assert draw() == first
+    seed_everything(seed + 1)
+    assert all(one != other for one, other in zip(draw(), first, strict=True))
