@@ -155,8 +155,10 @@ def test_a_mask_of_0_and_1_is_defect_at_1_and_one_of_0_1_2_is_not(tmp_path: Path
 
 
 def test_a_mask_may_be_coloured_transparent_or_of_one_bit(tmp_path: Path) -> None:
-    red = np.dstack((BITS * np.uint8(255), np.zeros((7, 10, 2), np.uint8)))
-    assert np.array_equal(read_mask(saved(tmp_path / "red.png", red)), BITS)
+    for channel in range(3):
+        colour = np.zeros((7, 10, 3), np.uint8)
+        colour[:, :, channel] = BITS * 255
+        assert np.array_equal(read_mask(saved(tmp_path / "colour.png", colour)), BITS)
     opaque = np.dstack([BITS * np.uint8(255)] * 3 + [np.full((7, 10), 255, np.uint8)])
     assert np.array_equal(read_mask(saved(tmp_path / "opaque.png", opaque)), BITS)
     assert np.array_equal(read_mask(saved(tmp_path / "bits.png", BITS)), BITS)

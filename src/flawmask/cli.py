@@ -125,9 +125,11 @@ def _dispatch(config: Any) -> int:
         case PredictConfig():
             return _predict(config)
         case DoctorConfig():
-            console = Console()
-            for table in tables(examine(config)):
-                console.print(table)
+            report = examine(config)
+            for table in tables(report):
+                Console().print(table)
+            if report.contact_sheet is not None:
+                print(f"look at {report.contact_sheet}")  # noqa: T201
     return OK
 
 

@@ -179,6 +179,7 @@ def demo(config: DemoCommand) -> list[Finished]:
         FlawmaskError: the folder holds something else, or a demo made with other settings.
     """
     drawn = generate(config)
+    log.info("drawn %s: %d images, %d of them defective", drawn.folder, drawn.images, drawn.defective)
     if not config.run:
         return []
     finished = run(

@@ -314,7 +314,7 @@ def test_the_identical_bottles_are_on_one_side(shared_data: Path, tmp_path: Path
         assert found["bottle/test/good/002.png"] == found["bottle/test/good/008.png"]
 
 
-@pytest.mark.parametrize(("pattern", "key"), [(r"^part\d+", 0), (r"part(\d+)_view", 0), (r"view(\d)", 1)])
+@pytest.mark.parametrize(("pattern", "key"), [(r"^part\d+", 0), (r"part(\d+)_view\d", 0), (r"view(\d)", 1)])
 def test_file_names_in_which_the_pattern_finds_the_same_stay_together(tmp_path: Path, pattern: str, key: int) -> None:
     folder = tmp_path / "mvtec" / "tile"
     for part in range(6):

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from flawmask import images, masks
 from flawmask.coco import CocoSplit, Record, instance_masks
@@ -126,10 +126,13 @@ def make_loader(
         pin: hand tensors over in page-locked memory, for CUDA.
     """
     count = min(4, (os.cpu_count() or 1) - 1) if workers is None else workers
+    items = _Carrier(SplitDataset(split))
+    # The loader draws from its own generator more or less often as it has worker processes: the order has another.
+    order = RandomSampler(items, generator=torch.Generator().manual_seed(seed)) if shuffle else None
     return DataLoader(
-        _Carrier(SplitDataset(split)),
+        items,
         batch_size=batch_size,
-        shuffle=shuffle,
+        sampler=order,
         num_workers=count,
         collate_fn=_collate,
         pin_memory=pin,

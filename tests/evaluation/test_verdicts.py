@@ -1,0 +1,149 @@
+"""Image-level figures: the numbers that users know, and what becomes of a ratio with nothing under it."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flawmask.evaluation.verdicts import Judged, image_metrics, metrics_block, percent, rates
+
+GOLDEN_BLOCK = """OVERALL METRICS
+============================================================
+Accuracy : 88.24%
+Precision: 92.31%
+Recall   : 85.71%
+F1-Score : 88.89%
+Defect detection rate: 85.71%
+Composite: 88.42%
+Confidence: 78.45%
+============================================================"""
+
+
+def judged(truth: bool, verdict: bool, defect_type: str | None = None, score: float = 0.5) -> Judged:
+    return Judged("x.png", defect_type or ("crack" if truth else "good"), truth, verdict, score)
+
+
+def judgements(tp: int, fp: int, fn: int, tn: int) -> list[Judged]:
+    return (
+        [judged(True, True)] * tp
+        + [judged(False, True)] * fp
+        + [judged(True, False)] * fn
+        + [judged(False, False)] * tn
+    )
+
+
+def test_the_golden_counts_give_the_golden_block_to_the_letter() -> None:
+    metrics = image_metrics(judgements(tp=24, fp=2, fn=4, tn=21))
+    assert metrics_block({**metrics, "confidence": 0.7845}) == GOLDEN_BLOCK
+
+
+def test_the_golden_counts_give_the_golden_fractions() -> None:
+    metrics = image_metrics(judgements(tp=24, fp=2, fn=4, tn=21))
+    assert metrics == {
+        "accuracy": pytest.approx(45 / 51),
+        "precision": pytest.approx(24 / 26),
+        "recall": pytest.approx(24 / 28),
+        "f1_score": pytest.approx(48 / 54),
+        "defect_detection_rate": pytest.approx(24 / 28),
+        "composite_score": pytest.approx(0.3 * 45 / 51 + 0.2 * 24 / 26 + 0.3 * 24 / 28 + 0.2 * 48 / 54),
+        "tp_defect": 24,
+        "fp_defect": 2,
+        "tn_good": 21,
+        "fn_defect": 4,
+        "total_images": 51,
+        "recall_by_type": {"crack": {"images": 28, "found": 24, "recall": pytest.approx(24 / 28)}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("counts", "undefined"),
+    [
+        ((0, 0, 0, 5), {"precision", "recall", "f1_score", "defect_detection_rate", "composite_score"}),
+        ((0, 0, 5, 5), {"precision", "composite_score"}),
+        ((0, 2, 0, 5), {"recall", "defect_detection_rate", "composite_score"}),
+        (
+            (0, 0, 0, 0),
+            {"accuracy", "precision", "recall", "f1_score", "defect_detection_rate", "composite_score"},
+        ),
+        ((1, 0, 0, 0), set()),
+    ],
+)
+def test_a_ratio_with_nothing_under_it_is_none_and_not_0(
+    counts: tuple[int, int, int, int], undefined: set[str]
+) -> None:
+    figures = rates(*counts)
+    assert {name for name, value in figures.items() if value is None} == undefined
+    assert "null" in json.dumps(figures) or not undefined
+
+
+def test_in_the_block_a_ratio_with_nothing_under_it_is_not_available() -> None:
+    metrics = image_metrics(judgements(tp=0, fp=0, fn=0, tn=3))
+    assert metrics_block({**metrics, "confidence": None}).splitlines()[2:-1] == [
+        "Accuracy : 100.00%",
+        "Precision: n/a",
+        "Recall   : n/a",
+        "F1-Score : n/a",
+        "Defect detection rate: n/a",
+        "Composite: n/a",
+        "Confidence: n/a",
+    ]
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0.00%"), (1.0, "100.00%"), (45 / 51, "88.24%"), (None, "n/a")])
+def test_a_fraction_is_shown_in_per_cent_with_two_digits(value: float | None, text: str) -> None:
+    assert percent(value) == text
+
+
+def test_recall_is_told_for_each_type_of_defect_and_good_is_none() -> None:
+    metrics = image_metrics(
+        [
+            judged(True, True, "scratch"),
+            judged(True, False, "scratch"),
+            judged(True, False, "crack"),
+            judged(False, True, "good"),
+            judged(True, True, "unknown"),
+        ]
+    )
+    assert metrics["recall_by_type"] == {
+        "crack": {"images": 1, "found": 0, "recall": 0.0},
+        "scratch": {"images": 2, "found": 1, "recall": 0.5},
+        "unknown": {"images": 1, "found": 1, "recall": 1.0},
+    }
+
+
+@given(
+    st.lists(
+        st.builds(judged, st.booleans(), st.booleans(), st.sampled_from(["crack", "scratch", "hole"]), st.floats(0, 1)),
+        max_size=40,
+    )
+)
+def test_the_figures_are_those_counted_by_hand(images: list[Judged]) -> None:
+    metrics = image_metrics(images)
+    pairs = [(one.truth, one.verdict) for one in images]
+    tp, fp = pairs.count((True, True)), pairs.count((False, True))
+    fn, tn = pairs.count((True, False)), pairs.count((False, False))
+    assert (metrics["tp_defect"], metrics["fp_defect"], metrics["fn_defect"], metrics["tn_good"]) == (tp, fp, fn, tn)
+    expected: dict[str, Any] = {
+        "accuracy": (tp + tn) / len(images) if images else None,
+        "precision": tp / (tp + fp) if tp + fp else None,
+        "recall": tp / (tp + fn) if tp + fn else None,
+    }
+    if tp:
+        harmonic = 2 / (1 / expected["precision"] + 1 / expected["recall"])
+        assert metrics["f1_score"] == pytest.approx(harmonic)
+        weighted = 0.3 * expected["accuracy"] + 0.2 * expected["precision"] + 0.3 * expected["recall"] + 0.2 * harmonic
+        assert metrics["composite_score"] == pytest.approx(weighted)
+    for name, value in expected.items():
+        assert metrics[name] == (None if value is None else pytest.approx(value))
+    assert sum(row["images"] for row in metrics["recall_by_type"].values()) == tp + fn
+    assert sum(row["found"] for row in metrics["recall_by_type"].values()) == tp
+
+
+@pytest.mark.parametrize(
+    ("truth", "verdict", "outcome"),
+    [(True, True, "right"), (False, False, "right"), (True, False, "missed"), (False, True, "false_alarm")],
+)
+def test_an_outcome_has_a_name(truth: bool, verdict: bool, outcome: str) -> None:
+    assert judged(truth, verdict).outcome == outcome
