@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,9 @@ def fingerprint(contents: Iterable[tuple[str, str]]) -> str:
     return sha256("\n".join(f"{digest} {name}" for name, digest in sorted(contents)).encode())
 
 
-def check_output_folder(folder: Path, marker: str, *, overwrite: bool, what: str) -> None:
+def check_output_folder(
+    folder: Path, marker: str, *, overwrite: bool, what: str, entries: Collection[str] | None = None
+) -> None:
     """Refuse to write into `folder` unless it is new, empty, or (with `overwrite`) made by the same stage.
 
     Args:
@@ -71,6 +73,8 @@ def check_output_folder(folder: Path, marker: str, *, overwrite: bool, what: str
         marker: the file that the stage leaves in every folder it makes; only such a folder is ever replaced.
         overwrite: whether a folder the stage made before may be replaced.
         what: what the folder would hold, for the message.
+        entries: all that the stage ever writes there, where the marker's name is a common one; a folder with anything
+            else in it is not the stage's.
 
     Raises:
         FlawmaskError: the folder holds something else, or something that `overwrite` would have to replace.
@@ -81,6 +85,9 @@ def check_output_folder(folder: Path, marker: str, *, overwrite: bool, what: str
         return
     if not (folder / marker).is_file():
         raise FlawmaskError(f"{folder} holds something else (no {marker}): name a new folder for the {what}")
+    strange = sorted(path.name for path in folder.iterdir() if entries is not None and path.name not in entries)
+    if strange:
+        raise FlawmaskError(f"{folder} holds something else ({strange[0]}): name a new folder for the {what}")
     if not overwrite:
         raise FlawmaskError(f"{folder} already holds a {what}: name another folder, or replace it with --overwrite")
 

@@ -69,14 +69,17 @@ def instance(label: str, score: float, mask: Mask) -> Instance:
 
 def make_split(truths: list[list[tuple[int, Mask]]], names: dict[int, str] = NAMES) -> CocoSplit:
     """A split of an image for each list of (category id, mask); ids start at 11."""
-    images = [{"id": 11 + at, "file_name": f"{at}.png", "width": WIDTH, "height": HEIGHT} for at in range(len(truths))]
-    annotations, number = {}, 100
+    images: list[dict[str, Any]] = [
+        {"id": 11 + at, "file_name": f"{at}.png", "width": WIDTH, "height": HEIGHT} for at in range(len(truths))
+    ]
+    annotations: dict[int, tuple[dict[str, Any], ...]] = {}
+    number = 100
     for image, truth in zip(images, truths, strict=True):
         records = []
         for category, mask in truth:
             number += 1
-            records.append(annotation(mask, id=number, image_id=int(image["id"]), category_id=category))
-        annotations[int(image["id"])] = tuple(records)
+            records.append(annotation(mask, id=number, image_id=image["id"], category_id=category))
+        annotations[image["id"]] = tuple(records)
     categories = tuple({"id": number, "name": name} for number, name in names.items())
     return CocoSplit(Path("data/val"), tuple(images), annotations, categories)
 

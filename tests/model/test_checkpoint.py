@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
@@ -57,8 +56,8 @@ def test_a_network_comes_back_from_its_file_with_the_same_answers(tmp_path: Path
 
 
 def test_the_spec_in_the_file_decides_the_answers(tmp_path: Path) -> None:
-    for change in ({"max_detections": 2}, {"image_size": 96}):
-        checkpoint.save(tmp_path / "other.pt", network(), replace(SPEC, **change))
+    for other in (replace(SPEC, max_detections=2), replace(SPEC, image_size=96)):
+        checkpoint.save(tmp_path / "other.pt", network(), other)
         model, spec = checkpoint.load(tmp_path / "other.pt")
         assert detect(model, spec, noise(80, 90)) != detect(network(), SPEC, noise(80, 90))
 
@@ -156,20 +155,20 @@ def test_a_checkpoint_that_is_none_is_refused_in_one_line(tmp_path: Path) -> Non
 def torchvision_network(frozen: bool) -> Any:
     """Torchvision's own network, random, and of the kind that finds something."""
     torch.manual_seed(5)
+    model: Any
     if frozen:  # as it is with COCO's weights
         norm = partial(FrozenBatchNorm2d, eps=0.0)
         model = MaskRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm), 3)
     else:
         model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
     with torch.no_grad():
-        model.roi_heads.box_predictor.cls_score.weight *= 100
+        model.roi_heads.box_predictor.cls_score.weight *= 10
         model.roi_heads.box_predictor.bbox_pred.weight *= 20
         model.roi_heads.mask_predictor.mask_fcn_logits.weight *= 30
         model.rpn.head.cls_logits.weight *= 20
-        for module in model.backbone.body.modules():
-            if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
-                module.running_mean.uniform_(-0.1, 0.1)
-                module.running_var.uniform_(0.5, 2.0)
+        for name, tensor in model.backbone.body.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                tensor.uniform_(*((-0.1, 0.1) if name.endswith("mean") else (0.5, 2.0)))
     return to_device(model.eval(), torch.device("cpu"))  # the layout, since sums in another order end in other digits
 
 

@@ -47,6 +47,6 @@ def counts(images: Sequence[Record]) -> dict[str, Any]:
     return {
         "images": len(images),
         "good": good,
-        "defective": len(images) - good,
+        "defective": len(images) - good - by_type.get("unknown", 0),
         "by_type": dict(sorted(by_type.items())),
     }

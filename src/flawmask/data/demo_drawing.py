@@ -191,7 +191,7 @@ def _broken_edge(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
     """A jagged bite out of the outer edge: the background shows, behind a rough fracture."""
     size = len(taken)
     centre = _spot(rng, (np.abs(scene.outline) < 2 / size) & (scene.openings > 0.2), taken)
-    bite = _fill(size, _blob(rng, centre, rng.uniform(0.12, 0.22) * size / 2, roughness=0.4, corners=17))
+    bite = _fill(size, _blob(rng, centre, rng.uniform(0.2, 0.32) * size / 2, roughness=0.4, corners=17))
     standing = ((scene.coverage > 0.5) & (bite < 0.5)).astype(np.uint8)
     into_bite = cv2.distanceTransform(1 - standing, cv2.DIST_L2, 5) * 2 / size
     rough = 0.5 + 0.1 * _clouds(rng, size, size // 4)
@@ -203,7 +203,7 @@ def _broken_edge(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
 def _contamination(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
     """A lump of foreign matter, or the ring that a dried drop leaves."""
     size = len(taken)
-    radius = rng.uniform(0.07, 0.15) * size / 2
+    radius = rng.uniform(0.1, 0.19) * size / 2
     centre = _spot(rng, scene.depth > 0.1, taken)
     edge = _blob(rng, centre, radius, roughness=0.15)
     if rng.random() < 0.35:
@@ -227,10 +227,10 @@ def _scratch(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
     direction = rng.uniform(0, np.pi)
     for turn in (0.0, rng.uniform(0.5, 1.6))[: 1 + int(rng.random() < 0.35)]:
         heading = np.array([np.cos(direction + turn), np.sin(direction + turn)])
-        length, bow = rng.uniform(0.3, 0.8) * size / 2, rng.choice([0.0, 1.0]) * rng.uniform(-0.3, 0.3)
+        length, bow = rng.uniform(0.4, 0.9) * size / 2, rng.choice([0.0, 1.0]) * rng.uniform(-0.3, 0.3)
         t = np.linspace(-0.5, 0.5, 40)[:, None]
         path = centre + length * (t * heading + bow * (4 * t**2) * heading[::-1] * [-1, 1])
-        width = max(1.0, rng.uniform(1.2, 2.8) * size / 256)
+        width = max(1.0, rng.uniform(1.5, 3.0) * size / 256)
         taper = np.sqrt(1 - 1.6 * t[1:, 0] ** 2)
         corners = np.rint(path * SUPERSAMPLING).astype(int).tolist()
         for start, end, thickness in zip(corners, corners[1:], width * SUPERSAMPLING * taper, strict=False):
@@ -243,8 +243,8 @@ def _scratch(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
 def _hole(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
     """A punched hole, black but for its lit wall; every other one with a bright burr around it."""
     size = len(taken)
-    radius = rng.uniform(0.06, 0.1) * size / 2
-    centre = _spot(rng, scene.depth > 0.11, taken)
+    radius = rng.uniform(0.08, 0.13) * size / 2
+    centre = _spot(rng, scene.depth > 0.14, taken)
     edge = _blob(rng, centre, radius, roughness=0.04)
     hole = _fill(size, edge)
     row, column = np.mgrid[:size, :size] + 0.5

@@ -26,6 +26,8 @@ from flawmask.settings import require
 
 log = logging.getLogger(__name__)
 
+ENTRIES = ("metrics.json", "predictions.json", "predictions.csv", "overlays")
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -47,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         FlawmaskError: the checkpoint or the data set is damaged, they do not belong together, an image cannot be
             read, or the output folder holds something else. Nothing is written then.
     """
-    check_output_folder(config.results_dir, "metrics.json", overwrite=True, what="evaluation")
+    check_output_folder(config.results_dir, "metrics.json", overwrite=True, what="evaluation", entries=ENTRIES)
     split = read_split(config.dataset_dir, config.split)
     predictor = Predictor(config.model, config.device)
     check_classes(predictor.spec, split.class_names, config.dataset_dir)

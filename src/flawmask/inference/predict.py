@@ -23,6 +23,7 @@ from flawmask.settings import require
 
 log = logging.getLogger(__name__)
 
+ENTRIES = ("predictions.json", "predictions.csv", "overlays", "masks")
 COLUMNS = ("file", "verdict", "score", "instances", "defect_area_px", "defect_area_percent")
 
 
@@ -52,9 +53,7 @@ def predict(config: PredictConfig) -> Predicted:
         FlawmaskError: there is no image at all, the checkpoint or the region of interest cannot be used, or the
             output folder holds something else. Nothing is written then.
     """
-    check_output_folder(config.output, "predictions.json", overwrite=True, what="prediction")
-    # `evaluate` leaves a predictions.json too.
-    require(not (config.output / "metrics.json").exists(), f"{config.output} holds an evaluation: name a new folder")
+    check_output_folder(config.output, "predictions.json", overwrite=True, what="prediction", entries=ENTRIES)
     paths = find_images(config.input, config.output)
     region = _read_region(config.roi) if config.roi else None
     predictor = Predictor(config.model, config.device)
