@@ -189,9 +189,10 @@ def demo(config: DemoCommand) -> list[Finished]:
             arch="maskrcnn_resnet18_fpn",
             weights="none",
             image_size=192,
-            epochs=8,
-            lr=0.005,
-            roi_samples=64,
+            epochs=5,
+            augmentation_factor=1,
+            proposals=200,
+            roi_samples=32,
             overwrite=config.overwrite,
             seed=config.seed,
         )
@@ -200,6 +201,6 @@ def demo(config: DemoCommand) -> list[Finished]:
     if run_dir is not None:
         from flawmask.inference.predict import predict
 
-        images = (str(drawn.folder / "test" / "*" / "00[0-4].png"),)
-        predict(PredictConfig(model=run_dir / "best.pt", input=images, output=run_dir / "predictions"))
+        unseen = PrepareConfig(category=config.category).dataset_dir / "val" / "images"
+        predict(PredictConfig(model=run_dir / "best.pt", input=(str(unseen),), output=run_dir / "predictions"))
     return finished

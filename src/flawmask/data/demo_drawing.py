@@ -157,16 +157,15 @@ def _washer(rng: Rng, x: Field, y: Field) -> Part:
 
 
 def _plate(rng: Rng, x: Field, y: Field) -> Part:
-    """A brushed aluminium plate with four countersunk holes at its corners, on a light table."""
+    """A brushed aluminium plate with rounded corners and a bevelled edge, on a light table."""
     corner = 0.1
     over_x, over_y = np.abs(x) - (0.8 - corner), np.abs(y) - (0.56 - corner)
     rounded = np.hypot(np.maximum(over_x, 0), np.maximum(over_y, 0)) + np.minimum(np.maximum(over_x, over_y), 0)
-    holes = np.hypot(np.abs(x) - 0.65, np.abs(y) - 0.41) - 0.065
-    countersink = np.clip((0.042 - holes) / 0.008, 0, 1)
+    bevel = np.exp(-(((rounded - corner + 0.035) / 0.012) ** 2)) * (x * LIGHT[0] + y * LIGHT[1])
     sheen = np.exp(-(((y - rng.uniform(-0.3, 0.3)) / 0.4) ** 2))
     tone = 0.42 + 0.07 * sheen + 0.028 * _grain(rng, x, y, 50) + 0.006 * _clouds(rng, len(x), 6)
-    tone = tone * (1 - countersink) + 0.74 * countersink
-    return Part(rounded - corner, holes, tone[..., None] * [0.97, 1.0, 1.04], (0.90, 0.90, 0.88))
+    tone = tone + 0.15 * bevel
+    return Part(rounded - corner, np.full_like(x, np.inf), tone[..., None] * [0.97, 1.0, 1.04], (0.90, 0.90, 0.88))
 
 
 def _cap(rng: Rng, x: Field, y: Field) -> Part:
