@@ -39,6 +39,9 @@ DESCRIPTION = """Flawmask finds and outlines defects on manufactured parts: a fo
 Mask R-CNN, its figures and its outlined defects out. `flawmask demo --run` shows it all on images that it draws itself;
 `flawmask run --category bottle` does it on yours; `flawmask COMMAND --help` explains one step."""
 
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "exited unexpectedly")
+"""What PyTorch says when there is none left, on CUDA, Windows, Linux, and in a process that reads images."""
+
 OK, DEFECT_FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -66,10 +69,10 @@ def _guarded(arguments: Sequence[str]) -> int:
         reason = str(error)
     except OSError as error:
         reason = f"{error.filename or 'the disk'}: {error.strerror or error}"
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise
-        reason = "memory ran out: lower --batch_size first, then --image_size"
+        reason = "memory ran out: lower --batch_size first, then --image_size, and try --workers 0"
     except KeyboardInterrupt:
         console.print("interrupted")
         return INTERRUPTED
@@ -137,12 +140,20 @@ def _prepare(config: PrepareConfig) -> int:
     names = chosen_categories(config.mvtec_root, config.category)
     require(len(names) == 1 or config.output_dir is None, "--output_dir takes one category: leave it out for several")
     table = Table("category", "train", "val", "defective", "left out", "data set")
+    status = OK
     for name in names:
-        made = prepare(replace(config, category=name))
+        try:
+            made = prepare(replace(config, category=name))
+        except FlawmaskError as error:
+            if len(names) == 1:
+                raise
+            table.add_row(name, "", "", "", "", str(error))
+            status = FAILED
+            continue
         counts = (made.train["images"], made.val["images"], made.train["defective"] + made.val["defective"])
         table.add_row(name, *map(str, counts), str(len(made.left_out)), str(made.dataset_dir))
-    Console().print(table)
-    return OK
+    Console(markup=False).print(table)
+    return status
 
 
 def _predict(config: PredictConfig) -> int:
@@ -165,10 +176,11 @@ def _report(finished: list[Finished]) -> int:
             names = ("f1_score", "precision", "recall", "mask_ap")
             figures = [percent(metrics[name]) if metrics else "" for name in names]
             table.add_row(one.name, str(metrics.get("total_images", "")), *figures, one.error or str(one.run_dir))
-        Console().print(table)
+        Console(markup=False).print(table)
     for one in finished:
         if one.run_dir is not None:
-            print(f"{one.name}: look at {one.run_dir}")  # noqa: T201
+            pictures = (path for path in sorted(one.run_dir.glob("*/overlays")) if one.metrics is not None)
+            print(f"{one.name}: look at", *(path.as_posix() for path in (one.run_dir, *pictures)))  # noqa: T201
     return FAILED if any(one.error for one in finished) else OK
 
 

@@ -79,7 +79,8 @@ def write_split(
     folder: Path, images: Sequence[Record], annotations: Sequence[Record], categories: Sequence[Record]
 ) -> None:
     """Write `folder/annotations.json`; the images are the caller's."""
-    content = {"images": images, "annotations": annotations, "categories": categories}
+    info = {"description": "made by Flawmask"}
+    content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
     write_json(folder / "annotations.json", content)
 
 

@@ -12,6 +12,9 @@ from typing import Any
 
 from flawmask.errors import FlawmaskError
 
+LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+"""What file managers leave in every folder that they show."""
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -81,11 +84,12 @@ def check_output_folder(
     """
     if folder.exists() and not folder.is_dir():
         raise FlawmaskError(f"{folder} is a file: name a folder for the {what}")
-    if not folder.exists() or not any(folder.iterdir()):
+    names = sorted(path.name for path in folder.iterdir() if path.name not in LITTER) if folder.exists() else []
+    if not names:
         return
     if not (folder / marker).is_file():
         raise FlawmaskError(f"{folder} holds something else (no {marker}): name a new folder for the {what}")
-    strange = sorted(path.name for path in folder.iterdir() if entries is not None and path.name not in entries)
+    strange = [name for name in names if entries is not None and name not in entries]
     if strange:
         raise FlawmaskError(f"{folder} holds something else ({strange[0]}): name a new folder for the {what}")
     if not overwrite:

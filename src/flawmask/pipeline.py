@@ -1,14 +1,17 @@
 """prepare -> augment -> train -> evaluate, for one category or several; and what of it is skipped."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from flawmask.coco import read_split
 from flawmask.data.augment import AugmentConfig, AugmentSettings, augment
 from flawmask.data.demo import DemoConfig, generate
-from flawmask.data.mvtec import chosen_categories
+from flawmask.data.mvtec import chosen_categories, names_in
 from flawmask.data.prepare import PrepareConfig, PrepareSettings, prepare
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
@@ -99,20 +102,28 @@ def run(config: RunConfig) -> list[Finished]:
     """
     if config.dataset_dir is not None:
         return [_finish(config, config.dataset_dir.name, config.dataset_dir)]
-    skips_reading = config.skip_prepare and config.category not in (None, "all")
-    names = (
-        str(config.category).split(",") if skips_reading else chosen_categories(config.mvtec_root, str(config.category))
-    )
+    _check_device(config)
+    wanted = str(config.category)
+    reads_root = not config.skip_prepare or wanted == "all"
+    names = chosen_categories(config.mvtec_root, wanted) if reads_root else names_in(wanted)
     finished = []
     for name in names:
         try:
             finished.append(_finish(config, name, _prepared(config, name)))
-        except FlawmaskError as error:
+        except (FlawmaskError, OSError) as error:
             if len(names) == 1:
                 raise
             log.error("%s: %s", name, error)
             finished.append(Finished(name, None, None, str(error)))
     return finished
+
+
+def _check_device(config: RunConfig) -> None:
+    """Refuse a device that is not there before anything is written, not when the training gets to it."""
+    from flawmask.runtime import choose_device
+
+    if config.device is not None:
+        choose_device(config.device)
 
 
 def _prepared(config: RunConfig, category: str) -> Path:
@@ -129,16 +140,20 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     from flawmask.evaluation.evaluate import evaluate
     from flawmask.training.loop import train
 
+    if not config.skip_inference:
+        read_split(prepared_dir, config.split)  # not there? Say so now, not after the training
     dataset_dir = prepared_dir
-    # Training alone looks at variants, unless the validation images are to be judged as variants too.
-    if not config.skip_augment and config.augmentation_factor and (not config.skip_train or config.augment_val):
+    # Judging needs no variants, unless the validation images are to be judged as variants too.
+    judges_only = config.skip_train and not config.skip_inference and not config.augment_val
+    if not config.skip_augment and config.augmentation_factor and not judges_only:
         dataset_dir = augment(_stage(AugmentConfig, config, dataset_dir=prepared_dir, output_dir=None)).dataset_dir
-    if config.skip_train:
-        run_dir = config.model_dir or _newest_run(prepared_dir)
-    else:
-        run_dir = train(_stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=_new_run_dir())).run_dir
+    run_dir = None
+    if not config.skip_train:
+        with _new_run_dir() as output_dir:
+            run_dir = train(_stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=output_dir)).run_dir
     if config.skip_inference:
         return Finished(name, run_dir, None)
+    run_dir = run_dir or config.model_dir or _newest_run(prepared_dir)
     model = run_dir / "best.pt"
     judged = evaluate(_stage(EvaluateConfig, config, model=model, dataset_dir=dataset_dir, output_dir=None))
     return Finished(name, run_dir, judged.metrics)
@@ -151,20 +166,30 @@ def _stage(kind: type[Config], config: RunConfig, **given: Any) -> Config:
     return kind(**{**shared, **given})
 
 
-def _new_run_dir() -> Path:
-    """Return a run folder named for this second, or for the next one that is free."""
+@contextmanager
+def _new_run_dir() -> Iterator[Path]:
+    """Make and give a run folder named for this second, or for the next one that is free; an empty one goes again."""
     moment = datetime.now()
-    while (path := RUNS / f"maskrcnn_mvtec_{moment:%Y%m%d_%H%M%S}").exists():
-        moment += timedelta(seconds=1)
-    return path
+    while True:
+        path = RUNS / f"maskrcnn_mvtec_{moment:%Y%m%d_%H%M%S}"
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            moment += timedelta(seconds=1)
+    try:
+        yield path
+    finally:
+        if not any(path.iterdir()):
+            path.rmdir()
 
 
 def _newest_run(prepared_dir: Path) -> Path:
     """Return the newest run under `RUNS` that was trained on this data set or its augmented variant."""
-    names = {prepared_dir.name, f"{prepared_dir.name}_augmented"}
+    wanted = {prepared_dir.resolve(), prepared_dir.with_name(f"{prepared_dir.name}_augmented").resolve()}
     for path in sorted(RUNS.glob("maskrcnn_mvtec_*/best.pt"), reverse=True):
         config = path.with_name("config.json")
-        if config.is_file() and Path(read_json(config)["settings"]["dataset_dir"]).name in names:
+        if config.is_file() and Path(read_json(config)["settings"]["dataset_dir"]).resolve() in wanted:
             log.info("judging %s, the newest run on %s", path.parent, prepared_dir)
             return path.parent
     raise FlawmaskError(f"{RUNS} holds no run on {prepared_dir}: train one, or name one with --model_dir")
@@ -179,7 +204,7 @@ def demo(config: DemoCommand) -> list[Finished]:
         FlawmaskError: the folder holds something else, or a demo made with other settings.
     """
     drawn = generate(config)
-    log.info("drawn %s: %d images, %d of them defective", drawn.folder, drawn.images, drawn.defective)
+    log.info("the demo category is in %s: %d images, %d of them defective", drawn.folder, drawn.images, drawn.defective)
     if not config.run:
         return []
     finished = run(

@@ -32,7 +32,7 @@ class Overwrite(Settings):
     """Whether what is there may go."""
 
     overwrite: bool = False
-    """Replace what an earlier run of the same stage left in the output folder. Nothing else is ever replaced."""
+    """Replace the output folder, whole, if the same stage made it. No other folder is ever replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 SMALL = (
-    "--arch maskrcnn_resnet18_fpn --weights none --image_size 64 --proposals 50 --roi_samples 16 --workers 0".split()
+    "--arch maskrcnn_resnet18_fpn --weights none --image_size 64 --proposals 50 --roi_samples 16".split()
 )
 """What makes a training take seconds; whether it learns is for others to test."""
 
@@ -42,7 +42,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         counts = "--image_size 64 --good 4 --defective 2 --train_good 1".split()
         run_in(folder, "demo", "--mvtec_root", "datasets/mvtec", "--category", category, "--seed", seed, *counts)
     done = run_in(
-        folder, "run_maskrcnn_pipeline.py", *"--category bottle --epochs 1 --augmentation_factor 1".split(), *SMALL
+        folder,
+        "run_maskrcnn_pipeline.py",
+        *"--category bottle --epochs 1 --augmentation_factor 1 --mvtec_root datasets/mvtec --train_ratio 0.8".split(),
+        *"--batch_size 4 --lr 0.005 --conf 0.5 --device cpu".split(),
+        *SMALL,
     )
     (folder / "first_run.txt").write_text(done.stdout + done.stderr)
     return folder
@@ -204,7 +208,7 @@ def test_the_version_is_printed() -> None:
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("prepare --category bottle --mvtec_root nowhere", "nowhere does not exist"),
+        ("prepare --category bottle --mvtec_root nowhere", "nowhere is no folder"),
         ("prepare --category screw --mvtec_root datasets/mvtec", "it has bottle, cable"),
         ("prepare --category bottle --train_ratio 1", "--train_ratio is 1.0"),
         ("augment --dataset_dir datasets/maskrcnn_mvtec_bottle --augmentation_factor 7", "0 to 6"),

@@ -41,10 +41,10 @@ def categories(mvtec_root: Path) -> list[str]:
         FlawmaskError: there is no such folder, or no category in it.
     """
     if not mvtec_root.is_dir():
-        near = next(path for path in mvtec_root.absolute().parents if path.is_dir())
+        near = next((path for path in mvtec_root.absolute().parents if path.is_dir()), None)
+        there = f" ({near} holds {_listed(near)})" if near else ""
         raise FlawmaskError(
-            f"{mvtec_root} is no folder ({near} holds {_listed(near)}): "
-            "name the one that holds the categories with --mvtec_root"
+            f"{mvtec_root} is no folder{there}: name the one that holds the categories with --mvtec_root"
         )
     found = sorted(path.name for path in mvtec_root.iterdir() if (path / "test").is_dir())
     if not found:
@@ -71,12 +71,22 @@ def chosen_categories(mvtec_root: Path, text: str) -> list[str]:
     known = categories(mvtec_root)
     if text == "all":
         return known
-    wanted = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not wanted:
-        raise FlawmaskError(f"--category names none: {mvtec_root} has {', '.join(known)}")
+    wanted = names_in(text)
     for name in wanted:
         _check_known(mvtec_root, name, known)
     return wanted
+
+
+def names_in(text: str) -> list[str]:
+    """Return the names in `a,b,c`, each once.
+
+    Raises:
+        FlawmaskError: there is none.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise FlawmaskError(f"--category {text!r} names none: give one, several as a,b,c, or all")
+    return names
 
 
 def _check_known(mvtec_root: Path, category: str, known: list[str]) -> None:
@@ -116,5 +126,14 @@ def _images(folder: Path) -> Iterator[Path]:
 
 
 def _mask_files(folder: Path) -> dict[str, Path]:
-    """Return the mask files of a defect type by their stem."""
-    return {path.stem: path for path in _images(folder)} if folder.is_dir() else {}
+    """Return the mask files of a defect type by their stem.
+
+    Raises:
+        FlawmaskError: two of them have the same one.
+    """
+    found: dict[str, Path] = {}
+    for path in _images(folder) if folder.is_dir() else ():
+        if path.stem in found:
+            raise FlawmaskError(f"{path} and {found[path.stem].name} are masks of one image: take one of them out")
+        found[path.stem] = path
+    return found

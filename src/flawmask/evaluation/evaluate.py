@@ -166,7 +166,7 @@ def _draw_worst(
     for rank, at in enumerate(track(order[: config.overlays], "drawing"), start=1):
         one, image = judged[at], split.images[at]
         name = f"{rank:03d}_{one.outcome}_{Path(one.file_name).stem}.png"
-        images.write_png(folder / name, _overlay(split, image, one, predictions[at], config))
+        (folder / name).write_bytes(images.encode_png(_overlay(split, image, one, predictions[at], config)))
 
 
 def _overlay(

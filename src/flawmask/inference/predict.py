@@ -12,7 +12,7 @@ import numpy as np
 
 from flawmask import images
 from flawmask.draw import PREDICTION, title_bar
-from flawmask.errors import FlawmaskError, ImageError
+from flawmask.errors import FlawmaskError
 from flawmask.files import check_output_folder, whole_folder, write_json
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.overlay import draw_instances, viewing_size
@@ -61,30 +61,30 @@ def predict(config: PredictConfig) -> Predicted:
     unreadable: dict[Path, str] = {}
     with whole_folder(config.output) as folder:
         names = _unique_names(paths)
+        for name in ("overlays", "masks") if config.save_masks else ("overlays",):
+            (folder / name).mkdir()
         for path in track(paths, "predicting"):
             try:
                 pixels = images.read_image(path)
-            except ImageError as error:
+                _check_size(pixels, region, path, config)
+            except FlawmaskError as error:
                 log.error("%s", error)
                 unreadable[path] = str(error)
                 records.append({"file": path.as_posix(), "error": str(error)})
                 continue
             prediction = predictor(pixels)
             if region is not None:
-                try:
-                    prediction = prediction.within(region)
-                except FlawmaskError as error:
-                    raise FlawmaskError(f"{config.roi} does not fit {path}: {error}") from None
+                prediction = prediction.within(region)
             record = describe(path, prediction, config)
             found = prediction.defects(config.conf, config.min_area)
             caption = f"{path.name}: {record['verdict']} ({record['score']:.2f})"
             picture = title_bar(draw_instances(pixels, found, PREDICTION, viewing_size(pixels)), caption)
             record["overlay"] = f"overlays/{names[path]}"
-            images.write_png(folder / record["overlay"], picture)
+            (folder / record["overlay"]).write_bytes(images.encode_png(picture))
             if config.save_masks:
                 mask = prediction.defect_mask(config.conf, config.min_area)
                 record["mask"] = f"masks/{names[path]}"
-                images.write_png(folder / record["mask"], mask.astype(np.uint8) * 255)
+                (folder / record["mask"]).write_bytes(images.encode_png(mask.astype(np.uint8) * 255))
             records.append(record)
         write_json(folder / "predictions.json", {"conf": config.conf, "min_area": config.min_area, "images": records})
         _write_table(folder / "predictions.csv", records)
@@ -106,6 +106,13 @@ def _read_region(path: Path) -> Mask:
     region = images.read_mask(path)
     require(bool(region.any()), f"{path} has no white pixel: no defect would ever count")
     return region
+
+
+def _check_size(pixels: images.Pixels, region: Mask | None, path: Path, config: PredictConfig) -> None:
+    """Refuse an image that the region of interest was not drawn for."""
+    if region is not None and region.shape != pixels.shape[:2]:
+        sizes = [f"{width}x{height}" for height, width in (pixels.shape[:2], region.shape)]
+        raise FlawmaskError(f"{path} is {sizes[0]} but {config.roi} is {sizes[1]}: draw the region at the images' size")
 
 
 def find_images(inputs: tuple[str, ...], output: Path) -> list[Path]:

@@ -122,8 +122,8 @@ _BUILDERS: dict[str, Callable[[int, dict[str, Any]], MaskRCNN]] = {
 def _replace_norms(module: nn.Module, norm: Norm, eps: float | None) -> None:
     """Replace every BatchNorm2d under `module`.
 
-    With a batch of 4 or less, BatchNorm's statistics are too noisy to learn with. Pretrained ones are frozen; a
-    network that starts from nothing gets GroupNorm, which does not look at the batch (Wu and He, ECCV 2018).
+    In a small batch, BatchNorm's statistics are noisy: pretrained ones are best frozen, and GroupNorm does not look
+    at the batch at all (Wu and He, ECCV 2018).
     """
     if norm == "batch":
         return

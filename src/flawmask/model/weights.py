@@ -212,8 +212,8 @@ def load_matching(model: nn.Module, given: Pretrained) -> tuple[int, list[str]]:
     """Load every tensor that fits by name and shape.
 
     Returns:
-        How many tensors of the network were filled, and a line for each that was not: what the network has and
-        the file lacks, or has in another shape.
+        How many tensors of the network were filled, and a line for each that does not fit: what the network has and
+        the file lacks or has in another shape, and what the file has and the network lacks.
 
     Raises:
         FlawmaskError: not one tensor fits.
@@ -230,4 +230,5 @@ def load_matching(model: nn.Module, given: Pretrained) -> tuple[int, list[str]]:
         for name in own
         if name not in fitting and not name.endswith("num_batches_tracked")
     ]
+    left += [f"{name}: in the file alone" for name in given.state if name not in own]
     return len(fitting), left

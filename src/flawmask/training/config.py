@@ -19,7 +19,7 @@ class TrainSettings(Seed, Device, Classes):
     lr: float = 0.005
     """Learning rate after warm-up, of SGD. Where --optimizer auto takes AdamW, a tenth of it."""
     arch: Arch = "maskrcnn_resnet50_fpn"
-    """The network. resnet18 is about three times as fast and enough for many parts."""
+    """The network. resnet18 and mobilenet are faster and enough for many parts."""
     weights: str = "coco"
     """What it starts from: coco, imagenet (downloaded once), none, or a file. No COCO weights: ImageNet's instead."""
     image_size: int = 800
@@ -59,6 +59,11 @@ class TrainSettings(Seed, Device, Classes):
         require(0 < self.lr < float("inf"), f"--lr is {self.lr}: it must be above 0")
         require(self.clip_norm > 0, f"--clip_norm is {self.clip_norm}: it must be above 0")
         require(self.image_size >= 64, f"--image_size is {self.image_size}: it must be 64 or more")
+        known = ("coco", "imagenet", "none")
+        require(
+            self.weights in known or Path(self.weights).is_file(),
+            f"--weights {self.weights}: no such file; give {', '.join(known)} or a file's path",
+        )
         require(self.warmup_steps >= 0, f"--warmup_steps is {self.warmup_steps}: it must be 0 or more")
         require((self.workers or 0) >= 0, f"--workers is {self.workers}: it must be 0 or more")
         layers = self.trainable_layers

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -107,11 +106,6 @@ def read(batches: DataLoader[Any]) -> Iterator[Batch]:
         yield batch
 
 
-def _one_thread(_: int) -> None:
-    """Keep a worker to one thread: the cores are shared out among workers and the network already."""
-    cv2.setNumThreads(1)
-
-
 def make_loader(
     split: CocoSplit, batch_size: int, *, shuffle: bool, seed: int, workers: int | None, pin: bool
 ) -> DataLoader[Any]:
@@ -126,6 +120,7 @@ def make_loader(
         pin: hand tensors over in page-locked memory, for CUDA.
     """
     count = min(4, (os.cpu_count() or 1) - 1) if workers is None else workers
+    # Nothing in a worker may call OpenCV: after a fork its thread pool, once used by prepare or augment, hangs.
     items = _Carrier(SplitDataset(split))
     # The loader draws from its own generator more or less often as it has worker processes: the order has another.
     order = RandomSampler(items, generator=torch.Generator().manual_seed(seed)) if shuffle else None
@@ -137,7 +132,6 @@ def make_loader(
         collate_fn=_collate,
         pin_memory=pin,
         persistent_workers=count > 0,
-        worker_init_fn=_one_thread,
         generator=torch.Generator().manual_seed(seed),
     )
 

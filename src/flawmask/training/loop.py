@@ -184,8 +184,8 @@ def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
         + ", ".join(training.class_names),
     )
     require(
-        any(training.annotations.values()),
-        f"{training.folder / 'annotations.json'} has no annotation: there is nothing to learn",
+        any(training.is_defective(image) for image in training.images),
+        f"{training.folder / 'annotations.json'} has no defect annotated: there is nothing to learn",
     )
     if not (config.dataset_dir / "val").is_dir():
         require(config.select_by == "train_loss", f"--select_by {config.select_by} needs {config.dataset_dir / 'val'}")
@@ -213,7 +213,7 @@ def _spec(config: TrainConfig, training: CocoSplit, given: Pretrained) -> ModelS
 
 def _norm(config: TrainConfig, given: Pretrained) -> Norm:
     """Return what normalises: pretrained statistics stay as they are, and a network that starts from nothing makes its
-    own where a batch is large enough for them. (In docs/results.md, BatchNorm learns faster than GroupNorm at 4.)"""
+    own where a batch is large enough for them (docs/results.md has the comparison with GroupNorm)."""
     if config.norm != "auto":
         return config.norm
     if given.state:
@@ -350,6 +350,7 @@ def _begin_run(
     config: TrainConfig, spec: ModelSpec, given: Pretrained, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Make the run folder and write what the run is made with: settings, network, machine and versions."""
+    _check_run_folder(config)  # once more: somebody may have used the folder during the first epoch
     if config.output_dir.exists():
         shutil.rmtree(config.output_dir)  # an older run, as was checked: nothing of it may stay beside the new
     write_json(
