@@ -166,6 +166,11 @@ def test_masks_without_an_image_are_reported(category: Path) -> None:
     ]
 
 
+def test_a_defect_type_without_an_image_is_reported(category: Path) -> None:
+    (category / "test" / "dent").mkdir()
+    assert found(check(category)) == [("warning", "empty category", "part/test/dent")]
+
+
 def test_files_with_the_same_bytes_are_one_problem_however_many_they_are(category: Path) -> None:
     data = (category / "test/good/0.png").read_bytes()
     for name in ("test/good/1.png", "train/good/0.png"):

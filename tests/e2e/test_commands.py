@@ -12,9 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-SMALL = (
-    "--arch maskrcnn_resnet18_fpn --weights none --image_size 64 --proposals 50 --roi_samples 16".split()
-)
+SMALL = "--arch maskrcnn_resnet18_fpn --weights none --image_size 64 --proposals 50 --roi_samples 16".split()
 """What makes a training take seconds; whether it learns is for others to test."""
 
 BLOCK_LABELS = ("Accuracy :", "Precision:", "Recall   :", "F1-Score :", "Defect detection rate:", "Composite:")

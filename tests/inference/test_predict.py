@@ -231,15 +231,24 @@ def test_only_defects_inside_the_region_count(model: Path, tmp_path: Path) -> No
 def test_a_region_that_cannot_be_used_is_an_error_and_nothing_is_written(
     model: Path, parts: Path, tmp_path: Path
 ) -> None:
-    write_png(tmp_path / "roi.png", np.full((10, 10), 255, np.uint8))
-    with pytest.raises(FlawmaskError, match=r"roi\.png does not fit .*a\.png: .*10x10 but the image is 50x70"):
-        run(model, tmp_path, parts, roi=tmp_path / "roi.png")
     write_png(tmp_path / "roi.png", np.zeros((70, 50), np.uint8))
     with pytest.raises(FlawmaskError, match=r"roi\.png has no white pixel"):
         run(model, tmp_path, parts / "a.png", roi=tmp_path / "roi.png")
     with pytest.raises(FlawmaskError, match=r"gone\.png cannot be opened"):
         run(model, tmp_path, parts, roi=tmp_path / "gone.png")
     assert names(tmp_path) == ["parts", "roi.png"]
+
+
+def test_an_image_that_the_region_was_not_drawn_for_is_listed_and_the_others_go_on(
+    model: Path, parts: Path, tmp_path: Path
+) -> None:
+    write_png(parts / "small.png", np.zeros((10, 20, 3), np.uint8))
+    write_png(tmp_path / "roi.png", np.full((10, 20), 255, np.uint8))
+    found, records = run(model, tmp_path, parts, roi=tmp_path / "roi.png")
+    assert found.good + found.defective == [parts / "small.png"]
+    errors = [record["error"] for record in records if "error" in record]
+    assert len(errors) == len(records) - 1
+    assert any("a.png is 50x70 but" in error and "roi.png is 20x10" in error for error in errors)
 
 
 def test_a_model_that_is_none_is_an_error_and_nothing_is_written(parts: Path, tmp_path: Path) -> None:

@@ -170,7 +170,8 @@ def examine(config: DoctorConfig) -> Report:
     """
     if config.category:
         items = [_sample_item(sample) for sample in scan(config.mvtec_root, config.category, config.good_images)]
-        problems = _orphan_masks(config.mvtec_root, config.category)
+        problems = _empty_types(config.mvtec_root, config.category)
+        problems += _orphan_masks(config.mvtec_root, config.category)
     else:
         items, problems = _coco_items(config.dataset_dir or Path())
     seen = _see_all(items, _spread(items, config.sheet_images))
@@ -253,6 +254,15 @@ def _mask_problems(pixels: Pixels, mask: Mask, where: str) -> Iterator[Problem]:
     if not mask.any():
         message = "has no defect pixel: draw the defect white, or move the image to test/good"
         yield Problem("error", "mask empty", where, message)
+
+
+def _empty_types(mvtec_root: Path, category: str) -> list[Problem]:
+    """Return a problem for each folder under `test` that holds no image."""
+    seen = {sample.defect_type for sample in scan(mvtec_root, category)}
+    folders = [path for path in sorted((mvtec_root / category / "test").iterdir()) if path.is_dir()]
+    message = "holds no image: add some, or delete the folder"
+    wheres = [path.relative_to(mvtec_root).as_posix() for path in folders if path.name not in seen]
+    return [Problem("warning", "empty category", where, message) for where in wheres]
 
 
 def _orphan_masks(mvtec_root: Path, category: str) -> list[Problem]:
