@@ -229,7 +229,7 @@ def _scratch(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
         length, bow = rng.uniform(0.4, 0.9) * size / 2, rng.choice([0.0, 1.0]) * rng.uniform(-0.3, 0.3)
         t = np.linspace(-0.5, 0.5, 40)[:, None]
         path = centre + length * (t * heading + bow * (4 * t**2) * heading[::-1] * [-1, 1])
-        width = max(1.0, rng.uniform(1.5, 3.0) * size / 256)
+        width = max(1.0, rng.uniform(1.8, 3.4) * size / 256)
         taper = np.sqrt(1 - 1.6 * t[1:, 0] ** 2)
         corners = np.rint(path * SUPERSAMPLING).astype(int).tolist()
         for start, end, thickness in zip(corners, corners[1:], width * SUPERSAMPLING * taper, strict=False):
@@ -242,8 +242,8 @@ def _scratch(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
 def _hole(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
     """A punched hole, black but for its lit wall; every other one with a bright burr around it."""
     size = len(taken)
-    radius = rng.uniform(0.08, 0.13) * size / 2
-    centre = _spot(rng, scene.depth > 0.14, taken)
+    radius = rng.uniform(0.1, 0.15) * size / 2
+    centre = _spot(rng, scene.depth > 0.16, taken)
     edge = _blob(rng, centre, radius, roughness=0.04)
     hole = _fill(size, edge)
     row, column = np.mgrid[:size, :size] + 0.5
