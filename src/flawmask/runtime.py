@@ -1,13 +1,17 @@
 """Where and how precisely the network computes, and what is drawn at random: asked once, passed on."""
 
 import random
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torchvision
 from packaging.version import Version
+from torch import nn
+from torchvision.models.detection import MaskRCNN
 
 from flawmask.errors import FlawmaskError
 
@@ -73,6 +77,42 @@ def _has_bf16(device: torch.device) -> bool:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Return a context in which the network computes in `dtype` where that is safe."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def compute_in(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> None:
+    """Let the layers that multiply compute in `dtype` while they train, and everything about boxes in float32.
+
+    Autocast around the whole network would make boxes bfloat16 too, which cannot tell 286 from 287: a small defect
+    then has a box of no width, whose regression target is not a number. In evaluation mode nothing is changed.
+    """
+    heads = model.roi_heads
+    for module in (
+        model.backbone,
+        model.rpn.head,
+        heads.box_head,
+        heads.box_predictor,
+        heads.mask_head,
+        heads.mask_predictor,
+    ):
+        module.forward = partial(_forward, module, module.forward, device, dtype)
+
+
+def _forward(
+    module: nn.Module, forward: Callable[..., Any], device: torch.device, dtype: torch.dtype, *inputs: Any
+) -> Any:
+    if not module.training:
+        return forward(*inputs)
+    with autocast(device, dtype):
+        return _in_float32(forward(*inputs))
+
+
+def _in_float32(value: Any) -> Any:
+    """Return tensors, and those in a list, tuple or dictionary, as float32."""
+    if isinstance(value, torch.Tensor):
+        return value.float()
+    if isinstance(value, dict):
+        return type(value)((name, _in_float32(item)) for name, item in value.items())
+    return type(value)(_in_float32(item) for item in value)
 
 
 def seed_everything(seed: int) -> None:

@@ -214,7 +214,7 @@ def test_the_validation_loss_is_the_same_each_time_and_touches_neither_weights_n
     batches = loader.make_loader(read_split(dataset, "val"), 2, shuffle=False, seed=0, workers=0, pin=False)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = torch.get_rng_state()
-    losses = [loop._validation_loss(model, batches, torch.device("cpu"), torch.float32, seed=7) for _ in range(2)]
+    losses = [loop._validation_loss(model, batches, torch.device("cpu"), seed=7) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), before)
     assert losses[0] == losses[1]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())

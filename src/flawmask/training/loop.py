@@ -26,7 +26,7 @@ from flawmask.model import checkpoint
 from flawmask.model.build import ModelSpec, Norm, anchors_for, build, count_parameters, freeze, to_device
 from flawmask.model.weights import Pretrained, load_matching, pretrained
 from flawmask.progress import track
-from flawmask.runtime import autocast, choose_device, choose_precision, refuse_wrong_gradients, seed_everything
+from flawmask.runtime import choose_device, choose_precision, compute_in, refuse_wrong_gradients, seed_everything
 from flawmask.settings import as_json, require
 from flawmask.training import loader
 from flawmask.training.config import TrainConfig
@@ -69,7 +69,6 @@ class Step:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     device: torch.device
-    dtype: torch.dtype
     clip_norm: float
 
     def __call__(self, batch: loader.Batch) -> Loss:
@@ -79,8 +78,7 @@ class Step:
             FlawmaskError: the loss is not finite; the message names the images.
         """
         images, targets = loader.to_device(batch, self.device)
-        with autocast(self.device, self.dtype):
-            losses = self.model(images, targets)
+        losses = self.model(images, targets)
         total = sum(losses.values(), torch.zeros((), device=self.device))
         _require_finite(total.detach(), "loss", targets)
         self.optimizer.zero_grad(set_to_none=True)
@@ -127,6 +125,7 @@ def train(config: TrainConfig) -> Trained:
     seed_everything(config.seed)
     spec = _spec(config, training, given)
     model = _start(config, spec, given, device)
+    compute_in(model, device, dtype)
     make_loader = partial(loader.make_loader, seed=config.seed, workers=config.workers, pin=device.type == "cuda")
     batches = make_loader(training, config.batch_size, shuffle=True)
     val_batches = make_loader(validation, config.batch_size, shuffle=False) if validation else None
@@ -140,7 +139,7 @@ def train(config: TrainConfig) -> Trained:
         seconds = time.perf_counter() - start
         figures: dict[str, Any] = {"epoch": epoch, **losses, "val_loss": None}
         if val_batches is not None:
-            figures |= _validation_loss(model, val_batches, device, dtype, config.seed)
+            figures |= _validation_loss(model, val_batches, device, config.seed)
         if validation is not None and config.select_by in LARGER_IS_BETTER:
             figures |= _validation_figures(model, spec, validation)
         figures["learning_rate"] = step.optimizer.param_groups[0]["lr"]
@@ -260,7 +259,7 @@ def _make_step(
     factor = partial(_rate_factor, total=total_steps, warmup=warmup, scheduler=config.scheduler)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return Step(model, optimizer, scheduler, scaler, device, dtype, config.clip_norm)
+    return Step(model, optimizer, scheduler, scaler, device, config.clip_norm)
 
 
 def _rate_factor(step: int, total: int, warmup: int, scheduler: str) -> float:
@@ -290,7 +289,7 @@ def _train_epoch(step: Step, batches: DataLoader[Any], label: str) -> Loss:
 
 @torch.no_grad()
 def _validation_loss(
-    model: MaskRCNN, batches: DataLoader[Any], device: torch.device, dtype: torch.dtype, seed: int
+    model: MaskRCNN, batches: DataLoader[Any], device: torch.device, seed: int
 ) -> dict[str, float | None]:
     """Return the loss on the validation split, on the same random regions each time and without a trace on training.
 
@@ -308,8 +307,7 @@ def _validation_loss(
         torch.manual_seed(seed)
         for batch in loader.read(batches):
             images, targets = loader.to_device(batch, device)
-            with autocast(device, dtype):
-                losses = model(images, targets)
+            losses = model(images, targets)
             total += float(sum(losses.values())) * len(images)
             seen += len(images)
     return {"val_loss": total / seen if math.isfinite(total) else None}
