@@ -8,11 +8,13 @@ import torch
 import torchvision
 
 from flawmask.errors import FlawmaskError
+from flawmask.model.build import ModelSpec, build
 from flawmask.runtime import (
     Precision,
     autocast,
     choose_device,
     choose_precision,
+    compute_in,
     refuse_wrong_gradients,
     seed_everything,
 )
@@ -123,3 +125,32 @@ def test_a_seed_decides_all_three_generators(seed: int) -> None:
     assert draw() == first
     seed_everything(seed + 1)
     assert all(one != other for one, other in zip(draw(), first, strict=True))
+
+
+def test_a_defect_of_one_pixel_keeps_its_box_while_the_layers_train_in_bfloat16() -> None:
+    spec = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=300, norm="group", proposals=20)
+    torch.manual_seed(0)
+    model = build(spec).train()
+    compute_in(model, CPU, torch.bfloat16)
+    inside: list[torch.dtype] = []
+    model.roi_heads.box_head.fc6.register_forward_hook(lambda _, __, output: inside.append(output.dtype))
+    mask = torch.zeros(1, 300, 300, dtype=torch.uint8)
+    mask[0, 31, 284] = 1
+    # In bfloat16 both edges would be 284: a width of 0, and a regression target that is not finite.
+    box = torch.tensor([[284.0, 31.0, 285.0, 32.0]])
+    target = {"boxes": box, "labels": torch.tensor([2]), "masks": mask}
+    losses = model([torch.rand(3, 300, 300)], [target])
+    assert inside == [torch.bfloat16]
+    assert all(torch.isfinite(loss) and loss.dtype == torch.float32 for loss in losses.values()), losses
+
+
+def test_evaluation_is_untouched_by_the_training_precision() -> None:
+    spec = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, proposals=20)
+    torch.manual_seed(0)
+    model = build(spec).eval()
+    image = torch.rand(3, 64, 64)
+    with torch.inference_mode():
+        before = model([image])[0]
+        compute_in(model, CPU, torch.bfloat16)
+        after = model([image])[0]
+    assert all(torch.equal(before[name], after[name]) for name in before)
