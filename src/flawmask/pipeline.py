@@ -106,6 +106,7 @@ def run(config: RunConfig) -> list[Finished]:
     wanted = str(config.category)
     reads_root = not config.skip_prepare or wanted == "all"
     names = chosen_categories(config.mvtec_root, wanted) if reads_root else names_in(wanted)
+    require(bool(names), f"--category {wanted!r} names none: give one, several as a,b,c, or all")
     finished = []
     for name in names:
         try:

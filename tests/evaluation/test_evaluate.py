@@ -213,11 +213,19 @@ def test_results_go_beside_the_checkpoint_or_into_the_run_named(run_dir: Path, d
 def test_earlier_results_are_replaced_whole(run_dir: Path, dataset: Path) -> None:
     done = run(run_dir, dataset)
     (done.results_dir / "overlays" / "999_old.png").touch()
-    (done.results_dir / "old.txt").touch()
+    (done.results_dir / ".DS_Store").touch()
     run(run_dir, dataset, overlays=1)
     assert len(names(done.results_dir / "overlays")) == 1
-    assert "old.txt" not in names(done.results_dir)
+    assert ".DS_Store" not in names(done.results_dir)
     assert names(dataset.parent) == ["data", "out"]
+
+
+def test_earlier_results_with_a_strange_file_among_them_are_refused_and_left(run_dir: Path, dataset: Path) -> None:
+    done = run(run_dir, dataset)
+    (done.results_dir / "thesis.txt").touch()
+    with pytest.raises(FlawmaskError, match=r"holds something else \(thesis\.txt\)"):
+        run(run_dir, dataset)
+    assert "thesis.txt" in names(done.results_dir)
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_left(run_dir: Path, dataset: Path) -> None:

@@ -270,7 +270,7 @@ def test_an_evaluation_is_not_replaced_by_a_prediction(model: Path, parts: Path,
     (tmp_path / "out").mkdir()
     for name in ("metrics.json", "predictions.json", "predictions.csv"):
         (tmp_path / "out" / name).write_text("{}")
-    with pytest.raises(FlawmaskError, match="out holds an evaluation"):
+    with pytest.raises(FlawmaskError, match=r"out holds something else \(metrics\.json\)"):
         run(model, tmp_path, parts)
     assert len(names(tmp_path / "out")) == 3
 

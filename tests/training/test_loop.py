@@ -404,7 +404,7 @@ def test_data_that_cannot_be_trained_on_is_refused_and_nothing_written(dataset: 
     (dataset / "val").rename(dataset / "test")
     refused(r"--select_by val_loss needs .*val", settings(dataset, select_by="val_loss"))
     edit(dataset, "train", annotations=[])
-    refused("has no annotation: there is nothing to learn", settings(dataset))
+    refused("has no defect annotated", settings(dataset))
     (dataset / "train").rename(dataset / "training")
     refused("data has no split train: it holds test, training", settings(dataset))
     assert names(dataset.parent) == ["data"]

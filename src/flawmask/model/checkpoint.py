@@ -43,7 +43,7 @@ def load(path: Path) -> tuple[MaskRCNN, ModelSpec]:
     """
     content = load_file(path)
     state = find_state_dict(content, path)
-    spec = _read_spec(content, path) if "flawmask" in content else _torchvision_spec(state, path)
+    spec = _read_spec(content, path) if {"flawmask", "spec"} <= set(content) else _torchvision_spec(state, path)
     model = build(spec)
     own = model.state_dict()
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]

@@ -205,7 +205,11 @@ def _with_new_names(state: StateDict) -> StateDict:
 
 def _in_backbone(state: StateDict) -> StateDict:
     """Return a classifier's state dict under the names that its layers have inside the detector."""
-    return {BODY + name.removeprefix("features."): tensor for name, tensor in state.items()}
+    return {
+        BODY + name.removeprefix("features."): tensor
+        for name, tensor in state.items()
+        if not name.startswith(("fc.", "classifier."))  # what names ImageNet's classes has no place in a detector
+    }
 
 
 def load_matching(model: nn.Module, given: Pretrained) -> tuple[int, list[str]]:
@@ -230,5 +234,9 @@ def load_matching(model: nn.Module, given: Pretrained) -> tuple[int, list[str]]:
         for name in own
         if name not in fitting and not name.endswith("num_batches_tracked")
     ]
-    left += [f"{name}: in the file alone" for name in given.state if name not in own]
+    left += [
+        f"{name}: in the file alone"
+        for name in given.state
+        if name not in own and not name.endswith("num_batches_tracked")
+    ]
     return len(fitting), left
