@@ -77,7 +77,7 @@ def test_an_outline_is_anti_aliased() -> None:
 def test_a_tag_stays_inside_an_image_of_any_size(height: int, width: int, x: int, y: int, text: str) -> None:
     image = picture(height, width)
     before = image.copy()
-    drawn = draw.box_label(image, text.replace("\n", " "), x, y, PREDICTION)
+    drawn = draw.box_labels(image, [(text.replace("\n", " "), x, y)] * 2, PREDICTION)
     assert (image == before).all()
     assert drawn.shape == image.shape
     assert drawn.dtype == np.uint8
@@ -86,7 +86,7 @@ def test_a_tag_stays_inside_an_image_of_any_size(height: int, width: int, x: int
 @pytest.mark.parametrize("colour", [TRUTH, PREDICTION])
 def test_a_tag_stands_above_its_box_and_leaves_the_rest_alone(colour: draw.Colour) -> None:
     image = np.full((400, 400, 3), 200, np.uint8)
-    drawn = draw.box_label(image, "defect 0.93", 100, 200, colour)
+    drawn = draw.box_labels(image, [("defect 0.93", 100, 200)], colour)
     rows, columns = np.nonzero((drawn != image).any(axis=2))
     assert columns.min() == 100
     assert columns.max() < 200
@@ -98,8 +98,16 @@ def test_a_tag_stands_above_its_box_and_leaves_the_rest_alone(colour: draw.Colou
 
 def test_a_tag_at_the_corner_is_shown_whole() -> None:
     image = np.full((300, 300, 3), 200, np.uint8)
-    shown = [draw.box_label(image, "defect 0.93", x, y, TRUTH) for x, y in [(100, 200), (299, 0), (-9, 999)]]
+    shown = [draw.box_labels(image, [("defect 0.93", *place)], TRUTH) for place in [(100, 200), (299, 0), (-9, 999)]]
     assert len({int((drawn != image).any(axis=2).sum()) for drawn in shown}) == 1
+
+
+def test_a_tag_that_would_cover_an_earlier_one_is_left_out() -> None:
+    image = np.full((400, 400, 3), 200, np.uint8)
+    first, below = ("defect 0.93", 100, 200), ("defect 0.41", 100, 300)
+    drawn = draw.box_labels(image, [first, ("defect 0.52", 110, 195), below], PREDICTION)
+    assert (drawn == draw.box_labels(image, [first, below], PREDICTION)).all()
+    assert (drawn != draw.box_labels(image, [first], PREDICTION)).any()
 
 
 @pytest.mark.parametrize("width", [20, 100, 900])

@@ -12,7 +12,8 @@ from rich.table import Table
 
 import flawmask
 from flawmask.data.augment import AugmentConfig, augment
-from flawmask.data.doctor import DoctorConfig, examine, tables
+from flawmask.data.doctor import DoctorConfig, examine
+from flawmask.data.doctor_tables import tables
 from flawmask.data.mvtec import chosen_categories
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError

@@ -74,28 +74,42 @@ def _blend(
     return pixels + opacity[:, :, None] * (np.array(colour, np.float32) - pixels)
 
 
-def box_label(image: Picture, text: str, x: int, y: int, colour: Colour) -> Picture:
-    """Return the image with a tag just above (x, y), clear of an outline's line, moved where it would leave the image.
+def box_labels(image: Picture, labels: Sequence[tuple[str, int, int]], colour: Colour) -> Picture:
+    """Return the image with a tag just above each place, clear of an outline's line, moved to stay on the image.
+
+    A tag that would cover an earlier one is left out: two that overlap say less than one.
 
     Args:
         image: (height, width, 3) uint8 RGB.
-        text: one line; what does not fit the image's width is left out of its middle.
-        x: column, of a box's left edge as a rule.
-        y: row, of its upper edge.
-        colour: RGB of the tag; the text is black or white, whichever reads better.
+        labels: the text, one line, of which what does not fit the image's width is left out of its middle; and the
+            column and row, of a box's upper left corner as a rule. The most important comes first.
+        colour: RGB of the tags; the text is black or white, whichever reads better.
     """
     drawn = image.copy()
-    height, width = image.shape[:2]
+    taken = np.zeros(image.shape[:2], dtype=bool)
+    for text, x, y in labels:
+        tag = _tag(image, text, colour)
+        top, left = _tag_corner(image, tag, x, y)
+        window = np.s_[top : top + tag.shape[0], left : left + tag.shape[1]]
+        if not taken[window].any():
+            drawn[window], taken[window] = tag, True
+    return drawn
+
+
+def _tag(image: Picture, text: str, colour: Colour) -> Picture:
+    """Return the tag for an image of this size; it is never larger than the image."""
     size = _text_size(image)
     wanted = round(_font(size).getlength(text)) + 2 * _margin(size)
     red, green, blue = colour
     ink = INK if 0.299 * red + 0.587 * green + 0.114 * blue > 90 else PAPER
-    tag = _strip(text, min(wanted, width), size, ink, colour)[:height]
+    return _strip(text, min(wanted, image.shape[1]), size, ink, colour)[: image.shape[0]]
+
+
+def _tag_corner(image: Picture, tag: Picture, x: int, y: int) -> tuple[int, int]:
+    """Return the row and column of a tag's upper left corner: above (x, y), and on the image."""
     line = _line(image)
-    top = min(max(0, y - line - _rim(line) - tag.shape[0]), height - tag.shape[0])
-    left = min(max(0, x), width - tag.shape[1])
-    drawn[top : top + tag.shape[0], left : left + tag.shape[1]] = tag
-    return drawn
+    top = min(max(0, y - line - _rim(line) - tag.shape[0]), image.shape[0] - tag.shape[0])
+    return top, min(max(0, x), image.shape[1] - tag.shape[1])
 
 
 def title_bar(image: Picture, text: str, colour: Colour = INK) -> Picture:

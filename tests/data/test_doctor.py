@@ -12,7 +12,9 @@ import pytest
 from rich.console import Console
 
 from flawmask.coco import annotation, write_split
-from flawmask.data.doctor import Count, DoctorConfig, Problem, Report, Size, examine, tables
+from flawmask.data.doctor import Count, DoctorConfig, Report, Size, examine
+from flawmask.data.doctor_checks import Problem
+from flawmask.data.doctor_tables import tables
 from flawmask.draw import Picture
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json

@@ -1,16 +1,16 @@
 """The stage `evaluate`: what it writes, what `--conf` acts on, what stops it."""
 
 import contextlib
-import csv
 import io
 import json
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import helpers
 import numpy as np
 import pytest
-import torch
+from helpers import names, network, patchwork, rows
 from pycocotools.coco import COCO
 
 from flawmask.coco import annotation, write_split
@@ -20,42 +20,15 @@ from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import Evaluated, evaluate
 from flawmask.images import read_image, write_png
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec, anchors_for, build
 
-SPEC = ModelSpec(
-    "maskrcnn_resnet18_fpn",
-    ("good", "defect"),
-    image_size=64,
-    norm="group",
-    anchor_sizes=anchors_for(64),
-    max_detections=12,
-    proposals=30,
-)
+SPEC = replace(helpers.SPEC, classes=("good", "defect"))
 CATEGORIES = [{"id": 1, "name": "good"}, {"id": 2, "name": "defect"}]
-
-
-@cache
-def network() -> Any:
-    """A random network that finds defects of all scores."""
-    torch.manual_seed(4)
-    model = build(SPEC).eval()
-    with torch.no_grad():
-        model.rpn.head.bbox_pred.weight *= 10
-        model.roi_heads.box_predictor.bbox_pred.weight *= 10
-        model.roi_heads.mask_predictor.mask_fcn_logits.weight *= 3
-        model.roi_heads.box_predictor.cls_score.weight *= 10
-    return model
-
-
-def patchwork(height: int, width: int, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    patches = np.random.default_rng(seed).integers(0, 256, (-(-height // 16), -(-width // 16), 3), dtype=np.uint8)
-    return patches.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    checkpoint.save(folder / "best.pt", network(), SPEC)
+    checkpoint.save(folder / "best.pt", network(SPEC), SPEC)
     return folder
 
 
@@ -87,15 +60,6 @@ def run(run_dir: Path, dataset: Path, **settings: Any) -> Evaluated:
 def edit(dataset: Path, **changes: Any) -> None:
     path = dataset / "val" / "annotations.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def rows(done: Evaluated) -> list[dict[str, str]]:
-    with (done.results_dir / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(one.name for one in folder.iterdir())
 
 
 def test_every_figure_is_written_under_the_name_that_users_know(run_dir: Path, dataset: Path) -> None:
@@ -136,14 +100,17 @@ def test_conf_acts_on_verdicts_table_and_confidence_and_not_on_the_predictions_a
     run_dir: Path, dataset: Path
 ) -> None:
     low = run(run_dir, dataset, conf=0.05)
-    low_rows, predictions = rows(low), (low.results_dir / "predictions.json").read_bytes()
+    low_rows, predictions = (
+        rows(low.results_dir / "predictions.csv"),
+        (low.results_dir / "predictions.json").read_bytes(),
+    )
     high = run(run_dir, dataset, conf=1.0)
     assert (high.results_dir / "predictions.json").read_bytes() == predictions
-    assert [row["score"] for row in rows(high)] == [row["score"] for row in low_rows]
+    assert [row["score"] for row in rows(high.results_dir / "predictions.csv")] == [row["score"] for row in low_rows]
     assert {row["verdict"] for row in low_rows} == {"defect"}
-    assert {row["verdict"] for row in rows(high)} == {"good"}
-    assert {row["instances"] for row in rows(high)} == {"0"}
-    assert {row["defect_area_px"] for row in rows(high)} == {"0"}
+    assert {row["verdict"] for row in rows(high.results_dir / "predictions.csv")} == {"good"}
+    assert {row["instances"] for row in rows(high.results_dir / "predictions.csv")} == {"0"}
+    assert {row["defect_area_px"] for row in rows(high.results_dir / "predictions.csv")} == {"0"}
     assert (low.metrics["recall"], high.metrics["recall"]) == (1.0, 0.0)
     assert high.metrics["confidence"] is None
     scores = [one["score"] for one in json.loads(predictions)]
@@ -154,7 +121,7 @@ def test_conf_acts_on_verdicts_table_and_confidence_and_not_on_the_predictions_a
 
 def test_the_table_has_a_line_an_image_that_agrees_with_the_figures(run_dir: Path, dataset: Path) -> None:
     done = run(run_dir, dataset, conf=0.6)
-    table = rows(done)
+    table = rows(done.results_dir / "predictions.csv")
     assert [(row["file"], row["defect_type"], row["truth"]) for row in table] == [
         ("crack_1.png", "crack", "defect"),
         ("good_2.png", "good", "good"),
@@ -180,7 +147,7 @@ def test_pictures_are_named_by_rank_and_the_worst_come_first(run_dir: Path, data
     done = run(run_dir, dataset, conf=0.05)
     order = names(done.results_dir / "overlays")
     assert [name[:3] for name in order] == ["001", "002", "003", "004", "005"]
-    scores = {row["file"]: float(row["score"]) for row in rows(done)}
+    scores = {row["file"]: float(row["score"]) for row in rows(done.results_dir / "predictions.csv")}
     wrong = sorted(("good_2.png", "good_4.png"), key=lambda name: -scores[name])
     right = sorted(("crack_1.png", "scratch_3.png", "crack_5.png"), key=lambda name: scores[name])
     assert [name[4:] for name in order] == [f"false_alarm_{name}" for name in wrong] + [

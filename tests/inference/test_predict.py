@@ -1,14 +1,12 @@
 """The stage `predict`: which images, what is written about them, and what stops it."""
 
-import csv
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from helpers import SPEC, names, network, patchwork, rows
 
 from flawmask import masks
 from flawmask.errors import FlawmaskError
@@ -16,31 +14,6 @@ from flawmask.images import read_image, read_mask, write_png
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.predict import Predicted, find_images, predict
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec, anchors_for, build
-
-SPEC = ModelSpec(
-    "maskrcnn_resnet18_fpn",
-    ("good", "crack", "scratch"),
-    image_size=64,
-    norm="group",
-    anchor_sizes=anchors_for(64),
-    max_detections=12,
-    proposals=30,
-)
-
-
-@cache
-def network() -> Any:
-    torch.manual_seed(4)
-    model = build(SPEC).eval()
-    with torch.no_grad():
-        model.rpn.head.bbox_pred.weight *= 10
-        model.roi_heads.box_predictor.bbox_pred.weight *= 10
-        model.roi_heads.mask_predictor.mask_fcn_logits.weight *= 3
-        scores = model.roi_heads.box_predictor.cls_score.weight
-        scores *= 10
-        scores[0], scores[1] = scores[1:].mean(dim=0), scores[2:].mean(dim=0)  # background and good stand back
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +21,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "best.pt"
     checkpoint.save(path, network(), SPEC)
     return path
-
-
-def patchwork(height: int, width: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A patchwork, since a network sees but one grey in fine noise."""
-    patches = np.random.default_rng(seed).integers(0, 256, (-(-height // 16), -(-width // 16), 3), dtype=np.uint8)
-    return patches.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
 
 
 @pytest.fixture
@@ -70,15 +37,6 @@ def run(model: Path, tmp_path: Path, *inputs: Path | str, **settings: Any) -> tu
     settings = {"conf": 0.3, "output": tmp_path / "out", "device": "cpu", **settings}
     done = predict(PredictConfig(model=model, input=tuple(map(str, inputs)), **settings))
     return done, json.loads((done.output / "predictions.json").read_bytes())["images"]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(one.name for one in folder.iterdir())
-
-
-def rows(done: Predicted) -> list[dict[str, str]]:
-    with (done.output / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def test_files_folders_and_patterns_are_all_found_each_once_and_in_order(
@@ -152,7 +110,7 @@ def test_each_image_gets_its_record_at_its_own_size(model: Path, parts: Path, tm
 
 def test_the_table_says_what_the_records_say(model: Path, parts: Path, tmp_path: Path) -> None:
     done, records = run(model, tmp_path, parts, conf=0.6, min_area=30)
-    table = rows(done)
+    table = rows(done.output / "predictions.csv")
     assert len(table) == len(records)
     for row, record in zip(table, records, strict=True):
         assert row["file"] == record["file"]
@@ -188,7 +146,7 @@ def test_names_with_spaces_and_of_any_script_are_kept(model: Path, tmp_path: Pat
     write_png(tmp_path / "in put" / name, patchwork(50, 60))
     done, (record,) = run(model, tmp_path, tmp_path / "in put", save_masks=True)
     assert record["file"].endswith(name)
-    assert rows(done)[0]["file"] == record["file"]
+    assert rows(done.output / "predictions.csv")[0]["file"] == record["file"]
     assert (done.output / "overlays" / name).is_file()
     assert (done.output / "masks" / name).is_file()
 
@@ -203,7 +161,7 @@ def test_a_bad_image_is_listed_and_the_others_go_on(model: Path, parts: Path, tm
     bad = [record for record in records if "error" in record]
     assert [set(record) for record in bad] == [{"file", "error"}] * 2
     assert "a.png cannot be read as an image" in bad[0]["error"]
-    assert [row["verdict"] for row in rows(done)].count("unreadable") == 2
+    assert [row["verdict"] for row in rows(done.output / "predictions.csv")].count("unreadable") == 2
     assert len(list((done.output / "overlays").iterdir())) == 2
 
 
@@ -211,7 +169,7 @@ def test_of_images_that_are_all_bad_a_list_is_left(model: Path, tmp_path: Path) 
     (tmp_path / "bad.png").touch()
     done, records = run(model, tmp_path, tmp_path / "bad.png")
     assert list(done.unreadable) == [tmp_path / "bad.png"]
-    assert len(records) == len(rows(done)) == 1
+    assert len(records) == len(rows(done.output / "predictions.csv")) == 1
 
 
 def test_only_defects_inside_the_region_count(model: Path, tmp_path: Path) -> None:

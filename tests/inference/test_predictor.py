@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import SPEC, network, patchwork
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,32 +20,6 @@ from flawmask.images import write_png
 from flawmask.inference.predictor import Instance, Prediction, Predictor, check_classes, detect, mask_in_box
 from flawmask.masks import Mask, box_of, to_rle
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec, anchors_for, build
-
-SPEC = ModelSpec(
-    "maskrcnn_resnet18_fpn",
-    ("good", "crack", "scratch"),
-    image_size=64,
-    norm="group",
-    anchor_sizes=anchors_for(64),
-    max_detections=20,
-    proposals=50,
-)
-
-
-@cache
-def network() -> Any:
-    """A random network that is sure of what it sees."""
-    torch.manual_seed(4)
-    model = build(SPEC).eval()
-    with torch.no_grad():
-        model.rpn.head.bbox_pred.weight *= 10
-        model.roi_heads.box_predictor.bbox_pred.weight *= 10
-        model.roi_heads.mask_predictor.mask_fcn_logits.weight *= 3
-        scores = model.roi_heads.box_predictor.cls_score.weight
-        scores *= 10
-        scores[0], scores[1] = scores[1:].mean(dim=0), scores[2:].mean(dim=0)  # background and good stand back
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +27,6 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "best.pt"
     checkpoint.save(path, network(), SPEC)
     return path
-
-
-def patchwork(height: int, width: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A patchwork, since a network sees but one grey in fine noise."""
-    patches = np.random.default_rng(seed).integers(0, 256, (-(-height // 16), -(-width // 16), 3), dtype=np.uint8)
-    return patches.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
 
 
 corners = st.floats(-30, 130, width=32)

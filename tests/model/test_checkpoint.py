@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import SPEC, network, patchwork
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
@@ -17,31 +18,7 @@ import flawmask
 from flawmask.errors import FlawmaskError
 from flawmask.inference.predictor import Prediction, Predictor, detect
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec, anchors_for, build, to_device
-
-SPEC = ModelSpec(
-    "maskrcnn_resnet18_fpn",
-    ("good", "crack", "scratch"),
-    image_size=64,
-    norm="group",
-    anchor_sizes=anchors_for(64),
-    max_detections=20,
-    proposals=50,
-)
-
-
-@cache
-def network(spec: ModelSpec = SPEC) -> Any:
-    """A random network that is sure of what it sees."""
-    torch.manual_seed(4)
-    model = build(spec).eval()
-    with torch.no_grad():
-        model.roi_heads.box_predictor.cls_score.weight *= 40
-    return model
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+from flawmask.model.build import ModelSpec, to_device
 
 
 def test_a_network_comes_back_from_its_file_with_the_same_answers(tmp_path: Path) -> None:
@@ -50,16 +27,16 @@ def test_a_network_comes_back_from_its_file_with_the_same_answers(tmp_path: Path
     loaded, spec = checkpoint.load(tmp_path / "best.pt")
     assert spec == SPEC
     assert not loaded.training
-    before = detect(model, SPEC, noise(80, 90))
+    before = detect(model, SPEC, patchwork(80, 90))
     assert len(before.instances) > 5
-    assert detect(loaded, spec, noise(80, 90)) == before
+    assert detect(loaded, spec, patchwork(80, 90)) == before
 
 
 def test_the_spec_in_the_file_decides_the_answers(tmp_path: Path) -> None:
     for other in (replace(SPEC, max_detections=2), replace(SPEC, image_size=96)):
         checkpoint.save(tmp_path / "other.pt", network(), other)
         model, spec = checkpoint.load(tmp_path / "other.pt")
-        assert detect(model, spec, noise(80, 90)) != detect(network(), SPEC, noise(80, 90))
+        assert detect(model, spec, patchwork(80, 90)) != detect(network(), SPEC, patchwork(80, 90))
 
 
 def test_the_file_holds_plain_values_tensors_and_the_facts_given(tmp_path: Path) -> None:
@@ -199,7 +176,8 @@ def test_a_state_dict_of_torchvision_gives_torchvisions_own_answers(tmp_path: Pa
     assert predictor.spec.image_size == 800
     verdicts = set()
     for seed, (height, width) in enumerate([(300, 400), (350, 310)]):
-        pixels = noise(height // 10, width // 10, seed).repeat(10, axis=0).repeat(10, axis=1)
+        pixels = np.random.default_rng(seed).integers(0, 256, (height // 10, width // 10, 3), dtype=np.uint8)
+        pixels = pixels.repeat(10, axis=0).repeat(10, axis=1)
         with torch.inference_mode():
             (found,) = theirs([torch.from_numpy(pixels).permute(2, 0, 1) / 255])
         prediction = predictor(pixels)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from flawmask.draw import Colour, box_label, fit, fit_mask, outline
+from flawmask.draw import Colour, box_labels, fit, fit_mask, outline
 from flawmask.inference.predictor import Instance
 
 Image = npt.NDArray[np.uint8]
@@ -28,11 +28,11 @@ def viewing_size(image: Image, panels: int = 1) -> tuple[int, int]:
 
 
 def draw_instances(image: Image, instances: Sequence[Instance], colour: Colour, size: tuple[int, int]) -> Image:
-    """Return the image with each instance outlined and tagged with class and score.
+    """Return the image with each instance outlined, and tagged with class and score where there is room.
 
     Args:
         image: (height, width, 3) uint8 RGB.
-        instances: what was found on it.
+        instances: what was found on it, the highest score first.
         colour: RGB of outlines and tags.
         size: the width and height in pixels to draw at, of the image's proportions.
     """
@@ -40,7 +40,6 @@ def draw_instances(image: Image, instances: Sequence[Instance], colour: Colour, 
     drawn = fit(image, *size)
     for instance in instances:
         drawn = outline(drawn, fit_mask(instance.mask, *size), colour)
-    for instance in instances:  # tags last, so that no outline runs over one
-        x, y = (round(corner * scale) for corner in instance.box[:2])
-        drawn = box_label(drawn, f"{instance.label} {instance.score:.2f}", x, y, colour)
-    return drawn
+    corners = [(round(one.box[0] * scale), round(one.box[1] * scale)) for one in instances]
+    labels = [(f"{one.label} {one.score:.2f}", x, y) for one, (x, y) in zip(instances, corners, strict=True)]
+    return box_labels(drawn, labels, colour)  # last, so that no outline runs over one

@@ -1,0 +1,256 @@
+"""What can be wrong with one image, its masks or its annotations: in MVTec AD's layout, or in a COCO folder."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from flawmask import images
+from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, read_split
+from flawmask.data.mvtec import Sample, scan
+from flawmask.errors import FlawmaskError, ImageError
+from flawmask.images import Pixels
+from flawmask.masks import Mask, box_of
+
+SPLITS = ("train", "val", "test")
+
+# Other tools measure the polygon where Flawmask counts pixels: a difference below these is theirs, not a fault.
+BOX_TOLERANCE = 1.5  # pixels
+AREA_TOLERANCE = 0.05  # of the mask's pixels
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing found.
+
+    Attributes:
+        severity: `error` where training would stop or its figures would be wrong, `warning` where a person should look.
+        kind: two or three words, the same for all problems of the kind.
+        where: the file it is about, relative to what is checked, or a split.
+        message: what is wrong and what to do; it reads on from `where`.
+    """
+
+    severity: Literal["error", "warning"]
+    kind: str
+    where: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is marked on an image: one mask of all its defects, None without any; how many there are; what is wrong."""
+
+    mask: Mask | None
+    instances: int
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image to check: where it stands in the data set, and what reads its truth, given height and width."""
+
+    path: Path
+    where: str
+    split: str
+    type: str
+    defective: bool
+    variant: bool
+    truth: Callable[[int, int], Truth]
+
+
+def category_items(
+    mvtec_root: Path, category: str, good_images: Literal["test", "all"]
+) -> tuple[list[Item], list[Problem]]:
+    """Return the images of a category in MVTec AD's layout, and what is wrong with its folders and file names.
+
+    Raises:
+        FlawmaskError: there is no such category, or no image in it.
+    """
+    items = [_sample_item(sample) for sample in scan(mvtec_root, category, good_images)]
+    return items, _empty_types(mvtec_root, category) + _orphan_masks(mvtec_root, category)
+
+
+def unreadable(error: ImageError, path: Path, where: str) -> Problem:
+    """Return the problem that a file which cannot be read is; its message does not repeat the path."""
+    return Problem("error", "unreadable image", where, str(error).removeprefix(f"{path} "))
+
+
+# A category in MVTec AD's layout.
+
+
+def _sample_item(sample: Sample) -> Item:
+    return Item(
+        path=sample.image,
+        where=sample.original_file,
+        split=Path(sample.original_file).parts[1],
+        type=sample.defect_type,
+        defective=not sample.is_good,
+        variant=False,
+        truth=partial(_sample_truth, sample),
+    )
+
+
+def _sample_truth(sample: Sample, height: int, width: int) -> Truth:
+    """Read the sample's mask, and return what is wrong with it."""
+    if sample.is_good:
+        return Truth(None, 0, [])
+    if sample.mask is None:
+        advice = f"draw ground_truth/{sample.defect_type}/{sample.image.stem}_mask.png, or move it to test/good"
+        return Truth(None, 0, [Problem("error", "mask missing", sample.original_file, f"has no mask: {advice}")])
+    where = sample.mask.relative_to(sample.image.parents[3]).as_posix()
+    try:
+        pixels = images.read_pixels(sample.mask)
+    except ImageError as error:
+        return Truth(None, 0, [unreadable(error, sample.mask, where)])
+    if pixels.shape[:2] != (height, width):
+        sizes = f"is {pixels.shape[1]}x{pixels.shape[0]} but its image is {width}x{height}"
+        return Truth(None, 0, [Problem("error", "mask size", where, f"{sizes}: export the mask at the image's size")])
+    mask = images.to_mask(pixels)
+    count, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    return Truth(mask, count - 1, list(_mask_problems(pixels, mask, where)))
+
+
+def _mask_problems(pixels: Pixels, mask: Mask, where: str) -> Iterator[Problem]:
+    values = np.unique(pixels)
+    if len(values) > 2 or (len(values) == 2 and values[0] != 0):
+        shown = ", ".join(str(value) for value in values[:3]) + (", ..." if len(values) > 3 else "")
+        message = f"holds the values {shown}, and only those above half count as defect: export it as black and white"
+        yield Problem("warning", "mask not binary", where, message)
+    if not mask.any():
+        message = "has no defect pixel: draw the defect white, or move the image to test/good"
+        yield Problem("error", "mask empty", where, message)
+
+
+def _empty_types(mvtec_root: Path, category: str) -> list[Problem]:
+    """Return a problem for each folder under `test` that holds no image."""
+    seen = {sample.defect_type for sample in scan(mvtec_root, category)}
+    folders = [path for path in sorted((mvtec_root / category / "test").iterdir()) if path.is_dir()]
+    message = "holds no image: add some, or delete the folder"
+    wheres = [path.relative_to(mvtec_root).as_posix() for path in folders if path.name not in seen]
+    return [Problem("warning", "empty category", where, message) for where in wheres]
+
+
+def _orphan_masks(mvtec_root: Path, category: str) -> list[Problem]:
+    """Return a problem for each folder of masks without a folder of images, and for each mask without an image."""
+    root, problems = mvtec_root / category, []
+    used = {sample.mask for sample in scan(mvtec_root, category)}
+    folders = [path for path in (root / "ground_truth").glob("*") if path.is_dir()]
+    for folder in folders:
+        where = folder.relative_to(mvtec_root).as_posix()
+        if not (root / "test" / folder.name).is_dir():
+            message = f"has no folder test/{folder.name} beside it: its masks are not used; add the images"
+            problems.append(Problem("warning", "orphan masks", where, message))
+            continue
+        for mask in folder.iterdir():
+            if images.is_image(mask) and mask not in used:
+                message = (
+                    f"belongs to no defective image of test/{folder.name}: add the image, or name the mask after it"
+                )
+                problems.append(Problem("warning", "orphan masks", f"{where}/{mask.name}", message))
+    return problems
+
+
+# A COCO folder.
+
+
+def coco_items(dataset_dir: Path) -> tuple[list[Item], list[Problem]]:
+    """Return the images of all splits that are there and can be used, and what is wrong with the splits themselves."""
+    items: list[Item] = []
+    problems: list[Problem] = []
+    for name in [name for name in SPLITS if (dataset_dir / name).is_dir()] or SPLITS[:1]:
+        try:
+            split = read_split(dataset_dir, name)
+        except FlawmaskError as error:
+            if not (dataset_dir / name).is_dir():
+                raise
+            problems.append(Problem("error", "unusable split", name, f"cannot be used: {error}"))
+            continue
+        items += [_record_item(split, image) for image in split.images]
+        problems += _split_problems(split)
+    return items, problems
+
+
+def _record_item(split: CocoSplit, image: Record) -> Item:
+    names = {category["id"]: category["name"] for category in split.categories}
+    marked = [*split.defects(image), *split.annotations[image["id"]]]
+    return Item(
+        path=split.image_path(image),
+        where=f"{split.folder.name}/images/{image['file_name']}",
+        split=split.folder.name,
+        type=str(image.get("defect_type") or (names[marked[0]["category_id"]] if marked else "no annotation")),
+        defective=split.is_defective(image),
+        variant="augmentation" in image,
+        truth=partial(_record_truth, split, image),
+    )
+
+
+def _record_truth(split: CocoSplit, image: Record, height: int, width: int) -> Truth:
+    """Decode the annotations of an image, and return what is wrong with them."""
+    where = f"{split.folder.name}/images/{image['file_name']}"
+    defects = split.defects(image)
+    if (image["width"], image["height"]) != (width, height):
+        sizes = f"is {width}x{height} but its record says {image['width']}x{image['height']}"
+        message = f"{sizes}: export the annotations again; they were not checked"
+        return Truth(None, len(defects), [Problem("error", "image size", where, message)])
+    union, problems = np.zeros((height, width), dtype=bool), []
+    for record in split.annotations[image["id"]]:
+        try:
+            (mask,) = instance_masks([record], height, width, where)
+        except FlawmaskError as error:
+            message = str(error).removeprefix(f"{where}: ")
+            problems.append(Problem("error", "segmentation", where, message))
+            continue
+        problems += _annotation_problems(record, mask, where)
+        if record["category_id"] in split.defect_ids:
+            union |= mask
+    return Truth(union, len(defects), problems)
+
+
+def _annotation_problems(record: Record, mask: Mask, where: str) -> Iterator[Problem]:
+    """Yield what is wrong with an annotation's box and area, held against its mask and the image."""
+    who = f"annotation {record['id']}"
+    height, width = mask.shape
+    try:
+        x, y, across, down = box = [float(value) for value in record["bbox"]]
+    except (TypeError, ValueError):
+        yield Problem("error", "box", where, f"{who} has the box {record['bbox']}, not [x, y, width, height]")
+        return
+    if not (across > 0 and down > 0):
+        yield Problem("error", "box", where, f"{who} has a box of {across:g}x{down:g} pixels: remove or redraw it")
+    elif min(x, y) < -BOX_TOLERANCE or x + across > width + BOX_TOLERANCE or y + down > height + BOX_TOLERANCE:
+        yield Problem("error", "box", where, f"{who} has the box {record['bbox']}, outside its {width}x{height} image")
+    elif mask.any() and np.abs(np.subtract(box, box_of(mask))).max() > BOX_TOLERANCE:
+        message = f"{who} has the box {record['bbox']} but its mask covers {list(box_of(mask))}: export it again"
+        yield Problem("warning", "box and mask", where, message)
+    pixels, area = int(np.count_nonzero(mask)), record.get("area")
+    if not pixels:
+        yield Problem("error", "mask empty", where, f"{who} has a segmentation without a pixel: remove or redraw it")
+    elif not isinstance(area, int | float) or abs(area - pixels) > max(2, AREA_TOLERANCE * pixels):
+        yield Problem("warning", "area", where, f"{who} has the area {area} but its mask {pixels} pixels")
+
+
+def _split_problems(split: CocoSplit) -> Iterator[Problem]:
+    """Yield what is wrong with a split as a whole."""
+    name, folder = split.folder.name, split.folder / "images"
+    used = {record["category_id"] for records in split.annotations.values() for record in records}
+    for category in split.categories:
+        if category["id"] not in used and category["name"] != GOOD:
+            message = (
+                f"has no annotation of category {category['id']} {category['name']}: it cannot be learnt or judged"
+            )
+            yield Problem("warning", "empty category", name, message)
+    # An image said to be good needs no annotation; one that says nothing may have been forgotten.
+    bare = [image for image in split.images if not split.annotations[image["id"]] and image.get("defect_type") != GOOD]
+    if bare:
+        share = f"{len(bare)} of {len(split.images)} images"
+        message = f"has {share} without annotation (the first is {bare[0]['file_name']}): they count as good"
+        yield Problem("warning", "no annotation", name, message)
+    listed = {split.image_path(image) for image in split.images}
+    for path in sorted(folder.rglob("*")):
+        if images.is_image(path) and path not in listed:
+            where = f"{name}/images/{path.relative_to(folder).as_posix()}"
+            yield Problem("warning", "unlisted image", where, "is not in annotations.json and takes no part")
