@@ -18,10 +18,11 @@ from flawmask.data.mvtec import chosen_categories
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig
-from flawmask.evaluation.verdicts import metrics_block, percent
+from flawmask.evaluation.summary import percent, summary
 from flawmask.inference.config import PredictConfig
 from flawmask.pipeline import DemoCommand, Finished, RunConfig, demo, run
 from flawmask.progress import show_progress_on
+from flawmask.report.config import ReportConfig
 from flawmask.settings import require
 from flawmask.training.config import TrainConfig
 
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
     "demo": DemoCommand,
+    "report": ReportConfig,
     "doctor": DoctorConfig,
 }
 
@@ -111,9 +113,9 @@ def _dispatch(config: Any) -> int:
     """Run the stage that the config belongs to, and return the exit status."""
     match config:
         case RunConfig():
-            return _report(run(config))
+            return _print_finished(run(config))
         case DemoCommand():
-            return _report(demo(config))
+            return _print_finished(demo(config))
         case PrepareConfig():
             return _prepare(config)
         case AugmentConfig():
@@ -125,22 +127,29 @@ def _dispatch(config: Any) -> int:
         case EvaluateConfig():
             from flawmask.evaluation.evaluate import evaluate
 
-            _print_metrics(evaluate(config).metrics)
+            judged = evaluate(config)
+            print(summary(judged.metrics))  # noqa: T201
+            print(f"look at {(judged.results_dir / 'report.html').as_posix()}")  # noqa: T201
         case PredictConfig():
             return _predict(config)
+        case ReportConfig():
+            from flawmask.report.compare import report
+
+            for page in report(config):
+                print(f"look at {page.as_posix()}")  # noqa: T201
         case DoctorConfig():
-            report = examine(config)
-            for table in tables(report):
+            examined = examine(config)
+            for table in tables(examined):
                 Console().print(table)
-            if report.contact_sheet is not None:
-                print(f"look at {report.contact_sheet}")  # noqa: T201
+            if examined.contact_sheet is not None:
+                print(f"look at {examined.contact_sheet}")  # noqa: T201
     return OK
 
 
 def _prepare(config: PrepareConfig) -> int:
     names = chosen_categories(config.mvtec_root, config.category)
     require(len(names) == 1 or config.output_dir is None, "--output_dir takes one category: leave it out for several")
-    table = Table("category", "train", "val", "defective", "left out", "data set")
+    table = Table("category", "train", "val", "test", "defective", "left out", "data set")
     status = OK
     for name in names:
         try:
@@ -148,11 +157,13 @@ def _prepare(config: PrepareConfig) -> int:
         except FlawmaskError as error:
             if len(names) == 1:
                 raise
-            table.add_row(name, "", "", "", "", str(error))
+            table.add_row(name, "", "", "", "", "", str(error))
             status = FAILED
             continue
-        counts = (made.train["images"], made.val["images"], made.train["defective"] + made.val["defective"])
-        table.add_row(name, *map(str, counts), str(len(made.left_out)), str(made.dataset_dir))
+        splits = (made.train, made.val, made.test or {"images": 0, "defective": 0})
+        counts = [str(split["images"]) for split in splits]
+        defective = str(sum(split["defective"] for split in splits))
+        table.add_row(name, *counts, defective, str(len(made.left_out)), str(made.dataset_dir))
     Console(markup=False).print(table)
     return status
 
@@ -166,10 +177,10 @@ def _predict(config: PredictConfig) -> int:
     return DEFECT_FOUND if config.fail_on_defect and found.defective else OK
 
 
-def _report(finished: list[Finished]) -> int:
+def _print_finished(finished: list[Finished]) -> int:
     """Print what became of each category: the metrics of one, a table of several."""
     if len(finished) == 1 and finished[0].metrics is not None:
-        _print_metrics(finished[0].metrics)
+        print(summary(finished[0].metrics))  # noqa: T201
     elif len(finished) > 1:
         table = Table("category", "images", "F1", "precision", "recall", "mask AP", "run")
         for one in finished:
@@ -180,22 +191,6 @@ def _report(finished: list[Finished]) -> int:
         Console(markup=False).print(table)
     for one in finished:
         if one.run_dir is not None:
-            pictures = (path for path in sorted(one.run_dir.glob("*/overlays")) if one.metrics is not None)
-            print(f"{one.name}: look at", *(path.as_posix() for path in (one.run_dir, *pictures)))  # noqa: T201
+            reports = sorted(one.run_dir.glob("inference_*/report.html")) if one.metrics is not None else []
+            print(f"{one.name}: look at", *(path.as_posix() for path in (one.run_dir, *reports)))  # noqa: T201
     return FAILED if any(one.error for one in finished) else OK
-
-
-def _print_metrics(metrics: dict[str, Any]) -> None:
-    """Print the metrics block, and below it what it has no line for."""
-    by_type = ", ".join(f"{name} {row['found']} of {row['images']}" for name, row in metrics["recall_by_type"].items())
-    lines = [
-        metrics_block(metrics),
-        f"Verdicts: {metrics['tp_defect']} defects found, {metrics['fn_defect']} missed; "
-        f"{metrics['tn_good']} good parts passed, {metrics['fp_defect']} rejected",
-        f"Found by type: {by_type or 'n/a'}",
-        f"Mask AP: {percent(metrics['mask_ap'])} (IoU 0.50: {percent(metrics['mask_ap50'])}, "
-        f"0.75: {percent(metrics['mask_ap75'])}), box AP: {percent(metrics['box_ap'])}, "
-        f"mean mask IoU: {percent(metrics['mean_mask_iou'])}",
-        f"Seconds per image: {metrics['seconds_per_image']:.3f}",
-    ]
-    print("\n".join(lines))  # noqa: T201

@@ -1,9 +1,9 @@
 """The COCO folder: read, checked and written. `<dataset>/<split>/images/*` and `<dataset>/<split>/annotations.json`."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ GOOD = "good"
 """The name of the class that is no defect. It takes no part in AP, image scores or overlays."""
 
 Record = dict[str, Any]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -174,10 +176,25 @@ def instance_masks(records: Sequence[Record], height: int, width: int, where: st
     Raises:
         FlawmaskError: a segmentation cannot be decoded at this size; `where` names the image.
     """
-    decoded = []
+    return _converted(records, masks.decode, height, width, where)
+
+
+def instance_rles(records: Sequence[Record], height: int, width: int, where: str) -> list[dict[str, Any]]:
+    """Return the mask of each annotation as compressed RLE at the image's size.
+
+    Raises:
+        FlawmaskError: a segmentation cannot be used at this size; `where` names the image.
+    """
+    return _converted(records, masks.as_rle, height, width, where)
+
+
+def _converted(
+    records: Sequence[Record], convert: Callable[[Any, int, int], T], height: int, width: int, where: str
+) -> list[T]:
+    converted = []
     for record in records:
         try:
-            decoded.append(masks.decode(record["segmentation"], height, width))
+            converted.append(convert(record["segmentation"], height, width))
         except Exception as error:  # pycocotools raises plain Exception for what it does not know
             raise FlawmaskError(f"{where}: annotation {record['id']} has no usable segmentation: {error}") from None
-    return decoded
+    return converted

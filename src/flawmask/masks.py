@@ -56,9 +56,18 @@ def decode(segmentation: Segmentation, height: int, width: int) -> Mask:
     Raises:
         ValueError: it is none of these, or an RLE of another size.
     """
+    return np.asarray(rle_tools.decode(as_rle(segmentation, height, width)), dtype=bool)
+
+
+def as_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
+    """Return a COCO `segmentation` as compressed RLE at the image's size, as `to_rle` gives it.
+
+    Raises:
+        ValueError: it is none, or an RLE of another size.
+    """
     if isinstance(segmentation, list):
         if not segmentation:
-            return np.zeros((height, width), dtype=bool)
+            return to_rle(np.zeros((height, width), dtype=bool))
         rle = rle_tools.merge(rle_tools.frPyObjects(segmentation, height, width))
     elif isinstance(segmentation.get("counts"), list):
         rle = rle_tools.frPyObjects(segmentation, height, width)
@@ -66,7 +75,8 @@ def decode(segmentation: Segmentation, height: int, width: int) -> Mask:
         rle = segmentation
     if list(rle["size"]) != [height, width]:
         raise ValueError(f"an RLE of {rle['size'][1]}x{rle['size'][0]} on an image of {width}x{height}")
-    return np.asarray(rle_tools.decode(rle), dtype=bool)
+    counts = rle["counts"]
+    return {"size": [height, width], "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
 def to_rle(mask: Mask) -> dict[str, Any]:

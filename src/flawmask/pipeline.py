@@ -63,8 +63,23 @@ class RunPaths(Settings):
 class RunConfig(Overwrite, EvaluateSettings, TrainSettings, AugmentSettings, PrepareSettings, RunPaths):
     """Go all the way: prepare a category, augment it, train on it, and judge the result.
 
-    Results go to model_maskrcnn/maskrcnn_mvtec_<date>_<time>/, data sets to datasets/maskrcnn_mvtec_<category>.
+    Results go to model_maskrcnn/maskrcnn_mvtec_<date>_<time>/, data sets to datasets/maskrcnn_mvtec_<category>. With
+    --folds, all images are judged, each by a model that has not seen it; said again, it goes on where it stopped.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        skips = self.skip_prepare or self.skip_train or self.skip_inference or self.dataset_dir is not None
+        require(
+            not (self.crosses and skips),
+            "--folds does every stage of a --category: leave out --skip_... and --dataset_dir",
+        )
+        require(not self.crosses or self.split == "val", "--folds judges what each fold holds back: leave out --split")
+
+    @property
+    def crosses(self) -> bool:
+        """Whether this is a cross-validation over all folds."""
+        return self.folds > 1 and self.fold is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +125,22 @@ def run(config: RunConfig) -> list[Finished]:
     finished = []
     for name in names:
         try:
-            finished.append(_finish(config, name, _prepared(config, name)))
+            finished.append(_one(config, name))
         except (FlawmaskError, OSError) as error:
             if len(names) == 1:
                 raise
             log.error("%s: %s", name, error)
             finished.append(Finished(name, None, None, str(error)))
     return finished
+
+
+def _one(config: RunConfig, name: str) -> Finished:
+    """Take one category through the pipeline, once or fold by fold."""
+    if config.crosses:
+        from flawmask.folds import cross_validate
+
+        return cross_validate(config, name)
+    return _finish(config, name, prepared(config, name))
 
 
 def _check_device(config: RunConfig) -> None:
@@ -127,13 +151,13 @@ def _check_device(config: RunConfig) -> None:
         choose_device(config.device)
 
 
-def _prepared(config: RunConfig, category: str) -> Path:
+def prepared(config: RunConfig, category: str) -> Path:
     """Return the category's COCO folder, made or reused."""
-    stage = _stage(PrepareConfig, config, category=category, output_dir=None)
+    made = stage(PrepareConfig, config, category=category, output_dir=None)
     if not config.skip_prepare:
-        return prepare(stage).dataset_dir
-    require(stage.dataset_dir.is_dir(), f"{stage.dataset_dir} does not exist: run once without --skip_prepare")
-    return stage.dataset_dir
+        return prepare(made).dataset_dir
+    require(made.dataset_dir.is_dir(), f"{made.dataset_dir} does not exist: run once without --skip_prepare")
+    return made.dataset_dir
 
 
 def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
@@ -143,24 +167,33 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
 
     if not config.skip_inference:
         read_split(prepared_dir, config.split)  # not there? Say so now, not after the training
-    dataset_dir = prepared_dir
     # Judging needs no variants, unless the validation images are to be judged as variants too.
     judges_only = config.skip_train and not config.skip_inference and not config.augment_val
-    if not config.skip_augment and config.augmentation_factor and not judges_only:
-        dataset_dir = augment(_stage(AugmentConfig, config, dataset_dir=prepared_dir, output_dir=None)).dataset_dir
+    dataset_dir = prepared_dir if judges_only else augmented(config, prepared_dir)
     run_dir = None
     if not config.skip_train:
-        with _new_run_dir() as output_dir:
-            run_dir = train(_stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=output_dir)).run_dir
+        with new_run_dir() as output_dir:
+            run_dir = train(stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=output_dir)).run_dir
     if config.skip_inference:
         return Finished(name, run_dir, None)
     run_dir = run_dir or config.model_dir or _newest_run(prepared_dir)
     model = run_dir / "best.pt"
-    judged = evaluate(_stage(EvaluateConfig, config, model=model, dataset_dir=dataset_dir, output_dir=None))
+    # A test split is judged after the one that may have chosen the threshold, and its figures are those that count.
+    splits = [config.split, *(["test"] if config.split == "val" and (dataset_dir / "test").is_dir() else [])]
+    for split in splits:
+        place = {"model": model, "dataset_dir": dataset_dir, "output_dir": None, "split": split, "against": None}
+        judged = evaluate(stage(EvaluateConfig, config, **place))
     return Finished(name, run_dir, judged.metrics)
 
 
-def _stage(kind: type[Config], config: RunConfig, **given: Any) -> Config:
+def augmented(config: RunConfig, prepared_dir: Path) -> Path:
+    """Return the COCO folder to train on: with variants, or as it was prepared where none are wanted."""
+    if config.skip_augment or not config.augmentation_factor:
+        return prepared_dir
+    return augment(stage(AugmentConfig, config, dataset_dir=prepared_dir, output_dir=None)).dataset_dir
+
+
+def stage(kind: type[Config], config: RunConfig, **given: Any) -> Config:
     """Return the stage's own config: what `given` does not say comes from the run's settings of the same name."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     shared = {field.name: getattr(config, field.name) for field in fields(config) if field.name in names}
@@ -168,11 +201,11 @@ def _stage(kind: type[Config], config: RunConfig, **given: Any) -> Config:
 
 
 @contextmanager
-def _new_run_dir() -> Iterator[Path]:
+def new_run_dir(suffix: str = "") -> Iterator[Path]:
     """Make and give a run folder named for this second, or for the next one that is free; an empty one goes again."""
     moment = datetime.now()
     while True:
-        path = RUNS / f"maskrcnn_mvtec_{moment:%Y%m%d_%H%M%S}"
+        path = RUNS / f"maskrcnn_mvtec_{moment:%Y%m%d_%H%M%S}{suffix}"
         try:
             path.mkdir(parents=True)
             break
@@ -215,7 +248,7 @@ def demo(config: DemoCommand) -> list[Finished]:
             arch="maskrcnn_resnet18_fpn",
             weights="none",
             image_size=160,
-            epochs=7,
+            epochs=5,
             augmentation_factor=1,
             proposals=200,
             roi_samples=16,

@@ -342,6 +342,76 @@ def test_a_name_without_the_pattern_is_a_group_of_its_own(tiny_category: Make) -
 # What is made, and made again
 
 
+def test_a_test_split_is_held_back_first(tiny_category: Make) -> None:
+    folder = tiny_category(good=10, crack=10)
+    made = run(folder, test_ratio=0.3, train_ratio=0.7)
+    assert made.test is not None
+    splits = ("train", "val", "test")
+    found = {name: [image["original_file"] for image in content(made, name)["images"]] for name in splits}
+    assert [len(found[name]) for name in splits] == [10, 4, 6]
+    assert len(set().union(*found.values())) == 20
+    assert (made.train["by_type"], made.test["by_type"]) == ({"crack": 5, "good": 5}, {"crack": 3, "good": 3})
+    assert info(made)["test"] == made.test
+    without = run(folder, test_ratio=0.0, overwrite=True)
+    assert without.test is None
+    assert not (without.dataset_dir / "test").exists()
+
+
+def test_the_folds_hold_every_image_back_once_and_train_on_all_others(tiny_category: Make) -> None:
+    folder = tiny_category(good=7, crack=6, hole=3)
+    held: list[str] = []
+    for fold in (1, 2, 3):
+        made = run(folder, folds=3, fold=fold, output_dir=folder.parents[1] / f"fold{fold}")
+        train, val = ([image["original_file"] for image in content(made, name)["images"]] for name in ("train", "val"))
+        assert len(train) + len(val) == 16
+        assert not set(train) & set(val)
+        assert {Path(name).parent.name for name in val} == {"good", "crack", "hole"}
+        held += val
+    assert len(held) == len(set(held)) == 16
+
+
+def test_folds_leave_the_test_split_alone(tiny_category: Make) -> None:
+    folder = tiny_category(good=10, crack=10)
+    tests = []
+    for fold in (1, 2):
+        made = run(folder, folds=2, fold=fold, test_ratio=0.2, output_dir=folder.parents[1] / f"fold{fold}")
+        tests.append([image["original_file"] for image in content(made, "test")["images"]])
+    assert tests[0] == tests[1]
+    assert len(tests[0]) == 4
+
+
+def test_a_type_with_fewer_images_than_folds_is_pointed_out(
+    tiny_category: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_category(good=6, crack=6, hole=2)
+    run(folder, folds=3, fold=1)
+    assert "hole: 2 images (or groups) for 3 folds: some folds judge without it" in caplog.text
+    assert "crack" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"folds": 50, "fold": 1}, "--folds 50: there are only 9 images"),
+        ({"folds": 3}, "--folds 3 needs --fold"),
+        ({"folds": 3, "fold": 4}, "--fold is 4"),
+        ({"folds": 3, "fold": 0}, "--fold is 0"),
+        ({"fold": 1}, "folds 2 or more"),
+        ({"folds": 0}, "--folds is 0"),
+        ({"test_ratio": 1.0}, "--test_ratio is 1.0"),
+        ({"test_ratio": -0.1}, "--test_ratio is -0.1"),
+        ({"test_ratio": math.nan}, "--test_ratio is nan"),
+    ],
+)
+def test_folds_and_test_ratios_that_make_no_sense_are_refused(
+    tiny_category: Make, settings: dict[str, Any], says: str
+) -> None:
+    folder = tiny_category()
+    with pytest.raises(FlawmaskError, match=says):
+        run(folder, **settings)
+    assert not (folder.parents[1] / "out").exists()
+
+
 def test_dataset_info_says_what_was_made_from_what(tiny_category: Make) -> None:
     prepared = run(tiny_category(), seed=7)
     found = info(prepared)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawmask.data.split import Member, split_groups
+from flawmask.data.split import Member, fold_groups, split_groups
 
 RATIOS = st.floats(0.02, 0.98)
 SEEDS = st.integers(0, 2**32)
@@ -111,3 +111,37 @@ def test_a_large_group_has_its_chance_of_either_side() -> None:
 def test_thousands_of_images_are_split_in_seconds() -> None:
     members = singles(good=2500, crack=250, hole=250)
     assert in_training(members, split_groups(members, 0.8, 0)) == {"good": 2000, "crack": 200, "hole": 200}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 25), st.sampled_from("abc")), min_size=6, max_size=60),
+    st.integers(2, 5),
+    SEEDS,
+)
+def test_each_group_is_in_exactly_one_fold(pairs: list[tuple[int, str]], folds: int, seed: int) -> None:
+    members = [Member(f"group {group}", kind) for group, kind in pairs]
+    groups = {member.group for member in members}
+    found = fold_groups(members, min(folds, len(groups)), seed)
+    assert len(found) == min(folds, len(groups))
+    assert sorted(itertools.chain.from_iterable(found)) == sorted(groups)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.sampled_from("abcd"), st.integers(1, 30), min_size=1), st.integers(2, 5), SEEDS)
+def test_each_fold_holds_its_share_of_each_type_of_single_images(
+    counts: dict[str, int], folds: int, seed: int
+) -> None:
+    members = singles(**counts)
+    found = fold_groups(members, min(folds, len(members)), seed)
+    for kind, count in counts.items():
+        held = [in_training(members, fold)[kind] for fold in found]
+        assert sum(held) == count
+        if count >= 2 * len(found):
+            assert max(held) - min(held) <= 1
+
+
+def test_folds_are_seeded() -> None:
+    members = singles(good=20, crack=10)
+    assert fold_groups(members, 5, 0) == fold_groups(members, 5, 0)
+    assert fold_groups(members, 5, 0) != fold_groups(members, 5, 1)

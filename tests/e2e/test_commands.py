@@ -60,14 +60,18 @@ def runs(folder: Path) -> list[Path]:
 def test_the_pipeline_leaves_everything_where_the_readme_says(workplace: Path) -> None:
     run_dir = runs(workplace)[0]
     assert run_dir.name.removeprefix("maskrcnn_mvtec_").replace("_", "").isdigit()
-    expected = {"best.pt", "last.pt", "history.json", "config.json", "curves.png", "inference_val"}
+    expected = {"best.pt", "last.pt", "history.json", "config.json", "inference_val"}
+    expected |= {"curves.png", "labels.png", "train_batch.jpg", "training_images.json"}
     assert expected <= {path.name for path in run_dir.iterdir()}
     results = run_dir / "inference_val"
     assert {path.name for path in results.iterdir()} == {
         "metrics.json",
+        "curves.json",
         "predictions.json",
         "predictions.csv",
         "overlays",
+        "figures",
+        "report.html",
     }
     for name in ("maskrcnn_mvtec_bottle", "maskrcnn_mvtec_bottle_augmented"):
         assert (workplace / "datasets" / name / "train" / "annotations.json").is_file()
@@ -108,7 +112,19 @@ def test_the_five_scripts_work_with_the_flags_as_written(workplace: Path) -> Non
 def test_results_for_a_run_folder_go_inside_it(workplace: Path) -> None:
     run_dir = runs(workplace)[0]
     model, data = str(run_dir / "best.pt"), "datasets/maskrcnn_mvtec_bottle"
-    run_in(workplace, "evaluate", "--model", model, "--dataset_dir", data, "--split", "train", "--output_dir", run_dir)
+    judge: list[str | Path] = [
+        "evaluate",
+        "--model",
+        model,
+        "--dataset_dir",
+        data,
+        "--split",
+        "train",
+        "--output_dir",
+        run_dir,
+    ]
+    assert "images were trained on" in run_in(workplace, *judge, status=2).stderr
+    run_in(workplace, *judge, "--allow_leak")
     assert (run_dir / "inference_train/metrics.json").is_file()
 
 
@@ -153,6 +169,100 @@ def test_several_categories_end_with_a_table_and_one_that_fails_does_not_stop_th
 
 
 @pytest.mark.slow
+def test_cross_validation_judges_every_image_once_and_goes_on_where_it_stopped(workplace: Path) -> None:
+    command = [
+        "run",
+        "--category",
+        "cable",
+        "--folds",
+        "2",
+        "--epochs",
+        "1",
+        "--skip_augment",
+        "--resamples",
+        "50",
+        *SMALL,
+    ]
+    done = run_in(workplace, *command)
+    (folder,) = workplace.glob("model_maskrcnn/*_folds")
+    assert "Mean and spread of 2 folds: accuracy" in done.stdout
+    assert "2-fold cross-validation: each image was judged by the one of 2 models" in done.stdout
+    metrics = json.loads((folder / "inference_pooled/metrics.json").read_text())
+    assert metrics["total_images"] == 12
+    assert (folder / "inference_pooled/report.html").is_file()
+    values = metrics["folds"]["accuracy"]["values"]
+    by_fold = [json.loads((folder / f"fold_{fold}/inference_val/metrics.json").read_text()) for fold in (1, 2)]
+    assert values == [one["accuracy"] for one in by_fold]
+    right = sum(one["tp_defect"] + one["tn_good"] for one in by_fold)
+    assert metrics["accuracy"] == pytest.approx(right / 12)
+
+    state = json.loads((folder / "folds.json").read_text())
+    assert (state["complete"], state["done"]) == (True, [1, 2])
+    (folder / "folds.json").write_text(json.dumps(state | {"complete": False, "done": [1]}))
+    first, second = ((folder / f"fold_{fold}/best.pt").stat().st_mtime_ns for fold in (1, 2))
+    again = run_in(workplace, *command)
+    assert "fold 1 of 2 was finished before" in again.stderr
+    assert (folder / "fold_1/best.pt").stat().st_mtime_ns == first
+    assert (folder / "fold_2/best.pt").stat().st_mtime_ns > second
+    assert list(workplace.glob("model_maskrcnn/*_folds")) == [folder]
+    pooled = json.loads((folder / "inference_pooled/metrics.json").read_text())
+    assert pooled["mask_ap"] == metrics["mask_ap"]
+
+
+@pytest.mark.slow
+def test_a_threshold_is_chosen_on_val_and_test_is_judged_with_it(workplace: Path) -> None:
+    before = runs(workplace)
+    command = "run --category cable --test_ratio 0.4 --conf auto --aim recall=0.9 --epochs 1 --skip_augment --overwrite"
+    done = run_in(workplace, *command.split(), *SMALL)
+    (run_dir,) = set(runs(workplace)) - set(before)
+    kept = json.loads((run_dir / "best.threshold.json").read_text())
+    on_test = json.loads((run_dir / "inference_test/metrics.json").read_text())
+    assert (on_test["conf"], on_test["threshold"]["chosen_on"], on_test["split"]) == (kept["value"], "val", "test")
+    assert not on_test["threshold"]["same_split"]
+    assert json.loads((run_dir / "inference_val/metrics.json").read_text())["threshold"]["same_split"]
+    assert f"{kept['value']:.3f} (chosen for recall=0.9 on" in done.stdout
+    images = workplace / "datasets/mvtec/cable/test/hole"
+    predict: list[str | Path] = [
+        "predict",
+        "--model",
+        run_dir / "best.pt",
+        "--input",
+        images,
+        "--conf",
+        "auto",
+        "--output",
+        "found_auto",
+    ]
+    run_in(workplace, *predict)
+    assert json.loads((workplace / "found_auto/predictions.json").read_text())["conf"] == kept["value"]
+
+
+@pytest.mark.slow
+def test_runs_are_set_side_by_side_on_one_page(workplace: Path) -> None:
+    results = runs(workplace)[0] / "inference_val"
+    (results / "report.html").unlink()
+    assert "report.html" in run_in(workplace, "report", runs(workplace)[0]).stdout
+    assert (results / "report.html").is_file()
+    model, data = results.parent / "best.pt", "datasets/maskrcnn_mvtec_bottle"
+    judge: list[str | Path] = [
+        "evaluate",
+        "--model",
+        model,
+        "--dataset_dir",
+        data,
+        "--conf",
+        "0.2",
+        "--output_dir",
+        "low",
+    ]
+    assert "McNemar's exact p" in run_in(workplace, *judge, "--against", results.parent).stdout
+    run_in(workplace, "report", results, "low", "--output", "pages/both.html")
+    page = (workplace / "pages/both.html").read_text()
+    assert "F1" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
 def test_a_labelled_coco_folder_is_enough(workplace: Path) -> None:
     flags = "--dataset_dir datasets/maskrcnn_mvtec_bottle --epochs 1 --skip_augment".split()
     done = run_in(workplace, "run", *flags, *SMALL)
@@ -190,7 +300,7 @@ def test_predict_tells_a_script_what_it_found(workplace: Path) -> None:
 @pytest.mark.slow
 def test_help_explains_every_command() -> None:
     top = run_in(ROOT, "--help").stdout
-    for command in ("run", "prepare", "augment", "train", "evaluate", "predict", "demo", "doctor"):
+    for command in ("run", "prepare", "augment", "train", "evaluate", "predict", "report", "demo", "doctor"):
         assert f"• {command} " in top
     shown = run_in(ROOT, "run", "--help").stdout
     for flag in ("--category", "--skip_augment", "--train_ratio", "--augmentation_factor", "--conf", "--device"):

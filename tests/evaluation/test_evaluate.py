@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import pytest
 from helpers import names, network, patchwork, rows
 from pycocotools.coco import COCO
 
-from flawmask.coco import annotation, write_split
+from flawmask.coco import annotation, read_split, write_split
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation import evaluate as stage
+from flawmask.evaluation import results
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import Evaluated, evaluate
+from flawmask.evaluation.leak import training_images, write_training_images
+from flawmask.evaluation.summary import summary
 from flawmask.images import read_image, write_png
 from flawmask.model import checkpoint
 
@@ -65,22 +69,132 @@ def edit(dataset: Path, **changes: Any) -> None:
 def test_every_figure_is_written_under_the_name_that_users_know(run_dir: Path, dataset: Path) -> None:
     done = run(run_dir, dataset)
     metrics = json.loads((done.results_dir / "metrics.json").read_text())
-    assert metrics == done.metrics
+    assert metrics == json.loads(json.dumps(done.metrics))
     promised = (
         "accuracy, precision, recall, f1_score, defect_detection_rate, composite_score, confidence, tp_defect, "
         "fp_defect, tn_good, fn_defect, total_images"
     ).split(", ")
-    beyond = (
-        "recall_by_type mask_ap mask_ap50 mask_ap75 box_ap box_ap50 box_ap75 mean_mask_iou seconds_per_image".split()
-    )
-    settings = "conf min_area split dataset model".split()
-    assert set(metrics) == {*promised, *beyond, *settings}
+    ranked = "image_auroc image_ap image_f1_max image_f1_max_threshold false_alarms_at_recall ece".split()
+    counted = "false_alarm_rate recall_by_type confusion instances instance_errors".split()
+    listed = ("missed_instances", "spurious_instances")
+    areas = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
+    overlaps = [f"{kind}_{name}" for kind in ("mask", "box") for name in areas] + ["ap_by_class", "mean_mask_iou"]
+    pixels = ("auroc", "ap", "aupro", "aupro_05", "iou", "dice", "f1_max", "f1_max_threshold")
+    speed = ("seconds", "seconds_per_image")
+    sure = ("intervals", "interval_method", "resamples", "threshold", "notes")
+    settings = ("conf", "min_area", "split", "dataset", "model")
+    beyond = {*ranked, *counted, *listed, *overlaps, *(f"pixel_{name}" for name in pixels), *speed, *sure, *settings}
+    assert set(metrics) == {*promised, *beyond}
     assert metrics["total_images"] == 5
     assert metrics["tp_defect"] + metrics["fn_defect"] == 3
     assert metrics["fp_defect"] + metrics["tn_good"] == 2
     assert set(metrics["recall_by_type"]) == {"crack", "scratch"}
     assert metrics["seconds_per_image"] > 0
-    assert names(done.results_dir) == ["metrics.json", "overlays", "predictions.csv", "predictions.json"]
+    assert set(metrics["seconds"]) == {"read", "network", "post"}
+    assert names(done.results_dir) == sorted(stage.ENTRIES)
+
+
+def test_every_interval_holds_its_figure_and_says_how_it_was_made(run_dir: Path, dataset: Path) -> None:
+    metrics = run(run_dir, dataset, conf=0.6).metrics
+    assert set(metrics["intervals"]) == set(metrics["interval_method"])
+    assert set(metrics["interval_method"].values()) == {"wilson", "newcombe", "bootstrap"}
+    for name in ("accuracy", "recall", "f1_score", "image_auroc", "mask_ap", "mean_mask_iou", "pixel_aupro"):
+        low, high = metrics["intervals"][name]
+        assert low <= high
+    for name, method in metrics["interval_method"].items():
+        if method != "bootstrap" and not name.startswith("false_alarms_at"):
+            assert metrics["intervals"][name][0] <= metrics[name] <= metrics["intervals"][name][1]
+    again = run(run_dir, dataset, conf=0.6)
+    assert again.metrics["intervals"] == metrics["intervals"]
+    other = run(run_dir, dataset, conf=0.6, seed=1)
+    assert other.metrics["intervals"] != metrics["intervals"]
+    without = run(run_dir, dataset, conf=0.6, resamples=0)
+    assert set(without.metrics["interval_method"].values()) == {"wilson", "newcombe"}
+
+
+def test_a_figure_is_not_made_up_where_one_kind_of_image_is_missing(run_dir: Path, dataset: Path) -> None:
+    content = json.loads((dataset / "val" / "annotations.json").read_text())
+    content["images"] = [image for image in content["images"] if image["defect_type"] == "good"]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] in kept]
+    (dataset / "val" / "annotations.json").write_text(json.dumps(content))
+    done = run(run_dir, dataset)
+    for name in ("recall", "image_auroc", "image_ap", "image_f1_max", "ece", "mask_ap", "box_ar", "pixel_auroc"):
+        assert done.metrics[name] is None, name
+        assert name not in done.metrics["intervals"], name
+    assert any("no defective image" in note for note in done.metrics["notes"])
+    assert "recall n/a" in summary(done.metrics)
+
+
+def test_the_threshold_is_chosen_on_val_kept_and_used_for_test(run_dir: Path, dataset: Path) -> None:
+    shutil.copytree(dataset / "val", dataset / "test")
+    on_val = run(run_dir, dataset, conf="auto", aim="recall=0.99")
+    assert on_val.metrics["threshold"]["same_split"]
+    assert any("chosen on these very images" in note for note in on_val.metrics["notes"])
+    kept = json.loads((run_dir / "best.threshold.json").read_text())
+    assert (kept["value"], kept["aim"], kept["chosen_on"], kept["images"]) == (
+        on_val.metrics["conf"],
+        "recall=0.99",
+        "val",
+        5,
+    )
+    on_test = run(run_dir, dataset, conf="auto", aim="recall=0.99", split="test")
+    assert on_test.metrics["conf"] == kept["value"]
+    assert not on_test.metrics["threshold"]["same_split"]
+    assert not any("chosen on these very images" in note for note in on_test.metrics["notes"])
+    # Another aim was not chosen for: val decides first.
+    other = run(run_dir, dataset, conf="auto", aim="false_alarms=0", split="test")
+    assert other.metrics["threshold"]["aim"] == "false_alarms=0"
+    assert json.loads((run_dir / "best.threshold.json").read_text())["aim"] == "false_alarms=0"
+    (run_dir / "best.threshold.json").unlink()
+
+
+def test_a_model_is_not_judged_on_what_it_was_trained_on(run_dir: Path, dataset: Path) -> None:
+    assert any("not known" in note for note in run(run_dir, dataset).metrics["notes"])
+    shutil.rmtree(dataset.parent / "out")
+    write_training_images(training_images(read_split(dataset, "val")), run_dir)
+    try:
+        nothing_written(run_dir, dataset, r"5 of 5 images were trained on .*--allow_leak")
+        allowed = run(run_dir, dataset, allow_leak=True)
+    finally:
+        (run_dir / "training_images.json").unlink()
+    assert any("5 of these 5 images were trained on" in note for note in allowed.metrics["notes"])
+
+
+def test_results_on_variants_are_marked_as_such(run_dir: Path, dataset: Path) -> None:
+    path = dataset / "val" / "annotations.json"
+    content = json.loads(path.read_text())
+    content["images"][0] |= {"augmentation": "flip_h", "source_id": 3}
+    path.write_text(json.dumps(content))
+    assert "1 of these 5 images are augmented variants, not photographs." in run(run_dir, dataset).metrics["notes"]
+
+
+def test_another_run_is_compared_on_the_same_images(run_dir: Path, dataset: Path) -> None:
+    first = run(run_dir, dataset, conf=0.05)
+    shutil.copytree(first.results_dir, dataset.parent / "first" / "inference_val")
+    second = run(run_dir, dataset, conf=1.0, against=dataset.parent / "first")
+    found = second.metrics["against"]
+    assert found["figures"]["recall"] == {"this": 0.0, "other": 1.0, "difference": -1.0, "interval": (-1.0, -1.0)}
+    assert found["figures"]["mask_ap"]["difference"] == pytest.approx(0)
+    assert found["mcnemar"]["only_other_right"] == 3
+    assert "Compared with" in summary(second.metrics)
+    nothing = dataset.parent / "nothing"
+    with pytest.raises(FlawmaskError, match="nothing holds no results for val"):
+        run(run_dir, dataset, against=nothing)
+
+
+def test_the_confusion_matrix_and_the_lists_agree_with_the_counts(run_dir: Path, dataset: Path) -> None:
+    metrics = run(run_dir, dataset, conf=0.6).metrics
+    assert metrics["confusion"] == {
+        "classes": ["good", "defect"],
+        "rows": [[metrics["tn_good"], metrics["fp_defect"]], [metrics["fn_defect"], metrics["tp_defect"]]],
+    }
+    assert len(metrics["missed_instances"]) == metrics["instance_errors"]["missed"]
+    assert metrics["instances"]["matched"] == metrics["instances"]["truth"] - len(metrics["missed_instances"])
+    wrong = sum(count for kind, count in metrics["instance_errors"].items() if kind != "missed")
+    assert (
+        len(metrics["spurious_instances"]) == wrong == metrics["instances"]["found"] - metrics["instances"]["matched"]
+    )
 
 
 def test_the_predictions_are_coco_results_that_pycocotools_loads(run_dir: Path, dataset: Path) -> None:
@@ -213,7 +327,7 @@ def test_a_failure_on_the_way_leaves_the_earlier_results(
     def full_disk(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stage, "_draw_worst", full_disk)
+    monkeypatch.setattr(results, "_draw_worst", full_disk)
     with pytest.raises(OSError, match="No space"):
         run(run_dir, dataset, conf=0.9)
     assert (done.results_dir / "metrics.json").read_bytes() == before

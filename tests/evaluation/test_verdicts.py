@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flawmask.evaluation.verdicts import Judged, image_metrics, metrics_block, percent, rates
+from flawmask.evaluation.summary import metrics_block, percent
+from flawmask.evaluation.uncertainty import wilson
+from flawmask.evaluation.verdicts import Judged, image_metrics, rates
 
 GOLDEN_BLOCK = """OVERALL METRICS
 ============================================================
@@ -53,7 +55,10 @@ def test_the_golden_counts_give_the_golden_fractions() -> None:
         "tn_good": 21,
         "fn_defect": 4,
         "total_images": 51,
-        "recall_by_type": {"crack": {"images": 28, "found": 24, "recall": pytest.approx(24 / 28)}},
+        "false_alarm_rate": pytest.approx(2 / 23),
+        "recall_by_type": {
+            "crack": {"images": 28, "found": 24, "recall": pytest.approx(24 / 28), "interval": wilson(24, 28)}
+        },
     }
 
 
@@ -107,9 +112,9 @@ def test_recall_is_told_for_each_type_of_defect_and_good_is_none() -> None:
         ]
     )
     assert metrics["recall_by_type"] == {
-        "crack": {"images": 1, "found": 0, "recall": 0.0},
-        "scratch": {"images": 2, "found": 1, "recall": 0.5},
-        "unknown": {"images": 1, "found": 1, "recall": 1.0},
+        "crack": {"images": 1, "found": 0, "recall": 0.0, "interval": wilson(0, 1)},
+        "scratch": {"images": 2, "found": 1, "recall": 0.5, "interval": wilson(1, 2)},
+        "unknown": {"images": 1, "found": 1, "recall": 1.0, "interval": wilson(1, 1)},
     }
 
 

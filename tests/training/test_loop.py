@@ -1,7 +1,9 @@
 """Training: eight images are learned, what is written says what happened, and what must stop it does."""
 
+import importlib
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import names
+from mlflow import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from flawmask.coco import annotation, read_split, write_split
@@ -21,9 +26,11 @@ from flawmask.model.build import ModelSpec, build
 from flawmask.training import loader, loop
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import Trained, train
+from flawmask.training.pictures import draw_train_batch
 
 SIDE = 72
 CATEGORIES = [{"id": 1, "name": "good"}, {"id": 2, "name": "defect"}]
+RUN_FILES = ["best.pt", "config.json", "curves.png", "history.json", "labels.png", "last.pt", "train_batch.jpg"]
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
 
 
@@ -78,10 +85,6 @@ def settings(dataset: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**(small | changes))
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(one.name for one in folder.iterdir())
-
-
 @pytest.mark.slow
 def test_eight_images_are_learned_from_nothing_until_every_defect_is_found(tmp_path: Path) -> None:
     make_split(tmp_path / "data" / "train", range(8))
@@ -99,7 +102,7 @@ def test_eight_images_are_learned_from_nothing_until_every_defect_is_found(tmp_p
 
 def test_a_run_is_written_whole_and_says_what_happened(dataset: Path) -> None:
     done = train(settings(dataset, epochs=3))
-    assert names(done.run_dir) == ["best.pt", "config.json", "curves.png", "history.json", "last.pt"]
+    assert names(done.run_dir) == RUN_FILES
     history = json.loads((done.run_dir / "history.json").read_text())
     assert history == done.history
     expected = {"epoch", "train_loss", "val_loss", "learning_rate", "seconds", "images_per_second", *LOSSES}
@@ -192,6 +195,134 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(dataset: Pa
     ]
     assert same_weights(runs[0], runs[1])
     assert not same_weights(runs[0], runs[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log", ["tensorboard", "mlflow"])
+def test_logging_tells_the_history_and_some_masks_and_changes_no_weight(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, log: str
+) -> None:
+    quiet = train(settings(dataset, epochs=2))
+    monkeypatch.chdir(dataset.parent)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{(dataset.parent / 'tracking.db').as_posix()}")
+    told = train(settings(dataset, epochs=2, log=log, output_dir=dataset.parent / "told"))
+    assert same_weights(quiet.run_dir / "last.pt", told.run_dir / "last.pt")
+    assert {name: told.history[name] for name in LOSSES} == {name: quiet.history[name] for name in LOSSES}
+    assert told.history["val_loss"] == quiet.history["val_loss"]
+    assert set(told.history) - set(quiet.history) == {"segm_ap", "f1"}
+    figures, pictures = (in_tensorboard if log == "tensorboard" else in_mlflow)(told.run_dir)
+    assert set(figures) == set(told.history) - {"epoch"}
+    for name, values in figures.items():
+        assert values == pytest.approx([value for value in told.history[name] if value is not None], rel=1e-6)
+    assert pictures == ["1.png", "2.png"]
+
+
+def in_tensorboard(run_dir: Path) -> tuple[dict[str, list[float]], list[str]]:
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    tags = events.Tags()
+    figures = {tag.split("/")[1]: [event.value for event in events.Scalars(tag)] for tag in tags["scalars"]}
+    return figures, [tag.removeprefix("predictions/") for tag in tags["images"]]
+
+
+def in_mlflow(run_dir: Path) -> tuple[dict[str, list[float]], list[str]]:
+    client = MlflowClient()
+    (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert (run.info.run_name, run.info.status) == (run_dir.name, "FINISHED")
+    assert (run.data.params["epochs"], run.data.params["seed"]) == ("2", "0")
+    figures = {
+        name: [metric.value for metric in client.get_metric_history(run.info.run_id, name)] for name in run.data.metrics
+    }
+    return figures, sorted(
+        {Path(file.path).name.split("+")[0] for file in client.list_artifacts(run.info.run_id, "images")}
+    )
+
+
+@pytest.mark.parametrize("broken_epoch", [1, 2])
+def test_a_training_that_stops_is_failed_in_mlflow(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, broken_epoch: int
+) -> None:
+    train_epoch = loop._train_epoch
+
+    def epoch(step: Any, batches: Any, label: str) -> Any:
+        if label == f"epoch {broken_epoch}/2":
+            raise FlawmaskError("the loss is nan")
+        return train_epoch(step, batches, label)
+
+    monkeypatch.chdir(dataset.parent)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{(dataset.parent / 'tracking.db').as_posix()}")
+    monkeypatch.setattr(loop, "_train_epoch", epoch)
+    refused("the loss is nan", settings(dataset, epochs=2, log="mlflow"))
+    client = MlflowClient()
+    (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert run.info.status == "FAILED"
+    assert ("train_loss" in run.data.metrics) == (dataset.parent / "run").exists() == (broken_epoch == 2)
+
+
+@pytest.mark.parametrize("log", ["tensorboard", "mlflow"])
+def test_a_log_that_is_not_installed_is_refused_with_what_installs_it(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, log: str
+) -> None:
+    monkeypatch.setitem(sys.modules, log, None)  # an import of it fails from now on
+    with pytest.raises(ImportError):
+        importlib.import_module(log)
+    with pytest.raises(FlawmaskError, match=rf'--log {log} .* pip install "flawmask\[{log}\]"$'):
+        train(settings(dataset, log=log))
+    settings(dataset)
+    assert names(dataset.parent) == ["data"]
+
+
+def test_the_pictures_can_be_looked_at_while_it_trains(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_epoch = loop._train_epoch
+    there = []
+
+    def epoch(*given: Any) -> Any:
+        run = dataset.parent / "run"
+        there.append(names(run) if run.exists() else None)
+        return train_epoch(*given)
+
+    monkeypatch.setattr(loop, "_train_epoch", epoch)
+    train(settings(dataset, epochs=2))
+    assert there == [None, RUN_FILES]
+
+
+def test_the_batches_shown_are_those_that_the_network_learned_from_first(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[list[int]] = []
+    shown: list[list[int]] = []
+    step = loop.Step.__call__
+
+    def stepping(self: Any, batch: loader.Batch) -> Any:
+        learned.append([int(target["image_id"]) for target in batch[1]])
+        return step(self, batch)
+
+    def drawing(network: Any, batches: Any, *given: Any) -> None:
+        listed = list(batches)
+        shown.extend([int(target["image_id"]) for target in targets] for _, targets in listed)
+        draw_train_batch(network, listed, *given)
+
+    monkeypatch.setattr(loop.Step, "__call__", stepping)
+    monkeypatch.setattr(loop, "draw_train_batch", drawing)
+    train(settings(dataset, seed=3))
+    assert shown == learned
+    assert len(shown) == 2
+
+
+def test_each_epoch_is_a_row_of_one_table(caplog: pytest.LogCaptureFixture) -> None:
+    figures = {"train_loss": 1.25, "val_loss": None, "segm_ap": None, "learning_rate": 0.005, "images_per_second": 7.0}
+    with caplog.at_level("INFO"):
+        for epoch in (1, 2, 21, 120):
+            loop._log_epoch(figures | {"epoch": epoch, "f1": epoch / 200}, 120, 60.0 * epoch, epoch == 2)
+    lines = [one.getMessage() for one in caplog.records]
+    head = "   epoch  train_loss  val_loss   segm_ap        f1        lr  images/s  remaining"
+    assert lines == [
+        head,
+        "   1/120      1.2500       n/a       n/a    0.0050  5.00e-03       7.0    1:59:00",
+        "   2/120      1.2500       n/a       n/a    0.0100  5.00e-03       7.0    1:58:00  best so far",
+        head,
+        "  21/120      1.2500       n/a       n/a    0.1050  5.00e-03       7.0    1:39:00",
+        " 120/120      1.2500       n/a       n/a    0.6000  5.00e-03       7.0    0:00:00",
+    ]
 
 
 @pytest.mark.slow
@@ -369,7 +500,7 @@ def test_an_earlier_run_is_replaced_only_when_asked_and_whole(dataset: Path) -> 
     refused("run already holds a run: .* --overwrite", settings(dataset))
     assert "inference_val" in names(done.run_dir)
     train(settings(dataset, overwrite=True))
-    assert names(done.run_dir) == ["best.pt", "config.json", "curves.png", "history.json", "last.pt"]
+    assert names(done.run_dir) == RUN_FILES
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "config.json"])

@@ -33,7 +33,7 @@ class DemoConfig:
     """Side of the square images in pixels, at least 64."""
     good: int = 60
     """Good images in test/good."""
-    defective: int = 20
+    defective: int = 40
     """Images per defect type."""
     train_good: int = 20
     """Good images in train/good."""

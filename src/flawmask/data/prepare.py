@@ -17,7 +17,7 @@ from flawmask import images, masks
 from flawmask.coco import GOOD, Record, annotation, write_split
 from flawmask.data import dataset_info
 from flawmask.data.mvtec import Sample, scan
-from flawmask.data.split import Member, split_groups
+from flawmask.data.split import Member, fold_groups, split_groups
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json
 from flawmask.masks import Mask
@@ -26,13 +26,21 @@ from flawmask.settings import Overwrite, Seed, as_json, require
 
 log = logging.getLogger(__name__)
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings(Seed):
     """How a category becomes a COCO folder."""
 
     train_ratio: float = 0.8
-    """Share of the images of each type that goes to training; the others validate."""
+    """Share of the images of each type that goes to training; the others validate. Without those held back for test."""
+    test_ratio: float = 0.0
+    """Share of the images of each type that is held back first, as a third split that chooses nothing: test."""
+    folds: int = 1
+    """Divide the images into so many parts; each in turn validates, and the others train. 1: split by train_ratio."""
+    fold: int | None = None
+    """With --folds, which part validates: 1 to folds. run takes them all in turn by default."""
     good_images: Literal["test", "all"] = "test"
     """Which good images take part: those in test/good, or those in train/good too."""
     good_as: Literal["instance", "empty"] = "instance"
@@ -51,6 +59,13 @@ class PrepareSettings(Seed):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.train_ratio < 1, f"--train_ratio is {self.train_ratio}: it must lie between 0 and 1")
+        require(0 <= self.test_ratio < 1, f"--test_ratio is {self.test_ratio}: it must be 0 or more, and below 1")
+        require(self.folds >= 1, f"--folds is {self.folds}: it must be 1 or more")
+        within = self.fold is None or (self.folds > 1 and 1 <= self.fold <= self.folds)
+        require(
+            within,
+            f"--fold is {self.fold}: with --folds {self.folds} it must be 1 to {self.folds}, and folds 2 or more",
+        )
         try:
             re.compile(self.group_by or "")
         except re.error as error:
@@ -71,7 +86,8 @@ class PrepareConfig(PrepareSettings, Overwrite):
     @property
     def dataset_dir(self) -> Path:
         """Where the COCO folder goes."""
-        return self.output_dir or Path("datasets") / f"maskrcnn_mvtec_{self.category}"
+        fold = f"_fold{self.fold}of{self.folds}" if self.fold else ""
+        return self.output_dir or Path("datasets") / f"maskrcnn_mvtec_{self.category}{fold}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,7 @@ class Prepared:
         dataset_dir: the COCO folder.
         train: counts of the training split, as in `dataset_info.json`.
         val: the same of the validation split.
+        test: the same of the test split; None where there is none.
         left_out: the images left out, each with `file` and `reason`.
         reused: whether it was there already.
     """
@@ -89,6 +106,7 @@ class Prepared:
     dataset_dir: Path
     train: dict[str, Any]
     val: dict[str, Any]
+    test: dict[str, Any] | None
     left_out: list[dict[str, str]]
     reused: bool
 
@@ -112,6 +130,7 @@ def prepare(config: PrepareConfig) -> Prepared:
         FlawmaskError: the category is not there or has no defect; an image or a mask is bad and `on_error` is
             `stop`; the output folder holds something else, or a data set made otherwise and `overwrite` is off.
     """
+    require(config.folds == 1 or config.fold is not None, f"--folds {config.folds} needs --fold: which part validates")
     samples = scan(config.mvtec_root, config.category, config.good_images)
     if all(sample.is_good for sample in samples):
         raise FlawmaskError(
@@ -127,14 +146,15 @@ def prepare(config: PrepareConfig) -> Prepared:
     }
     if dataset_info.is_made_already(config.dataset_dir, origin, overwrite=config.overwrite):
         info = read_json(config.dataset_dir / dataset_info.NAME)
-        return Prepared(config.dataset_dir, info["train"], info["val"], info["left_out"], reused=True)
+        return _prepared(config, info, reused=True)
     info = _write(read, left_out, category_ids, origin, config)
-    log.info("prepared %s: %d training and %d validation images", config.dataset_dir, *_sizes(info))
-    return Prepared(config.dataset_dir, info["train"], info["val"], left_out, reused=False)
+    sizes = ", ".join(f"{name} {info[name]['images']}" for name in SPLITS if name in info)
+    log.info("prepared %s: images: %s", config.dataset_dir, sizes)
+    return _prepared(config, info, reused=False)
 
 
-def _sizes(info: dict[str, Any]) -> tuple[int, int]:
-    return info["train"]["images"], info["val"]["images"]
+def _prepared(config: PrepareConfig, info: dict[str, Any], *, reused: bool) -> Prepared:
+    return Prepared(config.dataset_dir, info["train"], info["val"], info.get("test"), info["left_out"], reused)
 
 
 def _category_ids(samples: Sequence[Sample], classes: Literal["defect", "type"]) -> dict[str, int]:
@@ -238,8 +258,8 @@ def _write(
     """Write the COCO folder and return its `dataset_info.json`."""
     groups = _groups(read, config.group_by)
     members = [Member(group, item.sample.defect_type) for group, item in zip(groups, read, strict=True)]
-    training = split_groups(members, config.train_ratio, config.seed)
-    sides = ["train" if group in training else "val" for group in groups]
+    side_of = _sides(members, config)
+    sides = [side_of[group] for group in groups]
     if "val" not in sides:
         raise FlawmaskError(
             f"{config.mvtec_root / config.category}: every defect type has a single image (or group), "
@@ -249,7 +269,7 @@ def _write(
     categories = _categories(category_ids, config.classes)
     info = {**origin, "version": flawmask.__version__}
     with whole_folder(config.dataset_dir) as folder:
-        for side in ("train", "val"):
+        for side in (name for name in SPLITS if name in sides):
             chosen = [(item, *record) for item, record, at in zip(read, records, sides, strict=True) if at == side]
             (folder / side / "images").mkdir(parents=True)
             for item, image, _ in track(chosen, f"writing {side}"):
@@ -260,6 +280,48 @@ def _write(
         info["left_out"] = left_out
         write_json(folder / dataset_info.NAME, info)
     return info
+
+
+def _sides(members: Sequence[Member], config: PrepareConfig) -> dict[str, str]:
+    """Return the split that each group goes to.
+
+    Raises:
+        FlawmaskError: there are fewer groups than folds.
+    """
+    rest, test = list(members), frozenset[str]()
+    if config.test_ratio:
+        staying = split_groups(members, 1 - config.test_ratio, config.seed)
+        rest = [member for member in members if member.group in staying]
+        test = frozenset(member.group for member in members) - staying
+    if config.fold is None:
+        training = split_groups(rest, config.train_ratio, config.seed)
+    else:
+        _check_folds(rest, config)
+        training = frozenset(member.group for member in rest)
+        training -= fold_groups(rest, config.folds, config.seed)[config.fold - 1]
+    return {
+        member.group: "test" if member.group in test else "train" if member.group in training else "val"
+        for member in members
+    }
+
+
+def _check_folds(members: Sequence[Member], config: PrepareConfig) -> None:
+    """Refuse more folds than there are groups, and warn of a type that cannot be in every fold.
+
+    Raises:
+        FlawmaskError: there are fewer groups than folds.
+    """
+    groups = {member.group for member in members}
+    require(
+        config.folds <= len(groups),
+        f"--folds {config.folds}: there are only {len(groups)} images (or groups) to divide",
+    )
+    for kind in sorted({member.defect_type for member in members}):
+        count = len({member.group for member in members if member.defect_type == kind})
+        if count < config.folds:
+            log.warning(
+                "%s: %d images (or groups) for %d folds: some folds judge without it", kind, count, config.folds
+            )
 
 
 def _records(read: Sequence[_Read]) -> list[tuple[Record, list[Record]]]:

@@ -64,5 +64,24 @@ def split_groups(members: Sequence[Member], train_ratio: float, seed: int) -> fr
     return frozenset(group for group, chosen in zip(groups, solution.x, strict=False) if chosen > 0.5)
 
 
+def fold_groups(members: Sequence[Member], folds: int, seed: int) -> list[frozenset[str]]:
+    """Return the groups of each fold: every group is in exactly one, and each fold holds about its share of every type.
+
+    Folds are held back one after the other with `split_groups`, each from what is left.
+
+    Args:
+        members: one per image.
+        folds: 2 or more, at most as many as there are groups.
+        seed: 0 is a seed like any other.
+    """
+    found: list[frozenset[str]] = []
+    rest = list(members)
+    for left in range(folds, 1, -1):
+        staying = split_groups(rest, 1 - 1 / left, seed)
+        found.append(frozenset(member.group for member in rest) - staying)
+        rest = [member for member in rest if member.group in staying]
+    return [*found, frozenset(member.group for member in rest)]
+
+
 def _at_least(matrix: np.ndarray, lower: np.ndarray) -> LinearConstraint:
     return LinearConstraint(csr_array(matrix), lower, np.inf)

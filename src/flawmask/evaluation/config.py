@@ -3,8 +3,25 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from flawmask.errors import FlawmaskError
 from flawmask.inference.config import VerdictSettings
-from flawmask.settings import Classes, Device, require
+from flawmask.settings import Classes, Device, Seed, require
+
+
+def parse_aim(aim: str) -> tuple[str, float]:
+    """Return the name and level of an aim: `f1`, `recall=0.99` or `false_alarms=0.02`; f1 has the level 1.
+
+    Raises:
+        FlawmaskError: it is none of these, or its level is not a share.
+    """
+    name, equals, number = aim.partition("=")
+    try:
+        level = float(number) if equals else 1.0
+    except ValueError:
+        level = -1.0
+    if (name, bool(equals)) not in {("f1", False), ("recall", True), ("false_alarms", True)} or not 0 <= level <= 1:
+        raise FlawmaskError(f"--aim {aim} is not known: say f1, recall=0.99 or false_alarms=0.02, a share from 0 to 1")
+    return name, level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,14 +32,22 @@ class EvaluateSettings(VerdictSettings):
     """The split to judge: val, train, or any other folder of the data set."""
     overlays: int = 200
     """How many pictures of truth beside prediction are drawn, the worst first."""
+    aim: str = "f1"
+    """What --conf auto chooses for, on val: f1, recall=0.99 (at least) or false_alarms=0.02 (at most)."""
+    resamples: int = 1000
+    """How many bootstrap samples the 95 % intervals come from; 0 leaves those intervals out."""
+    allow_leak: bool = False
+    """Judge a split even where training has seen images of it; figures and report say so."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        parse_aim(self.aim)
+        require(self.resamples >= 0, f"--resamples is {self.resamples}: it must be 0 or more")
         require(self.overlays >= 0, f"--overlays is {self.overlays}: it must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluateSettings, Device, Classes):
+class EvaluateConfig(EvaluateSettings, Seed, Device, Classes):
     """Judge a labelled split: verdicts, average precision, and pictures of what went wrong."""
 
     model: Path
@@ -31,6 +56,8 @@ class EvaluateConfig(EvaluateSettings, Device, Classes):
     """The COCO folder that holds the split."""
     output_dir: Path | None = None
     """Where the results go, replaced whole; by default inference_<split> beside the checkpoint."""
+    against: Path | None = None
+    """Another run or its results on the same images, to compare with: differences, their intervals, McNemar's p."""
 
     @property
     def results_dir(self) -> Path:

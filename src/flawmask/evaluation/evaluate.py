@@ -1,32 +1,39 @@
 """Judge a labelled split: run the network over it, compare, and write figures, tables and pictures."""
 
-import csv
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from torchvision.models.detection import MaskRCNN
 
 from flawmask import images
-from flawmask.coco import CocoSplit, Record, instance_masks, read_split
-from flawmask.draw import PREDICTION, TRUTH, fit, fit_mask, outline, side_by_side, title_bar
+from flawmask.coco import CocoSplit, read_split
 from flawmask.errors import FlawmaskError
-from flawmask.evaluation.config import EvaluateConfig
-from flawmask.evaluation.segments import average_precision, coco_results, mean_mask_iou
-from flawmask.evaluation.verdicts import Judged, image_metrics
-from flawmask.files import check_output_folder, whole_folder, write_json
-from flawmask.inference.overlay import draw_instances, viewing_size
-from flawmask.inference.predictor import Prediction, Predictor, check_classes
+from flawmask.evaluation.aim import choose
+from flawmask.evaluation.compare import compare, read_other
+from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
+from flawmask.evaluation.leak import seen_in_training
+from flawmask.evaluation.measure import judge, measure
+from flawmask.evaluation.results import write_results
+from flawmask.evaluation.uncertainty import resample
+from flawmask.files import check_output_folder
+from flawmask.inference import threshold
+from flawmask.inference.predictor import Prediction, Predictor, check_classes, finish, infer
+from flawmask.inference.threshold import Threshold
+from flawmask.model.build import ModelSpec
 from flawmask.progress import track
 from flawmask.settings import require
 
 log = logging.getLogger(__name__)
 
-ENTRIES = ("metrics.json", "predictions.json", "predictions.csv", "overlays")
+ENTRIES = ("metrics.json", "curves.json", "predictions.json", "predictions.csv", "overlays", "report.html", "figures")
+
+VALIDATION = "val"
+"""The split that thresholds are chosen on."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,8 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
 
     Raises:
         FlawmaskError: the checkpoint or the data set is damaged, they do not belong together, an image cannot be
-            read, or the output folder holds something else. Nothing is written then.
+            read or was trained on, there is no threshold to be had, or the output folder holds something else. Nothing
+            is written then.
     """
     check_output_folder(config.results_dir, "metrics.json", overwrite=True, what="evaluation", entries=ENTRIES)
     split = read_split(config.dataset_dir, config.split)
@@ -58,30 +66,140 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         config.num_classes in (None, classes),
         f"--num_classes is {config.num_classes}, but {config.model} has {classes}: {', '.join(predictor.spec.classes)}",
     )
-    predictions, seconds = predict_split(predictor, split)
-    judged = judge(split, predictions, config.conf, config.min_area)
-    metrics = split_metrics(split, predictions, judged, config.conf, config.min_area)
-    metrics |= {
-        "seconds_per_image": seconds,
-        "conf": config.conf,
-        "min_area": config.min_area,
-        "split": config.split,
+    conf = threshold.DEFAULT if config.conf == "auto" else config.conf
+    other = read_other(config.against, split, conf) if config.against else None
+    seen = seen_in_training(split, config.model, allow=config.allow_leak)
+    predictions, seconds = predict_split(predictor.network, predictor.spec, split)
+    chosen = _threshold(config, predictor, split, predictions)
+    facts: dict[str, Any] = {
+        "seconds": seconds,
+        "seconds_per_image": sum(seconds.values()),
         "dataset": config.dataset_dir.as_posix(),
         "model": config.model.as_posix(),
     }
-    with whole_folder(config.results_dir) as folder:
-        write_json(folder / "metrics.json", metrics)
-        write_json(folder / "predictions.json", coco_results(split, predictions))
-        _write_table(folder / "predictions.csv", judged, predictions, config)
-        _draw_worst(folder / "overlays", split, judged, predictions, config)
-    log.info("evaluated %d images of %s: results in %s", len(judged), split.folder, config.results_dir)
-    return Evaluated(config.results_dir, metrics)
+    if other is not None:
+        facts["against"] = compare(
+            split,
+            predictions,
+            chosen.value,
+            other,
+            min_area=config.min_area,
+            resamples=config.resamples,
+            seed=config.seed,
+        )
+    said = [*notes(split, seen), *threshold_notes(chosen, config.split)]
+    judged = write_judgement(config.results_dir, split, predictions, chosen, config, config.seed, facts, said)
+    if chosen.how == "aim" and chosen.chosen_on == config.split:
+        threshold.save(chosen, config.model)
+    return judged
 
 
-def predict_split(
-    predictor: Callable[[npt.NDArray[np.uint8]], Prediction], split: CocoSplit
-) -> tuple[list[Prediction], float]:
-    """Return a prediction for each image of the split, and the median seconds that one took, reading included.
+def write_judgement(
+    results_dir: Path,
+    split: CocoSplit,
+    predictions: Sequence[Prediction],
+    chosen: Threshold,
+    settings: EvaluateSettings,
+    seed: int,
+    facts: Mapping[str, Any],
+    said: Sequence[str],
+) -> Evaluated:
+    """Work out all figures of a split and write the results folder, whole or not at all.
+
+    Args:
+        results_dir: where the results go.
+        split: the truth.
+        predictions: one per image of the split.
+        chosen: the verdict's threshold.
+        settings: what counts, and how much is drawn.
+        seed: decides the bootstrap samples.
+        facts: what `metrics.json` holds beside the figures: `dataset` and `model` at least.
+        said: notes for the reader.
+    """
+    measured = measure(split, predictions, chosen.value, settings.min_area, resamples=settings.resamples, seed=seed)
+    metrics = measured.metrics | {
+        **facts,
+        "conf": chosen.value,
+        "threshold": {**asdict(chosen), "same_split": chosen.chosen_on == split.folder.name},
+        "min_area": settings.min_area,
+        "split": split.folder.name,
+        "notes": [*said, *measured.metrics["notes"]],
+    }
+    write_results(results_dir, split, predictions, replace(measured, metrics=metrics), settings.overlays)
+    log.info("evaluated %d images of %s: results in %s", len(predictions), split.folder, results_dir)
+    return Evaluated(results_dir, metrics)
+
+
+def _threshold(
+    config: EvaluateConfig, predictor: Predictor, split: CocoSplit, predictions: Sequence[Prediction]
+) -> Threshold:
+    """Return the threshold that the settings ask for.
+
+    `auto` chooses on the validation split: on the predictions at hand where that is what is judged; else it takes what
+    was chosen for this checkpoint and this aim before, or chooses on the data set's `val` now.
+    """
+    if config.conf != "auto":
+        return threshold.given(config.conf)
+    if config.split != VALIDATION:
+        kept = threshold.load(config.model)
+        if kept is not None and (kept.aim, kept.min_area) == (config.aim, config.min_area):
+            return kept
+        split = read_split(config.dataset_dir, VALIDATION)
+        predictions, _ = predict_split(predictor.network, predictor.spec, split)
+    chosen = choose_threshold(split, predictions, config, config.seed)
+    if config.split != VALIDATION:
+        threshold.save(chosen, config.model)
+    return chosen
+
+
+def choose_threshold(
+    split: CocoSplit, predictions: Sequence[Prediction], settings: EvaluateSettings, seed: int
+) -> Threshold:
+    """Return the threshold that serves the settings' aim best on these images.
+
+    Raises:
+        FlawmaskError: the split lacks defective or good images, or nothing was found on any.
+    """
+    judged = judge(split, predictions, threshold.DEFAULT, settings.min_area)
+    truth, scores = np.array([one.truth for one in judged]), np.array([one.score for one in judged])
+    weights = resample(truth, settings.resamples, seed)
+    chosen = choose(truth, scores, weights, settings.aim, split.folder.name, settings.min_area)
+    log.info("threshold %.3f, chosen for %s on %d images of %s", chosen.value, settings.aim, len(judged), split.folder)
+    return chosen
+
+
+def notes(split: CocoSplit, seen: Mapping[str, str] | None) -> list[str]:
+    """Return what a reader has to know of the images, as sentences.
+
+    Args:
+        split: what was judged.
+        seen: the judged images that were trained on, by file name; None where nobody knows what was.
+    """
+    said = []
+    if seen is None:
+        said.append("What this model was trained on is not known: nobody checked whether these images were among it.")
+    elif seen:
+        said.append(f"{len(seen)} of these {len(split.images)} images were trained on: the figures are too good.")
+    variants = sum("augmentation" in image for image in split.images)
+    if variants:
+        said.append(f"{variants} of these {len(split.images)} images are augmented variants, not photographs.")
+    return said
+
+
+def threshold_notes(chosen: Threshold, split: str) -> list[str]:
+    """Return what a reader has to know of the threshold, as sentences."""
+    said = []
+    if chosen.chosen_on == split:
+        said.append("The threshold was chosen on these very images: their figures are too good. Judge a test split.")
+    if not chosen.reached:
+        said.append(f"The aim {chosen.aim} was out of reach on {chosen.chosen_on}: the lowest threshold was taken.")
+    return said
+
+
+def predict_split(network: MaskRCNN, spec: ModelSpec, split: CocoSplit) -> tuple[list[Prediction], dict[str, float]]:
+    """Return a prediction for each image of the split, and the median seconds that an image took.
+
+    The seconds are those of `read` (file to pixels), `network`, and `post` (masks from probabilities).
 
     Raises:
         FlawmaskError: an image cannot be read or is not of the size that its record says.
@@ -94,90 +212,9 @@ def predict_split(
         if pixels.shape[:2] != (image["height"], image["width"]):
             size = f"{pixels.shape[1]}x{pixels.shape[0]}"
             raise FlawmaskError(f"{path} is {size} but its record says {image['width']}x{image['height']}")
-        predictions.append(predictor(pixels))
-        seconds.append(time.perf_counter() - start)
-    return predictions, float(np.median(seconds))
-
-
-def judge(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> list[Judged]:
-    """Return each image's truth and verdict."""
-    judged = []
-    for image, prediction in zip(split.images, predictions, strict=True):
-        verdict = prediction.verdict(conf, min_area)
-        judged.append(
-            Judged(
-                file_name=image["file_name"],
-                defect_type=image.get("defect_type", "unknown"),
-                truth=split.is_defective(image),
-                verdict=verdict.is_defect,
-                score=verdict.score,
-            )
-        )
-    return judged
-
-
-def split_metrics(
-    split: CocoSplit, predictions: Sequence[Prediction], judged: Sequence[Judged], conf: float, min_area: int
-) -> dict[str, Any]:
-    """Return the figures of `metrics.json` that follow from truth and predictions alone."""
-    scores = [one.score for prediction in predictions for one in prediction.instances if one.score >= conf]
-    return {
-        **image_metrics(judged),
-        "confidence": float(np.mean(scores)) if scores else None,
-        **average_precision(split, coco_results(split, predictions)),
-        "mean_mask_iou": mean_mask_iou(split, predictions, conf, min_area),
-    }
-
-
-def _write_table(
-    path: Path, judged: Sequence[Judged], predictions: Sequence[Prediction], config: EvaluateConfig
-) -> None:
-    """Write a line per image: truth, verdict, score, instances, defect area in pixels and per cent."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(
-            ["file", "defect_type", "truth", "verdict", "score", "instances", "defect_area_px", "defect_area_percent"]
-        )
-        for one, prediction in zip(judged, predictions, strict=True):
-            names = ["defect" if is_defect else "good" for is_defect in (one.truth, one.verdict)]
-            found = defect_columns(prediction, config.conf, config.min_area)
-            table.writerow([one.file_name, one.defect_type, *names, f"{one.score:.6f}", *found])
-
-
-def defect_columns(prediction: Prediction, conf: float, min_area: int) -> tuple[int, int, str]:
-    """Return how many defects there are, the pixels that they cover together, and these in per cent of the image."""
-    area = int(prediction.defect_mask(conf, min_area).sum())
-    share = 100 * area / (prediction.height * prediction.width)
-    return len(prediction.defects(conf, min_area)), area, f"{share:.4f}"
-
-
-def _draw_worst(
-    folder: Path,
-    split: CocoSplit,
-    judged: Sequence[Judged],
-    predictions: Sequence[Prediction],
-    config: EvaluateConfig,
-) -> None:
-    """Draw truth beside prediction: wrong verdicts first, and among equals those whose score was furthest off."""
-    folder.mkdir()
-    order = sorted(
-        range(len(judged)), key=lambda at: (judged[at].outcome == "right", -abs(judged[at].truth - judged[at].score))
-    )
-    for rank, at in enumerate(track(order[: config.overlays], "drawing"), start=1):
-        one, image = judged[at], split.images[at]
-        name = f"{rank:03d}_{one.outcome}_{Path(one.file_name).stem}.png"
-        (folder / name).write_bytes(images.encode_png(_overlay(split, image, one, predictions[at], config)))
-
-
-def _overlay(
-    split: CocoSplit, image: Record, one: Judged, prediction: Prediction, config: EvaluateConfig
-) -> npt.NDArray[np.uint8]:
-    path = split.image_path(image)
-    pixels = images.read_image(path)
-    size = viewing_size(pixels, panels=2)
-    left = fit(pixels, *size)
-    for mask in instance_masks(split.defects(image), prediction.height, prediction.width, str(path)):
-        left = outline(left, fit_mask(mask, *size), TRUTH)
-    right = draw_instances(pixels, prediction.defects(config.conf, config.min_area), PREDICTION, size)
-    verdict = f"verdict: {'defect' if one.verdict else 'good'} ({one.score:.2f})"
-    return side_by_side(title_bar(left, f"truth: {one.defect_type}"), title_bar(right, verdict))
+        read = time.perf_counter()
+        found = infer(network, pixels)
+        inferred = time.perf_counter()
+        predictions.append(finish(found, spec, *pixels.shape[:2]))
+        seconds.append((read - start, inferred - read, time.perf_counter() - inferred))
+    return predictions, dict(zip(("read", "network", "post"), np.median(seconds, axis=0).tolist(), strict=True))

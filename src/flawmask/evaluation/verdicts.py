@@ -1,15 +1,14 @@
 """Image-level figures: how often the verdict, good or defect, is right."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flawmask.coco import GOOD
+from flawmask.evaluation.uncertainty import wilson
 
 COMPOSITE_WEIGHTS = {"accuracy": 0.3, "precision": 0.2, "recall": 0.3, "f1_score": 0.2}
 """What the composite score is made of."""
-
-RULE = "=" * 60
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def rates(tp: int, fp: int, fn: int, tn: int) -> dict[str, float | None]:
+def rates(tp: float, fp: float, fn: float, tn: float) -> dict[str, float | None]:
     """Return the image-level ratios of a confusion matrix, defect being positive; None where one is undefined.
 
     Keys: accuracy, precision, recall, f1_score, defect_detection_rate (the recall, by its name on the line) and
@@ -62,39 +61,22 @@ def rates(tp: int, fp: int, fn: int, tn: int) -> dict[str, float | None]:
 
 
 def image_metrics(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Return counts, ratios and the recall of each defect type, as `metrics.json` has them."""
+    """Return counts, ratios and the recall of each defect type with its 95 % interval, as `metrics.json` has them."""
     tp = sum(one.truth and one.verdict for one in judged)
     fp = sum(one.verdict and not one.truth for one in judged)
     fn = sum(one.truth and not one.verdict for one in judged)
     tn = len(judged) - tp - fp - fn
     counts = {"tp_defect": tp, "fp_defect": fp, "tn_good": tn, "fn_defect": fn, "total_images": len(judged)}
-    return {**rates(tp, fp, fn, tn), **counts, "recall_by_type": _recall_by_type(judged)}
+    false_alarms = {"false_alarm_rate": ratio(fp, fp + tn)}
+    return {**rates(tp, fp, fn, tn), **false_alarms, **counts, "recall_by_type": _recall_by_type(judged)}
 
 
-def _recall_by_type(judged: Sequence[Judged]) -> dict[str, dict[str, float | int | None]]:
+def _recall_by_type(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
     defective = [one for one in judged if one.truth and one.defect_type != GOOD]
     table = {}
     for name in sorted({one.defect_type for one in defective}):
         of_type = [one.verdict for one in defective if one.defect_type == name]
-        table[name] = {"images": len(of_type), "found": sum(of_type), "recall": ratio(sum(of_type), len(of_type))}
+        images, found = len(of_type), sum(of_type)
+        row = {"images": images, "found": found, "recall": ratio(found, images), "interval": wilson(found, images)}
+        table[name] = row
     return table
-
-
-def percent(value: float | None) -> str:
-    """Return a fraction as `88.24%`; `n/a` where there is none."""
-    return "n/a" if value is None else f"{value:.2%}"
-
-
-def metrics_block(metrics: Mapping[str, Any]) -> str:
-    """Return the block that `evaluate` ends with."""
-    lines = {
-        "Accuracy ": "accuracy",
-        "Precision": "precision",
-        "Recall   ": "recall",
-        "F1-Score ": "f1_score",
-        "Defect detection rate": "defect_detection_rate",
-        "Composite": "composite_score",
-        "Confidence": "confidence",
-    }
-    body = [f"{label}: {percent(metrics[key])}" for label, key in lines.items()]
-    return "\n".join(["OVERALL METRICS", RULE, *body, RULE])

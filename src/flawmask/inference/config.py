@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from flawmask.settings import Device, Settings, require
 
@@ -10,14 +11,15 @@ from flawmask.settings import Device, Settings, require
 class VerdictSettings(Settings):
     """When an image is a defect."""
 
-    conf: float = 0.5
-    """An image is a defect when a defect on it scores at least this much, 0 to 1."""
+    conf: float | Literal["auto"] = 0.5
+    """An image is a defect when a defect on it scores at least this much, 0 to 1; auto: as chosen on val."""
     min_area: int = 0
     """Defects that cover fewer pixels than this do not count."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.conf <= 1, f"--conf is {self.conf}: it must lie between 0 and 1")
+        fits = self.conf == "auto" or 0 <= self.conf <= 1
+        require(fits, f"--conf is {self.conf}: it must lie between 0 and 1, or be auto")
         require(self.min_area >= 0, f"--min_area is {self.min_area}: it must be 0 or more")
 
 

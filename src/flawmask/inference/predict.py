@@ -14,6 +14,7 @@ from flawmask import images
 from flawmask.draw import PREDICTION, title_bar
 from flawmask.errors import FlawmaskError
 from flawmask.files import check_output_folder, whole_folder, write_json
+from flawmask.inference import threshold
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.overlay import draw_instances, viewing_size
 from flawmask.inference.predictor import Instance, Prediction, Predictor
@@ -57,6 +58,7 @@ def predict(config: PredictConfig) -> Predicted:
     paths = find_images(config.input, config.output)
     region = _read_region(config.roi) if config.roi else None
     predictor = Predictor(config.model, config.device)
+    conf = threshold.of(config.conf, config.model, config.min_area).value
     records: list[dict[str, Any]] = []
     unreadable: dict[Path, str] = {}
     with whole_folder(config.output) as folder:
@@ -75,18 +77,18 @@ def predict(config: PredictConfig) -> Predicted:
             prediction = predictor(pixels)
             if region is not None:
                 prediction = prediction.within(region)
-            record = describe(path, prediction, config)
-            found = prediction.defects(config.conf, config.min_area)
+            record = describe(path, prediction, conf, config.min_area)
+            found = prediction.defects(conf, config.min_area)
             caption = f"{path.name}: {record['verdict']} ({record['score']:.2f})"
             picture = title_bar(draw_instances(pixels, found, PREDICTION, viewing_size(pixels)), caption)
             record["overlay"] = f"overlays/{names[path]}"
             (folder / record["overlay"]).write_bytes(images.encode_png(picture))
             if config.save_masks:
-                mask = prediction.defect_mask(config.conf, config.min_area)
+                mask = prediction.defect_mask(conf, config.min_area)
                 record["mask"] = f"masks/{names[path]}"
                 (folder / record["mask"]).write_bytes(images.encode_png(mask.astype(np.uint8) * 255))
             records.append(record)
-        write_json(folder / "predictions.json", {"conf": config.conf, "min_area": config.min_area, "images": records})
+        write_json(folder / "predictions.json", {"conf": conf, "min_area": config.min_area, "images": records})
         _write_table(folder / "predictions.csv", records)
     verdicts = {Path(record["file"]): record.get("verdict") for record in records}
     defective = [path for path, verdict in verdicts.items() if verdict == "defect"]
@@ -164,7 +166,7 @@ def _unique_names(paths: list[Path]) -> dict[Path, str]:
     return names
 
 
-def describe(path: Path, prediction: Prediction, config: PredictConfig) -> dict[str, Any]:
+def describe(path: Path, prediction: Prediction, conf: float, min_area: int) -> dict[str, Any]:
     """Return the record of an image in `predictions.json`.
 
     Keys: `file`; `width`, `height`; `verdict`, `good` or `defect`; `score`, the highest of a defect; `instances`, the
@@ -173,8 +175,8 @@ def describe(path: Path, prediction: Prediction, config: PredictConfig) -> dict[
     `defect_area_percent`, what they cover together. `predict` adds `overlay` and, with `save_masks`, `mask`: paths
     inside its folder.
     """
-    verdict = prediction.verdict(config.conf, config.min_area)
-    area = int(prediction.defect_mask(config.conf, config.min_area).sum())
+    verdict = prediction.verdict(conf, min_area)
+    area = int(prediction.defect_mask(conf, min_area).sum())
     return {
         "file": path.as_posix(),
         "width": prediction.width,
@@ -183,7 +185,7 @@ def describe(path: Path, prediction: Prediction, config: PredictConfig) -> dict[
         "score": verdict.score,
         "defect_area_px": area,
         "defect_area_percent": 100 * area / (prediction.height * prediction.width),
-        "instances": [_describe_instance(one) for one in prediction.defects(config.conf, config.min_area)],
+        "instances": [_describe_instance(one) for one in prediction.defects(conf, min_area)],
     }
 
 

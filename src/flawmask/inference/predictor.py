@@ -1,7 +1,7 @@
 """An image in, its instances out: at the image's own size, in float32, and the same whatever was asked before."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Instance:
         box: (x1, y1, x2, y2) in pixels of the image, edges of the box.
         rle: the mask as compressed COCO RLE at the image's size.
         area: how many pixels the mask has.
+        probabilities: (28, 28) float32, how likely each cell of the box belongs to it; None: only the mask is known.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Instance:
     box: tuple[float, float, float, float]
     rle: dict[str, Any]
     area: int
+    probabilities: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_defect(self) -> bool:
@@ -100,6 +102,23 @@ class Prediction:
             union |= instance.mask
         return union
 
+    def score_map(self, min_area: int = 0) -> npt.NDArray[np.float32]:
+        """Return how sure the network is of a defect at each pixel: (height, width), 0 to 1, 0 outside all boxes.
+
+        It is the highest score x mask probability over the defect instances whose box holds the pixel; an instance of
+        which only the mask is known has a probability of 1 in it.
+        """
+        scores = np.zeros((self.height, self.width), dtype=np.float32)
+        for instance in self.defects(min_area=min_area):
+            if instance.probabilities is None:
+                window, local = np.s_[0 : self.height, 0 : self.width], instance.mask.astype(np.float32)
+            else:
+                box = torch.tensor(instance.box)
+                local, x, y = _in_box(torch.from_numpy(instance.probabilities), box, self.height, self.width)
+                window = np.s_[y : y + local.shape[0], x : x + local.shape[1]]
+            scores[window] = np.maximum(scores[window], np.float32(instance.score) * local)
+        return scores
+
     def within(self, region: Mask) -> "Prediction":
         """Return the prediction with defects cut to the region; those wholly outside it are gone.
 
@@ -126,7 +145,7 @@ def _cut(instance: Instance, region: Mask) -> Instance | None:
         return None
     x, y, width, height = masks.box_of(mask)
     box = (float(x), float(y), float(x + width), float(y + height))
-    return replace(instance, box=box, rle=masks.to_rle(mask), area=int(mask.sum()))
+    return replace(instance, box=box, rle=masks.to_rle(mask), area=int(mask.sum()), probabilities=None)
 
 
 class Predictor:
@@ -166,15 +185,25 @@ class Predictor:
         return detect(self.network, self.spec, pixels)
 
 
-@torch.inference_mode()
 def detect(network: MaskRCNN, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) -> Prediction:
     """Return what the network, in evaluation mode, finds on one image: (height, width, 3) uint8 RGB.
 
-    These are the steps of torchvision's `GeneralizedRCNN.forward`, but for the last: its masks are pasted into a
-    float image each, 400 MB for 100 detections on 1024 x 1024; here they never leave their box.
-
     Raises:
         ValueError: the array is of another shape or type.
+    """
+    return finish(infer(network, pixels), spec, *pixels.shape[:2])
+
+
+@torch.inference_mode()
+def infer(network: MaskRCNN, pixels: npt.NDArray[np.uint8]) -> dict[str, Tensor]:
+    """Return what torchvision's Mask R-CNN finds, but for the last step, on the CPU: `boxes` (N, 4) in pixels of the
+    image, `labels` (N,), `scores` (N,), `masks` (N, 1, 28, 28) probabilities inside the box.
+
+    These are the steps of `GeneralizedRCNN.forward`. The last would paste each mask into a float image of its own,
+    400 MB for 100 detections on 1024 x 1024; see `finish`.
+
+    Raises:
+        ValueError: the array is not (height, width, 3) uint8.
     """
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"an image is (height, width, 3) uint8 RGB, not {pixels.shape} {pixels.dtype}")
@@ -188,11 +217,22 @@ def detect(network: MaskRCNN, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) ->
     resized_height, resized_width = batch.image_sizes[0]
     # In float32, as torchvision does it: the last bit decides which pixel a box's edge falls on.
     ratio = torch.tensor([width / resized_width, height / resized_height] * 2, dtype=torch.float32, device=device)
-    boxes = (found["boxes"] * ratio).cpu()
+    return {name: tensor.cpu() for name, tensor in {**found, "boxes": found["boxes"] * ratio}.items()}
+
+
+def finish(found: dict[str, Tensor], spec: ModelSpec, height: int, width: int) -> Prediction:
+    """Return what `infer` found as instances, whose masks never leave their boxes.
+
+    Args:
+        found: what `infer` returned.
+        spec: the network's, for the classes' names.
+        height: the image's.
+        width: the image's.
+    """
     instances = [
         _instance(spec.classes[int(label) - 1], float(score), box, mask[0], height, width)
         for label, score, box, mask in zip(
-            found["labels"].cpu(), found["scores"].cpu(), boxes, found["masks"].cpu(), strict=True
+            found["labels"], found["scores"], found["boxes"], found["masks"], strict=True
         )
     ]
     return Prediction(height, width, tuple(sorted(instances, key=lambda instance: -instance.score)))
@@ -201,7 +241,8 @@ def detect(network: MaskRCNN, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) ->
 def _instance(label: str, score: float, box: Tensor, probabilities: Tensor, height: int, width: int) -> Instance:
     local, x, y = mask_in_box(probabilities, box, height, width)
     x1, y1, x2, y2 = (float(side) for side in box)
-    return Instance(label, score, (x1, y1, x2, y2), masks.place_rle(local, x, y, height, width), int(local.sum()))
+    rle = masks.place_rle(local, x, y, height, width)
+    return Instance(label, score, (x1, y1, x2, y2), rle, int(local.sum()), probabilities.numpy())
 
 
 def mask_in_box(probabilities: Tensor, box: Tensor, height: int, width: int) -> tuple[Mask, int, int]:
@@ -216,17 +257,23 @@ def mask_in_box(probabilities: Tensor, box: Tensor, height: int, width: int) -> 
         height: the image's.
         width: the image's.
     """
+    local, x, y = _in_box(probabilities, box, height, width)
+    return local > MASK_THRESHOLD, x, y
+
+
+def _in_box(probabilities: Tensor, box: Tensor, height: int, width: int) -> tuple[npt.NDArray[np.float32], int, int]:
+    """Return the probabilities at the pixels that the mask's box covers, and where its corner (x, y) lies."""
     side = probabilities.shape[-1]
     centre, half = (box[2:] + box[:2]) * 0.5, (box[2:] - box[:2]) * 0.5 * ((side + 2) / side)
     x1, y1 = (centre - half).to(torch.int64).tolist()
     x2, y2 = (centre + half).to(torch.int64).tolist()
     size = (max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1))
     padded = F.pad(probabilities, (1, 1, 1, 1))[None, None]
-    whole = F.interpolate(padded, size=size, mode="bilinear", align_corners=False)[0, 0] > MASK_THRESHOLD
+    whole = F.interpolate(padded, size=size, mode="bilinear", align_corners=False)[0, 0]
     left, top = max(x1, 0), max(y1, 0)
     cut = whole[top - y1 : max(min(y2 + 1, height) - y1, 0), left - x1 : max(min(x2 + 1, width) - x1, 0)]
     if not cut.numel():  # the box lies outside the image, by a rounding
-        return np.zeros((1, 1), dtype=bool), min(left, width - 1), min(top, height - 1)
+        return np.zeros((1, 1), dtype=np.float32), min(left, width - 1), min(top, height - 1)
     return cut.numpy(), left, top
 
 

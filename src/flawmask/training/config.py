@@ -1,11 +1,15 @@
 """The settings of `train`."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from flawmask.model.arch import Arch
 from flawmask.settings import Classes, Device, Overwrite, Seed, require
+
+Log = Literal["none", "tensorboard", "mlflow"]
+"""Who is told what happens while a network learns: each but none is a package and the extra that installs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,8 @@ class TrainSettings(Seed, Device, Classes):
     """Five anchor sizes in pixels of the resized image, smallest first; by default 32 to 512 times image_size / 800."""
     select_by: Literal["train_loss", "val_loss", "segm_ap", "f1"] = "train_loss"
     """What decides which epoch becomes best.pt. All but train_loss spend the validation split: its figures flatter."""
+    log: Log = "none"
+    """Where to follow the training: tensorboard (in the run folder) or mlflow; each adds mask AP and F1 per epoch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +76,10 @@ class TrainSettings(Seed, Device, Classes):
         require(layers is None or 0 <= layers <= 5, f"--trainable_layers is {layers}: it must be 0 to 5")
         sizes = self.anchor_sizes or (1,)
         require(min(sizes) > 0, f"--anchor_sizes are {sizes}: they must be above 0")
+        require(
+            self.log == "none" or find_spec(self.log) is not None,
+            f'--log {self.log} needs a package that is not installed: pip install "flawmask[{self.log}]"',
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,4 +89,4 @@ class TrainConfig(TrainSettings, Overwrite):
     dataset_dir: Path
     """The COCO folder, as prepare or augment makes it."""
     output_dir: Path
-    """Where the run goes: best.pt, last.pt, history.json, config.json, curves.png."""
+    """Where the run goes: best.pt, last.pt, history.json, config.json and pictures."""

@@ -1,9 +1,12 @@
-"""`curves.png`: the losses and the learning rate over the epochs."""
+"""`curves.png`: losses, validation figures and the learning rate over the epochs."""
 
 import io
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -12,9 +15,12 @@ from flawmask.files import write_bytes
 # Okabe and Ito's palette, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
+VALIDATION_FIGURES = ("segm_ap", "f1")
+"""What `history.json` holds of the validation split besides its loss, where it was asked for: each from 0 to 1."""
+
 
 def draw_curves(history: dict[str, list[Any]], best_epoch: int, select_by: str, path: Path) -> None:
-    """Write the curves of a training as a PNG.
+    """Write the curves of a training as a PNG; a figure that is not there leaves a gap in its curve.
 
     Args:
         history: a list per figure, an entry per epoch, as in `history.json`.
@@ -22,35 +28,39 @@ def draw_curves(history: dict[str, list[Any]], best_epoch: int, select_by: str, 
         select_by: what chose it.
         path: where the picture goes.
     """
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    total, parts, rate = figure.subplots(1, 3)
-    epochs = history["epoch"]
-    marker = "o" if len(epochs) < 30 else None
-    for name, colour in zip(("train_loss", "val_loss", "segm_ap", "f1"), COLOURS, strict=False):
-        values = history.get(name, [])
-        if any(value is not None for value in values):
-            total.plot(
-                epochs,
-                [float("nan") if one is None else one for one in values],
-                marker=marker,
-                label=name,
-                color=colour,
-            )
-    total.axvline(best_epoch, color="grey", linestyle=":", label=f"best.pt (by {select_by})")
-    total.set_title("Total loss")
-    names = [name for name in history if name.startswith("loss_")]
+    parts = [name for name in history if name.startswith("loss_")]
+    panels = {
+        "Total loss": ["train_loss", "val_loss"],
+        "Training loss by part": parts,
+        "Validation": [name for name in VALIDATION_FIGURES if name in history],
+        "Learning rate at the end of the epoch": ["learning_rate"],
+    }
+    shown = {title: names for title, names in panels.items() if names}
+    figure = Figure(figsize=(4.4 * len(shown), 4), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
+        _plot(axes, history, names)
+        axes.set_title(title)
+        axes.axvline(best_epoch, color="grey", linestyle=":", label=f"best.pt (by {select_by})")
+        axes.set_ylim(bottom=0, top=1.02 if title == "Validation" else None)
+        axes.legend(fontsize="small")
+    write_figure(figure, path)
+
+
+def _plot(axes: Axes, history: dict[str, list[Any]], names: Sequence[str]) -> None:
+    """Plot the figures named over the epochs, those that were there in any of them."""
     for name, colour in zip(names, COLOURS, strict=False):
-        parts.plot(epochs, history[name], marker=marker, label=name.removeprefix("loss_"), color=colour)
-    parts.set_title("Training loss by part")
-    rate.plot(epochs, history["learning_rate"], marker=marker, color=COLOURS[0])
-    rate.set_title("Learning rate at the end of the epoch")
-    for axes in (total, parts, rate):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(alpha=0.3)
-        axes.set_ylim(bottom=0)
-    total.legend()
-    parts.legend()
+        values = [math.nan if value is None else value for value in history.get(name, [])]
+        if not all(math.isnan(value) for value in values):
+            # A marker for each epoch, without which the first would not be seen; many would hide the line.
+            marker = "o" if len(values) < 30 else None
+            axes.plot(history["epoch"], values, marker=marker, label=name.removeprefix("loss_"), color=colour)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     write_bytes(path, picture.getvalue())

@@ -7,6 +7,7 @@ import platform
 import shutil
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from torchvision.models.detection import MaskRCNN
 import flawmask
 from flawmask.coco import CocoSplit, read_split
 from flawmask.errors import FlawmaskError
-from flawmask.evaluation.evaluate import judge, predict_split, split_metrics
+from flawmask.evaluation.evaluate import predict_split
+from flawmask.evaluation.leak import training_images, write_training_images
+from flawmask.evaluation.measure import quick_figures
 from flawmask.files import check_output_folder, read_json, write_json
-from flawmask.inference.predictor import detect
 from flawmask.model import checkpoint
 from flawmask.model.build import ModelSpec, Norm, anchors_for, build, count_parameters, freeze, to_device
 from flawmask.model.weights import Pretrained, load_matching, pretrained
@@ -30,16 +32,21 @@ from flawmask.runtime import choose_device, choose_precision, compute_in, refuse
 from flawmask.settings import as_json, require
 from flawmask.training import loader
 from flawmask.training.config import TrainConfig
-from flawmask.training.curves import draw_curves
+from flawmask.training.curves import VALIDATION_FIGURES, draw_curves
+from flawmask.training.pictures import draw_labels, draw_predictions, draw_train_batch
+from flawmask.training.trackers import track_run
 
 log = logging.getLogger(__name__)
 
 Loss = dict[str, float]
 
-LARGER_IS_BETTER = {"segm_ap", "f1"}
+LARGER_IS_BETTER = set(VALIDATION_FIGURES)
 
 SMALLEST_NORM_BATCH = 4
 """Below this many images, BatchNorm's statistics are too noisy to learn with."""
+
+TABLE_ROWS = 20
+"""After so many epochs the table's head is logged once more."""
 
 MADE_BY = "flawmask train"
 """What `config.json` of a run says; a folder whose file says otherwise is never replaced."""
@@ -50,7 +57,8 @@ class Trained:
     """What `train` made.
 
     Attributes:
-        run_dir: the folder with `best.pt`, `last.pt`, `history.json`, `config.json` and `curves.png`.
+        run_dir: the folder with `best.pt`, `last.pt`, `history.json`, `config.json`, `curves.png`, `train_batch.jpg`,
+            `labels.png` and, with `--log tensorboard`, `tensorboard/`.
         best_epoch: the epoch that `best.pt` comes from, counted from 1.
         history: the content of `history.json`: a list per figure, an entry per epoch.
     """
@@ -121,6 +129,7 @@ def train(config: TrainConfig) -> Trained:
     refuse_wrong_gradients(device)
     dtype = choose_precision(config.precision, device)
     training, validation = _splits(config)
+    digests = training_images(training)
     given = pretrained(config.arch, config.weights)
     seed_everything(config.seed)
     spec = _spec(config, training, given)
@@ -133,30 +142,39 @@ def train(config: TrainConfig) -> Trained:
 
     history: dict[str, list[Any]] = {}
     best_epoch, best_value = 0, math.inf
-    for epoch in range(1, config.epochs + 1):
-        start = time.perf_counter()
-        losses = _train_epoch(step, batches, f"epoch {epoch}/{config.epochs}")
-        seconds = time.perf_counter() - start
-        figures: dict[str, Any] = {"epoch": epoch, **losses, "val_loss": None}
-        if val_batches is not None:
-            figures |= _validation_loss(model, val_batches, device, config.seed)
-        if validation is not None and config.select_by in LARGER_IS_BETTER:
-            figures |= _validation_figures(model, spec, validation)
-        figures["learning_rate"] = step.optimizer.param_groups[0]["lr"]
-        figures |= {"seconds": seconds, "images_per_second": len(training.images) / seconds}
-        for name, value in figures.items():
-            history.setdefault(name, []).append(value)
-        best_value, is_best = _compare(figures[config.select_by], best_value, config.select_by)
-        if epoch == 1:
-            _begin_run(config, spec, given, device, dtype)
-        facts = {"epoch": epoch, "train_loss": figures["train_loss"], "val_loss": figures["val_loss"]}
-        if is_best:
-            best_epoch = epoch
-            checkpoint.save(config.output_dir / "best.pt", model, spec, **facts)
-        checkpoint.save(config.output_dir / "last.pt", model, spec, **facts)
-        write_json(config.output_dir / "history.json", history)
-        _log_epoch(figures, config.epochs, is_best)
-    draw_curves(history, best_epoch, config.select_by, config.output_dir / "curves.png")
+    begun = time.perf_counter()
+    with track_run(config.log, config.output_dir, as_json(config)) as record:
+        for epoch in range(1, config.epochs + 1):
+            start = time.perf_counter()
+            losses = _train_epoch(step, batches, f"epoch {epoch}/{config.epochs}")
+            seconds = time.perf_counter() - start
+            figures: dict[str, Any] = {"epoch": epoch, **losses, "val_loss": None}
+            if val_batches is not None:
+                figures |= _validation_loss(model, val_batches, device, config.seed)
+            if validation is not None and (record or config.select_by in LARGER_IS_BETTER):
+                figures |= _validation_figures(model, spec, validation)
+            figures["learning_rate"] = step.optimizer.param_groups[0]["lr"]
+            figures |= {"seconds": seconds, "images_per_second": len(training.images) / seconds}
+            for name, value in figures.items():
+                history.setdefault(name, []).append(value)
+            best_value, is_best = _compare(figures[config.select_by], best_value, config.select_by)
+            if epoch == 1:
+                _begin_run(config, spec, given, device, dtype)
+                write_training_images(digests, config.output_dir)
+                draw_labels(training, spec, config.output_dir / "labels.png")
+                # The order of a loader is its seed's: these are the batches that the first epoch began with.
+                shown = loader.read(make_loader(training, config.batch_size, shuffle=True, workers=0, pin=False))
+                draw_train_batch(model, shown, training, config.output_dir / "train_batch.jpg")
+            facts = {"epoch": epoch, "train_loss": figures["train_loss"], "val_loss": figures["val_loss"]}
+            if is_best:
+                best_epoch = epoch
+                checkpoint.save(config.output_dir / "best.pt", model, spec, **facts)
+            checkpoint.save(config.output_dir / "last.pt", model, spec, **facts)
+            write_json(config.output_dir / "history.json", history)
+            draw_curves(history, best_epoch, config.select_by, config.output_dir / "curves.png")
+            if record is not None:
+                record(figures, draw_predictions(model, spec, validation) if validation else {})
+            _log_epoch(figures, config.epochs, time.perf_counter() - begun, is_best)
     log.info("trained %s: best.pt is epoch %d by %s", config.output_dir, best_epoch, config.select_by)
     return Trained(config.output_dir, best_epoch, history)
 
@@ -316,9 +334,8 @@ def _validation_loss(
 def _validation_figures(model: MaskRCNN, spec: ModelSpec, split: CocoSplit) -> dict[str, float | None]:
     """Return mask AP and F1 at a confidence of 0.5 on the validation split."""
     model.eval()
-    predictions, _ = predict_split(partial(detect, model, spec), split)
-    metrics = split_metrics(split, predictions, judge(split, predictions, 0.5, 0), 0.5, 0)
-    return {"segm_ap": metrics["mask_ap"], "f1": metrics["f1_score"]}
+    predictions, _ = predict_split(model, spec, split)
+    return quick_figures(split, predictions)
 
 
 def _compare(value: float | None, best: float, select_by: str) -> tuple[float, bool]:
@@ -329,19 +346,22 @@ def _compare(value: float | None, best: float, select_by: str) -> tuple[float, b
     return (cost, True) if cost < best or is_first else (best, False)
 
 
-def _log_epoch(figures: dict[str, Any], epochs: int, is_best: bool) -> None:
-    val = "" if figures["val_loss"] is None else f", val_loss {figures['val_loss']:.4f}"
-    extra = "".join(f", {name} {figures[name]:.3f}" for name in ("segm_ap", "f1") if figures.get(name) is not None)
-    log.info(
-        "epoch %d/%d: train_loss %.4f%s%s, %.1f images/s%s",
-        figures["epoch"],
-        epochs,
-        figures["train_loss"],
-        val,
-        extra,
-        figures["images_per_second"],
-        " (best so far)" if is_best else "",
-    )
+def _log_epoch(figures: dict[str, Any], epochs: int, elapsed: float, is_best: bool) -> None:
+    """Log a row of a table that reads the same in a terminal, above the progress bar, and in a file."""
+    epoch = figures["epoch"]
+    losses = {name: figures[name] for name in ("train_loss", "val_loss", *VALIDATION_FIGURES) if name in figures}
+    cells = {
+        "epoch": f"{epoch:{len(str(epochs))}}/{epochs}",
+        **{name: "n/a" if value is None else f"{value:.4f}" for name, value in losses.items()},
+        "lr": f"{figures['learning_rate']:.2e}",
+        "images/s": f"{figures['images_per_second']:.1f}",
+        "remaining": str(timedelta(seconds=round(elapsed / epoch * (epochs - epoch)))),
+    }
+    widths = [max(8, len(name), len(text)) for name, text in cells.items()]
+    if epoch % TABLE_ROWS == 1:
+        log.info("  ".join(name.rjust(width) for name, width in zip(cells, widths, strict=True)))
+    row = "  ".join(text.rjust(width) for text, width in zip(cells.values(), widths, strict=True))
+    log.info("%s%s", row, "  best so far" if is_best else "")
 
 
 def _begin_run(

@@ -1,0 +1,209 @@
+"""Instance-level figures: COCO average precision, how well masks cover the truth, and what kind each error is of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import hotcoco
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as rle_tools
+
+from flawmask.coco import CocoSplit, Record, instance_rles
+from flawmask.inference.predictor import Instance, Prediction
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+AREAS = ("", "_small", "_medium", "_large")
+"""COCO's ranges of an instance's area: all, below 32 x 32 pixels, below 96 x 96, and above."""
+
+RECALLS = np.linspace(0, 1, 101)
+"""The recalls at which COCO reads the precision."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """How COCO's evaluator matched the detections of one class, the highest score first, at its ten IoU thresholds.
+
+    Attributes:
+        image: (D,) place of each detection's image in the split.
+        tp: (10, D) whether it found a defect; (with `fp` false too, it counts for nothing: a crowd's, say).
+        fp: (10, D) whether it found none.
+        truths: (N,) how many defects there are on each image of the split.
+    """
+
+    image: npt.NDArray[np.int64]
+    tp: Flags
+    fp: Flags
+    truths: Floats
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """COCO's evaluation of one kind of outline, masks or boxes. Where there is no truth, COCO writes -1.
+
+    Attributes:
+        precision: (10, 101, K, 4) at each IoU threshold, recall, defect class and range of areas.
+        recall: (10, K, 4) the most that is reached with 100 detections an image.
+        matches: what both come from, one for each defect class.
+    """
+
+    precision: Floats
+    recall: Floats
+    matches: tuple[Matches, ...]
+
+    def resampled(self, weights: Floats) -> dict[str, Floats]:
+        """Return `ap`, `ap50` and `ap75` of (B, N) weighted images, (B,) each, NaN where there is no truth.
+
+        Nothing is matched again: an image that counts twice gives its matches twice.
+        """
+        by_class = np.stack([_accumulate(one, weights) for one in self.matches])  # (K, B, 10)
+        known = ~np.isnan(by_class)
+        count = known.sum(axis=0)
+        mean = np.divide(np.nansum(by_class, axis=0), count, out=np.full(count.shape, np.nan), where=count > 0)
+        return {"ap": mean.mean(axis=1), "ap50": mean[:, 0], "ap75": mean[:, 5]}
+
+
+def _accumulate(matches: Matches, weights: Floats) -> Floats:
+    """Return the average precision at each IoU threshold, (B, 10): the precision, made to fall, read at 101 recalls."""
+    found = np.full((len(weights), len(matches.tp)), np.nan)
+    for sample, row in enumerate(weights):
+        truths = float(row @ matches.truths)
+        if truths == 0:
+            continue
+        counts = row[matches.image]
+        tp, fp = np.cumsum(counts * matches.tp, axis=1), np.cumsum(counts * matches.fp, axis=1)
+        precision = tp / (tp + fp + np.spacing(1))
+        falling = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        for threshold, (recall, envelope) in enumerate(zip(tp / truths, falling, strict=True)):
+            read = np.searchsorted(recall, RECALLS)
+            found[sample, threshold] = envelope[read[read < len(envelope)]].sum() / len(RECALLS)
+    return found
+
+
+def coco_results(split: CocoSplit, predictions: Sequence[Prediction]) -> list[Record]:
+    """Return the predictions, one per image of the split, in COCO's results format."""
+    ids = {category["name"]: category["id"] for category in split.categories}
+    return [
+        {
+            "image_id": image["id"],
+            "category_id": ids[instance.label],
+            "bbox": _xywh(instance),
+            "score": instance.score,
+            "segmentation": instance.rle,
+        }
+        for image, prediction in zip(split.images, predictions, strict=True)
+        for instance in prediction.instances
+    ]
+
+
+def _xywh(instance: Instance) -> list[float]:
+    x1, y1, x2, y2 = instance.box
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def evaluate_instances(split: CocoSplit, results: Sequence[Record]) -> dict[str, Evaluation] | None:
+    """Return COCO's evaluation of `mask` and `box`; None where the split has no defect to find.
+
+    At most 100 detections an image count (https://cocodataset.org/#detection-eval), and none of the class `good`.
+
+    Args:
+        split: the truth.
+        results: detections as `coco_results` gives them.
+    """
+    truth = _truth(split)
+    if not truth["annotations"]:
+        return None
+    found = [record for record in results if record["category_id"] in split.defect_ids]
+    return {name: _evaluate(split, truth, found, kind) for name, kind in (("mask", "segm"), ("box", "bbox"))}
+
+
+def _evaluate(split: CocoSplit, truth: Record, found: list[Record], kind: str) -> Evaluation:
+    coco = hotcoco.COCO(truth)
+    evaluator = hotcoco.COCOeval(coco, coco.loadRes(found), kind)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    figures: Any = evaluator.eval
+    # Handing matches over to Python is what takes time: of all areas together, once.
+    evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
+    evaluator.evaluate()
+    images = sorted((one for one in evaluator.evalImgs if one), key=lambda one: int(one["image_id"]))
+    matches = tuple(
+        _matches(split, [one for one in images if one["category_id"] == category["id"]])
+        for category in truth["categories"]
+    )
+    return Evaluation(np.asarray(figures["precision"])[..., -1], np.asarray(figures["recall"])[..., -1], matches)
+
+
+def _matches(split: CocoSplit, of_class: Sequence[Any]) -> Matches:
+    """Collect what the evaluator says of the images, in the order of their ids, for one class and all areas."""
+    place = {image["id"]: at for at, image in enumerate(split.images)}
+    truths = np.zeros(len(split.images))
+    for one in of_class:
+        truths[place[one["image_id"]]] = len(one["gtIgnore"]) - sum(one["gtIgnore"])
+    with_detections = [one for one in of_class if one["dtScores"]]
+    if not with_detections:
+        nothing = np.zeros((10, 0), dtype=bool)
+        return Matches(np.zeros(0, dtype=np.int64), nothing, nothing, truths)
+    order = np.argsort([-score for one in with_detections for score in one["dtScores"]], kind="stable")
+    image = np.concatenate([[place[one["image_id"]]] * len(one["dtScores"]) for one in with_detections])
+    matched = np.concatenate([np.asarray(one["dtMatched"], dtype=bool) for one in with_detections], axis=1)
+    ignored = np.concatenate([np.asarray(one["dtIgnore"], dtype=bool) for one in with_detections], axis=1)
+    return Matches(image[order], (matched & ~ignored)[:, order], (~matched & ~ignored)[:, order], truths)
+
+
+def average_precision(split: CocoSplit, evaluations: dict[str, Evaluation] | None) -> dict[str, Any]:
+    """Return COCO's figures, averaged over the defect classes that have truth; None where none has.
+
+    Keys, for masks and likewise for boxes: `mask_ap`, `mask_ap50`, `mask_ap75` (average precision at an IoU of
+    0.50:0.95, 0.50 and 0.75), `mask_ar` (average recall at 100 detections an image); `mask_ap_small`, `mask_ap_medium`
+    and `mask_ap_large` (by area); and `ap_by_class`, the first four for each defect class.
+    """
+    names = [category["name"] for category in split.categories if category["id"] in split.defect_ids]
+    figures: dict[str, Any] = {}
+    by_class: dict[str, dict[str, float | None]] = {name: {} for name in names}
+    for kind in ("mask", "box"):
+        precision = evaluations[kind].precision if evaluations else np.full((10, 101, len(names), 4), -1.0)
+        recall = evaluations[kind].recall if evaluations else np.full((10, len(names), 4), -1.0)
+        figures |= _headline(kind, precision, recall)
+        figures |= {f"{kind}_ap{area}": _mean(precision[..., at]) for at, area in enumerate(AREAS)}
+        for at, name in enumerate(names):
+            by_class[name] |= _headline(kind, precision[:, :, [at]], recall[:, [at]])
+    return {**figures, "ap_by_class": by_class}
+
+
+def _headline(kind: str, precision: Floats, recall: Floats) -> dict[str, float | None]:
+    return {
+        f"{kind}_ap": _mean(precision[..., 0]),
+        f"{kind}_ap50": _mean(precision[:1, ..., 0]),
+        f"{kind}_ap75": _mean(precision[5:6, ..., 0]),
+        f"{kind}_ar": _mean(recall[..., 0]),
+    }
+
+
+def _mean(figures: Floats) -> float | None:
+    """Return the mean over what has truth: COCO marks a class without any by -1."""
+    return float(figures[figures > -1].mean()) if (figures > -1).any() else None
+
+
+def mask_precision_curve(evaluations: dict[str, Evaluation] | None) -> dict[str, list[float]] | None:
+    """Return recall (x) and precision (y) at a mask IoU of 0.5, mean of the defect classes; None without truth."""
+    if evaluations is None:
+        return None
+    precision = evaluations["mask"].precision[0, :, :, 0]
+    known = precision[:, (precision > -1).all(axis=0)]
+    return {"x": RECALLS.tolist(), "y": known.mean(axis=1).tolist()} if known.size else None
+
+
+def _truth(split: CocoSplit) -> Record:
+    """Return the defects of the split as a COCO data set; what a record may lack is filled in."""
+    annotations = []
+    for image in split.images:
+        defects = split.defects(image)
+        shape = image["height"], image["width"]
+        for record, rle in zip(defects, instance_rles(defects, *shape, image["file_name"]), strict=True):
+            filled = {"area": int(rle_tools.area(rle)), "iscrowd": 0, **record, "segmentation": rle}
+            annotations.append(filled)
+    categories = [category for category in split.categories if category["id"] in split.defect_ids]
+    return {"images": list(split.images), "annotations": annotations, "categories": categories}

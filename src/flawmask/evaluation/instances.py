@@ -1,0 +1,129 @@
+"""Which defects were found one by one, which were not, and what kind each error is of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as rle_tools
+
+from flawmask.coco import CocoSplit, Record, instance_rles
+from flawmask.inference.predictor import Instance, Prediction
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+MATCH_IOU = 0.5
+"""A prediction finds a defect where their masks' IoU is at least this much."""
+
+NEAR_IOU = 0.1
+"""Below it a prediction has nothing to do with a defect (Bolya et al., "TIDE", ECCV 2020)."""
+
+
+@dataclass(frozen=True)
+class InstanceErrors:
+    """What was found and what was not, at the verdict's threshold.
+
+    Attributes:
+        best_ious: for each image the IoU of each true defect with the prediction that covers it best, or 0.
+        missed: true defects that no prediction found: `file`, `annotation_id`, `bbox`, `area`, `best_iou`.
+        spurious: predictions that found none, the highest score first: `file`, `label`, `score`, `bbox`, `area`, `iou`
+            with the nearest defect, and `kind`: `duplicate` of a defect that a higher score found, `classification`
+            (right place, wrong class), `localisation` (the mask is too far off), or `background` (no defect is there).
+        truths: number of true defects.
+        found: number of predictions.
+    """
+
+    best_ious: tuple[Floats, ...]
+    missed: list[Record]
+    spurious: list[Record]
+    truths: int
+    found: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many errors of each kind there are, `missed` among them."""
+        kinds = ("localisation", "classification", "duplicate", "background")
+        return {kind: sum(one["kind"] == kind for one in self.spurious) for kind in kinds} | {
+            "missed": len(self.missed)
+        }
+
+    @property
+    def mean_iou(self) -> float | None:
+        """How well defects are covered: the mean of `best_ious`; None where there is no true defect."""
+        return float(np.concatenate(self.best_ious).mean()) if self.truths else None
+
+    def resampled_iou(self, weights: Floats) -> Floats:
+        """Return `mean_iou` of (B, N) weighted images, (B,), NaN where there is no true defect."""
+        sums, counts = np.array([[ious.sum(), len(ious)] for ious in self.best_ious]).reshape(-1, 2).T
+        total = weights @ counts
+        return np.asarray(np.divide(weights @ sums, total, out=np.full(len(weights), np.nan), where=total > 0))
+
+
+def instance_errors(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> InstanceErrors:
+    """Match predictions to true defects, the highest score first, each to the free one that it covers best.
+
+    Args:
+        split: the truth. A crowd is no defect to find, and what it covers is not wrong.
+        predictions: one per image of the split.
+        conf: predictions below this score do not count.
+        min_area: predictions of fewer pixels do not count.
+    """
+    best, missed, spurious, truths, found = [], [], [], 0, 0
+    names = {category["id"]: category["name"] for category in split.categories}
+    for image, prediction in zip(split.images, predictions, strict=True):
+        records = split.defects(image)
+        rles = instance_rles(records, prediction.height, prediction.width, image["file_name"])
+        instances = prediction.defects(conf, min_area)
+        ious = _ious(instances, rles, [bool(one.get("iscrowd")) for one in records])
+        crowd = np.array([bool(one.get("iscrowd")) for one in records], dtype=bool)
+        labels = [names[one["category_id"]] for one in records]
+        free = ~crowd
+        for instance, row in zip(instances, ious, strict=True):
+            same = np.array([label == instance.label for label in labels], dtype=bool)
+            candidates = np.where(free & same, row, -1.0)
+            if candidates.size and candidates.max() >= MATCH_IOU:
+                free[candidates.argmax()] = False
+            elif not (crowd & (row >= MATCH_IOU)).any():
+                kind = _kind(np.where(crowd, 0.0, row), same)
+                nearest = float(row[~crowd].max(initial=0.0))
+                spurious.append({"file": image["file_name"], **_described(instance), "iou": nearest, "kind": kind})
+        covered = ious[:, ~crowd].max(axis=0, initial=0.0)
+        best.append(covered)
+        for at in np.flatnonzero(free):
+            missed.append(_missed(image, records[at], rles[at], float(ious[:, at].max(initial=0.0))))
+        truths, found = truths + int((~crowd).sum()), found + len(instances)
+    spurious.sort(key=lambda one: -float(one["score"]))
+    return InstanceErrors(tuple(best), missed, spurious, truths, found)
+
+
+def _ious(instances: Sequence[Instance], truth: Sequence[Record], crowd: Sequence[bool]) -> Floats:
+    """Return the IoU of each prediction's mask with each true one; with a crowd, the share of the prediction inside."""
+    if not instances or not truth:
+        return np.zeros((len(instances), len(truth)))
+    return np.asarray(rle_tools.iou([one.rle for one in instances], list(truth), list(crowd)), dtype=np.float64)
+
+
+def _kind(ious: Floats, same: Flags) -> str:
+    """Return what is wrong with a prediction that found no free defect of its class."""
+    if (ious[same] >= MATCH_IOU).any():
+        return "duplicate"
+    if (ious >= MATCH_IOU).any():
+        return "classification"
+    return "localisation" if (ious >= NEAR_IOU).any() else "background"
+
+
+def _described(instance: Instance) -> Record:
+    x1, y1, x2, y2 = instance.box
+    box = [x1, y1, x2 - x1, y2 - y1]
+    return {"label": instance.label, "score": instance.score, "bbox": box, "area": instance.area}
+
+
+def _missed(image: Record, record: Record, rle: Record, best_iou: float) -> Record:
+    return {
+        "file": image["file_name"],
+        "annotation_id": record["id"],
+        "bbox": list(record["bbox"]),
+        "area": int(rle_tools.area(rle)),
+        "best_iou": best_iou,
+    }

@@ -1,0 +1,90 @@
+"""What `evaluate` leaves on disk: figures, tables, pictures and the report."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from flawmask import images
+from flawmask.coco import CocoSplit, Record, instance_masks
+from flawmask.draw import PREDICTION, TRUTH, fit, fit_mask, outline, side_by_side, title_bar
+from flawmask.evaluation.average_precision import coco_results
+from flawmask.evaluation.measure import Measured
+from flawmask.evaluation.verdicts import Judged
+from flawmask.files import whole_folder, write_json
+from flawmask.inference.overlay import draw_instances, viewing_size
+from flawmask.inference.predictor import Prediction
+from flawmask.progress import track
+from flawmask.report.report import write_report
+
+
+def write_results(
+    results_dir: Path, split: CocoSplit, predictions: Sequence[Prediction], measured: Measured, overlays: int
+) -> None:
+    """Write everything that `evaluate` leaves, the report included, whole or not at all."""
+    conf, min_area = measured.metrics["conf"], measured.metrics["min_area"]
+    with whole_folder(results_dir) as folder:
+        write_json(folder / "metrics.json", measured.metrics)
+        write_json(folder / "curves.json", measured.curves)
+        write_json(folder / "predictions.json", coco_results(split, predictions))
+        _write_table(folder / "predictions.csv", measured.judged, predictions, conf, min_area)
+        _draw_worst(folder / "overlays", split, measured.judged, predictions, conf, min_area, overlays)
+        write_report(folder)
+
+
+def _write_table(
+    path: Path, judged: Sequence[Judged], predictions: Sequence[Prediction], conf: float, min_area: int
+) -> None:
+    """Write a line per image: truth, verdict, score, instances, defect area in pixels and per cent."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(
+            ["file", "defect_type", "truth", "verdict", "score", "instances", "defect_area_px", "defect_area_percent"]
+        )
+        for one, prediction in zip(judged, predictions, strict=True):
+            names = ["defect" if is_defect else "good" for is_defect in (one.truth, one.verdict)]
+            found = defect_columns(prediction, conf, min_area)
+            table.writerow([one.file_name, one.defect_type, *names, f"{one.score:.6f}", *found])
+
+
+def defect_columns(prediction: Prediction, conf: float, min_area: int) -> tuple[int, int, str]:
+    """Return how many defects there are, the pixels that they cover together, and these in per cent of the image."""
+    area = int(prediction.defect_mask(conf, min_area).sum())
+    share = 100 * area / (prediction.height * prediction.width)
+    return len(prediction.defects(conf, min_area)), area, f"{share:.4f}"
+
+
+def _draw_worst(
+    folder: Path,
+    split: CocoSplit,
+    judged: Sequence[Judged],
+    predictions: Sequence[Prediction],
+    conf: float,
+    min_area: int,
+    most: int,
+) -> None:
+    """Draw truth beside prediction: wrong verdicts first, and among equals those whose score was furthest off."""
+    folder.mkdir()
+    order = sorted(
+        range(len(judged)), key=lambda at: (judged[at].outcome == "right", -abs(judged[at].truth - judged[at].score))
+    )
+    for rank, at in enumerate(track(order[:most], "drawing"), start=1):
+        one, image = judged[at], split.images[at]
+        name = f"{rank:03d}_{one.outcome}_{Path(one.file_name).stem}.png"
+        (folder / name).write_bytes(images.encode_png(_overlay(split, image, one, predictions[at], conf, min_area)))
+
+
+def _overlay(
+    split: CocoSplit, image: Record, one: Judged, prediction: Prediction, conf: float, min_area: int
+) -> npt.NDArray[np.uint8]:
+    path = split.image_path(image)
+    pixels = images.read_image(path)
+    size = viewing_size(pixels, panels=2)
+    left = fit(pixels, *size)
+    for mask in instance_masks(split.defects(image), prediction.height, prediction.width, str(path)):
+        left = outline(left, fit_mask(mask, *size), TRUTH)
+    right = draw_instances(pixels, prediction.defects(conf, min_area), PREDICTION, size)
+    verdict = f"verdict: {'defect' if one.verdict else 'good'} ({one.score:.2f})"
+    return side_by_side(title_bar(left, f"truth: {one.defect_type}"), title_bar(right, verdict))

@@ -1,0 +1,92 @@
+"""How far a figure may be from the truth: 95 % intervals, and whether two models differ.
+
+Proportions have Wilson's interval, and so has F1, which is a function of one; the AUROC of images has Newcombe's. All
+else is bootstrapped over images, defective and good ones apart: an image is the unit that was sampled, its instances
+and pixels are not independent of each other. Where everything went right, a bootstrap has nothing to vary and gives an
+interval of no width; the formulas do not. docs/metrics.md says how often each interval holds the truth, measured.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import brentq
+from scipy.stats import binomtest, norm
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Interval = tuple[float, float]
+
+LEVEL = 0.95
+Z = float(norm.ppf((1 + LEVEL) / 2))
+
+
+def wilson(part: int, whole: int) -> Interval | None:
+    """Return the 95 % interval of a proportion (Wilson, JASA 1927); None where there is nothing to divide by."""
+    if whole == 0:
+        return None
+    share, spread = part / whole, Z * Z / whole
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z * math.sqrt(share * (1 - share) / whole + spread / (4 * whole)) / (1 + spread)
+    # At 0 of n and n of n the bounds are 0 and 1 exactly; rounding would put them a hair beside.
+    return 0.0 if part == 0 else centre - half, 1.0 if part == whole else centre + half
+
+
+def f1_interval(tp: int, fp: int, fn: int) -> Interval | None:
+    """Return the 95 % interval of F1 = 2 tp / (2 tp + fp + fn); None where there is nothing to divide by.
+
+    With J = tp / (tp + fp + fn), a proportion, F1 = 2 J / (1 + J): Wilson's bounds of J, carried over.
+    """
+    bounds = wilson(tp, tp + fp + fn)
+    return None if bounds is None else (2 * bounds[0] / (1 + bounds[0]), 2 * bounds[1] / (1 + bounds[1]))
+
+
+def auroc_interval(auroc: float, positives: int, negatives: int) -> Interval:
+    """Return the 95 % interval of an area under the ROC curve (Newcombe, Statistics in Medicine 2006, method 5).
+
+    Its variance is Hanley's and McNeil's (Radiology 1982) with the groups' sizes averaged, taken not at the area that
+    was seen but at the bound itself, as Wilson does: so the interval has a width even where the area is 1.
+    """
+    spare = (positives + negatives) / 2 - 1
+
+    def beyond(area: float) -> float:
+        factor = 1 + spare * (1 - area) / (2 - area) + spare * area / (1 + area)
+        return abs(area - auroc) - Z * math.sqrt(max(0.0, area * (1 - area) * factor) / (positives * negatives))
+
+    inside = min(max(auroc, 1e-9), 1 - 1e-9)  # at 0 and 1 the variance is 0: these are roots, but not the bound
+    low = 0.0 if beyond(0.0) <= 0 else float(brentq(beyond, 0.0, inside))
+    high = 1.0 if beyond(1.0) <= 0 else float(brentq(beyond, inside, 1.0))
+    return low, high
+
+
+def resample(truth: Flags, resamples: int, seed: int) -> Floats:
+    """Return bootstrap weights, (resamples, N): how often each image is drawn, as many defective and good ones as there
+    are, with replacement.
+    """
+    draw = np.random.default_rng(seed)
+    weights = np.zeros((resamples, len(truth)))
+    for stratum in (truth, ~truth):
+        if count := int(stratum.sum()):
+            weights[:, stratum] = draw.multinomial(count, np.full(count, 1 / count), size=resamples)
+    return weights
+
+
+def percentiles(values: Floats) -> Interval | None:
+    """Return the middle 95 % of the bootstrapped values, (B,); None where one in twenty or more is undefined."""
+    known = values[~np.isnan(values)]
+    if not len(known) or len(known) < LEVEL * len(values):
+        return None
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def mcnemar(right: Flags, other_right: Flags) -> float:
+    """Return McNemar's exact, two-sided p for two models' verdicts on the same images, each (N,) whether right.
+
+    Only images that exactly one of them gets right count: were the models equally good, either would be as likely
+    (McNemar, Psychometrika 1947). 1 where there is no such image.
+    """
+    only_one, only_other = int((right & ~other_right).sum()), int((other_right & ~right).sum())
+    if only_one + only_other == 0:
+        return 1.0
+    return float(binomtest(only_one, only_one + only_other, 0.5).pvalue)

@@ -1,0 +1,151 @@
+"""K-fold cross-validation: K runs, and one judgement of all images, each by the model that has not seen it."""
+
+import logging
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flawmask.coco import CocoSplit, read_split, write_split
+from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
+from flawmask.evaluation.evaluate import choose_threshold, evaluate, predict_split, threshold_notes, write_judgement
+from flawmask.files import read_json, whole_folder, write_json
+from flawmask.inference import threshold
+from flawmask.inference.predictor import Prediction, Predictor
+from flawmask.pipeline import RUNS, Finished, RunConfig, augmented, new_run_dir, prepared, stage
+from flawmask.settings import as_json
+from flawmask.training.config import TrainConfig
+from flawmask.training.loop import train
+
+log = logging.getLogger(__name__)
+
+NAME = "folds.json"
+
+POOLED = "pooled"
+"""The split of all images together; its results are in `inference_pooled`."""
+
+SPREAD = (
+    "accuracy",
+    "precision",
+    "recall",
+    "f1_score",
+    "image_auroc",
+    "mask_ap",
+    "box_ap",
+    "pixel_auroc",
+    "pixel_aupro",
+)
+"""The figures of which each fold's value, their mean and their spread are told."""
+
+
+def cross_validate(config: RunConfig, name: str) -> Finished:
+    """Train and judge each fold of a category, then all images together, and return what became of it.
+
+    Where an earlier call with the same settings on the same images was interrupted, its finished folds are kept.
+
+    Raises:
+        FlawmaskError: see `prepare`, `augment`, `train` and `evaluate`.
+    """
+    numbers = range(1, config.folds + 1)
+    folders = [prepared(replace(config, category=name, fold=fold), name) for fold in numbers]
+    origin = {
+        "made_by": "flawmask run --folds",
+        "settings": as_json(config) | {"category": name, "overwrite": False},
+        "source": read_json(folders[0] / "dataset_info.json")["source"],
+    }
+    run_dir = _unfinished(origin)
+    if run_dir is None:
+        with new_run_dir("_folds") as run_dir:
+            write_json(run_dir / NAME, {**origin, "done": [], "complete": False})
+    done = list(read_json(run_dir / NAME)["done"])
+    for fold, folder in zip(numbers, folders, strict=True):
+        log.info("fold %d of %d%s", fold, config.folds, " was finished before" if fold in done else "")
+        if fold not in done:
+            _one_fold(config, folder, run_dir / f"fold_{fold}")
+            done.append(fold)
+            write_json(run_dir / NAME, {**origin, "done": done, "complete": False})
+    metrics = _judge_all(config, folders, run_dir)
+    write_json(run_dir / NAME, {**origin, "done": done, "complete": True, "figures": metrics["folds"]})
+    return Finished(name, run_dir, metrics)
+
+
+def _unfinished(origin: dict[str, Any]) -> Path | None:
+    """Return the newest cross-validation of this very origin that was interrupted; None where there is none."""
+    for path in sorted(RUNS.glob(f"*_folds/{NAME}"), reverse=True):
+        content = read_json(path)
+        if not content["complete"] and all(content.get(key) == value for key, value in origin.items()):
+            log.info("going on with %s, which was interrupted", path.parent)
+            return path.parent
+    return None
+
+
+def _one_fold(config: RunConfig, prepared_dir: Path, run_dir: Path) -> None:
+    """Train and judge one fold; what an interrupted training left is replaced."""
+    dataset_dir = augmented(config, prepared_dir)
+    train(stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=run_dir, overwrite=True))
+    model = run_dir / "best.pt"
+    evaluate(stage(EvaluateConfig, config, model=model, dataset_dir=dataset_dir, output_dir=None, against=None))
+
+
+def _judge_all(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[str, Any]:
+    """Judge all images together, each by its own fold's model, and return the metrics with the folds' spread."""
+    split, predictions = _out_of_fold(config, folders, run_dir)
+    settings = EvaluateSettings(**{field.name: getattr(config, field.name) for field in fields(EvaluateSettings)})
+    if config.conf == "auto":
+        chosen = choose_threshold(split, predictions, settings, config.seed)
+    else:
+        chosen = threshold.given(config.conf)
+    by_fold = [read_json(run_dir / f"fold_{fold}/inference_val/metrics.json") for fold in range(1, config.folds + 1)]
+    seconds = {part: float(np.median([one["seconds"][part] for one in by_fold])) for part in by_fold[0]["seconds"]}
+    facts = {
+        "dataset": run_dir.as_posix(),
+        "model": run_dir.as_posix(),
+        "seconds": seconds,
+        "seconds_per_image": sum(seconds.values()),
+        "folds": {name: _spread([one[name] for one in by_fold]) for name in SPREAD},
+    }
+    said = [
+        f"{config.folds}-fold cross-validation: each image was judged by the one of {config.folds} models that has not "
+        "seen it. A model trained on all images should be about as good, or slightly better.",
+        *threshold_notes(chosen, POOLED),
+    ]
+    results_dir = run_dir / f"inference_{POOLED}"
+    return write_judgement(results_dir, split, predictions, chosen, settings, config.seed, facts, said).metrics
+
+
+def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple[CocoSplit, list[Prediction]]:
+    """Write what the folds held back as one split; return it with what the models that never saw it find."""
+    predictions: list[Prediction] = []
+    parts = [read_split(folder, "val") for folder in folders]
+    for fold, part in enumerate(parts, start=1):
+        predictor = Predictor(run_dir / f"fold_{fold}" / "best.pt", config.device)
+        predictions += predict_split(predictor.network, predictor.spec, part)[0]
+    with whole_folder(run_dir / POOLED) as folder:
+        (folder / "images").mkdir()
+        for part in parts:
+            for image in part.images:
+                _place(part.image_path(image), folder / "images" / image["file_name"])
+        images = [image for part in parts for image in part.images]
+        annotations = [one for part in parts for of_image in part.annotations.values() for one in of_image]
+        write_split(folder, images, annotations, parts[0].categories)
+    return read_split(run_dir, POOLED), predictions
+
+
+def _place(source: Path, target: Path) -> None:
+    """Link the file where the file system can, and copy it where it cannot."""
+    try:
+        target.hardlink_to(source.resolve())
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _spread(values: list[float | None]) -> dict[str, Any]:
+    """Return the folds' values, and the mean and sample standard deviation of those that are defined."""
+    known = [value for value in values if value is not None]
+    return {
+        "values": values,
+        "mean": float(np.mean(known)) if known else None,
+        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+    }

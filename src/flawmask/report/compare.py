@@ -1,0 +1,221 @@
+"""Several runs side by side on one page; and the report of one run, written again."""
+
+import csv
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flawmask.errors import FlawmaskError
+from flawmask.files import write_bytes
+from flawmask.report.config import ReportConfig
+from flawmask.report.figures import draw_losses, inline
+from flawmask.report.headline import GROUPS, Figure, interval_of, lookup, percent, percent_range
+from flawmask.report.page import GENERATOR, esc, page, section, table
+from flawmask.report.report import write_report
+from flawmask.report.results import Results, read_results
+from flawmask.report.sections import threshold_sentence, verdict
+
+log = logging.getLogger(__name__)
+
+
+def report(config: ReportConfig) -> list[Path]:
+    """Write the reports of one run, or a page that sets several runs side by side, and return what was written.
+
+    Raises:
+        FlawmaskError: a folder holds no results, or `--output` names something else.
+    """
+    if len(config.runs) > 1:
+        return [compare_reports(config.runs, config.output)]
+    written = [write_report(folder, gallery_limit=config.gallery) for folder in results_in(config.runs[0])]
+    for path in written:
+        log.info("wrote %s", path)
+    return written
+
+
+def results_in(run: Path) -> list[Path]:
+    """Return the results folders of a run, the newest last; a results folder is its own only one.
+
+    Raises:
+        FlawmaskError: there is none.
+    """
+    if (run / "metrics.json").is_file():
+        return [run]
+    files = sorted(run.glob("inference_*/metrics.json"), key=lambda path: (path.stat().st_mtime, path))
+    if not files:
+        problem = "holds no results (inference_<split>/metrics.json)" if run.is_dir() else "is not there"
+        raise FlawmaskError(f"{run} {problem}: name the folder of a run that flawmask evaluate has judged")
+    return [path.parent for path in files]
+
+
+def compare_reports(runs: Sequence[Path], output: Path) -> Path:
+    """Write one page with the figures, the settings that differ, the losses and the types of several runs.
+
+    Of each run the results of the newest split that all of them were judged on are taken, or else its own newest.
+
+    Args:
+        runs: run folders or results folders.
+        output: the page; only an earlier page of Flawmask's is replaced.
+
+    Raises:
+        FlawmaskError: a folder holds no results, or `output` is something else.
+    """
+    _check_output(output)
+    chosen = [read_results(folder) for folder in _chosen([results_in(run) for run in runs])]
+    named = dict(zip(_names(chosen), chosen, strict=True))
+    notes = _notes(chosen)
+    mind = f'<div class="notes" role="note"><h2>Mind</h2><ul>{notes}</ul></div>' if notes else ""
+    body = "".join(
+        (
+            f"<header><h1>{len(named)} runs side by side</h1>{_verdicts(named)}{mind}</header><main>",
+            section("figures", "Figures", _figures(named)),
+            section("types", "Recall by defect type", _types(named)),
+            section("settings", "Settings that differ", _differences(named)),
+            section("losses", "Losses", _losses(named)),
+            "</main>",
+        )
+    )
+    write_bytes(output, page("Runs side by side", body).encode())
+    log.info("wrote %s", output)
+    return output
+
+
+def _check_output(output: Path) -> None:
+    if output.is_dir():
+        raise FlawmaskError(f"{output} is a folder: name a file for the page, as in --output comparison.html")
+    if output.exists() and GENERATOR.encode() not in output.read_bytes()[:500]:
+        raise FlawmaskError(f"{output} is not a page of Flawmask's: name another --output")
+
+
+def _chosen(found: Sequence[Sequence[Path]]) -> list[Path]:
+    """Return one results folder per run: of the newest split that all were judged on, else each run's newest."""
+    shared = set.intersection(*({folder.name for folder in folders} for folders in found))
+    candidates = [folder for folders in found for folder in folders if folder.name in shared]
+    if not candidates:
+        return [folders[-1] for folders in found]
+    split = max(candidates, key=lambda folder: (folder / "metrics.json").stat().st_mtime).name
+    return [next(folder for folder in folders if folder.name == split) for folders in found]
+
+
+def _names(results: Sequence[Results]) -> list[str]:
+    """Return a name for each: its run folder's, and where two are alike, a number after it."""
+    names = [_name(one.folder.resolve()) for one in results]
+    total, seen = Counter(names), Counter[str]()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(f"{name} ({seen[name]})" if total[name] > 1 else name)
+    return numbered
+
+
+def _name(folder: Path) -> str:
+    return folder.parent.name if folder.name.startswith("inference_") else folder.name
+
+
+def _verdicts(named: Mapping[str, Results]) -> str:
+    """Return each run's verdict in plain words."""
+    return "".join(
+        f"<h3>{esc(name)}, split {esc(one.metrics['split'])}</h3><p>{verdict(one.metrics)}</p>"
+        f'<p class="small">{esc(threshold_sentence(one.metrics))}</p>'
+        for name, one in named.items()
+    )
+
+
+def _notes(results: Sequence[Results]) -> str:
+    """Return what forbids or weakens the comparison, as list items, and what each evaluation noted."""
+    notes = Counter(note for one in results for note in one.metrics.get("notes") or [])
+    lines = [f"{note} ({count} of {len(results)} runs)" for note, count in notes.items()]
+    judged = {_judged(one) for one in results}
+    if len(judged) > 1:
+        lines.insert(0, "The runs were judged on different images: their figures cannot be set against each other.")
+    return "".join(f"<li>{esc(line)}</li>" for line in lines)
+
+
+def _judged(results: Results) -> frozenset[tuple[str, ...]]:
+    """Return what was judged: the images' names and truth, or, where there is no table of them, data set and split."""
+    path = results.folder / "predictions.csv"
+    if not path.is_file():
+        return frozenset({(results.metrics["dataset"], results.metrics["split"])})
+    with path.open(newline="", encoding="utf-8") as lines:
+        return frozenset((row["file"], row["truth"]) for row in csv.DictReader(lines))
+
+
+def _figures(named: Mapping[str, Results]) -> str:
+    """Return a table of figures for each level, a column per run."""
+    parts = []
+    for title, group in GROUPS.items():
+        rows = [
+            _row(figure, named) for figure in group if any(lookup(o.metrics, figure.key)[0] for o in named.values())
+        ]
+        if rows:
+            parts.append(table((esc(title), *map(esc, named)), rows, "compare"))
+    return "".join(parts) + (
+        '<p class="small">In brackets the 95 % interval. A figure is called best where its interval lies apart from '
+        "those of all other runs. Intervals that overlap do not show that runs are equal, nor which is better: "
+        "flawmask evaluate --against compares two of them image by image.</p>"
+    )
+
+
+def _row(figure: Figure, named: Mapping[str, Results]) -> list[str]:
+    best = best_of(figure, [one.metrics for one in named.values()])
+    cells = []
+    for place, one in enumerate(named.values()):
+        there, value = lookup(one.metrics, figure.key)
+        bounds = interval_of(one.metrics, figure.key)
+        text = percent(value) if there else ""
+        mark = f'<strong class="best">{text} best</strong>' if place == best else text
+        cells.append(mark + (f' <span class="small">({percent_range(bounds)})</span>' if bounds else ""))
+    return [esc(figure.name), *cells]
+
+
+def best_of(figure: Figure, metrics: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the place of the run whose interval lies beyond those of all others; None where there is no such run."""
+    intervals = [interval_of(one, figure.key) for one in metrics]
+    known = [bounds for bounds in intervals if bounds is not None]
+    if len(known) < len(intervals) or len(known) < 2:
+        return None
+    for place, (low, high) in enumerate(known):
+        others = known[:place] + known[place + 1 :]
+        if all(high < other[0] if figure.lower_is_better else low > other[1] for other in others):
+            return place
+    return None
+
+
+def _types(named: Mapping[str, Results]) -> str:
+    """Return how many parts of each type each run finds."""
+    tables = [one.metrics.get("recall_by_type") or {} for one in named.values()]
+    rows = []
+    for kind in sorted({kind for by_type in tables for kind in by_type}):
+        found = [by_type.get(kind) for by_type in tables]
+        cells = (f"{row['found']} of {row['images']} ({percent(row['recall'])})" if row else "" for row in found)
+        rows.append((esc(kind), *cells))
+    return table(("type", *map(esc, named)), rows, "compare") if rows else ""
+
+
+def _differences(named: Mapping[str, Results]) -> str:
+    """Return the settings in which the runs differ."""
+    settings = [_settings(one) for one in named.values()]
+    keys = {key: None for one in settings for key in one}  # a set that keeps its order
+    rows = [
+        (esc(key), *(esc(one.get(key, "")) for one in settings))
+        for key in keys
+        if len({repr(one.get(key)) for one in settings}) > 1
+    ]
+    return table(("setting", *map(esc, named)), rows, "compare") if rows else "<p>None.</p>"
+
+
+def _settings(results: Results) -> dict[str, Any]:
+    """Return what a run was made and judged with; where it lies is no part of it."""
+    run = results.run
+    made = {key: value for key, value in (run.get("settings") or {}).items() if key not in ("output_dir", "overwrite")}
+    about = {key: run[key] for key in ("device", "precision", "cores") if key in run}
+    versions = {f"version of {name}": version for name, version in (run.get("versions") or {}).items()}
+    judged = {f"judged: {key}": results.metrics[key] for key in ("dataset", "split", "conf", "min_area")}
+    return made | about | versions | judged
+
+
+def _losses(named: Mapping[str, Results]) -> str:
+    drawn = draw_losses({name: one.history for name, one in named.items()})
+    pictures = (f"<figure>{inline(svg, key, key.replace('_', ' '))}</figure>" for key, svg in drawn.items())
+    return f'<div class="curves wide">{"".join(pictures)}</div>' if drawn else ""

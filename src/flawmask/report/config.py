@@ -1,0 +1,25 @@
+"""The settings of `report`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from flawmask.settings import Settings, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Settings):
+    """Write the report of one run again, or set several runs side by side on one page."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or results folders inside them (inference_val). One: its report; several: a comparison."""
+    output: Path = Path("comparison.html")
+    """The page that sets several runs side by side; an earlier one is replaced."""
+    gallery: int | None = None
+    """The most images that the gallery of a report shows, the worst first; by default all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.runs), "name at least one run folder, as in: flawmask report model_maskrcnn/<run>")
+        require((self.gallery or 0) >= 0, f"--gallery is {self.gallery}: it must be 0 or more")

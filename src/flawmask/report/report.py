@@ -1,0 +1,56 @@
+"""`report.html` beside `metrics.json`: the verdict in plain words, the figures, the curves and every image."""
+
+from pathlib import Path
+
+from flawmask.files import write_bytes
+from flawmask.report import sections
+from flawmask.report.figures import draw_figures
+from flawmask.report.gallery import gallery, image_score
+from flawmask.report.page import page, section
+from flawmask.report.results import read_detections, read_results, read_truth
+
+NAME = "report.html"
+
+ENTRIES = (NAME, "figures")
+"""What a report adds to a results folder."""
+
+
+def write_report(results_dir: Path, *, gallery_limit: int | None = None) -> Path:
+    """Write `report.html` and `figures/` into a results folder and return the page's path.
+
+    The page holds no path of the folder, which may still be under construction and get its name later.
+
+    Args:
+        results_dir: the folder with `metrics.json` and `predictions.json`, as `evaluate` fills it.
+        gallery_limit: the most images that the gallery shows, the worst first; all by default.
+
+    Raises:
+        FlawmaskError: a file of the results or of the data set is missing or damaged. The page is written whole or
+            not at all.
+    """
+    results = read_results(results_dir)
+    metrics, split = results.metrics, read_truth(results)
+    conf, min_area = metrics["conf"], metrics["min_area"]
+    entries = gallery(split, read_detections(results, split), conf, min_area, gallery_limit)
+    drawn = draw_figures(results, [(entry["truth"], image_score(entry, min_area)) for entry in entries])
+    body = "".join(
+        (
+            sections.header(results, split),
+            "<main>",
+            section("figures", "Figures", sections.headline(metrics), sections.by_class(metrics)),
+            section("folds", "Fold by fold", sections.folds(metrics)),
+            section("against", "Compared with another model", sections.against(metrics)),
+            section("curves", "Curves", sections.curves(results, drawn)),
+            section("types", "By defect type", sections.types(metrics)),
+            section("instances", "Missed and spurious instances", sections.instances(metrics)),
+            section("gallery", "Every image", sections.gallery_controls(entries)),
+            section("data", "The data", sections.data(results, split)),
+            section("run", "The run", sections.run(results)),
+            "</main>",
+            sections.footer(),
+        )
+    )
+    path = results_dir / NAME
+    content = {"conf": conf, "min_area": min_area, "images": entries}
+    write_bytes(path, page(f"{sections.title(results)}: inspection report", body, content).encode())
+    return path

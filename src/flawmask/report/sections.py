@@ -1,0 +1,449 @@
+"""The sections of the report, each as HTML; one that has nothing to say is empty."""
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import flawmask
+from flawmask.coco import CocoSplit
+from flawmask.report.figures import EXPLANATIONS, confusion_of, inline
+from flawmask.report.headline import (
+    DASH,
+    GROUPS,
+    NBSP,
+    decimal,
+    interval_of,
+    lookup,
+    percent,
+    percent_range,
+    whole_percent,
+)
+from flawmask.report.page import esc, facts, table
+from flawmask.report.results import Results
+
+FOLDED = 12  # rows of a list; longer ones are folded away
+
+
+def title(results: Results) -> str:
+    """Return what was judged, as text."""
+    return f"{Path(results.metrics['dataset']).name}, split {results.metrics['split']}"
+
+
+def header(results: Results, split: CocoSplit) -> str:
+    """Return what stands on top: what was judged, the verdict, the threshold and what to mind."""
+    metrics = results.metrics
+    model = Path(metrics["model"])
+    notes = "".join(f"<li>{esc(note)}</li>" for note in metrics.get("notes") or [])
+    links = {"figures": "Figures", "curves": "Curves", "types": "Types", "gallery": "Images", "data": "Data"}
+    return (
+        "<header>"
+        f"<h1>{esc(title(results))}</h1>"
+        f'<p class="what">{len(split.images)} images judged by {esc(model.parent.name or ".")}/{esc(model.name)}</p>'
+        f'<p class="verdict">{verdict(metrics)}</p>'
+        f'<p class="threshold">{esc(threshold_sentence(metrics))}</p>'
+        + (f'<div class="notes" role="note"><h2>Mind</h2><ul>{notes}</ul></div>' if notes else "")
+        + f'<nav aria-label="Sections">{"".join(f"""<a href="#{to}">{name}</a>""" for to, name in links.items())}'
+        '<a href="#run">Run</a></nav></header>'
+    )
+
+
+def verdict(metrics: Mapping[str, Any]) -> str:
+    """Return in plain words, as HTML, how many defective parts are found and how many good ones rejected."""
+    found, missed = metrics["tp_defect"], metrics["fn_defect"]
+    alarms, passed = metrics["fp_defect"], metrics["tn_good"]
+    first, second = "No defective part was judged: what it finds is not known", "no good part was judged"
+    if found + missed:
+        share = _share(found, found + missed, interval_of(metrics, "recall"))
+        first = f"Finds <strong>{found} of {_parts(found + missed, 'defective')}</strong> {share}"
+    if alarms + passed:
+        share = _share(alarms, alarms + passed, interval_of(metrics, "false_alarm_rate"))
+        count = f"{alarms or 'no'} false alarm{'' if alarms == 1 else 's'}"
+        second = f"<strong>{count} in {_parts(alarms + passed, 'good')}</strong> {share}"
+    return f"{first}; {second}."
+
+
+def _parts(count: int, kind: str) -> str:
+    return f"{count} {kind} part{'' if count == 1 else 's'}"
+
+
+def _share(part: int, whole: int, interval: tuple[float, float] | None) -> str:
+    share = f"{whole_percent(part / whole)}{NBSP}%"
+    if interval is None:
+        return f"({share})"
+    low, high = (whole_percent(bound) for bound in interval)
+    return f'({share}, 95{NBSP}% interval <span class="whole">{low}{DASH}{high}{NBSP}%</span>)'
+
+
+def threshold_sentence(metrics: Mapping[str, Any]) -> str:
+    """Return which threshold the verdicts have, and how it was chosen."""
+    threshold = metrics.get("threshold") or {}
+    value = decimal(threshold.get("value", metrics["conf"]))
+    area = metrics["min_area"]
+    least = f" and covers at least {area} pixel{'' if area == 1 else 's'}" if area else ""
+    sentence = f"A part is rejected when a defect on it scores at least {value}{least}."
+    if threshold.get("how") == "aim":
+        bounds, images = threshold.get("interval"), threshold.get("images")
+        spread = f" (95 % interval {decimal(bounds[0])}{DASH}{decimal(bounds[1])})" if bounds else ""
+        where = f"{images} images of the split" if images else "split"
+        sentence += f" The threshold was chosen on the {where} {threshold.get('chosen_on')} for the aim "
+        sentence += f"{threshold.get('aim')}{spread}."
+        if threshold.get("same_split"):
+            sentence += " These are the very images judged here."
+    elif threshold.get("how"):
+        origins = {"default": " This is the default.", "given": " The threshold was given by hand."}
+        sentence += origins.get(threshold["how"], "")
+    return sentence
+
+
+def headline(metrics: Mapping[str, Any]) -> str:
+    """Return a table of figures with their intervals for each level: images, instances, pixels."""
+    parts = []
+    for title, group in GROUPS.items():
+        rows = []
+        for figure in group:
+            there, value = lookup(metrics, figure.key)
+            if there:
+                bounds = interval_of(metrics, figure.key)
+                name = f'{esc(figure.name)}<span class="meaning">{esc(figure.meaning)}</span>'
+                written = percent_range(bounds) if bounds else ""
+                rows.append((name, percent(value), written, _range(value, bounds)))
+        if rows:
+            head = (esc(title), "value", "95 % interval", "from 0 to 100 %")
+            parts.append(table(head, rows, "figures"))
+    return "".join(parts) + _speed(metrics)
+
+
+def _range(value: float | None, bounds: tuple[float, float] | None) -> str:
+    """Return a value and its interval drawn on a line from 0 to 100 %."""
+    if value is None:
+        return ""
+    low, high = bounds or (value, value)
+    span = f'<i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
+    return f'<span class="range" aria-hidden="true">{span}<b style="left:{100 * value:.1f}%"></b></span>'
+
+
+def _speed(metrics: Mapping[str, Any]) -> str:
+    """Return the seconds per image, split where the results split them."""
+    total = metrics.get("seconds_per_image")
+    if total is None:
+        return ""
+    parts = metrics.get("seconds") or {}
+    names = {"read": "reading", "network": "network", "post": "post-processing"}
+    split = ", ".join(f"{names.get(name, name)} {value:.3f}" for name, value in parts.items() if value is not None)
+    resamples = metrics.get("resamples")
+    how = f" Intervals: by formula for proportions and AUROC, else from {resamples} resamples." if resamples else ""
+    return f'<p class="small">{total:.3f} seconds per image{esc(f" ({split})" if split else "")}.{esc(how)}</p>'
+
+
+def by_class(metrics: Mapping[str, Any]) -> str:
+    """Return the average precision of each class where there are several."""
+    classes = metrics.get("ap_by_class") or {}
+    if len(classes) < 2:
+        return ""
+    keys = ("mask_ap", "mask_ap50", "box_ap", "box_ap50")
+    rows = [(esc(name), *(percent(row.get(key)) for key in keys)) for name, row in classes.items()]
+    return table(("class", "mask AP", "mask AP 50", "box AP", "box AP 50"), rows)
+
+
+def folds(metrics: Mapping[str, Any]) -> str:
+    """Return the value of each fold of a cross-validation, their mean and their spread."""
+    rows = [
+        (esc(name), percent(row["mean"]), percent(row["sd"]), *(percent(value) for value in row["values"]))
+        for name, row in (metrics.get("folds") or {}).items()
+    ]
+    if not rows:
+        return ""
+    return table(
+        ("figure", "mean", "standard deviation", *(f"fold {place}" for place in range(1, len(rows[0]) - 2))), rows
+    )
+
+
+def against(metrics: Mapping[str, Any]) -> str:
+    """Return how this model differs from another one on the same images."""
+    found = metrics.get("against")
+    if not found:
+        return ""
+    rows = [
+        (
+            esc(name),
+            percent(row["this"]),
+            percent(row["other"]),
+            f"{100 * row['difference']:+.1f} points",
+            f"{100 * row['interval'][0]:+.1f} to {100 * row['interval'][1]:+.1f}" if row["interval"] else "",
+        )
+        for name, row in found["figures"].items()
+    ]
+    test = found["mcnemar"]
+    return (
+        f"<p>The other: {esc(found['other'])}. Where the interval of a difference holds 0, these images cannot tell "
+        "which model is better.</p>"
+        + table(("figure", "this", "other", "difference", "95 % interval"), rows)
+        + f"<p>{test['only_this_right']} images only this one gets right, {test['only_other_right']} only the other; "
+        f"McNemar's exact p = {test['p']:.3f}.</p>"
+    )
+
+
+def curves(results: Results, drawn: Mapping[str, str]) -> str:
+    """Return every figure that could be drawn, with a sentence on what it shows."""
+    names, rows = confusion_of(results)
+    labels = {
+        "confusion_matrix": "Confusion matrix. "
+        + " ".join(
+            f"Truth {truth}: {', '.join(f'{count} judged {name}' for name, count in zip(names, row, strict=True))}."
+            for truth, row in zip(names, rows, strict=True)
+        )
+    }
+    pictures = (
+        f"<figure>{inline(svg, name, esc(labels.get(name, EXPLANATIONS[name])))}"
+        f"<figcaption>{esc(EXPLANATIONS[name])}</figcaption></figure>"
+        for name, svg in drawn.items()
+    )
+    return f'<div class="curves">{"".join(pictures)}</div>'
+
+
+def types(metrics: Mapping[str, Any]) -> str:
+    """Return how many parts of each defect type are found."""
+    rows = [
+        (
+            esc(name),
+            str(row["images"]),
+            str(row["found"]),
+            str(row["images"] - row["found"]),
+            percent(row["recall"]),
+            percent_range(row["interval"]) if row.get("interval") else "",
+            _range(row["recall"], row.get("interval")),
+        )
+        for name, row in (metrics.get("recall_by_type") or {}).items()
+    ]
+    head = ("type", "images", "found", "missed", "recall", "95 % interval", "from 0 to 100 %")
+    return table(head, rows, "figures") if rows else ""
+
+
+def instances(metrics: Mapping[str, Any]) -> str:
+    """Return how many instances are found, missed and made up, why, and the list of them."""
+    counts = metrics.get("instances") or {}
+    errors = metrics.get("instance_errors") or {}
+    parts = []
+    if counts:
+        parts.append(
+            f"<p>{counts['truth']} true instances, {counts['found']} predicted at the threshold, "
+            f"{counts['matched']} of the true ones matched (mask IoU of at least 0.5).</p>"
+        )
+    if errors:
+        rows = [(esc(name), str(errors[name]), esc(why)) for name, why in ERROR_KINDS.items() if name in errors]
+        parts.append(table(("error", "count", "what it is"), rows))
+    missed = [
+        (_link(one["file"]), f"{one['area']:.0f}", _box(one.get("bbox")), f"{one['best_iou']:.2f}")
+        for one in metrics.get("missed_instances") or []
+    ]
+    parts.append(_list("missed", ("image", "area in pixels", "box x, y, width, height", "best IoU"), missed))
+    spurious = [
+        (
+            _link(one["file"]),
+            esc(one.get("label", "")),
+            f"{one['score']:.2f}",
+            f"{one['area']:.0f}",
+            _box(one.get("bbox")),
+            esc(one.get("kind", "")),
+        )
+        for one in metrics.get("spurious_instances") or []
+    ]
+    head = ("image", "class", "score", "area in pixels", "box x, y, width, height", "kind")
+    parts.append(_list("spurious", head, spurious))
+    return "".join(parts)
+
+
+ERROR_KINDS = {
+    "classification": "a true defect is there, but of another class",
+    "localisation": "a true defect is there, but the outline covers it too badly",
+    "duplicate": "a defect that another outline has found already",
+    "background": "no defect is there",
+    "missed": "a true defect that no outline covers",
+}
+
+
+def _link(file: str) -> str:
+    """Return an image's name as a button that opens it in the gallery."""
+    return f'<button type="button" class="link" data-file="{esc(file)}">{esc(file)}</button>'
+
+
+def _box(sides: Sequence[float] | None) -> str:
+    return ", ".join(f"{side:.0f}" for side in sides or ())
+
+
+def _list(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table that can be folded away, or nothing where it is empty."""
+    if not rows:
+        return ""
+    title = f"{len(rows)} {name} instance{'' if len(rows) == 1 else 's'}"
+    return _folded(title, table(head, rows), is_open=len(rows) <= FOLDED)
+
+
+def _folded(title: str, content: str, *, is_open: bool) -> str:
+    return f"<details{' open' if is_open else ''}><summary>{esc(title)}</summary>{content}</details>"
+
+
+def gallery_controls(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return the controls of the gallery; the script fills it."""
+    pictures = sum("jpeg" in entry for entry in entries)
+    types = sorted({entry["type"] for entry in entries})
+    options = "".join(f'<option value="{esc(name)}">{esc(name)}</option>' for name in types)
+    limited = f"<p>Of {len(entries)} images the {pictures} worst are shown; all of them are counted.</p>"
+    outcomes = {"all": "All", "missed": "Missed", "false_alarm": "False alarms", "right": "Right"}
+    buttons = "".join(
+        f'<button type="button" data-outcome="{key}" aria-pressed="{"true" if key == "all" else "false"}">'
+        f'{name} <span data-count="{key}"></span></button>'
+        for key, name in outcomes.items()
+    )
+    return f"""{limited if pictures < len(entries) else ""}
+<noscript><p>The gallery needs JavaScript, which is switched off here.</p></noscript>
+<div class="controls"><div class="judge">
+<div class="slider"><label for="threshold">Threshold</label>
+<div class="track"><svg id="histogram" role="img" aria-label="Scores of good and defective parts"></svg>
+<input type="range" id="threshold" min="0" max="1" step="0.001"></div>
+<output id="value" for="threshold"></output>
+<button type="button" id="reset">Reset</button></div>
+<p id="live" aria-live="polite"></p></div>
+<div class="filters"><div role="group" aria-label="Outcome">{buttons}</div>
+<label>Type <select id="type"><option value="">all</option>{options}</select></label></div>
+</div>
+<p class="legend"><span class="truth">truth</span> <span class="found">prediction at or above the threshold</span>
+<span class="hint">Worst first. A threshold picked here is fitted to these images: choose the one you use on other
+images.</span></p>
+<div id="cards"></div><p id="nothing" hidden>No image is both of this type and this outcome.</p>
+<dialog id="viewer" aria-label="Image, enlarged"></dialog>"""
+
+
+def data(results: Results, split: CocoSplit) -> str:
+    """Return what the data set holds, what was judged, and what was left out and why."""
+    chain = _origins(results.data)
+    sizes = Counter(f"{image['width']} x {image['height']}" for image in split.images)
+    common = [f"{size} ({count})" for size, count in sizes.most_common(5)]
+    varied = [f"{len(sizes) - 5} other sizes"] if len(sizes) > 5 else []
+    about = {
+        "Data set": results.metrics["dataset"],
+        "Split judged": results.metrics["split"],
+        "Images judged": len(split.images),
+        "True defects on them": sum(len(split.defects(image)) for image in split.images),
+        "Image sizes in pixels": ", ".join(common + varied),
+        "Classes": ", ".join(split.class_names),
+    }
+    parts = [facts(about), _counts(results.data)]
+    for info in chain:
+        source = {f"source {key}": value for key, value in (info.get("source") or {}).items()}
+        parts.append(f"<h3>{esc(info.get('made_by', 'made by'))}</h3>")
+        parts.append(facts(source | _written(info.get("settings") or {})))
+    left_out = [item for info in chain for item in info.get("left_out") or []]
+    if left_out:
+        rows = [(esc(item["file"]), esc(item["reason"])) for item in left_out]
+        title = f"{len(rows)} file{'' if len(rows) == 1 else 's'} left out"
+        parts.append(_folded(title, table(("file", "reason"), rows), is_open=len(rows) <= FOLDED))
+    elif chain:
+        parts.append("<p>No file was left out.</p>")
+    return "".join(parts)
+
+
+def _origins(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the `dataset_info.json` of each stage that made the data set, the first stage first."""
+    if not data:
+        return []
+    source = data.get("source_info")
+    return [*(_origins(source) if isinstance(source, dict) else []), data]
+
+
+def _counts(data: Mapping[str, Any]) -> str:
+    """Return a table of images by split and type."""
+    splits = {name: part for name, part in data.items() if isinstance(part, dict) and "by_type" in part}
+    if not splits:
+        return ""
+    types = sorted({kind for part in splits.values() for kind in part["by_type"]})
+    rows = [
+        (esc(name), str(part["images"]), *(str(part["by_type"].get(kind, 0)) for kind in types))
+        for name, part in splits.items()
+    ]
+    return table(("split", "images", *map(esc, types)), rows)
+
+
+def run(results: Results) -> str:
+    """Return how the model came to be, on what, how long it took, and the commands that do it again."""
+    run, history = results.run, results.history
+    settings = (results.folds or run).get("settings") or {}
+    seconds = sum(value for value in history.get("seconds", []) if value is not None)
+    about = {
+        "Model": results.metrics["model"],
+        "Started from": run.get("weights"),
+        "Epochs": len(history.get("epoch", [])) or None,
+        "Time to train": _duration(seconds) if seconds else None,
+        "Seed": settings.get("seed"),
+        "Device": run.get("device"),
+        "Precision": run.get("precision"),
+        "Processor cores": run.get("cores"),
+    }
+    versions = {name.capitalize(): version for name, version in (run.get("versions") or {}).items()}
+    commands = "\n".join(esc(line) for line in commands_of(results))
+    return "".join(
+        (
+            facts(about | versions),
+            f"<h3>Settings of the training</h3>{facts(_written(settings))}" if settings else "",
+            f"<h3>To do it again</h3><pre>{commands}</pre>",
+        )
+    )
+
+
+def _written(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return settings as a person writes them; those that are not set are left out."""
+    return {
+        name: ", ".join(map(str, value))
+        if isinstance(value, list)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+        for name, value in settings.items()
+        if value is not None
+    }
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
+    return " ".join(f"{value} {unit}" for value, unit in parts if value) or "0 s"
+
+
+def commands_of(results: Results) -> list[str]:
+    """Return the commands that make the data set, the model and these results again, each a line for a shell."""
+    metrics = results.metrics
+    if results.folds:
+        return [_command("flawmask run", results.folds.get("settings") or {})]
+    lines = []
+    for info in _origins(results.data):
+        source = info.get("source") or {}
+        inputs = {"category": source.get("category")}
+        if "dataset" in source:
+            inputs = {"dataset_dir": str(Path(metrics["dataset"]).with_name(source["dataset"]))}
+        if str(info.get("made_by", "")).startswith("flawmask "):
+            lines.append(_command(info["made_by"], inputs | (info.get("settings") or {})))
+    if results.run:
+        lines.append(_command("flawmask train", results.run.get("settings") or {}))
+    given = {key: metrics[key] for key in ("split", "conf", "min_area")}
+    lines.append(_command("flawmask evaluate", {"model": metrics["model"], "dataset_dir": metrics["dataset"], **given}))
+    return lines
+
+
+def _command(start: str, settings: Mapping[str, Any]) -> str:
+    words = start.split()
+    for name, value in settings.items():
+        if value is None or value is False:
+            continue
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        words += [f"--{name}", *map(str, values)]
+    return shlex.join(words)
+
+
+def footer() -> str:
+    """Return who wrote the page, and when."""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"<footer>Written by Flawmask {esc(flawmask.__version__)}, {now}.</footer>"
