@@ -1,8 +1,8 @@
 """How often a 95 % interval holds the truth, by simulation: `python benchmarks/coverage.py` prints a Markdown table.
 
-A model is judged on many small samples of a population whose figures are known: defective images score higher than good
-ones by a normal distribution's shift; detections of defects are right more often the higher they score. Each sample gets
-the intervals that `evaluate` would print.
+A model is judged on many small samples of a population whose figures are known: defective images score higher than
+good ones by a normal distribution's shift; detections of defects are right more often the higher they score. Each
+sample gets the intervals that `evaluate` would print.
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ POPULATION = 100_000
 class Options:
     """How long to simulate."""
 
-    samples: int = 1000
+    samples: int = 500
     """Samples drawn for each row."""
-    resamples: int = 1000
+    resamples: int = 500
     """Bootstrap samples for each interval."""
     seed: int = 0
     """Seed of everything drawn."""
@@ -43,7 +43,7 @@ def draw(rng: np.random.Generator, positives: int, negatives: int, shift: float)
 
 
 def draw_matches(rng: np.random.Generator, truth: np.ndarray, shift: float) -> Matches:
-    """Return detections as COCO's evaluator would have matched them: one or two defects an image, some of them found."""
+    """Return detections as COCO's evaluator matches them: one or two defects an image, some of them found."""
     truths = np.where(truth, rng.integers(1, 3, len(truth)), 0)
     image, score, right = [], [], []
     for place, count in enumerate(truths):
@@ -75,7 +75,9 @@ def verdicts(truth: np.ndarray, scores: np.ndarray) -> tuple[int, int, int, int]
     return tuple(int(n.sum()) for n in (truth & called, ~truth & called, truth & ~called, ~truth & ~called))  # type: ignore[return-value]
 
 
-def intervals(truth: np.ndarray, scores: np.ndarray, matches: Matches, weights: np.ndarray) -> dict[str, Interval | None]:
+def intervals(
+    truth: np.ndarray, scores: np.ndarray, matches: Matches, weights: np.ndarray
+) -> dict[str, Interval | None]:
     """Return each figure's interval."""
     tp, fp, fn, tn = verdicts(truth, scores)
     ranking = rank(truth, scores, weights)

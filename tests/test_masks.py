@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from pycocotools import mask as rle_tools
 from scipy import ndimage
 
-from flawmask.masks import Mask, Segmentation, box_of, components, decode, encode, place_rle, to_polygons, to_rle
+from flawmask.masks import (
+    Mask,
+    Segmentation,
+    as_rle,
+    box_of,
+    components,
+    decode,
+    encode,
+    place_rle,
+    to_polygons,
+    to_rle,
+)
 
 ANY_MASK = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=14))
 
@@ -142,8 +153,10 @@ def test_a_placed_rle_is_that_of_the_pasted_mask(local: Mask, left: int, top: in
 def test_every_kind_of_coco_segmentation_is_decoded(mask: Mask) -> None:
     runs = np.diff(np.flatnonzero(np.diff(np.concatenate(([2], mask.T.ravel(), [2])))))
     counts = ([0] if mask.T.flat[0] else []) + runs.tolist()
-    assert np.array_equal(decode({"size": list(mask.shape), "counts": counts}, *mask.shape), mask)
-    assert np.array_equal(decode(to_rle(mask), *mask.shape), mask)
+    uncompressed = {"size": list(mask.shape), "counts": counts}
+    for segmentation in (uncompressed, to_rle(mask), encode(mask) if mask.any() else []):
+        assert np.array_equal(decode(segmentation, *mask.shape), mask)
+        assert as_rle(segmentation, *mask.shape) == to_rle(mask)
 
 
 def test_overlapping_polygons_are_joined_and_none_at_all_is_an_empty_mask() -> None:

@@ -170,6 +170,47 @@ def _check_files(images: list[Record], folder: Path, path: Path) -> None:
         )
 
 
+def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:
+    """Return the detections of a file in COCO's results format by image id, the highest score first.
+
+    Every id of the split is there, its list possibly empty; each mask is compressed RLE at its image's size.
+
+    Raises:
+        FlawmaskError: the file is damaged, or a record names an image or class that the split does not list, has a
+            score that is not a number from 0 to 1, no box, or a mask of another size than its image.
+    """
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise FlawmaskError(f"{path} is not in COCO's results format: it must hold a list")
+    images = {image["id"]: image for image in split.images}
+    found: dict[int, list[Record]] = {number: [] for number in images}
+    for place, record in enumerate(content):
+        where = f"{path}: record {place}"
+        if not isinstance(record, dict):
+            raise FlawmaskError(f"{where} is no object: {record!r}")
+        image_id, category_id, score = (record.get(key) for key in ("image_id", "category_id", "score"))
+        if not _is_among(image_id, images):
+            raise FlawmaskError(f"{where} names the image {image_id!r}, which {split.folder} does not list")
+        if not _is_among(category_id, split.labels):
+            raise FlawmaskError(f"{where} names the class {category_id!r}, which {split.folder} does not list")
+        if not isinstance(score, int | float) or not 0 <= score <= 1:  # NaN is not either
+            raise FlawmaskError(f"{where} has the score {score!r}: it must be a number from 0 to 1")
+        box = record.get("bbox")
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+            raise FlawmaskError(f"{where} has the box {box!r}, not [x, y, width, height]")
+        found[record["image_id"]].append(_with_rle(record, images[record["image_id"]], where))
+    return {number: sorted(of_image, key=lambda record: -float(record["score"])) for number, of_image in found.items()}
+
+
+def _with_rle(record: Record, image: Record, where: str) -> Record:
+    """Return the detection with its mask as compressed RLE."""
+    height, width = image["height"], image["width"]
+    try:
+        return {**record, "segmentation": masks.as_rle(record["segmentation"], height, width)}
+    except Exception as error:  # pycocotools raises plain Exception for what it does not know
+        raise FlawmaskError(f"{where} has no mask of {width}x{height} pixels, its image's size: {error}") from None
+
+
 def instance_masks(records: Sequence[Record], height: int, width: int, where: str) -> list[Mask]:
     """Return the (height, width) mask of each annotation.
 

@@ -2,17 +2,19 @@
 
 import logging
 import shutil
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import flawmask
 from flawmask.coco import CocoSplit, read_split, write_split
+from flawmask.data import dataset_info
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
-from flawmask.evaluation.evaluate import choose_threshold, evaluate, predict_split, threshold_notes, write_judgement
+from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
 from flawmask.files import read_json, whole_folder, write_json
-from flawmask.inference import threshold
 from flawmask.inference.predictor import Prediction, Predictor
 from flawmask.pipeline import RUNS, Finished, RunConfig, augmented, new_run_dir, prepared, stage
 from flawmask.settings import as_json
@@ -43,7 +45,7 @@ SPREAD = (
 def cross_validate(config: RunConfig, name: str) -> Finished:
     """Train and judge each fold of a category, then all images together, and return what became of it.
 
-    Where an earlier call with the same settings on the same images was interrupted, its finished folds are kept.
+    Folds that an earlier call with the same settings on the same images finished are kept, unless `overwrite` is on.
 
     Raises:
         FlawmaskError: see `prepare`, `augment`, `train` and `evaluate`.
@@ -52,67 +54,74 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
     folders = [prepared(replace(config, category=name, fold=fold), name) for fold in numbers]
     origin = {
         "made_by": "flawmask run --folds",
+        "version": flawmask.__version__,
         "settings": as_json(config) | {"category": name, "overwrite": False},
-        "source": read_json(folders[0] / "dataset_info.json")["source"],
+        "source": read_json(folders[0] / dataset_info.NAME)["source"],
     }
-    run_dir = _unfinished(origin)
+    run_dir = None if config.overwrite else _earlier(origin)
     if run_dir is None:
         with new_run_dir("_folds") as run_dir:
-            write_json(run_dir / NAME, {**origin, "done": [], "complete": False})
+            write_json(run_dir / NAME, {**origin, "done": []})
     done = list(read_json(run_dir / NAME)["done"])
     for fold, folder in zip(numbers, folders, strict=True):
         log.info("fold %d of %d%s", fold, config.folds, " was finished before" if fold in done else "")
         if fold not in done:
             _one_fold(config, folder, run_dir / f"fold_{fold}")
             done.append(fold)
-            write_json(run_dir / NAME, {**origin, "done": done, "complete": False})
-    metrics = _judge_all(config, folders, run_dir)
-    write_json(run_dir / NAME, {**origin, "done": done, "complete": True, "figures": metrics["folds"]})
-    return Finished(name, run_dir, metrics)
+            write_json(run_dir / NAME, {**origin, "done": done})
+    return Finished(name, run_dir, _judge_all(config, folders, run_dir))
 
 
-def _unfinished(origin: dict[str, Any]) -> Path | None:
-    """Return the newest cross-validation of this very origin that was interrupted; None where there is none."""
+def _earlier(origin: dict[str, Any]) -> Path | None:
+    """Return the newest cross-validation of this very origin, finished or not; None where there is none."""
     for path in sorted(RUNS.glob(f"*_folds/{NAME}"), reverse=True):
         content = read_json(path)
-        if not content["complete"] and all(content.get(key) == value for key, value in origin.items()):
-            log.info("going on with %s, which was interrupted", path.parent)
+        if isinstance(content, dict) and all(content.get(key) == value for key, value in origin.items()):
+            log.info("going on with %s", path.parent)
             return path.parent
     return None
 
 
 def _one_fold(config: RunConfig, prepared_dir: Path, run_dir: Path) -> None:
     """Train and judge one fold; what an interrupted training left is replaced."""
-    dataset_dir = augmented(config, prepared_dir)
-    train(stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=run_dir, overwrite=True))
-    model = run_dir / "best.pt"
-    evaluate(stage(EvaluateConfig, config, model=model, dataset_dir=dataset_dir, output_dir=None, against=None))
+    history = read_json(run_dir / "history.json") if (run_dir / "history.json").is_file() else {"epoch": []}
+    if len(history["epoch"]) < config.epochs:
+        dataset_dir = augmented(config, prepared_dir)
+        train(stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=run_dir, overwrite=True))
+    place = {"model": run_dir / "best.pt", "dataset_dir": prepared_dir, "output_dir": None, "against": None}
+    evaluate(stage(EvaluateConfig, config, **place))
 
 
 def _judge_all(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[str, Any]:
     """Judge all images together, each by its own fold's model, and return the metrics with the folds' spread."""
     split, predictions = _out_of_fold(config, folders, run_dir)
     settings = EvaluateSettings(**{field.name: getattr(config, field.name) for field in fields(EvaluateSettings)})
-    if config.conf == "auto":
-        chosen = choose_threshold(split, predictions, settings, config.seed)
-    else:
-        chosen = threshold.given(config.conf)
     by_fold = [read_json(run_dir / f"fold_{fold}/inference_val/metrics.json") for fold in range(1, config.folds + 1)]
     seconds = {part: float(np.median([one["seconds"][part] for one in by_fold])) for part in by_fold[0]["seconds"]}
+    conf = by_fold[0]["conf"]
     facts = {
         "dataset": run_dir.as_posix(),
         "model": run_dir.as_posix(),
+        "threshold": by_fold[0]["threshold"],
         "seconds": seconds,
         "seconds_per_image": sum(seconds.values()),
-        "folds": {name: _spread([one[name] for one in by_fold]) for name in SPREAD},
+        "folds": {name: spread([one[name] for one in by_fold]) for name in SPREAD},
     }
     said = [
-        f"{config.folds}-fold cross-validation: each image was judged by the one of {config.folds} models that has not "
-        "seen it. A model trained on all images should be about as good, or slightly better.",
-        *threshold_notes(chosen, POOLED),
+        f"{config.folds}-fold cross-validation: each image was judged by the one of {config.folds} models that was not "
+        "trained on it. A model trained on all images should be about as good, or slightly better.",
+        *_lacking(split, config.folds),
+        *dict.fromkeys(f"Of some folds: {note}" for one in by_fold for note in one["notes"]),
     ]
     results_dir = run_dir / f"inference_{POOLED}"
-    return write_judgement(results_dir, split, predictions, chosen, settings, config.seed, facts, said).metrics
+    return write_judgement(results_dir, split, predictions, conf, settings, config.seed, facts, said).metrics
+
+
+def _lacking(split: CocoSplit, folds: int) -> list[str]:
+    """Return a note for the defect types that cannot be in every fold."""
+    counts = Counter(str(image.get("defect_type", "unknown")) for image in split.images)
+    rare = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()) if count < folds)
+    return [f"There are fewer images than folds of {rare}: some folds judge, or train, without it."] if rare else []
 
 
 def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple[CocoSplit, list[Prediction]]:
@@ -130,6 +139,9 @@ def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple
         images = [image for part in parts for image in part.images]
         annotations = [one for part in parts for of_image in part.annotations.values() for one in of_image]
         write_split(folder, images, annotations, parts[0].categories)
+    info = read_json(folders[0] / dataset_info.NAME)
+    kept = {name: info[name] for name in ("made_by", "version", "settings", "source", "left_out")}
+    write_json(run_dir / dataset_info.NAME, {**kept, POOLED: dataset_info.counts(images)})
     return read_split(run_dir, POOLED), predictions
 
 
@@ -141,7 +153,7 @@ def _place(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _spread(values: list[float | None]) -> dict[str, Any]:
+def spread(values: list[float | None]) -> dict[str, Any]:
     """Return the folds' values, and the mean and sample standard deviation of those that are defined."""
     known = [value for value in values if value is not None]
     return {

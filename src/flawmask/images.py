@@ -4,6 +4,7 @@ Pillow decodes, because it refuses a truncated file of any kind (OpenCV 5 return
 truncated JPEG), knows every container's EXIF orientation and prints nothing.
 """
 
+import hashlib
 import io
 import warnings
 from pathlib import Path
@@ -95,6 +96,11 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         ImageError: the file cannot be read as an image.
     """
     return to_rgb(read_pixels(path))
+
+
+def content_digest(image: npt.NDArray[np.uint8]) -> str:
+    """Return a SHA-256 of what is on the image, as `read_image` gives it: the same in whatever file it is kept."""
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 
 def to_mask(pixels: Pixels) -> npt.NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """prepare -> augment -> train -> evaluate, for one category or several; and what of it is skipped."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -69,12 +69,14 @@ class RunConfig(Overwrite, EvaluateSettings, TrainSettings, AugmentSettings, Pre
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        skips = self.skip_prepare or self.skip_train or self.skip_inference or self.dataset_dir is not None
-        require(
-            not (self.crosses and skips),
-            "--folds does every stage of a --category: leave out --skip_... and --dataset_dir",
-        )
-        require(not self.crosses or self.split == "val", "--folds judges what each fold holds back: leave out --split")
+        if not self.crosses:
+            return
+        skips = self.skip_prepare or self.skip_train or self.skip_inference
+        require(not skips, "--folds trains and judges: leave out --skip_prepare, --skip_train and --skip_inference")
+        require(self.dataset_dir is None, "--folds divides a --category: it cannot start from a --dataset_dir")
+        require(self.split == "val" and not self.test_ratio, "--folds judges every image: no --split, no --test_ratio")
+        fixed = self.conf != "auto"
+        require(fixed, "--folds judges every image, so none is left to choose a threshold on: give --conf a number")
 
     @property
     def crosses(self) -> bool:
@@ -165,8 +167,11 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     from flawmask.evaluation.evaluate import evaluate
     from flawmask.training.loop import train
 
+    # A test split is judged after the one that may have chosen the threshold, and its figures are those that count.
+    has_test = config.split == "val" and (prepared_dir / "test" / "annotations.json").is_file()
+    splits = [config.split, *(["test"] if has_test else [])]
     if not config.skip_inference:
-        read_split(prepared_dir, config.split)  # not there? Say so now, not after the training
+        _check_judged(config, prepared_dir, splits)
     # Judging needs no variants, unless the validation images are to be judged as variants too.
     judges_only = config.skip_train and not config.skip_inference and not config.augment_val
     dataset_dir = prepared_dir if judges_only else augmented(config, prepared_dir)
@@ -178,12 +183,24 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
         return Finished(name, run_dir, None)
     run_dir = run_dir or config.model_dir or _newest_run(prepared_dir)
     model = run_dir / "best.pt"
-    # A test split is judged after the one that may have chosen the threshold, and its figures are those that count.
-    splits = [config.split, *(["test"] if config.split == "val" and (dataset_dir / "test").is_dir() else [])]
     for split in splits:
         place = {"model": model, "dataset_dir": dataset_dir, "output_dir": None, "split": split, "against": None}
         judged = evaluate(stage(EvaluateConfig, config, **place))
     return Finished(name, run_dir, judged.metrics)
+
+
+def _check_judged(config: RunConfig, prepared_dir: Path, names: Sequence[str]) -> None:
+    """Refuse what could not be judged after the training, before it.
+
+    Raises:
+        FlawmaskError: a split is not there, or cannot choose a threshold.
+    """
+    for name in names:
+        split = read_split(prepared_dir, name)
+        defective = sum(split.is_defective(image) for image in split.images)
+        if config.conf == "auto" and name == "val" and defective in (0, len(split.images)):
+            lacking = "good" if defective else "defective"
+            raise FlawmaskError(f"--conf auto: {split.folder} has no {lacking} image to choose a threshold with")
 
 
 def augmented(config: RunConfig, prepared_dir: Path) -> Path:

@@ -129,9 +129,7 @@ def test_each_group_is_in_exactly_one_fold(pairs: list[tuple[int, str]], folds: 
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from("abcd"), st.integers(1, 30), min_size=1), st.integers(2, 5), SEEDS)
-def test_each_fold_holds_its_share_of_each_type_of_single_images(
-    counts: dict[str, int], folds: int, seed: int
-) -> None:
+def test_each_fold_holds_its_share_of_each_type_of_single_images(counts: dict[str, int], folds: int, seed: int) -> None:
     members = singles(**counts)
     found = fold_groups(members, min(folds, len(members)), seed)
     for kind, count in counts.items():

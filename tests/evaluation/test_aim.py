@@ -48,7 +48,9 @@ def test_no_threshold_has_a_higher_f1_than_the_one_chosen_for_it(sample: tuple[F
     truth, scores = sample
     positives = int(truth.sum())
     best = max(2 * tp / (tp + fp + positives) for tp, fp in every_verdict(truth, scores))
-    tp, fp = counts(truth, scores, chosen(truth, scores, "f1").value)
+    found = chosen(truth, scores, "f1")
+    assert found.reached == bool(scores[truth].any())
+    tp, fp = counts(truth, scores, found.value)
     assert 2 * tp / (tp + fp + positives) == pytest.approx(best)
 
 
@@ -71,10 +73,11 @@ def test_false_alarms_are_kept_with_the_fewest_misses(sample: tuple[Flags, Float
     tp, fp = counts(truth, scores, found.value)
     negatives = int((~truth).sum())
     allowed = [(one, other) for one, other in every_verdict(truth, scores) if other <= share * negatives + 1e-9]
-    if any(score == 1.0 and not is_defect for score, is_defect in zip(scores, truth, strict=True)):
-        return  # a good image at the highest score there is: only it can be rejected too often
-    assert fp <= share * negatives + 1e-9
-    assert tp == max(one for one, _ in allowed)
+    out_of_reach = int((scores[~truth] == 1.0).sum()) > share * negatives  # no threshold lets the highest score pass
+    assert found.reached == (not out_of_reach)
+    if found.reached:
+        assert fp <= share * negatives + 1e-9
+        assert tp == max(one for one, _ in allowed)
 
 
 def test_the_threshold_lies_between_the_scores_and_has_an_interval() -> None:
@@ -100,6 +103,12 @@ def test_what_nothing_can_be_chosen_from_is_refused(truth: list[bool], scores: l
         chosen(np.array(truth), np.array(scores, dtype=float), "f1")
 
 
+@pytest.mark.parametrize("aim", ["f1", "recall=0.5", "false_alarms=0.5"])
+def test_where_nothing_was_found_the_default_is_taken_and_said_to_miss_the_aim(aim: str) -> None:
+    found = chosen(np.array([True, False]), np.zeros(2), aim)
+    assert (found.value, found.reached, found.aim) == (0.5, False, aim)
+
+
 @pytest.mark.parametrize("aim", ["recall", "f1=0.9", "recall=2", "false_alarms=x", "precision=0.9", "", "recall=nan"])
 def test_an_aim_that_is_none_is_refused(aim: str) -> None:
     with pytest.raises(FlawmaskError, match="is not known: say f1"):
@@ -110,7 +119,7 @@ def test_a_threshold_comes_back_from_its_file(tmp_path: Path) -> None:
     model = tmp_path / "best.pt"
     model.write_bytes(b"weights")
     assert threshold.load(model) is None
-    kept = Threshold(0.42, "aim", "recall=0.99", "val", 17, (0.3, 0.6), min_area=5, reached=False)
+    kept = Threshold(0.42, "aim", "recall=0.99", "val", 17, (0.3, 0.6), 5, reached=False, chosen_by=("ab", "cd"))
     threshold.save(kept, model)
     assert threshold.load(model) == kept
     assert threshold.of("auto", model, 5) == kept
@@ -121,7 +130,7 @@ def test_a_threshold_of_another_checkpoint_or_least_area_is_not_taken(tmp_path: 
     model = tmp_path / "best.pt"
     model.write_bytes(b"weights")
     threshold.save(Threshold(0.42, "aim", "f1", "val", 17), model)
-    with pytest.raises(FlawmaskError, match="--min_area 9: run flawmask evaluate --conf auto first"):
+    with pytest.raises(FlawmaskError, match="--min_area 9: run flawmask evaluate --conf auto --min_area 9 first"):
         threshold.of("auto", model, 9)
     model.write_bytes(b"other weights")
     assert threshold.load(model) is None
@@ -129,7 +138,7 @@ def test_a_threshold_of_another_checkpoint_or_least_area_is_not_taken(tmp_path: 
         threshold.of("auto", model, 0)
 
 
-@pytest.mark.parametrize("change", [{"value": 3}, {"value": "high"}, {"interval": 5}, {"unknown": 1}])
+@pytest.mark.parametrize("change", [{"value": 3}, {"value": "high"}, {"interval": 5}, {"unknown": 1}, {"chosen_by": 4}])
 def test_a_damaged_threshold_file_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     model = tmp_path / "best.pt"
     model.write_bytes(b"weights")

@@ -82,12 +82,21 @@ def test_results_are_found_in_a_run_in_a_results_folder_and_in_a_file(tmp_path: 
     folder = tmp_path / "run" / "inference_val"
     folder.mkdir(parents=True)
     written(folder / "predictions.json", split, found)
-    (folder / "metrics.json").write_text('{"conf": 0.3}')
-    for place, conf in ((tmp_path / "run", 0.3), (folder, 0.3), (folder / "predictions.json", 0.6)):
-        other = read_other(place, split, 0.6)
-        assert (other.predictions, other.conf) == (found, conf)
+    lines = [f"{image['file_name']},{'defect' if split.is_defective(image) else 'good'}" for image in split.images]
+    (folder / "predictions.csv").write_text("\n".join(["file,truth", *lines]))
+    (folder / "metrics.json").write_text('{"conf": 0.3, "min_area": 7, "notes": ["Mind."]}')
+    for place, conf, area in ((tmp_path / "run", 0.3, 7), (folder, 0.3, 7), (folder / "predictions.json", 0.6, 2)):
+        other = read_other(place, split, 0.6, 2)
+        assert (other.predictions, other.conf, other.min_area) == (found, conf, area)
+    assert read_other(folder, split, 0.6, 2).notes == ("Mind.",)
     with pytest.raises(FlawmaskError, match="holds no results for val"):
-        read_other(tmp_path, split, 0.5)
+        read_other(tmp_path, split, 0.5, 0)
+    (folder / "metrics.json").write_text("[]")
+    with pytest.raises(FlawmaskError, match=r"metrics\.json was not written by flawmask evaluate"):
+        read_other(folder, split, 0.5, 0)
+    (folder / "predictions.csv").write_text("\n".join(["file,truth", *lines[1:]]))
+    with pytest.raises(FlawmaskError, match="is of other images than"):
+        read_other(folder, split, 0.5, 0)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +109,10 @@ def test_results_are_found_in_a_run_in_a_results_folder_and_in_a_file(tmp_path: 
         ({"score": -0.1}, r"record 0 has the score -0\.1"),
         ({"score": float("nan")}, "not valid JSON|has the score nan"),
         ({"score": None}, "has the score None"),
-        ({"segmentation": {"size": [10, 10], "counts": "d3"}}, r"record 0 has a mask of the size \[10, 10\]"),
-        ({"segmentation": None}, "record 0 has a mask of the size None"),
-        ({"bbox": [1, 2]}, "record 0 is damaged"),
+        ({"segmentation": {"size": [10, 10], "counts": "d3"}}, "record 0 has no mask of 80x60 pixels"),
+        ({"segmentation": {"size": 5, "counts": "d3"}}, "record 0 has no mask of 80x60 pixels"),
+        ({"segmentation": None}, "record 0 has no mask of 80x60 pixels"),
+        ({"bbox": [1, 2]}, r"record 0 has the box \[1, 2\]"),
     ],
 )
 def test_predictions_that_make_no_sense_are_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:
@@ -118,7 +128,7 @@ def test_a_file_that_is_no_list_of_predictions_is_refused(tmp_path: Path) -> Non
     with pytest.raises(FlawmaskError, match="not in COCO's results format"):
         read_predictions(tmp_path / "p.json", split)
     (tmp_path / "p.json").write_text("[1]")
-    with pytest.raises(FlawmaskError, match="record 0 names the image 1"):
+    with pytest.raises(FlawmaskError, match="record 0 is no object: 1"):
         read_predictions(tmp_path / "p.json", split)
 
 

@@ -20,7 +20,7 @@ from flawmask.evaluation import evaluate as stage
 from flawmask.evaluation import results
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import Evaluated, evaluate
-from flawmask.evaluation.leak import training_images, write_training_images
+from flawmask.evaluation.leak import content_digests, write_training_images
 from flawmask.evaluation.summary import summary
 from flawmask.images import read_image, write_png
 from flawmask.model import checkpoint
@@ -83,6 +83,7 @@ def test_every_figure_is_written_under_the_name_that_users_know(run_dir: Path, d
     speed = ("seconds", "seconds_per_image")
     sure = ("intervals", "interval_method", "resamples", "threshold", "notes")
     settings = ("conf", "min_area", "split", "dataset", "model")
+    settings = (*settings, "seed", "allow_leak")
     beyond = {*ranked, *counted, *listed, *overlaps, *(f"pixel_{name}" for name in pixels), *speed, *sure, *settings}
     assert set(metrics) == {*promised, *beyond}
     assert metrics["total_images"] == 5
@@ -128,6 +129,9 @@ def test_a_figure_is_not_made_up_where_one_kind_of_image_is_missing(run_dir: Pat
 
 def test_the_threshold_is_chosen_on_val_kept_and_used_for_test(run_dir: Path, dataset: Path) -> None:
     shutil.copytree(dataset / "val", dataset / "test")
+    for number, path in enumerate(sorted((dataset / "test" / "images").iterdir()), start=50):
+        height, width = read_image(path).shape[:2]
+        write_png(path, patchwork(height, width, number))
     on_val = run(run_dir, dataset, conf="auto", aim="recall=0.99")
     assert on_val.metrics["threshold"]["same_split"]
     assert any("chosen on these very images" in note for note in on_val.metrics["notes"])
@@ -146,19 +150,47 @@ def test_the_threshold_is_chosen_on_val_kept_and_used_for_test(run_dir: Path, da
     other = run(run_dir, dataset, conf="auto", aim="false_alarms=0", split="test")
     assert other.metrics["threshold"]["aim"] == "false_alarms=0"
     assert json.loads((run_dir / "best.threshold.json").read_text())["aim"] == "false_alarms=0"
+    # A test split that holds an image of val is no test split.
+    shutil.copy(dataset / "val" / "images" / "crack_1.png", dataset / "test" / "images" / "crack_1.png")
+    leaking = run(run_dir, dataset, conf="auto", aim="false_alarms=0", split="test")
+    assert leaking.metrics["threshold"]["same_split"]
+    assert any("chosen on 1 of these 5 images" in note for note in leaking.metrics["notes"])
     (run_dir / "best.threshold.json").unlink()
 
 
 def test_a_model_is_not_judged_on_what_it_was_trained_on(run_dir: Path, dataset: Path) -> None:
     assert any("not known" in note for note in run(run_dir, dataset).metrics["notes"])
     shutil.rmtree(dataset.parent / "out")
-    write_training_images(training_images(read_split(dataset, "val")), run_dir)
+    write_training_images(content_digests(read_split(dataset, "val")), run_dir)
     try:
         nothing_written(run_dir, dataset, r"5 of 5 images were trained on .*--allow_leak")
         allowed = run(run_dir, dataset, allow_leak=True)
     finally:
         (run_dir / "training_images.json").unlink()
     assert any("5 of these 5 images were trained on" in note for note in allowed.metrics["notes"])
+
+
+def test_an_epoch_that_was_chosen_on_val_is_told(run_dir: Path, dataset: Path) -> None:
+    (run_dir / "config.json").write_text('{"made_by": "flawmask train", "settings": {"select_by": "f1"}}')
+    try:
+        told = run(run_dir, dataset).metrics["notes"]
+    finally:
+        (run_dir / "config.json").unlink()
+    assert "The epoch was chosen by f1 on the validation split: its figures are too good." in told
+
+
+def test_without_a_good_image_nothing_is_ranked(run_dir: Path, dataset: Path) -> None:
+    content = json.loads((dataset / "val" / "annotations.json").read_text())
+    content["images"] = [image for image in content["images"] if image["defect_type"] != "good"]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] in kept]
+    (dataset / "val" / "annotations.json").write_text(json.dumps(content))
+    done = run(run_dir, dataset)
+    for name in ("image_auroc", "image_ap", "image_f1_max", "image_f1_max_threshold", "ece", "false_alarm_rate"):
+        assert done.metrics[name] is None, name
+        assert name not in done.metrics["intervals"], name
+    assert done.metrics["mask_ap"] is not None
+    assert any("no good image" in note for note in done.metrics["notes"])
 
 
 def test_results_on_variants_are_marked_as_such(run_dir: Path, dataset: Path) -> None:

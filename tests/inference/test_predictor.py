@@ -17,7 +17,16 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 import flawmask
 from flawmask.errors import FlawmaskError, ImageError
 from flawmask.images import write_png
-from flawmask.inference.predictor import Instance, Prediction, Predictor, check_classes, detect, mask_in_box
+from flawmask.inference.predictor import (
+    Instance,
+    Prediction,
+    Predictor,
+    check_classes,
+    detect,
+    finish,
+    infer,
+    mask_in_box,
+)
 from flawmask.masks import Mask, box_of, to_rle
 from flawmask.model import checkpoint
 
@@ -166,6 +175,37 @@ def test_masks_are_those_of_torchvisions_forward() -> None:
         assert one.score == float(found["scores"][at])
         assert one.box == tuple(found["boxes"][at].tolist())
         assert (one.mask == (found["masks"][at, 0] > 0.5).numpy()).all()
+
+
+def test_the_score_map_is_the_highest_score_times_probability_that_torchvision_pastes() -> None:
+    pixels = patchwork(70, 90)
+    found = infer(network(), pixels)
+    prediction = finish(found, SPEC, 70, 90)
+    pasted = paste_masks_in_image(found["masks"], found["boxes"], (70, 90))[:, 0]
+    defects = found["labels"] > 1  # 1 is good
+    assert defects.sum() > 3
+    expected = (pasted[defects] * found["scores"][defects][:, None, None]).amax(dim=0).numpy()
+    scores = prediction.score_map()
+    assert scores.shape == (70, 90)
+    assert scores.dtype == np.float32
+    assert np.abs(scores - expected).max() < 1e-6
+    small = prediction.score_map(min_area=10**6)
+    assert (small == 0).all()
+
+
+def test_a_mask_of_which_no_more_is_known_has_its_score_all_over() -> None:
+    scores = PREDICTION.score_map()
+    assert np.allclose(scores[CRACK.mask], 0.8)
+    assert np.allclose(scores[SCRATCH.mask], 0.6)
+    assert (scores[~(CRACK.mask | SCRATCH.mask)] == 0).all()
+
+
+def test_a_cut_instance_counts_inside_the_region_only() -> None:
+    region = np.zeros((70, 90), dtype=bool)
+    region[:, :45] = True
+    scores = detect(network(), SPEC, patchwork(70, 90)).within(region).score_map()
+    assert (scores[:, 45:] == 0).all()
+    assert scores.max() > 0
 
 
 @pytest.mark.parametrize(

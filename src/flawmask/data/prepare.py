@@ -117,6 +117,7 @@ class _Read:
 
     sample: Sample
     digest: str
+    content: str
     mask_digest: str
     height: int
     width: int
@@ -196,7 +197,8 @@ def _read_all(
 def _read(sample: Sample, category_id: int, config: PrepareSettings) -> _Read:
     """Read one image and its mask, and encode what is on it; ids are given later."""
     data = images.read_bytes(sample.image)
-    height, width = images.decode(data, sample.image).shape[:2]
+    image = images.to_rgb(images.decode(data, sample.image))
+    height, width = image.shape[:2]
     regions: Iterable[Mask] = ()
     mask_digest = ""
     if sample.is_good:
@@ -206,7 +208,7 @@ def _read(sample: Sample, category_id: int, config: PrepareSettings) -> _Read:
         mask, mask_digest = _read_truth(sample, height, width)
         regions = masks.components(mask) if config.instances == "component" else [mask]
     records = [annotation(region, id=0, image_id=0, category_id=category_id) for region in regions]
-    return _Read(sample, sha256(data), mask_digest, height, width, records)
+    return _Read(sample, sha256(data), images.content_digest(image), mask_digest, height, width, records)
 
 
 def _read_truth(sample: Sample, height: int, width: int) -> tuple[Mask, str]:
@@ -227,8 +229,8 @@ def _read_truth(sample: Sample, height: int, width: int) -> tuple[Mask, str]:
 
 
 def _groups(read: Sequence[_Read], pattern: str | None) -> list[str]:
-    """Return each image's group: images with identical bytes share one, and so do those whose names match alike."""
-    keys = [[f"bytes {item.digest}", *_name_key(item.sample, pattern)] for item in read]
+    """Return each image's group: images with identical pixels share one, and so do those whose names match alike."""
+    keys = [[f"pixels {item.content}", *_name_key(item.sample, pattern)] for item in read]
     parent = {key: key for image_keys in keys for key in image_keys}
 
     def root(key: str) -> str:
@@ -267,7 +269,7 @@ def _write(
         )
     records = _records(read)
     categories = _categories(category_ids, config.classes)
-    info = {**origin, "version": flawmask.__version__}
+    info = {**origin, "version": flawmask.__version__, "mvtec_root": config.mvtec_root.as_posix()}
     with whole_folder(config.dataset_dir) as folder:
         for side in (name for name in SPLITS if name in sides):
             chosen = [(item, *record) for item, record, at in zip(read, records, sides, strict=True) if at == side]

@@ -7,7 +7,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import parse_aim
 from flawmask.evaluation.ranking import Ranking, rank
 from flawmask.evaluation.uncertainty import percentiles
-from flawmask.inference.threshold import Threshold
+from flawmask.inference.threshold import DEFAULT, Threshold
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -18,8 +18,9 @@ def choose(truth: Flags, scores: Floats, weights: Floats, aim: str, split: str, 
 
     `f1` takes the highest F1; `recall=R` the highest threshold that finds at least R of the defective images, so with
     the fewest false alarms; `false_alarms=R` the lowest that rejects at most R of the good ones, so with the fewest
-    misses. The threshold lies half-way between the last score above it and the first below. Where even the lowest score
-    misses too many (nothing at all was found on them), that is what is taken, and `reached` is False.
+    misses. The threshold lies half-way between the last score above it and the first below. Where the aim is out of
+    reach (nothing at all was found on too many defective images; a good one has a score of 1), `reached` is False and
+    the threshold the nearest there is; where nothing was found on any image, it is the default.
 
     Args:
         truth: (N,) whether each image is defective.
@@ -30,14 +31,14 @@ def choose(truth: Flags, scores: Floats, weights: Floats, aim: str, split: str, 
         min_area: what the scores were made with.
 
     Raises:
-        FlawmaskError: the split lacks defective or good images, or nothing was found on any.
+        FlawmaskError: the split lacks defective or good images.
     """
     name, level = parse_aim(aim)
     if truth.all() or not truth.any():
         lacking = "good" if truth.all() else "defective"
         raise FlawmaskError(f"--conf auto: the split {split} has no {lacking} image to choose a threshold with")
     if not (scores > 0).any():
-        raise FlawmaskError(f"--conf auto: no defect scores above 0 on any image of {split}: train longer")
+        return Threshold(DEFAULT, "aim", aim, split, len(truth), min_area=min_area, reached=False)
     values, reached = _best(rank(truth, scores), name, level)
     spread, _ = _best(rank(truth, scores, weights), name, level)
     return Threshold(
@@ -51,12 +52,13 @@ def _best(ranking: Ranking, name: str, level: float) -> tuple[Floats, npt.NDArra
     scores, tp, fp = ranking.thresholds[real], ranking.tp[:, real], ranking.fp[:, real]
     ends = np.concatenate(([1.0], scores, [0.0]))  # ends[at + 1] is the score at `at`
     if name == "f1":
-        at, reached = np.nan_to_num(ranking.f1[:, real]).argmax(axis=1), np.ones(len(tp), dtype=bool)
+        f1 = np.nan_to_num(ranking.f1[:, real])
+        at, reached = f1.argmax(axis=1), np.asarray(f1.max(axis=1) > 0)
     elif name == "recall":
         enough = tp >= level * ranking.positives[:, None] - 1e-9
         reached = np.asarray(enough.any(axis=1))
         at = np.where(reached, enough.argmax(axis=1), len(scores) - 1)
     else:  # -1, above the highest score, where that already rejects too many
         at = (fp <= level * ranking.negatives[:, None] + 1e-9).sum(axis=1) - 1
-        reached = np.ones(len(tp), dtype=bool)
+        reached = np.asarray((at >= 0) | (scores[0] < 1))
     return (ends[at + 1] + ends[at + 2]) / 2, reached

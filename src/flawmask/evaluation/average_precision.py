@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pycocotools import mask as rle_tools
 
 from flawmask.coco import CocoSplit, Record, instance_rles
-from flawmask.inference.predictor import Instance, Prediction
+from flawmask.inference.predictor import Prediction
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -89,18 +89,13 @@ def coco_results(split: CocoSplit, predictions: Sequence[Prediction]) -> list[Re
         {
             "image_id": image["id"],
             "category_id": ids[instance.label],
-            "bbox": _xywh(instance),
+            "bbox": instance.xywh,
             "score": instance.score,
             "segmentation": instance.rle,
         }
         for image, prediction in zip(split.images, predictions, strict=True)
         for instance in prediction.instances
     ]
-
-
-def _xywh(instance: Instance) -> list[float]:
-    x1, y1, x2, y2 = instance.box
-    return [x1, y1, x2 - x1, y2 - y1]
 
 
 def evaluate_instances(split: CocoSplit, results: Sequence[Record]) -> dict[str, Evaluation] | None:

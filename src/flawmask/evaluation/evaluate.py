@@ -16,21 +16,22 @@ from flawmask.errors import FlawmaskError
 from flawmask.evaluation.aim import choose
 from flawmask.evaluation.compare import compare, read_other
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
-from flawmask.evaluation.leak import seen_in_training
+from flawmask.evaluation.leak import content_digests, seen_in_training
 from flawmask.evaluation.measure import judge, measure
 from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
-from flawmask.files import check_output_folder
+from flawmask.files import check_output_folder, read_json
 from flawmask.inference import threshold
 from flawmask.inference.predictor import Prediction, Predictor, check_classes, finish, infer
 from flawmask.inference.threshold import Threshold
 from flawmask.model.build import ModelSpec
 from flawmask.progress import track
+from flawmask.report.report import ENTRIES as REPORT_ENTRIES
 from flawmask.settings import require
 
 log = logging.getLogger(__name__)
 
-ENTRIES = ("metrics.json", "curves.json", "predictions.json", "predictions.csv", "overlays", "report.html", "figures")
+ENTRIES = ("metrics.json", "curves.json", "predictions.json", "predictions.csv", "overlays", *REPORT_ENTRIES)
 
 VALIDATION = "val"
 """The split that thresholds are chosen on."""
@@ -67,10 +68,11 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         f"--num_classes is {config.num_classes}, but {config.model} has {classes}: {', '.join(predictor.spec.classes)}",
     )
     conf = threshold.DEFAULT if config.conf == "auto" else config.conf
-    other = read_other(config.against, split, conf) if config.against else None
-    seen = seen_in_training(split, config.model, allow=config.allow_leak)
+    other = read_other(config.against, split, conf, config.min_area) if config.against else None
+    digests = content_digests(split)
+    seen = seen_in_training(split, digests, config.model, allow=config.allow_leak)
     predictions, seconds = predict_split(predictor.network, predictor.spec, split)
-    chosen = _threshold(config, predictor, split, predictions)
+    chosen = _threshold(config, predictor, split, digests, predictions)
     facts: dict[str, Any] = {
         "seconds": seconds,
         "seconds_per_image": sum(seconds.values()),
@@ -87,9 +89,14 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
             resamples=config.resamples,
             seed=config.seed,
         )
-    said = [*notes(split, seen), *threshold_notes(chosen, config.split)]
-    judged = write_judgement(config.results_dir, split, predictions, chosen, config, config.seed, facts, said)
-    if chosen.how == "aim" and chosen.chosen_on == config.split:
+    shared = len(set(chosen.chosen_by) & set(digests.values()))
+    facts["threshold"] = {
+        **{name: value for name, value in asdict(chosen).items() if name != "chosen_by"},
+        "same_split": shared > 0,
+    }
+    said = [*notes(split, config.model, seen), *threshold_notes(chosen, shared, len(split.images))]
+    judged = write_judgement(config.results_dir, split, predictions, chosen.value, config, config.seed, facts, said)
+    if chosen.how == "aim":
         threshold.save(chosen, config.model)
     return judged
 
@@ -98,7 +105,7 @@ def write_judgement(
     results_dir: Path,
     split: CocoSplit,
     predictions: Sequence[Prediction],
-    chosen: Threshold,
+    conf: float,
     settings: EvaluateSettings,
     seed: int,
     facts: Mapping[str, Any],
@@ -110,18 +117,19 @@ def write_judgement(
         results_dir: where the results go.
         split: the truth.
         predictions: one per image of the split.
-        chosen: the verdict's threshold.
+        conf: the verdict's threshold.
         settings: what counts, and how much is drawn.
         seed: decides the bootstrap samples.
-        facts: what `metrics.json` holds beside the figures: `dataset` and `model` at least.
+        facts: what `metrics.json` holds beside the figures: `dataset`, `model` and `threshold` at least.
         said: notes for the reader.
     """
-    measured = measure(split, predictions, chosen.value, settings.min_area, resamples=settings.resamples, seed=seed)
+    measured = measure(split, predictions, conf, settings.min_area, resamples=settings.resamples, seed=seed)
     metrics = measured.metrics | {
         **facts,
-        "conf": chosen.value,
-        "threshold": {**asdict(chosen), "same_split": chosen.chosen_on == split.folder.name},
+        "conf": conf,
         "min_area": settings.min_area,
+        "seed": seed,
+        "allow_leak": settings.allow_leak,
         "split": split.folder.name,
         "notes": [*said, *measured.metrics["notes"]],
     }
@@ -131,7 +139,11 @@ def write_judgement(
 
 
 def _threshold(
-    config: EvaluateConfig, predictor: Predictor, split: CocoSplit, predictions: Sequence[Prediction]
+    config: EvaluateConfig,
+    predictor: Predictor,
+    split: CocoSplit,
+    digests: Mapping[str, str],
+    predictions: Sequence[Prediction],
 ) -> Threshold:
     """Return the threshold that the settings ask for.
 
@@ -145,35 +157,24 @@ def _threshold(
         if kept is not None and (kept.aim, kept.min_area) == (config.aim, config.min_area):
             return kept
         split = read_split(config.dataset_dir, VALIDATION)
+        digests = content_digests(split)
+        seen_in_training(split, digests, config.model, allow=config.allow_leak)
         predictions, _ = predict_split(predictor.network, predictor.spec, split)
-    chosen = choose_threshold(split, predictions, config, config.seed)
-    if config.split != VALIDATION:
-        threshold.save(chosen, config.model)
-    return chosen
-
-
-def choose_threshold(
-    split: CocoSplit, predictions: Sequence[Prediction], settings: EvaluateSettings, seed: int
-) -> Threshold:
-    """Return the threshold that serves the settings' aim best on these images.
-
-    Raises:
-        FlawmaskError: the split lacks defective or good images, or nothing was found on any.
-    """
-    judged = judge(split, predictions, threshold.DEFAULT, settings.min_area)
+    judged = judge(split, predictions, threshold.DEFAULT, config.min_area)
     truth, scores = np.array([one.truth for one in judged]), np.array([one.score for one in judged])
-    weights = resample(truth, settings.resamples, seed)
-    chosen = choose(truth, scores, weights, settings.aim, split.folder.name, settings.min_area)
-    log.info("threshold %.3f, chosen for %s on %d images of %s", chosen.value, settings.aim, len(judged), split.folder)
-    return chosen
+    weights = resample(truth, config.resamples, config.seed)
+    chosen = choose(truth, scores, weights, config.aim, VALIDATION, config.min_area)
+    log.info("threshold %.3f, chosen for %s on %d images of %s", chosen.value, config.aim, len(judged), split.folder)
+    return replace(chosen, chosen_by=tuple(digests.values()))
 
 
-def notes(split: CocoSplit, seen: Mapping[str, str] | None) -> list[str]:
-    """Return what a reader has to know of the images, as sentences.
+def notes(split: CocoSplit, model: Path, seen: Sequence[str] | None) -> list[str]:
+    """Return what a reader has to know of the images and the model, as sentences.
 
     Args:
         split: what was judged.
-        seen: the judged images that were trained on, by file name; None where nobody knows what was.
+        model: the checkpoint.
+        seen: the judged images that were trained on; None where nobody knows what was.
     """
     said = []
     if seen is None:
@@ -183,16 +184,29 @@ def notes(split: CocoSplit, seen: Mapping[str, str] | None) -> list[str]:
     variants = sum("augmentation" in image for image in split.images)
     if variants:
         said.append(f"{variants} of these {len(split.images)} images are augmented variants, not photographs.")
+    path = model.parent / "config.json"
+    config = read_json(path) if path.is_file() else None
+    made = config.get("settings") if isinstance(config, dict) else None
+    chosen_by = made.get("select_by", "train_loss") if isinstance(made, dict) else "train_loss"
+    if chosen_by != "train_loss" and model.name == "best.pt" and split.folder.name == VALIDATION:
+        said.append(f"The epoch was chosen by {chosen_by} on the validation split: its figures are too good.")
     return said
 
 
-def threshold_notes(chosen: Threshold, split: str) -> list[str]:
-    """Return what a reader has to know of the threshold, as sentences."""
+def threshold_notes(chosen: Threshold, shared: int, judged: int) -> list[str]:
+    """Return what a reader has to know of the threshold, as sentences.
+
+    Args:
+        chosen: the threshold.
+        shared: how many of the judged images it was chosen on.
+        judged: how many images were judged.
+    """
     said = []
-    if chosen.chosen_on == split:
-        said.append("The threshold was chosen on these very images: their figures are too good. Judge a test split.")
+    if shared:
+        which = "these very images" if shared == judged else f"{shared} of these {judged} images"
+        said.append(f"The threshold was chosen on {which}: the figures are too good. Judge a test split.")
     if not chosen.reached:
-        said.append(f"The aim {chosen.aim} was out of reach on {chosen.chosen_on}: the lowest threshold was taken.")
+        said.append(f"The aim {chosen.aim} was out of reach on {chosen.chosen_on}: the nearest threshold was taken.")
     return said
 
 

@@ -114,9 +114,7 @@ def _kind(ious: Floats, same: Flags) -> str:
 
 
 def _described(instance: Instance) -> Record:
-    x1, y1, x2, y2 = instance.box
-    box = [x1, y1, x2 - x1, y2 - y1]
-    return {"label": instance.label, "score": instance.score, "bbox": box, "area": instance.area}
+    return {"label": instance.label, "score": instance.score, "bbox": instance.xywh, "area": instance.area}
 
 
 def _missed(image: Record, record: Record, rle: Record, best_iou: float) -> Record:

@@ -1,22 +1,21 @@
 """Whether a model has seen the images that it is judged on, by their content."""
 
-import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from flawmask.coco import CocoSplit, Record
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json
-from flawmask.images import read_image
+from flawmask.images import content_digest, read_image
 from flawmask.progress import track
 
 NAME = "training_images.json"
 """The file in a run folder that lists what was trained on."""
 
 
-def content_digests(split: CocoSplit, images: Sequence[Record]) -> dict[str, str]:
+def content_digests(split: CocoSplit) -> dict[str, str]:
     """Return the SHA-256 of each image's upright pixels, by file name: the same picture in another file has the same.
 
     Raises:
@@ -24,28 +23,29 @@ def content_digests(split: CocoSplit, images: Sequence[Record]) -> dict[str, str
     """
 
     def digest(image: Record) -> str:
-        pixels = read_image(split.image_path(image))
-        return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        return content_digest(read_image(split.image_path(image)))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = track(pool.map(digest, images), f"reading {split.folder.name}", total=len(images))
-        return {str(image["file_name"]): one for image, one in zip(images, digests, strict=True)}
-
-
-def training_images(split: CocoSplit) -> dict[str, str]:
-    """Return the digests of the photographs that training sees, by file name; their variants are not among them."""
-    return content_digests(split, [image for image in split.images if "augmentation" not in image])
+        digests = track(pool.map(digest, split.images), f"reading {split.folder.name}", total=len(split.images))
+        return {str(image["file_name"]): one for image, one in zip(split.images, digests, strict=True)}
 
 
 def write_training_images(digests: dict[str, str], run_dir: Path) -> None:
-    """Write what was trained on into the run folder."""
+    """Write the digests of what was trained on, by file name, into the run folder."""
     write_json(run_dir / NAME, {"made_by": "flawmask train", "sha256_of_pixels": digests})
 
 
-def seen_in_training(split: CocoSplit, model: Path, *, allow: bool) -> dict[str, str] | None:
-    """Return the images of the split that the model was trained on, each with the file they were there.
+def seen_in_training(split: CocoSplit, digests: Mapping[str, str], model: Path, *, allow: bool) -> list[str] | None:
+    """Return the images of the split that the model was trained on.
 
-    None where the model's folder does not say what it was trained on.
+    Args:
+        split: what is to be judged.
+        digests: of its images, as `content_digests` gives them.
+        model: the checkpoint.
+        allow: whether there may be any.
+
+    Returns:
+        Their file names; None where the model's folder does not say what it was trained on.
 
     Raises:
         FlawmaskError: there are any, and `allow` is off.
@@ -57,12 +57,11 @@ def seen_in_training(split: CocoSplit, model: Path, *, allow: bool) -> dict[str,
     if not isinstance(content, dict) or not isinstance(content.get("sha256_of_pixels"), dict):
         raise FlawmaskError(f"{path} is damaged: delete it to judge without knowing what was trained on")
     trained = {digest: name for name, digest in content["sha256_of_pixels"].items()}
-    judged = content_digests(split, split.images)
-    seen = {name: trained[digest] for name, digest in judged.items() if digest in trained}
+    seen = [name for name, digest in digests.items() if digest in trained]
     if seen and not allow:
-        name, there = next(iter(seen.items()))
+        there = trained[digests[seen[0]]]
         raise FlawmaskError(
-            f"{split.folder}: {len(seen)} of {len(split.images)} images were trained on ({name} was {there}): "
+            f"{split.folder}: {len(seen)} of {len(split.images)} images were trained on ({seen[0]} was {there}): "
             "judge a split that training has not seen, or say --allow_leak"
         )
     return seen

@@ -233,7 +233,8 @@ def _ranked(truth: Flags, scores: Floats) -> dict[str, Any]:
     }
     at_recall = {name: one.pop(f"false_alarms_at_recall_{name}") for name in RECALL_LEVELS}
     _, threshold = best_f1(rank(truth, scores))
-    return {**one, "image_f1_max_threshold": _number(threshold), "false_alarms_at_recall": at_recall}
+    both = one["image_f1_max"] is not None
+    return {**one, "image_f1_max_threshold": _number(threshold) if both else None, "false_alarms_at_recall": at_recall}
 
 
 def _number(values: Floats) -> float | None:
@@ -241,13 +242,17 @@ def _number(values: Floats) -> float | None:
 
 
 def _resampled_ranking(truth: Flags, scores: Floats, weights: Floats) -> dict[str, Floats]:
+    if truth.all() or not truth.any():
+        names = ("auroc", "ap", "f1_max")
+        nothing = np.full(len(weights), np.nan)
+        levels = [f"false_alarms_at_recall_{name}" for name in RECALL_LEVELS]
+        return dict.fromkeys([*(f"image_{name}" for name in names), "ece", *levels], nothing)
     ranking = rank(truth, scores, weights)
-    both = truth.any() and not truth.all()
     return {
         "image_auroc": auroc(ranking),
         "image_ap": average_precision_score(ranking),
         "image_f1_max": best_f1(ranking)[0],
-        "ece": expected_calibration_error(truth, scores, weights) if both else np.full(len(weights), np.nan),
+        "ece": expected_calibration_error(truth, scores, weights),
         **{f"false_alarms_at_recall_{name}": false_alarms_at(ranking, level) for name, level in RECALL_LEVELS.items()},
     }
 
@@ -324,7 +329,7 @@ def _true_class(split: CocoSplit, image: Record) -> str:
 def _undefined(truth: Flags) -> list[str]:
     """Return why figures are not there, as sentences for a person."""
     if truth.all():
-        return ["There is no good image: precision, false alarms and everything that ranks images mean nothing here."]
+        return ["There is no good image: false alarms and everything that ranks images read n/a."]
     if not truth.any():
         return ["There is no defective image: recall, AP and everything that ranks images or pixels read n/a."]
     return []

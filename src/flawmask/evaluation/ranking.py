@@ -105,8 +105,11 @@ def _from_zero(counts: Floats) -> Floats:
 
 
 def best_f1(ranking: Ranking) -> tuple[Floats, Floats]:
-    """Return the highest F1 that any threshold gives, (B,), and that threshold, (B,); NaN without a defective image."""
-    f1 = np.nan_to_num(ranking.f1, nan=-1.0)
+    """Return the highest F1 that any threshold gives, (B,), and that threshold, (B,); NaN without a defective image.
+
+    A score of 0 stands for an image on which nothing was found, which no threshold rejects.
+    """
+    f1 = np.where(ranking.thresholds > 0, np.nan_to_num(ranking.f1), 0.0)
     at = f1.argmax(axis=1)
     value = f1[np.arange(len(f1)), at]
     undefined = ranking.positives == 0
@@ -114,7 +117,10 @@ def best_f1(ranking: Ranking) -> tuple[Floats, Floats]:
 
 
 def false_alarms_at(ranking: Ranking, recall: float) -> Floats:
-    """Return the lowest false-alarm rate, (B,), among the thresholds that find at least this share of the defects."""
+    """Return the lowest false-alarm rate, (B,), among the thresholds that find at least this share of the defects.
+
+    It is 1 where that cannot be had without rejecting even images on which nothing was found.
+    """
     enough = ranking.tp >= recall * ranking.positives[:, None] - 1e-9
     rate = ranking.false_alarm_rate[np.arange(len(enough)), enough.argmax(axis=1)]
     return np.where(ranking.positives > 0, rate, np.nan)

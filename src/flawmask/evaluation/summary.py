@@ -5,7 +5,15 @@ from typing import Any
 
 RULE = "=" * 60
 
-HEADLINE = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "F1": "f1_score"}
+HEADLINE = {
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "F1": "f1_score",
+    "false alarms": "false_alarm_rate",
+}
+
+PIXELS = {"AUROC": "auroc", "AUPRO": "aupro", "AP": "ap", "IoU": "iou", "Dice": "dice"}
 
 
 def percent(value: float | None) -> str:
@@ -38,14 +46,12 @@ def summary(metrics: Mapping[str, Any]) -> str:
         f"Found by type: {_by_type(metrics) or 'n/a'}",
         f"Threshold: {_threshold(metrics['threshold'])}",
         f"Ranking of images: AUROC {_with_interval(metrics, 'image_auroc')}, AP {_with_interval(metrics, 'image_ap')}, "
-        f"best F1 {percent(metrics['image_f1_max'])}; false alarms at a recall of "
-        + ", ".join(f"{level} %: {percent(rate)}" for level, rate in metrics["false_alarms_at_recall"].items()),
-        f"Mask AP: {_with_interval(metrics, 'mask_ap')} (IoU 0.50: {percent(metrics['mask_ap50'])}, "
-        f"0.75: {percent(metrics['mask_ap75'])}), box AP: {_with_interval(metrics, 'box_ap')}, "
-        f"mean mask IoU: {percent(metrics['mean_mask_iou'])}",
-        f"Pixels: AUROC {percent(metrics['pixel_auroc'])}, AUPRO {_with_interval(metrics, 'pixel_aupro')}, "
-        f"AP {percent(metrics['pixel_ap'])}, IoU {percent(metrics['pixel_iou'])}, "
-        f"Dice {percent(metrics['pixel_dice'])}",
+        f"best F1 {_with_interval(metrics, 'image_f1_max')}",
+        "False alarms at a recall of " + "; ".join(_false_alarms(metrics)),
+        f"Mask AP: {_with_interval(metrics, 'mask_ap')} at IoU 0.50:0.95, "
+        f"{_with_interval(metrics, 'mask_ap50')} at 0.50, {_with_interval(metrics, 'mask_ap75')} at 0.75",
+        f"Box AP: {_with_interval(metrics, 'box_ap')}; mean mask IoU: {_with_interval(metrics, 'mean_mask_iou')}",
+        "Pixels: " + ", ".join(f"{label} {_with_interval(metrics, f'pixel_{name}')}" for label, name in PIXELS.items()),
         f"Instances: {metrics['instances']['matched']} of {metrics['instances']['truth']} found; wrong: "
         + ", ".join(f"{count} {kind}" for kind, count in metrics["instance_errors"].items() if kind != "missed"),
         "Seconds per image: "
@@ -67,6 +73,13 @@ def _interval(metrics: Mapping[str, Any], name: str) -> str:
 def _with_interval(metrics: Mapping[str, Any], name: str) -> str:
     has_interval = metrics["intervals"].get(name) is not None
     return percent(metrics[name]) + (f" ({_interval(metrics, name)})" if has_interval else "")
+
+
+def _false_alarms(metrics: Mapping[str, Any]) -> list[str]:
+    rates = metrics["false_alarms_at_recall"].items()
+    return [
+        f"{level} %: {percent(rate)} ({_interval(metrics, f'false_alarms_at_recall_{level}')})" for level, rate in rates
+    ]
 
 
 def _by_type(metrics: Mapping[str, Any]) -> str:

@@ -72,7 +72,7 @@ def resample(truth: Flags, resamples: int, seed: int) -> Floats:
 
 
 def percentiles(values: Floats) -> Interval | None:
-    """Return the middle 95 % of the bootstrapped values, (B,); None where one in twenty or more is undefined."""
+    """Return the middle 95 % of the bootstrapped values, (B,); None where more than one in twenty is undefined."""
     known = values[~np.isnan(values)]
     if not len(known) or len(known) < LEVEL * len(values):
         return None

@@ -190,11 +190,10 @@ def describe(path: Path, prediction: Prediction, conf: float, min_area: int) -> 
 
 
 def _describe_instance(instance: Instance) -> dict[str, Any]:
-    x1, y1, x2, y2 = instance.box
     return {
         "class": instance.label,
         "score": instance.score,
-        "box": [x1, y1, x2 - x1, y2 - y1],
+        "box": instance.xywh,
         "area": instance.area,
         "segmentation": instance.rle,
     }

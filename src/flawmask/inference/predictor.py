@@ -50,6 +50,12 @@ class Instance:
         return self.label != GOOD
 
     @property
+    def xywh(self) -> list[float]:
+        """The box as COCO writes it: [x, y, width, height]."""
+        x1, y1, x2, y2 = self.box
+        return [x1, y1, x2 - x1, y2 - y1]
+
+    @property
     def mask(self) -> Mask:
         """The mask: (height, width) bool, at the image's size."""
         return masks.decode(self.rle, *self.rle["size"])

@@ -24,6 +24,7 @@ class Threshold:
         interval: the middle 95 % of the thresholds that resampled images of that split would have led to.
         min_area: what --min_area was then: the choice holds for no other.
         reached: whether the aim was reached on that split.
+        chosen_by: the digests of that split's images (`images.content_digest`).
     """
 
     value: float
@@ -34,6 +35,7 @@ class Threshold:
     interval: tuple[float, float] | None = None
     min_area: int = 0
     reached: bool = True
+    chosen_by: tuple[str, ...] = ()
 
 
 def given(conf: float) -> Threshold:
@@ -52,7 +54,8 @@ def of(conf: float | Literal["auto"], model: Path, min_area: int) -> Threshold:
     found = load(model)
     if found is None or found.min_area != min_area:
         raise FlawmaskError(
-            f"{model} has no threshold chosen with --min_area {min_area}: run flawmask evaluate --conf auto first"
+            f"{model} has no threshold chosen for --min_area {min_area}: "
+            f"run flawmask evaluate --conf auto --min_area {min_area} first"
         )
     return found
 
@@ -81,7 +84,10 @@ def load(model: Path) -> Threshold | None:
         if content.pop("model_sha256") != sha256(model.read_bytes()) or content.pop("made_by") != MADE_BY:
             return None
         interval = content.pop("interval")
-        found = Threshold(**content, interval=None if interval is None else (interval[0], interval[1]))
+        chosen_by = tuple(content.pop("chosen_by"))
+        found = Threshold(
+            **content, interval=None if interval is None else (interval[0], interval[1]), chosen_by=chosen_by
+        )
         valid = 0 <= found.value <= 1
     except (AttributeError, KeyError, TypeError, IndexError):
         valid = False

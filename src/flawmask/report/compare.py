@@ -207,7 +207,7 @@ def _differences(named: Mapping[str, Results]) -> str:
 
 def _settings(results: Results) -> dict[str, Any]:
     """Return what a run was made and judged with; where it lies is no part of it."""
-    run = results.run
+    run = results.folds or results.run
     made = {key: value for key, value in (run.get("settings") or {}).items() if key not in ("output_dir", "overwrite")}
     about = {key: run[key] for key in ("device", "precision", "cores") if key in run}
     versions = {f"version of {name}": version for name, version in (run.get("versions") or {}).items()}

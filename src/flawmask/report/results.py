@@ -1,12 +1,11 @@
 """What `evaluate` and the stages before it left on disk, read and checked for the report."""
 
 import logging
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flawmask import coco
 from flawmask.coco import CocoSplit, Record, read_split
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
@@ -95,37 +94,10 @@ def read_detections(results: Results, split: CocoSplit) -> dict[int, list[Record
     """Return the defect detections of each image id, the highest score first; every id of the split is there.
 
     Raises:
-        FlawmaskError: a detection names an image or a category that the split does not list, has a mask of another
-            size than its image, or a score that is no number from 0 to 1.
+        FlawmaskError: see `coco.read_results`.
     """
-    path = results.folder / "predictions.json"
-    records = read_json(path)
-    if not isinstance(records, list):
-        raise FlawmaskError(f"{path} is not in COCO's results format: it must hold a list")
-    images = {image["id"]: image for image in split.images}
-    found: dict[int, list[Record]] = {number: [] for number in images}
-    for place, record in enumerate(records):
-        problem = _problem(record, images, split)
-        if problem:
-            raise FlawmaskError(f"{path}: detection {place} {problem}: evaluate again")
-        if record["category_id"] in split.defect_ids:
-            found[record["image_id"]].append(record)
-    return {number: sorted(of_image, key=lambda record: -record["score"]) for number, of_image in found.items()}
-
-
-def _problem(record: Any, images: Mapping[int, Record], split: CocoSplit) -> str | None:
-    """Return what is wrong with a detection, or None."""
-    if not isinstance(record, dict) or {"image_id", "category_id", "score", "segmentation"} - set(record):
-        return "lacks image_id, category_id, score or segmentation"
-    image = images.get(record["image_id"])
-    if image is None:
-        return f"is on image {record['image_id']}, which {split.folder} does not list"
-    if record["category_id"] not in split.labels:
-        return f"has category {record['category_id']}, which {split.folder} does not list"
-    score = record["score"]
-    if not isinstance(score, int | float) or math.isnan(score) or not 0 <= score <= 1:
-        return f"has the score {score}, which is not between 0 and 1"
-    size = [image["height"], image["width"]]
-    if not isinstance(record["segmentation"], dict) or record["segmentation"].get("size") != size:
-        return f"has a mask of another size than its image of {size[1]}x{size[0]}"
-    return None
+    found = coco.read_results(results.folder / "predictions.json", split)
+    return {
+        number: [record for record in of_image if record["category_id"] in split.defect_ids]
+        for number, of_image in found.items()
+    }

@@ -134,7 +134,7 @@ def _speed(metrics: Mapping[str, Any]) -> str:
     names = {"read": "reading", "network": "network", "post": "post-processing"}
     split = ", ".join(f"{names.get(name, name)} {value:.3f}" for name, value in parts.items() if value is not None)
     resamples = metrics.get("resamples")
-    how = f" Intervals: by formula for proportions and AUROC, else from {resamples} resamples." if resamples else ""
+    how = f" Intervals: by formula for proportions, F1 and AUROC, else from {resamples} resamples." if resamples else ""
     return f'<p class="small">{total:.3f} seconds per image{esc(f" ({split})" if split else "")}.{esc(how)}</p>'
 
 
@@ -421,15 +421,20 @@ def commands_of(results: Results) -> list[str]:
     lines = []
     for info in _origins(results.data):
         source = info.get("source") or {}
-        inputs = {"category": source.get("category")}
+        inputs = {"mvtec_root": info.get("mvtec_root"), "category": source.get("category")}
         if "dataset" in source:
-            inputs = {"dataset_dir": str(Path(metrics["dataset"]).with_name(source["dataset"]))}
+            there = Path(metrics["dataset"])
+            inputs = {"dataset_dir": str(there.with_name(source["dataset"])), "output_dir": str(there)}
         if str(info.get("made_by", "")).startswith("flawmask "):
             lines.append(_command(info["made_by"], inputs | (info.get("settings") or {})))
     if results.run:
         lines.append(_command("flawmask train", results.run.get("settings") or {}))
-    given = {key: metrics[key] for key in ("split", "conf", "min_area")}
-    lines.append(_command("flawmask evaluate", {"model": metrics["model"], "dataset_dir": metrics["dataset"], **given}))
+    keys = ("split", "conf", "min_area", "seed", "resamples", "allow_leak")
+    given = {"model": metrics["model"], "dataset_dir": metrics["dataset"], **{key: metrics.get(key) for key in keys}}
+    threshold = metrics.get("threshold") or {}
+    if threshold.get("how") == "aim":
+        given |= {"conf": "auto", "aim": threshold["aim"]}
+    lines.append(_command("flawmask evaluate", given))
     return lines
 
 

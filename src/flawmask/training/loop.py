@@ -21,7 +21,7 @@ import flawmask
 from flawmask.coco import CocoSplit, read_split
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.evaluate import predict_split
-from flawmask.evaluation.leak import training_images, write_training_images
+from flawmask.evaluation.leak import content_digests, write_training_images
 from flawmask.evaluation.measure import quick_figures
 from flawmask.files import check_output_folder, read_json, write_json
 from flawmask.model import checkpoint
@@ -129,7 +129,7 @@ def train(config: TrainConfig) -> Trained:
     refuse_wrong_gradients(device)
     dtype = choose_precision(config.precision, device)
     training, validation = _splits(config)
-    digests = training_images(training)
+    digests = content_digests(training)
     given = pretrained(config.arch, config.weights)
     seed_everything(config.seed)
     spec = _spec(config, training, given)

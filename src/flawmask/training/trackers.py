@@ -81,23 +81,28 @@ def _group(name: str) -> str:
     return "training" if name in ("learning_rate", "seconds", "images_per_second") else "validation"
 
 
+def _run_name(run_dir: Path) -> str:
+    """Return the run folder's name; that of a fold, which is the same in every cross-validation, with its parent's."""
+    return f"{run_dir.parent.name}/{run_dir.name}" if run_dir.name.startswith("fold_") else run_dir.name
+
+
 @contextmanager
 def _mlflow(run_dir: Path, settings: Mapping[str, Any]) -> Iterator[Record]:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow looks when it is imported
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient, get_tracking_uri
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient()
     try:
+        client = MlflowClient()
         known = client.get_experiment_by_name(EXPERIMENT)
         experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
-        run = client.create_run(experiment, run_name=run_dir.name).info.run_id
+        run = client.create_run(experiment, run_name=_run_name(run_dir)).info.run_id
         client.log_batch(run, params=[Param(name, str(value)) for name, value in settings.items()])
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise FlawmaskError(
-            f"MLflow's {client.tracking_uri} cannot be used: {reason}; set MLFLOW_TRACKING_URI to another"
+            f"MLflow's {get_tracking_uri()} cannot be used: {reason}; set MLFLOW_TRACKING_URI to another"
         ) from None
 
     def tell(figures: Mapping[str, Any], pictures: Mapping[str, Picture]) -> None:
