@@ -95,7 +95,6 @@ def test_the_threshold_lies_between_the_scores_and_has_an_interval() -> None:
     [
         ([True, True], [0.4, 0.5], "no good image"),
         ([False] * 2, [0.4, 0.5], "no defective image"),
-        ([True, False], [0, 0], "train longer"),
     ],
 )
 def test_what_nothing_can_be_chosen_from_is_refused(truth: list[bool], scores: list[float], says: str) -> None:

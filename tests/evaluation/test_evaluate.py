@@ -82,8 +82,7 @@ def test_every_figure_is_written_under_the_name_that_users_know(run_dir: Path, d
     pixels = ("auroc", "ap", "aupro", "aupro_05", "iou", "dice", "f1_max", "f1_max_threshold")
     speed = ("seconds", "seconds_per_image")
     sure = ("intervals", "interval_method", "resamples", "threshold", "notes")
-    settings = ("conf", "min_area", "split", "dataset", "model")
-    settings = (*settings, "seed", "allow_leak")
+    settings = ("conf", "min_area", "split", "dataset", "model", "seed", "allow_leak")
     beyond = {*ranked, *counted, *listed, *overlaps, *(f"pixel_{name}" for name in pixels), *speed, *sure, *settings}
     assert set(metrics) == {*promised, *beyond}
     assert metrics["total_images"] == 5

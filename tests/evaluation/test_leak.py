@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from flawmask.images import write_png
 
 
 def make(folder: Path, seeds: dict[str, int]) -> CocoSplit:
-    images = []
+    images: list[dict[str, Any]] = []
     for number, (name, seed) in enumerate(seeds.items(), start=1):
         write_png(folder / "images" / name, patchwork(40, 30, seed))
         images.append({"id": number, "file_name": name, "width": 30, "height": 40})

@@ -78,9 +78,7 @@ def _check_same_images(folder: Path, split: CocoSplit) -> None:
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as lines:
         theirs = {(row.get("file"), row.get("truth") == "defect") for row in csv.DictReader(lines)}
     if theirs != {(image["file_name"], split.is_defective(image)) for image in split.images}:
-        raise FlawmaskError(
-            f"{folder} was judged on other images than {split.folder}: judge that run on this split first"
-        )
+        raise FlawmaskError(f"{folder} is of other images than {split.folder}: judge that run on this split first")
 
 
 def read_predictions(path: Path, split: CocoSplit) -> list[Prediction]:
