@@ -419,6 +419,9 @@ def test_dataset_info_says_what_was_made_from_what(tiny_category: Make) -> None:
     assert found["settings"] == {
         "seed": 7,
         "train_ratio": 0.8,
+        "test_ratio": 0.0,
+        "folds": 1,
+        "fold": None,
         "good_images": "test",
         "good_as": "instance",
         "instances": "component",
