@@ -4,17 +4,13 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from flawmask import images
-from flawmask.coco import CocoSplit, Record, instance_masks
-from flawmask.draw import PREDICTION, TRUTH, fit, fit_mask, outline, side_by_side, title_bar
+from flawmask.coco import CocoSplit
 from flawmask.evaluation.average_precision import coco_results
 from flawmask.evaluation.measure import Measured
 from flawmask.evaluation.verdicts import Judged
 from flawmask.files import whole_folder, write_json
-from flawmask.inference.overlay import draw_instances, viewing_size
+from flawmask.inference.overlay import truth_beside_prediction
 from flawmask.inference.predictor import Prediction
 from flawmask.progress import track
 from flawmask.report.report import write_report
@@ -73,18 +69,8 @@ def _draw_worst(
     for rank, at in enumerate(track(order[:most], "drawing"), start=1):
         one, image = judged[at], split.images[at]
         name = f"{rank:03d}_{one.outcome}_{Path(one.file_name).stem}.png"
-        (folder / name).write_bytes(images.encode_png(_overlay(split, image, one, predictions[at], conf, min_area)))
-
-
-def _overlay(
-    split: CocoSplit, image: Record, one: Judged, prediction: Prediction, conf: float, min_area: int
-) -> npt.NDArray[np.uint8]:
-    path = split.image_path(image)
-    pixels = images.read_image(path)
-    size = viewing_size(pixels, panels=2)
-    left = fit(pixels, *size)
-    for mask in instance_masks(split.defects(image), prediction.height, prediction.width, str(path)):
-        left = outline(left, fit_mask(mask, *size), TRUTH)
-    right = draw_instances(pixels, prediction.defects(conf, min_area), PREDICTION, size)
-    verdict = f"verdict: {'defect' if one.verdict else 'good'} ({one.score:.2f})"
-    return side_by_side(title_bar(left, f"truth: {one.defect_type}"), title_bar(right, verdict))
+        verdict = f"verdict: {'defect' if one.verdict else 'good'} ({one.score:.2f})"
+        found = predictions[at].defects(conf, min_area)
+        pixels = images.read_image(split.image_path(image))
+        picture = truth_beside_prediction(split, image, pixels, found, (f"truth: {one.defect_type}", verdict))
+        (folder / name).write_bytes(images.encode_png(picture))

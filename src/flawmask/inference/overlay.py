@@ -5,7 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from flawmask.draw import Colour, box_labels, fit, fit_mask, outline
+from flawmask.coco import CocoSplit, Record, instance_masks
+from flawmask.draw import (
+    PREDICTION,
+    TRUTH,
+    Colour,
+    box_labels,
+    fit,
+    fit_mask,
+    outline,
+    side_by_side,
+    title_bar,
+)
 from flawmask.inference.predictor import Instance
 
 Image = npt.NDArray[np.uint8]
@@ -43,3 +54,24 @@ def draw_instances(image: Image, instances: Sequence[Instance], colour: Colour, 
     corners = [(round(one.box[0] * scale), round(one.box[1] * scale)) for one in instances]
     labels = [(f"{one.label} {one.score:.2f}", x, y) for one, (x, y) in zip(instances, corners, strict=True)]
     return box_labels(drawn, labels, colour)  # last, so that no outline runs over one
+
+
+def truth_beside_prediction(
+    split: CocoSplit, image: Record, pixels: Image, found: Sequence[Instance], captions: tuple[str, str]
+) -> Image:
+    """Return what a person marked on an image beside what was found on it, each under its caption.
+
+    Args:
+        split: where the image is from.
+        image: its record.
+        pixels: (height, width, 3) uint8 RGB.
+        found: the instances to draw, the highest score first.
+        captions: of the left and of the right picture.
+    """
+    size = viewing_size(pixels, panels=2)
+    left = fit(pixels, *size)
+    height, width = pixels.shape[:2]
+    for mask in instance_masks(split.defects(image), height, width, str(split.image_path(image))):
+        left = outline(left, fit_mask(mask, *size), TRUTH)
+    right = draw_instances(pixels, found, PREDICTION, size)
+    return side_by_side(title_bar(left, captions[0]), title_bar(right, captions[1]))

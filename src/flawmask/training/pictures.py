@@ -21,9 +21,8 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
 from flawmask import images
-from flawmask.coco import GOOD, CocoSplit, Record, instance_masks
+from flawmask.coco import GOOD, CocoSplit, Record
 from flawmask.draw import (
-    PREDICTION,
     TRUTH,
     Colour,
     Picture,
@@ -32,11 +31,9 @@ from flawmask.draw import (
     fit,
     fit_mask,
     outline,
-    side_by_side,
-    title_bar,
 )
 from flawmask.files import write_bytes
-from flawmask.inference.overlay import draw_instances, viewing_size
+from flawmask.inference.overlay import truth_beside_prediction
 from flawmask.inference.predictor import detect
 from flawmask.model.build import ModelSpec
 from flawmask.training.curves import COLOURS, write_figure
@@ -150,27 +147,16 @@ def draw_predictions(network: MaskRCNN, spec: ModelSpec, split: CocoSplit, conf:
     network.eval()
     shown = [image for image in split.images if split.is_defective(image)] or list(split.images)
     places = np.linspace(0, len(shown) - 1, min(EXAMPLES, len(shown))).round().astype(int)
-    return {
-        str(shown[place]["file_name"]): _truth_beside_prediction(network, spec, split, shown[place], conf)
-        for place in places
-    }
+    return {str(shown[place]["file_name"]): _predicted(network, spec, split, shown[place], conf) for place in places}
 
 
-def _truth_beside_prediction(
-    network: MaskRCNN, spec: ModelSpec, split: CocoSplit, image: Record, conf: float
-) -> Picture:
-    path = split.image_path(image)
-    pixels = images.read_image(path)
-    size = viewing_size(pixels, panels=2)
+def _predicted(network: MaskRCNN, spec: ModelSpec, split: CocoSplit, image: Record, conf: float) -> Picture:
+    pixels = images.read_image(split.image_path(image))
     prediction = detect(network, spec, pixels)
-    left = fit(pixels, *size)
-    for mask in instance_masks(split.defects(image), prediction.height, prediction.width, str(path)):
-        left = outline(left, fit_mask(mask, *size), TRUTH)
     found = prediction.defects(conf)
-    right = draw_instances(pixels, found, PREDICTION, size)
-    score = prediction.verdict(conf).score
-    title = f"{len(found)} found from {conf:g} on, best score {score:.2f}"
-    return side_by_side(title_bar(left, f"truth: {image.get('defect_type', 'as marked')}"), title_bar(right, title))
+    title = f"{len(found)} found from {conf:g} on, best score {prediction.verdict(conf).score:.2f}"
+    captions = f"truth: {image.get('defect_type', 'as marked')}", title
+    return truth_beside_prediction(split, image, pixels, found, captions)
 
 
 @dataclass(frozen=True)
