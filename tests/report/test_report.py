@@ -345,12 +345,12 @@ def test_one_class_only_reads_na_and_makes_a_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change_of", "said"),
     [
-        ({"image_id": 999}, "is on image 999, which"),
-        ({"category_id": 7}, "has category 7, which"),
-        ({"score": 1.5}, "has the score 1.5, which is not between 0 and 1"),
+        ({"image_id": 999}, "names the image 999, which"),
+        ({"category_id": 7}, "names the class 7, which"),
+        ({"score": 1.5}, "has the score 1.5: it must be a number from 0 to 1"),
         ({"score": None}, "has the score None"),
-        ({"segmentation": {"size": [5, 7], "counts": "S1"}}, "has a mask of another size than its image of 96x96"),
-        ({"segmentation": [[0, 0, 1, 1, 2, 2]]}, "has a mask of another size"),
+        ({"segmentation": {"size": [5, 7], "counts": "S1"}}, "has no mask of 96x96 pixels, its image's size"),
+        ({"segmentation": "S1"}, "has no mask of 96x96 pixels"),
     ],
 )
 def test_predictions_that_do_not_belong_to_the_split_are_refused(
@@ -359,7 +359,7 @@ def test_predictions_that_do_not_belong_to_the_split_are_refused(
     path = results_dir / "predictions.json"
     records = read_json(path)
     write_json(path, [records[0], {**records[1], **change_of}])
-    with pytest.raises(FlawmaskError, match=re.escape(f"{path}: detection 1 {said}")):
+    with pytest.raises(FlawmaskError, match=re.escape(f"{path}: record 1 {said}")):
         write_report(results_dir)
     assert not (results_dir / "report.html").exists()
 
