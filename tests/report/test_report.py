@@ -125,14 +125,17 @@ def test_the_page_tells_of_the_data_the_run_and_how_to_repeat_it(results_dir: Pa
     assert "Time to train 2 min 52 s" in text
     assert "Torch 2.15.0" in text
     run = results_dir.parent
-    assert f"flawmask evaluate --model {run / 'best.pt'} --dataset_dir {dataset} --split val --conf 0.5" in text
+    judged = f"flawmask evaluate --model {run / 'best.pt'} --dataset_dir {dataset} --split val --conf auto"
+    assert judged in text
+    assert "--aim recall=0.99" in text
     train = re.search(r"flawmask train .*?(?= flawmask)", text)
     assert train is not None
     assert "--anchor_sizes 8 16 32 64 128" in train[0]
     assert "--overwrite --" in train[0]
     assert "num_classes" not in train[0]
     assert "flawmask prepare --category drawn --seed 42 --train_ratio 0.8 --classes defect --link copy" in text
-    assert f"flawmask augment --dataset_dir {dataset.with_name('drawn')} --seed 42 --augmentation_factor 3" in text
+    drawn = dataset.with_name("drawn")
+    assert f"flawmask augment --dataset_dir {drawn} --output_dir {dataset} --seed 42 --augmentation_factor 3" in text
 
 
 def test_the_verdict_reads_as_a_person_would_say_it() -> None:

@@ -30,7 +30,9 @@ from flawmask.training.pictures import draw_train_batch
 
 SIDE = 72
 CATEGORIES = [{"id": 1, "name": "good"}, {"id": 2, "name": "defect"}]
-RUN_FILES = ["best.pt", "config.json", "curves.png", "history.json", "labels.png", "last.pt", "train_batch.jpg"]
+RUN_FILES = sorted(
+    "best.pt last.pt config.json history.json training_images.json curves.png labels.png train_batch.jpg".split()
+)
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
 
 
