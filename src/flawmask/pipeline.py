@@ -265,7 +265,7 @@ def demo(config: DemoCommand) -> list[Finished]:
             arch="maskrcnn_resnet18_fpn",
             weights="none",
             image_size=160,
-            epochs=5,
+            epochs=4,
             augmentation_factor=1,
             proposals=200,
             roi_samples=16,
