@@ -28,9 +28,9 @@ POPULATION = 100_000
 class Options:
     """How long to simulate."""
 
-    samples: int = 500
+    samples: int = 200
     """Samples drawn for each row."""
-    resamples: int = 500
+    resamples: int = 300
     """Bootstrap samples for each interval."""
     seed: int = 0
     """Seed of everything drawn."""
