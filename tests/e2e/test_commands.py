@@ -52,6 +52,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def evaluation(model: str | Path, dataset: str, *flags: str | Path) -> list[str | Path]:
+    return ["evaluate", "--model", model, "--dataset_dir", dataset, *flags]
+
+
 def runs(folder: Path) -> list[Path]:
     return sorted(folder.glob("model_maskrcnn/maskrcnn_mvtec_*"))
 
@@ -112,17 +116,7 @@ def test_the_five_scripts_work_with_the_flags_as_written(workplace: Path) -> Non
 def test_results_for_a_run_folder_go_inside_it(workplace: Path) -> None:
     run_dir = runs(workplace)[0]
     model, data = str(run_dir / "best.pt"), "datasets/maskrcnn_mvtec_bottle"
-    judge: list[str | Path] = [
-        "evaluate",
-        "--model",
-        model,
-        "--dataset_dir",
-        data,
-        "--split",
-        "train",
-        "--output_dir",
-        run_dir,
-    ]
+    judge = evaluation(model, data, "--split", "train", "--output_dir", run_dir)
     assert "images were trained on" in run_in(workplace, *judge, status=2).stderr
     run_in(workplace, *judge, "--allow_leak")
     assert (run_dir / "inference_train/metrics.json").is_file()
@@ -247,17 +241,7 @@ def test_runs_are_set_side_by_side_on_one_page(workplace: Path) -> None:
     assert "report.html" in run_in(workplace, "report", runs(workplace)[0]).stdout
     assert (results / "report.html").is_file()
     model, data = results.parent / "best.pt", "datasets/maskrcnn_mvtec_bottle"
-    judge: list[str | Path] = [
-        "evaluate",
-        "--model",
-        model,
-        "--dataset_dir",
-        data,
-        "--conf",
-        "0.2",
-        "--output_dir",
-        "low",
-    ]
+    judge = evaluation(model, data, "--conf", "0.2", "--output_dir", "low")
     assert "McNemar's exact p" in run_in(workplace, *judge, "--against", results.parent).stdout
     run_in(workplace, "report", results, "low", "--output", "pages/both.html")
     page = (workplace / "pages/both.html").read_text()

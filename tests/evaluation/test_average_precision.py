@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import HEIGHT, NAMES, WIDTH, blob, instance, make_split, predicted, rectangle, shaken
+from handmade_split import HEIGHT, NAMES, WIDTH, blob, instance, make_split, predicted, rectangle, shaken
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 

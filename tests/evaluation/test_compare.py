@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import blob, instance, make_split, predicted, rectangle, shaken
+from handmade_split import blob, instance, make_split, predicted, rectangle, shaken
 
 from flawmask.coco import CocoSplit
 from flawmask.errors import FlawmaskError

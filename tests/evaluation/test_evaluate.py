@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import helpers
 import numpy as np
 import pytest
-from helpers import names, network, patchwork, rows
+import random_network
+from files_read_back import names, rows
 from pycocotools.coco import COCO
+from random_network import network, patchwork
 
 from flawmask.coco import annotation, read_split, write_split
 from flawmask.errors import FlawmaskError
@@ -25,7 +26,7 @@ from flawmask.evaluation.summary import summary
 from flawmask.images import read_image, write_png
 from flawmask.model import checkpoint
 
-SPEC = replace(helpers.SPEC, classes=("good", "defect"))
+SPEC = replace(random_network.SPEC, classes=("good", "defect"))
 CATEGORIES = [{"id": 1, "name": "good"}, {"id": 2, "name": "defect"}]
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import NAMES, blob, instance, make_split, predicted, rectangle, shaken
+from handmade_split import NAMES, blob, instance, make_split, predicted, rectangle, shaken
 
 from flawmask.coco import CocoSplit
 from flawmask.evaluation.instances import instance_errors

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import patchwork
 from PIL import Image
+from random_network import patchwork
 
 from flawmask.coco import CocoSplit
 from flawmask.errors import FlawmaskError

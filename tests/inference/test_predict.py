@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import SPEC, names, network, patchwork, rows
+from files_read_back import names, rows
+from random_network import SPEC, network, patchwork
 
 from flawmask import masks
 from flawmask.errors import FlawmaskError

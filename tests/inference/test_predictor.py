@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import SPEC, network, patchwork
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from random_network import SPEC, network, patchwork
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 import flawmask

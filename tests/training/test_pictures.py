@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from helpers import SPEC, network, patchwork
+from random_network import SPEC, network, patchwork
 
 from flawmask.coco import CocoSplit, annotation, read_split, write_split
 from flawmask.draw import SURROUND, TRUTH

@@ -183,6 +183,7 @@ def _curve(key: str, x: str, y: str, title: str, figures: dict[str, str]) -> Dra
     """Return what draws a curve of `curves.json` on axes from 0 to 100 %."""
 
     def draw(results: Results, scores: Sequence[tuple[bool, float]], axes: Axes) -> bool:
+        """Draw the curve and, where it lies on it, the verdicts' threshold; False where there is no curve."""
         del scores
         curve = results.curves.get(key)
         if not curve:

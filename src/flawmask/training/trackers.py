@@ -58,6 +58,7 @@ def _tensorboard(run_dir: Path) -> Iterator[Record]:
     writer: SummaryWriter | None = None
 
     def record(figures: Mapping[str, Any], pictures: Mapping[str, Picture]) -> None:
+        """Write an epoch's figures and pictures, and let them be seen at once."""
         nonlocal writer
         # Not earlier: a writer makes its file at once, and the run folder is only there after the first epoch.
         writer = writer or SummaryWriter(str(run_dir / "tensorboard"))
@@ -106,6 +107,7 @@ def _mlflow(run_dir: Path, settings: Mapping[str, Any]) -> Iterator[Record]:
         ) from None
 
     def tell(figures: Mapping[str, Any], pictures: Mapping[str, Picture]) -> None:
+        """Send an epoch's figures, its pictures and the run's plots as they are now."""
         epoch, now = figures["epoch"], round(time.time() * 1000)
         client.log_batch(run, metrics=[Metric(name, value, now, epoch) for name, value in _figures(figures).items()])
         for name, picture in pictures.items():

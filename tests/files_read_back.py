@@ -1,0 +1,13 @@
+"""What a stage left on disk, as the tests look at it."""
+
+import csv
+from pathlib import Path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(one.name for one in folder.iterdir())
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
