@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format lock
+.PHONY: demo test bench lint format lock
 
 demo: .venv/ready
 	$(BIN)/flawmask demo --run
@@ -11,6 +11,10 @@ demo: .venv/ready
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# Writes docs/benchmarks.md anew: an hour or so on two cores, which should have nothing else to do.
+bench: .venv/ready
+	$(BIN)/python benchmarks
 
 lint: .venv/ready
 	$(BIN)/ruff check .

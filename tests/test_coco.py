@@ -1,16 +1,22 @@
 """The COCO folder: written so that pycocotools reads it, and read only where all of it fits together."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from flawmask.coco import annotation, instance_masks, read_split, write_split
+from flawmask.coco import Cut, annotation, cut_annotation, cut_out, instance_masks, read_split, write_split
 from flawmask.errors import FlawmaskError
+from flawmask.masks import Mask, box_of, encode
 
 MASK = np.zeros((6, 8), dtype=bool)
 MASK[1:4, 2:7] = True
@@ -65,6 +71,30 @@ def test_an_annotation_says_what_its_mask_is() -> None:
     }
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=9)).filter(np.any),
+    st.tuples(*[st.integers(0, 3)] * 4),
+)
+def test_a_cut_out_mask_is_written_as_all_of_it_would_be(part: Mask, around: tuple[int, int, int, int]) -> None:
+    left, right, above, below = around
+    mask = np.pad(part, ((above, below), (left, right)))
+    expected = {"bbox": list(box_of(mask)), "area": mask.sum(), "segmentation": encode(mask)}
+    tight = cut_out(mask)
+    assert tight.mask.shape == box_of(mask)[:1:-1]
+    for cut in (Cut(part, left, above), Cut(mask, 0, 0), tight):
+        found = cut_annotation(cut, *mask.shape, id=1, image_id=2, category_id=3)
+        assert found == {"id": 1, "image_id": 2, "category_id": 3, "iscrowd": 0, **expected}
+
+
+def test_each_record_is_a_line_of_its_own(dataset: Path) -> None:
+    lines = (dataset / "train/annotations.json").read_text().splitlines()
+    records = [json.loads(line.removesuffix(",")) for line in lines if line.startswith('{"id"')]
+    split = read_split(dataset, "train")
+    marks = [record for of_image in split.annotations.values() for record in of_image]
+    assert records == [*split.images, *marks, *split.categories]
+
+
 def test_pycocotools_reads_what_is_written(dataset: Path) -> None:
     coco = COCO(str(dataset / "train/annotations.json"))
     assert coco.getImgIds() == [1, 2, 3]
@@ -105,6 +135,27 @@ def test_images_may_lie_in_folders_below(dataset: Path) -> None:
     (dataset / "train/images/2.png").rename(dataset / "train/images/a/2.png")
     edit(dataset, lambda content: content["images"][1].update(file_name="a/2.png"))
     assert read_split(dataset, "train").image_path({"file_name": "a/2.png"}) == dataset / "train/images/a/2.png"
+
+
+def test_a_folder_with_an_images_name_is_no_image(dataset: Path) -> None:
+    (dataset / "train/images/2.png").unlink()
+    (dataset / "train/images/2.png").mkdir()
+    assert "lists images that are not in" in said(dataset)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_an_image_may_be_a_link_that_leads_somewhere(dataset: Path) -> None:
+    image = dataset / "train/images/2.png"
+    image.rename(dataset / "elsewhere.png")
+    image.symlink_to(dataset / "elsewhere.png")
+    assert len(read_split(dataset, "train").images) == 3
+    (dataset / "elsewhere.png").unlink()
+    assert "lists images that are not in" in said(dataset)
+
+
+def test_a_split_without_a_folder_of_images_is_said(dataset: Path) -> None:
+    shutil.rmtree(dataset / "train/images")
+    assert "(1.png, 2.png, 3.png)" in said(dataset)
 
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {

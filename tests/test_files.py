@@ -1,11 +1,15 @@
 """Files and folders are there whole or not at all, and nothing of somebody else's is ever replaced."""
 
+import json
 import os
 import stat
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flawmask.errors import FlawmaskError
 from flawmask.files import (
@@ -17,6 +21,7 @@ from flawmask.files import (
     whole_folder,
     write_bytes,
     write_json,
+    write_json_lines,
 )
 
 
@@ -76,6 +81,73 @@ def test_nan_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", float("nan"))
     assert names(tmp_path) == []
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(content=st.dictionaries(st.text(), JSON))
+def test_an_object_written_line_by_line_comes_back(content: dict[str, Any], tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "lines.json"
+    write_json_lines(path, content)
+    assert json.loads(path.read_bytes()) == content
+    assert read_json(path) == content
+    assert path.read_bytes().count(b"\n") == lines_of(content)
+
+
+def lines_of(content: dict[str, Any]) -> int:
+    """Return how many lines are wanted: the braces', one for each key, one for each element and the bracket behind."""
+    return (
+        1
+        if not content
+        else 2 + sum(2 + len(value) if isinstance(value, list) and value else 1 for value in content.values())
+    )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "\udc80", object()])
+def test_a_bad_record_far_down_leaves_the_old_file(tmp_path: Path, bad: Any) -> None:
+    write_json(tmp_path / "a.json", "old")
+    records = [{"id": number} for number in range(10_000)]
+    with pytest.raises((ValueError, TypeError)):
+        write_json_lines(tmp_path / "a.json", {"images": [*records, {"id": bad}]})
+    assert read_json(tmp_path / "a.json") == "old"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_long_list_is_never_in_memory_as_text(tmp_path: Path) -> None:
+    records = [{"outline": list(range(200))}] * 10_000
+    write_json_lines(tmp_path / "a.json", {})  # what is made once is not counted
+    tracemalloc.start()
+    try:
+        write_json_lines(tmp_path / "a.json", {"annotations": records})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "a.json").stat().st_size > 5_000_000
+    assert peak < 500_000
+
+
+def test_many_equal_coordinates_are_kept_once(tmp_path: Path) -> None:
+    count = 200_000
+    write_json_lines(tmp_path / "a.json", {"outline": [1000 + number % 1000 for number in range(count)]})
+    tracemalloc.start()
+    try:
+        outline = read_json(tmp_path / "a.json")["outline"]
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(outline) == count
+    assert held < 12 * count, "a place in the list is 8 bytes, an integer of its own 32 more"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-le"])
+def test_json_is_read_in_any_utf(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.json").write_bytes('{"naïve": [-1, 70000, 1e3]}'.encode(encoding))
+    assert read_json(tmp_path / "a.json") == {"naïve": [-1, 70000, 1000.0]}
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"", b"\xff\xfe\x00", b"\x89PNG"])

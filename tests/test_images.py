@@ -1,5 +1,6 @@
 """The image reader: every kind of file that section 3 names, upright, exact, and no damaged file passes."""
 
+import hashlib
 import io
 import warnings
 from collections.abc import Callable
@@ -14,7 +15,17 @@ import pytest
 from PIL import Image, ImageOps
 
 from flawmask.errors import ImageError
-from flawmask.images import encode_png, is_image, read_image, read_mask, read_pixels, to_mask, to_rgb, write_png
+from flawmask.images import (
+    content_digest,
+    encode_png,
+    is_image,
+    read_image,
+    read_mask,
+    read_pixels,
+    to_mask,
+    to_rgb,
+    write_png,
+)
 
 Array = npt.NDArray[Any]
 
@@ -261,6 +272,13 @@ def test_a_written_png_holds_exactly_the_pixels(tmp_path: Path, pixels: Any) -> 
     assert reference is not None
     assert reference.dtype == pixels.dtype
     assert np.array_equal(reference, pixels if pixels.ndim == 2 else pixels[:, :, ::-1])
+
+
+@pytest.mark.parametrize("pixels", [RGB, RGB[:, ::-1], GREY])
+def test_the_digest_is_that_of_shape_and_pixels(pixels: Any) -> None:
+    expected = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    assert content_digest(pixels) == expected
+    assert content_digest(pixels[:0]) != expected
 
 
 def test_rgb_repeats_grey_and_leaves_colours() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import cv2
 import hypothesis.extra.numpy as arrays
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,14 +15,18 @@ from scipy import ndimage
 from flawmask.masks import (
     Mask,
     Segmentation,
+    area,
     as_rle,
     box_of,
+    box_of_rle,
     components,
     decode,
     encode,
-    place_rle,
+    intersection,
+    rle_of_changes,
     to_polygons,
     to_rle,
+    union,
 )
 
 ANY_MASK = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=14))
@@ -140,12 +145,31 @@ def test_a_scratch_one_pixel_wide_has_a_box_of_width_1_and_an_empty_mask_has_non
 
 
 @settings(max_examples=300, deadline=None)
-@given(ANY_MASK, st.integers(0, 5), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
-def test_a_placed_rle_is_that_of_the_pasted_mask(local: Mask, left: int, top: int, right: int, bottom: int) -> None:
-    pasted = np.pad(local, ((top, bottom), (left, right)))
-    wanted = rle_tools.encode(np.asfortranarray(pasted, np.uint8))
-    placed = place_rle(local, left, top, *pasted.shape)
-    assert placed == {"size": list(pasted.shape), "counts": wanted["counts"].decode()}
+@given(ANY_MASK)
+def test_the_rle_of_a_masks_runs_is_pycocotools_own(mask: Mask) -> None:
+    changes = np.flatnonzero(np.diff(np.concatenate(([False], mask.T.ravel(), [False]))))
+    wanted = rle_tools.encode(np.asfortranarray(mask, np.uint8))
+    rle, pixels = rle_of_changes(changes, *mask.shape)
+    assert rle == {"size": list(mask.shape), "counts": wanted["counts"].decode()}
+    assert pixels == mask.sum()
+    if pixels:
+        assert box_of_rle(rle) == box_of(mask)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    arrays.arrays(
+        np.bool_, st.tuples(st.integers(2, 4), st.integers(1, 14), st.integers(1, 14)), elements=st.booleans()
+    )
+)
+def test_what_is_worked_out_on_rle_is_what_is_worked_out_on_pixels(stack: npt.NDArray[np.bool_]) -> None:
+    size = stack.shape[1:]
+    rles = [to_rle(mask) for mask in stack]
+    assert union(rles, *size) == to_rle(np.asarray(stack.any(axis=0)))
+    assert union(rles[:1], *size) == rles[0]
+    assert union([], *size) == to_rle(np.zeros(size, dtype=bool))
+    assert intersection(rles[0], rles[1]) == to_rle(stack[0] & stack[1])
+    assert area(rles[0]) == stack[0].sum()
 
 
 @settings(max_examples=100, deadline=None)

@@ -8,13 +8,11 @@ import torch
 import torchvision
 
 from flawmask.errors import FlawmaskError
-from flawmask.model.build import ModelSpec, build
 from flawmask.runtime import (
     Precision,
-    autocast,
     choose_device,
     choose_precision,
-    compute_in,
+    is_out_of_memory,
     refuse_wrong_gradients,
     seed_everything,
 )
@@ -106,14 +104,6 @@ def test_auto_is_bf16_where_the_hardware_multiplies_it(monkeypatch: pytest.Monke
     assert choose_precision("auto", MPS) == torch.float32
 
 
-def test_autocast_lowers_the_precision_only_where_it_is_asked_to() -> None:
-    matrix = torch.ones(2, 2)
-    with autocast(CPU, torch.bfloat16):
-        assert (matrix @ matrix).dtype == torch.bfloat16
-    with autocast(CPU, torch.float32):
-        assert (matrix @ matrix).dtype == torch.float32
-
-
 @pytest.mark.parametrize("seed", [0, 42, 2**40])
 def test_a_seed_decides_all_three_generators(seed: int) -> None:
     def draw() -> tuple[float, float, float]:
@@ -127,30 +117,26 @@ def test_a_seed_decides_all_three_generators(seed: int) -> None:
     assert all(one != other for one, other in zip(draw(), first, strict=True))
 
 
-def test_a_defect_of_one_pixel_keeps_its_box_while_the_layers_train_in_bfloat16() -> None:
-    spec = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=300, norm="group", proposals=20)
-    torch.manual_seed(0)
-    model = build(spec).train()
-    compute_in(model, CPU, torch.bfloat16)
-    inside: list[torch.dtype] = []
-    model.roi_heads.box_head.fc6.register_forward_hook(lambda _, __, output: inside.append(output.dtype))
-    mask = torch.zeros(1, 300, 300, dtype=torch.uint8)
-    mask[0, 31, 284] = 1
-    # In bfloat16 both edges would be 284: a width of 0, and a regression target that is not finite.
-    box = torch.tensor([[284.0, 31.0, 285.0, 32.0]])
-    target = {"boxes": box, "labels": torch.tensor([2]), "masks": mask}
-    losses = model([torch.rand(3, 300, 300)], [target])
-    assert inside == [torch.bfloat16]
-    assert all(torch.isfinite(loss) and loss.dtype == torch.float32 for loss in losses.values()), losses
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(machine: pytest.MonkeyPatch) -> None:
+    add_cuda(machine, 2)
+    machine.setenv("LOCAL_RANK", "1")
+    assert choose_device(None) == choose_device("cuda") == torch.device("cuda:1")
+    machine.setenv("LOCAL_RANK", "2")
+    with pytest.raises(FlawmaskError, match="is not there: this machine has cuda:0, cuda:1, cpu"):
+        choose_device("cuda")
 
 
-def test_evaluation_is_untouched_by_the_training_precision() -> None:
-    spec = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, proposals=20)
-    torch.manual_seed(0)
-    model = build(spec).eval()
-    image = torch.rand(3, 64, 64)
-    with torch.inference_mode():
-        before = model([image])[0]
-        compute_in(model, CPU, torch.bfloat16)
-        after = model([image])[0]
-    assert all(torch.equal(before[name], after[name]) for name in before)
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_errors(error: RuntimeError, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected

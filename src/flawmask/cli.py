@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.summary import percent, summary
 from flawmask.inference.config import PredictConfig
+from flawmask.launch import is_first
 from flawmask.pipeline import DemoCommand, Finished, RunConfig, demo, run
 from flawmask.progress import show_progress_on
 from flawmask.report.config import ReportConfig
@@ -42,9 +43,6 @@ DESCRIPTION = """Flawmask finds and outlines defects on manufactured parts: a fo
 Mask R-CNN, its figures and its outlined defects out. `flawmask demo --run` shows it all on images that it draws itself;
 `flawmask run --category bottle` does it on yours; `flawmask COMMAND --help` explains one step."""
 
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "exited unexpectedly")
-"""What PyTorch says when there is none left, on CUDA, Windows, Linux, and in a process that reads images."""
-
 OK, DEFECT_FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -65,7 +63,7 @@ def _guarded(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status; what the user can mend is one line on stderr, no traceback."""
     console = Console(stderr=True)
     _log_to(console)
-    show_progress_on(console)
+    show_progress_on(console if is_first() else None)
     try:
         return _dispatch(_parse(arguments))
     except FlawmaskError as error:
@@ -73,7 +71,10 @@ def _guarded(arguments: Sequence[str]) -> int:
     except OSError as error:
         reason = f"{error.filename or 'the disk'}: {error.strerror or error}"
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+        from flawmask.runtime import is_out_of_memory
+
+        # A process that reads images and was killed for its memory "exited unexpectedly".
+        if not (isinstance(error, MemoryError) or is_out_of_memory(error) or "exited unexpectedly" in str(error)):
             raise
         reason = "memory ran out: lower --batch_size first, then --image_size, and try --workers 0"
     except KeyboardInterrupt:
@@ -128,22 +129,25 @@ def _dispatch(config: Any) -> int:
             from flawmask.evaluation.evaluate import evaluate
 
             judged = evaluate(config)
-            print(summary(judged.metrics))  # noqa: T201
-            print(f"look at {(judged.results_dir / 'report.html').as_posix()}")  # noqa: T201
+            if is_first():
+                _print_lines([summary(judged.metrics), f"look at {(judged.results_dir / 'report.html').as_posix()}"])
         case PredictConfig():
             return _predict(config)
         case ReportConfig():
             from flawmask.report.compare import report
 
-            for page in report(config):
-                print(f"look at {page.as_posix()}")  # noqa: T201
+            _print_lines(f"look at {page.as_posix()}" for page in report(config))
         case DoctorConfig():
             examined = examine(config)
             for table in tables(examined):
                 Console().print(table)
-            if examined.contact_sheet is not None:
-                print(f"look at {examined.contact_sheet}")  # noqa: T201
+            _print_lines([f"look at {examined.contact_sheet}"] if examined.contact_sheet is not None else [])
     return OK
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)  # noqa: T201
 
 
 def _prepare(config: PrepareConfig) -> int:

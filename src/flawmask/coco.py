@@ -1,5 +1,6 @@
 """The COCO folder: read, checked and written. `<dataset>/<split>/images/*` and `<dataset>/<split>/annotations.json`."""
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from flawmask import masks
 from flawmask.errors import FlawmaskError
-from flawmask.files import read_json, write_json
+from flawmask.files import read_json, write_json_lines
 from flawmask.masks import Mask
 
 GOOD = "good"
@@ -66,15 +67,59 @@ class CocoSplit:
 
 def annotation(mask: Mask, *, id: int, image_id: int, category_id: int) -> Record:
     """Return the COCO annotation record of one instance; its mask must not be empty."""
+    height, width = mask.shape
+    return cut_annotation(Cut(mask, 0, 0), height, width, id=id, image_id=image_id, category_id=category_id)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A mask cut out of its image's, which is False everywhere else: a small defect costs nothing of a large image.
+
+    Attributes:
+        mask: (height, width) bool, the part that is cut out.
+        x: column of the image where the part's first column lies.
+        y: row of the image where the part's first row lies.
+    """
+
+    mask: Mask
+    x: int
+    y: int
+
+
+def cut_out(mask: Mask) -> Cut:
+    """Return the mask cut along its box; it must not be empty."""
+    x, y, width, height = masks.box_of(mask)
+    return Cut(mask[y : y + height, x : x + width], x, y)
+
+
+def cut_annotation(cut: Cut, height: int, width: int, *, id: int, image_id: int, category_id: int) -> Record:
+    """Return the COCO annotation record of one instance of a (height, width) image; its mask must not be empty."""
+    tight = cut_out(cut.mask)
+    tight = Cut(tight.mask, cut.x + tight.x, cut.y + tight.y)
+    rows, columns = tight.mask.shape
     return {
         "id": id,
         "image_id": image_id,
         "category_id": category_id,
-        "bbox": list(masks.box_of(mask)),
-        "area": int(np.count_nonzero(mask)),
+        "bbox": [tight.x, tight.y, columns, rows],
+        "area": int(np.count_nonzero(tight.mask)),
         "iscrowd": 0,
-        "segmentation": masks.encode(mask),
+        "segmentation": _segmentation(tight, height, width),
     }
+
+
+def _segmentation(cut: Cut, height: int, width: int) -> masks.Segmentation:
+    """Return what `masks.encode` returns for the whole mask."""
+    rows, columns = cut.mask.shape
+    if cut.mask.all():  # as a good image's: no corner to look for in a million pixels
+        left, top, right, bottom = cut.x, cut.y, cut.x + columns, cut.y + rows
+        return [[left, top, right, top, right, bottom, left, bottom]]
+    polygons = masks.to_polygons(cut.mask)
+    if polygons is None:
+        whole = np.zeros((height, width), dtype=bool)
+        whole[cut.y : cut.y + rows, cut.x : cut.x + columns] = cut.mask
+        return masks.to_rle(whole)
+    return [[at + (cut.y if odd % 2 else cut.x) for odd, at in enumerate(polygon)] for polygon in polygons]
 
 
 def write_split(
@@ -83,7 +128,7 @@ def write_split(
     """Write `folder/annotations.json`; the images are the caller's."""
     info = {"description": "made by Flawmask"}
     content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
-    write_json(folder / "annotations.json", content)
+    write_json_lines(folder / "annotations.json", content)
 
 
 def read_split(dataset_dir: Path, split: str) -> CocoSplit:
@@ -156,8 +201,11 @@ def _records(content: Record, key: str, fields: tuple[str, ...], path: Path) -> 
 def _check_files(images: list[Record], folder: Path, path: Path) -> None:
     """Refuse image records whose file is not there or lies outside the split's `images` folder."""
     root = (folder / "images").resolve()
+    there = _files_in(root)
     missing = []
     for image in images:
+        if str(image["file_name"]) in there:  # and so a plain name: most are, and asking for each takes its time
+            continue
         name = Path(str(image["file_name"]))
         if name.is_absolute() or ".." in name.parts:
             raise FlawmaskError(f"{path}: image {image['id']} names {name}, which is outside {root}: put it there")
@@ -168,6 +216,14 @@ def _check_files(images: list[Record], folder: Path, path: Path) -> None:
         raise FlawmaskError(
             f"{path} lists images that are not in {folder / 'images'} ({shown}): put them there, or take them out"
         )
+
+
+def _files_in(folder: Path) -> frozenset[str]:
+    """Return the names of the files in the folder, in one look; none where there is no folder."""
+    if not folder.is_dir():
+        return frozenset()
+    with os.scandir(folder) as entries:
+        return frozenset(entry.name for entry in entries if entry.is_file())
 
 
 def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:

@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,44 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
+def write_json_lines(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as JSON, each element of its lists on a line of its own, whole or not at all.
+
+    For lists of a hundred thousand records: ten times as fast as `write_json`, a third of its size where there are many
+    numbers, still a line for each record in a diff, and never more than one of them in memory as text.
+    """
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(_json_pieces(content))
+
+
+def _json_pieces(content: Mapping[str, Any]) -> Iterator[str]:
+    encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
+    before = "{\n"
+    for key, value in content.items():
+        yield f"{before}{encode(key)}:"
+        before = ",\n"
+        if isinstance(value, list | tuple) and value:
+            yield f"[\n{encode(value[0])}"
+            yield from (f",\n{encode(element)}" for element in value[1:])
+            yield "\n]"
+        else:
+            yield encode(value)
+    yield "\n}\n" if content else "{}\n"
+
+
+class _Integers(dict[str, int]):
+    """The integers in a JSON file by how they are written: one object for each, however often it is there.
+
+    Outlines are millions of coordinates from a few thousand values: a list of them takes a fifth of the memory.
+    """
+
+    def __missing__(self, text: str) -> int:
+        value = int(text)
+        if len(text) <= 5:  # a coordinate; ids and areas are many and seldom there twice
+            self[text] = value
+        return value
+
+
 def read_json(path: Path) -> Any:
     """Return what the JSON file holds.
 
@@ -49,11 +87,17 @@ def read_json(path: Path) -> Any:
         FlawmaskError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(_text(path), parse_int=_Integers().__getitem__)
     except FileNotFoundError:
         raise FlawmaskError(f"{path} does not exist") from None
     except (ValueError, OSError) as error:
         raise FlawmaskError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def _text(path: Path) -> str:
+    """Return a JSON file's text, in whichever UTF. (`json.loads` would keep the bytes beside it while it parses.)"""
+    data = path.read_bytes()
+    return data.decode(json.detect_encoding(data), "surrogatepass")
 
 
 def sha256(data: bytes) -> str:

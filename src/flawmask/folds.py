@@ -20,6 +20,7 @@ from flawmask.pipeline import RUNS, Finished, RunConfig, augmented, new_run_dir,
 from flawmask.settings import as_json
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
+from flawmask.training.resume import NAME as STATE
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +84,10 @@ def _earlier(origin: dict[str, Any]) -> Path | None:
 
 
 def _one_fold(config: RunConfig, prepared_dir: Path, run_dir: Path) -> None:
-    """Train and judge one fold; what an interrupted training left is replaced."""
-    history = read_json(run_dir / "history.json") if (run_dir / "history.json").is_file() else {"epoch": []}
-    if len(history["epoch"]) < config.epochs:
+    """Train and judge one fold; an interrupted training goes on, and one that has ended ends at once."""
+    if (run_dir / STATE).is_file():
+        train(TrainConfig(resume=run_dir))
+    else:
         dataset_dir = augmented(config, prepared_dir)
         train(stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=run_dir, overwrite=True))
     place = {"model": run_dir / "best.pt", "dataset_dir": prepared_dir, "output_dir": None, "against": None}
@@ -129,7 +131,7 @@ def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple
     predictions: list[Prediction] = []
     parts = [read_split(folder, "val") for folder in folders]
     for fold, part in enumerate(parts, start=1):
-        predictor = Predictor(run_dir / f"fold_{fold}" / "best.pt", config.device)
+        predictor = Predictor(run_dir / f"fold_{fold}" / "best.pt", config.device, precision=config.precision)
         predictions += predict_split(predictor.network, predictor.spec, part)[0]
     with whole_folder(run_dir / POOLED) as folder:
         (folder / "images").mkdir()

@@ -8,6 +8,7 @@ import hashlib
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -46,15 +47,15 @@ def decode(data: bytes, path: Path) -> Pixels:
         ImageError: not an image, truncated, or too large for Pillow's limit on decompression bombs.
     """
     try:
-        with Image.open(io.BytesIO(data)) as file:
-            picture = ImageOps.exif_transpose(file)
+        with Image.open(io.BytesIO(data)) as picture:
+            ImageOps.exif_transpose(picture, in_place=True)  # each copy costs a tenth of decoding a PNG
             if picture.mode.startswith("I"):
                 return _sixteen_bit(np.asarray(picture))
             if picture.mode == "F":
                 raise ImageError(f"{path} holds floating-point numbers: export it with 8 or 16 bits")
-            grey = picture.mode in ("L", "LA", "1")
+            wanted = "L" if picture.mode in ("L", "LA", "1") else "RGB"
             # A copy, since PyTorch wants to own what it is given and Pillow's own buffer cannot be written to.
-            return np.array(picture.convert("L" if grey else "RGB"), dtype=np.uint8)
+            return np.array(picture if picture.mode == wanted else picture.convert(wanted), dtype=np.uint8)
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them trip over
@@ -100,7 +101,9 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
 
 def content_digest(image: npt.NDArray[np.uint8]) -> str:
     """Return a SHA-256 of what is on the image, as `read_image` gives it: the same in whatever file it is kept."""
-    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(np.ascontiguousarray(image).data)  # joined to one string it would be copied twice
+    return digest.hexdigest()
 
 
 def to_mask(pixels: Pixels) -> npt.NDArray[np.bool_]:
@@ -124,8 +127,12 @@ def read_mask(path: Path) -> npt.NDArray[np.bool_]:
 
 def encode_png(pixels: Pixels) -> bytes:
     """Return the pixels as a PNG file: grey (height, width) or RGB (height, width, 3), uint8 or uint16, lossless."""
-    ordered = pixels[:, :, ::-1] if pixels.ndim == 3 else pixels
-    _, data = cv2.imencode(".png", np.ascontiguousarray(ordered))
+    ordered: npt.NDArray[Any] = np.ascontiguousarray(pixels)
+    if ordered.ndim == 3:
+        ordered = cv2.cvtColor(ordered, cv2.COLOR_RGB2BGR)
+    # OpenCV's own choice of filter and compression: on photographs of parts Paeth's filter made files a quarter smaller
+    # and took half as long again, zlib's level 6 a fifth smaller and eight times as long.
+    _, data = cv2.imencode(".png", ordered)
     return data.tobytes()
 
 

@@ -4,7 +4,7 @@ The only place that converts. A mask is a (height, width) bool array. COCO polyg
 coordinates are whole numbers from 0 to width and 0 to height and pycocotools rasterises them back to exactly the mask.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -39,6 +39,12 @@ def box_of(mask: Mask) -> tuple[int, int, int, int]:
         raise ValueError("an empty mask has no box")
     x, y = int(columns[0]), int(rows[0])
     return x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1
+
+
+def box_of_rle(rle: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Return what `box_of` returns for the mask of a compressed RLE, which must have a pixel."""
+    x, y, width, height = (int(side) for side in rle_tools.toBbox(rle))
+    return x, y, width, height
 
 
 def encode(mask: Mask) -> Segmentation:
@@ -81,31 +87,52 @@ def as_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
 
 def to_rle(mask: Mask) -> dict[str, Any]:
     """Return the mask as compressed COCO RLE, its `counts` as text so that JSON can hold it."""
-    rle = rle_tools.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
+    return _text(rle_tools.encode(np.asfortranarray(mask, dtype=np.uint8)))
 
 
-def place_rle(local: Mask, x: int, y: int, height: int, width: int) -> dict[str, Any]:
-    """Return the compressed RLE of a (height, width) image that is empty but for `local` with its corner at (x, y).
-
-    Only the columns that `local` covers are ever laid out, so a small mask on a large image stays cheap.
+def rle_of_changes(changes: npt.NDArray[np.int64], height: int, width: int) -> tuple[dict[str, Any], int]:
+    """Return the compressed RLE of a (height, width) mask known by its runs, and how many pixels it has.
 
     Args:
-        local: the mask inside its box, which must lie within the image.
-        x: column of the box's left edge.
-        y: row of the box's upper edge.
-        height: the image's height.
-        width: the image's width.
+        changes: ascending, each once: `column * height + row` of every first pixel of a run and first one behind it.
+        height: the image's.
+        width: the image's.
     """
-    columns = min(local.shape[1] + 1, width - x)  # an empty column behind it ends the last run
-    strip = np.zeros((columns, height), dtype=bool)  # column-major, as RLE counts
-    strip[: local.shape[1], y : y + local.shape[0]] = local.T
-    flat = strip.ravel()
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    starts = np.concatenate(([0] if flat.size and flat[0] else [], changes)).astype(np.int64) + x * height
-    counts = np.diff(np.concatenate(([0], starts, [height * width])))
-    rle = rle_tools.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-    return {"size": [height, width], "counts": rle["counts"].decode()}
+    ends = [] if len(changes) and changes[-1] == height * width else [height * width]  # no run of no pixels at the end
+    counts = np.diff(changes, prepend=0, append=ends)
+    return _compressed(counts, height, width), int(counts[1::2].sum())
+
+
+def union(rles: Sequence[dict[str, Any]], height: int, width: int) -> dict[str, Any]:
+    """Return the compressed RLE of all pixels that are in any of the masks, without laying one out.
+
+    Args:
+        rles: any number of them, as `to_rle` gives them, of images of this size.
+        height: the images'.
+        width: the images'.
+    """
+    if not rles:
+        return _compressed(np.array([height * width]), height, width)
+    return _text(rle_tools.merge(list(rles)))
+
+
+def intersection(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return the compressed RLE of all pixels that are in both masks, of images of one size."""
+    return _text(rle_tools.merge([one, other], intersect=True))
+
+
+def area(rle: dict[str, Any]) -> int:
+    """Return how many pixels a compressed RLE has."""
+    return int(rle_tools.area(rle))
+
+
+def _compressed(counts: npt.NDArray[np.int64], height: int, width: int) -> dict[str, Any]:
+    return _text(rle_tools.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+
+
+def _text(rle: dict[str, Any]) -> dict[str, Any]:
+    """Return pycocotools' RLE with its `counts` as text, so that JSON can hold it."""
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
 
 
 def to_polygons(mask: Mask) -> list[list[int]] | None:

@@ -17,6 +17,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.files import read_json
 from flawmask.inference.config import PredictConfig
+from flawmask.launch import launched
 from flawmask.settings import Overwrite, Settings, require
 from flawmask.training.config import TrainConfig, TrainSettings
 
@@ -117,6 +118,10 @@ def run(config: RunConfig) -> list[Finished]:
     Raises:
         FlawmaskError: see `prepare`, `augment`, `train` and `evaluate`.
     """
+    require(
+        launched() == 1,
+        "run starts alone: only train and evaluate share their work among processes (prepare first, see docs/scale.md)",
+    )
     if config.dataset_dir is not None:
         return [_finish(config, config.dataset_dir.name, config.dataset_dir)]
     _check_device(config)
@@ -268,7 +273,6 @@ def demo(config: DemoCommand) -> list[Finished]:
             epochs=4,
             augmentation_factor=1,
             proposals=200,
-            roi_samples=16,
             overwrite=config.overwrite,
             seed=config.seed,
         )

@@ -1,25 +1,24 @@
 """Where and how precisely the network computes, and what is drawn at random: asked once, passed on."""
 
 import random
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import partial
-from typing import Any, Literal
 
 import numpy as np
 import torch
 import torchvision
 from packaging.version import Version
-from torch import nn
-from torchvision.models.detection import MaskRCNN
 
 from flawmask.errors import FlawmaskError
+from flawmask.launch import local_rank
+from flawmask.settings import Precision
 
-Precision = Literal["fp32", "bf16", "fp16", "auto"]
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+"""What PyTorch says when there is none left, on CUDA, Windows and Linux."""
 
 
 def choose_device(name: str | None) -> torch.device:
     """Return the device named, or the first of CUDA, MPS and CPU that is there.
+
+    Of several processes on a machine, each has a GPU of its own.
 
     Args:
         name: `cuda`, `cuda:1`, `mps`, `cpu`, or None to choose.
@@ -30,7 +29,9 @@ def choose_device(name: str | None) -> torch.device:
     there = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     there += ["mps"] if torch.backends.mps.is_available() else []
     there += ["cpu"]
-    wanted = there[0] if name is None else "cuda:0" if name == "cuda" else name
+    own = f"cuda:{local_rank()}"
+    first = own if there[0].startswith("cuda") else there[0]
+    wanted = first if name is None else own if name == "cuda" else name
     if wanted not in there:
         raise FlawmaskError(f"--device {name} is not there: this machine has {', '.join(there)}")
     return torch.device(wanted)
@@ -74,49 +75,13 @@ def _has_bf16(device: torch.device) -> bool:
     return False
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Return a context in which the network computes in `dtype` where that is safe."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def compute_in(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> None:
-    """Let the layers that multiply compute in `dtype` while they train, and everything about boxes in float32.
-
-    Autocast around the whole network would make boxes bfloat16 too, which cannot tell 286 from 287: a small defect
-    then has a box of no width, whose regression target is not a number. In evaluation mode nothing is changed.
-    """
-    heads = model.roi_heads
-    for module in (
-        model.backbone,
-        model.rpn.head,
-        heads.box_head,
-        heads.box_predictor,
-        heads.mask_head,
-        heads.mask_predictor,
-    ):
-        module.forward = partial(_forward, module, module.forward, device, dtype)
-
-
-def _forward(
-    module: nn.Module, forward: Callable[..., Any], device: torch.device, dtype: torch.dtype, *inputs: Any
-) -> Any:
-    if not module.training:
-        return forward(*inputs)
-    with autocast(device, dtype):
-        return _in_float32(forward(*inputs))
-
-
-def _in_float32(value: Any) -> Any:
-    """Return tensors, and those in a list, tuple or dictionary, as float32."""
-    if isinstance(value, torch.Tensor):
-        return value.float()
-    if isinstance(value, dict):
-        return type(value)((name, _in_float32(item)) for name, item in value.items())
-    return type(value)(_in_float32(item) for item in value)
-
-
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and PyTorch's generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that draw from the global generator
     torch.manual_seed(seed)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether PyTorch says that there is no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)

@@ -2,9 +2,11 @@
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flawmask.errors import FlawmaskError
+
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +39,12 @@ class Overwrite(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Device(Settings):
-    """Where the network runs."""
+    """Where the network runs, and how precisely."""
 
     device: str | None = None
     """cuda, cuda:1, mps or cpu. By default the first of CUDA, MPS and CPU that is there."""
+    precision: Precision = "auto"
+    """What the layers compute in; auto is bf16 where the hardware has it. Boxes and scores are float32 in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)

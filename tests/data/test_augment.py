@@ -1,6 +1,7 @@
 """Augment: image and masks move together, to the pixel, and nothing else is touched."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pycocotools.coco import COCO
 from flawmask.data.augment import VARIANTS, AugmentConfig, Augmented, augment
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError
+from flawmask.masks import encode
 
 Make = Callable[..., Path]
 Digests = Callable[[Path], dict[str, str]]
@@ -24,12 +26,12 @@ Array = npt.NDArray[Any]
 
 TRAIN, VAL = 6, 5  # images in `dataset`
 
-# By OpenCV, where ours are made by NumPy.
+# By NumPy, where ours are made by OpenCV.
 MOVES: dict[str, Callable[[Array], Array]] = {
-    "flip_h": lambda pixels: cv2.flip(pixels, 1),
-    "rotate_90": lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
-    "rotate_180": lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
-    "rotate_270": lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
+    "flip_h": lambda pixels: pixels[:, ::-1],
+    "rotate_90": lambda pixels: np.rot90(pixels, -1),  # rot90 turns counter-clockwise
+    "rotate_180": lambda pixels: np.rot90(pixels, 2),
+    "rotate_270": lambda pixels: np.rot90(pixels, 1),
 }
 
 
@@ -69,7 +71,7 @@ def raw(folder: Path, image: dict[str, Any], split: str = "train") -> Array:
 
 
 def check_exactness(folder: Path, split: str = "train") -> Counter[str]:
-    """Hold every geometric variant, its masks, boxes and areas against OpenCV's transform of its source."""
+    """Hold every geometric variant, its masks, boxes and areas against NumPy's transform of its source."""
     coco = COCO(str(folder / split / "annotations.json"))
     seen: Counter[str] = Counter()
     for image in coco.dataset["images"]:
@@ -94,6 +96,7 @@ def check_exactness(folder: Path, split: str = "train") -> Counter[str]:
             assert new["area"] == old["area"] == truth.sum()
             assert new["category_id"] == old["category_id"]
             assert new["iscrowd"] == 0
+            assert new["segmentation"] == encode(truth)
     return seen
 
 
@@ -259,6 +262,7 @@ def test_16_bit_grey_stays_16_bit(tiny_category: Make) -> None:
     for image in variants(augmented):
         assert raw(augmented, image).dtype == np.uint16
         assert len(np.unique(raw(augmented, image) % 256)) > 50, "the lower 8 bits are lost"
+    check_brightness(augmented)
 
 
 def test_images_turned_by_exif_are_moved_from_their_upright_pixels(tiny_category: Make) -> None:
@@ -313,6 +317,32 @@ def test_augmentation_info_says_what_was_made_from_what(dataset: Path) -> None:
     assert counts["train"]["images"] == 3 * TRAIN
     assert counts["val"]["images"] == VAL
     assert counts["source_info"]["made_by"] == "flawmask prepare"
+
+
+def check_brightness(folder: Path) -> None:
+    """Hold every brightened variant against its source, multiplied and rounded pixel by pixel."""
+    by_id = {image["id"]: image for image in content(folder)["images"]}
+    names = {image["file_name"]: image for image in variants(folder)}
+    made = json.loads((folder / "augmentation_info.json").read_text())["variants"]
+    bright = [one for one in made if one["augmentation"] == "bright"]
+    assert bright
+    for one in bright:
+        source = raw(folder, by_id[one["source_id"]])
+        expected = np.clip(np.rint(source * one["parameter"]), 0, np.iinfo(source.dtype).max)
+        assert np.array_equal(raw(folder, names[one["file_name"]]), expected)
+
+
+def test_brightness_is_exact(dataset: Path) -> None:
+    check_brightness(run(dataset).dataset_dir)
+
+
+@pytest.mark.parametrize("cores", [1, 7, None])
+def test_the_number_of_cores_changes_nothing(
+    dataset: Path, digests: Digests, monkeypatch: pytest.MonkeyPatch, cores: int | None
+) -> None:
+    expected = digests(run(dataset).dataset_dir)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert digests(run(dataset, overwrite=True).dataset_dir) == expected
 
 
 def test_the_drawn_strength_is_what_was_done(dataset: Path) -> None:

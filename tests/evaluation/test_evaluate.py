@@ -373,6 +373,27 @@ def nothing_written(run_dir: Path, dataset: Path, says: str, **settings: Any) ->
     assert not (dataset.parent / "out").exists()
 
 
+def test_images_judged_together_have_the_figures_that_they_have_one_by_one(run_dir: Path, dataset: Path) -> None:
+    alone = run(run_dir, dataset, conf=0.6, resamples=0).metrics
+    together = run(run_dir, dataset, conf=0.6, resamples=0, inference_batch_size=3).metrics
+    for name, value in alone.items():
+        if isinstance(value, float) and "seconds" not in name:
+            assert together[name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_limits_reach_the_network(run_dir: Path, dataset: Path) -> None:
+    def predictions(**settings: Any) -> list[dict[str, Any]]:
+        done = run(run_dir, dataset, conf=0.6, resamples=0, **settings)
+        found: list[dict[str, Any]] = json.loads((done.results_dir / "predictions.json").read_text())
+        return found
+
+    everything = predictions()
+    above = [one["segmentation"] for one in everything if one["score"] > 0.4]
+    assert 0 < len(above) < len(everything)
+    assert [one["segmentation"] for one in predictions(score_floor=0.4)] == above
+    assert len(predictions(max_proposals=1)) <= 2 * 5
+
+
 def test_a_number_of_classes_that_is_not_the_models_is_refused(run_dir: Path, dataset: Path) -> None:
     nothing_written(run_dir, dataset, "--num_classes is 3, but .*best.pt has 2: good, defect", num_classes=3)
     run(run_dir, dataset, num_classes=2)

@@ -242,10 +242,65 @@ def test_an_earlier_prediction_is_replaced_whole(model: Path, parts: Path, tmp_p
     assert names(tmp_path) == ["out", "parts"]
 
 
+def test_images_judged_together_have_the_records_that_they_have_one_by_one(
+    model: Path, parts: Path, tmp_path: Path
+) -> None:
+    for seed in range(5):
+        write_png(parts / f"like_{seed}.png", patchwork(60, 80, 10 + seed))
+    (parts / "like_2.png").write_bytes(b"no image")
+    _, alone = run(model, tmp_path, parts, save_masks=True, inference_batch_size=1)
+    done, together = run(model, tmp_path, parts, save_masks=True, inference_batch_size=4)
+    assert len(together) == 8
+    for one, other in zip(together, alone, strict=True):
+        assert one.keys() == other.keys()
+        assert one.get("score") == pytest.approx(other.get("score"), abs=1e-5)
+        for key in ("file", "error", "verdict", "defect_area_px", "overlay", "mask"):
+            assert one.get(key) == other.get(key)
+        masks_of = [[found["segmentation"] for found in record.get("instances", [])] for record in (one, other)]
+        assert masks_of[0] == masks_of[1]
+    assert list(done.unreadable) == [parts / "like_2.png"]
+
+
+def test_a_picture_that_cannot_be_written_is_an_error_and_nothing_is_left(
+    model: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: Any) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("flawmask.images.encode_png", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        run(model, tmp_path, parts)
+    assert names(tmp_path) == ["parts"]
+
+
+def test_limits_reach_the_network(model: Path, parts: Path, tmp_path: Path) -> None:
+    _, everything = run(model, tmp_path, parts, conf=0.6)
+    _, limited = run(model, tmp_path, parts, conf=0.6, score_floor=0.6)
+    assert [len(one["instances"]) for one in limited] == [len(one["instances"]) for one in everything]
+    _, none = run(model, tmp_path, parts, conf=1.0, score_floor=1.0)
+    assert [one["score"] for one in none] == [0.0] * 3, "nothing is known of what was dropped"
+    _, fewest = run(model, tmp_path, parts, conf=0.05, max_proposals=1)
+    assert all(len(one["instances"]) <= 2 for one in fewest), "one of each class of defect"
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
-    [({"conf": 1.5}, "--conf is 1.5"), ({"conf": -0.1}, "--conf is -0.1"), ({"min_area": -1}, "--min_area is -1")],
+    [
+        ({"conf": 1.5}, "--conf is 1.5"),
+        ({"conf": -0.1}, "--conf is -0.1"),
+        ({"min_area": -1}, "--min_area is -1"),
+        ({"inference_batch_size": 0}, "--inference_batch_size is 0"),
+        ({"max_proposals": 0}, "--max_proposals is 0"),
+        ({"score_floor": 1.1}, "--score_floor is 1.1"),
+        ({"score_floor": -0.1}, "--score_floor is -0.1"),
+        ({"score_floor": 0.6}, "--score_floor is 0.6, above --conf"),
+    ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(FlawmaskError, match=says):
         PredictConfig(model=Path("best.pt"), input=("x.png",), **settings)
+
+
+@pytest.mark.parametrize("settings", [{"conf": 0.0}, {"conf": "auto", "score_floor": 0.9}, {"score_floor": 0.5}])
+def test_a_floor_that_no_threshold_lies_below_is_taken(settings: dict[str, Any]) -> None:
+    PredictConfig(model=Path("best.pt"), input=("x.png",), **settings)

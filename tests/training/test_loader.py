@@ -1,20 +1,31 @@
 """What the network learns from: exact targets, every image, an order that the seed alone decides."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_network import SPEC
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from flawmask import images
 from flawmask.coco import CocoSplit, annotation, read_split, write_split
 from flawmask.errors import FlawmaskError
 from flawmask.images import write_png
 from flawmask.masks import Mask
-from flawmask.training.loader import SplitDataset, make_loader, read, to_device
+from flawmask.model.build import ModelSpec
+from flawmask.training.cache import PixelCache
+from flawmask.training.loader import Order, SplitDataset, make_loader, read, resize, resized_shapes, to_device
+from flawmask.training.targets import Target, crops
 
 HEIGHT, WIDTH = 24, 32
+AS_IT_IS = replace(SPEC, image_size=HEIGHT)
+"""A network that sees images of this size pixel by pixel."""
 CATEGORIES = [{"id": 9, "name": "scratch"}, {"id": 4, "name": "good"}]  # labels 2 and 1: by id, not as listed
 
 
@@ -32,15 +43,15 @@ TRUTH = [[(9, RING), (9, LINE)], [(4, WHOLE)], [], [(9, rectangle(5, 6, 7, 8))],
 
 @pytest.fixture
 def split(tmp_path: Path) -> CocoSplit:
-    images: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, truth in enumerate(TRUTH, start=1):
         pixels = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         write_png(tmp_path / "train" / "images" / f"{number}.png", pixels)
-        images.append({"id": number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT})
+        records.append({"id": number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT})
         for category, mask in truth:
             annotations.append(annotation(mask, id=len(annotations) + 1, image_id=number, category_id=category))
-    write_split(tmp_path / "train", images, annotations, CATEGORIES)
+    write_split(tmp_path / "train", records, annotations, CATEGORIES)
     return read_split(tmp_path, "train")
 
 
@@ -52,37 +63,50 @@ def edited(split: CocoSplit, change: Any) -> CocoSplit:
     return read_split(split.folder.parent, "train")
 
 
+def whole_masks(target: Target, height: int = HEIGHT, width: int = WIDTH) -> Mask:
+    """Return the instances' masks as large as the image, (N, height, width)."""
+    masks = np.zeros((len(target["windows"]), height, width), dtype=bool)
+    for mask, crop, (left, top, wide, high) in zip(masks, crops(target), target["windows"].tolist(), strict=True):
+        mask[top : top + high, left : left + wide] = crop.numpy() > 0
+    return masks
+
+
 def test_a_target_is_exact_and_a_line_one_pixel_wide_has_a_box_one_pixel_wide(split: CocoSplit) -> None:
-    image, target = SplitDataset(split)[0]
+    image, target = SplitDataset(split, AS_IT_IS)[0]
     expected = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    assert image.dtype == torch.float32
-    assert torch.equal(image, torch.from_numpy(expected).permute(2, 0, 1) / 255)
+    assert image.dtype == torch.uint8
+    assert torch.equal(image, torch.from_numpy(expected).permute(2, 0, 1))
     assert target["boxes"].tolist() == [[2, 2, 11, 11], [31, 0, 32, 24]]
     assert target["boxes"].dtype == torch.float32
     assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
     assert target["labels"].tolist() == [2, 2]
     assert target["labels"].dtype == torch.int64
-    assert target["masks"].dtype == torch.uint8
-    assert (target["masks"].numpy() == np.stack([RING, LINE])).all()
+    assert target["windows"].dtype == torch.int64
+    assert target["mask_pixels"].dtype == torch.uint8
+    assert (whole_masks(target) == np.stack([RING, LINE])).all()
     assert target["image_id"].tolist() == [1]
 
 
 def test_a_good_image_is_one_instance_as_large_as_the_image(split: CocoSplit) -> None:
-    _, target = SplitDataset(split)[1]
+    _, target = SplitDataset(split, AS_IT_IS)[1]
     assert target["boxes"].tolist() == [[0, 0, WIDTH, HEIGHT]]
     assert target["labels"].tolist() == [1]
-    assert target["masks"].all()
+    assert target["windows"].tolist() == [[0, 0, WIDTH, HEIGHT]]
+    assert target["mask_pixels"].all()
 
 
 def test_an_image_without_annotations_is_kept_with_empty_targets_of_the_right_shape(split: CocoSplit) -> None:
-    _, target = SplitDataset(split)[2]
+    _, target = SplitDataset(split, AS_IT_IS)[2]
     assert target["boxes"].shape == (0, 4)
     assert target["boxes"].dtype == torch.float32
     assert target["labels"].shape == (0,)
     assert target["labels"].dtype == torch.int64
-    assert target["masks"].shape == (0, HEIGHT, WIDTH)
-    assert target["masks"].dtype == torch.uint8
-    assert len(SplitDataset(split)) == 5
+    assert target["windows"].shape == (0, 4)
+    assert target["windows"].dtype == torch.int64
+    assert target["mask_pixels"].shape == (0,)
+    assert target["mask_pixels"].dtype == torch.uint8
+    assert crops(target) == []
+    assert len(SplitDataset(split, AS_IT_IS)) == 5
 
 
 def test_crowds_and_empty_masks_are_nothing_to_learn(split: CocoSplit) -> None:
@@ -91,13 +115,17 @@ def test_crowds_and_empty_masks_are_nothing_to_learn(split: CocoSplit) -> None:
         content["annotations"][2]["segmentation"] = []
 
     split = edited(split, change)
-    assert SplitDataset(split)[0][1]["boxes"].tolist() == [[31, 0, 32, 24]]
-    assert SplitDataset(split)[1][1]["boxes"].shape == (0, 4)
+    assert SplitDataset(split, AS_IT_IS)[0][1]["boxes"].tolist() == [[31, 0, 32, 24]]
+    assert SplitDataset(split, AS_IT_IS)[1][1]["boxes"].shape == (0, 4)
 
 
-def order(split: CocoSplit, seed: int, epochs: int = 2, *, workers: int = 0, shuffle: bool = True) -> list[list[int]]:
-    loader = make_loader(split, 2, shuffle=shuffle, seed=seed, workers=workers, pin=False)
-    return [[int(target["image_id"]) for _, targets in read(loader) for target in targets] for _ in range(epochs)]
+def order(split: CocoSplit, seed: int | None, epochs: int = 2, *, workers: int = 0) -> list[list[int]]:
+    shuffled = Order(len(split.images), 2, seed=seed)
+    loader = make_loader(SplitDataset(split, AS_IT_IS), shuffled, workers=workers, pin=False)
+    seen = []
+    for shuffled.epoch in range(1, epochs + 1):
+        seen.append([int(target["image_id"]) for _, targets in read(loader) for target in targets])
+    return seen
 
 
 def test_the_seed_decides_the_order_and_each_epoch_has_its_own(split: CocoSplit) -> None:
@@ -109,8 +137,8 @@ def test_the_seed_decides_the_order_and_each_epoch_has_its_own(split: CocoSplit)
     assert all(sorted(epoch) == [1, 2, 3, 4, 5] for epoch in first)
 
 
-def test_without_shuffling_the_order_is_the_files(split: CocoSplit) -> None:
-    assert order(split, 0, shuffle=False) == [[1, 2, 3, 4, 5]] * 2
+def test_without_a_seed_the_order_is_the_files(split: CocoSplit) -> None:
+    assert order(split, None) == [[1, 2, 3, 4, 5]] * 2
 
 
 def test_worker_processes_change_nothing(split: CocoSplit) -> None:
@@ -124,18 +152,48 @@ def test_reading_draws_nothing_from_the_global_generator(split: CocoSplit) -> No
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@given(
+    images=st.integers(1, 40),
+    batch_size=st.integers(1, 12),
+    processes=st.integers(1, 5),
+    seed=st.none() | st.integers(0, 3),
+    epoch=st.integers(1, 3),
+)
+def test_an_epoch_shows_each_image_once_over_all_processes_and_leaves_none_without_one(
+    images: int, batch_size: int, processes: int, seed: int | None, epoch: int
+) -> None:
+    batch_size = max(batch_size, processes)  # what `train` sees to
+    orders = [Order(images, batch_size, seed=seed, rank=rank, processes=processes) for rank in range(processes)]
+    for one in orders:
+        one.epoch = epoch
+    batches = [list(one) for one in orders]
+    assert {len(one) for one in orders} == {len(of_one) for of_one in batches} == {len(orders[0].bounds)}
+    assert sorted(place for of_one in batches for batch in of_one for place in batch) == list(range(images))
+    for shares, (start, end) in zip(zip(*batches, strict=True), orders[0].bounds, strict=True):
+        assert sum(len(share) for share in shares) == end - start < batch_size + processes
+        assert images < processes or min(len(share) for share in shares) >= 1
+        assert max(len(share) for share in shares) - min(len(share) for share in shares) <= 1
+    whole = list(zip(*batches, strict=True))
+    alone = Order(images, batch_size, seed=seed)
+    alone.epoch = epoch
+    in_order = [place for batch in alone for place in batch]
+    for shares, (start, end) in zip(whole, orders[0].bounds, strict=True):
+        assert sorted(place for share in shares for place in share) == sorted(in_order[start:end]), "others than alone"
+
+
 def test_the_last_batch_may_be_smaller_and_images_of_any_size_stand_together(split: CocoSplit) -> None:
-    batches = list(read(make_loader(split, 2, shuffle=False, seed=0, workers=0, pin=False)))
+    items = SplitDataset(split, AS_IT_IS)
+    batches = list(read(make_loader(items, Order(5, 2, seed=None), workers=0, pin=False)))
     assert [len(images) for images, _ in batches] == [2, 2, 1]
     moved, targets = to_device(batches[0], torch.device("cpu"))
     assert torch.equal(moved[0], batches[0][0][0])
-    assert targets[0].keys() == {"boxes", "labels", "masks", "image_id"}
+    assert targets[0].keys() == {"boxes", "labels", "windows", "mask_pixels", "image_id"}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_image_is_an_error_of_one_line_from_a_worker_process_too(split: CocoSplit, workers: int) -> None:
     (split.folder / "images" / "3.png").write_bytes(b"no image")
-    loader = make_loader(split, 2, shuffle=False, seed=0, workers=workers, pin=False)
+    loader = make_loader(SplitDataset(split, AS_IT_IS), Order(5, 2, seed=None), workers=workers, pin=False)
     with pytest.raises(FlawmaskError, match=r"3\.png cannot be read as an image") as caught:
         list(read(loader))
     assert "\n" not in str(caught.value)
@@ -145,7 +203,7 @@ def test_a_bad_image_is_an_error_of_one_line_from_a_worker_process_too(split: Co
 def test_an_image_of_another_size_than_its_record_is_refused(split: CocoSplit) -> None:
     write_png(split.folder / "images" / "1.png", np.zeros((HEIGHT, WIDTH + 1, 3), np.uint8))
     with pytest.raises(FlawmaskError, match=r"1\.png is 33x24 but its record says 32x24"):
-        SplitDataset(split)[0]
+        SplitDataset(split, AS_IT_IS)[0]
 
 
 def test_a_segmentation_of_another_size_is_refused(split: CocoSplit) -> None:
@@ -153,4 +211,60 @@ def test_a_segmentation_of_another_size_is_refused(split: CocoSplit) -> None:
         content["annotations"][0]["segmentation"] = {"size": [5, 5], "counts": [25]}
 
     with pytest.raises(FlawmaskError, match="annotation 1 has no usable segmentation"):
-        SplitDataset(edited(split, change))[0]
+        SplitDataset(edited(split, change), AS_IT_IS)[0]
+
+
+@st.composite
+def sizes(draw: st.DrawFn) -> tuple[int, int, ModelSpec]:
+    spec = replace(SPEC, image_size=draw(st.integers(64, 1100)))
+    return draw(st.integers(9, 3000)), draw(st.integers(9, 3000)), spec
+
+
+def torchvision_resized(pixels: torch.Tensor, spec: ModelSpec) -> torch.Tensor:
+    transform = GeneralizedRCNNTransform(spec.image_size, spec.max_size, [0.0] * 3, [1.0] * 3).eval()
+    resized: torch.Tensor = transform.resize(pixels)[0]
+    return resized
+
+
+@given(sizes())
+@settings(max_examples=100, deadline=None)
+def test_an_image_is_seen_in_training_at_the_size_at_which_torchvision_shows_it_when_predicting(
+    drawn: tuple[int, int, ModelSpec],
+) -> None:
+    height, width, spec = drawn
+    split = CocoSplit(Path(), ({"id": 1, "height": height, "width": width},), {1: ()}, ())
+    resized = torchvision_resized(torch.empty(3, height, width, device="meta"), spec)
+    assert resized_shapes(split, spec) == [tuple(resized.shape[-2:])]
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 32), (100, 130), (97, 64), (20, 90), (64, 64)])
+def test_resized_pixels_are_those_of_torchvision_to_the_nearest_of_256(height: int, width: int) -> None:
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    expected = torchvision_resized(torch.from_numpy(pixels).permute(2, 0, 1) / 255, SPEC)
+    resized = resize(pixels, (expected.shape[1], expected.shape[2]))
+    found = torch.from_numpy(resized).permute(2, 0, 1) / 255
+    assert resized.dtype == np.uint8
+    assert float((found - expected).abs().max()) <= 0.5 / 255 + 1e-5
+
+
+def test_with_a_cache_each_image_is_decoded_once_and_is_the_same(
+    split: CocoSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    decode = images.read_image
+
+    def read_image(path: Path) -> Any:
+        decoded.append(path.name)
+        return decode(path)
+
+    plain = SplitDataset(split, SPEC)
+    expected = [plain[place][0] for place in range(5)]
+    monkeypatch.setattr(images, "read_image", read_image)
+    cached = SplitDataset(split, SPEC, PixelCache(tmp_path / "pixels", plain.shapes, 10**9))
+    loader = make_loader(cached, Order(5, 2, seed=0), workers=0, pin=False)
+    for _ in range(2):
+        for found, targets in read(loader):
+            for image, target in zip(found, targets, strict=True):
+                assert torch.equal(image, expected[int(target["image_id"]) - 1])
+                image.zero_()  # what is handed out is not the cache itself
+    assert sorted(decoded) == ["1.png", "2.png", "3.png", "4.png", "5.png"]

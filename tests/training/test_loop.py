@@ -4,93 +4,43 @@ import importlib
 import json
 import math
 import sys
-from collections.abc import Callable
+import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from files_read_back import names
 from mlflow import MlflowClient
+from stained_plates import make_dataset, make_split, part, same_weights, settings, weights_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
-from torch import Tensor, nn
 
-from flawmask.coco import annotation, read_split, write_split
+from flawmask.distributed import Processes
 from flawmask.errors import FlawmaskError
-from flawmask.images import read_image, write_png
+from flawmask.images import read_image
 from flawmask.inference.predictor import Predictor
-from flawmask.masks import Mask
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec, build
-from flawmask.training import loader, loop
+from flawmask.training import fit, loader, loop
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import Trained, train
 from flawmask.training.pictures import draw_train_batch
 
-SIDE = 72
-CATEGORIES = [{"id": 1, "name": "good"}, {"id": 2, "name": "defect"}]
-RUN_FILES = sorted(
-    "best.pt last.pt config.json history.json training_images.json curves.png labels.png train_batch.jpg".split()
-)
+CHECKPOINTS, PICTURES = "best.pt last.pt state.pt", "curves.png labels.png train_batch.jpg"
+RUN_FILES = sorted(f"{CHECKPOINTS} {PICTURES} config.json history.json training_images.json".split())
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
-
-
-def part(seed: int) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], Mask]:
-    """A grey plate with one dark stain on it, and the stain's mask."""
-    random = np.random.default_rng(seed)
-    pixels = random.normal(170, 6, (SIDE, SIDE, 3)).clip(0, 255).astype(np.uint8)
-    height, width = (int(side) for side in random.integers(14, 24, 2))
-    y, x = int(random.integers(2, SIDE - height - 2)), int(random.integers(2, SIDE - width - 2))
-    mask = np.zeros((SIDE, SIDE), dtype=bool)
-    mask[y : y + height, x : x + width] = True
-    pixels[mask] = pixels[mask] // 4
-    return pixels, mask
-
-
-def make_split(folder: Path, seeds: range) -> None:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, seed in enumerate(seeds, start=1):
-        pixels, mask = part(seed)
-        write_png(folder / "images" / f"{number}.png", pixels)
-        images.append({"id": number, "file_name": f"{number}.png", "width": SIDE, "height": SIDE})
-        annotations.append(annotation(mask, id=number, image_id=number, category_id=2))
-    write_split(folder, images, annotations, CATEGORIES)
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """Four images to learn from and two to validate on."""
-    make_split(tmp_path / "data" / "train", range(4))
-    make_split(tmp_path / "data" / "val", range(100, 102))
-    return tmp_path / "data"
-
-
-def settings(dataset: Path, **changes: Any) -> TrainConfig:
-    small: dict[str, Any] = {
-        "dataset_dir": dataset,
-        "output_dir": dataset.parent / "run",
-        "arch": "maskrcnn_resnet18_fpn",
-        "weights": "none",
-        "image_size": 64,
-        "epochs": 1,
-        "batch_size": 2,
-        "device": "cpu",
-        "precision": "fp32",
-        "workers": 0,
-        "proposals": 30,
-        "roi_samples": 16,
-        "max_detections": 10,
-        "seed": 0,
-    }
-    return TrainConfig(**(small | changes))
+    return make_dataset(tmp_path / "data")
 
 
 @pytest.mark.slow
 def test_eight_images_are_learned_from_nothing_until_every_defect_is_found(tmp_path: Path) -> None:
     make_split(tmp_path / "data" / "train", range(8))
-    done = train(settings(tmp_path / "data", epochs=30, proposals=100, lr=0.01))
+    done = train(settings(tmp_path / "data", epochs=30, proposals=100, lr=0.01, seed=1))
     losses = done.history["train_loss"]
     assert losses[-1] < 0.25 * losses[0]
     predictor = Predictor(done.run_dir / "best.pt", "cpu")
@@ -107,7 +57,9 @@ def test_a_run_is_written_whole_and_says_what_happened(dataset: Path) -> None:
     assert names(done.run_dir) == RUN_FILES
     history = json.loads((done.run_dir / "history.json").read_text())
     assert history == done.history
-    expected = {"epoch", "train_loss", "val_loss", "learning_rate", "seconds", "images_per_second", *LOSSES}
+    expected = {"epoch", "train_loss", "val_loss", "learning_rate", "seconds", "images_per_second", "waiting"} | {
+        *LOSSES
+    }
     assert set(history) == expected
     assert {len(values) for values in history.values()} == {3}
     assert history["epoch"] == [1, 2, 3]
@@ -115,7 +67,10 @@ def test_a_run_is_written_whole_and_says_what_happened(dataset: Path) -> None:
         assert history["train_loss"][epoch] == pytest.approx(sum(history[name][epoch] for name in LOSSES), rel=1e-5)
         assert history["images_per_second"][epoch] == pytest.approx(4 / history["seconds"][epoch])
     assert all(math.isfinite(value) and value > 0 for value in history["val_loss"])
-    assert history["learning_rate"][-1] == pytest.approx(0)
+    assert all(0 <= share < 1 for share in history["waiting"])
+    # Of the last of an epoch's two steps, from nothing AdamW at a tenth of 0.005.
+    rates = [0.0005 * (1 + math.cos(math.pi * (done - 0.1) / 0.9)) / 2 for done in (1 / 6, 3 / 6, 5 / 6)]
+    assert history["learning_rate"] == pytest.approx(rates)
 
     written = json.loads((done.run_dir / "config.json").read_text())
     assert written["settings"]["epochs"] == 3
@@ -159,8 +114,8 @@ def test_the_best_epoch_is_the_one_that_select_by_names(
 ) -> None:
     told = iter(values)
 
-    def epoch(*_: Any) -> dict[str, float | None]:
-        return {"train_loss": next(told) if select_by == "train_loss" else 1.0, "loss_mask": 0.5}
+    def epoch(*_: Any) -> tuple[dict[str, float | None], float, int]:
+        return {"train_loss": next(told) if select_by == "train_loss" else 1.0, "loss_mask": 0.5}, 0.0, 4
 
     monkeypatch.setattr(loop, "_train_epoch", epoch)
     monkeypatch.setattr(
@@ -182,11 +137,6 @@ def test_selecting_by_a_figure_of_the_validation_split_writes_it_down(dataset: P
     done = train(settings(dataset, select_by="f1"))
     assert set(done.history) >= {"segm_ap", "f1"}
     assert 0 <= done.history["segm_ap"][0] <= 1
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    states = [torch.load(path, weights_only=True)["model_state_dict"] for path in (one, other)]
-    return all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 @pytest.mark.slow
@@ -245,10 +195,10 @@ def test_a_training_that_stops_is_failed_in_mlflow(
 ) -> None:
     train_epoch = loop._train_epoch
 
-    def epoch(step: Any, batches: Any, label: str) -> Any:
+    def epoch(step: Any, batches: Any, clock: Any, label: str) -> Any:
         if label == f"epoch {broken_epoch}/2":
             raise FlawmaskError("the loss is nan")
-        return train_epoch(step, batches, label)
+        return train_epoch(step, batches, clock, label)
 
     monkeypatch.chdir(dataset.parent)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{(dataset.parent / 'tracking.db').as_posix()}")
@@ -294,9 +244,9 @@ def test_the_batches_shown_are_those_that_the_network_learned_from_first(
     shown: list[list[int]] = []
     step = loop.Step.__call__
 
-    def stepping(self: Any, batch: loader.Batch) -> Any:
+    def stepping(self: Any, batch: loader.Batch, total: int, progress: float) -> Any:
         learned.append([int(target["image_id"]) for target in batch[1]])
-        return step(self, batch)
+        return step(self, batch, total, progress)
 
     def drawing(network: Any, batches: Any, *given: Any) -> None:
         listed = list(batches)
@@ -314,7 +264,7 @@ def test_each_epoch_is_a_row_of_one_table(caplog: pytest.LogCaptureFixture) -> N
     figures = {"train_loss": 1.25, "val_loss": None, "segm_ap": None, "learning_rate": 0.005, "images_per_second": 7.0}
     with caplog.at_level("INFO"):
         for epoch in (1, 2, 21, 120):
-            loop._log_epoch(figures | {"epoch": epoch, "f1": epoch / 200}, 120, 60.0 * epoch, epoch == 2)
+            loop._log_epoch(figures | {"epoch": epoch, "f1": epoch / 200}, 120, 60.0 * (120 - epoch), epoch == 2)
     lines = [one.getMessage() for one in caplog.records]
     head = "   epoch  train_loss  val_loss   segm_ap        f1        lr  images/s  remaining"
     assert lines == [
@@ -337,130 +287,10 @@ def test_the_validation_split_leaves_no_trace_on_the_training(dataset: Path) -> 
     assert same_weights(with_val.run_dir / "last.pt", without.run_dir / "last.pt")
 
 
-def small_network() -> Any:
-    torch.manual_seed(0)
-    return build(ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, norm="group", proposals=20))
-
-
-def test_the_validation_loss_is_the_same_each_time_and_touches_neither_weights_nor_random_state(dataset: Path) -> None:
-    model = small_network().train()
-    batches = loader.make_loader(read_split(dataset, "val"), 2, shuffle=False, seed=0, workers=0, pin=False)
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    before = torch.get_rng_state()
-    losses = [loop._validation_loss(model, batches, torch.device("cpu"), seed=7) for _ in range(2)]
-    assert torch.equal(torch.get_rng_state(), before)
-    assert losses[0] == losses[1]
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_a_validation_loss_that_is_not_finite_is_null_and_stops_nothing(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def change(model: Any) -> None:
-        forward = model.forward
-
-        def infinite_without_gradients(images: list[Tensor], targets: Any = None) -> Any:
-            losses = forward(images, targets)
-            return losses if torch.is_grad_enabled() else {name: value * math.inf for name, value in losses.items()}
-
-        monkeypatch.setattr(model, "forward", infinite_without_gradients)
-
-    with_changed_network(monkeypatch, change)
-    assert train(settings(dataset)).history["val_loss"] == [None]
-
-
-def with_changed_network(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
-    start = loop._start
-
-    def started(*given: Any) -> Any:
-        model = start(*given)
-        change(model)
-        return model
-
-    monkeypatch.setattr(loop, "_start", started)
-
-
-def _infinite_loss(model: Any) -> None:
-    nn.init.constant_(model.roi_heads.mask_predictor.mask_fcn_logits.bias, math.inf)
-
-
-def _infinite_gradient(model: Any) -> None:
-    model.rpn.head.bbox_pred.weight.register_hook(lambda gradient: gradient * math.inf)
-
-
-@pytest.mark.parametrize(("change", "what"), [(_infinite_loss, "loss"), (_infinite_gradient, "gradient")])
-def test_a_loss_or_gradient_that_is_not_finite_stops_with_the_images_and_writes_nothing(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None], what: str
-) -> None:
-    with_changed_network(monkeypatch, change)
-    with pytest.raises(
-        FlawmaskError, match=rf"the {what} is (nan|inf) on the images with the ids [1-4], [1-4]: "
-    ) as caught:
-        train(settings(dataset))
-    assert "--lr" in str(caught.value)
-    assert not (dataset.parent / "run").exists()
-
-
 @pytest.mark.slow
 def test_plain_sgd_at_the_default_rate_stays_finite_from_nothing(dataset: Path) -> None:
     done = train(settings(dataset, epochs=6, optimizer="sgd", lr=0.005))
     assert done.history["train_loss"][-1] < done.history["train_loss"][0]
-
-
-@pytest.mark.parametrize(
-    ("step", "factor"),
-    [(0, 1 / 11), (4, 5 / 11), (9, 10 / 11), (10, 1.0), (55, 0.5), (100, 0.0), (150, 0.0)],
-)
-def test_the_rate_rises_over_the_warm_up_and_falls_along_a_cosine(step: int, factor: float) -> None:
-    assert loop._rate_factor(step, 100, 10, "cosine") == pytest.approx(factor, abs=1e-9)
-
-
-def test_the_rate_falls_in_steps_or_not_at_all_as_asked() -> None:
-    assert [loop._rate_factor(step, 90, 0, "step") for step in (0, 59, 60, 79, 80, 90)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
-    assert {loop._rate_factor(step, 90, 0, "constant") for step in range(91)} == {1.0}
-
-
-def test_the_warm_up_is_at_most_a_tenth_of_all_steps(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    def factor(step: int, total: int, warmup: int, scheduler: str) -> float:
-        seen.append((total, warmup))
-        return 1.0
-
-    monkeypatch.setattr(loop, "_rate_factor", factor)
-    for total in (5, 50, 5000):
-        loop._make_step(settings(dataset), small_network(), torch.device("cpu"), torch.float32, total, True)
-    assert sorted(set(seen)) == [(5, 0), (50, 5), (5000, 200)]
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "is_pretrained", "kind", "rate"),
-    [
-        ("auto", True, torch.optim.SGD, 0.005),
-        ("auto", False, torch.optim.AdamW, 0.0005),
-        ("sgd", False, torch.optim.SGD, 0.005),
-        ("adamw", True, torch.optim.AdamW, 0.005),
-    ],
-)
-def test_the_optimiser_suits_the_start_unless_one_is_named(
-    dataset: Path, optimizer: str, is_pretrained: bool, kind: type, rate: float
-) -> None:
-    config = settings(dataset, optimizer=optimizer, scheduler="constant", warmup_steps=0)
-    step = loop._make_step(config, small_network(), torch.device("cpu"), torch.float32, 100, is_pretrained)
-    assert type(step.optimizer) is kind
-    assert step.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
-
-
-def test_a_gradient_is_clipped_to_the_length_asked(dataset: Path) -> None:
-    step = loop._make_step(
-        settings(dataset, clip_norm=0.01), small_network().train(), torch.device("cpu"), torch.float32, 10, True
-    )
-    split = read_split(dataset, "train")
-    step(next(iter(loader.read(loader.make_loader(split, 2, shuffle=False, seed=0, workers=0, pin=False)))))
-    gradients = [one.grad for one in step.model.parameters() if one.grad is not None]
-    length = float(torch.stack([one.norm() for one in gradients]).norm())
-    assert length == pytest.approx(0.01, rel=1e-3)
 
 
 def test_training_goes_on_from_a_file_and_lists_what_did_not_fit(
@@ -565,8 +395,136 @@ def test_a_device_and_a_precision_that_are_not_there_are_refused(dataset: Path) 
         {"anchor_sizes": (0, 1, 2, 3, 4)},
         {"seed": -1},
         {"max_detections": 0},
+        {"roi_samples": 0},
+        {"patience": 0},
+        {"effective_batch_size": 0},
+        {"cache_gb": -1.0},
+        {"cache_gb": math.nan},
+        {"time_budget": "soon"},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(dataset: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(FlawmaskError, match=f"--{next(iter(wrong))}"):
         settings(dataset, **wrong)
+
+
+def test_neither_a_run_to_go_on_with_nor_a_data_set_is_refused(dataset: Path) -> None:
+    for missing in ("dataset_dir", "output_dir"):
+        with pytest.raises(FlawmaskError, match="name a --dataset_dir and an --output_dir, or --resume a run"):
+            settings(dataset, **{missing: None})
+
+
+@pytest.mark.parametrize("select_by", ["train_loss", "val_loss"])
+def test_patience_ends_a_training_that_no_longer_gets_better(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, select_by: str
+) -> None:
+    told = iter([3.0, 1.0, 2.0, 1.0, 0.5])
+
+    def epoch(*_: Any) -> tuple[dict[str, float], float, int]:
+        return {"train_loss": next(told) if select_by == "train_loss" else 1.0}, 0.0, 4
+
+    monkeypatch.setattr(loop, "_train_epoch", epoch)
+    monkeypatch.setattr(
+        loop, "_validation_loss", lambda *_: {"val_loss": next(told) if select_by == "val_loss" else 1.0}
+    )
+    done = train(settings(dataset, epochs=9, select_by=select_by, patience=2))
+    assert (done.best_epoch, done.history["epoch"]) == (2, [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_images_kept_decoded_change_no_weight(dataset: Path, ema: bool) -> None:
+    kept = train(settings(dataset, epochs=2, ema=ema))
+    anew = train(settings(dataset, epochs=2, ema=ema, cache_gb=0.0, output_dir=dataset.parent / "anew"))
+    assert same_weights(kept.run_dir / "last.pt", anew.run_dir / "last.pt")
+    assert kept.history["val_loss"] == anew.history["val_loss"]
+
+
+@pytest.mark.parametrize(("kept", "decodings"), [(4.0, 1), (0.0, 3)])
+def test_each_image_is_decoded_for_its_first_epoch_alone_where_it_is_kept(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, kept: float, decodings: int
+) -> None:
+    decoded: Counter[Path] = Counter()
+    read = loader.SplitDataset._read
+
+    def counting(self: loader.SplitDataset, place: int) -> Any:
+        decoded[self.split.image_path(self.split.images[place])] += 1
+        return read(self, place)
+
+    monkeypatch.setattr(loader.SplitDataset, "_read", counting)
+    monkeypatch.setattr(loop, "draw_train_batch", lambda *_: None)
+    train(settings(dataset, epochs=3, cache_gb=kept))
+    assert set(decoded.values()) == {decodings}
+    assert len(decoded) == 6
+
+
+def test_what_is_kept_decoded_is_deleted_in_the_end_also_of_a_training_that_fails(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = dataset.parent / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    train(settings(dataset))
+    assert names(scratch) == []
+    (dataset / "train" / "images" / "3.png").write_bytes(b"no image")
+    with pytest.raises(FlawmaskError):
+        train(settings(dataset, overwrite=True))
+    assert names(scratch) == []
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_an_average_of_the_weights_is_what_is_judged_and_written(dataset: Path, norm: str) -> None:
+    plain = train(settings(dataset, epochs=2, norm=norm))
+    averaged = train(settings(dataset, epochs=2, norm=norm, ema=True, output_dir=dataset.parent / "averaged"))
+    # What is learned is the same: the average only follows.
+    assert averaged.history["train_loss"] == plain.history["train_loss"]
+    assert averaged.history["val_loss"] != plain.history["val_loss"]
+    assert all(math.isfinite(value) for name in ("train_loss", "val_loss") for value in averaged.history[name])
+    for name in ("best.pt", "last.pt"):
+        assert not same_weights(plain.run_dir / name, averaged.run_dir / name)
+    states = [torch.load(run.run_dir / "state.pt", weights_only=True)["tensors"] for run in (plain, averaged)]
+    assert states[0]["averaged"] is None
+    assert all(torch.equal(one, states[0]["model"][name]) for name, one in states[1]["model"].items())
+    written = weights_of(averaged.run_dir / "last.pt")
+    assert all(torch.equal(one, written[name]) for name, one in states[1]["averaged"].items())
+
+
+def test_the_effective_batch_size_is_what_a_step_learns_from(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[tuple[int, int]] = []
+    step = loop.Step.__call__
+
+    def stepping(self: Any, batch: loader.Batch, total: int, progress: float) -> Any:
+        passes.append((len(batch[0]), self.at_once))
+        return step(self, batch, total, progress)
+
+    monkeypatch.setattr(loop.Step, "__call__", stepping)
+    done = train(settings(dataset, epochs=2, batch_size=2, effective_batch_size=4))
+    assert passes == [(4, 2), (4, 2)]
+    written = json.loads((done.run_dir / "config.json").read_text())
+    assert (written["images_at_once"], written["images_per_step"], written["processes"]) == (2, 4, 1)
+
+
+def test_a_time_budget_decides_when_it_ends(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
+    done = train(settings(dataset, epochs=1000, time_budget="8s"))
+    rates = done.history["learning_rate"]
+    assert len(rates) >= 1
+    assert rates[-1] < 0.3 * max(0.0005, *rates), "it did not end with the rate that a training ends with"
+    assert done.history["epoch"] == list(range(1, len(rates) + 1))
+    assert all(math.isfinite(value) for value in done.history["train_loss"])
+
+
+def test_a_budget_that_one_epoch_exceeds_ends_in_its_middle(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
+    shares = iter([0.0, 0.5, 1.2, 1.3, 1.4, 1.5])
+    monkeypatch.setattr(loop.Clock, "progress", lambda *_: next(shares))
+    done = train(settings(dataset, time_budget="1h", batch_size=1))
+    assert done.history["epoch"] == [1]
+    assert done.history["images_per_second"][0] == pytest.approx(2 / done.history["seconds"][0])
+
+
+def test_clocks_tell_steps_or_time() -> None:
+    by_steps = loop.Clock(8, None)
+    assert [by_steps.progress(taken, Processes()) for taken in (0, 2, 8)] == [0, 0.25, 1]
+    by_time = loop.Clock(None, 100.0, before=60.0)
+    assert by_time.progress(5, Processes()) == pytest.approx(0.6, abs=0.05)
+    assert by_time.seconds == pytest.approx(60, abs=5)

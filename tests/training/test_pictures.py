@@ -127,7 +127,9 @@ def stained(folder: Path, sizes: list[tuple[int, int]]) -> CocoSplit:
 
 
 def sheet_of(split: CocoSplit, batch_size: int, path: Path) -> npt.NDArray[np.uint8]:
-    batches = loader.make_loader(split, batch_size, shuffle=False, seed=0, workers=0, pin=False)
+    items = loader.SplitDataset(split, SPEC)
+    order = loader.Order(len(items), batch_size, seed=None)
+    batches = loader.make_loader(items, order, workers=0, pin=False)
     draw_train_batch(network(), loader.read(batches), split, path)
     return read_image(path)
 

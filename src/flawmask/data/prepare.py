@@ -4,17 +4,18 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 
 import flawmask
-from flawmask import images, masks
-from flawmask.coco import GOOD, Record, annotation, write_split
+from flawmask import images
+from flawmask.coco import GOOD, Cut, Record, cut_annotation, cut_out, write_split
 from flawmask.data import dataset_info
 from flawmask.data.mvtec import Sample, scan
 from flawmask.data.split import Member, fold_groups, split_groups
@@ -199,16 +200,27 @@ def _read(sample: Sample, category_id: int, config: PrepareSettings) -> _Read:
     data = images.read_bytes(sample.image)
     image = images.to_rgb(images.decode(data, sample.image))
     height, width = image.shape[:2]
-    regions: Iterable[Mask] = ()
+    regions: list[Cut] = []
     mask_digest = ""
     if sample.is_good:
         if config.good_as == "instance":
-            regions = [np.ones((height, width), dtype=bool)]
+            regions = [Cut(np.ones((height, width), dtype=bool), 0, 0)]
     else:
         mask, mask_digest = _read_truth(sample, height, width)
-        regions = masks.components(mask) if config.instances == "component" else [mask]
-    records = [annotation(region, id=0, image_id=0, category_id=category_id) for region in regions]
+        regions = _components(mask) if config.instances == "component" else [cut_out(mask)]
+    records = [cut_annotation(cut, height, width, id=0, image_id=0, category_id=category_id) for cut in regions]
     return _Read(sample, sha256(data), images.content_digest(image), mask_digest, height, width, records)
+
+
+def _components(mask: Mask) -> list[Cut]:
+    """Return what `masks.components` returns, each region cut along its box: a noisy mask may have thousands."""
+    whole = cut_out(mask)  # OpenCV takes thirty times as long for all of a mask as for the defect on it
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(whole.mask.astype(np.uint8), connectivity=8)
+    cuts = []
+    for label in range(1, count):
+        x, y, width, height = (int(side) for side in boxes[label, : cv2.CC_STAT_AREA])
+        cuts.append(Cut(labels[y : y + height, x : x + width] == label, whole.x + x, whole.y + y))
+    return sorted(cuts, key=lambda cut: (cut.y, cut.x + int(cut.mask[0].argmax())))
 
 
 def _read_truth(sample: Sample, height: int, width: int) -> tuple[Mask, str]:
@@ -274,8 +286,8 @@ def _write(
         for side in (name for name in SPLITS if name in sides):
             chosen = [(item, *record) for item, record, at in zip(read, records, sides, strict=True) if at == side]
             (folder / side / "images").mkdir(parents=True)
-            for item, image, _ in track(chosen, f"writing {side}"):
-                _place(item.sample.image, folder / side / "images" / image["file_name"], config.link)
+            files = [(item.sample.image, folder / side / "images" / image["file_name"]) for item, image, _ in chosen]
+            _place_all(files, config.link, f"writing {side}")
             annotations = [record for _, _, of_image in chosen for record in of_image]
             write_split(folder / side, [image for _, image, _ in chosen], annotations, categories)
             info[side] = dataset_info.counts([image for _, image, _ in chosen])
@@ -366,6 +378,14 @@ def _categories(category_ids: dict[str, int], classes: Literal["defect", "type"]
         {"id": number, "name": name, **({} if name == GOOD else {"supercategory": "defect"})}
         for name, number in category_ids.items()
     ]
+
+
+def _place_all(files: Sequence[tuple[Path, Path]], link: Literal["copy", "hardlink", "symlink"], label: str) -> None:
+    """Place every (source, target), several at a time."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        placed = pool.map(lambda pair: _place(pair[0], pair[1], link), files)
+        for _ in track(placed, label, total=len(files)):
+            pass
 
 
 def _place(source: Path, target: Path, link: Literal["copy", "hardlink", "symlink"]) -> None:

@@ -47,7 +47,7 @@ def _write_table(
 
 def defect_columns(prediction: Prediction, conf: float, min_area: int) -> tuple[int, int, str]:
     """Return how many defects there are, the pixels that they cover together, and these in per cent of the image."""
-    area = int(prediction.defect_mask(conf, min_area).sum())
+    area = prediction.defect_area(conf, min_area)
     share = 100 * area / (prediction.height * prediction.width)
     return len(prediction.defects(conf, min_area)), area, f"{share:.4f}"
 

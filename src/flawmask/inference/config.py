@@ -6,9 +6,31 @@ from typing import Literal
 
 from flawmask.settings import Device, Settings, require
 
+SCORE_FLOOR = 0.05
+"""Where `--score_floor` lies unless it is given: torchvision's own, low enough for average precision."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class VerdictSettings(Settings):
+class InferenceSettings(Settings):
+    """How the network looks at images: what makes it faster."""
+
+    inference_batch_size: int | None = None
+    """Images judged at once, of one size so that results do not depend on it; by default 8 on CUDA and 1 elsewhere."""
+    score_floor: float = SCORE_FLOOR
+    """Detections that score no more than this are dropped, 0 to 1. AP wants it low; for verdicts --conf will do."""
+    max_proposals: int | None = None
+    """Regions of an image that the heads look at when judging; by default as many as in training, --proposals."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size, most = self.inference_batch_size, self.max_proposals
+        require(size is None or size >= 1, f"--inference_batch_size is {size}: it must be 1 or more")
+        require(0 <= self.score_floor <= 1, f"--score_floor is {self.score_floor}: it must lie between 0 and 1")
+        require(most is None or most >= 1, f"--max_proposals is {most}: it must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictSettings(InferenceSettings):
     """When an image is a defect."""
 
     conf: float | Literal["auto"] = 0.5
@@ -20,6 +42,9 @@ class VerdictSettings(Settings):
         super().__post_init__()
         fits = self.conf == "auto" or 0 <= self.conf <= 1
         require(fits, f"--conf is {self.conf}: it must lie between 0 and 1, or be auto")
+        # The default floor is no wish of the user's, whose --conf may lie below it.
+        above = self.conf != "auto" and self.score_floor > max(self.conf, SCORE_FLOOR)
+        require(not above, f"--score_floor is {self.score_floor}, above --conf: defects that count would be dropped")
         require(self.min_area >= 0, f"--min_area is {self.min_area}: it must be 0 or more")
 
 

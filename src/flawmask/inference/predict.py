@@ -4,11 +4,13 @@ import csv
 import glob
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from flawmask import images
 from flawmask.draw import PREDICTION, title_bar
@@ -17,8 +19,10 @@ from flawmask.files import check_output_folder, whole_folder, write_json
 from flawmask.inference import threshold
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.overlay import draw_instances, viewing_size
-from flawmask.inference.predictor import Instance, Prediction, Predictor
+from flawmask.inference.predictor import Instance, Prediction, Predictor, finish
+from flawmask.inference.stream import Seen, judge_all
 from flawmask.masks import Mask
+from flawmask.model.build import ModelSpec
 from flawmask.progress import track
 from flawmask.settings import require
 
@@ -57,42 +61,31 @@ def predict(config: PredictConfig) -> Predicted:
     check_output_folder(config.output, "predictions.json", overwrite=True, what="prediction", entries=ENTRIES)
     paths = find_images(config.input, config.output)
     region = _read_region(config.roi) if config.roi else None
-    predictor = Predictor(config.model, config.device)
+    predictor = Predictor(
+        config.model,
+        config.device,
+        precision=config.precision,
+        score_floor=config.score_floor,
+        max_proposals=config.max_proposals,
+    )
     conf = threshold.of(config.conf, config.model, config.min_area).value
     records: list[dict[str, Any]] = []
-    unreadable: dict[Path, str] = {}
     with whole_folder(config.output) as folder:
-        names = _unique_names(paths)
         for name in ("overlays", "masks") if config.save_masks else ("overlays",):
             (folder / name).mkdir()
-        for path in track(paths, "predicting"):
-            try:
-                pixels = images.read_image(path)
-                _check_size(pixels, region, path, config)
-            except FlawmaskError as error:
-                log.error("%s", error)
-                unreadable[path] = str(error)
-                records.append({"file": path.as_posix(), "error": str(error)})
-                continue
-            prediction = predictor(pixels)
-            if region is not None:
-                prediction = prediction.within(region)
-            record = describe(path, prediction, conf, config.min_area)
-            found = prediction.defects(conf, config.min_area)
-            caption = f"{path.name}: {record['verdict']} ({record['score']:.2f})"
-            picture = title_bar(draw_instances(pixels, found, PREDICTION, viewing_size(pixels)), caption)
-            record["overlay"] = f"overlays/{names[path]}"
-            (folder / record["overlay"]).write_bytes(images.encode_png(picture))
-            if config.save_masks:
-                mask = prediction.defect_mask(conf, config.min_area)
-                record["mask"] = f"masks/{names[path]}"
-                (folder / record["mask"]).write_bytes(images.encode_png(mask.astype(np.uint8) * 255))
-            records.append(record)
+        job = _Job(config, predictor.spec, conf, region, folder, _unique_names(paths))
+        judged = judge_all(predictor.network, paths, job.read, job.write, config.inference_batch_size)
+        with closing(judged):
+            for record in track(judged, "predicting", total=len(paths)):
+                if "error" in record:
+                    log.error("%s", record["error"])
+                records.append(record)
         write_json(folder / "predictions.json", {"conf": conf, "min_area": config.min_area, "images": records})
         _write_table(folder / "predictions.csv", records)
-    verdicts = {Path(record["file"]): record.get("verdict") for record in records}
-    defective = [path for path, verdict in verdicts.items() if verdict == "defect"]
-    good = [path for path, verdict in verdicts.items() if verdict == "good"]
+    by_path = dict(zip(paths, records, strict=True))
+    defective = [path for path, record in by_path.items() if record.get("verdict") == "defect"]
+    good = [path for path, record in by_path.items() if record.get("verdict") == "good"]
+    unreadable = {path: record["error"] for path, record in by_path.items() if "error" in record}
     log.info(
         "predicted %d images: %d with defects, %d good, %d unreadable; results in %s",
         len(paths),
@@ -102,6 +95,52 @@ def predict(config: PredictConfig) -> Predicted:
         config.output,
     )
     return Predicted(config.output, defective, good, unreadable)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is done for each image before and after the network, by several threads at once.
+
+    Attributes:
+        config: the stage's.
+        spec: the network's.
+        conf: the verdict's threshold.
+        region: (height, width) bool, where defects count; None for everywhere.
+        folder: where the results go.
+        names: of each image's pictures.
+    """
+
+    config: PredictConfig
+    spec: ModelSpec
+    conf: float
+    region: Mask | None
+    folder: Path
+    names: dict[Path, str]
+
+    def read(self, path: Path) -> npt.NDArray[np.uint8]:
+        pixels = images.read_image(path)
+        _check_size(pixels, self.region, path, self.config)
+        return pixels
+
+    def write(self, path: Path, seen: Seen | FlawmaskError) -> dict[str, Any]:
+        """Write the pictures of an image and return its record."""
+        if isinstance(seen, FlawmaskError):
+            return {"file": path.as_posix(), "error": str(seen)}
+        prediction = finish(seen.found, self.spec, *seen.pixels.shape[:2])
+        if self.region is not None:
+            prediction = prediction.within(self.region)
+        limits = (self.conf, self.config.min_area)
+        record = describe(path, prediction, *limits)
+        caption = f"{path.name}: {record['verdict']} ({record['score']:.2f})"
+        size = viewing_size(seen.pixels)
+        picture = title_bar(draw_instances(seen.pixels, prediction.defects(*limits), PREDICTION, size), caption)
+        record["overlay"] = f"overlays/{self.names[path]}"
+        (self.folder / record["overlay"]).write_bytes(images.encode_png(picture))
+        if self.config.save_masks:
+            mask = prediction.defect_mask(*limits)
+            record["mask"] = f"masks/{self.names[path]}"
+            (self.folder / record["mask"]).write_bytes(images.encode_png(mask.astype(np.uint8) * 255))
+        return record
 
 
 def _read_region(path: Path) -> Mask:
@@ -176,7 +215,7 @@ def describe(path: Path, prediction: Prediction, conf: float, min_area: int) -> 
     inside its folder.
     """
     verdict = prediction.verdict(conf, min_area)
-    area = int(prediction.defect_mask(conf, min_area).sum())
+    area = prediction.defect_area(conf, min_area)
     return {
         "file": path.as_posix(),
         "width": prediction.width,

@@ -9,19 +9,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.models.detection import MaskRCNN
 
 from flawmask import images, masks
 from flawmask.coco import GOOD
 from flawmask.errors import FlawmaskError
+from flawmask.inference.config import SCORE_FLOOR
+from flawmask.inference.paste import grown, mask_changes, probabilities_in_box
 from flawmask.masks import Mask
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec, to_device
-from flawmask.runtime import choose_device
-
-MASK_THRESHOLD = 0.5
-"""A pixel belongs to an instance where the network holds that more likely than not."""
+from flawmask.model.build import ModelSpec
+from flawmask.model.compute import for_inference
+from flawmask.runtime import choose_device, choose_precision
+from flawmask.settings import Precision
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Prediction:
     Attributes:
         height: the image's, in pixels.
         width: the image's, in pixels.
-        instances: everything above the model's score floor of 0.05, of every class, the highest score first.
+        instances: everything above the score floor, 0.05 by default, of every class, the highest score first.
     """
 
     height: int
@@ -103,10 +103,14 @@ class Prediction:
 
     def defect_mask(self, conf: float = 0.5, min_area: int = 0) -> Mask:
         """Return the union of the defect instances' masks: (height, width) bool."""
-        union = np.zeros((self.height, self.width), dtype=bool)
-        for instance in self.defects(conf, min_area):
-            union |= instance.mask
-        return union
+        return masks.decode(self._union(conf, min_area), self.height, self.width)
+
+    def defect_area(self, conf: float = 0.5, min_area: int = 0) -> int:
+        """Return how many pixels the defect instances cover together, without laying out a mask."""
+        return masks.area(self._union(conf, min_area))
+
+    def _union(self, conf: float, min_area: int) -> dict[str, Any]:
+        return masks.union([one.rle for one in self.defects(conf, min_area)], self.height, self.width)
 
     def score_map(self, min_area: int = 0) -> npt.NDArray[np.float32]:
         """Return how sure the network is of a defect at each pixel: (height, width), 0 to 1, 0 outside all boxes.
@@ -119,8 +123,8 @@ class Prediction:
             if instance.probabilities is None:
                 window, local = np.s_[0 : self.height, 0 : self.width], instance.mask.astype(np.float32)
             else:
-                box = torch.tensor(instance.box)
-                local, x, y = _in_box(torch.from_numpy(instance.probabilities), box, self.height, self.width)
+                (box,) = grown(np.array([instance.box], dtype=np.float32), len(instance.probabilities))
+                local, x, y = probabilities_in_box(instance.probabilities, box, self.height, self.width)
                 window = np.s_[y : y + local.shape[0], x : x + local.shape[1]]
             scores[window] = np.maximum(scores[window], np.float32(instance.score) * local)
         return scores
@@ -139,19 +143,21 @@ class Prediction:
                 f"the region of interest is {region.shape[1]}x{region.shape[0]} but the image is "
                 f"{self.width}x{self.height}: draw it at the images' size"
             )
-        return replace(self, instances=tuple(cut for one in self.instances if (cut := _cut(one, region)) is not None))
+        rle = masks.to_rle(region)
+        return replace(self, instances=tuple(cut for one in self.instances if (cut := _cut(one, rle)) is not None))
 
 
-def _cut(instance: Instance, region: Mask) -> Instance | None:
-    """Return the instance with its mask cut to the region; None for a defect of which nothing is left."""
+def _cut(instance: Instance, region: dict[str, Any]) -> Instance | None:
+    """Return the instance with its mask cut to the region, an RLE; None for a defect of which nothing is left."""
     if not instance.is_defect:
         return instance
-    mask = instance.mask & region
-    if not mask.any():
+    rle = masks.intersection(instance.rle, region)
+    area = masks.area(rle)
+    if not area:
         return None
-    x, y, width, height = masks.box_of(mask)
+    x, y, width, height = masks.box_of_rle(rle)
     box = (float(x), float(y), float(x + width), float(y + height))
-    return replace(instance, box=box, rle=masks.to_rle(mask), area=int(mask.sum()), probabilities=None)
+    return replace(instance, box=box, rle=rle, area=area, probabilities=None)
 
 
 class Predictor:
@@ -163,19 +169,35 @@ class Predictor:
     True
     """
 
-    def __init__(self, model: str | Path, device: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        device: str | None = None,
+        *,
+        precision: Precision = "auto",
+        score_floor: float = SCORE_FLOOR,
+        max_proposals: int | None = None,
+    ) -> None:
         """Load a checkpoint.
 
         Args:
             model: `best.pt` or `last.pt` of a run, or a state dict of torchvision's maskrcnn_resnet50_fpn.
             device: `cuda`, `cuda:1`, `mps` or `cpu`; by default the first that is there.
+            precision: what the layers compute in; boxes and scores are float32 in any case.
+            score_floor: detections that score no more than this are dropped, 0 to 1.
+            max_proposals: regions of an image that the heads look at; by default as many as the checkpoint says.
 
         Raises:
-            FlawmaskError: the file is no checkpoint, or the device is not there.
+            FlawmaskError: the file is no checkpoint, or the device or the precision is not there.
         """
         self.device = choose_device(device)
+        dtype = choose_precision(precision, self.device)
         network, self.spec = checkpoint.load(Path(model))
-        self.network = to_device(network, self.device)
+        self.network = for_inference(network, self.spec, self.device, dtype)
+        self.network.roi_heads.score_thresh = score_floor
+        if max_proposals is not None:
+            rpn = self.network.rpn
+            rpn._pre_nms_top_n["testing"] = rpn._post_nms_top_n["testing"] = max_proposals
 
     def __call__(self, image: str | Path | npt.NDArray[np.uint8]) -> Prediction:
         """Return what is on the image.
@@ -197,90 +219,61 @@ def detect(network: MaskRCNN, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) ->
     Raises:
         ValueError: the array is of another shape or type.
     """
-    return finish(infer(network, pixels), spec, *pixels.shape[:2])
+    (found,) = infer(network, [pixels])
+    return finish(found, spec, *pixels.shape[:2])
 
 
 @torch.inference_mode()
-def infer(network: MaskRCNN, pixels: npt.NDArray[np.uint8]) -> dict[str, Tensor]:
-    """Return what torchvision's Mask R-CNN finds, but for the last step, on the CPU: `boxes` (N, 4) in pixels of the
-    image, `labels` (N,), `scores` (N,), `masks` (N, 1, 28, 28) probabilities inside the box.
+def infer(network: MaskRCNN, batch: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, Tensor]]:
+    """Return what torchvision's Mask R-CNN finds on each image, but for the last step, on the CPU: `boxes` (N, 4) in
+    pixels of the image, `labels` (N,), `scores` (N,), `masks` (N, 1, 28, 28) probabilities inside the box.
 
     These are the steps of `GeneralizedRCNN.forward`. The last would paste each mask into a float image of its own,
     400 MB for 100 detections on 1024 x 1024; see `finish`.
 
+    Args:
+        network: in evaluation mode.
+        batch: at least one image, each (height, width, 3) uint8 RGB and of one size: an image among larger ones would
+            be padded, and a padded image gives other results.
+
     Raises:
-        ValueError: the array is not (height, width, 3) uint8.
+        ValueError: an array is not (height, width, 3) uint8, or the sizes differ.
     """
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"an image is (height, width, 3) uint8 RGB, not {pixels.shape} {pixels.dtype}")
-    height, width = pixels.shape[:2]
+    for pixels in batch:
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise ValueError(f"an image is (height, width, 3) uint8 RGB, not {pixels.shape} {pixels.dtype}")
+        if pixels.shape != batch[0].shape:
+            raise ValueError(f"images of one batch are of one size, not {batch[0].shape} and {pixels.shape}")
+    height, width = batch[0].shape[:2]
     device = next(network.parameters()).device
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(2, 0, 1).float() / 255
-    batch, _ = network.transform([image])
-    features = network.backbone(batch.tensors)
-    proposals, _ = network.rpn(batch, features)
-    (found,), _ = network.roi_heads(features, proposals, batch.image_sizes)
-    resized_height, resized_width = batch.image_sizes[0]
+    images = [torch.from_numpy(np.ascontiguousarray(pixels)).to(device) for pixels in batch]
+    resized, _ = network.transform([image.permute(2, 0, 1).float() / 255 for image in images])
+    features = network.backbone(resized.tensors)
+    proposals, _ = network.rpn(resized, features)
+    found, _ = network.roi_heads(features, proposals, resized.image_sizes)
+    resized_height, resized_width = resized.image_sizes[0]
     # In float32, as torchvision does it: the last bit decides which pixel a box's edge falls on.
     ratio = torch.tensor([width / resized_width, height / resized_height] * 2, dtype=torch.float32, device=device)
-    return {name: tensor.cpu() for name, tensor in {**found, "boxes": found["boxes"] * ratio}.items()}
+    return [{name: tensor.cpu() for name, tensor in {**one, "boxes": one["boxes"] * ratio}.items()} for one in found]
 
 
 def finish(found: dict[str, Tensor], spec: ModelSpec, height: int, width: int) -> Prediction:
     """Return what `infer` found as instances, whose masks never leave their boxes.
 
     Args:
-        found: what `infer` returned.
+        found: what `infer` returned for the image.
         spec: the network's, for the classes' names.
         height: the image's.
         width: the image's.
     """
-    instances = [
-        _instance(spec.classes[int(label) - 1], float(score), box, mask[0], height, width)
-        for label, score, box, mask in zip(
-            found["labels"], found["scores"], found["boxes"], found["masks"], strict=True
-        )
-    ]
+    boxes, probabilities = found["boxes"].numpy(), found["masks"].numpy()[:, 0]
+    instances = []
+    for at, box in enumerate(grown(boxes, probabilities.shape[-1])):
+        rle, area = masks.rle_of_changes(mask_changes(probabilities[at], box, height, width), height, width)
+        x1, y1, x2, y2 = boxes[at].tolist()
+        label, score = spec.classes[int(found["labels"][at]) - 1], float(found["scores"][at])
+        instances.append(Instance(label, score, (x1, y1, x2, y2), rle, area, probabilities[at]))
     return Prediction(height, width, tuple(sorted(instances, key=lambda instance: -instance.score)))
-
-
-def _instance(label: str, score: float, box: Tensor, probabilities: Tensor, height: int, width: int) -> Instance:
-    local, x, y = mask_in_box(probabilities, box, height, width)
-    x1, y1, x2, y2 = (float(side) for side in box)
-    rle = masks.place_rle(local, x, y, height, width)
-    return Instance(label, score, (x1, y1, x2, y2), rle, int(local.sum()), probabilities.numpy())
-
-
-def mask_in_box(probabilities: Tensor, box: Tensor, height: int, width: int) -> tuple[Mask, int, int]:
-    """Return the mask of a detection inside its box, cut to the image, and where its corner (x, y) lies.
-
-    The pixels are those of torchvision's `paste_masks_in_image`: the probabilities get a border of zeros, the box
-    grows with them and is rounded towards zero, and they are interpolated over the pixels it then covers.
-
-    Args:
-        probabilities: (28, 28) float, 0 to 1.
-        box: (4,) float, x1 y1 x2 y2 in pixels of the image.
-        height: the image's.
-        width: the image's.
-    """
-    local, x, y = _in_box(probabilities, box, height, width)
-    return local > MASK_THRESHOLD, x, y
-
-
-def _in_box(probabilities: Tensor, box: Tensor, height: int, width: int) -> tuple[npt.NDArray[np.float32], int, int]:
-    """Return the probabilities at the pixels that the mask's box covers, and where its corner (x, y) lies."""
-    side = probabilities.shape[-1]
-    centre, half = (box[2:] + box[:2]) * 0.5, (box[2:] - box[:2]) * 0.5 * ((side + 2) / side)
-    x1, y1 = (centre - half).to(torch.int64).tolist()
-    x2, y2 = (centre + half).to(torch.int64).tolist()
-    size = (max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1))
-    padded = F.pad(probabilities, (1, 1, 1, 1))[None, None]
-    whole = F.interpolate(padded, size=size, mode="bilinear", align_corners=False)[0, 0]
-    left, top = max(x1, 0), max(y1, 0)
-    cut = whole[top - y1 : max(min(y2 + 1, height) - y1, 0), left - x1 : max(min(x2 + 1, width) - x1, 0)]
-    if not cut.numel():  # the box lies outside the image, by a rounding
-        return np.zeros((1, 1), dtype=np.float32), min(left, width - 1), min(top, height - 1)
-    return cut.numpy(), left, top
 
 
 def check_classes(spec: ModelSpec, class_names: Sequence[str], where: Path) -> None:

@@ -7,14 +7,16 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
 from flawmask.errors import FlawmaskError
 from flawmask.model.arch import Arch
+from flawmask.model.roi_align import PyramidRoIAlign
 
 Norm = Literal["batch", "frozen", "group"]
 
@@ -75,14 +77,24 @@ def build(spec: ModelSpec) -> MaskRCNN:
         "rpn_post_nms_top_n_test": spec.proposals,
     }
     model: MaskRCNN = _BUILDERS[spec.arch](len(spec.classes) + 1, limits)
-    generator = model.rpn.anchor_generator
-    generator.sizes = _anchors_per_level(spec.anchor_sizes, levels=len(generator.sizes))
-    generator.cell_anchors = [
-        generator.generate_anchors(sizes, ratios)
-        for sizes, ratios in zip(generator.sizes, generator.aspect_ratios, strict=True)
-    ]
+    ratios = model.rpn.anchor_generator.aspect_ratios
+    model.rpn.anchor_generator = Float32Anchors(_anchors_per_level(spec.anchor_sizes, levels=len(ratios)), ratios)
+    for name in ("box_roi_pool", "mask_roi_pool"):
+        pool = getattr(model.roi_heads, name)
+        setattr(model.roi_heads, name, PyramidRoIAlign(pool.featmap_names, list(pool.output_size), pool.sampling_ratio))
     _replace_norms(model, spec.norm, spec.norm_eps)
     return model
+
+
+class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
+    """Anchors in float32 whatever the features are in: bfloat16 cannot tell 286 from 287."""
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Return the anchors of each image, (N, 4) float32."""
+        # Only their sizes, type and device are looked at.
+        float32 = [features.new_empty((), dtype=torch.float32).expand(features.shape) for features in feature_maps]
+        anchors: list[Tensor] = super().forward(image_list, float32)
+        return anchors
 
 
 def _anchors_per_level(sizes: tuple[int, ...], levels: int) -> tuple[tuple[int, ...], ...]:

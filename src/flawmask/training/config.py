@@ -1,5 +1,6 @@
 """The settings of `train`."""
 
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,27 @@ from flawmask.settings import Classes, Device, Overwrite, Seed, require
 Log = Literal["none", "tensorboard", "mlflow"]
 """Who is told what happens while a network learns: each but none is a package and the extra that installs it."""
 
+KNOWN_WEIGHTS = ("coco", "imagenet", "none")
+"""What `--weights` takes besides a file."""
+
+UNITS = {"h": 3600, "m": 60, "s": 1}
+
+
+def seconds_in(text: str) -> float:
+    """Return the seconds in a time such as 45m, 1h30m, 90s or 2700.
+
+    Raises:
+        FlawmaskError: it is none, or nothing.
+    """
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    seconds = (
+        sum(int(number) * unit for number, unit in zip(parts.groups(default="0"), UNITS.values(), strict=True))
+        if parts
+        else 0
+    )
+    require(seconds > 0, f"--time_budget is {text!r}: give a time such as 45m, 1h30m or 90s")
+    return float(seconds)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(Seed, Device, Classes):
@@ -18,16 +40,24 @@ class TrainSettings(Seed, Device, Classes):
 
     epochs: int = 50
     """How often every training image is shown."""
-    batch_size: int = 4
-    """Images per step. Halve it when memory runs out."""
+    time_budget: str | None = None
+    """Train the best model that this time allows, 45m or 1h30m: it decides image size and epochs, --epochs does not."""
+    patience: int | None = None
+    """Stop when --select_by has not improved for so many epochs."""
+    batch_size: int | Literal["auto"] = 4
+    """Images that pass through the network at once, in each process; auto: as many as memory holds."""
+    effective_batch_size: int | None = None
+    """Images that a step learns from, over all passes and processes; by default those of one pass, of auto 4 each."""
     lr: float = 0.005
     """Learning rate after warm-up, of SGD. Where --optimizer auto takes AdamW, a tenth of it."""
+    ema: bool = False
+    """Judge and keep a moving average of the weights instead of the last ones."""
     arch: Arch = "maskrcnn_resnet50_fpn"
     """The network. resnet18 and mobilenet are faster and enough for many parts."""
     weights: str = "coco"
     """What it starts from: coco, imagenet (downloaded once), none, or a file. No COCO weights: ImageNet's instead."""
     image_size: int = 800
-    """Pixels of the shorter side after resizing. Time grows with its square; small defects need it large."""
+    """Pixels of the shorter side after resizing. Time grows with its square; with --time_budget, the most it may be."""
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     """auto is SGD from pretrained weights, and from none AdamW at a tenth of --lr."""
     scheduler: Literal["cosine", "step", "constant"] = "cosine"
@@ -40,16 +70,16 @@ class TrainSettings(Seed, Device, Classes):
     """What normalises. auto: frozen from pretrained weights; from none batch, or group below a --batch_size of 4."""
     trainable_layers: int | None = None
     """How many of the backbone's five stages learn, counted from the heads; by default 3, and 5 from no weights."""
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
-    """What training computes in; auto is bf16 where the hardware has it. Evaluation is always in fp32."""
     workers: int | None = None
     """Processes that read images; by default one less than there are cores, 4 at most."""
+    cache_gb: float = 4.0
+    """Gigabytes of temporary disk for images once decoded and resized; 0 decodes them anew each time."""
     max_detections: int = 100
     """The most instances that one image can have."""
     proposals: int = 1000
     """Regions of an image that the heads look at; twice as many while training. Fewer are faster on small images."""
-    roi_samples: int = 128
-    """Regions per image on which the heads learn; torchvision takes 512, few of which a part with few defects needs."""
+    roi_samples: int | None = None
+    """Regions per image on which the heads learn; by default 32 per instance, at least 32 and at most 512."""
     anchor_sizes: tuple[int, int, int, int, int] | None = None
     """Five anchor sizes in pixels of the resized image, smallest first; by default 32 to 512 times image_size / 800."""
     select_by: Literal["train_loss", "val_loss", "segm_ap", "f1"] = "train_loss"
@@ -59,16 +89,19 @@ class TrainSettings(Seed, Device, Classes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "batch_size", "max_detections", "proposals", "roi_samples"):
+        counts = ("epochs", "batch_size", "effective_batch_size", "patience", "max_detections", "proposals")
+        for name in (*counts, "roi_samples"):
             value = getattr(self, name)
-            require(value >= 1, f"--{name} is {value}: it must be 1 or more")
+            require(value in (None, "auto") or value >= 1, f"--{name} is {value}: it must be 1 or more")
+        require(self.cache_gb >= 0, f"--cache_gb is {self.cache_gb}: it must be 0 or more")
+        if self.time_budget is not None:
+            seconds_in(self.time_budget)
         require(0 < self.lr < float("inf"), f"--lr is {self.lr}: it must be above 0")
         require(self.clip_norm > 0, f"--clip_norm is {self.clip_norm}: it must be above 0")
         require(self.image_size >= 64, f"--image_size is {self.image_size}: it must be 64 or more")
-        known = ("coco", "imagenet", "none")
         require(
-            self.weights in known or Path(self.weights).is_file(),
-            f"--weights {self.weights}: no such file; give {', '.join(known)} or a file's path",
+            self.weights in KNOWN_WEIGHTS or Path(self.weights).is_file(),
+            f"--weights {self.weights}: no such file; give {', '.join(KNOWN_WEIGHTS)} or a file's path",
         )
         require(self.warmup_steps >= 0, f"--warmup_steps is {self.warmup_steps}: it must be 0 or more")
         require((self.workers or 0) >= 0, f"--workers is {self.workers}: it must be 0 or more")
@@ -86,7 +119,16 @@ class TrainSettings(Seed, Device, Classes):
 class TrainConfig(TrainSettings, Overwrite):
     """Train a Mask R-CNN on a COCO folder."""
 
-    dataset_dir: Path
+    dataset_dir: Path | None = None
     """The COCO folder, as prepare or augment makes it."""
-    output_dir: Path
+    output_dir: Path | None = None
     """Where the run goes: best.pt, last.pt, history.json, config.json and pictures."""
+    resume: Path | None = None
+    """Go on with this run after its last whole epoch, with its own settings; all other flags are left aside."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        paths = (self.dataset_dir, self.output_dir)
+        require(
+            self.resume is not None or None not in paths, "name a --dataset_dir and an --output_dir, or --resume a run"
+        )

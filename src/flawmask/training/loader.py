@@ -1,34 +1,45 @@
-"""From a split on disk to batches of tensors, in an order that the seed alone decides."""
+"""From a split on disk to batches of tensors, in an order that the seed and the epoch alone decide."""
 
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from flawmask import images, masks
-from flawmask.coco import CocoSplit, Record, instance_masks
+from flawmask import images
+from flawmask.coco import CocoSplit
 from flawmask.errors import FlawmaskError
+from flawmask.model.build import ModelSpec
+from flawmask.training import targets
+from flawmask.training.cache import PixelCache
+from flawmask.training.targets import Target, make_target
 
-Target = dict[str, Tensor]
 Batch = tuple[list[Tensor], list[Target]]
 Item = tuple[Tensor, Target]
 
 
 class SplitDataset(Dataset[Item]):
-    """The images of a split with what torchvision's Mask R-CNN learns from.
+    """The images of a split at the size at which the network sees them, with what it learns from.
 
-    An item is a (3, H, W) float32 image, 0 to 1, and a target: `boxes` (N, 4) float32, x1 y1 x2 y2 along the outer
-    edges of the mask; `labels` (N,) int64; `masks` (N, H, W) uint8, 0 or 1; `image_id` (1,) int64. An image without
-    annotations has N = 0 and is as good an example as any.
+    An item is a (3, H, W) uint8 image and its `Target`.
     """
 
-    def __init__(self, split: CocoSplit) -> None:
-        """Take the split; images are read when they are asked for."""
+    def __init__(self, split: CocoSplit, spec: ModelSpec, cache: PixelCache | None = None) -> None:
+        """Take the split; images are read when they are asked for.
+
+        Args:
+            split: what to read.
+            spec: the network's, which says how images are resized.
+            cache: where resized images are kept, laid out for `resized_shapes`; None keeps none.
+        """
         self.split = split
+        self.shapes = resized_shapes(split, spec)
+        self.cache = cache
 
     def __len__(self) -> int:
         """Return how many images there are."""
@@ -41,29 +52,82 @@ class SplitDataset(Dataset[Item]):
             FlawmaskError: the image cannot be read, or does not fit its record.
         """
         record = self.split.images[place]
+        where = str(self.split.image_path(record))
+        pixels = self.cache.get(place) if self.cache else None
+        if pixels is None:
+            pixels = self._read(place)
+            if self.cache:
+                self.cache.put(place, pixels)
+        original = (record["height"], record["width"])
+        annotations = self.split.annotations[record["id"]]
+        target = make_target(annotations, self.split.labels, record["id"], original, self.shapes[place], where)
+        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), target
+
+    def _read(self, place: int) -> npt.NDArray[np.uint8]:
+        record = self.split.images[place]
         path = self.split.image_path(record)
         pixels = images.read_image(path)
         height, width = pixels.shape[:2]
         if (record["height"], record["width"]) != (height, width):
             raise FlawmaskError(f"{path} is {width}x{height} but its record says {record['width']}x{record['height']}")
-        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, self._target(record, str(path))
+        return resize(pixels, self.shapes[place])
 
-    def _target(self, record: Record, where: str) -> Target:
-        # A crowd is a region that nobody outlined one by one: there is no instance to learn.
-        annotations = [one for one in self.split.annotations[record["id"]] if not one.get("iscrowd")]
-        height, width = record["height"], record["width"]
-        found = instance_masks(annotations, height, width, where)
-        kept = [(one, mask) for one, mask in zip(annotations, found, strict=True) if mask.any()]
-        boxes = np.array([masks.box_of(mask) for _, mask in kept], dtype=np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        stacked = np.stack([mask for _, mask in kept]) if kept else np.zeros((0, height, width), dtype=bool)
-        labels = self.split.labels
-        return {
-            "boxes": torch.from_numpy(boxes),
-            "labels": torch.tensor([labels[one["category_id"]] for one, _ in kept], dtype=torch.int64),
-            "masks": torch.from_numpy(stacked.astype(np.uint8)),
-            "image_id": torch.tensor([record["id"]], dtype=torch.int64),
-        }
+
+def resized_shapes(split: CocoSplit, spec: ModelSpec) -> list[tuple[int, int]]:
+    """Return the height and width at which the network sees each image, as torchvision's transform works them out."""
+    shapes = []
+    for image in split.images:
+        height, width = image["height"], image["width"]
+        scale = min(spec.image_size / min(height, width), spec.max_size / max(height, width))
+        shapes.append((max(1, int(height * scale)), max(1, int(width * scale))))
+    return shapes
+
+
+def resize(pixels: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Return the (height, width, 3) image at another size, interpolated as torchvision's transform does it."""
+    if pixels.shape[:2] == shape:
+        return pixels
+    # Not OpenCV: after a fork its thread pool, once used by prepare or augment, hangs.
+    whole = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    resized = F.interpolate(whole, size=shape, mode="bilinear", align_corners=False)
+    return np.asarray(resized[0].round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
+class Order(Sampler[list[int]]):
+    """The places of each batch of an epoch, one share of each for every process that takes part.
+
+    A batch of the epoch is `batch_size` images over all processes; the last one takes what is left, and is joined to
+    the one before where it would leave a process without an image. No image is shown twice.
+    """
+
+    def __init__(self, images: int, batch_size: int, *, seed: int | None, rank: int = 0, processes: int = 1) -> None:
+        """Lay out the batches.
+
+        Args:
+            images: how many there are.
+            batch_size: images per step, over all processes.
+            seed: decides the order of each epoch; None keeps the split's own.
+            rank: which process this is, from 0.
+            processes: how many take part.
+        """
+        self.images, self.seed, self.rank, self.processes = images, seed, rank, processes
+        ends = list(range(batch_size, images, batch_size))
+        if ends and images - ends[-1] < processes:
+            ends.pop()
+        self.bounds = list(zip([0, *ends], [*ends, images], strict=True))
+        self.epoch = 1
+
+    def __len__(self) -> int:
+        """Return how many batches an epoch has."""
+        return len(self.bounds)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield this process' places of each batch of the epoch that `epoch` says, counted from 1."""
+        places = list(range(self.images))
+        if self.seed is not None:
+            places = np.random.default_rng([self.seed, self.epoch]).permutation(self.images).tolist()
+        for start, end in self.bounds:
+            yield places[start:end][self.rank :: self.processes]
 
 
 class _Carrier(Dataset[Item | FlawmaskError]):
@@ -106,38 +170,29 @@ def read(batches: DataLoader[Any]) -> Iterator[Batch]:
         yield batch
 
 
-def make_loader(
-    split: CocoSplit, batch_size: int, *, shuffle: bool, seed: int, workers: int | None, pin: bool
-) -> DataLoader[Any]:
+def make_loader(items: SplitDataset, order: Order, *, workers: int | None, pin: bool) -> DataLoader[Any]:
     """Return a loader of `Batch`es, to be gone through with `read`.
 
     Args:
-        split: what to read.
-        batch_size: images per batch; the last one may be smaller.
-        shuffle: draw a new order for each epoch.
-        seed: decides these orders.
+        items: what to read.
+        order: in which batches.
         workers: reading processes; None for one less than there are cores, 4 at most; 0 reads in this process.
         pin: hand tensors over in page-locked memory, for CUDA.
     """
     count = min(4, (os.cpu_count() or 1) - 1) if workers is None else workers
-    # Nothing in a worker may call OpenCV: after a fork its thread pool, once used by prepare or augment, hangs.
-    items = _Carrier(SplitDataset(split))
-    # The loader draws from its own generator more or less often as it has worker processes: the order has another.
-    order = RandomSampler(items, generator=torch.Generator().manual_seed(seed)) if shuffle else None
     return DataLoader(
-        items,
-        batch_size=batch_size,
-        sampler=order,
+        _Carrier(items),
+        batch_sampler=order,
         num_workers=count,
         collate_fn=_collate,
         pin_memory=pin,
         persistent_workers=count > 0,
-        generator=torch.Generator().manual_seed(seed),
+        # The loader draws a seed for its workers: from its own generator, not from the one that the network draws from.
+        generator=torch.Generator().manual_seed(0),
     )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch with all its tensors on the device."""
-    found, targets = batch
-    moved = [{name: tensor.to(device, non_blocking=True) for name, tensor in target.items()} for target in targets]
-    return [image.to(device, non_blocking=True) for image in found], moved
+    """Return the batch with all that is computed with on the device."""
+    found, wanted = batch
+    return [image.to(device, non_blocking=True) for image in found], [targets.to_device(one, device) for one in wanted]

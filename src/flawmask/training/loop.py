@@ -1,4 +1,4 @@
-"""Training in full view: the step, the epoch, and what is written after it."""
+"""Training in full view: the epoch, and what is written after it. `step.py` has the step."""
 
 import logging
 import math
@@ -6,34 +6,46 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.models.detection import MaskRCNN
 
 import flawmask
 from flawmask.coco import CocoSplit, read_split
-from flawmask.errors import FlawmaskError
+from flawmask.distributed import Processes, processes
 from flawmask.evaluation.evaluate import predict_split
+from flawmask.evaluation.leak import NAME as TRAINING_IMAGES
 from flawmask.evaluation.leak import content_digests, write_training_images
 from flawmask.evaluation.measure import quick_figures
 from flawmask.files import check_output_folder, read_json, write_json
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec, Norm, anchors_for, build, count_parameters, freeze, to_device
-from flawmask.model.weights import Pretrained, load_matching, pretrained
+from flawmask.model.build import ModelSpec, build
+from flawmask.model.compute import for_inference
+from flawmask.model.weights import Pretrained, pretrained
 from flawmask.progress import track
-from flawmask.runtime import choose_device, choose_precision, compute_in, refuse_wrong_gradients, seed_everything
+from flawmask.runtime import choose_device, choose_precision, refuse_wrong_gradients, seed_everything
 from flawmask.settings import as_json, require
-from flawmask.training import loader
-from flawmask.training.config import TrainConfig
+from flawmask.training import fit, loader, resume
+from flawmask.training.cache import pixel_cache
+from flawmask.training.config import TrainConfig, seconds_in
 from flawmask.training.curves import VALIDATION_FIGURES, draw_curves
+from flawmask.training.losses import losses
 from flawmask.training.pictures import draw_labels, draw_predictions, draw_train_batch
+from flawmask.training.resume import State
+from flawmask.training.start import ready, spec_for, start
+from flawmask.training.step import LOSSES, Step, check_finite, make_step
+from flawmask.training.targets import Target
 from flawmask.training.trackers import track_run
 
 log = logging.getLogger(__name__)
@@ -42,8 +54,8 @@ Loss = dict[str, float]
 
 LARGER_IS_BETTER = set(VALIDATION_FIGURES)
 
-SMALLEST_NORM_BATCH = 4
-"""Below this many images, BatchNorm's statistics are too noisy to learn with."""
+DEFAULT_BATCH = 4
+"""Images of a step in each process, where `--batch_size auto` decides how many of them pass through at once."""
 
 TABLE_ROWS = 20
 """After so many epochs the table's head is logged once more."""
@@ -58,7 +70,7 @@ class Trained:
 
     Attributes:
         run_dir: the folder with `best.pt`, `last.pt`, `history.json`, `config.json`, `curves.png`, `train_batch.jpg`,
-            `labels.png` and, with `--log tensorboard`, `tensorboard/`.
+            `labels.png`, `state.pt` and, with `--log tensorboard`, `tensorboard/`.
         best_epoch: the epoch that `best.pt` comes from, counted from 1.
         history: the content of `history.json`: a list per figure, an entry per epoch.
     """
@@ -69,49 +81,71 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Step:
-    """Everything that a training step needs and that lives as long as the training."""
+class Setup:
+    """What a training is made of, decided before its first step and unchanged from then on.
 
-    model: MaskRCNN
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    scaler: torch.amp.GradScaler
-    device: torch.device
-    clip_norm: float
-
-    def __call__(self, batch: loader.Batch) -> Loss:
-        """Take one step and return its losses by name, their sum as `train_loss`.
-
-        Raises:
-            FlawmaskError: the loss is not finite; the message names the images.
-        """
-        images, targets = loader.to_device(batch, self.device)
-        losses = self.model(images, targets)
-        total = sum(losses.values(), torch.zeros((), device=self.device))
-        _require_finite(total.detach(), "loss", targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
-        self.scaler.unscale_(self.optimizer)
-        length = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        if not self.scaler.is_enabled():  # the scaler skips such a step by itself, and scales less from then on
-            _require_finite(length, "gradient", targets)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.scheduler.step()
-        return {name: float(value.detach()) for name, value in {"train_loss": total, **losses}.items()}
-
-
-def _require_finite(value: torch.Tensor, what: str, targets: list[loader.Target]) -> None:
-    """Stop before a step that makes the weights NaN: so would be the boxes, on which RoIAlign can crash the process.
-
-    Raises:
-        FlawmaskError: the value is not finite; the message names the images.
+    Attributes:
+        config: the settings.
+        run_dir: where the run goes.
+        team: the processes that share it.
+        device: where the network computes.
+        dtype: what its layers compute in.
+        training: what it learns from.
+        validation: what it is judged on; None for nothing.
+        spec: the network's.
+        given: the weights that it starts from; those of a training that goes on are in its state.
+        is_pretrained: whether it started from any.
+        at_once: images that pass through the network together.
+        batch_size: images that a step learns from, over all processes.
+        digests: of the training images' pixels, in the main process.
     """
-    if not torch.isfinite(value):
-        shown = ", ".join(str(int(target["image_id"])) for target in targets)
-        raise FlawmaskError(
-            f"the {what} is {float(value)} on the images with the ids {shown}: look at them, or lower --lr"
-        )
+
+    config: TrainConfig
+    run_dir: Path
+    team: Processes
+    device: torch.device
+    dtype: torch.dtype
+    training: CocoSplit
+    validation: CocoSplit | None
+    spec: ModelSpec
+    given: Pretrained
+    is_pretrained: bool
+    at_once: int
+    batch_size: int
+    digests: dict[str, str]
+
+
+@dataclass
+class Clock:
+    """How far the training is: by its steps, or by the time where it has a budget.
+
+    Attributes:
+        steps: how many there are to be; None where the budget decides.
+        budget: seconds that it may take; None where the steps decide.
+        before: seconds that it took before it was interrupted.
+        begun: when it was begun or went on, by `time.perf_counter`.
+    """
+
+    steps: int | None
+    budget: float | None
+    before: float = 0.0
+    begun: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """How long the training has taken."""
+        return self.before + time.perf_counter() - self.begun
+
+    def progress(self, taken: int, team: Processes) -> float:
+        """Return the share of the training that is done, the same in all processes.
+
+        Args:
+            taken: steps so far.
+            team: all processes, whose clocks differ: the main one's counts.
+        """
+        if self.budget is None:
+            return taken / max(1, self.steps or 1)
+        return team.from_main(lambda: self.seconds) / self.budget
 
 
 def train(config: TrainConfig) -> Trained:
@@ -121,79 +155,37 @@ def train(config: TrainConfig) -> Trained:
 
     Raises:
         FlawmaskError: the data set or the weights cannot be used, the device is not there, the output folder holds
-            something else, or the loss stopped being finite. Nothing is written, and nothing of an older run
-            replaced, before the first epoch has gone well.
+            something else, another process died, or the loss stopped being finite. Nothing is written, and nothing of
+            an older run replaced, before the first epoch has gone well.
     """
-    _check_run_folder(config)
+    began = time.perf_counter()
+    config, state = resume.load(config.resume) if config.resume else (config, None)
+    if state is None:
+        _check_run_folder(config)
     device = choose_device(config.device)
     refuse_wrong_gradients(device)
     dtype = choose_precision(config.precision, device)
-    training, validation = _splits(config)
-    digests = content_digests(training)
-    given = pretrained(config.arch, config.weights)
-    seed_everything(config.seed)
-    spec = _spec(config, training, given)
-    model = _start(config, spec, given, device)
-    compute_in(model, device, dtype)
-    make_loader = partial(loader.make_loader, seed=config.seed, workers=config.workers, pin=device.type == "cuda")
-    batches = make_loader(training, config.batch_size, shuffle=True)
-    val_batches = make_loader(validation, config.batch_size, shuffle=False) if validation else None
-    step = _make_step(config, model, device, dtype, config.epochs * len(batches), bool(given.state))
-
-    history: dict[str, list[Any]] = {}
-    best_epoch, best_value = 0, math.inf
-    begun = time.perf_counter()
-    with track_run(config.log, config.output_dir, as_json(config)) as record:
-        for epoch in range(1, config.epochs + 1):
-            start = time.perf_counter()
-            losses = _train_epoch(step, batches, f"epoch {epoch}/{config.epochs}")
-            seconds = time.perf_counter() - start
-            figures: dict[str, Any] = {"epoch": epoch, **losses, "val_loss": None}
-            if val_batches is not None:
-                figures |= _validation_loss(model, val_batches, device, config.seed)
-            if validation is not None and (record or config.select_by in LARGER_IS_BETTER):
-                figures |= _validation_figures(model, spec, validation)
-            figures["learning_rate"] = step.optimizer.param_groups[0]["lr"]
-            figures |= {"seconds": seconds, "images_per_second": len(training.images) / seconds}
-            for name, value in figures.items():
-                history.setdefault(name, []).append(value)
-            best_value, is_best = _compare(figures[config.select_by], best_value, config.select_by)
-            if epoch == 1:
-                _begin_run(config, spec, given, device, dtype)
-                write_training_images(digests, config.output_dir)
-                draw_labels(training, spec, config.output_dir / "labels.png")
-                # The order of a loader is its seed's: these are the batches that the first epoch began with.
-                shown = loader.read(make_loader(training, config.batch_size, shuffle=True, workers=0, pin=False))
-                draw_train_batch(model, shown, training, config.output_dir / "train_batch.jpg")
-            facts = {"epoch": epoch, "train_loss": figures["train_loss"], "val_loss": figures["val_loss"]}
-            if is_best:
-                best_epoch = epoch
-                checkpoint.save(config.output_dir / "best.pt", model, spec, **facts)
-            checkpoint.save(config.output_dir / "last.pt", model, spec, **facts)
-            write_json(config.output_dir / "history.json", history)
-            draw_curves(history, best_epoch, config.select_by, config.output_dir / "curves.png")
-            if record is not None:
-                record(figures, draw_predictions(model, spec, validation) if validation else {})
-            _log_epoch(figures, config.epochs, time.perf_counter() - begun, is_best)
-    log.info("trained %s: best.pt is epoch %d by %s", config.output_dir, best_epoch, config.select_by)
-    return Trained(config.output_dir, best_epoch, history)
+    with processes(device) as team:
+        return _train(_set_up(config, state, team, device, dtype, began), state, began)
 
 
 def _check_run_folder(config: TrainConfig) -> None:
     """Refuse to replace anything but a run: many programs leave a `config.json`."""
-    check_output_folder(config.output_dir, "config.json", overwrite=config.overwrite, what="run")
-    path = config.output_dir / "config.json"
+    run_dir = Path(str(config.output_dir))
+    check_output_folder(run_dir, "config.json", overwrite=config.overwrite, what="run")
+    path = run_dir / "config.json"
     if path.is_file():
         found = read_json(path)
         require(
             isinstance(found, dict) and found.get("made_by") == MADE_BY,
-            f"{config.output_dir} holds something else ({path} is not Flawmask's): name a new folder for the run",
+            f"{run_dir} holds something else ({path} is not Flawmask's): name a new folder for the run",
         )
 
 
 def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
     """Return the training split, and the validation split where there is one."""
-    training = read_split(config.dataset_dir, "train")
+    dataset_dir = Path(str(config.dataset_dir))
+    training = read_split(dataset_dir, "train")
     classes = len(training.categories)
     require(
         config.num_classes in (None, classes),
@@ -204,111 +196,264 @@ def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
         any(training.is_defective(image) for image in training.images),
         f"{training.folder / 'annotations.json'} has no defect annotated: there is nothing to learn",
     )
-    if not (config.dataset_dir / "val").is_dir():
-        require(config.select_by == "train_loss", f"--select_by {config.select_by} needs {config.dataset_dir / 'val'}")
+    if not (dataset_dir / "val").is_dir():
+        require(config.select_by == "train_loss", f"--select_by {config.select_by} needs {dataset_dir / 'val'}")
         return training, None
-    validation = read_split(config.dataset_dir, "val")
+    validation = read_split(dataset_dir, "val")
     require(
         validation.categories == training.categories,
-        f"{config.dataset_dir} has other categories in train than in val: export both with the same ones",
+        f"{dataset_dir} has other categories in train than in val: export both with the same ones",
     )
     return training, validation
 
 
-def _spec(config: TrainConfig, training: CocoSplit, given: Pretrained) -> ModelSpec:
-    return ModelSpec(
-        arch=config.arch,
-        classes=training.class_names,
-        image_size=config.image_size,
-        norm=_norm(config, given),
-        norm_eps=given.norm_eps,
-        anchor_sizes=config.anchor_sizes or anchors_for(config.image_size),
-        max_detections=config.max_detections,
-        proposals=config.proposals,
+def _check_images_are_the_same(digests: Mapping[str, str], config: TrainConfig) -> None:
+    """Refuse to go on with a run on other images than it began with."""
+    content = read_json(Path(str(config.output_dir)) / TRAINING_IMAGES)
+    require(
+        not digests or content.get("sha256_of_pixels") == dict(digests),
+        f"--resume {config.output_dir}: the images of {config.dataset_dir} are not those that it began with",
     )
 
 
-def _norm(config: TrainConfig, given: Pretrained) -> Norm:
-    """Return what normalises: pretrained statistics stay as they are, and a network that starts from nothing makes its
-    own where a batch is large enough for them (docs/results.md has the comparison with GroupNorm)."""
-    if config.norm != "auto":
-        return config.norm
-    if given.state:
-        return given.norm
-    return "batch" if config.batch_size >= SMALLEST_NORM_BATCH else "group"
-
-
-def _start(config: TrainConfig, spec: ModelSpec, given: Pretrained, device: torch.device) -> MaskRCNN:
-    """Return the network in training mode, its weights loaded, its first stages frozen, on the device."""
-    model = build(spec)
-    if given.state:
-        filled, left = load_matching(model, given)
-        log.info("%s: %d tensors loaded, %d left as drawn", given.source, filled, len(left))
-        for line in left:
-            log.info("  not loaded: %s", line)
-    freeze(model, config.trainable_layers if config.trainable_layers is not None else 3 if given.state else 5)
-    model.roi_heads.fg_bg_sampler.batch_size_per_image = config.roi_samples
-    log.info("%s learns %.1f million numbers on %s", config.arch, count_parameters(model) / 1e6, device)
-    return to_device(model, device).train()
-
-
-def _make_step(
+def _set_up(
     config: TrainConfig,
-    model: MaskRCNN,
+    state: State | None,
+    team: Processes,
     device: torch.device,
     dtype: torch.dtype,
-    total_steps: int,
-    is_pretrained: bool,
-) -> Step:
-    """Return the step with the optimiser that suits how the network starts.
+    began: float,
+) -> Setup:
+    """Return what the training is made of: as it was, or as settings, data, memory and time budget have it."""
+    training, validation = _splits(config)
+    digests = content_digests(training) if team.is_main else {}
+    each = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
+    batch_size = state.batch_size if state else config.effective_batch_size or each * team.count
+    require(
+        team.count <= min(batch_size, len(training.images)),
+        f"{team.count} processes cannot share a batch of {batch_size} of {len(training.images)} images: "
+        "raise --effective_batch_size, or start fewer",
+    )
+    setup = partial(
+        Setup, config, Path(str(config.output_dir)), team, device, dtype, training, validation, batch_size=batch_size
+    )
+    if state is not None:
+        _check_images_are_the_same(digests, config)
+        spec = state.model_spec
+        given = Pretrained({}, spec.norm, spec.norm_eps, "")
+        return setup(spec, given, state.is_pretrained, at_once=state.at_once, digests=digests)
+    given = team.from_main(lambda: pretrained(config.arch, config.weights))
+    share = math.ceil(batch_size / team.count)
+    at_once, image_size = min(each, share), config.image_size
+    trial = fit.Trial(config, training, given, device, dtype)
+    if config.time_budget is not None:
+        left = seconds_in(config.time_budget) - (time.perf_counter() - began)
+        image_size = team.from_main(lambda: fit.image_size_for(trial, left, batch_size, at_once))
+    if config.batch_size == "auto":
+        at_once = team.from_main(lambda: fit.largest_batch(trial, image_size, share))
+    spec = spec_for(config, training, given, image_size, at_once)
+    return setup(spec, given, bool(given.state), at_once=at_once, digests=digests)
 
-    SGD at 0.005 is what pretrained weights are tuned for; from none it was seen to reach NaN within 100 images, and
-    AdamW at a tenth of it trains.
+
+def _train(setup: Setup, state: State | None, began: float) -> Trained:
+    """Take all epochs that are left to take."""
+    config, team = setup.config, setup.team
+    with ExitStack() as stack:
+        batches = _loader(setup, setup.training, stack, shuffle=True)
+        val_batches = _loader(setup, setup.validation, stack, shuffle=False) if setup.validation else None
+        step = _step(setup, config.epochs * len(batches))
+        run = _Run(setup, step, **_so_far(state))
+        if state is not None:
+            resume.restore(state, step)
+        budget = seconds_in(config.time_budget) if config.time_budget else None
+        clock = Clock(None if budget else config.epochs * len(batches), budget, state.seconds if state else 0.0, began)
+        logging_to = config.log if team.is_main else "none"
+        record = stack.enter_context(track_run(logging_to, setup.run_dir, as_json(config)))
+        while not _is_done(run, clock):
+            run.epoch += 1
+            figures = _one_epoch(run, batches, val_batches, clock, judge=config.log != "none")
+            is_best = run.add(figures)
+            if team.is_main:
+                _write(run, clock, is_best=is_best)
+                if record is not None and setup.validation:
+                    record(figures, draw_predictions(run.for_judging(), setup.spec, setup.validation))
+                elif record is not None:
+                    record(figures, {})
+            _log_epoch(figures, None if budget else config.epochs, _remaining(run, clock), is_best)
+    log.info("trained %s: best.pt is epoch %d by %s", setup.run_dir, run.best_epoch, config.select_by)
+    return Trained(setup.run_dir, run.best_epoch, run.history)
+
+
+@dataclass
+class _Run:
+    """What changes from epoch to epoch.
+
+    Attributes:
+        setup: what does not.
+        step: the network and its optimiser.
+        epoch: the last one begun, counted from 1.
+        history: the content of `history.json`.
+        best_epoch: the epoch that `best.pt` comes from.
+        best_value: what it was chosen by, smaller being better.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer: torch.optim.Optimizer
-    if config.optimizer == "sgd" or (config.optimizer == "auto" and is_pretrained):
-        optimizer = torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, weight_decay=0.0005, fused=True)
-    else:
-        rate = config.lr / 10 if config.optimizer == "auto" else config.lr
-        log.info("AdamW at a learning rate of %g", rate)
-        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, fused=True)
-    warmup = min(config.warmup_steps, total_steps // 10)
-    factor = partial(_rate_factor, total=total_steps, warmup=warmup, scheduler=config.scheduler)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return Step(model, optimizer, scheduler, scaler, device, config.clip_norm)
+
+    setup: Setup
+    step: Step
+    epoch: int = 0
+    history: dict[str, list[Any]] = field(default_factory=dict)
+    best_epoch: int = 0
+    best_value: float = math.inf
+
+    @property
+    def kept(self) -> MaskRCNN:
+        """The network that is judged and written: the averaged one where there is one."""
+        return self.step.averaged or self.step.model
+
+    def for_judging(self) -> MaskRCNN:
+        """Return a copy of it that predicts."""
+        return for_inference(self.kept, self.setup.spec, self.setup.device, self.setup.dtype)
+
+    def add(self, figures: Mapping[str, Any]) -> bool:
+        """Add the figures of an epoch to the history and return whether it is the best so far."""
+        for name, value in figures.items():
+            self.history.setdefault(name, []).append(value)
+        select_by = self.setup.config.select_by
+        self.best_value, is_best = _compare(figures[select_by], self.best_value, select_by)
+        if is_best:
+            self.best_epoch = self.epoch
+        return is_best
 
 
-def _rate_factor(step: int, total: int, warmup: int, scheduler: str) -> float:
-    """Return what the learning rate is multiplied by at a step, counted from 0."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, total - warmup)
-    if scheduler == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    if scheduler == "step":
-        return 1.0 if done < 2 / 3 else 0.1 if done < 8 / 9 else 0.01
-    return 1.0
+def _so_far(state: State | None) -> dict[str, Any]:
+    if state is None:
+        return {}
+    names = ("epoch", "history", "best_epoch", "best_value")
+    return {name: getattr(state, name) for name in names}
 
 
-def _train_epoch(step: Step, batches: DataLoader[Any], label: str) -> Loss:
-    """Show every training image once and return the losses, averaged over the images."""
+def _is_done(run: _Run, clock: Clock) -> bool:
+    """Return whether the training has had its epochs, its time, or enough of not getting better."""
+    config = run.setup.config
+    if config.patience is not None and run.epoch - run.best_epoch >= config.patience:
+        log.info("stopped: %s has not improved for %d epochs", config.select_by, config.patience)
+        return True
+    if clock.budget is None:
+        return run.epoch >= config.epochs
+    return run.epoch > 0 and clock.progress(run.step.taken, run.setup.team) >= 1
+
+
+def _remaining(run: _Run, clock: Clock) -> float:
+    """Return how many seconds the training will still take."""
+    if clock.budget is not None:
+        return max(0.0, clock.budget - clock.seconds)
+    return clock.seconds / run.epoch * (run.setup.config.epochs - run.epoch)
+
+
+def _loader(setup: Setup, split: CocoSplit, stack: ExitStack, *, shuffle: bool) -> DataLoader[Any]:
+    """Return a loader of this process' share of a split; what it keeps on disk goes with the stack."""
+    config, team = setup.config, setup.team
+    shapes = loader.resized_shapes(split, setup.spec)
+    cache = stack.enter_context(pixel_cache(shapes, config.cache_gb))
+    items = loader.SplitDataset(split, setup.spec, cache)
+    seed = config.seed if shuffle else None
+    order = loader.Order(len(items), setup.batch_size, seed=seed, rank=team.rank, processes=team.count)
+    return loader.make_loader(items, order, workers=config.workers, pin=setup.device.type == "cuda")
+
+
+def _step(setup: Setup, steps: int) -> Step:
+    """Return the step with the network as it starts."""
+    config = setup.config
+    seed_everything(config.seed)
+    model = start(config, setup.spec, setup.given, setup.device, setup.dtype)
+    step = make_step(
+        config, model, setup.device, setup.dtype, steps, setup.is_pretrained, at_once=setup.at_once, team=setup.team
+    )
+    if config.ema:
+        averaged = build(setup.spec)
+        averaged.load_state_dict(model.state_dict())
+        step.averaged = ready(config, averaged, setup.device, setup.dtype, is_pretrained=setup.is_pretrained)
+        step.averaged.requires_grad_(False)
+    return step
+
+
+def _one_epoch(
+    run: _Run, batches: DataLoader[Any], val_batches: DataLoader[Any] | None, clock: Clock, *, judge: bool
+) -> dict[str, Any]:
+    """Train an epoch and return its figures."""
+    setup, step = run.setup, run.step
+    # Drawn anew for each epoch, and not from what the last one left: so a training that goes on draws the same.
+    seeds = np.random.SeedSequence([setup.config.seed, run.epoch, setup.team.rank])
+    torch.manual_seed(int(seeds.generate_state(1)[0]))
+    order: Any = batches.batch_sampler
+    order.epoch = run.epoch
+    begun = time.perf_counter()
+    of = "" if clock.budget else f"/{setup.config.epochs}"
+    losses, waiting, seen = _train_epoch(step, batches, clock, f"epoch {run.epoch}{of}")
+    seconds = time.perf_counter() - begun
+    _share_statistics(step)
+    figures: dict[str, Any] = {"epoch": run.epoch, **losses, "val_loss": None}
+    if val_batches is not None:
+        figures |= _validation_loss(run.kept, val_batches, step, setup.config.seed)
+    if setup.validation is not None and (judge or setup.config.select_by in LARGER_IS_BETTER):
+        figures |= _validation_figures(run, setup.validation)
+    figures["learning_rate"] = step.optimizer.param_groups[0]["lr"]
+    return figures | {"seconds": seconds, "images_per_second": seen / seconds, "waiting": waiting / seconds}
+
+
+def _train_epoch(step: Step, batches: DataLoader[Any], clock: Clock, label: str) -> tuple[Loss, float, int]:
+    """Show every training image once, or as many as a time budget allows.
+
+    Returns:
+        The losses, averaged over the images; the seconds spent waiting for images; and how many there were.
+    """
     step.model.train()
-    sums: Loss = {}
-    seen = 0
-    for batch in track(loader.read(batches), label, total=len(batches)):
-        size = len(batch[0])
-        for name, value in step(batch).items():
-            sums[name] = sums.get(name, 0.0) + value * size
-        seen += size
-    return {name: value / seen for name, value in sums.items()}
+    sums, waiting, seen = torch.zeros(len(LOSSES), dtype=torch.float64), 0.0, 0
+    sizes = [end - start for start, end in _bounds(batches)]
+    late: tuple[Tensor, int, list[Target]] | None = None
+    asked = time.perf_counter()
+    for batch, total in zip(track(loader.read(batches), label, total=len(sizes)), sizes, strict=False):
+        waiting += time.perf_counter() - asked
+        progress = clock.progress(step.taken, step.team)
+        if progress >= 1 and seen:
+            break
+        figures = step(batch, total, progress)
+        # Read a step later, so that a GPU has its next step before it is asked about the last.
+        if late is not None:
+            sums += _read(*late)
+        late = figures, total, batch[1]
+        seen += total
+        asked = time.perf_counter()
+    if late is not None:
+        sums += _read(*late)
+    values = [value / seen for value in sums.tolist()]
+    return {"train_loss": sum(values), **dict(zip(LOSSES, values, strict=True))}, waiting, seen
+
+
+def _bounds(batches: DataLoader[Any]) -> list[tuple[int, int]]:
+    order: Any = batches.batch_sampler
+    return list(order.bounds)
+
+
+def _read(figures: Tensor, total: int, targets: list[Target]) -> Tensor:
+    """Return a step's losses, times its images, after checking that they are numbers."""
+    values = figures.tolist()
+    check_finite(values, targets)
+    return torch.tensor(values[:-1], dtype=torch.float64) * total
+
+
+def _share_statistics(step: Step) -> None:
+    """Average what each process' norms have seen: every process saw its own images."""
+    if step.team.count == 1:
+        return
+    networks = [step.model] if step.averaged is None else [step.model, step.averaged]
+    buffers = [one for network in networks for one in network.buffers() if one.is_floating_point()]
+    step.team.add_up(buffers)
+    for one in buffers:
+        one.div_(step.team.count)
 
 
 @torch.no_grad()
-def _validation_loss(
-    model: MaskRCNN, batches: DataLoader[Any], device: torch.device, seed: int
-) -> dict[str, float | None]:
+def _validation_loss(model: MaskRCNN, batches: DataLoader[Any], step: Step, seed: int) -> dict[str, float | None]:
     """Return the loss on the validation split, on the same random regions each time and without a trace on training.
 
     None where it is not finite: training goes on, and JSON has no word for it.
@@ -316,26 +461,62 @@ def _validation_loss(
     torchvision gives losses in training mode only; the norms alone are put into evaluation mode, so that they neither
     look at the batch nor learn from it.
     """
-    total, seen = 0.0, 0
+    total, seen = torch.zeros((), device=step.device), torch.zeros((), device=step.device)
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for batch in loader.read(batches):
-            images, targets = loader.to_device(batch, device)
-            losses = model(images, targets)
-            total += float(sum(losses.values())) * len(images)
-            seen += len(images)
-    return {"val_loss": total / seen if math.isfinite(total) else None}
+        for images, targets in loader.read(batches):
+            for start in range(0, len(images), step.at_once):
+                part = slice(start, start + step.at_once)
+                found = losses(model, *loader.to_device((images[part], targets[part]), step.device), step.roi_samples)
+                total += sum(found.values()) * len(images[part])
+                seen += len(images[part])
+    step.team.add_up([total, seen])
+    return {"val_loss": float(total / seen) if math.isfinite(total) else None}
 
 
-def _validation_figures(model: MaskRCNN, spec: ModelSpec, split: CocoSplit) -> dict[str, float | None]:
+def _validation_figures(run: _Run, split: CocoSplit) -> dict[str, float | None]:
     """Return mask AP and F1 at a confidence of 0.5 on the validation split."""
-    model.eval()
-    predictions, _ = predict_split(model, spec, split)
-    return quick_figures(split, predictions)
+    team = run.setup.team
+    mine = replace(split, images=tuple(team.share(split.images)))
+    predictions = predict_split(run.for_judging(), run.setup.spec, mine)[0] if mine.images else []
+    return quick_figures(split, team.gather(predictions))
+
+
+def _write(run: _Run, clock: Clock, *, is_best: bool) -> None:
+    """Write what an epoch leaves: checkpoints, history, curves, and what it takes to go on."""
+    setup, step = run.setup, run.step
+    if run.epoch == 1:
+        _begin_run(setup)
+        write_training_images(setup.digests, setup.run_dir)
+        draw_labels(setup.training, setup.spec, setup.run_dir / "labels.png")
+        # The order of an epoch is its seed's: these are the batches that the first one began with.
+        order = loader.Order(len(setup.training.images), setup.batch_size, seed=setup.config.seed)
+        items = loader.SplitDataset(setup.training, setup.spec)
+        shown = loader.read(loader.make_loader(items, order, workers=0, pin=False))
+        draw_train_batch(step.model, shown, setup.training, setup.run_dir / "train_batch.jpg")
+    facts = {name: run.history[name][-1] for name in ("epoch", "train_loss", "val_loss")}
+    for name in ("best.pt", "last.pt") if is_best else ("last.pt",):
+        checkpoint.save(setup.run_dir / name, run.kept, setup.spec, **facts)
+    write_json(setup.run_dir / "history.json", run.history)
+    draw_curves(run.history, run.best_epoch, setup.config.select_by, setup.run_dir / "curves.png")
+    state = State(
+        spec=asdict(setup.spec),
+        is_pretrained=setup.is_pretrained,
+        epoch=run.epoch,
+        seconds=clock.seconds,
+        history=run.history,
+        best_epoch=run.best_epoch,
+        best_value=run.best_value,
+        tensors=resume.tensors_of(step),
+        at_once=step.at_once,
+        batch_size=setup.batch_size,
+        taken=step.taken,
+    )
+    resume.save(state, setup.run_dir)
 
 
 def _compare(value: float | None, best: float, select_by: str) -> tuple[float, bool]:
@@ -346,16 +527,23 @@ def _compare(value: float | None, best: float, select_by: str) -> tuple[float, b
     return (cost, True) if cost < best or is_first else (best, False)
 
 
-def _log_epoch(figures: dict[str, Any], epochs: int, elapsed: float, is_best: bool) -> None:
-    """Log a row of a table that reads the same in a terminal, above the progress bar, and in a file."""
+def _log_epoch(figures: dict[str, Any], epochs: int | None, remaining: float, is_best: bool) -> None:
+    """Log a row of a table that reads the same in a terminal, above the progress bar, and in a file.
+
+    Args:
+        figures: of the epoch.
+        epochs: how many there are to be; None where nobody knows.
+        remaining: seconds that the training will still take.
+        is_best: whether it is the best so far.
+    """
     epoch = figures["epoch"]
     losses = {name: figures[name] for name in ("train_loss", "val_loss", *VALIDATION_FIGURES) if name in figures}
     cells = {
-        "epoch": f"{epoch:{len(str(epochs))}}/{epochs}",
+        "epoch": f"{epoch:{len(str(epochs))}}/{epochs}" if epochs else str(epoch),
         **{name: "n/a" if value is None else f"{value:.4f}" for name, value in losses.items()},
         "lr": f"{figures['learning_rate']:.2e}",
         "images/s": f"{figures['images_per_second']:.1f}",
-        "remaining": str(timedelta(seconds=round(elapsed / epoch * (epochs - epoch)))),
+        "remaining": str(timedelta(seconds=round(remaining))),
     }
     widths = [max(8, len(name), len(text)) for name, text in cells.items()]
     if epoch % TABLE_ROWS == 1:
@@ -364,22 +552,24 @@ def _log_epoch(figures: dict[str, Any], epochs: int, elapsed: float, is_best: bo
     log.info("%s%s", row, "  best so far" if is_best else "")
 
 
-def _begin_run(
-    config: TrainConfig, spec: ModelSpec, given: Pretrained, device: torch.device, dtype: torch.dtype
-) -> None:
+def _begin_run(setup: Setup) -> None:
     """Make the run folder and write what the run is made with: settings, network, machine and versions."""
+    config, device, run_dir = setup.config, setup.device, setup.run_dir
     _check_run_folder(config)  # once more: somebody may have used the folder during the first epoch
-    if config.output_dir.exists():
-        shutil.rmtree(config.output_dir)  # an older run, as was checked: nothing of it may stay beside the new
+    if run_dir.exists():
+        shutil.rmtree(run_dir)  # an older run, as was checked: nothing of it may stay beside the new
     write_json(
-        config.output_dir / "config.json",
+        run_dir / "config.json",
         {
             "made_by": MADE_BY,
             "settings": as_json(config),
-            "model": as_json(spec),
-            "weights": given.source,
+            "model": as_json(setup.spec),
+            "weights": setup.given.source,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-            "precision": str(dtype).removeprefix("torch."),
+            "precision": str(setup.dtype).removeprefix("torch."),
+            "processes": setup.team.count,
+            "images_at_once": setup.at_once,
+            "images_per_step": setup.batch_size,
             "cores": os.cpu_count(),
             "versions": {
                 "flawmask": flawmask.__version__,

@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
-from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
 from flawmask import images
@@ -37,7 +36,9 @@ from flawmask.inference.overlay import truth_beside_prediction
 from flawmask.inference.predictor import detect
 from flawmask.model.build import ModelSpec
 from flawmask.training.curves import COLOURS, write_figure
-from flawmask.training.loader import Batch, Target
+from flawmask.training.loader import Batch
+from flawmask.training.losses import batched
+from flawmask.training.targets import Target, crops
 
 BATCHES = 3
 """How many batches `train_batch.jpg` shows."""
@@ -76,10 +77,9 @@ def draw_train_batch(network: MaskRCNN, batches: Iterable[Batch], split: CocoSpl
     """
     names = {image["id"]: str(image["file_name"]) for image in split.images}
     shown: list[tuple[Picture, Target, str]] = []
-    with torch.random.fork_rng(devices=[]):  # torchvision draws a size, even of one
-        for number, batch in enumerate(islice(batches, BATCHES), start=1):
-            for picture, target in _seen(network, batch):
-                shown.append((picture, target, f"batch {number}: {Path(names[int(target['image_id'])]).name}"))
+    for number, batch in enumerate(islice(batches, BATCHES), start=1):
+        for picture, target in _seen(network, batch):
+            shown.append((picture, target, f"batch {number}: {Path(names[int(target['image_id'])]).name}"))
     # A later batch may be smaller, and is the last then.
     columns = sum(caption.startswith("batch 1:") for *_, caption in shown)
     width = min(LARGEST_CELL, SHEET_WIDTH // columns)
@@ -93,14 +93,14 @@ def draw_train_batch(network: MaskRCNN, batches: Iterable[Batch], split: CocoSpl
 
 
 def _seen(network: MaskRCNN, batch: Batch) -> list[tuple[Picture, Target]]:
-    """Return the first images of the batch with their targets, both as the network's transform leaves them."""
-    padded, targets = network.transform(*batch)
+    """Return the first images of the batch, padded as the network sees them, with their targets."""
+    padded = batched(network, batch[0][:MOST_OF_A_BATCH]).tensors
     mean, deviation = (
         torch.tensor(values)[:, None, None] for values in (network.transform.image_mean, network.transform.image_std)
     )
-    colours = (padded.tensors[:MOST_OF_A_BATCH] * deviation + mean).clamp(0, 1) * 255
+    colours = (padded * deviation + mean).clamp(0, 1) * 255
     pictures = colours.round().byte().permute(0, 2, 3, 1).numpy()
-    return list(zip(pictures, targets, strict=False))
+    return list(zip(pictures, batch[1], strict=False))
 
 
 def _labelled(picture: Picture, target: Target, classes: tuple[str, ...], cell: tuple[int, int]) -> Picture:
@@ -109,9 +109,11 @@ def _labelled(picture: Picture, target: Target, classes: tuple[str, ...], cell: 
     scale = drawn.shape[1] / picture.shape[1]
     names = [classes[int(label) - 1] for label in target["labels"]]
     corners = [tuple(round(float(corner) * scale) for corner in box) for box in target["boxes"]]
-    for name, mask in zip(names, target["masks"], strict=True):
+    for name, crop, (left, top, *_) in zip(names, crops(target), target["windows"].tolist(), strict=True):
         if name != GOOD:  # the whole image as a rule, which would grey it all
-            drawn = outline(drawn, fit_mask(_padded(mask, picture), *cell), _colour(name, classes))
+            mask = np.zeros(picture.shape[:2], dtype=bool)
+            mask[top : top + crop.shape[0], left : left + crop.shape[1]] = crop.numpy() > 0
+            drawn = outline(drawn, fit_mask(mask, *cell), _colour(name, classes))
     drawn = drawn.copy()
     for name, (left, top, right, bottom) in zip(names, corners, strict=True):
         cv2.rectangle(drawn, (left, top), (right - 1, bottom - 1), _colour(name, classes))
@@ -119,13 +121,6 @@ def _labelled(picture: Picture, target: Target, classes: tuple[str, ...], cell: 
         places = [(name, left, top) for name, (left, top, *_) in zip(names, corners, strict=True) if name == one]
         drawn = box_labels(drawn, places, _colour(one, classes))
     return drawn
-
-
-def _padded(mask: Tensor, picture: Picture) -> npt.NDArray[np.bool_]:
-    """Return a mask of an image as a mask of the batch, in which smaller images lie at the top left."""
-    whole = np.zeros(picture.shape[:2], dtype=bool)
-    whole[: mask.shape[0], : mask.shape[1]] = mask.numpy() > 0
-    return whole
 
 
 def _colour(name: str, classes: tuple[str, ...]) -> Colour:

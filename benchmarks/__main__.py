@@ -1,0 +1,73 @@
+"""Runs all benchmarks and writes docs/benchmarks.md: `python benchmarks`, or `make bench`.
+
+What can be left out is said in the file: anomalib, where no Python that has it is named, and a GPU, where there is none.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs" / "benchmarks.md"
+
+SCRIPTS: dict[str, list[str]] = {
+    "speed.py": [],
+    "postprocess.py": [],
+    "preparing.py": [],
+    "metrics.py": ["--images", "100", "--size", "1024"],
+}
+"""Each prints its part of the file."""
+
+
+def main() -> None:
+    """Run what was asked for and write the file, whole."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--anomalib", help="a Python that can import anomalib, to measure it too")
+    options = parser.parse_args()
+    parts = []
+    for name, given in SCRIPTS.items():
+        extra = ["--anomalib", options.anomalib] if options.anomalib and name == "metrics.py" else []
+        shown = " ".join(["python", f"benchmarks/{name}", *given])
+        print(f"{shown} ...", file=sys.stderr)
+        done = subprocess.run(
+            [sys.executable, str(HERE / name), *given, *extra], check=True, stdout=subprocess.PIPE, text=True
+        )
+        title, _, text = done.stdout.strip().partition("\n")
+        parts.append(f"{title}\n\n```\n{shown}\n```\n{text}\n")
+    DOCS.write_text(f"# Benchmarks\n\n{machine()}\n\n" + "\n".join(parts))
+
+
+def machine() -> str:
+    """Return what all this was measured on, as a paragraph."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: nothing here was measured on one"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "opencv-python-headless"))
+    return (
+        f"Measured on {date.today():%Y-%m-%d} by `make bench`: {os.cpu_count()} cores of {processor()}, "
+        f"{platform.system()}, Python {platform.python_version()}, {packages}; {gpu}. What is compared takes turns, each in a "
+        "process of its own; shown are medians, their ratios, and peak memory, imports included."
+    )
+
+
+def processor() -> str:
+    """Return the processor's name, and which bfloat16 instructions it has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    named = {key.strip(): value.strip() for key, value in facts.items()}
+    flags = named.get("flags", "").split()
+    known = {"avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX BF16"}
+    found = [text for flag, text in known.items() if flag in flags] or ["no bfloat16"]
+    return f"{named.get('model name', platform.machine())} ({', '.join(found)})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Times what follows the network on one large image, and prints a section of docs/benchmarks.md.
+
+    python benchmarks/postprocess.py --size 4000 --detections 100
+
+From boxes and 28 x 28 probabilities to masks and the record in predictions.json, against torchvision's
+`paste_masks_in_image` and a threshold, which is what its Mask R-CNN does. Each measurement is a process of its own, so
+that its peak memory, imports included, is its own; the two take turns. torchvision lays every mask out in float, 6.4 GB
+for 100 of them on 4000 x 4000, and as much again to put them together: so it is given a few at a time, and only counts
+their pixels.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+AT_ONCE = 5
+"""How many masks torchvision is given at a time."""
+
+NAMES = {
+    "flawmask": "Flawmask: `finish` and `describe`",
+    "torchvision": f"torchvision: `paste_masks_in_image`, {AT_ONCE} masks at a time, and their pixels",
+}
+
+
+def main() -> None:
+    """Print the section, or measure once when called by itself with `--measure`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=4000, help="width and height of the image")
+    parser.add_argument("--detections", type=int, default=100, help="how many there are on it")
+    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is shown")
+    parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.detections, options.size)))
+        return
+    runs: dict[str, list[dict[str, Any]]] = {what: [] for what in NAMES}
+    for _ in range(options.rounds):
+        for what in NAMES:
+            command = [sys.executable, __file__, "--measure", what]
+            command += ["--size", str(options.size), "--detections", str(options.detections)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            runs[what].append(json.loads(done.stdout.splitlines()[-1]))
+    print("## Post-processing\n")
+    print(f"{options.detections} detections, from specks to all of the image, on {options.size}x{options.size}.\n")
+    print("\n".join(table(runs)))
+
+
+def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return the lines of a Markdown table; the first row is what the other is held against."""
+    heads = ["", "seconds", "times the first", "peak memory, MB", "mask pixels, all detections"]
+    lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
+    first = statistics.median(one["seconds"] for one in runs["flawmask"])
+    for what, rounds in runs.items():
+        seconds = statistics.median(one["seconds"] for one in rounds)
+        peak = max(one["megabytes"] for one in rounds)
+        cells = [NAMES[what], f"{seconds:.3f}", f"{seconds / first:.0f}", f"{peak:.0f}", str(rounds[0]["pixels"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def measure(what: str, detections: int, size: int) -> dict[str, Any]:
+    """Return seconds, peak memory of this process, and how many pixels all masks have."""
+    found = make_detections(detections, size)
+    seconds, pixels = (with_flawmask if what == "flawmask" else with_torchvision)(found, size)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": seconds, "pixels": pixels, "megabytes": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+
+
+def make_detections(count: int, size: int) -> dict[str, Tensor]:
+    """Return what the network hands on: boxes of all sizes, a tenth over nearly all, and ragged blobs in them."""
+    import cv2
+
+    random = np.random.default_rng(0)
+    sides = np.exp(random.uniform(np.log(20), np.log(size), (count, 2)))
+    sides[: count // 10] = 0.98 * size
+    corners = random.random((count, 2)) * (size - sides)
+    y, x = np.mgrid[-1:1:28j, -1:1:28j]
+    ragged = np.stack([cv2.GaussianBlur(random.normal(size=(28, 28)), (0, 0), 2) for _ in range(count)])
+    logits = 6 * (0.9 - np.hypot(x, y)) + 8 * ragged
+    return {
+        "boxes": torch.from_numpy(np.hstack((corners, corners + sides)).astype(np.float32)),
+        "labels": torch.full((count,), 2),
+        "scores": torch.linspace(0.5, 1, count),
+        "masks": torch.from_numpy((1 / (1 + np.exp(-logits)))[:, None].astype(np.float32)),
+    }
+
+
+def with_flawmask(found: dict[str, Tensor], size: int) -> tuple[float, int]:
+    """Return the seconds to the record of the image, and how many pixels its masks have."""
+    from flawmask.inference.predict import describe
+    from flawmask.inference.predictor import finish
+    from flawmask.model.build import ModelSpec
+
+    spec = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"))
+    start = time.perf_counter()
+    record = describe(Path("part.png"), finish(found, spec, size, size), conf=0.5, min_area=0)
+    return time.perf_counter() - start, sum(one["area"] for one in record["instances"])
+
+
+def with_torchvision(found: dict[str, Tensor], size: int) -> tuple[float, int]:
+    """Return the seconds to the masks and their pixels, and how many these are."""
+    from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+    pixels = 0
+    start = time.perf_counter()
+    for at in range(0, len(found["boxes"]), AT_ONCE):
+        pasted = paste_masks_in_image(
+            found["masks"][at : at + AT_ONCE], found["boxes"][at : at + AT_ONCE], (size, size)
+        )
+        pixels += int((pasted > 0.5).sum())
+    return time.perf_counter() - start, pixels
+
+
+if __name__ == "__main__":
+    main()

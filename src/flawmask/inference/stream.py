@@ -1,0 +1,150 @@
+"""Many images in a row: read ahead by threads, judged in batches by the calling thread, finished by threads again."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
+
+from flawmask.errors import FlawmaskError
+from flawmask.inference.predictor import infer
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Image = npt.NDArray[np.uint8]
+
+THREADS = min(4, os.cpu_count() or 1)
+"""How many read, and how many finish: Pillow, OpenCV and NumPy let go of Python's lock while they work."""
+
+BATCH_ON_CUDA = 8
+"""How many images are judged at once there by default; a CPU gains nothing by more than one."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the network saw on one image.
+
+    Attributes:
+        pixels: (height, width, 3) uint8 RGB.
+        found: what `infer` returned for it.
+        read: seconds from file to pixels.
+        network: seconds of its batch, shared out equally.
+    """
+
+    pixels: Image
+    found: dict[str, Tensor]
+    read: float
+    network: float
+
+
+@dataclass(frozen=True)
+class _Read(Generic[T]):
+    """An image, or why it cannot be judged, what it was read from, and the seconds that it took."""
+
+    item: T
+    image: Image | FlawmaskError
+    seconds: float
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return None if isinstance(self.image, FlawmaskError) else self.image.shape
+
+
+def judge_all(
+    network: MaskRCNN,
+    items: Iterable[T],
+    read: Callable[[T], Image],
+    finish: Callable[[T, Seen | FlawmaskError], R],
+    batch_size: int | None = None,
+) -> Generator[R, None, None]:
+    """Yield what `finish` makes of each item, in their order.
+
+    While the network judges a batch, threads read the images of the next and finish those of the one before. Only
+    images of one size that follow each other share a batch: so none is padded for another, and results are those of
+    one by one. About three batches of images are held at any time. Close the iterator to stop early.
+
+    Args:
+        network: in evaluation mode; only the calling thread uses it.
+        items: what the images come from; read in the calling thread.
+        read: an item to (height, width, 3) uint8 RGB. A FlawmaskError is handed to `finish`; any other stops it all.
+        finish: item and what was seen, or why nothing was, to the result. Called by several threads at once.
+        batch_size: the most images of a batch; by default 8 on CUDA and 1 elsewhere.
+    """
+    most = batch_size or (BATCH_ON_CUDA if next(network.parameters()).device.type == "cuda" else 1)
+    with (
+        closing(in_order(lambda item: _read(item, read), items, most + THREADS)) as images,
+        closing(_judged(network, _batches(images, most))) as judged,
+        closing(in_order(lambda pair: finish(*pair), judged, max(most, THREADS))) as finished,
+    ):
+        yield from finished
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], most: int) -> Generator[R, None, None]:
+    """Yield `function(item)` for each item, in order, worked out by threads while the caller does other things.
+
+    Args:
+        function: called by several threads at once; what it raises is raised here, in its turn.
+        items: gone through in the calling thread, no further ahead than `most`.
+        most: how many items may be begun and not yet handed on.
+    """
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) == most:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:  # the pool waits for what has begun
+            for future in pending:
+                future.cancel()
+
+
+def _read(item: T, read: Callable[[T], Image]) -> _Read[T]:
+    start = time.perf_counter()
+    image: Image | FlawmaskError
+    try:
+        image = read(item)
+    except FlawmaskError as error:
+        image = error
+    return _Read(item, image, time.perf_counter() - start)
+
+
+def _batches(images: Iterable[_Read[T]], most: int) -> Generator[list[_Read[T]], None, None]:
+    """Yield neighbours of one size together, at most so many; what could not be read fits anywhere."""
+    batch: list[_Read[T]] = []
+    for one in images:
+        if len({each.shape for each in (*batch, one)} - {None}) > 1:
+            yield batch
+            batch = []
+        batch.append(one)
+        if len(batch) == most:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _judged(
+    network: MaskRCNN, batches: Iterable[list[_Read[T]]]
+) -> Generator[tuple[T, Seen | FlawmaskError], None, None]:
+    for batch in batches:
+        images = [one.image for one in batch if not isinstance(one.image, FlawmaskError)]
+        start = time.perf_counter()
+        found = iter(infer(network, images) if images else [])
+        seconds = (time.perf_counter() - start) / max(len(images), 1)
+        for one in batch:
+            if isinstance(one.image, FlawmaskError):
+                yield one.item, one.image
+            else:
+                yield one.item, Seen(one.image, next(found), one.seconds, seconds)

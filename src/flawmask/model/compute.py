@@ -1,0 +1,120 @@
+"""How the layers compute: norms folded into convolutions, and bfloat16 everywhere but for boxes and scores."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection import MaskRCNN
+from torchvision.ops import FrozenBatchNorm2d
+
+from flawmask.model.build import ModelSpec, build, to_device
+
+
+def train_in(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> None:
+    """Let the network's layers train in `dtype`, and fold norms that do not learn into the convolutions before them.
+
+    What is computed of boxes and scores stays float32. Autocast around the whole network would make boxes bfloat16
+    too, which cannot tell 286 from 287: a small defect then has a box of no width, whose regression target is not a
+    number. Scores in bfloat16 would move in steps of 0.004, and tie.
+
+    Weights keep their names, types and values; only how a forward pass uses them changes.
+    """
+    for module in list(model.modules()):
+        for conv, norm in _pairs(module):
+            if isinstance(norm, FrozenBatchNorm2d):
+                conv.forward = partial(_folded, conv, norm)
+                norm.forward = _as_it_is
+    network: Any = model
+    heads = network.roi_heads
+    for module in (network.backbone, heads.box_head, heads.mask_head):
+        module.forward = partial(_autocast, module.forward, device, dtype)
+    for module in (network.rpn.head, heads.mask_predictor):
+        module.forward = partial(_autocast_to_float32, module.forward, device, dtype)
+    heads.box_predictor.forward = partial(_of_float32, heads.box_predictor.forward)
+
+
+def for_inference(model: MaskRCNN, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> MaskRCNN:
+    """Return a network that finds the same as `model` in evaluation mode, and faster.
+
+    Its norms are folded into its convolutions, its layers hold `dtype`, and boxes and scores are float32. It shares
+    nothing with `model` and cannot be trained.
+
+    Args:
+        model: a network that `build` made, on any device.
+        spec: what `build` made it from.
+        device: where the new one goes.
+        dtype: float32, or bfloat16 where the hardware has it.
+    """
+    fast: Any = build(spec)
+    fast.load_state_dict(model.state_dict())
+    fast.eval().requires_grad_(False)
+    for module in list(fast.modules()):
+        for conv, norm in _pairs(module):
+            weight, shift = _fold(conv, norm)
+            conv.weight, conv.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(shift, requires_grad=False)
+            norm.forward = _as_it_is
+    fast = to_device(fast, device)
+    heads = fast.roi_heads
+    for module in (fast.backbone, fast.rpn.head, heads.box_head, heads.mask_head, heads.mask_predictor):
+        module.to(dtype)
+        module.register_forward_pre_hook(partial(_cast_inputs, dtype))
+    for module in (fast.rpn.head, heads.mask_predictor):
+        module.register_forward_hook(_cast_output)
+    heads.box_predictor.register_forward_pre_hook(partial(_cast_inputs, torch.float32))
+    return fast
+
+
+def _pairs(module: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """Yield each convolution directly under `module` that a norm with fixed statistics follows, and that norm."""
+    children = list(module.children())
+    for conv, norm in pairwise(children):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
+            yield conv, norm
+
+
+def _fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Return the weight and bias of one convolution that does what the convolution and the norm do."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
+    return conv.weight * scale[:, None, None, None], shift
+
+
+def _folded(conv: Any, norm: Any, x: Tensor) -> Tensor:
+    weight, bias = _fold(conv, norm)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _autocast(forward: Callable[..., Any], device: torch.device, dtype: torch.dtype, *inputs: Any) -> Any:
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        return forward(*inputs)
+
+
+def _autocast_to_float32(forward: Callable[..., Any], device: torch.device, dtype: torch.dtype, *inputs: Any) -> Any:
+    return _cast(_autocast(forward, device, dtype, *inputs), torch.float32)
+
+
+def _of_float32(forward: Callable[..., Any], *inputs: Any) -> Any:
+    return forward(*_cast(inputs, torch.float32))
+
+
+def _cast_inputs(dtype: torch.dtype, _: nn.Module, inputs: Any) -> Any:
+    return _cast(inputs, dtype)
+
+
+def _cast_output(_: nn.Module, __: Any, output: Any) -> Any:
+    return _cast(output, torch.float32)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Return the tensor in `dtype`, and so those in a list or tuple."""
+    return value.to(dtype) if isinstance(value, Tensor) else type(value)(_cast(item, dtype) for item in value)

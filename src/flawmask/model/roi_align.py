@@ -1,0 +1,103 @@
+"""RoIAlign that keeps all cores of a CPU busy, forwards and backwards."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import MultiScaleRoIAlign
+
+
+class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's `MultiScaleRoIAlign`, of which the CPU's part is done by an embedding bag.
+
+    A bin of RoIAlign (He et al., "Mask R-CNN", ICCV 2017) is a weighted sum of cells of the feature map, and a weighted
+    sum of rows of a table is what `embedding_bag` computes: vectorised over the channels, on all cores. torchvision's
+    own kernel runs on one core, channel by channel; backwards it takes ten times as long (docs/benchmarks.md).
+
+    Takes features of any floating type and returns float32: in bfloat16, gradients of overlapping regions would not
+    add up.
+    """
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """Return (N, channels, height, width) float32 of the N boxes of all images, in their order."""
+        levels = [x[name].float() for name in self.featmap_names if name in x]
+        if levels[0].device.type != "cpu":
+            named = dict(zip(self.featmap_names, levels, strict=False))
+            pooled: Tensor = super().forward(named, boxes, image_shapes)
+            return pooled
+        rois = torch.cat(boxes)
+        image_of = torch.repeat_interleave(
+            torch.arange(len(boxes)), torch.tensor([len(of_image) for of_image in boxes], dtype=torch.int64)
+        )
+        scales = [_scale(level, image_shapes) for level in levels]
+        level_of = self._level_of(rois, scales)
+        order = torch.argsort(level_of, stable=True)
+        bins = []
+        for number, (features, scale) in enumerate(zip(levels, scales, strict=True)):
+            chosen = order[level_of[order] == number]
+            bins.append(
+                roi_align(features, rois[chosen], image_of[chosen], self.output_size, scale, self.sampling_ratio)
+            )
+        in_order = torch.empty_like(order)
+        in_order[order] = torch.arange(len(order))
+        return torch.cat(bins)[in_order].permute(0, 3, 1, 2)
+
+    def _level_of(self, rois: Tensor, scales: list[float]) -> Tensor:
+        """Return which level each box is pooled from: eq. 1 of Lin et al., "Feature Pyramid Networks", CVPR 2017."""
+        sides = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).sqrt()
+        wanted = torch.floor(self.canonical_level + torch.log2(sides / self.canonical_scale) + 1e-6)
+        first, last = -math.log2(scales[0]), -math.log2(scales[-1])
+        return wanted.clamp(first, last).to(torch.int64) - round(first)
+
+
+def _scale(level: Tensor, image_shapes: list[tuple[int, int]]) -> float:
+    """Return by how much, a power of two, the level is smaller than the images."""
+    tallest = max(height for height, _ in image_shapes)
+    return 2.0 ** round(math.log2(level.shape[-2] / tallest))
+
+
+def roi_align(
+    features: Tensor, rois: Tensor, image_of: Tensor, size: tuple[int, int], scale: float, samples: int
+) -> Tensor:
+    """Return (K, height, width, channels), each bin the mean of `samples` x `samples` bilinear samples.
+
+    The same as `torchvision.ops.roi_align(..., aligned=False)`, its axes in another order.
+
+    Args:
+        features: (B, channels, H, W); laid out channels-last, nothing is copied.
+        rois: (K, 4) x1 y1 x2 y2 in pixels of the image.
+        image_of: (K,) int64, which image of the batch each lies on.
+        size: rows and columns of bins.
+        scale: of the features against the image.
+        samples: per bin and axis, 1 or more.
+    """
+    _, channels, height, width = features.shape
+    x1, y1, x2, y2 = (rois * scale).unbind(dim=1)
+    rows, row_weights = _samples(y1, y2, size[0], height, samples)
+    columns, column_weights = _samples(x1, x2, size[1], width, samples)
+    image_rows = image_of[:, None, None] * height + rows
+    cells = image_rows[:, :, None, :, None] * width + columns[:, None, :, None, :]
+    weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
+    table = features.permute(0, 2, 3, 1).reshape(-1, channels)
+    in_bin = 4 * samples * samples
+    pooled = F.embedding_bag(
+        cells.reshape(-1, in_bin), table, per_sample_weights=weights.reshape(-1, in_bin), mode="sum"
+    )
+    return pooled.view(-1, *size, channels)
+
+
+def _samples(start: Tensor, end: Tensor, bins: int, limit: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Return the cells along one axis that each bin draws on, and their weights: (K, bins, 2 x samples) each.
+
+    A sample beyond a cell outside the map counts nothing; one closer takes the cell at the edge.
+    """
+    steps = (torch.arange(bins * samples, dtype=start.dtype) + 0.5) / samples
+    at = start[:, None] + steps * ((end - start).clamp(min=1.0) / bins)[:, None]
+    counts = (at >= -1.0) & (at <= limit)
+    at = at.clamp(0, limit - 1)
+    low = at.to(torch.int64)
+    high = (low + 1).clamp(max=limit - 1)
+    share = at - low
+    weights = torch.stack((1 - share, share), dim=-1) * (counts[..., None] / samples)
+    return torch.stack((low, high), dim=-1).view(-1, bins, 2 * samples), weights.view(-1, bins, 2 * samples)

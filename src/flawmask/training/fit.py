@@ -1,0 +1,194 @@
+"""What fits into the memory and the time that there are: tried out on a network that is thrown away."""
+
+import gc
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flawmask.coco import CocoSplit
+from flawmask.model.weights import Pretrained
+from flawmask.training.config import TrainSettings
+from flawmask.training.loader import Batch, SplitDataset
+from flawmask.training.start import spec_for, start
+from flawmask.training.step import Step, make_step
+
+log = logging.getLogger(__name__)
+
+SPARE = 0.8
+"""The share of the free memory that training may take."""
+
+SMALLEST, LARGEST_STEP = 128, 32
+"""Under a time budget images are no smaller than this, unless they are so as they come or as asked, and their size
+grows by that, in pixels."""
+
+PASSES = {True: 20, False: 60}
+FEWEST_VIEWS = {True: 2000, False: 10_000}
+"""How often a network should see each photograph, and how many images in all, before a larger image size pays: from
+pretrained weights (True) and from none. Set by trying, on small sets of inspection images."""
+
+OVERHEAD = 0.15
+"""The share of a time budget that validation, checkpoints and reading take."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is tried out, and where.
+
+    Attributes:
+        config: the settings.
+        training: the images.
+        given: the weights that the network starts from.
+        device: where it computes.
+        dtype: what its layers compute in.
+    """
+
+    config: TrainSettings
+    training: CocoSplit
+    given: Pretrained
+    device: torch.device
+    dtype: torch.dtype
+
+    def step(self, image_size: int, at_once: int) -> Step:
+        """Return a step of a network of its own. It changes nothing of the training's."""
+        with torch.random.fork_rng():
+            spec = spec_for(self.config, self.training, self.given, image_size, at_once)
+            model = start(self.config, spec, self.given, self.device, self.dtype)
+        is_pretrained = bool(self.given.state)
+        return make_step(self.config, model, self.device, self.dtype, 1, is_pretrained, at_once=at_once)
+
+    def batch(self, image_size: int, places: Sequence[int]) -> Batch:
+        """Return the images at these places."""
+        spec = spec_for(self.config, self.training, self.given, image_size, 1)
+        items = [SplitDataset(self.training, spec)[place] for place in places]
+        return [image for image, _ in items], [target for _, target in items]
+
+    def hardest(self, count: int) -> list[int]:
+        """Return the places of the images with the most pixels, of equals those with the most instances, repeated
+        where there are too few."""
+        records = self.training.images
+        order = sorted(
+            range(len(records)),
+            key=lambda at: (
+                records[at]["height"] * records[at]["width"],
+                len(self.training.annotations[records[at]["id"]]),
+            ),
+            reverse=True,
+        )
+        return [order[at % len(order)] for at in range(count)]
+
+
+def largest_batch(trial: Trial, image_size: int, most: int) -> int:
+    """Return how many images pass through the network at once without memory running out: at most `most`.
+
+    On CUDA it is tried with the largest images. On a CPU, where a process that takes too much is killed, what one image
+    takes is measured and divided into what is free; where that cannot be read (it can on Linux), it is `most`.
+    """
+    with torch.random.fork_rng():
+        step = trial.step(image_size, most)
+        if trial.device.type == "cuda":
+            step.add_gradients(trial.batch(image_size, trial.hardest(most)), most)
+            fits = step.at_once
+        else:
+            before = _peak_memory()
+            step.add_gradients(trial.batch(image_size, trial.hardest(1)), 1)
+            taken, free = _peak_memory(since_start=True) - before, free_memory()
+            fits = most if not (free and taken > 0) else max(1, min(most, int(SPARE * free / taken)))
+        del step
+    _let_go(trial.device)
+    log.info("%d of %d images of a batch pass through the network at once", fits, most)
+    return fits
+
+
+def _peak_memory(*, since_start: bool = False) -> int:
+    """Return the bytes of memory that this process has; or the most that it had since this was last called without
+    `since_start`. 0 where the system does not say."""
+    try:
+        if not since_start:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    wanted = "VmHWM:" if since_start else "VmRSS:"
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(wanted)), 0)
+
+
+def free_memory() -> int:
+    """Return how many bytes of memory are free, to this process' control group; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        cached = next(
+            int(line.split()[1])
+            for line in (group / "memory.stat").read_text().splitlines()
+            if line.startswith("inactive_file ")
+        )
+    except (OSError, ValueError, StopIteration):  # no control group, or no limit ("max")
+        return free
+    return min(free, max(0, limit - used + cached))
+
+
+def image_size_for(trial: Trial, seconds: float, batch: int, at_once: int) -> int:
+    """Return the image size with which a training of so many seconds becomes best, by measured step times.
+
+    It is the largest with which the network still sees each photograph often enough (`PASSES`, `FEWEST_VIEWS`), and
+    no larger than `--image_size` or than the images themselves are. Variants of a photograph count as the photograph.
+    """
+    images = trial.training.images
+    sides = [min(image["height"], image["width"]) for image in images]
+    native = math.ceil(float(np.median(sides)) / LARGEST_STEP) * LARGEST_STEP
+    largest = min(trial.config.image_size, native)
+    sizes: list[int] = [*range(SMALLEST, largest, LARGEST_STEP), largest]
+    if len(sizes) == 1:
+        return largest
+    is_pretrained = bool(trial.given.state)
+    photographs = sum("augmentation" not in image for image in images)
+    views = max(PASSES[is_pretrained] * photographs, FEWEST_VIEWS[is_pretrained])
+    # The time of a step is a constant and a share of the pixels: two sizes tell both.
+    tried = (sizes[0], min(2 * sizes[0], sizes[-1]))
+    times = [_seconds_per_image(trial, size, batch, at_once) for size in tried]
+    slope = max(0.0, (times[1] - times[0]) / (tried[1] ** 2 - tried[0] ** 2))
+    allowed = (1 - OVERHEAD) * seconds / views
+    fitting = [size for size in sizes if times[0] + slope * (size**2 - tried[0] ** 2) <= allowed]
+    chosen: int = max(fitting, default=sizes[0])
+    expected = times[0] + slope * (chosen**2 - tried[0] ** 2)
+    log.info(
+        "time budget: images at %d pixels, %.3f s each; about %d epochs",
+        chosen,
+        expected,
+        (1 - OVERHEAD) * seconds / (expected * len(images)),
+    )
+    return chosen
+
+
+def _seconds_per_image(trial: Trial, image_size: int, batch: int, at_once: int) -> float:
+    """Return how long a step takes, divided by its images; the second step, when all is in place."""
+    places = np.random.default_rng(trial.config.seed).integers(0, len(trial.training.images), batch).tolist()
+    with torch.random.fork_rng():
+        step = trial.step(image_size, at_once)
+        items = trial.batch(image_size, places)
+        for _ in range(2):
+            begun = time.perf_counter()
+            step(items, batch, 0.0).cpu()
+            seconds = time.perf_counter() - begun
+        del step
+    _let_go(trial.device)
+    return seconds / batch
+
+
+def _let_go(device: torch.device) -> None:
+    """Give back the memory of a network that was tried out: it refers to itself, and would stay for a while."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,146 @@
+"""The losses of Mask R-CNN in full view, with no more regions and masks than the image has use for.
+
+He et al., "Mask R-CNN", ICCV 2017, as torchvision computes it, with two differences. How many regions of an image the
+heads learn on follows how many instances it has; torchvision takes 512, and up to 128 masks, of every image. And the
+masks' targets are looked up inside the instances' boxes, not in masks as large as the image.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import fastrcnn_loss
+
+from flawmask.training.targets import Target, crops
+
+SAMPLES_PER_INSTANCE, FEWEST_SAMPLES, MOST_SAMPLES = 32, 32, 512
+"""Regions of an image that the heads learn on, where their number is not given; a quarter of them on an instance."""
+
+
+def samples_for(instances: int) -> int:
+    """Return on how many regions of an image the heads learn."""
+    return min(max(SAMPLES_PER_INSTANCE * instances, FEWEST_SAMPLES), MOST_SAMPLES)
+
+
+def batched(model: Any, images: list[Tensor]) -> ImageList:
+    """Return resized (3, H, W) uint8 images, on the network's device, as one normalised and padded batch."""
+    normalised = [model.transform.normalize(image.float() / 255) for image in images]
+    sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+    tensors = model.transform.batch_images(normalised, size_divisible=model.transform.size_divisible)
+    return ImageList(tensors.contiguous(memory_format=torch.channels_last), sizes)
+
+
+def losses(model: Any, images: list[Tensor], targets: list[Target], roi_samples: int | None) -> dict[str, Tensor]:
+    """Return the five losses by torchvision's names, each a scalar float32, averaged over the images.
+
+    Args:
+        model: in training mode.
+        images: (3, H, W) uint8, at the size at which the network sees them, on its device.
+        targets: one each.
+        roi_samples: regions per image on which the heads learn; None follows the number of instances.
+    """
+    batch = batched(model, images)
+    features = model.backbone(batch.tensors)
+    proposals, proposal_losses = model.rpn(batch, features, targets)
+    return {**_head_losses(model.roi_heads, features, proposals, batch, targets, roi_samples), **proposal_losses}
+
+
+def _head_losses(
+    heads: Any,
+    features: dict[str, Tensor],
+    proposals: list[Tensor],
+    batch: ImageList,
+    targets: list[Target],
+    roi_samples: int | None,
+) -> dict[str, Tensor]:
+    chosen, matched, labels, corrections = _sample(heads, proposals, targets, roi_samples)
+    pooled = heads.box_roi_pool(features, chosen, batch.image_sizes)
+    class_logits, box_regression = heads.box_predictor(heads.box_head(pooled))
+    classifier, box = fastrcnn_loss(class_logits, box_regression, labels, corrections)
+
+    on_instance = [torch.where(of_image > 0)[0] for of_image in labels]
+    mask_boxes = [boxes[at] for boxes, at in zip(chosen, on_instance, strict=True)]
+    pooled = heads.mask_roi_pool(features, mask_boxes, batch.image_sizes)
+    logits = heads.mask_predictor(heads.mask_head(pooled))
+    mask_labels = torch.cat([of_image[at] for of_image, at in zip(labels, on_instance, strict=True)])
+    side = logits.shape[-1]
+    wanted = torch.cat(
+        [
+            mask_targets(target, boxes, instances[at], side)
+            for target, boxes, instances, at in zip(targets, mask_boxes, matched, on_instance, strict=True)
+        ]
+    )
+    if len(mask_labels):
+        of_class = logits[torch.arange(len(mask_labels), device=logits.device), mask_labels]
+        mask = F.binary_cross_entropy_with_logits(of_class, wanted)
+    else:
+        mask = logits.sum() * 0  # so that every parameter has a gradient
+    return {"loss_classifier": classifier, "loss_box_reg": box, "loss_mask": mask}
+
+
+def _sample(
+    heads: Any, proposals: list[Tensor], targets: list[Target], roi_samples: int | None
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Return for each image the regions drawn, the instance that each lies on, its label (0: none) and the box
+    corrections to be learned, (K, 4). At most a quarter of them lie on an instance; the true boxes take part."""
+    truth = [target["boxes"] for target in targets]
+    proposals = heads.add_gt_proposals(proposals, truth)
+    matched, labels = heads.assign_targets_to_proposals(proposals, truth, [target["labels"] for target in targets])
+    regions, instances, classes, boxes = [], [], [], []
+    for at, of_image in enumerate(truth):
+        count = roi_samples or samples_for(len(of_image))
+        draw = BalancedPositiveNegativeSampler(count, heads.fg_bg_sampler.positive_fraction)
+        (positive,), (negative,) = draw([labels[at]])
+        drawn = torch.where(positive.bool() | negative.bool())[0]
+        regions.append(proposals[at][drawn])
+        instances.append(matched[at][drawn])
+        classes.append(labels[at][drawn])
+        boxes.append((of_image if len(of_image) else of_image.new_zeros(1, 4))[instances[at]])
+    return regions, instances, classes, heads.box_coder.encode(boxes, regions)
+
+
+def mask_targets(target: Target, boxes: Tensor, instances: Tensor, side: int) -> Tensor:
+    """Return what the mask head should give for each box: (K, side, side) float32, 0 to 1.
+
+    The same as RoIAlign of the instance's whole mask (torchvision's `project_masks_on_boxes`), of which each bin is a
+    mean over a grid of bilinear samples. A mean over a grid is a product of means along its axes, so two small matrix
+    products per instance give all its boxes at once.
+
+    Args:
+        target: the image's.
+        boxes: (K, 4) x1 y1 x2 y2 in pixels of the resized image.
+        instances: (K,) int64, which instance each box lies on.
+        side: rows and columns of the result.
+    """
+    result = boxes.new_zeros(len(boxes), side, side)
+    for number, (crop, (left, top, *_)) in enumerate(zip(crops(target), target["windows"].tolist(), strict=True)):
+        at = torch.where(instances == number)[0]
+        rows = _means(boxes[at, 1] - top, boxes[at, 3] - top, side, crop.shape[0])
+        columns = _means(boxes[at, 0] - left, boxes[at, 2] - left, side, crop.shape[1])
+        result[at] = rows @ crop.float() @ columns.transpose(1, 2)
+    return result
+
+
+def _means(start: Tensor, end: Tensor, bins: int, cells: int) -> Tensor:
+    """Return the weight of each of an axis' cells in each bin of each box: (K, bins, cells).
+
+    A bin holds as many samples as it is cells long, rounded up, as in RoIAlign without a fixed sampling ratio. Samples
+    between the first or last cell and one cell beyond take that cell; further ones count as 0.
+    """
+    length = (end - start).clamp(min=1.0) / bins
+    counts = length.ceil().clamp(min=1)
+    most = int(counts.max()) if len(counts) else 1
+    number = torch.arange(most, device=start.device)
+    step = torch.arange(bins, device=start.device)[:, None] + (number + 0.5) / counts[:, None, None]
+    at = start[:, None, None] + step * length[:, None, None]
+    weight = (number < counts[:, None, None]) & (at >= -1.0) & (at <= cells)
+    at = at.clamp(0, cells - 1)
+    low = at.long()
+    share = at - low
+    weight = weight / counts[:, None, None]
+    means = start.new_zeros(len(start), bins, cells)
+    means.scatter_add_(2, low, weight * (1 - share))
+    return means.scatter_add_(2, (low + 1).clamp(max=cells - 1), weight * share)

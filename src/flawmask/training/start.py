@@ -1,0 +1,72 @@
+"""The network as a training starts with it: its spec, its weights, what of it learns."""
+
+import logging
+
+import torch
+from torchvision.models.detection import MaskRCNN
+
+from flawmask.coco import CocoSplit
+from flawmask.model.build import ModelSpec, Norm, anchors_for, build, count_parameters, freeze, to_device
+from flawmask.model.compute import train_in
+from flawmask.model.weights import Pretrained, load_matching
+from flawmask.training.config import TrainSettings
+
+log = logging.getLogger(__name__)
+
+SMALLEST_NORM_BATCH = 4
+"""Below this many images, BatchNorm's statistics are too noisy to learn with."""
+
+
+def spec_for(config: TrainSettings, training: CocoSplit, given: Pretrained, image_size: int, at_once: int) -> ModelSpec:
+    """Return what network the settings ask for.
+
+    Args:
+        config: the settings.
+        training: names the classes.
+        given: the weights that it starts from.
+        image_size: the shorter side of the images as the network sees them, in pixels.
+        at_once: how many images pass through it together.
+    """
+    return ModelSpec(
+        arch=config.arch,
+        classes=training.class_names,
+        image_size=image_size,
+        norm=_norm(config, given, at_once),
+        norm_eps=given.norm_eps,
+        anchor_sizes=config.anchor_sizes or anchors_for(image_size),
+        max_detections=config.max_detections,
+        proposals=config.proposals,
+    )
+
+
+def _norm(config: TrainSettings, given: Pretrained, at_once: int) -> Norm:
+    """Return what normalises: pretrained statistics stay as they are, and a network that starts from nothing makes its
+    own where a batch is large enough for them (docs/results.md has the comparison with GroupNorm)."""
+    if config.norm != "auto":
+        return config.norm
+    if given.state:
+        return given.norm
+    return "batch" if at_once >= SMALLEST_NORM_BATCH else "group"
+
+
+def start(
+    config: TrainSettings, spec: ModelSpec, given: Pretrained, device: torch.device, dtype: torch.dtype
+) -> MaskRCNN:
+    """Return the network in training mode, its weights loaded, its first stages frozen, on the device."""
+    model = build(spec)
+    if given.state:
+        filled, left = load_matching(model, given)
+        log.info("%s: %d tensors loaded, %d left as drawn", given.source, filled, len(left))
+        for line in left:
+            log.info("  not loaded: %s", line)
+    return ready(config, model, device, dtype, is_pretrained=bool(given.state))
+
+
+def ready(
+    config: TrainSettings, model: MaskRCNN, device: torch.device, dtype: torch.dtype, *, is_pretrained: bool
+) -> MaskRCNN:
+    """Return the network in training mode on the device, frozen where it does not learn, computing in `dtype`."""
+    freeze(model, config.trainable_layers if config.trainable_layers is not None else 3 if is_pretrained else 5)
+    log.info("%s learns %.1f million numbers on %s", config.arch, count_parameters(model) / 1e6, device)
+    train_in(to_device(model, device).train(), device, dtype)
+    return model

@@ -1,0 +1,210 @@
+"""One training step in full view: losses, gradients, the rate, the weights."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torchvision.models.detection import MaskRCNN
+
+from flawmask.distributed import Processes
+from flawmask.errors import FlawmaskError
+from flawmask.runtime import is_out_of_memory
+from flawmask.training import loader
+from flawmask.training.config import TrainSettings
+from flawmask.training.losses import losses
+from flawmask.training.targets import Target
+
+log = logging.getLogger(__name__)
+
+LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
+
+SLOWEST_START = 0.01
+"""The share of the learning rate that the warm-up begins with."""
+
+EMA_DECAY = 0.9998
+"""Of the averaged weights, once there were many steps."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate rises and falls.
+
+    Attributes:
+        rate: after the warm-up.
+        kind: `cosine`, `step` or `constant`.
+        warmup: over which share of the training it rises from nothing, 0 to 1.
+    """
+
+    rate: float
+    kind: str
+    warmup: float
+
+    def at(self, progress: float) -> float:
+        """Return the learning rate when a share of the training, 0 to 1, is done."""
+        if progress < self.warmup:
+            return self.rate * max(progress / self.warmup, SLOWEST_START)
+        done = min((progress - self.warmup) / max(1e-9, 1 - self.warmup), 1.0)
+        if self.kind == "cosine":
+            return self.rate * 0.5 * (1 + math.cos(math.pi * done))
+        if self.kind == "step":
+            return self.rate * (1.0 if done < 2 / 3 else 0.1 if done < 8 / 9 else 0.01)
+        return self.rate
+
+
+@dataclass
+class Step:
+    """Everything that a training step needs and that lives as long as the training.
+
+    Attributes:
+        model: in training mode.
+        optimizer: its rate is set at each step.
+        schedule: what it is set to.
+        scaler: skips a step whose gradient is not finite, without waiting for the device; in float16 it scales too.
+        device: where the model is.
+        clip_norm: the longest gradient that is followed, as its 2-norm.
+        roi_samples: regions per image on which the heads learn; None follows the number of instances.
+        at_once: images that pass through the network together; further ones of a batch add their gradients.
+        team: the processes that share each batch.
+        averaged: a network that follows the model's weights as their moving average; None for none.
+        taken: how many steps there were.
+    """
+
+    model: MaskRCNN
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    device: torch.device
+    clip_norm: float
+    roi_samples: int | None
+    at_once: int
+    team: Processes = field(default_factory=Processes)
+    averaged: MaskRCNN | None = None
+    taken: int = 0
+
+    def __call__(self, batch: loader.Batch, total: int, progress: float) -> Tensor:
+        """Take one step and return its figures on the device: the five losses as in `LOSSES` and the gradient's length.
+
+        Nobody has looked at them: see `check_finite`. A step whose gradient is not finite changes no weight.
+
+        Args:
+            batch: this process' share of the images.
+            total: how many images all processes have together.
+            progress: the share of the training that is done, 0 to 1.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.at(progress)
+        figures = self.add_gradients(batch, total)
+        gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
+        self.team.add_up([figures, *gradients])
+        self.scaler.unscale_(self.optimizer)
+        length = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.taken += 1
+        if self.averaged is not None:
+            follow(self.averaged, self.model, self.taken)
+        return torch.cat((figures, length.detach()[None]))
+
+    def add_gradients(self, batch: loader.Batch, total: int) -> Tensor:
+        """Leave in the parameters the gradient of this process' share of the mean loss, and return its five losses.
+
+        Where memory runs out, half as many images pass through the network at once from now on.
+        """
+        while True:
+            try:
+                self.optimizer.zero_grad(set_to_none=True)
+                return self._add_gradients(batch, total)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.at_once == 1 or len(batch[0]) == 1:
+                    raise
+                self.at_once = math.ceil(min(self.at_once, len(batch[0])) / 2)
+            # Outside the except clause, which would hold on to what the failed pass has allocated.
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            log.warning("out of memory: going on with %d images at once, the batch as it is", self.at_once)
+
+    def _add_gradients(self, batch: loader.Batch, total: int) -> Tensor:
+        figures = torch.zeros(len(LOSSES), device=self.device)
+        images, targets = batch
+        for start in range(0, len(images), self.at_once):
+            part = slice(start, start + self.at_once)
+            on_device = loader.to_device((images[part], targets[part]), self.device)
+            found = losses(self.model, *on_device, self.roi_samples)
+            share = len(images[part]) / total
+            mean = sum(found.values(), torch.zeros((), device=self.device)) * share
+            torch.autograd.backward(self.scaler.scale(mean))
+            figures += torch.stack([found[name].detach() for name in LOSSES]) * share
+        return figures
+
+
+def check_finite(figures: list[float], targets: list[Target]) -> None:
+    """Stop a training whose losses are no numbers any more.
+
+    Args:
+        figures: of a step.
+        targets: what it learned from.
+
+    Raises:
+        FlawmaskError: the loss or the gradient is not finite; the message names the images.
+    """
+    for what, value in (("loss", sum(figures[:-1])), ("gradient", figures[-1])):
+        if not math.isfinite(value):
+            shown = ", ".join(str(int(target["image_id"])) for target in targets)
+            raise FlawmaskError(
+                f"the {what} is {value} on the images with the ids {shown}: look at them, or lower --lr"
+            )
+
+
+@torch.no_grad()
+def follow(averaged: nn.Module, model: nn.Module, steps: int) -> None:
+    """Move the averaged weights towards the model's: by much in the first steps, by 0.0002 in the end.
+
+    Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992, with a decay that grows as in
+    TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
+    """
+    decay = min(EMA_DECAY, (1 + steps) / (10 + steps))
+    kept, given = averaged.state_dict(), model.state_dict()
+    moving = [name for name, tensor in kept.items() if tensor.is_floating_point()]
+    move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    move([kept[name] for name in moving], [given[name] for name in moving], 0)
+    for name in kept.keys() - set(moving):
+        kept[name].copy_(given[name])
+
+
+def make_step(
+    config: TrainSettings,
+    model: MaskRCNN,
+    device: torch.device,
+    dtype: torch.dtype,
+    steps: int,
+    is_pretrained: bool,
+    *,
+    at_once: int,
+    team: Processes | None = None,
+) -> Step:
+    """Return the step with the optimiser that suits how the network starts.
+
+    SGD at 0.005 is what pretrained weights are tuned for; from none it was seen to reach NaN within 100 images, and
+    AdamW at a tenth of it trains.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer: torch.optim.Optimizer
+    rate = config.lr
+    if config.optimizer == "sgd" or (config.optimizer == "auto" and is_pretrained):
+        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=0.0005, fused=True)
+    else:
+        rate = config.lr / 10 if config.optimizer == "auto" else config.lr
+        log.info("AdamW at a learning rate of %g", rate)
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, fused=True)
+    warmup = min(config.warmup_steps / max(1, steps), 0.1)
+    # Growing scales are for float16; elsewhere a scaler of 1 is there to leave out a step that is not finite.
+    scaling = {} if dtype == torch.float16 else {"init_scale": 1.0, "growth_interval": 2**31 - 1}
+    scaler = torch.amp.GradScaler(device.type, **scaling)  # type: ignore[arg-type]
+    schedule = Schedule(rate, config.scheduler, warmup)
+    return Step(
+        model, optimizer, schedule, scaler, device, config.clip_norm, config.roi_samples, at_once, team or Processes()
+    )

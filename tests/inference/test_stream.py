@@ -1,0 +1,211 @@
+"""Many images in a row: in order, as they are one by one, no more of them at once than must be, and no thread left."""
+
+import threading
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from random_network import SPEC, network, patchwork
+
+from flawmask.errors import FlawmaskError
+from flawmask.images import read_image, write_png
+from flawmask.inference import stream
+from flawmask.inference.predictor import Prediction, detect, finish
+from flawmask.inference.predictor import infer as really
+from flawmask.inference.stream import THREADS, Seen, in_order, judge_all
+
+SIZES = [(60, 80), (60, 80), (70, 50), (60, 80), (60, 80), (60, 80), (64, 64), (70, 50), (70, 50), (60, 80)]
+BAD = 4
+"""Which of the images is none."""
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    """Images of several sizes, neighbours of one size among them, and one that cannot be read in the midst."""
+    paths = [tmp_path / f"{number}.png" for number in range(len(SIZES))]
+    for seed, (path, size) in enumerate(zip(paths, SIZES, strict=True)):
+        write_png(path, patchwork(*size, seed))
+    paths[BAD].write_bytes(b"no image")
+    return paths
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
+    """The sizes of the images in each batch that the network has seen so far."""
+    seen = []
+
+    def infer(model: Any, batch: Any) -> Any:
+        seen.append([image.shape[:2] for image in batch])
+        return really(model, batch)
+
+    monkeypatch.setattr(stream, "infer", infer)
+    return seen
+
+
+def outcome(path: Path, seen: Seen | FlawmaskError) -> tuple[Path, Prediction | FlawmaskError]:
+    return path, seen if isinstance(seen, FlawmaskError) else finish(seen.found, SPEC, *seen.pixels.shape[:2])
+
+
+def judged(paths: list[Path], **settings: Any) -> Generator[tuple[Path, Prediction | FlawmaskError], None, None]:
+    return judge_all(network(), paths, read_image, outcome, **settings)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 50])
+def test_batches_give_what_one_by_one_gives_in_order_and_an_error_in_its_place(
+    paths: list[Path], batch_size: int | None
+) -> None:
+    results = list(judged(paths, batch_size=batch_size))
+    assert [path for path, _ in results] == paths
+    found = 0
+    for number, (path, result) in enumerate(results):
+        if number == BAD:
+            assert isinstance(result, FlawmaskError)
+            assert str(path) in str(result)
+            continue
+        assert isinstance(result, Prediction)
+        alone = detect(network(), SPEC, read_image(path))
+        assert (result.height, result.width) == SIZES[number]
+        assert [(one.label, one.rle) for one in result.instances] == [(one.label, one.rle) for one in alone.instances]
+        for one, other in zip(result.instances, alone.instances, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-5)
+            assert one.box == pytest.approx(other.box, abs=1e-3)
+        found += len(alone.instances)
+    assert found > 50
+
+
+def test_a_batch_holds_neighbours_of_one_size_alone(paths: list[Path], batches: list[list[tuple[int, ...]]]) -> None:
+    list(judged(paths, batch_size=3))
+    # What cannot be read takes its place among its neighbours.
+    expected = [[(60, 80)] * 2, [(70, 50)], [(60, 80)] * 2, [(64, 64)], [(70, 50)] * 2, [(60, 80)]]
+    assert batches == expected
+    batches.clear()
+    list(judged(paths))
+    assert batches == [[size] for number, size in enumerate(SIZES) if number != BAD], "one by one on a CPU"
+
+
+def test_no_image_at_all_and_none_that_can_be_read_are_no_error(tmp_path: Path) -> None:
+    assert list(judged([])) == []
+    assert [str(result) for _, result in judged([tmp_path / "gone.png"] * 3)] == [
+        f"{tmp_path / 'gone.png'} cannot be opened: No such file or directory"
+    ] * 3
+
+
+def test_threads_read_and_finish_and_the_caller_alone_uses_the_network(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who: dict[str, set[int]] = {"read": set(), "infer": set(), "finish": set()}
+
+    def infer(*arguments: Any) -> Any:
+        who["infer"].add(threading.get_ident())
+        return really(*arguments)
+
+    def read(path: Path) -> npt.NDArray[np.uint8]:
+        who["read"].add(threading.get_ident())
+        return read_image(path)
+
+    def last(_: Path, __: Seen | FlawmaskError) -> None:
+        who["finish"].add(threading.get_ident())
+
+    monkeypatch.setattr(stream, "infer", infer)
+    assert len(list(judge_all(network(), paths, read, last))) == len(paths)
+    assert who["infer"] == {threading.get_ident()}
+    assert threading.get_ident() not in who["read"] | who["finish"]
+
+
+def test_the_next_images_are_read_while_the_network_is_busy(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    third_is_read = threading.Event()
+
+    def infer(*arguments: Any) -> Any:
+        assert third_is_read.wait(timeout=60), "the network would wait for ever"
+        return really(*arguments)
+
+    def read(path: Path) -> npt.NDArray[np.uint8]:
+        if path == paths[1 + THREADS - 1]:
+            third_is_read.set()
+        return read_image(path)
+
+    monkeypatch.setattr(stream, "infer", infer)
+    assert len(list(judge_all(network(), paths, read, outcome))) == len(paths)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_no_more_images_are_in_flight_than_a_few_batches(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "infer", lambda _, batch: [{} for _ in batch])
+    read, done = 0, 0
+    most = 0
+
+    def numbers() -> Iterator[int]:  # gone through in this thread, as results are
+        nonlocal read, most
+        for number in range(60):
+            read += 1
+            most = max(most, read - done)
+            yield number
+
+    for _ in judge_all(network(), numbers(), lambda seed: patchwork(32, 32, seed), lambda *_: None, batch_size):
+        done += 1
+    assert done == 60
+    assert most <= 2 * batch_size + THREADS + max(batch_size, THREADS)
+
+
+def test_closed_early_no_thread_is_left(paths: list[Path]) -> None:
+    before = set(threading.enumerate())
+    results = judged(paths, batch_size=2)
+    assert next(results)[0] == paths[0]
+    assert set(threading.enumerate()) > before
+    results.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_closed_early_what_has_not_begun_is_left_undone() -> None:
+    begun: list[int] = []
+    go_on = threading.Event()
+
+    def function(number: int) -> None:
+        begun.append(number)
+        assert number == 0 or go_on.wait(timeout=60)
+
+    results = in_order(function, range(50), 20)
+    next(results)
+    threading.Timer(0.2, go_on.set).start()  # by then what waits is cancelled
+    results.close()
+    assert len(begun) <= 1 + THREADS
+
+
+def broken(*_: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("which", ["read", "finish"])
+def test_an_exception_in_a_thread_stops_it_all_and_is_raised_here(paths: list[Path], which: str) -> None:
+    before = set(threading.enumerate())
+    functions: dict[str, Any] = {"read": read_image, "finish": outcome, which: broken}
+    with pytest.raises(OSError, match="No space left") as caught:  # kept, and the frames in it
+        list(judge_all(network(), paths, **functions))
+    assert caught.value.errno == 28
+    assert set(threading.enumerate()) == before
+
+
+def test_an_exception_of_the_network_is_raised_and_no_thread_is_left(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(threading.enumerate())
+    monkeypatch.setattr(stream, "infer", broken)
+    with pytest.raises(OSError, match="No space left") as caught:
+        list(judged(paths))
+    assert caught.value.errno == 28
+    assert set(threading.enumerate()) == before
+
+
+def test_order_is_kept_whoever_is_done_first() -> None:
+    turn = threading.Event()
+
+    def function(number: int) -> int:
+        if number == 0 and THREADS > 1:
+            assert turn.wait(timeout=60)  # until the second is done
+        turn.set()
+        return number
+
+    assert list(in_order(function, range(9), 3)) == list(range(9))

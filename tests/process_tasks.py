@@ -1,0 +1,101 @@
+"""What each of several processes does in a test: `python process_tasks.py TASK FOLDER`, as a launcher starts it."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from stained_plates import settings
+from torch import Tensor
+
+from flawmask.coco import read_split
+from flawmask.distributed import Processes, processes
+from flawmask.model.build import ModelSpec, build
+from flawmask.training import loader, loop, step
+from flawmask.training.losses import losses
+
+SPEC = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, norm="group", proposals=20)
+
+
+def speak(team: Processes, folder: Path) -> None:
+    """Use every way in which processes speak to each other, and write down what came of it."""
+    tensors = [torch.tensor([1.0, 2.0]) * 10**team.rank, torch.full((2, 2), float(team.rank)).t()]
+    team.add_up(tensors)
+    made: list[int] = []
+
+    def make() -> str:
+        made.append(team.rank)
+        return f"made by {team.rank}"
+
+    told = team.from_main(make)
+    items = list("abcde")
+    torch.save(
+        {
+            "sums": tensors,
+            "told": told,
+            "made": made,
+            "share": team.share(items),
+            "gathered": team.gather(team.share(items)),
+            "few": team.gather(team.share(["alone"])),
+            "none": team.gather(team.share([])),
+        },
+        folder / f"{team.rank}.pt",
+    )
+
+
+def seeded_losses(model: Any, images: list[Tensor], targets: list[Any], *given: Any) -> dict[str, Tensor]:
+    """Draw at random what the image says, in whichever process and order it comes."""
+    torch.manual_seed(int(targets[0]["image_id"]))
+    return losses(model, images, targets, *given)
+
+
+def take_steps(team: Processes, folder: Path) -> None:
+    """Take two steps on the four images, one passing at a time, and write down figures and weights."""
+    step.losses = seeded_losses  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    model = build(SPEC).train()
+    config = settings(folder / "data", optimizer="sgd", scheduler="constant", warmup_steps=0)
+    device = torch.device("cpu")
+    taken = step.make_step(config, model, device, torch.float32, 10, True, at_once=1, team=team)
+    items = loader.SplitDataset(read_split(folder / "data", "train"), SPEC)
+    order = loader.Order(4, 4, seed=1, rank=team.rank, processes=team.count)
+    figures = []
+    for order.epoch in (1, 2):
+        for batch in loader.read(loader.make_loader(items, order, workers=0, pin=False)):
+            assert len(batch[0]) == 4 // team.count
+            figures.append(taken(batch, 4, 0.0))
+    torch.save({"figures": figures, "weights": model.state_dict()}, folder / f"steps_{team.rank}_of_{team.count}.pt")
+
+
+def train(_: Processes, folder: Path) -> None:
+    """Train with everything that processes have to agree on; the weights of each after each epoch are kept."""
+    one_epoch = loop._one_epoch
+
+    def epoch(run: Any, *given: Any, **more: Any) -> dict[str, Any]:
+        figures = one_epoch(run, *given, **more)
+        team = run.setup.team
+        told = {
+            name: value for name, value in figures.items() if name not in ("seconds", "images_per_second", "waiting")
+        }
+        content = {"model": run.step.model.state_dict(), "kept": run.kept.state_dict(), "figures": told}
+        torch.save(content, folder / f"epoch_{run.epoch}_{team.rank}.pt")
+        return figures
+
+    loop._one_epoch = epoch
+    # One image to validate on: a process has none. What is logged, the main process alone is told.
+    changes: dict[str, Any] = {"norm": "batch", "ema": True, "select_by": "f1", "log": "tensorboard"}
+    loop.train(settings(folder / "data", epochs=2, **changes))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    task, folder = {"speak": speak, "take_steps": take_steps, "train": train}[sys.argv[1]], Path(sys.argv[2])
+    if task is train:  # which makes its own
+        train(Processes(), folder)
+        return
+    with processes(torch.device("cpu")) as team:
+        task(team, folder)
+
+
+if __name__ == "__main__":
+    main()

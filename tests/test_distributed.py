@@ -1,0 +1,197 @@
+"""Several processes: what they tell each other, that they learn as one would, and what becomes of one left alone."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from files_read_back import names
+from stained_plates import make_dataset
+
+from flawmask.distributed import Processes, processes
+from flawmask.launch import launched, local_rank
+
+TASKS = Path(__file__).parent / "process_tasks.py"
+Started = list[subprocess.Popen[str]]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+@contextmanager
+def started(command: list[str], count: int = 2) -> Iterator[Started]:
+    """Start a Python command in so many processes that know of each other, as torchrun does; none is left behind."""
+    port = str(free_port())
+    running: Started = []
+    try:
+        for rank in range(count):
+            told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
+            environment = os.environ | {name: str(value) for name, value in told.items()}
+            environment |= {"MASTER_PORT": port, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+            running.append(
+                subprocess.Popen(
+                    [sys.executable, *command],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        yield running
+    finally:
+        for one in running:
+            one.kill()
+            one.communicate()
+
+
+def run(command: list[str], count: int = 2) -> list[str]:
+    """Run it in so many processes and return what each printed, after each ended well."""
+    with started(command, count) as running:
+        printed = [one.communicate(timeout=300)[0] for one in running]
+        assert [one.returncode for one in running] == [0] * count, "\n".join(printed)
+    return printed
+
+
+def load(path: Path) -> Any:
+    return torch.load(path, weights_only=True)
+
+
+def test_one_alone_has_everything_and_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert (launched(), local_rank()) == (1, 0)
+    with processes(torch.device("cpu")) as alone:
+        assert alone == Processes(0, 1)
+    assert alone.is_main
+    assert alone.share([3, 1, 2]) == alone.gather([3, 1, 2]) == [3, 1, 2]
+    assert alone.from_main(lambda: "made") == "made"
+    one = torch.ones(3)
+    alone.add_up([one])
+    assert torch.equal(one, torch.ones(3))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_every_item_is_in_exactly_one_share(count: int) -> None:
+    shares = [Processes(rank, count).share(range(11)) for rank in range(count)]
+    assert sorted(item for share in shares for item in share) == list(range(11))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.slow
+def test_three_processes_add_up_gather_and_are_told(tmp_path: Path) -> None:
+    run([str(TASKS), "speak", str(tmp_path)], 3)
+    for rank in range(3):
+        found = load(tmp_path / f"{rank}.pt")
+        assert torch.equal(found["sums"][0], torch.tensor([111.0, 222.0]))
+        assert torch.equal(found["sums"][1], torch.full((2, 2), 3.0))
+        assert (found["told"], found["made"]) == ("made by 0", [0] if rank == 0 else [])
+        assert found["share"] == list("abcde")[rank::3]
+        assert (found["gathered"], found["few"], found["none"]) == (list("abcde"), ["alone"], [])
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data")
+    for count in (1, 2):
+        run([str(TASKS), "take_steps", str(tmp_path)], count)
+    alone, *both = (load(tmp_path / f"steps_{name}.pt") for name in ("0_of_1", "0_of_2", "1_of_2"))
+    for name, one in both[0]["weights"].items():
+        assert torch.equal(one, both[1]["weights"][name]), "the two have drifted apart"
+        torch.testing.assert_close(one, alone["weights"][name], atol=1e-5, rtol=1e-4, msg=name)
+    for step in range(2):
+        assert torch.equal(both[0]["figures"][step], both[1]["figures"][step])
+        torch.testing.assert_close(both[0]["figures"][step], alone["figures"][step], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_training_by_two_processes_is_written_by_one_and_known_to_both(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", training=5, validation=1)
+    run([str(TASKS), "train", str(tmp_path)])
+    for epoch in (1, 2):
+        first, second = (load(tmp_path / f"epoch_{epoch}_{rank}.pt") for rank in range(2))
+        assert first["figures"] == second["figures"]
+        for which in ("model", "kept"):
+            for name, one in first[which].items():
+                # How many batches a norm has seen decides nothing, and one process had a pass more.
+                assert name.endswith("num_batches_tracked") or torch.equal(one, second[which][name]), f"{which} {name}"
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert (history["epoch"], len(history["f1"])) == ([1, 2], 2)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["processes"], config["images_at_once"], config["images_per_step"]) == (2, 2, 4)
+    written = load(tmp_path / "run" / "last.pt")["model_state_dict"]
+    assert all(torch.equal(one, written[name]) for name, one in first["kept"].items())
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1, "more than one has written"
+
+
+def train_command(folder: Path, epochs: int) -> list[str]:
+    flags: dict[str, object] = {
+        "dataset_dir": folder / "data",
+        "output_dir": folder / "run",
+        "arch": "maskrcnn_resnet18_fpn",
+        "weights": "none",
+        "image_size": 64,
+        "epochs": epochs,
+        "batch_size": 1,
+        "device": "cpu",
+        "precision": "fp32",
+        "workers": 0,
+        "proposals": 30,
+        "roi_samples": 16,
+    }
+    return ["-m", "flawmask", "train", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_whose_partner_was_killed_says_so_in_a_line_and_the_run_goes_on_later(tmp_path: Path, killed: int) -> None:
+    make_dataset(tmp_path / "data", validation=1)
+    with started(train_command(tmp_path, epochs=3)) as running:
+        wait_for(tmp_path / "run" / "state.pt", running)
+        running[killed].send_signal(signal.SIGKILL)
+        left = running[1 - killed]
+        printed, _ = left.communicate(timeout=60)
+        assert left.returncode == 2, printed
+    (line,) = [one for one in printed.splitlines() if "error" in one.lower()]
+    assert line.startswith("error: another process of this run has died or is out of reach (")
+    assert line.endswith("start all of them again; a training goes on with --resume")
+    assert "Traceback" not in printed
+    assert not [name for name in names(tmp_path) if name not in ("data", "run")]
+
+    run(["-m", "flawmask", "train", "--resume", str(tmp_path / "run")], 1)
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert history["epoch"] == [1, 2, 3]
+    # Two images a step still, of a process alone now: as far along the cosine as ever.
+    assert load(tmp_path / "run" / "state.pt")["taken"] == 6
+
+
+def wait_for(path: Path, running: Started) -> None:
+    begun = time.monotonic()
+    while not path.is_file():
+        assert all(one.poll() is None for one in running), "a process has ended early"
+        assert time.monotonic() - begun < 200, "nothing was written"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_more_processes_than_images_of_a_batch_are_refused_by_all(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", validation=1)
+    command = [*train_command(tmp_path, epochs=1), "--effective_batch_size", "1"]
+    with started(command) as running:
+        printed = [one.communicate(timeout=120)[0] for one in running]
+        assert [one.returncode for one in running] == [2, 2]
+    for one in printed:
+        assert "error: 2 processes cannot share a batch of 1 of 4 images" in one
+    assert names(tmp_path) == ["data"]

@@ -1,0 +1,196 @@
+"""What fits into the memory and the time that there are."""
+
+import json
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stained_plates import make_dataset, settings
+
+from flawmask.coco import CocoSplit, read_split
+from flawmask.errors import FlawmaskError
+from flawmask.model.weights import Pretrained
+from flawmask.training import fit
+from flawmask.training.config import seconds_in
+from flawmask.training.fit import Trial, image_size_for, largest_batch
+from flawmask.training.loop import train
+
+NOTHING = Pretrained({}, "group", None, "no pretrained weights")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Four images to learn from and two to validate on."""
+    return make_dataset(tmp_path / "data")
+
+
+def trial(dataset: Path, training: CocoSplit | None = None, **changes: Any) -> Trial:
+    split = training or read_split(dataset, "train")
+    return Trial(settings(dataset, **changes), split, NOTHING, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("45m", 2700), ("1h30m", 5400), ("90s", 90), ("2700", 2700), (" 2h ", 7200), ("1h1m1s", 3661), ("0h5m", 300)],
+)
+def test_a_time_is_read_as_people_write_it(text: str, seconds: int) -> None:
+    assert seconds_in(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0m", "abc", "-5m", "5 minutes", "1.5h", "m", "30m1h", "0"])
+def test_what_is_no_time_is_refused(dataset: Path, text: str) -> None:
+    with pytest.raises(FlawmaskError, match=r"--time_budget is .*: give a time such as 45m, 1h30m or 90s"):
+        seconds_in(text)
+    with pytest.raises(FlawmaskError, match="--time_budget is"):
+        settings(dataset, time_budget=text)
+
+
+def test_fewer_images_pass_at_once_where_there_is_less_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = trial(dataset)
+    monkeypatch.setattr(fit, "_peak_memory", lambda since_start=False: 10**9 + 10**8 * since_start)
+    found = []
+    for free in (10**12, 10**9, 4 * 10**8, 10**8, 1):
+        monkeypatch.setattr(fit, "free_memory", lambda free=free: free)
+        found.append(largest_batch(tried, 64, 16))
+    assert found == [16, 8, 3, 1, 1]
+
+
+def test_where_the_system_does_not_say_what_is_free_all_pass_at_once(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "free_memory", lambda: 0)
+    assert largest_batch(trial(dataset), 64, 5) == 5
+
+
+def test_what_an_image_takes_is_measured(dataset: Path) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux says it")
+    before = fit._peak_memory()
+    taken = torch.ones(50_000_000)
+    del taken
+    assert fit._peak_memory(since_start=True) - before > 150_000_000
+    assert fit.free_memory() > 0
+
+
+def test_trying_changes_nothing_of_what_is_drawn_afterwards(dataset: Path) -> None:
+    before = torch.get_rng_state()
+    tried = trial(dataset)
+    largest_batch(tried, 64, 2)
+    fit._seconds_per_image(tried, 64, 2, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_network_that_was_tried_out_is_gone_afterwards(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = trial(dataset)
+    made: list[weakref.ref[Any]] = []
+    step = Trial.step
+
+    def stepping(self: Trial, *given: Any) -> Any:
+        one = step(self, *given)
+        made.append(weakref.ref(one.model.backbone.body.conv1))
+        return one
+
+    monkeypatch.setattr(Trial, "step", stepping)
+    largest_batch(tried, 64, 2)
+    fit._seconds_per_image(tried, 64, 2, 2)
+    assert [one() for one in made] == [None, None]
+
+
+def sized(split: CocoSplit, height: int, width: int, count: int = 100, variants: int = 0) -> CocoSplit:
+    """The split's records as if they were so many images of that size, some of them variants of others."""
+    images: list[dict[str, Any]] = [
+        {"id": number, "file_name": f"{number}.png", "height": height, "width": width} for number in range(count)
+    ]
+    for image in images[:variants]:
+        image["augmentation"] = "flip_h"
+    return replace(split, images=tuple(images), annotations=dict.fromkeys(range(count), ()))
+
+
+def linear_in_pixels(monkeypatch: pytest.MonkeyPatch, constant: float, each: float) -> list[int]:
+    """Let a step take so many seconds for an image, and for each of its pixels; return the sizes that were tried."""
+    tried: list[int] = []
+
+    def seconds(_: Trial, image_size: int, *__: int) -> float:
+        tried.append(image_size)
+        return constant + each * image_size**2
+
+    monkeypatch.setattr(fit, "_seconds_per_image", seconds)
+    return tried
+
+
+def test_the_largest_image_size_is_taken_with_which_images_are_seen_often_enough(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linear_in_pixels(monkeypatch, 0.01, 1e-6)
+    split = sized(read_split(dataset, "train"), 900, 1200)
+    tried = trial(dataset, split, image_size=800)
+    views = 10_000
+    chosen = []
+    for seconds in (1, 300, 600, 1000, 2000, 4000, 8000, 10**6):
+        found = image_size_for(tried, seconds, 4, 4)
+        chosen.append(found)
+        allowed = (1 - fit.OVERHEAD) * seconds / views
+        fits = [size for size in [*range(128, 800, 32), 800] if 0.01 + 1e-6 * size**2 <= allowed]
+        assert found == max(fits, default=128)
+    assert chosen == sorted(chosen), "more time, smaller images"
+    assert (chosen[0], chosen[-1]) == (128, 800)
+    assert len(set(chosen)) > 4
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "asked", "most"),
+    [(900, 1200, 500, 500), (300, 2000, 800, 320), (320, 320, 800, 320), (72, 72, 800, 96), (900, 900, 64, 64)],
+)
+def test_images_are_made_no_larger_than_they_are_or_than_is_asked(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int, asked: int, most: int
+) -> None:
+    linear_in_pixels(monkeypatch, 0.0, 1e-9)
+    split = sized(read_split(dataset, "train"), height, width)
+    assert image_size_for(trial(dataset, split, image_size=asked), 10**6, 4, 4) == most
+
+
+def test_variants_of_a_photograph_count_as_the_photograph(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear_in_pixels(monkeypatch, 0.0, 1e-6)
+    split = read_split(dataset, "train")
+    photographs = trial(dataset, sized(split, 900, 900, 300), image_size=800)
+    variants = trial(dataset, sized(split, 900, 900, 300 * 7, 300 * 6), image_size=800)
+    alone = trial(dataset, sized(split, 900, 900, 300 * 7), image_size=800)
+    found = [image_size_for(one, 3000.0, 4, 4) for one in (photographs, variants, alone)]
+    assert found[0] == found[1] > found[2]
+
+
+def test_two_sizes_are_timed_and_no_more(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = linear_in_pixels(monkeypatch, 0.01, 1e-6)
+    image_size_for(trial(dataset, sized(read_split(dataset, "train"), 900, 900), image_size=800), 100.0, 4, 4)
+    assert tried == [128, 256]
+
+
+def test_the_images_that_take_most_memory_are_tried(dataset: Path) -> None:
+    split = sized(read_split(dataset, "train"), 100, 100, 3)
+    split.images[1]["width"] = 160
+    assert trial(dataset, split).hardest(5)[0] == 1
+    assert sorted(trial(dataset, split).hardest(3)) == [0, 1, 2]
+    assert len(trial(dataset, split).hardest(5)) == 5
+
+
+@pytest.mark.slow
+def test_batch_size_auto_learns_from_four_images_a_step_and_as_many_at_once_as_fit(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "_peak_memory", lambda since_start=False: 10**9 + 10**8 * since_start)
+    monkeypatch.setattr(fit, "free_memory", lambda: 3 * 10**8)
+    done = train(settings(dataset, batch_size="auto"))
+    written = json.loads((done.run_dir / "config.json").read_text())
+    assert (written["images_at_once"], written["images_per_step"]) == (2, 4)
+    assert written["model"]["norm"] == "group"
+
+
+@pytest.mark.slow
+def test_a_time_budget_chooses_the_image_size_by_trying(dataset: Path) -> None:
+    done = train(settings(dataset, time_budget="6s", image_size=800))
+    written = json.loads((done.run_dir / "config.json").read_text())
+    assert written["model"]["image_size"] == 96  # the images have 72 pixels
+    assert len(done.history["epoch"]) >= 1

@@ -1,0 +1,379 @@
+"""The step: the rate, the gradient, what is not finite, what does not fit into memory, and the averaged weights."""
+
+import copy
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stained_plates import make_dataset, settings
+from torch import Tensor, nn
+
+from flawmask.coco import read_split
+from flawmask.errors import FlawmaskError
+from flawmask.model.build import ModelSpec, build
+from flawmask.model.compute import train_in
+from flawmask.training import loader, loop, losses, step
+from flawmask.training.loop import train
+from flawmask.training.step import EMA_DECAY, LOSSES, Schedule, Step, follow, make_step
+
+CPU = torch.device("cpu")
+SPEC = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, norm="group", proposals=20)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Four images to learn from and two to validate on."""
+    return make_dataset(tmp_path / "data")
+
+
+def small_network() -> Any:
+    torch.manual_seed(0)
+    return build(SPEC).train()
+
+
+def batch_of(dataset: Path, count: int, split: str = "train") -> loader.Batch:
+    items = loader.SplitDataset(read_split(dataset, split), SPEC)
+    order = loader.Order(len(items), count, seed=None)
+    return next(iter(loader.read(loader.make_loader(items, order, workers=0, pin=False))))
+
+
+def made_step(dataset: Path, at_once: int = 4, model: Any = None, **changes: Any) -> Step:
+    config = settings(dataset, scheduler="constant", warmup_steps=0, **changes)
+    return make_step(config, model or small_network(), CPU, torch.float32, 100, True, at_once=at_once)
+
+
+def with_changed_network(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
+    start = loop.start
+
+    def started(*given: Any) -> Any:
+        model = start(*given)
+        change(model)
+        return model
+
+    monkeypatch.setattr(loop, "start", started)
+
+
+def _infinite_loss(model: Any) -> None:
+    nn.init.constant_(model.roi_heads.mask_predictor.mask_fcn_logits.bias, math.inf)
+
+
+def _infinite_gradient(model: Any) -> None:
+    model.rpn.head.bbox_pred.weight.register_hook(lambda gradient: gradient * math.inf)
+
+
+@pytest.mark.parametrize(("change", "what"), [(_infinite_loss, "loss"), (_infinite_gradient, "gradient")])
+def test_a_loss_or_gradient_that_is_not_finite_stops_with_the_images_and_writes_nothing(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None], what: str
+) -> None:
+    with_changed_network(monkeypatch, change)
+    with pytest.raises(
+        FlawmaskError, match=rf"the {what} is (nan|inf) on the images with the ids [1-4], [1-4]: "
+    ) as caught:
+        train(settings(dataset))
+    assert "--lr" in str(caught.value)
+    assert not (dataset.parent / "run").exists()
+
+
+def _gradient_that_is_no_number(model: Any) -> None:
+    model.backbone.body.conv1.weight.register_hook(lambda gradient: gradient * math.nan)
+
+
+@pytest.mark.parametrize("change", [_infinite_gradient, _gradient_that_is_no_number])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_whose_gradient_is_not_finite_changes_no_weight(
+    dataset: Path, change: Callable[[Any], None], optimizer: str
+) -> None:
+    taken = made_step(dataset, optimizer=optimizer)
+    batch = batch_of(dataset, 2)
+    taken(batch, 2, 0.0)  # so that there is a momentum
+    change(taken.model)
+    before = {name: one.clone() for name, one in taken.model.state_dict().items()}
+    figures = taken(batch, 2, 0.0)
+    assert not torch.isfinite(figures).all()
+    assert all(torch.equal(one, before[name]) for name, one in taken.model.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimizer: str) -> None:
+    taken = made_step(dataset, optimizer=optimizer, clip_norm=1e6)
+    plain: Any = copy.deepcopy(taken.model)
+    parameters = list(plain.parameters())
+    kinds: dict[str, Any] = {
+        "sgd": lambda: torch.optim.SGD(parameters, lr=0.005, momentum=0.9, weight_decay=0.0005),
+        "adamw": lambda: torch.optim.AdamW(parameters, lr=0.005, weight_decay=0.01),
+    }
+    expected = kinds[optimizer]()
+    batch = batch_of(dataset, 2)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        taken(batch, 2, 0.0)
+        torch.manual_seed(seed)
+        expected.zero_grad()
+        torch.autograd.backward(list(losses.losses(plain, *batch, 16).values()))
+        expected.step()
+    for name, one in plain.state_dict().items():
+        torch.testing.assert_close(taken.model.state_dict()[name], one, atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("progress", "factor"),
+    [(0, 0.01), (0.05, 0.5), (0.09, 0.9), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0), (1.5, 0.0)],
+)
+def test_the_rate_rises_over_the_warm_up_and_falls_along_a_cosine(progress: float, factor: float) -> None:
+    assert Schedule(0.02, "cosine", 0.1).at(progress) == pytest.approx(0.02 * factor, abs=1e-9)
+
+
+def test_the_rate_falls_in_steps_or_not_at_all_as_asked() -> None:
+    by_steps = [Schedule(1.0, "step", 0.0).at(step / 90) for step in (0, 59, 60.1, 79, 80.1, 90)]
+    assert by_steps == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert {Schedule(1.0, "constant", 0.0).at(step / 90) for step in range(91)} == {1.0}
+
+
+@pytest.mark.parametrize("warmup", [0.1, 0.01, 1e-4, 1e-6, 0.0])
+@pytest.mark.parametrize("kind", ["cosine", "step", "constant"])
+def test_the_rate_never_exceeds_the_one_asked_however_short_the_warm_up(kind: str, warmup: float) -> None:
+    schedule = Schedule(0.005, kind, warmup)
+    rates = [schedule.at(progress * warmup) for progress in (0, 0.1, 0.5, 0.99)]
+    assert max(rates) <= 0.005
+    assert warmup == 0 or rates == sorted(rates)
+    assert warmup == 0 or rates[0] < 0.1 * 0.005
+
+
+def test_the_warm_up_is_at_most_a_tenth_of_all_steps(dataset: Path) -> None:
+    found = {}
+    for total in (5, 50, 5000):
+        made = make_step(settings(dataset), small_network(), CPU, torch.float32, total, True, at_once=2)
+        found[total] = made.schedule.warmup * total
+    assert found == pytest.approx({5: 0.5, 50: 5, 5000: 200})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "is_pretrained", "kind", "rate"),
+    [
+        ("auto", True, torch.optim.SGD, 0.005),
+        ("auto", False, torch.optim.AdamW, 0.0005),
+        ("sgd", False, torch.optim.SGD, 0.005),
+        ("adamw", True, torch.optim.AdamW, 0.005),
+    ],
+)
+def test_the_optimiser_suits_the_start_unless_one_is_named(
+    dataset: Path, optimizer: str, is_pretrained: bool, kind: type, rate: float
+) -> None:
+    config = settings(dataset, optimizer=optimizer, scheduler="constant", warmup_steps=0)
+    made = make_step(config, small_network(), CPU, torch.float32, 100, is_pretrained, at_once=2)
+    assert type(made.optimizer) is kind
+    made(batch_of(dataset, 2), 2, 0.5)
+    assert made.optimizer.param_groups[0]["lr"] == made.schedule.at(0.5) == pytest.approx(rate)
+
+
+def test_a_gradient_is_clipped_to_the_length_asked(dataset: Path) -> None:
+    taken = made_step(dataset, clip_norm=0.01)
+    figures = taken(batch_of(dataset, 2), 2, 0.0)
+    gradients = [one.grad for one in taken.model.parameters() if one.grad is not None]
+    length = float(torch.stack([one.norm() for one in gradients]).norm())
+    assert length == pytest.approx(0.01, rel=1e-3)
+    assert float(figures[-1]) > 0.02, "the length told is the one before it was clipped"
+
+
+def gradients_of(model: Any) -> dict[str, Tensor]:
+    return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4])
+def test_images_that_pass_one_after_the_other_add_up_to_the_mean_over_the_images(dataset: Path, at_once: int) -> None:
+    """Each pass' losses are means over its own regions; a pass counts as much as it has images."""
+    batch = batch_of(dataset, 4)
+    taken = made_step(dataset, at_once)
+    plain: Any = copy.deepcopy(taken.model)
+    torch.manual_seed(3)
+    figures = taken.add_gradients(batch, 4)
+    torch.manual_seed(3)
+    expected = torch.zeros(len(LOSSES))
+    for start in range(0, 4, at_once):
+        images, targets = (every[start : start + at_once] for every in batch)
+        found = losses.losses(plain, images, targets, 16)  # type: ignore[arg-type]
+        share = len(images) / 4
+        torch.autograd.backward(list(found.values()), [torch.tensor(share)] * len(found))
+        expected += share * torch.stack([found[name].detach() for name in LOSSES])
+    torch.testing.assert_close(figures, expected)
+    wanted = gradients_of(plain)
+    for name, one in gradients_of(taken.model).items():
+        torch.testing.assert_close(one, wanted[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_where_all_images_have_as_many_regions_passes_of_one_are_the_pass_of_all(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing drawn, but for the masks' and boxes' own counts, the classifier's loss is the batch's."""
+
+    class All:
+        """A sampler that takes what there is: of each image the same number of regions."""
+
+        def __init__(self, count: int, share: float) -> None:
+            self.count = count
+
+        def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            first = [torch.arange(len(one)) >= len(one) - self.count for one in labels]  # with the true boxes
+            return (
+                [(one >= 1) & there for one, there in zip(labels, first, strict=True)],
+                [(one == 0) & there for one, there in zip(labels, first, strict=True)],
+            )
+
+    monkeypatch.setattr(losses, "BalancedPositiveNegativeSampler", All)
+    batch = batch_of(dataset, 4)
+    figures = []
+    for at_once in (4, 2, 1):
+        taken = made_step(dataset, at_once, roi_samples=8)
+        taken.model.rpn.fg_bg_sampler = All(200, 0.5)
+        figures.append(taken.add_gradients(batch, 4).tolist())
+    place = [LOSSES.index(name) for name in ("loss_classifier", "loss_objectness", "loss_rpn_box_reg", "loss_box_reg")]
+    for one in figures[1:]:
+        assert [one[at] for at in place] == pytest.approx([figures[0][at] for at in place], rel=1e-4)
+
+
+def out_of_memory_with_more_than(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a pass of more than so many images fail; return a list of how many passed, in the order of the passes."""
+    passed: list[int] = []
+    plain = losses.losses
+
+    def limited(model: Any, images: list[Tensor], *given: Any) -> dict[str, Tensor]:
+        passed.append(len(images))
+        found = plain(model, images, *given)
+        if len(images) > most:
+            # As it happens on the way back: some gradients are there already.
+            torch.autograd.backward(list(found.values()), retain_graph=True)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return found
+
+    monkeypatch.setattr(step, "losses", limited)
+    return passed
+
+
+def test_where_memory_runs_out_fewer_images_pass_at_once_and_the_step_is_taken_whole(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = batch_of(dataset, 4)
+    expected = made_step(dataset, 1)
+    for _ in range(2):
+        torch.manual_seed(3)
+        expected.add_gradients(batch, 4)
+    taken = made_step(dataset, 4)
+    passed = out_of_memory_with_more_than(1, monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        taken(batch, 4, 0.0)
+    assert passed == [4, 2, 1, 1, 1, 1]
+    assert taken.at_once == 1
+    assert [one.getMessage() for one in caplog.records] == [
+        f"out of memory: going on with {count} images at once, the batch as it is" for count in (2, 1)
+    ]
+    torch.manual_seed(3)
+    taken.add_gradients(batch, 4)
+    assert passed[6:] == [1, 1, 1, 1], "it tries again what did not fit"
+
+
+def test_after_memory_ran_out_the_gradient_is_that_of_the_smaller_passes_alone(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_of(dataset, 4)
+    plain = made_step(dataset, 2)
+    taken = made_step(dataset, 4)
+    draws = iter([9, 1, 2])
+    passed = out_of_memory_with_more_than(2, monkeypatch)
+    limited = step.losses
+
+    def seeded(*given: Any) -> dict[str, Tensor]:
+        torch.manual_seed(next(draws))
+        return limited(*given)
+
+    monkeypatch.setattr(step, "losses", seeded)
+    taken.add_gradients(batch, 4)
+    draws = iter([1, 2])
+    plain.add_gradients(batch, 4)
+    assert passed == [4, 2, 2, 2, 2]
+    wanted = gradients_of(plain.model)
+    for name, one in gradients_of(taken.model).items():
+        torch.testing.assert_close(one, wanted[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_memory_that_does_not_hold_one_image_is_the_end(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = made_step(dataset, 1)
+    out_of_memory_with_more_than(0, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        taken(batch_of(dataset, 4), 4, 0.0)
+
+
+def test_other_errors_are_not_taken_for_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(step, "losses", broken)
+    taken = made_step(dataset, 4)
+    with pytest.raises(RuntimeError, match="multiplied"):
+        taken(batch_of(dataset, 4), 4, 0.0)
+    assert taken.at_once == 4
+
+
+def test_the_averaged_weights_follow_as_the_recurrence_says() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    averaged = copy.deepcopy(model)
+    expected = {name: one.clone().double() for name, one in model.state_dict().items()}
+    for steps in (1, 2, 3, 50, 10**6):
+        with torch.no_grad():
+            for one in model.parameters():
+                one.normal_()
+        model.train()(torch.randn(4, 3))
+        follow(averaged, model, steps)
+        decay = min(EMA_DECAY, (1 + steps) / (10 + steps))
+        for name, one in model.state_dict().items():
+            moved = decay * expected[name] + (1 - decay) * one.double()
+            expected[name] = moved if one.is_floating_point() else one.clone().double()
+    for name, found in averaged.state_dict().items():
+        torch.testing.assert_close(found.double(), expected[name], atol=1e-5, rtol=1e-5)
+    assert int(averaged[1].num_batches_tracked) == 5  # type: ignore[arg-type]
+
+
+def test_a_step_lets_the_average_follow(dataset: Path) -> None:
+    taken = made_step(dataset)
+    taken.averaged = copy.deepcopy(taken.model)
+    first = {name: one.clone() for name, one in taken.model.state_dict().items()}
+    taken(batch_of(dataset, 2), 2, 0.0)
+    assert taken.taken == 1
+    for name, one in taken.averaged.state_dict().items():
+        expected = first[name] * 2 / 11 + taken.model.state_dict()[name] * 9 / 11
+        torch.testing.assert_close(one, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_the_validation_loss_is_the_same_each_time_and_touches_neither_weights_nor_random_state(
+    dataset: Path, norm: Any
+) -> None:
+    torch.manual_seed(0)
+    model: Any = build(ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, norm=norm, proposals=20))
+    train_in(model, CPU, torch.float32)
+    taken = made_step(dataset, 1, model)
+    items = loader.SplitDataset(read_split(dataset, "val"), SPEC)
+    batches = loader.make_loader(items, loader.Order(2, 2, seed=None), workers=0, pin=False)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = torch.get_rng_state()
+    found = [loop._validation_loss(model, batches, taken, seed=7) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found[0] == found[1]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_validation_loss_that_is_not_finite_is_null_and_stops_nothing(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = losses.losses
+
+    def infinite_without_gradients(*given: Any) -> dict[str, Tensor]:
+        found = plain(*given)
+        return found if torch.is_grad_enabled() else {name: value * math.inf for name, value in found.items()}
+
+    monkeypatch.setattr(loop, "losses", infinite_without_gradients)
+    assert train(settings(dataset)).history["val_loss"] == [None]

@@ -1,0 +1,141 @@
+"""Masks at the size at which the network sees them: exact at their own, else the pixels whose centres they cover."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flawmask.coco import annotation
+from flawmask.masks import Mask, as_rle, box_of, encode, to_rle
+from flawmask.training.targets import make_target, mask_at
+
+SIZES = st.tuples(st.integers(8, 60), st.integers(8, 60))
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> Mask:
+    """A mask with a few blobs, some one pixel wide, some with a hole, some at an edge."""
+    height, width = draw(SIZES)
+    mask = np.zeros((height, width), dtype=bool)
+    for _ in range(draw(st.integers(1, 3))):
+        y, x = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+        mask[y : y + draw(st.integers(1, 25)), x : x + draw(st.integers(1, 25))] = True
+    if draw(st.booleans()):
+        y, x = draw(st.integers(0, height - 3)), draw(st.integers(0, width - 3))
+        keep = mask.copy()
+        mask[y : y + 3, x : x + 3] = False
+        mask = mask if mask.any() else keep
+    return mask
+
+
+def in_place(found: tuple[Mask, int, int], resized: tuple[int, int]) -> Mask:
+    crop, left, top = found
+    whole = np.zeros(resized, dtype=bool)
+    whole[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+    return whole
+
+
+def at_centres(mask: Mask, resized: tuple[int, int]) -> Mask:
+    """Return the mask at another size: a pixel is set where its centre lies in a pixel of the mask."""
+    rows = [int((row + 0.5) * mask.shape[0] / resized[0]) for row in range(resized[0])]
+    columns = [int((column + 0.5) * mask.shape[1] / resized[1]) for column in range(resized[1])]
+    return mask[np.ix_(rows, columns)]
+
+
+@given(masks(), st.booleans())
+def test_at_its_own_size_a_mask_is_exact(mask: Mask, as_polygons: bool) -> None:
+    segmentation = encode(mask) if as_polygons else to_rle(mask)
+    found = mask_at(segmentation, to_rle(mask), mask.shape, mask.shape)
+    assert (in_place(found, mask.shape) == mask).all()
+
+
+@given(masks(), SIZES)
+@settings(max_examples=200)
+def test_at_another_size_an_rle_is_taken_at_the_centres_of_the_pixels(mask: Mask, resized: tuple[int, int]) -> None:
+    found = in_place(mask_at(to_rle(mask), to_rle(mask), mask.shape, resized), resized)
+    expected = at_centres(mask, resized)
+    if expected.any():
+        assert (found == expected).all()
+    else:
+        assert found.any()
+
+
+@given(masks(), SIZES)
+@settings(max_examples=200)
+def test_at_another_size_polygons_are_the_same_but_for_pixels_along_their_edges(
+    mask: Mask, resized: tuple[int, int]
+) -> None:
+    found = in_place(mask_at(encode(mask), to_rle(mask), mask.shape, resized), resized)
+    expected = at_centres(mask, resized)
+    assert found.any()
+    if expected.any():
+        # A fifth of a pixel is what pycocotools tells apart: nothing but neighbours of an edge may differ.
+        square = np.ones((3, 3), np.uint8)
+        inner, outer = (edit(expected.astype(np.uint8), square) > 0 for edit in (cv2.erode, cv2.dilate))
+        assert found[inner].all()
+        assert not found[~outer].any()
+
+
+def test_in_the_mean_polygons_and_centres_differ_by_few_pixels() -> None:
+    random = np.random.default_rng(0)
+    differing = outline = 0
+    for _ in range(300):
+        height, width = random.integers(30, 60, 2).tolist()
+        mask = np.zeros((height, width), dtype=bool)
+        y, x = int(random.integers(0, height - 12)), int(random.integers(0, width - 12))
+        mask[y : y + int(random.integers(6, 12)), x : x + int(random.integers(6, 12))] = True
+        resized = (int(random.integers(30, 90)), int(random.integers(30, 90)))
+        found = in_place(mask_at(encode(mask), to_rle(mask), mask.shape, resized), resized)
+        expected = at_centres(mask, resized)
+        differing += int((found != expected).sum())
+        outline += 2 * sum(box_of(expected)[2:])
+    assert differing < 0.15 * outline
+
+
+@given(masks(), SIZES, st.booleans())
+@settings(max_examples=200)
+def test_a_window_has_an_empty_margin_but_at_the_edges_of_the_image(
+    mask: Mask, resized: tuple[int, int], as_polygons: bool
+) -> None:
+    crop, left, top = mask_at(encode(mask) if as_polygons else to_rle(mask), to_rle(mask), mask.shape, resized)
+    bottom, right = top + crop.shape[0], left + crop.shape[1]
+    assert 0 <= top < bottom <= resized[0]
+    assert 0 <= left < right <= resized[1]
+    assert top == 0 or not crop[0].any()
+    assert left == 0 or not crop[:, 0].any()
+    assert bottom == resized[0] or not crop[-1].any()
+    assert right == resized[1] or not crop[:, -1].any()
+
+
+@pytest.mark.parametrize("as_polygons", [False, True])
+@pytest.mark.parametrize("column", [0, 1, 57, 198, 199])
+def test_a_scratch_thinner_than_a_pixel_is_a_pixel_wide(column: int, as_polygons: bool) -> None:
+    mask = np.zeros((200, 200), dtype=bool)
+    mask[40:160, column] = True
+    found = in_place(
+        mask_at(encode(mask) if as_polygons else to_rle(mask), to_rle(mask), (200, 200), (50, 50)), (50, 50)
+    )
+    columns = np.flatnonzero(found.any(axis=0))
+    assert columns.tolist() == [column // 4]
+    assert found[10:40, column // 4].all()
+
+
+def test_a_polygon_that_reaches_out_of_its_image_is_cut_off_there() -> None:
+    ring = [-10.0, 5.0, 30.0, 5.0, 30.0, 40.0, -10.0, 40.0]
+    rle = as_rle([ring], 32, 24)  # type: ignore[list-item]  # of other programs, which write fractions
+    crop, left, top = mask_at([ring], rle, (32, 24), (64, 48))  # type: ignore[list-item]
+    whole = in_place((crop, left, top), (64, 48))
+    assert whole[11:, :].all()
+    assert not whole[:9, :].any()
+
+
+def test_boxes_lie_along_the_edges_of_masks_and_scale_with_the_image() -> None:
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[10:12, 30:45] = True
+    record: dict[str, Any] = annotation(mask, id=1, image_id=7, category_id=3)
+    target = make_target([record], {3: 2}, 7, (40, 60), (60, 120), "an image")
+    assert target["boxes"].tolist() == [[60, 15, 90, 18]]
+    assert (target["labels"].tolist(), target["image_id"].tolist()) == ([2], [7])
