@@ -1,6 +1,6 @@
 """Runs all benchmarks and writes docs/benchmarks.md: `python benchmarks`, or `make bench`.
 
-What can be left out is said in the file: anomalib, where no Python that has it is named, and a GPU, where there is none.
+What is left out is said in the file: anomalib, where no Python that has it is named, and a GPU, where there is none.
 """
 
 import argparse
@@ -47,11 +47,13 @@ def main() -> None:
 def machine() -> str:
     """Return what all this was measured on, as a paragraph."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: nothing here was measured on one"
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "opencv-python-headless"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "opencv-python-headless")
+    )
     return (
         f"Measured on {date.today():%Y-%m-%d} by `make bench`: {os.cpu_count()} cores of {processor()}, "
-        f"{platform.system()}, Python {platform.python_version()}, {packages}; {gpu}. What is compared takes turns, each in a "
-        "process of its own; shown are medians, their ratios, and peak memory, imports included."
+        f"{platform.system()}, Python {platform.python_version()}, {packages}; {gpu}. What is compared takes turns, "
+        "each in a process of its own; shown are medians, their ratios, and peak memory, imports included."
     )
 
 

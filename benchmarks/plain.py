@@ -4,7 +4,7 @@ The loop of the "TorchVision Object Detection Finetuning Tutorial" and of torchv
 float32 (with autocast on a GPU), full-size masks, torchvision's own RoIAlign, 512 regions per image, SGD, and one image
 at a time at inference. Data set, network and weights are the same as Flawmask's.
 
-    python benchmarks/plain.py --dataset_dir DATA --output_dir RUN --minutes 45 --arch maskrcnn_resnet18_fpn --image_size 224
+    python benchmarks/plain.py --dataset_dir DATA --output_dir RUN --minutes 45 --image_size 224
 
 trains for that long and leaves a `best.pt` that `flawmask evaluate` judges.
 """

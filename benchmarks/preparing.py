@@ -72,9 +72,9 @@ def image_tables(folder: Path, images: int, size: int, rounds: int) -> str:
     for title, names in loops.items():
         results = compared(list(names), folder / "all", rounds)
         for name in names:
-            results[name]["figures"]["MB, a quarter of the images"] = compared([name], folder / "quarter", 1)[name][
-                "megabytes"
-            ]
+            results[name]["figures"]["peak memory on a quarter of the images, MB"] = compared(
+                [name], folder / "quarter", 1
+            )[name]["megabytes"]
         text += [f"### {title.capitalize()}\n", *table(names, results), ""]
     return "\n".join(text)
 

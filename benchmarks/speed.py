@@ -11,7 +11,6 @@ measured there too, the plain way with autocast.
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -35,12 +34,10 @@ from flawmask.evaluation.measure import quick_figures
 from flawmask.inference.predictor import Instance, Prediction, Predictor
 from flawmask.masks import to_rle
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec, freeze
-from flawmask.model.weights import Pretrained
+from flawmask.model.build import ModelSpec, build, freeze
 from flawmask.runtime import choose_precision
 from flawmask.training.config import TrainConfig
 from flawmask.training.loader import SplitDataset
-from flawmask.training.losses import losses
 from flawmask.training.loop import train
 from flawmask.training.start import ready
 from flawmask.training.step import make_step
@@ -118,7 +115,7 @@ def peak_megabytes(device: str) -> float:
 
 def train_part(folder: Path, options: argparse.Namespace) -> None:
     """Print how long a training step takes."""
-    print(f"## Training\n\nA step with frozen norms and five trainable stages less two; {options.rounds} rounds.\n")
+    print(f"## Training\n\nFrozen norms, three of the backbone's five stages learning, SGD; {options.rounds} rounds.\n")
     rows = []
     for device in devices():
         for arch, size, batch in NETWORKS:
@@ -192,8 +189,6 @@ def measure_training(
     spec = spec_of(arch, size, split)
     dtype = choose_precision("auto", where)
     torch.manual_seed(0)
-    from flawmask.model.build import build
-
     model = ready(config, build(spec), where, dtype, is_pretrained=True)
     step = make_step(config, model, where, dtype, 1, True, at_once=batch)
     items = SplitDataset(split, spec)
@@ -236,8 +231,6 @@ def loss_part(folder: Path, _: argparse.Namespace) -> None:
     config = TrainConfig(dataset_dir=data, output_dir=data, weights="none", roi_samples=512)
     torch.manual_seed(0)
     plain = plain_network(spec).train()
-    from flawmask.model.build import build
-
     model = build(spec)
     model.load_state_dict(plain.state_dict())
     dtype = choose_precision("auto", cpu)
@@ -268,7 +261,12 @@ def loss_part(folder: Path, _: argparse.Namespace) -> None:
         f"category, 160 px, AdamW), 512 regions an image in both; plain in float32, Flawmask in {precision}.\n"
     )
     lines = [
-        [f"{at * STEPS // 4 + 1} to {(at + 1) * STEPS // 4}", f"{one:.4f}", f"{other:.4f}", f"{100 * (other / one - 1):+.1f} %"]
+        [
+            f"{at * STEPS // 4 + 1} to {(at + 1) * STEPS // 4}",
+            f"{one:.4f}",
+            f"{other:.4f}",
+            f"{100 * (other / one - 1):+.1f} %",
+        ]
         for at, (one, other) in enumerate(means)
     ]
     whole = means.mean(axis=0)
@@ -292,21 +290,23 @@ def sampling_part(folder: Path, options: argparse.Namespace) -> None:
     rows = []
     split = read_split(data, "val")
     for name, samples in (("512 an image, as torchvision", 512), ("as many as the image has use for", None)):
-        figures, seconds = [], []
+        figures, seconds, waiting = [], [], []
         for seed in range(options.seeds):
             begun = time.perf_counter()
-            run_dir = train(TrainConfig(**settings, output_dir=folder / "run", roi_samples=samples, seed=seed)).run_dir
+            done = train(TrainConfig(**settings, output_dir=folder / "run", roi_samples=samples, seed=seed))
             seconds.append(time.perf_counter() - begun)
-            predictor = Predictor(run_dir / "best.pt", "cpu")
+            waiting += done.history["waiting"]
+            predictor = Predictor(done.run_dir / "best.pt", "cpu")
             figures.append(quick_figures(split, predict_split(predictor.network, predictor.spec, split)[0]))
         shown = [[100 * one[key] for one in figures] for key in ("f1", "segm_ap")]
         cells = [f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" for values in shown]
-        rows.append([name, *cells, f"{statistics.median(seconds):.0f}"])
+        rows.append([name, *cells, f"{statistics.median(seconds):.0f}", f"{100 * statistics.median(waiting):.1f}"])
     print(
-        f"### Fewer regions\n\nThe demo category, resnet18_fpn from nothing, 160 px, 6 epochs, {options.seeds} seeds each: "
-        f"mean, lowest and highest on {len(split.images)} validation images.\n"
+        f"### Fewer regions\n\nThe demo category, resnet18_fpn from nothing, 160 px, 6 epochs, {options.seeds} seeds "
+        f"each: mean, lowest and highest on {len(split.images)} validation images.\n"
     )
-    print(table(["regions the heads learn on", "F1, %", "mask AP, %", "seconds of training"], rows) + "\n")
+    costs = ["seconds of training", "of these waiting for images, %"]
+    print(table(["regions the heads learn on", "F1, %", "mask AP, %", *costs], rows) + "\n")
 
 
 # Inference
@@ -352,7 +352,16 @@ def infer_part(folder: Path, options: argparse.Namespace) -> None:
                 cost = [f"{one['seconds']:.3f}", f"{plain['seconds'] / one['seconds']:.2f}", f"{one['megabytes']:.0f}"]
                 first = f"{title}, {device}" if one is plain else ""
                 rows.append([first, name, *cost, f"{one['instances']:.1f}", *(shown if model is small else ["", ""])])
-    heads = ["", "", "seconds per image", "times as fast", "peak memory, MB", "instances per image", "F1, %", "mask AP, %"]
+    heads = [
+        "",
+        "",
+        "seconds per image",
+        "times as fast",
+        "peak memory, MB",
+        "instances per image",
+        "F1, %",
+        "mask AP, %",
+    ]
     print(table(heads, rows) + "\n")
 
 
@@ -388,7 +397,9 @@ def measure_plain_inference(model: str, data: str, device: str) -> Record:
             (found,) = network([image.to(where)])
         found = {name: tensor.float().cpu() for name, tensor in found.items()}
         instances = []
-        for label, score, box, mask in zip(*(found[key] for key in ("labels", "scores", "boxes", "masks")), strict=True):
+        for label, score, box, mask in zip(
+            *(found[key] for key in ("labels", "scores", "boxes", "masks")), strict=True
+        ):
             pixels = (mask[0] > 0.5).numpy()
             corners = tuple(box.tolist())
             instances.append(
@@ -399,9 +410,7 @@ def measure_plain_inference(model: str, data: str, device: str) -> Record:
     return judged(split, predictions, seconds[1:], device)
 
 
-def measure_inference(
-    model: str, data: str, device: str, precision: Any, max_proposals: int | None = None
-) -> Record:
+def measure_inference(model: str, data: str, device: str, precision: Any, max_proposals: int | None = None) -> Record:
     """Return the same of Flawmask's `predict_split`."""
     predictor = Predictor(Path(model), device, precision=precision, max_proposals=max_proposals)
     split = read_split(Path(data), "val")
@@ -435,5 +444,4 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
 }
 
 if __name__ == "__main__":
-    print(f"<!-- torch {torch.__version__}, {platform.machine()} -->", file=sys.stderr)
     main()

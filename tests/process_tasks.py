@@ -21,6 +21,7 @@ def speak(team: Processes, folder: Path) -> None:
     """Use every way in which processes speak to each other, and write down what came of it."""
     tensors = [torch.tensor([1.0, 2.0]) * 10**team.rank, torch.full((2, 2), float(team.rank)).t()]
     team.add_up(tensors)
+    team.add_up([])
     made: list[int] = []
 
     def make() -> str:
@@ -51,7 +52,8 @@ def seeded_losses(model: Any, images: list[Tensor], targets: list[Any], *given: 
 
 def take_steps(team: Processes, folder: Path) -> None:
     """Take two steps on the four images, one passing at a time, and write down figures and weights."""
-    step.losses = seeded_losses  # type: ignore[attr-defined]
+    with_losses: Any = step
+    with_losses.losses = seeded_losses
     torch.manual_seed(0)
     model = build(SPEC).train()
     config = settings(folder / "data", optimizer="sgd", scheduler="constant", warmup_steps=0)

@@ -9,13 +9,13 @@ import torchvision
 
 from flawmask.errors import FlawmaskError
 from flawmask.runtime import (
-    Precision,
     choose_device,
     choose_precision,
     is_out_of_memory,
     refuse_wrong_gradients,
     seed_everything,
 )
+from flawmask.settings import Precision
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:0"), torch.device("mps")
 

@@ -47,7 +47,7 @@ class Processes:
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes, in one exchange; all must be of one type and device."""
-        if self.count == 1:
+        if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         with _peers_alive():

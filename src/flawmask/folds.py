@@ -131,8 +131,8 @@ def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple
     predictions: list[Prediction] = []
     parts = [read_split(folder, "val") for folder in folders]
     for fold, part in enumerate(parts, start=1):
-        predictor = Predictor(run_dir / f"fold_{fold}" / "best.pt", config.device, precision=config.precision)
-        predictions += predict_split(predictor.network, predictor.spec, part)[0]
+        predictor = Predictor.of(run_dir / f"fold_{fold}" / "best.pt", config)
+        predictions += predict_split(predictor.network, predictor.spec, part, config.inference_batch_size)[0]
     with whole_folder(run_dir / POOLED) as folder:
         (folder / "images").mkdir()
         for part in parts:

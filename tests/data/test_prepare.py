@@ -125,6 +125,11 @@ def test_an_instance_is_a_connected_region_or_all_of_the_mask(tiny_category: Mak
 
 def test_annotations_are_those_of_each_region_laid_out_on_its_own_in_reading_order(tiny_category: Make) -> None:
     folder = tiny_category(good=2, crack=8)
+    bowl = np.zeros((14, 18), np.uint8)  # begins behind the dot in it, and has the leftmost of the upper pixels
+    bowl[[4, 5, 6, 6, 6, 6, 5, 4], [3, 3, 4, 5, 6, 7, 8, 9]] = 255
+    bowl[4, 3] = 0
+    bowl[4, 5] = 255
+    write_mask(folder / "ground_truth/crack/000_mask.png", bowl)
     prepared = run(folder)
     by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in records(prepared)}
     for record in records(prepared, "annotations"):

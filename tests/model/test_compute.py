@@ -31,8 +31,8 @@ def lively(spec: ModelSpec, seed: int = 0) -> Any:
             with torch.no_grad():
                 module.weight.uniform_(0.7, 1.3)
                 module.bias.normal_(0, 0.1)
-                module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr, operator]
-                module.running_var.uniform_(0.7, 1.3)  # type: ignore[union-attr, operator]
+                module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.7, 1.3)  # type: ignore[union-attr]
     return model
 
 
@@ -191,7 +191,7 @@ def test_in_bfloat16_scores_are_float32_and_do_not_tie() -> None:
     together = torch.cat(scores)
     high = together[together > 0.5]
     assert len(high) > 20
-    assert len(high.unique()) > 0.9 * len(high)
+    assert len(set(high.tolist())) > 0.9 * len(high)
     assert float((high.bfloat16().float() != high).float().mean()) > 0.9
 
 
@@ -202,4 +202,4 @@ def test_anchors_are_float32_whatever_the_features_are() -> None:
     fast.rpn.anchor_generator.register_forward_hook(lambda _, __, output: made.extend(output))
     detections(fast, torch.rand(3, 300, 300))
     assert made[0].dtype == torch.float32
-    assert len(made[0][:, 0].unique()) > 200
+    assert len(set(made[0][:, 0].tolist())) > 200

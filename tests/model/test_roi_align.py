@@ -105,7 +105,7 @@ def test_images_without_a_region_have_none_and_every_level_a_gradient(counts: tu
     maps = pyramid()
     pooled = PyramidRoIAlign(NAMES, [7, 7], 2)(maps, [random_boxes(count) for count in counts], SIZES)
     assert pooled.shape == (sum(counts), 5, 7, 7)
-    pooled.sum().backward()  # type: ignore[no-untyped-call]
+    pooled.sum().backward()
     for name in NAMES:
         assert maps[name].grad is not None
     assert_same([random_boxes(count) for count in counts], 7, 2, 4)
@@ -121,7 +121,7 @@ def test_of_bfloat16_features_sums_and_gradients_are_added_up_in_float32() -> No
     in_float32 = {name: one.detach().float().requires_grad_() for name, one in maps.items()}
     expected = MultiScaleRoIAlign(NAMES, [7, 7], 2)(in_float32, boxes, SIZES)
     torch.testing.assert_close(pooled, expected, atol=1e-5, rtol=1e-5)
-    pooled.sum().backward()  # type: ignore[no-untyped-call]
+    pooled.sum().backward()
     expected.sum().backward()
     gradient, wanted = maps["0"].grad, in_float32["0"].grad
     assert gradient is not None

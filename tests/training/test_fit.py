@@ -1,6 +1,7 @@
 """What fits into the memory and the time that there are."""
 
 import json
+import math
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,9 @@ import torch
 from stained_plates import make_dataset, settings
 
 from flawmask.coco import CocoSplit, read_split
-from flawmask.errors import FlawmaskError
+from flawmask.distributed import Processes
 from flawmask.model.weights import Pretrained
-from flawmask.training import fit
-from flawmask.training.config import seconds_in
+from flawmask.training import fit, loop
 from flawmask.training.fit import Trial, image_size_for, largest_batch
 from flawmask.training.loop import train
 
@@ -30,22 +30,6 @@ def dataset(tmp_path: Path) -> Path:
 def trial(dataset: Path, training: CocoSplit | None = None, **changes: Any) -> Trial:
     split = training or read_split(dataset, "train")
     return Trial(settings(dataset, **changes), split, NOTHING, torch.device("cpu"), torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("45m", 2700), ("1h30m", 5400), ("90s", 90), ("2700", 2700), (" 2h ", 7200), ("1h1m1s", 3661), ("0h5m", 300)],
-)
-def test_a_time_is_read_as_people_write_it(text: str, seconds: int) -> None:
-    assert seconds_in(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0m", "abc", "-5m", "5 minutes", "1.5h", "m", "30m1h", "0"])
-def test_what_is_no_time_is_refused(dataset: Path, text: str) -> None:
-    with pytest.raises(FlawmaskError, match=r"--time_budget is .*: give a time such as 45m, 1h30m or 90s"):
-        seconds_in(text)
-    with pytest.raises(FlawmaskError, match="--time_budget is"):
-        settings(dataset, time_budget=text)
 
 
 def test_fewer_images_pass_at_once_where_there_is_less_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,11 +52,25 @@ def test_where_the_system_does_not_say_what_is_free_all_pass_at_once(
 def test_what_an_image_takes_is_measured(dataset: Path) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("only Linux says it")
+    fit._let_go(torch.device("cpu"))
     before = fit._peak_memory()
     taken = torch.ones(50_000_000)
     del taken
     assert fit._peak_memory(since_start=True) - before > 150_000_000
     assert fit.free_memory() > 0
+
+
+@pytest.mark.slow
+def test_what_an_image_takes_does_not_depend_on_what_was_tried_before(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux says it")
+    tried = trial(dataset)
+    monkeypatch.setattr(fit, "free_memory", lambda: 10**10)
+    alone = largest_batch(tried, 256, 1000)
+    fit._seconds_per_image(tried, 256, 4, 4)
+    assert largest_batch(tried, 256, 1000) < 2 * alone
 
 
 def test_trying_changes_nothing_of_what_is_drawn_afterwards(dataset: Path) -> None:
@@ -194,3 +192,30 @@ def test_a_time_budget_chooses_the_image_size_by_trying(dataset: Path) -> None:
     written = json.loads((done.run_dir / "config.json").read_text())
     assert written["model"]["image_size"] == 96  # the images have 72 pixels
     assert len(done.history["epoch"]) >= 1
+
+
+def test_a_time_budget_decides_when_it_ends(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
+    done = train(settings(dataset, epochs=1000, time_budget="8s"))
+    rates = done.history["learning_rate"]
+    assert len(rates) >= 1
+    assert rates[-1] < 0.3 * max(0.0005, *rates), "it did not end with the rate that a training ends with"
+    assert done.history["epoch"] == list(range(1, len(rates) + 1))
+    assert all(math.isfinite(value) for value in done.history["train_loss"])
+
+
+def test_a_budget_that_one_epoch_exceeds_ends_in_its_middle(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
+    shares = iter([0.0, 0.5, 1.2, 1.3, 1.4, 1.5])
+    monkeypatch.setattr(loop.Clock, "progress", lambda *_: next(shares))
+    done = train(settings(dataset, time_budget="1h", batch_size=1))
+    assert done.history["epoch"] == [1]
+    assert done.history["images_per_second"][0] == pytest.approx(2 / done.history["seconds"][0])
+
+
+def test_clocks_tell_steps_or_time() -> None:
+    by_steps = loop.Clock(8, None)
+    assert [by_steps.progress(taken, Processes()) for taken in (0, 2, 8)] == [0, 0.25, 1]
+    by_time = loop.Clock(None, 100.0, before=60.0)
+    assert by_time.progress(5, Processes()) == pytest.approx(0.6, abs=0.05)
+    assert by_time.seconds == pytest.approx(60, abs=5)

@@ -16,15 +16,15 @@ from mlflow import MlflowClient
 from stained_plates import make_dataset, make_split, part, same_weights, settings, weights_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from flawmask.distributed import Processes
 from flawmask.errors import FlawmaskError
 from flawmask.images import read_image
 from flawmask.inference.predictor import Predictor
 from flawmask.model import checkpoint
-from flawmask.training import fit, loader, loop
+from flawmask.training import loader, loop
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import Trained, train
 from flawmask.training.pictures import draw_train_batch
+from flawmask.training.step import Step
 
 CHECKPOINTS, PICTURES = "best.pt last.pt state.pt", "curves.png labels.png train_batch.jpg"
 RUN_FILES = sorted(f"{CHECKPOINTS} {PICTURES} config.json history.json training_images.json".split())
@@ -242,7 +242,7 @@ def test_the_batches_shown_are_those_that_the_network_learned_from_first(
 ) -> None:
     learned: list[list[int]] = []
     shown: list[list[int]] = []
-    step = loop.Step.__call__
+    step = Step.__call__
 
     def stepping(self: Any, batch: loader.Batch, total: int, progress: float) -> Any:
         learned.append([int(target["image_id"]) for target in batch[1]])
@@ -253,7 +253,7 @@ def test_the_batches_shown_are_those_that_the_network_learned_from_first(
         shown.extend([int(target["image_id"]) for target in targets] for _, targets in listed)
         draw_train_batch(network, listed, *given)
 
-    monkeypatch.setattr(loop.Step, "__call__", stepping)
+    monkeypatch.setattr(Step, "__call__", stepping)
     monkeypatch.setattr(loop, "draw_train_batch", drawing)
     train(settings(dataset, seed=3))
     assert shown == learned
@@ -379,41 +379,6 @@ def test_a_device_and_a_precision_that_are_not_there_are_refused(dataset: Path) 
     assert names(dataset.parent) == ["data"]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"epochs": 0},
-        {"batch_size": 0},
-        {"lr": 0.0},
-        {"lr": math.nan},
-        {"lr": math.inf},
-        {"image_size": 63},
-        {"clip_norm": 0.0},
-        {"workers": -1},
-        {"warmup_steps": -1},
-        {"trainable_layers": 6},
-        {"anchor_sizes": (0, 1, 2, 3, 4)},
-        {"seed": -1},
-        {"max_detections": 0},
-        {"roi_samples": 0},
-        {"patience": 0},
-        {"effective_batch_size": 0},
-        {"cache_gb": -1.0},
-        {"cache_gb": math.nan},
-        {"time_budget": "soon"},
-    ],
-)
-def test_settings_out_of_range_are_refused_by_name(dataset: Path, wrong: dict[str, Any]) -> None:
-    with pytest.raises(FlawmaskError, match=f"--{next(iter(wrong))}"):
-        settings(dataset, **wrong)
-
-
-def test_neither_a_run_to_go_on_with_nor_a_data_set_is_refused(dataset: Path) -> None:
-    for missing in ("dataset_dir", "output_dir"):
-        with pytest.raises(FlawmaskError, match="name a --dataset_dir and an --output_dir, or --resume a run"):
-            settings(dataset, **{missing: None})
-
-
 @pytest.mark.parametrize("select_by", ["train_loss", "val_loss"])
 def test_patience_ends_a_training_that_no_longer_gets_better(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, select_by: str
@@ -490,41 +455,14 @@ def test_an_average_of_the_weights_is_what_is_judged_and_written(dataset: Path, 
 
 def test_the_effective_batch_size_is_what_a_step_learns_from(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[tuple[int, int]] = []
-    step = loop.Step.__call__
+    step = Step.__call__
 
     def stepping(self: Any, batch: loader.Batch, total: int, progress: float) -> Any:
         passes.append((len(batch[0]), self.at_once))
         return step(self, batch, total, progress)
 
-    monkeypatch.setattr(loop.Step, "__call__", stepping)
+    monkeypatch.setattr(Step, "__call__", stepping)
     done = train(settings(dataset, epochs=2, batch_size=2, effective_batch_size=4))
     assert passes == [(4, 2), (4, 2)]
     written = json.loads((done.run_dir / "config.json").read_text())
     assert (written["images_at_once"], written["images_per_step"], written["processes"]) == (2, 4, 1)
-
-
-def test_a_time_budget_decides_when_it_ends(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
-    done = train(settings(dataset, epochs=1000, time_budget="8s"))
-    rates = done.history["learning_rate"]
-    assert len(rates) >= 1
-    assert rates[-1] < 0.3 * max(0.0005, *rates), "it did not end with the rate that a training ends with"
-    assert done.history["epoch"] == list(range(1, len(rates) + 1))
-    assert all(math.isfinite(value) for value in done.history["train_loss"])
-
-
-def test_a_budget_that_one_epoch_exceeds_ends_in_its_middle(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
-    shares = iter([0.0, 0.5, 1.2, 1.3, 1.4, 1.5])
-    monkeypatch.setattr(loop.Clock, "progress", lambda *_: next(shares))
-    done = train(settings(dataset, time_budget="1h", batch_size=1))
-    assert done.history["epoch"] == [1]
-    assert done.history["images_per_second"][0] == pytest.approx(2 / done.history["seconds"][0])
-
-
-def test_clocks_tell_steps_or_time() -> None:
-    by_steps = loop.Clock(8, None)
-    assert [by_steps.progress(taken, Processes()) for taken in (0, 2, 8)] == [0, 0.25, 1]
-    by_time = loop.Clock(None, 100.0, before=60.0)
-    assert by_time.progress(5, Processes()) == pytest.approx(0.6, abs=0.05)
-    assert by_time.seconds == pytest.approx(60, abs=5)

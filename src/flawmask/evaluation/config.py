@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flawmask.errors import FlawmaskError
 from flawmask.inference.config import VerdictSettings
-from flawmask.settings import Classes, Device, Seed, require
+from flawmask.settings import Classes, Seed, require
 
 
 def parse_aim(aim: str) -> tuple[str, float]:
@@ -47,7 +47,7 @@ class EvaluateSettings(VerdictSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluateSettings, Seed, Device, Classes):
+class EvaluateConfig(EvaluateSettings, Seed, Classes):
     """Judge a labelled split: verdicts, average precision, and pictures of what went wrong."""
 
     model: Path

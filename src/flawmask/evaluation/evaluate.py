@@ -71,13 +71,7 @@ def _evaluate(config: EvaluateConfig, team: Processes) -> Evaluated:
     """Judge a split together with other processes, or alone; the first one writes."""
     check_output_folder(config.results_dir, "metrics.json", overwrite=True, what="evaluation", entries=ENTRIES)
     split = read_split(config.dataset_dir, config.split)
-    predictor = Predictor(
-        config.model,
-        config.device,
-        precision=config.precision,
-        score_floor=config.score_floor,
-        max_proposals=config.max_proposals,
-    )
+    predictor = Predictor.of(config.model, config)
     check_classes(predictor.spec, split.class_names, config.dataset_dir)
     classes = len(predictor.spec.classes)
     require(

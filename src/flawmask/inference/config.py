@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flawmask.settings import Device, Settings, require
+from flawmask.settings import Device, require
 
 SCORE_FLOOR = 0.05
 """Where `--score_floor` lies unless it is given: torchvision's own, low enough for average precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceSettings(Settings):
+class InferenceSettings(Device):
     """How the network looks at images: what makes it faster."""
 
     inference_batch_size: int | None = None
@@ -49,7 +49,7 @@ class VerdictSettings(InferenceSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(VerdictSettings, Device):
+class PredictConfig(VerdictSettings):
     """Find and outline the defects on images that nobody labelled.
 
     Exit status: 0; 2 if an image could not be read; with --fail_on_defect, 1 when there is a defect and all could.

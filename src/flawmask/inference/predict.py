@@ -61,13 +61,7 @@ def predict(config: PredictConfig) -> Predicted:
     check_output_folder(config.output, "predictions.json", overwrite=True, what="prediction", entries=ENTRIES)
     paths = find_images(config.input, config.output)
     region = _read_region(config.roi) if config.roi else None
-    predictor = Predictor(
-        config.model,
-        config.device,
-        precision=config.precision,
-        score_floor=config.score_floor,
-        max_proposals=config.max_proposals,
-    )
+    predictor = Predictor.of(config.model, config)
     conf = threshold.of(config.conf, config.model, config.min_area).value
     records: list[dict[str, Any]] = []
     with whole_folder(config.output) as folder:

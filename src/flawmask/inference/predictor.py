@@ -14,7 +14,7 @@ from torchvision.models.detection import MaskRCNN
 from flawmask import images, masks
 from flawmask.coco import GOOD
 from flawmask.errors import FlawmaskError
-from flawmask.inference.config import SCORE_FLOOR
+from flawmask.inference.config import SCORE_FLOOR, InferenceSettings
 from flawmask.inference.paste import grown, mask_changes, probabilities_in_box
 from flawmask.masks import Mask
 from flawmask.model import checkpoint
@@ -198,6 +198,17 @@ class Predictor:
         if max_proposals is not None:
             rpn = self.network.rpn
             rpn._pre_nms_top_n["testing"] = rpn._post_nms_top_n["testing"] = max_proposals
+
+    @classmethod
+    def of(cls, model: Path, settings: InferenceSettings) -> "Predictor":
+        """Load a checkpoint with the settings of a stage."""
+        return cls(
+            model,
+            settings.device,
+            precision=settings.precision,
+            score_floor=settings.score_floor,
+            max_proposals=settings.max_proposals,
+        )
 
     def __call__(self, image: str | Path | npt.NDArray[np.uint8]) -> Prediction:
         """Return what is on the image.

@@ -69,10 +69,11 @@ def for_inference(model: MaskRCNN, spec: ModelSpec, device: torch.device, dtype:
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """Yield each convolution directly under `module` that a norm with fixed statistics follows, and that norm."""
+    """Yield each convolution without a bias directly under `module` that a norm follows, and that norm."""
     children = list(module.children())
     for conv, norm in pairwise(children):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
+        is_pair = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
+        if is_pair and conv.bias is None:
             yield conv, norm
 
 
@@ -80,8 +81,6 @@ def _fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
     """Return the weight and bias of one convolution that does what the convolution and the norm do."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
-    if conv.bias is not None:
-        shift = shift + conv.bias * scale
     return conv.weight * scale[:, None, None, None], shift
 
 

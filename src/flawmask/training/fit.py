@@ -1,10 +1,12 @@
 """What fits into the memory and the time that there are: tried out on a network that is thrown away."""
 
+import ctypes
 import gc
 import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import torch
 from flawmask.coco import CocoSplit
 from flawmask.model.weights import Pretrained
 from flawmask.training.config import TrainSettings
-from flawmask.training.loader import Batch, SplitDataset
+from flawmask.training.loader import Batch, SplitDataset, resized_shapes
 from flawmask.training.start import spec_for, start
 from flawmask.training.step import Step, make_step
 
@@ -56,11 +58,15 @@ class Trial:
 
     def step(self, image_size: int, at_once: int) -> Step:
         """Return a step of a network of its own. It changes nothing of the training's."""
-        with torch.random.fork_rng():
-            spec = spec_for(self.config, self.training, self.given, image_size, at_once)
-            model = start(self.config, spec, self.given, self.device, self.dtype)
         is_pretrained = bool(self.given.state)
+        with self.own_draws():
+            spec = spec_for(self.config, self.training, self.given, image_size, at_once)
+            model = start(self.config, spec, self.given, self.device, self.dtype, is_pretrained=is_pretrained)
         return make_step(self.config, model, self.device, self.dtype, 1, is_pretrained, at_once=at_once)
+
+    def own_draws(self) -> AbstractContextManager[None]:
+        """Return a context that leaves the random state as it was."""
+        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
 
     def batch(self, image_size: int, places: Sequence[int]) -> Batch:
         """Return the images at these places."""
@@ -68,18 +74,12 @@ class Trial:
         items = [SplitDataset(self.training, spec)[place] for place in places]
         return [image for image, _ in items], [target for _, target in items]
 
-    def hardest(self, count: int) -> list[int]:
-        """Return the places of the images with the most pixels, of equals those with the most instances, repeated
-        where there are too few."""
-        records = self.training.images
-        order = sorted(
-            range(len(records)),
-            key=lambda at: (
-                records[at]["height"] * records[at]["width"],
-                len(self.training.annotations[records[at]["id"]]),
-            ),
-            reverse=True,
-        )
+    def hardest(self, image_size: int, count: int) -> list[int]:
+        """Return the places of the images that have the most pixels once they are resized, of equals those with the
+        most instances, repeated where there are too few."""
+        shapes = resized_shapes(self.training, spec_for(self.config, self.training, self.given, image_size, 1))
+        instances = [len(self.training.annotations[image["id"]]) for image in self.training.images]
+        order = sorted(range(len(shapes)), key=lambda at: (shapes[at][0] * shapes[at][1], instances[at]), reverse=True)
         return [order[at % len(order)] for at in range(count)]
 
 
@@ -89,14 +89,16 @@ def largest_batch(trial: Trial, image_size: int, most: int) -> int:
     On CUDA it is tried with the largest images. On a CPU, where a process that takes too much is killed, what one image
     takes is measured and divided into what is free; where that cannot be read (it can on Linux), it is `most`.
     """
-    with torch.random.fork_rng():
+    with trial.own_draws():
         step = trial.step(image_size, most)
         if trial.device.type == "cuda":
-            step.add_gradients(trial.batch(image_size, trial.hardest(most)), most)
+            # A whole step: the optimiser has its share of the memory too.
+            step(trial.batch(image_size, trial.hardest(image_size, most)), most, 0.0)
             fits = step.at_once
         else:
+            _let_go(trial.device)
             before = _peak_memory()
-            step.add_gradients(trial.batch(image_size, trial.hardest(1)), 1)
+            step.add_gradients(trial.batch(image_size, trial.hardest(image_size, 1)), 1)
             taken, free = _peak_memory(since_start=True) - before, free_memory()
             fits = most if not (free and taken > 0) else max(1, min(most, int(SPARE * free / taken)))
         del step
@@ -175,7 +177,7 @@ def image_size_for(trial: Trial, seconds: float, batch: int, at_once: int) -> in
 def _seconds_per_image(trial: Trial, image_size: int, batch: int, at_once: int) -> float:
     """Return how long a step takes, divided by its images; the second step, when all is in place."""
     places = np.random.default_rng(trial.config.seed).integers(0, len(trial.training.images), batch).tolist()
-    with torch.random.fork_rng():
+    with trial.own_draws():
         step = trial.step(image_size, at_once)
         items = trial.batch(image_size, places)
         for _ in range(2):
@@ -188,7 +190,12 @@ def _seconds_per_image(trial: Trial, image_size: int, batch: int, at_once: int) 
 
 
 def _let_go(device: torch.device) -> None:
-    """Give back the memory of a network that was tried out: it refers to itself, and would stay for a while."""
+    """Give back the memory of networks that were tried out, which refer to themselves and would stay for a while.
+
+    To the system too: what a process keeps for later is taken without a trace in its size.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    with suppress(AttributeError, OSError, TypeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)

@@ -30,7 +30,7 @@ from flawmask.evaluation.leak import content_digests, write_training_images
 from flawmask.evaluation.measure import quick_figures
 from flawmask.files import check_output_folder, read_json, write_json
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec, build
+from flawmask.model.build import ModelSpec, build, count_parameters
 from flawmask.model.compute import for_inference
 from flawmask.model.weights import Pretrained, pretrained
 from flawmask.progress import track
@@ -314,10 +314,15 @@ class _Run:
         return for_inference(self.kept, self.setup.spec, self.setup.device, self.setup.dtype)
 
     def add(self, figures: Mapping[str, Any]) -> bool:
-        """Add the figures of an epoch to the history and return whether it is the best so far."""
+        """Add the figures of an epoch to the history and return whether it is the best so far.
+
+        An epoch that a time budget cut to less than half is not: a loss of a few images says too little.
+        """
         for name, value in figures.items():
             self.history.setdefault(name, []).append(value)
         select_by = self.setup.config.select_by
+        if self.best_epoch and 2 * figures["seconds"] * figures["images_per_second"] < len(self.setup.training.images):
+            return False
         self.best_value, is_best = _compare(figures[select_by], self.best_value, select_by)
         if is_best:
             self.best_epoch = self.epoch
@@ -353,7 +358,9 @@ def _loader(setup: Setup, split: CocoSplit, stack: ExitStack, *, shuffle: bool) 
     """Return a loader of this process' share of a split; what it keeps on disk goes with the stack."""
     config, team = setup.config, setup.team
     shapes = loader.resized_shapes(split, setup.spec)
-    cache = stack.enter_context(pixel_cache(shapes, config.cache_gb))
+    # One limit for both splits and all processes.
+    both = len(setup.training.images) + (len(setup.validation.images) if setup.validation else 0)
+    cache = stack.enter_context(pixel_cache(shapes, config.cache_gb * len(shapes) / both / team.count))
     items = loader.SplitDataset(split, setup.spec, cache)
     seed = config.seed if shuffle else None
     order = loader.Order(len(items), setup.batch_size, seed=seed, rank=team.rank, processes=team.count)
@@ -364,7 +371,8 @@ def _step(setup: Setup, steps: int) -> Step:
     """Return the step with the network as it starts."""
     config = setup.config
     seed_everything(config.seed)
-    model = start(config, setup.spec, setup.given, setup.device, setup.dtype)
+    model = start(config, setup.spec, setup.given, setup.device, setup.dtype, is_pretrained=setup.is_pretrained)
+    log.info("%s learns %.1f million numbers on %s", config.arch, count_parameters(model) / 1e6, setup.device)
     step = make_step(
         config, model, setup.device, setup.dtype, steps, setup.is_pretrained, at_once=setup.at_once, team=setup.team
     )
@@ -446,7 +454,8 @@ def _share_statistics(step: Step) -> None:
     if step.team.count == 1:
         return
     networks = [step.model] if step.averaged is None else [step.model, step.averaged]
-    buffers = [one for network in networks for one in network.buffers() if one.is_floating_point()]
+    norms = [one for network in networks for one in network.modules() if isinstance(one, torch.nn.BatchNorm2d)]
+    buffers = [one for norm in norms for one in norm.buffers() if one.is_floating_point()]
     step.team.add_up(buffers)
     for one in buffers:
         one.div_(step.team.count)

@@ -6,7 +6,7 @@ import torch
 from torchvision.models.detection import MaskRCNN
 
 from flawmask.coco import CocoSplit
-from flawmask.model.build import ModelSpec, Norm, anchors_for, build, count_parameters, freeze, to_device
+from flawmask.model.build import ModelSpec, Norm, anchors_for, build, freeze, to_device
 from flawmask.model.compute import train_in
 from flawmask.model.weights import Pretrained, load_matching
 from flawmask.training.config import TrainSettings
@@ -50,16 +50,25 @@ def _norm(config: TrainSettings, given: Pretrained, at_once: int) -> Norm:
 
 
 def start(
-    config: TrainSettings, spec: ModelSpec, given: Pretrained, device: torch.device, dtype: torch.dtype
+    config: TrainSettings,
+    spec: ModelSpec,
+    given: Pretrained,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    is_pretrained: bool,
 ) -> MaskRCNN:
-    """Return the network in training mode, its weights loaded, its first stages frozen, on the device."""
+    """Return the network in training mode, its weights loaded, its first stages frozen, on the device.
+
+    A training that goes on is given no weights here, and may be pretrained all the same.
+    """
     model = build(spec)
     if given.state:
         filled, left = load_matching(model, given)
         log.info("%s: %d tensors loaded, %d left as drawn", given.source, filled, len(left))
         for line in left:
             log.info("  not loaded: %s", line)
-    return ready(config, model, device, dtype, is_pretrained=bool(given.state))
+    return ready(config, model, device, dtype, is_pretrained=is_pretrained)
 
 
 def ready(
@@ -67,6 +76,5 @@ def ready(
 ) -> MaskRCNN:
     """Return the network in training mode on the device, frozen where it does not learn, computing in `dtype`."""
     freeze(model, config.trainable_layers if config.trainable_layers is not None else 3 if is_pretrained else 5)
-    log.info("%s learns %.1f million numbers on %s", config.arch, count_parameters(model) / 1e6, device)
     train_in(to_device(model, device).train(), device, dtype)
     return model

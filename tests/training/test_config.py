@@ -1,0 +1,62 @@
+"""The settings of `train` check themselves."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stained_plates import settings
+
+from flawmask.errors import FlawmaskError
+from flawmask.training.config import seconds_in
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"lr": math.inf},
+        {"image_size": 63},
+        {"clip_norm": 0.0},
+        {"workers": -1},
+        {"warmup_steps": -1},
+        {"trainable_layers": 6},
+        {"anchor_sizes": (0, 1, 2, 3, 4)},
+        {"seed": -1},
+        {"max_detections": 0},
+        {"roi_samples": 0},
+        {"patience": 0},
+        {"effective_batch_size": 0},
+        {"cache_gb": -1.0},
+        {"cache_gb": math.nan},
+        {"time_budget": "soon"},
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(FlawmaskError, match=f"--{next(iter(wrong))}"):
+        settings(tmp_path, **wrong)
+
+
+def test_neither_a_run_to_go_on_with_nor_a_data_set_is_refused(tmp_path: Path) -> None:
+    for missing in ("dataset_dir", "output_dir"):
+        with pytest.raises(FlawmaskError, match="name a --dataset_dir and an --output_dir, or --resume a run"):
+            settings(tmp_path, **{missing: None})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("45m", 2700), ("1h30m", 5400), ("90s", 90), ("2700", 2700), (" 2h ", 7200), ("1h1m1s", 3661), ("0h5m", 300)],
+)
+def test_a_time_is_read_as_people_write_it(text: str, seconds: int) -> None:
+    assert seconds_in(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0m", "abc", "-5m", "5 minutes", "1.5h", "m", "30m1h", "0"])
+def test_what_is_no_time_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(FlawmaskError, match=r"--time_budget is .*: give a time such as 45m, 1h30m or 90s"):
+        seconds_in(text)
+    with pytest.raises(FlawmaskError, match="--time_budget is"):
+        settings(tmp_path, time_budget=text)
