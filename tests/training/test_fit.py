@@ -169,9 +169,9 @@ def test_two_sizes_are_timed_and_no_more(dataset: Path, monkeypatch: pytest.Monk
 def test_the_images_that_take_most_memory_are_tried(dataset: Path) -> None:
     split = sized(read_split(dataset, "train"), 100, 100, 3)
     split.images[1]["width"] = 160
-    assert trial(dataset, split).hardest(5)[0] == 1
-    assert sorted(trial(dataset, split).hardest(3)) == [0, 1, 2]
-    assert len(trial(dataset, split).hardest(5)) == 5
+    assert trial(dataset, split).hardest(64, 5)[0] == 1
+    assert sorted(trial(dataset, split).hardest(64, 3)) == [0, 1, 2]
+    assert len(trial(dataset, split).hardest(64, 5)) == 5
 
 
 @pytest.mark.slow

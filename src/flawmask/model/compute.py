@@ -72,8 +72,8 @@ def _pairs(module: nn.Module) -> Iterator[tuple[Any, Any]]:
     """Yield each convolution without a bias directly under `module` that a norm follows, and that norm."""
     children = list(module.children())
     for conv, norm in pairwise(children):
-        is_pair = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
-        if is_pair and conv.bias is None:
+        bare = isinstance(conv, nn.Conv2d) and getattr(conv, "bias", None) is None
+        if bare and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
             yield conv, norm
 
 
