@@ -193,7 +193,7 @@ def test_cross_validation_judges_every_image_once_and_goes_on_where_it_stopped(w
     state = json.loads((folder / "folds.json").read_text())
     assert state["done"] == [1, 2]
     (folder / "folds.json").write_text(json.dumps(state | {"done": [1]}))
-    (folder / "fold_2/history.json").unlink()  # as if the second training had been interrupted
+    (folder / "fold_2/state.pt").unlink()  # as if the second training had been interrupted in its first epoch
     first, second = ((folder / f"fold_{fold}/best.pt").stat().st_mtime_ns for fold in (1, 2))
     again = run_in(workplace, *command)
     assert "fold 1 of 2 was finished before" in again.stderr
