@@ -9,7 +9,6 @@ compared takes turns. Making and reading the input is not timed. anomalib need n
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from peak import peak_megabytes
 
 Figures = dict[str, float]
 Record = dict[str, Any]
@@ -142,9 +142,7 @@ def measure(what: str, folder: Path) -> Record:
     except ImportError:
         raise SystemExit(IMPORT_FAILED) from None
     seconds, figures = way(folder)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    megabytes = peak / (2**20 if sys.platform == "darwin" else 2**10)
-    return {"seconds": seconds, "megabytes": megabytes, "version": version, "figures": figures}
+    return {"seconds": seconds, "megabytes": peak_megabytes(), "version": version, "figures": figures}
 
 
 def prepare_flawmask() -> tuple[str, Callable[[Path], tuple[float, Figures]]]:

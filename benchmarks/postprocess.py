@@ -11,7 +11,6 @@ their pixels.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peak import peak_megabytes
 from torch import Tensor
 
 AT_ONCE = 5
@@ -72,8 +72,7 @@ def measure(what: str, detections: int, size: int) -> dict[str, Any]:
     """Return seconds, peak memory of this process, and how many pixels all masks have."""
     found = make_detections(detections, size)
     seconds, pixels = (with_flawmask if what == "flawmask" else with_torchvision)(found, size)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "pixels": pixels, "megabytes": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+    return {"seconds": seconds, "pixels": pixels, "megabytes": peak_megabytes()}
 
 
 def make_detections(count: int, size: int) -> dict[str, Tensor]:

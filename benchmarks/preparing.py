@@ -9,7 +9,6 @@ compared takes turns. Making the input and removing the output is not timed.
 import argparse
 import json
 import random
-import resource
 import shutil
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from peak import peak_megabytes
 
 Figures = dict[str, float]
 Record = dict[str, Any]
@@ -166,16 +166,7 @@ def measure(what: str, folder: Path, output: Path) -> Record:
     start, work = time.perf_counter(), time.process_time()
     count = way()
     seconds, work = time.perf_counter() - start, time.process_time() - work
-    return {"seconds": seconds, "cpu": work, "megabytes": peak_memory(), "figures": count or found_in(output)}
-
-
-def peak_memory() -> float:
-    """Return this process's peak in MB."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # what getrusage says on Linux includes the process that started this one
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return {"seconds": seconds, "cpu": work, "megabytes": peak_megabytes(), "figures": count or found_in(output)}
 
 
 def found_in(output: Path) -> Figures:

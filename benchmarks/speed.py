@@ -11,7 +11,6 @@ measured there too, the plain way with autocast.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peak import peak_megabytes
 from plain import PlainDataset, autocast, plain_network, plain_step
 
 from flawmask.coco import CocoSplit, read_split
@@ -103,11 +103,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def peak_megabytes(device: str) -> float:
-    """Return the most memory that this process had, on the device that it computed on."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+def peak_memory(device: str) -> float:
+    """Return the most megabytes that this process had, on the device that it computed on."""
+    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_megabytes()
 
 
 # Training
@@ -215,7 +213,7 @@ def timed(once: Callable[[int], float], batch: int, device: str, steps: int) -> 
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append((time.perf_counter() - begun) / batch)
-    return {"seconds": statistics.median(seconds), "megabytes": peak_megabytes(device), "loss": first}
+    return {"seconds": statistics.median(seconds), "megabytes": peak_memory(device), "loss": first}
 
 
 # The same losses
@@ -425,7 +423,7 @@ def measure_inference(model: str, data: str, device: str, precision: Any, max_pr
 def judged(split: CocoSplit, predictions: list[Prediction], seconds: list[float], device: str) -> Record:
     """Return what a measurement of inference says."""
     found = sum(len(one.instances) for one in predictions) / len(predictions)
-    cost = {"seconds": statistics.mean(seconds), "megabytes": peak_megabytes(device), "instances": found}
+    cost = {"seconds": statistics.mean(seconds), "megabytes": peak_memory(device), "instances": found}
     return cost | quick_figures(split, predictions)
 
 

@@ -87,6 +87,14 @@ def test_a_cut_out_mask_is_written_as_all_of_it_would_be(part: Mask, around: tup
         assert found == {"id": 1, "image_id": 2, "category_id": 3, "iscrowd": 0, **expected}
 
 
+def test_equal_coordinates_are_kept_once() -> None:
+    mask = np.pad(np.tri(9, dtype=bool), 1000)
+    first, second = (annotation(mask, id=1, image_id=1, category_id=2)["segmentation"][0] for _ in range(2))
+    assert first == second
+    assert len(first) > 30
+    assert all(one is other for one, other in zip(first, second, strict=True))
+
+
 def test_each_record_is_a_line_of_its_own(dataset: Path) -> None:
     lines = (dataset / "train/annotations.json").read_text().splitlines()
     records = [json.loads(line.removesuffix(",")) for line in lines if line.startswith('{"id"')]

