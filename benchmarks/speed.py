@@ -364,7 +364,8 @@ def infer_part(folder: Path, options: argparse.Namespace) -> None:
 
 
 def quiet_network(folder: Path, data: Path, size: int) -> Path:
-    """Return a checkpoint of a network that was not trained, but finds a handful of instances on an image."""
+    """Return a checkpoint of a network that was not trained and finds next to nothing: what is timed with it is the
+    network up to the box head."""
     path = folder / f"quiet_{size}.pt"
     if not path.is_file():
         torch.manual_seed(0)

@@ -270,7 +270,7 @@ def demo(config: DemoCommand) -> list[Finished]:
             arch="maskrcnn_resnet18_fpn",
             weights="none",
             image_size=160,
-            epochs=4,
+            epochs=6,
             augmentation_factor=1,
             proposals=200,
             overwrite=config.overwrite,
