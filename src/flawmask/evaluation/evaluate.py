@@ -259,6 +259,7 @@ def predict_split(
     """
 
     def read(image: Record) -> npt.NDArray[np.uint8]:
+        """Return the image's pixels after checking them against its record."""
         path = split.image_path(image)
         pixels = images.read_image(path)
         if pixels.shape[:2] != (image["height"], image["width"]):
@@ -267,6 +268,7 @@ def predict_split(
         return pixels
 
     def post(_: Record, seen: Seen | FlawmaskError) -> tuple[Prediction, tuple[float, float, float]]:
+        """Return the prediction and the seconds of reading, network and post-processing."""
         if isinstance(seen, FlawmaskError):
             raise seen
         start = time.perf_counter()
