@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from flawmask.coco import Cut, annotation, cut_annotation, cut_out, instance_masks, read_split, write_split
+from flawmask.coco import annotation, cut_annotation, instance_masks, read_split, write_split
 from flawmask.errors import FlawmaskError
-from flawmask.masks import Mask, box_of, encode
+from flawmask.masks import Cut, Mask, box_of, cut_out, encode
 
 MASK = np.zeros((6, 8), dtype=bool)
 MASK[1:4, 2:7] = True

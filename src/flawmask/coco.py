@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ import numpy as np
 from flawmask import masks
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json_lines
-from flawmask.masks import Mask
+from flawmask.masks import Cut, Mask, cut_out
 
 GOOD = "good"
 """The name of the class that is no defect. It takes no part in AP, image scores or overlays."""
@@ -72,27 +71,6 @@ def annotation(mask: Mask, *, id: int, image_id: int, category_id: int) -> Recor
     return cut_annotation(Cut(mask, 0, 0), height, width, id=id, image_id=image_id, category_id=category_id)
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A mask cut out of its image's, which is False everywhere else: a small defect costs nothing of a large image.
-
-    Attributes:
-        mask: (height, width) bool, the part that is cut out.
-        x: column of the image where the part's first column lies.
-        y: row of the image where the part's first row lies.
-    """
-
-    mask: Mask
-    x: int
-    y: int
-
-
-def cut_out(mask: Mask) -> Cut:
-    """Return the mask cut along its box; it must not be empty."""
-    x, y, width, height = masks.box_of(mask)
-    return Cut(mask[y : y + height, x : x + width], x, y)
-
-
 def cut_annotation(cut: Cut, height: int, width: int, *, id: int, image_id: int, category_id: int) -> Record:
     """Return the COCO annotation record of one instance of a (height, width) image; its mask must not be empty."""
     tight = cut_out(cut.mask)
@@ -105,28 +83,8 @@ def cut_annotation(cut: Cut, height: int, width: int, *, id: int, image_id: int,
         "bbox": [tight.x, tight.y, columns, rows],
         "area": int(np.count_nonzero(tight.mask)),
         "iscrowd": 0,
-        "segmentation": _segmentation(tight, height, width),
+        "segmentation": masks.encode_cut(tight, height, width),
     }
-
-
-def _segmentation(cut: Cut, height: int, width: int) -> masks.Segmentation:
-    """Return what `masks.encode` returns for the whole mask."""
-    rows, columns = cut.mask.shape
-    if cut.mask.all():  # as a good image's: no corner to look for in a million pixels
-        left, top, right, bottom = cut.x, cut.y, cut.x + columns, cut.y + rows
-        return [[left, top, right, top, right, bottom, left, bottom]]
-    polygons = masks.to_polygons(cut.mask)
-    if polygons is None:
-        whole = np.zeros((height, width), dtype=bool)
-        whole[cut.y : cut.y + rows, cut.x : cut.x + columns] = cut.mask
-        return masks.to_rle(whole)
-    return [[_kept_once(at + (cut.y if odd % 2 else cut.x)) for odd, at in enumerate(polygon)] for polygon in polygons]
-
-
-@cache
-def _kept_once(coordinate: int) -> int:
-    """Return the number, the same object for equal ones: all records together take half the memory."""
-    return coordinate
 
 
 def write_split(

@@ -5,6 +5,8 @@ coordinates are whole numbers from 0 to width and 0 to height and pycocotools ra
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import cv2
@@ -14,6 +16,27 @@ from pycocotools import mask as rle_tools
 
 Mask = npt.NDArray[np.bool_]
 Segmentation = list[list[int]] | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A mask cut out of its image's, which is False everywhere else: a small defect costs nothing of a large image.
+
+    Attributes:
+        mask: (height, width) bool, the part that is cut out.
+        x: column of the image where the part's first column lies.
+        y: row of the image where the part's first row lies.
+    """
+
+    mask: Mask
+    x: int
+    y: int
+
+
+def cut_out(mask: Mask) -> Cut:
+    """Return the mask cut along its box; it must not be empty."""
+    x, y, width, height = box_of(mask)
+    return Cut(mask[y : y + height, x : x + width], x, y)
 
 
 def components(mask: Mask) -> Iterator[Mask]:
@@ -26,6 +49,17 @@ def components(mask: Mask) -> Iterator[Mask]:
     for label in found[np.argsort(first_pixels)]:
         if label:
             yield labels == label
+
+
+def cut_components(mask: Mask) -> list[Cut]:
+    """Return what `components` yields, each region cut along its box; the mask must not be empty."""
+    whole = cut_out(mask)  # OpenCV takes thirty times as long for all of a mask as for the defect on it
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(whole.mask.astype(np.uint8), connectivity=8)
+    cuts = []
+    for label in range(1, count):
+        x, y, width, height = (int(side) for side in boxes[label, : cv2.CC_STAT_AREA])
+        cuts.append(Cut(labels[y : y + height, x : x + width] == label, whole.x + x, whole.y + y))
+    return sorted(cuts, key=lambda cut: (cut.y, cut.x + int(cut.mask[0].argmax())))
 
 
 def box_of(mask: Mask) -> tuple[int, int, int, int]:
@@ -54,6 +88,26 @@ def encode(mask: Mask) -> Segmentation:
     """
     polygons = to_polygons(mask)
     return to_rle(mask) if polygons is None else polygons
+
+
+def encode_cut(cut: Cut, height: int, width: int) -> Segmentation:
+    """Return what `encode` returns for the whole mask, of a (height, width) image."""
+    rows, columns = cut.mask.shape
+    if cut.mask.all():  # as a good image's: no corner to look for in a million pixels
+        left, top, right, bottom = cut.x, cut.y, cut.x + columns, cut.y + rows
+        return [[left, top, right, top, right, bottom, left, bottom]]
+    polygons = to_polygons(cut.mask)
+    if polygons is None:
+        whole = np.zeros((height, width), dtype=bool)
+        whole[cut.y : cut.y + rows, cut.x : cut.x + columns] = cut.mask
+        return to_rle(whole)
+    return [[_kept_once(at + (cut.y if odd % 2 else cut.x)) for odd, at in enumerate(polygon)] for polygon in polygons]
+
+
+@cache
+def _kept_once(coordinate: int) -> int:
+    """Return the number, the same object for equal ones: all records together take half the memory."""
+    return coordinate
 
 
 def decode(segmentation: Segmentation, height: int, width: int) -> Mask:

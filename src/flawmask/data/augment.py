@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 import flawmask
 from flawmask import images
-from flawmask.coco import CocoSplit, Cut, Record, cut_annotation, cut_out, instance_masks, read_split, write_split
+from flawmask.coco import CocoSplit, Record, cut_annotation, instance_masks, read_split, write_split
 from flawmask.data import dataset_info
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json, write_json_lines
 from flawmask.images import Pixels
+from flawmask.masks import Cut, cut_out
 from flawmask.progress import track
 from flawmask.settings import Overwrite, Seed, as_json, require
 

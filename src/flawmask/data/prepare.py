@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 
 import flawmask
 from flawmask import images
-from flawmask.coco import GOOD, Cut, Record, cut_annotation, cut_out, write_split
+from flawmask.coco import GOOD, Record, cut_annotation, write_split
 from flawmask.data import dataset_info
 from flawmask.data.mvtec import Sample, scan
 from flawmask.data.split import Member, fold_groups, split_groups
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json
-from flawmask.masks import Mask
+from flawmask.masks import Cut, Mask, cut_components, cut_out
 from flawmask.progress import track
 from flawmask.settings import Overwrite, Seed, as_json, require
 
@@ -207,20 +206,9 @@ def _read(sample: Sample, category_id: int, config: PrepareSettings) -> _Read:
             regions = [Cut(np.ones((height, width), dtype=bool), 0, 0)]
     else:
         mask, mask_digest = _read_truth(sample, height, width)
-        regions = _components(mask) if config.instances == "component" else [cut_out(mask)]
+        regions = cut_components(mask) if config.instances == "component" else [cut_out(mask)]
     records = [cut_annotation(cut, height, width, id=0, image_id=0, category_id=category_id) for cut in regions]
     return _Read(sample, sha256(data), images.content_digest(image), mask_digest, height, width, records)
-
-
-def _components(mask: Mask) -> list[Cut]:
-    """Return what `masks.components` returns, each region cut along its box: a noisy mask may have thousands."""
-    whole = cut_out(mask)  # OpenCV takes thirty times as long for all of a mask as for the defect on it
-    count, labels, boxes, _ = cv2.connectedComponentsWithStats(whole.mask.astype(np.uint8), connectivity=8)
-    cuts = []
-    for label in range(1, count):
-        x, y, width, height = (int(side) for side in boxes[label, : cv2.CC_STAT_AREA])
-        cuts.append(Cut(labels[y : y + height, x : x + width] == label, whole.x + x, whole.y + y))
-    return sorted(cuts, key=lambda cut: (cut.y, cut.x + int(cut.mask[0].argmax())))
 
 
 def _read_truth(sample: Sample, height: int, width: int) -> tuple[Mask, str]:
