@@ -1,6 +1,9 @@
 """What device and precision are chosen, and which choices are refused."""
 
+import platform
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -140,3 +143,31 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(machine: pytest.MonkeyPa
 )
 def test_running_out_of_memory_is_told_from_other_errors(error: RuntimeError, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
+
+
+AFTER = """
+import sys, torch
+from flawmask.runtime import keep_freed_memory
+
+def resident():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) // 1024
+
+if sys.argv[1] == "keep":
+    keep_freed_memory(torch.device(sys.argv[2]))
+before = resident()
+block = torch.ones(60 * 2**20)
+del block
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep what is freed")
+def test_a_cpu_keeps_the_memory_that_a_layer_frees_for_the_next() -> None:
+    def left(*arguments: str) -> int:
+        done = subprocess.run([sys.executable, "-c", AFTER, *arguments], check=True, capture_output=True, text=True)
+        return int(done.stdout)
+
+    assert left("keep", "cpu") > 200
+    assert left("leave", "cpu") < 40
+    assert left("keep", "meta") < 40, "another device has memory of its own"

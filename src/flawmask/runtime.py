@@ -1,6 +1,8 @@
 """Where and how precisely the network computes, and what is drawn at random: asked once, passed on."""
 
+import ctypes
 import random
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -10,6 +12,9 @@ from packaging.version import Version
 from flawmask.errors import FlawmaskError
 from flawmask.launch import local_rank
 from flawmask.settings import Precision
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Of glibc's malloc.h: above how much free memory the heap shrinks, and how many blocks may live outside it."""
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 """What PyTorch says when there is none left, on CUDA, Windows and Linux."""
@@ -49,6 +54,21 @@ def refuse_wrong_gradients(device: torch.device) -> None:
             f"torchvision {torchvision.__version__} computes wrong RoIAlign gradients on MPS: "
             "install 0.29 or newer, or train with --device cpu"
         )
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Let this process keep the memory that a network's layers free, for the layers that come next.
+
+    A CPU's memory comes from the C library, and glibc's gives large blocks back to the system at once: then the system
+    has to clear each page of the next layer's output again, which took an eighth of the time of a training step and of
+    an inference (docs/benchmarks.md). Other C libraries, and other devices, are left as they are.
+    """
+    if device.type != "cpu":
+        return
+    with suppress(AttributeError, OSError, TypeError):  # glibc alone has it
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:

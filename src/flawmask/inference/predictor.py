@@ -20,7 +20,7 @@ from flawmask.masks import Mask
 from flawmask.model import checkpoint
 from flawmask.model.build import ModelSpec
 from flawmask.model.compute import for_inference
-from flawmask.runtime import choose_device, choose_precision
+from flawmask.runtime import choose_device, choose_precision, keep_freed_memory
 from flawmask.settings import Precision
 
 
@@ -191,6 +191,7 @@ class Predictor:
             FlawmaskError: the file is no checkpoint, or the device or the precision is not there.
         """
         self.device = choose_device(device)
+        keep_freed_memory(self.device)
         dtype = choose_precision(precision, self.device)
         network, self.spec = checkpoint.load(Path(model))
         self.network = for_inference(network, self.spec, self.device, dtype)
