@@ -60,7 +60,7 @@ def take_steps(team: Processes, folder: Path) -> None:
     device = torch.device("cpu")
     taken = step.make_step(config, model, device, torch.float32, 10, True, at_once=1, team=team)
     items = loader.SplitDataset(read_split(folder / "data", "train"), SPEC)
-    order = loader.Order(4, 4, seed=1, rank=team.rank, processes=team.count)
+    order = loader.Order([(8, 8)] * 4, 4, seed=1, rank=team.rank, processes=team.count)
     figures = []
     for order.epoch in (1, 2):
         for batch in loader.read(loader.make_loader(items, order, workers=0, pin=False)):

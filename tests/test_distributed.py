@@ -9,16 +9,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from files_read_back import names
+from random_network import SPEC, network
 from stained_plates import make_dataset
 
 from flawmask.distributed import Processes, processes
 from flawmask.launch import launched, local_rank
+from flawmask.model import checkpoint
 
 TASKS = Path(__file__).parent / "process_tasks.py"
 Started = list[subprocess.Popen[str]]
@@ -104,7 +107,10 @@ def test_three_processes_add_up_gather_and_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_path: Path) -> None:
-    make_dataset(tmp_path / "data")
+    path = make_dataset(tmp_path / "data") / "train" / "annotations.json"
+    content = json.loads(path.read_text())
+    # An image without an instance, so that the masks of the others are not spread evenly over the two.
+    path.write_text(json.dumps(content | {"annotations": content["annotations"][1:]}))
     for count in (1, 2):
         run([str(TASKS), "take_steps", str(tmp_path)], count)
     alone, *both = (load(tmp_path / f"steps_{name}.pt") for name in ("0_of_1", "0_of_2", "1_of_2"))
@@ -134,6 +140,25 @@ def test_a_training_by_two_processes_is_written_by_one_and_known_to_both(tmp_pat
     written = load(tmp_path / "run" / "last.pt")["model_state_dict"]
     assert all(torch.equal(one, written[name]) for name, one in first["kept"].items())
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1, "more than one has written"
+
+
+@pytest.mark.slow
+def test_two_processes_judge_as_one_does(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", validation=7)
+    spec = replace(SPEC, classes=("good", "defect"))
+    checkpoint.save(tmp_path / "model.pt", network(spec), spec)
+    found = []
+    for count in (1, 2):
+        out = tmp_path / f"by_{count}"
+        flags = ["--model", tmp_path / "model.pt", "--dataset_dir", tmp_path / "data", "--output_dir", out]
+        run(["-m", "flawmask", "evaluate", *map(str, flags), "--conf", "auto", "--device", "cpu"], count)
+        content = json.loads((out / "metrics.json").read_text())
+        assert set(content["seconds"]) == {"read", "network", "post"}
+        for name in ("seconds", "seconds_per_image"):
+            del content[name]
+        found.append((content, json.loads((out / "predictions.json").read_text())))
+    assert len(found[0][1]) > 20, "it found next to nothing, of which all figures agree"
+    assert found[0] == found[1]
 
 
 def train_command(folder: Path, epochs: int) -> list[str]:

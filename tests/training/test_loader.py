@@ -120,7 +120,7 @@ def test_crowds_and_empty_masks_are_nothing_to_learn(split: CocoSplit) -> None:
 
 
 def order(split: CocoSplit, seed: int | None, epochs: int = 2, *, workers: int = 0) -> list[list[int]]:
-    shuffled = Order(len(split.images), 2, seed=seed)
+    shuffled = Order([(8, 8)] * len(split.images), 2, seed=seed)
     loader = make_loader(SplitDataset(split, AS_IT_IS), shuffled, workers=workers, pin=False)
     seen = []
     for shuffled.epoch in range(1, epochs + 1):
@@ -163,7 +163,9 @@ def test_an_epoch_shows_each_image_once_over_all_processes_and_leaves_none_witho
     images: int, batch_size: int, processes: int, seed: int | None, epoch: int
 ) -> None:
     batch_size = max(batch_size, processes)  # what `train` sees to
-    orders = [Order(images, batch_size, seed=seed, rank=rank, processes=processes) for rank in range(processes)]
+    orders = [
+        Order([(8, 8)] * images, batch_size, seed=seed, rank=rank, processes=processes) for rank in range(processes)
+    ]
     for one in orders:
         one.epoch = epoch
     batches = [list(one) for one in orders]
@@ -174,16 +176,36 @@ def test_an_epoch_shows_each_image_once_over_all_processes_and_leaves_none_witho
         assert images < processes or min(len(share) for share in shares) >= 1
         assert max(len(share) for share in shares) - min(len(share) for share in shares) <= 1
     whole = list(zip(*batches, strict=True))
-    alone = Order(images, batch_size, seed=seed)
+    alone = Order([(8, 8)] * images, batch_size, seed=seed)
     alone.epoch = epoch
-    in_order = [place for batch in alone for place in batch]
-    for shares, (start, end) in zip(whole, orders[0].bounds, strict=True):
-        assert sorted(place for share in shares for place in share) == sorted(in_order[start:end]), "others than alone"
+    if alone.bounds == orders[0].bounds:
+        for shares, batch in zip(whole, alone, strict=True):
+            assert sorted(place for share in shares for place in share) == sorted(batch), "others than alone"
+
+
+@pytest.mark.parametrize("seed", [0, 1, None])
+def test_tall_and_wide_images_are_kept_apart_and_batches_differ_from_epoch_to_epoch(seed: int | None) -> None:
+    shapes = [(64, 200), (200, 64)] * 64 + [(64, 64)]
+    order = Order(shapes, 4, seed=seed)
+    epochs = []
+    for order.epoch in (1, 2):
+        batches = list(order)
+        assert [len(batch) for batch in batches] == [4] * 32 + [1]
+        assert sorted(place for batch in batches for place in batch) == list(range(129))
+        # Of each window of eight batches, one at most holds both where the seed draws an uneven number of each.
+        mixed = [batch for batch in batches if len({shapes[place] for place in batch}) > 1]
+        assert len(mixed) <= 5
+        epochs.append(batches)
+    assert (epochs[0] == epochs[1]) == (seed is None)
+    kinds = [shapes[batch[0]] for batch in epochs[0]]
+    if seed is not None:
+        assert kinds != sorted(kinds), "all wide images came before all tall ones"
+        assert {frozenset(batch) for batch in epochs[0]} != {frozenset(batch) for batch in epochs[1]}
 
 
 def test_the_last_batch_may_be_smaller_and_images_of_any_size_stand_together(split: CocoSplit) -> None:
     items = SplitDataset(split, AS_IT_IS)
-    batches = list(read(make_loader(items, Order(5, 2, seed=None), workers=0, pin=False)))
+    batches = list(read(make_loader(items, Order([(8, 8)] * 5, 2, seed=None), workers=0, pin=False)))
     assert [len(images) for images, _ in batches] == [2, 2, 1]
     moved, targets = to_device(batches[0], torch.device("cpu"))
     assert torch.equal(moved[0], batches[0][0][0])
@@ -193,7 +215,7 @@ def test_the_last_batch_may_be_smaller_and_images_of_any_size_stand_together(spl
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_image_is_an_error_of_one_line_from_a_worker_process_too(split: CocoSplit, workers: int) -> None:
     (split.folder / "images" / "3.png").write_bytes(b"no image")
-    loader = make_loader(SplitDataset(split, AS_IT_IS), Order(5, 2, seed=None), workers=workers, pin=False)
+    loader = make_loader(SplitDataset(split, AS_IT_IS), Order([(8, 8)] * 5, 2, seed=None), workers=workers, pin=False)
     with pytest.raises(FlawmaskError, match=r"3\.png cannot be read as an image") as caught:
         list(read(loader))
     assert "\n" not in str(caught.value)
@@ -261,7 +283,7 @@ def test_with_a_cache_each_image_is_decoded_once_and_is_the_same(
     expected = [plain[place][0] for place in range(5)]
     monkeypatch.setattr(images, "read_image", read_image)
     cached = SplitDataset(split, SPEC, PixelCache(tmp_path / "pixels", plain.shapes, 10**9))
-    loader = make_loader(cached, Order(5, 2, seed=0), workers=0, pin=False)
+    loader = make_loader(cached, Order([(8, 8)] * 5, 2, seed=0), workers=0, pin=False)
     for _ in range(2):
         for found, targets in read(loader):
             for image, target in zip(found, targets, strict=True):

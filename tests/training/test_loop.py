@@ -16,14 +16,17 @@ from mlflow import MlflowClient
 from stained_plates import make_dataset, make_split, part, same_weights, settings, weights_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from flawmask.coco import read_split
 from flawmask.errors import FlawmaskError
 from flawmask.images import read_image
 from flawmask.inference.predictor import Predictor
 from flawmask.model import checkpoint
+from flawmask.model.weights import Pretrained
 from flawmask.training import loader, loop
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import Trained, train
 from flawmask.training.pictures import draw_train_batch
+from flawmask.training.start import spec_for
 from flawmask.training.step import Step
 
 CHECKPOINTS, PICTURES = "best.pt last.pt state.pt", "curves.png labels.png train_batch.jpg"
@@ -131,6 +134,17 @@ def test_the_best_epoch_is_the_one_that_select_by_names(
     assert done.best_epoch == best
     assert (done.run_dir / "best.pt").read_text() == str(best)
     assert (done.run_dir / "last.pt").read_text() == "3"
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "expected"), [(800, None, 1000), (512, None, 640), (64, None, 200), (64, 9, 9)]
+)
+def test_a_network_looks_at_as_many_regions_as_asked_or_as_the_images_have_room_for(
+    dataset: Path, size: int, asked: int | None, expected: int
+) -> None:
+    given = Pretrained({}, "group", None, "")
+    spec = spec_for(settings(dataset, proposals=asked), read_split(dataset, "train"), given, size, 4)
+    assert (spec.image_size, spec.proposals) == (size, expected)
 
 
 def test_selecting_by_a_figure_of_the_validation_split_writes_it_down(dataset: Path) -> None:
@@ -453,7 +467,10 @@ def test_an_average_of_the_weights_is_what_is_judged_and_written(dataset: Path, 
     assert all(torch.equal(one, written[name]) for name, one in states[1]["averaged"].items())
 
 
-def test_the_effective_batch_size_is_what_a_step_learns_from(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("norm", "at_once"), [("batch", 2), ("group", 1)])
+def test_the_effective_batch_size_is_what_a_step_learns_from_and_a_cpu_takes_one_by_one_what_it_can(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, norm: str, at_once: int
+) -> None:
     passes: list[tuple[int, int]] = []
     step = Step.__call__
 
@@ -462,7 +479,7 @@ def test_the_effective_batch_size_is_what_a_step_learns_from(dataset: Path, monk
         return step(self, batch, total, progress)
 
     monkeypatch.setattr(Step, "__call__", stepping)
-    done = train(settings(dataset, epochs=2, batch_size=2, effective_batch_size=4))
-    assert passes == [(4, 2), (4, 2)]
+    done = train(settings(dataset, epochs=2, batch_size=2, effective_batch_size=4, norm=norm))
+    assert passes == [(4, at_once), (4, at_once)]
     written = json.loads((done.run_dir / "config.json").read_text())
-    assert (written["images_at_once"], written["images_per_step"], written["processes"]) == (2, 4, 1)
+    assert (written["images_at_once"], written["images_per_step"], written["processes"]) == (at_once, 4, 1)

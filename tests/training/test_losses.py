@@ -106,24 +106,43 @@ def test_an_image_with_more_instances_has_more_regions_within_bounds() -> None:
     assert counts[5] > counts[2]
 
 
+def seen_by(heads: Any, name: str, seen: list[list[int]]) -> None:
+    """Let a head's pooling write down how many boxes of each image it is given."""
+    pool = getattr(heads, name)
+    delattr(heads, name)  # a module in a module's place: it takes no function
+
+    def counting(features: Any, boxes: list[Tensor], sizes: Any) -> Any:
+        seen.append([len(of_image) for of_image in boxes])
+        return pool(features, boxes, sizes)
+
+    setattr(heads, name, counting)
+
+
 @pytest.mark.parametrize(("roi_samples", "expected"), [(None, [64, 32, 96, 32]), (20, [20, 20, 20, 20])])
 def test_as_many_regions_are_drawn_as_the_instances_of_each_image_ask_for(
     roi_samples: int | None, expected: list[int]
 ) -> None:
     model = network()
     drawn: list[list[int]] = []
-    pool = model.roi_heads.box_roi_pool
-    model.roi_heads.box_roi_pool = None  # a module in a module's place: it takes no function
-    del model.roi_heads.box_roi_pool
-
-    def counting(features: Any, boxes: list[Tensor], sizes: Any) -> Any:
-        drawn.append([len(of_image) for of_image in boxes])
-        return pool(features, boxes, sizes)
-
-    model.roi_heads.box_roi_pool = counting
+    seen_by(model.roi_heads, "box_roi_pool", drawn)
     model.rpn._post_nms_top_n["training"] = 1000
     model.rpn.nms_thresh = 0.99  # leaves enough of them
     losses(model, *batch()[::2], roi_samples)
+    assert drawn == [expected]
+
+
+@pytest.mark.parametrize(("roi_samples", "expected"), [(None, [8, 0, 12, 4]), (128, [32, 0, 32, 32])])
+def test_as_many_masks_are_learned_as_there_is_use_for(roi_samples: int | None, expected: list[int]) -> None:
+    model = network()
+    drawn: list[list[int]] = []
+    seen_by(model.roi_heads, "mask_roi_pool", drawn)
+    images, _, targets = batch()
+    with_copies = model.roi_heads.add_gt_proposals
+    # Each true box forty times among the proposals: more than enough regions lie on an instance.
+    model.roi_heads.add_gt_proposals = lambda proposals, truth: with_copies(
+        proposals, [of_image.repeat(40, 1) for of_image in truth]
+    )
+    losses(model, images, targets, roi_samples)
     assert drawn == [expected]
 
 

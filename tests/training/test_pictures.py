@@ -128,7 +128,7 @@ def stained(folder: Path, sizes: list[tuple[int, int]]) -> CocoSplit:
 
 def sheet_of(split: CocoSplit, batch_size: int, path: Path) -> npt.NDArray[np.uint8]:
     items = loader.SplitDataset(split, SPEC)
-    order = loader.Order(len(items), batch_size, seed=None)
+    order = loader.Order(items.shapes, batch_size, seed=None)
     batches = loader.make_loader(items, order, workers=0, pin=False)
     draw_train_batch(network(), loader.read(batches), split, path)
     return read_image(path)

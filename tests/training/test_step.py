@@ -19,7 +19,17 @@ from flawmask.model.compute import train_in
 from flawmask.training import loader, loop, losses, step
 from flawmask.training.loop import train
 from flawmask.training.start import start
-from flawmask.training.step import EMA_DECAY, LOSSES, Schedule, Step, follow, make_step
+from flawmask.training.step import (
+    EMA_DECAY,
+    LOSSES,
+    Schedule,
+    Step,
+    count_outlined,
+    follow,
+    make_step,
+    shares,
+)
+from flawmask.training.targets import Target
 
 CPU = torch.device("cpu")
 SPEC = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, norm="group", proposals=20)
@@ -38,7 +48,7 @@ def small_network() -> Any:
 
 def batch_of(dataset: Path, count: int, split: str = "train") -> loader.Batch:
     items = loader.SplitDataset(read_split(dataset, split), SPEC)
-    order = loader.Order(len(items), count, seed=None)
+    order = loader.Order(items.shapes, count, seed=None)
     return next(iter(loader.read(loader.make_loader(items, order, workers=0, pin=False))))
 
 
@@ -189,13 +199,13 @@ def test_images_that_pass_one_after_the_other_add_up_to_the_mean_over_the_images
     taken = made_step(dataset, at_once)
     plain: Any = copy.deepcopy(taken.model)
     torch.manual_seed(3)
-    figures = taken.add_gradients(batch, 4)
+    figures = taken.add_gradients(batch, 4, count_outlined(batch[1], CPU))
     torch.manual_seed(3)
     expected = torch.zeros(len(LOSSES))
     for first in range(0, 4, at_once):
         images, targets = (every[first : first + at_once] for every in batch)
         found = losses.losses(plain, images, targets, 16)  # type: ignore[arg-type]
-        share = len(images) / 4
+        share = len(images) / 4  # all four have an instance
         torch.autograd.backward(list(found.values()), [torch.tensor(share)] * len(found))
         expected += share * torch.stack([found[name].detach() for name in LOSSES])
     torch.testing.assert_close(figures, expected)
@@ -228,10 +238,46 @@ def test_where_all_images_have_as_many_regions_passes_of_one_are_the_pass_of_all
     for at_once in (4, 2, 1):
         taken = made_step(dataset, at_once, roi_samples=8)
         taken.model.rpn.fg_bg_sampler = All(200, 0.5)
-        figures.append(taken.add_gradients(batch, 4).tolist())
+        figures.append(taken.add_gradients(batch, 4, count_outlined(batch[1], CPU)).tolist())
     place = [LOSSES.index(name) for name in ("loss_classifier", "loss_objectness", "loss_rpn_box_reg", "loss_box_reg")]
     for one in figures[1:]:
         assert [one[at] for at in place] == pytest.approx([figures[0][at] for at in place], rel=1e-4)
+
+
+def emptied(target: Target) -> Target:
+    """The target of an image without an instance."""
+    return {name: one if name == "image_id" else one[:0] for name, one in target.items()}
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4])
+@pytest.mark.parametrize("without", [{1}, {0, 3}, {0, 1, 2}, {0, 1, 2, 3}, set()])
+def test_the_passes_of_a_batch_share_each_loss_and_those_without_an_instance_have_none_of_the_masks(
+    dataset: Path, at_once: int, without: set[int]
+) -> None:
+    targets = [emptied(one) if at in without else one for at, one in enumerate(batch_of(dataset, 4)[1])]
+    outlined = count_outlined(targets, CPU)
+    assert outlined.tolist() == [4 - len(without)]
+    passes = [range(4)[first : first + at_once] for first in range(0, 4, at_once)]
+    found = [shares([targets[at] for at in places], 4, outlined) for places in passes]
+    masks = LOSSES.index("loss_mask")
+    for places, share in zip(passes, found, strict=True):
+        assert share[masks] == len(set(places) - without) / max(1, 4 - len(without))
+        assert (share[torch.arange(5) != masks] == len(places) / 4).all()
+    expected = torch.ones(5)
+    expected[masks] = len(without) < 4
+    torch.testing.assert_close(torch.stack(found).sum(dim=0), expected)
+
+
+def test_the_masks_of_an_image_count_as_much_beside_images_without_any_in_one_pass_or_in_several(dataset: Path) -> None:
+    images, targets = batch_of(dataset, 4)
+    batch = images, [targets[0], *map(emptied, targets[1:])]
+    place = LOSSES.index("loss_mask")
+    alone: Any = made_step(dataset, 1)
+    torch.manual_seed(5)
+    expected = losses.losses(alone.model, images[:1], targets[:1], 16)["loss_mask"]
+    torch.manual_seed(5)
+    figures = alone.add_gradients(batch, 4, count_outlined(batch[1], CPU))
+    assert float(figures[place]) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def out_of_memory_with_more_than(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -259,7 +305,7 @@ def test_where_memory_runs_out_fewer_images_pass_at_once_and_the_step_is_taken_w
     expected = made_step(dataset, 1)
     for _ in range(2):
         torch.manual_seed(3)
-        expected.add_gradients(batch, 4)
+        expected.add_gradients(batch, 4, count_outlined(batch[1], CPU))
     taken = made_step(dataset, 4)
     passed = out_of_memory_with_more_than(1, monkeypatch)
     with caplog.at_level(logging.WARNING):
@@ -270,7 +316,7 @@ def test_where_memory_runs_out_fewer_images_pass_at_once_and_the_step_is_taken_w
         f"out of memory: going on with {count} images at once, the batch as it is" for count in (2, 1)
     ]
     torch.manual_seed(3)
-    taken.add_gradients(batch, 4)
+    taken.add_gradients(batch, 4, count_outlined(batch[1], CPU))
     assert passed[6:] == [1, 1, 1, 1], "it tries again what did not fit"
 
 
@@ -289,9 +335,9 @@ def test_after_memory_ran_out_the_gradient_is_that_of_the_smaller_passes_alone(
         return limited(*given)
 
     monkeypatch.setattr(step, "losses", seeded)
-    taken.add_gradients(batch, 4)
+    taken.add_gradients(batch, 4, count_outlined(batch[1], CPU))
     draws = iter([1, 2])
-    plain.add_gradients(batch, 4)
+    plain.add_gradients(batch, 4, count_outlined(batch[1], CPU))
     assert passed == [4, 2, 2, 2, 2]
     wanted = gradients_of(plain.model)
     for name, one in gradients_of(taken.model).items():
@@ -355,7 +401,7 @@ def test_the_validation_loss_is_the_same_each_time_and_touches_neither_weights_n
     train_in(model, CPU, torch.float32)
     taken = made_step(dataset, 1, model)
     items = loader.SplitDataset(read_split(dataset, "val"), SPEC)
-    batches = loader.make_loader(items, loader.Order(2, 2, seed=None), workers=0, pin=False)
+    batches = loader.make_loader(items, loader.Order([(8, 8)] * 2, 2, seed=None), workers=0, pin=False)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = torch.get_rng_state()
     found = [loop._validation_loss(model, batches, taken, seed=7) for _ in range(2)]

@@ -65,6 +65,11 @@ def anchors_for(image_size: int) -> tuple[int, ...]:
     return tuple(max(4, round(size * image_size / TORCHVISION_SIZE)) for size in TORCHVISION_ANCHORS)
 
 
+def proposals_for(image_size: int) -> int:
+    """Return how many regions the heads look at: torchvision's 1000 at 800 pixels, fewer on images with less room."""
+    return max(200, round(1000 * image_size / TORCHVISION_SIZE))
+
+
 def build(spec: ModelSpec) -> MaskRCNN:
     """Return the network that the spec describes, its weights drawn at random."""
     limits: dict[str, Any] = {

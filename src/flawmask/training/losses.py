@@ -1,8 +1,8 @@
 """The losses of Mask R-CNN in full view, with no more regions and masks than the image has use for.
 
-He et al., "Mask R-CNN", ICCV 2017, as torchvision computes it, with two differences. How many regions of an image the
-heads learn on follows how many instances it has; torchvision takes 512, and up to 128 masks, of every image. And the
-masks' targets are looked up inside the instances' boxes, not in masks as large as the image.
+He et al., "Mask R-CNN", ICCV 2017, as torchvision computes it, with two differences. How many regions and masks of an
+image the heads learn on follows how many instances it has; torchvision takes 512, and up to 128 masks, of every image.
+And the masks' targets are looked up inside the instances' boxes, not in masks as large as the image.
 """
 
 from typing import Any
@@ -18,6 +18,11 @@ from flawmask.training.targets import Target, crops
 
 SAMPLES_PER_INSTANCE, FEWEST_SAMPLES, MOST_SAMPLES = 32, 32, 512
 """Regions of an image that the heads learn on, where their number is not given; a quarter of them on an instance."""
+
+
+MASKS_PER_INSTANCE = 4
+"""Masks of an image that are learned, where the regions' number is not given: further ones of the same instance, in
+boxes that differ little, cost the mask head's time and say the same."""
 
 
 def samples_for(instances: int) -> int:
@@ -62,6 +67,11 @@ def _head_losses(
     classifier, box = fastrcnn_loss(class_logits, box_regression, labels, corrections)
 
     on_instance = [torch.where(of_image > 0)[0] for of_image in labels]
+    if roi_samples is None:
+        on_instance = [
+            _some(of_image, MASKS_PER_INSTANCE * len(target["boxes"]))
+            for of_image, target in zip(on_instance, targets, strict=True)
+        ]
     mask_boxes = [boxes[at] for boxes, at in zip(chosen, on_instance, strict=True)]
     pooled = heads.mask_roi_pool(features, mask_boxes, batch.image_sizes)
     logits = heads.mask_predictor(heads.mask_head(pooled))
@@ -100,6 +110,13 @@ def _sample(
         classes.append(labels[at][drawn])
         boxes.append((of_image if len(of_image) else of_image.new_zeros(1, 4))[instances[at]])
     return regions, instances, classes, heads.box_coder.encode(boxes, regions)
+
+
+def _some(places: Tensor, most: int) -> Tensor:
+    """Return the places, or so many of them drawn at random where there are more."""
+    if len(places) <= most:
+        return places
+    return places[torch.randperm(len(places), device=places.device)[:most]]
 
 
 def mask_targets(target: Target, boxes: Tensor, instances: Tensor, side: int) -> Tensor:

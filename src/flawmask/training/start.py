@@ -6,7 +6,7 @@ import torch
 from torchvision.models.detection import MaskRCNN
 
 from flawmask.coco import CocoSplit
-from flawmask.model.build import ModelSpec, Norm, anchors_for, build, freeze, to_device
+from flawmask.model.build import ModelSpec, Norm, anchors_for, build, freeze, proposals_for, to_device
 from flawmask.model.compute import train_in
 from flawmask.model.weights import Pretrained, load_matching
 from flawmask.training.config import TrainSettings
@@ -35,7 +35,7 @@ def spec_for(config: TrainSettings, training: CocoSplit, given: Pretrained, imag
         norm_eps=given.norm_eps,
         anchor_sizes=config.anchor_sizes or anchors_for(image_size),
         max_detections=config.max_detections,
-        proposals=config.proposals,
+        proposals=config.proposals or proposals_for(image_size),
     )
 
 

@@ -96,7 +96,9 @@ class Step:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.at(progress)
-        figures = self.add_gradients(batch, total)
+        outlined = count_outlined(batch[1], self.device)
+        self.team.add_up([outlined])
+        figures = self.add_gradients(batch, total, outlined)
         gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
         self.team.add_up([figures, *gradients])
         self.scaler.unscale_(self.optimizer)
@@ -108,15 +110,20 @@ class Step:
             follow(self.averaged, self.model, self.taken)
         return torch.cat((figures, length.detach()[None]))
 
-    def add_gradients(self, batch: loader.Batch, total: int) -> Tensor:
+    def add_gradients(self, batch: loader.Batch, total: int, outlined: Tensor) -> Tensor:
         """Leave in the parameters the gradient of this process' share of the mean loss, and return its five losses.
 
         Where memory runs out, half as many images pass through the network at once from now on.
+
+        Args:
+            batch: this process' share of the images.
+            total: how many images all processes have together.
+            outlined: on how many of them is an instance, (1,) float32.
         """
         while True:
             try:
                 self.optimizer.zero_grad(set_to_none=True)
-                return self._add_gradients(batch, total)
+                return self._add_gradients(batch, total, outlined)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or self.at_once == 1 or len(batch[0]) == 1:
                     raise
@@ -127,18 +134,37 @@ class Step:
                 torch.cuda.empty_cache()
             log.warning("out of memory: going on with %d images at once, the batch as it is", self.at_once)
 
-    def _add_gradients(self, batch: loader.Batch, total: int) -> Tensor:
+    def _add_gradients(self, batch: loader.Batch, total: int, outlined: Tensor) -> Tensor:
         figures = torch.zeros(len(LOSSES), device=self.device)
         images, targets = batch
         for start in range(0, len(images), self.at_once):
             part = slice(start, start + self.at_once)
-            on_device = loader.to_device((images[part], targets[part]), self.device)
-            found = losses(self.model, *on_device, self.roi_samples)
-            share = len(images[part]) / total
-            mean = sum(found.values(), torch.zeros((), device=self.device)) * share
-            torch.autograd.backward(self.scaler.scale(mean))
-            figures += torch.stack([found[name].detach() for name in LOSSES]) * share
+            found = losses(self.model, *loader.to_device((images[part], targets[part]), self.device), self.roi_samples)
+            weighed = torch.stack([found[name] for name in LOSSES]) * shares(targets[part], total, outlined)
+            torch.autograd.backward(self.scaler.scale(weighed.sum()))
+            figures += weighed.detach()
         return figures
+
+
+def count_outlined(targets: list[Target], device: torch.device) -> Tensor:
+    """Return on how many images there is an instance: (1,) float32."""
+    return torch.full((1,), float(sum(len(target["boxes"]) > 0 for target in targets)), device=device)
+
+
+def shares(targets: list[Target], total: int, outlined: Tensor) -> Tensor:
+    """Return what the losses of some images, in the order of `LOSSES`, count for in those of a batch: (5,) float32.
+
+    The loss of the masks is a mean over instances, and images without any say nothing about it: so those of a batch
+    that have some share it, however many of the others pass through the network beside them.
+
+    Args:
+        targets: of the images that pass through the network together.
+        total: images of the batch.
+        outlined: on how many of those is an instance, (1,).
+    """
+    by_images = torch.full((len(LOSSES),), len(targets) / total, device=outlined.device)
+    by_images[LOSSES.index("loss_mask")] = (count_outlined(targets, outlined.device) / outlined.clamp(min=1))[0]
+    return by_images
 
 
 def check_finite(figures: list[float], targets: list[Target]) -> None:
