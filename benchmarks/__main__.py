@@ -18,7 +18,8 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "benchmarks.md"
 
 SCRIPTS: dict[str, list[str]] = {
-    "speed.py": [],
+    "training.py": [],
+    "inference.py": [],
     "postprocess.py": [],
     "preparing.py": [],
     "metrics.py": ["--images", "100", "--size", "1024"],

@@ -60,6 +60,18 @@ class PlainDataset(torch.utils.data.Dataset[Item]):
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, target
 
 
+def flipped(batch: list[Item]) -> list[Item]:
+    """Return the images, each mirrored left to right with a chance of a half, as the tutorial does."""
+    return [mirrored(*item) if random.random() < 0.5 else item for item in batch]
+
+
+def mirrored(image: Tensor, target: dict[str, Tensor]) -> Item:
+    """Return an image and what is on it, mirrored left to right."""
+    boxes = target["boxes"][:, [2, 1, 0, 3]]
+    boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [0, 2]]
+    return image.flip(-1), target | {"boxes": boxes, "masks": target["masks"].flip(-1)}
+
+
 def plain_network(spec: ModelSpec) -> Any:
     """Return Flawmask's network with torchvision's own parts where Flawmask has replaced them."""
     model: Any = build(spec)
@@ -149,7 +161,7 @@ def main() -> None:
         total = 0.0
         steps = 0
         for batch in batches:
-            total += plain_step(model, optimizer, batch, device, scaler)
+            total += plain_step(model, optimizer, flipped(batch), device, scaler)
             steps += 1
             seen += len(batch)
             if epoch == 1:

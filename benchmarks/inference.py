@@ -1,0 +1,212 @@
+"""Times inference against the plain way, and prints a section of docs/benchmarks.md.
+
+    python benchmarks/inference.py                  # about 20 minutes on two cores
+    python benchmarks/inference.py --rounds 5
+
+The plain way is torchvision's own forward pass in float32 (with autocast on a GPU), one image after the other. Both
+have the same images, weights and resolution, and go from files to masks as RLE. What is compared takes turns, each in
+a process of its own. Where a GPU is present, all is measured there too.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import Record, demo_at, devices, in_turns, measured_here, table
+from plain import PlainDataset, autocast, plain_network
+
+from flawmask.coco import CocoSplit, read_split
+from flawmask.evaluation.evaluate import predict_split
+from flawmask.evaluation.measure import judge, quick_figures
+from flawmask.evaluation.ranking import auroc, rank
+from flawmask.inference.predictor import Instance, Prediction, Predictor
+from flawmask.masks import to_rle
+from flawmask.model import checkpoint
+from flawmask.model.build import ModelSpec
+from flawmask.training.config import TrainConfig
+from flawmask.training.loop import train
+
+LIMITS: dict[str, Record] = {
+    "as they are": {},
+    "--max_proposals 500": {"max_proposals": 500},
+    "--max_proposals 300": {"max_proposals": 300},
+    "--max_proposals 100": {"max_proposals": 100},
+    "--max_proposals 30": {"max_proposals": 30},
+    "--score_floor 0.1": {"score_floor": 0.1},
+    "--score_floor 0.3": {"score_floor": 0.3},
+    "--inference_batch_size 4": {"batch_size": 4},
+}
+"""The settings of inference that are named after limits, and what they are tried at."""
+
+
+def main() -> None:
+    """Print the section, or measure once when called by itself with `--measure`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is shown")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if measured_here(options, MEASURES):
+        return
+    print("## Inference")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = demo_at(folder, 256)
+        small = trained(folder, data)
+        print_speed(folder, small, data, options.rounds)
+        print_limits(small, data, options.rounds)
+
+
+def trained(folder: Path, data: Path) -> Path:
+    """Return the checkpoint of a network that was trained on the demo category for some minutes."""
+    settings: Record = {"arch": "maskrcnn_resnet18_fpn", "weights": "none", "image_size": 160, "epochs": 6}
+    train(TrainConfig(dataset_dir=data, output_dir=folder / "small", proposals=1000, **settings))
+    return folder / "small" / "best.pt"
+
+
+def print_speed(folder: Path, small: Path, data: Path, rounds: int) -> None:
+    """Print how long an image takes, and that the figures are the same."""
+    large = demo_at(folder, 1024, good=12, defective=12, train_good=0)
+    rows = []
+    for device in devices():
+        for title, model, images in (
+            ("resnet18_fpn, 160 px, trained", small, data),
+            ("resnet50_fpn, 512 px", sparing_network(folder, large, 512), large),
+            ("resnet50_fpn, 800 px", sparing_network(folder, large, 800), large),
+        ):
+            common = {"model": str(model), "data": str(images), "device": device}
+            asked = {
+                "torchvision, plain": {"what": "plain", **common},
+                "Flawmask, --precision fp32": {"what": "flawmask", **common, "precision": "fp32"},
+                "Flawmask": {"what": "flawmask", **common},
+                "Flawmask, --max_proposals 300": {"what": "flawmask", **common, "max_proposals": 300},
+            }
+            found = in_turns(asked, rounds)
+            plain = found["torchvision, plain"]
+            for name, one in found.items():
+                cells = [f"{one['seconds']:.3f}", f"{plain['seconds'] / one['seconds']:.2f}", f"{one['megabytes']:.0f}"]
+                cells += [f"{one['imports']:.0f}", f"{one['instances']:.1f}"]
+                figures = percent(one) if model is small else ["", ""]
+                rows.append([f"{title}, {device}" if one is plain else "", name, *cells, *figures])
+    print(
+        "\n### Speed\n\nFile to masks, one image at a time on a CPU, 1000 proposals where nothing else is said; "
+        f"{rounds} rounds. The ResNet-50 was not trained: it is made sure of a hundredth of what it looks at on one "
+        "image, so that it finds something, which means nothing.\n"
+    )
+    heads = ["", "", "s per image", "times as fast", "peak, MB", "imports, MB", "instances per image"]
+    print(table([*heads, "F1, %", "mask AP, %"], rows))
+
+
+def print_limits(small: Path, data: Path, rounds: int) -> None:
+    """Print what the limits cost in figures, and what they save."""
+    common = {"what": "flawmask", "model": str(small), "data": str(data), "device": "cpu"}
+    found = in_turns({name: {**common, **limit} for name, limit in LIMITS.items()}, rounds)
+    rows = [
+        [name, f"{one['seconds']:.3f}", f"{one['instances']:.1f}", *percent(one), f"{100 * one['auroc']:.2f}"]
+        for name, one in found.items()
+    ]
+    print(
+        "\n### Limits\n\nThe trained ResNet-18 above on its 44 validation images (F1 at a confidence of 0.5; AUROC of "
+        "the images' scores).\n"
+    )
+    print(table(["", "s per image", "instances per image", "F1, %", "mask AP, %", "AUROC, %"], rows))
+
+
+def percent(found: Record) -> list[str]:
+    """Return F1 and mask AP in per cent."""
+    return [f"{100 * found[key]:.2f}" for key in ("f1", "segm_ap")]
+
+
+@torch.inference_mode()
+def sparing_network(folder: Path, data: Path, size: int) -> Path:
+    """Return a checkpoint of a network that was not trained and finds some instances on an image, as a trained one."""
+    path = folder / f"sparing_{size}.pt"
+    if not path.is_file():
+        torch.manual_seed(0)
+        split = read_split(data, "val")
+        spec = ModelSpec("maskrcnn_resnet50_fpn", split.class_names, image_size=size)
+        model = plain_network(spec).eval()
+        predictor = model.roi_heads.box_predictor
+        seen: list[torch.Tensor] = []
+        handle = predictor.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
+        model([PlainDataset(split)[0][0]])
+        handle.remove()
+        weight, bias = predictor.cls_score.weight, predictor.cls_score.bias
+        weight[:2] = 0  # background and good say nothing of the region, and good stands back
+        weight[2:] /= (seen[0] @ weight[2:].T).std()
+        surest = float((seen[0] @ weight[2:].T).quantile(0.99))
+        bias.copy_(torch.tensor([0.0, -20.0, -surest]))
+        checkpoint.save(path, model, spec)
+    return path
+
+
+@torch.inference_mode()
+def measure_plain(model: str, data: str, device: str) -> Record:
+    """Return the seconds per image of torchvision's own forward pass, and figures."""
+    where = torch.device(device)
+    loaded, spec = checkpoint.load(Path(model))
+    network = plain_network(spec)
+    network.load_state_dict(loaded.state_dict())
+    network.to(where).eval()
+    split = read_split(Path(data), "val")
+    items = PlainDataset(split)
+    predictions, seconds = [], []
+    for place in range(len(items)):
+        begun = time.perf_counter()
+        image, _ = items[place]
+        with autocast(where):
+            (found,) = network([image.to(where)])
+        found = {name: tensor.float().cpu() for name, tensor in found.items()}
+        instances = []
+        for label, score, box, mask in zip(
+            *(found[key] for key in ("labels", "scores", "boxes", "masks")), strict=True
+        ):
+            pixels = (mask[0] > 0.5).numpy()
+            corners = tuple(box.tolist())
+            instances.append(
+                Instance(spec.classes[int(label) - 1], float(score), corners, to_rle(pixels), int(pixels.sum()))
+            )
+        predictions.append(Prediction(*image.shape[1:], tuple(instances)))
+        seconds.append(time.perf_counter() - begun)
+    return judged(split, predictions, statistics.mean(seconds[1:]))
+
+
+def measure_flawmask(
+    model: str,
+    data: str,
+    device: str,
+    precision: Any = "auto",
+    max_proposals: int | None = None,
+    score_floor: float = 0.05,
+    batch_size: int | None = None,
+) -> Record:
+    """Return the same of Flawmask's `predict_split`."""
+    predictor = Predictor(
+        Path(model), device, precision=precision, max_proposals=max_proposals, score_floor=score_floor
+    )
+    split = read_split(Path(data), "val")
+    predict_split(predictor.network, predictor.spec, replace(split, images=split.images[:1]))
+    begun = time.perf_counter()
+    predictions, _ = predict_split(predictor.network, predictor.spec, split, batch_size)
+    return judged(split, predictions, (time.perf_counter() - begun) / len(split.images))
+
+
+def judged(split: CocoSplit, predictions: list[Prediction], seconds: float) -> Record:
+    """Return what a measurement of inference says."""
+    found = sum(len(one.instances) for one in predictions) / len(predictions)
+    images = judge(split, predictions, 0.5, 0)
+    truth, scores = np.array([one.truth for one in images]), np.array([one.score for one in images])
+    figures = quick_figures(split, predictions) | {"auroc": float(auroc(rank(truth, scores))[0])}
+    return {"seconds": seconds, "instances": found, **figures}
+
+
+MEASURES: dict[str, Callable[..., Record]] = {"plain": measure_plain, "flawmask": measure_flawmask}
+
+if __name__ == "__main__":
+    main()
