@@ -142,23 +142,36 @@ def test_a_training_by_two_processes_is_written_by_one_and_known_to_both(tmp_pat
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1, "more than one has written"
 
 
+TWO = {
+    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"],
+    # Which starts one process with --cpu, whatever it is asked for; the network goes where --device says.
+    "accelerate launch": [
+        *["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
+        *["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"],
+    ],
+}
+"""What starts two processes, up to the port that they speak through."""
+
+
 @pytest.mark.slow
-def test_two_processes_judge_as_one_does(tmp_path: Path) -> None:
+def test_two_processes_judge_as_one_does_whatever_started_them(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", validation=7)
     spec = replace(SPEC, classes=("good", "defect"))
     checkpoint.save(tmp_path / "model.pt", network(spec), spec)
-    found = []
-    for count in (1, 2):
-        out = tmp_path / f"by_{count}"
+    found = {}
+    for name, launcher in {"alone": [], **TWO}.items():
+        out = tmp_path / name
         flags = ["--model", tmp_path / "model.pt", "--dataset_dir", tmp_path / "data", "--output_dir", out]
-        run(["-m", "flawmask", "evaluate", *map(str, flags), "--conf", "auto", "--device", "cpu"], count)
+        command = ["-m", "flawmask", "evaluate", *map(str, flags), "--conf", "auto", "--device", "cpu"]
+        run(["-m", *launcher, str(free_port()), *command] if launcher else command, 1)
         content = json.loads((out / "metrics.json").read_text())
         assert set(content["seconds"]) == {"read", "network", "post"}
-        for name in ("seconds", "seconds_per_image"):
-            del content[name]
-        found.append((content, json.loads((out / "predictions.json").read_text())))
-    assert len(found[0][1]) > 20, "it found next to nothing, of which all figures agree"
-    assert found[0] == found[1]
+        for cost in ("seconds", "seconds_per_image"):
+            del content[cost]
+        found[name] = content, json.loads((out / "predictions.json").read_text())
+    assert len(found["alone"][1]) > 20, "it found next to nothing, of which all figures agree"
+    assert found["torchrun"] == found["alone"]
+    assert found["accelerate launch"] == found["alone"]
 
 
 def train_command(folder: Path, epochs: int) -> list[str]:

@@ -272,7 +272,6 @@ def demo(config: DemoCommand) -> list[Finished]:
             image_size=160,
             epochs=6,
             augmentation_factor=1,
-            proposals=200,
             overwrite=config.overwrite,
             seed=config.seed,
         )
