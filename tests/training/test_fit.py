@@ -125,7 +125,7 @@ def test_the_largest_image_size_is_taken_with_which_images_are_seen_often_enough
     linear_in_pixels(monkeypatch, 0.01, 1e-6)
     split = sized(read_split(dataset, "train"), 900, 1200)
     tried = trial(dataset, split, image_size=800)
-    views = 10_000
+    views = fit.FEWEST_VIEWS[False]  # more than 30 passes over a hundred images
     chosen = []
     for seconds in (1, 300, 600, 1000, 2000, 4000, 8000, 10**6):
         found = image_size_for(tried, seconds, 4, 4)
