@@ -105,12 +105,17 @@ def test_three_processes_add_up_gather_and_are_told(tmp_path: Path) -> None:
         assert (found["gathered"], found["few"], found["none"]) == (list("abcde"), ["alone"], [])
 
 
+def make_good(split: Path, count: int) -> None:
+    """Take the annotations of so many images of a split away."""
+    content = json.loads((split / "annotations.json").read_text())
+    content["annotations"] = content["annotations"][count:]
+    (split / "annotations.json").write_text(json.dumps(content))
+
+
 @pytest.mark.slow
 def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_path: Path) -> None:
-    path = make_dataset(tmp_path / "data") / "train" / "annotations.json"
-    content = json.loads(path.read_text())
     # An image without an instance, so that the masks of the others are not spread evenly over the two.
-    path.write_text(json.dumps(content | {"annotations": content["annotations"][1:]}))
+    make_good(make_dataset(tmp_path / "data") / "train", 1)
     for count in (1, 2):
         run([str(TASKS), "take_steps", str(tmp_path)], count)
     alone, *both = (load(tmp_path / f"steps_{name}.pt") for name in ("0_of_1", "0_of_2", "1_of_2"))
@@ -155,7 +160,7 @@ TWO = {
 
 @pytest.mark.slow
 def test_two_processes_judge_as_one_does_whatever_started_them(tmp_path: Path) -> None:
-    make_dataset(tmp_path / "data", validation=7)
+    make_good(make_dataset(tmp_path / "data", validation=7) / "val", 2)
     spec = replace(SPEC, classes=("good", "defect"))
     checkpoint.save(tmp_path / "model.pt", network(spec), spec)
     found = {}

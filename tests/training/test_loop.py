@@ -43,7 +43,7 @@ def dataset(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_eight_images_are_learned_from_nothing_until_every_defect_is_found(tmp_path: Path) -> None:
     make_split(tmp_path / "data" / "train", range(8))
-    done = train(settings(tmp_path / "data", epochs=30, proposals=100, lr=0.01, seed=1))
+    done = train(settings(tmp_path / "data", epochs=30, proposals=100, lr=0.01, seed=3))
     losses = done.history["train_loss"]
     assert losses[-1] < 0.25 * losses[0]
     predictor = Predictor(done.run_dir / "best.pt", "cpu")
