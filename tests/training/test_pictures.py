@@ -141,7 +141,8 @@ def near(pixels: npt.NDArray[np.uint8], colour: tuple[int, int, int], within: in
 def test_a_batch_shows_its_masks_in_place_its_images_in_their_own_colours_and_its_padding(tmp_path: Path) -> None:
     split = stained(tmp_path / "train", [(64, 64), (64, 96)])
     sheet = sheet_of(split, 2, tmp_path / "train_batch.jpg")
-    # Two cells of 480 x 320 side by side, 13 apart; above each its name. Both are 64 x 96 in their batch.
+    # Two cells of 480 x 320 side by side, 13 apart; above each its name. Both are 64 x 96 in their batch, which is
+    # sorted by height to width: the wider one comes first.
     cells = [sheet[-13 - 320 : -13, left : left + 480] for left in (13, 13 + 480 + 13)]
     for cell in cells:
         ring = near(cell, TRUTH)
@@ -155,8 +156,8 @@ def test_a_batch_shows_its_masks_in_place_its_images_in_their_own_colours_and_it
         assert not ring[110:190, 160:240].any(), "the defect itself is hidden"
         assert near(cell[150, 200], (30, 70, 59), 12), "the mask is not tinted"
         assert near(cell[300, 50], (170, 170, 170), 4)
-    assert near(cells[0][40:300, 340:470], (124, 116, 104), 6).all(), "what pads the narrower image"
-    assert near(cells[1][40:300, 340:470], (170, 170, 170), 6).all()
+    assert near(cells[0][40:300, 340:470], (170, 170, 170), 6).all()
+    assert near(cells[1][40:300, 340:470], (124, 116, 104), 6).all(), "what pads the narrower image"
 
 
 @pytest.mark.parametrize(("images", "batch_size", "rows", "columns"), [(1, 4, 1, 1), (7, 2, 3, 2), (20, 9, 3, 8)])
