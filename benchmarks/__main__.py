@@ -31,9 +31,12 @@ def main() -> None:
     """Run what was asked for and write the file, whole."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--anomalib", help="a Python that can import anomalib, to measure it too")
+    parser.add_argument("--rounds", type=int, help="turns of each measurement; each script has its own default")
     options = parser.parse_args()
     parts = []
-    for name, given in SCRIPTS.items():
+    rounds = ["--rounds", str(options.rounds)] if options.rounds else []
+    for name, images in SCRIPTS.items():
+        given = [*images, *rounds]
         extra = ["--anomalib", options.anomalib] if options.anomalib and name == "metrics.py" else []
         shown = " ".join(["python", f"benchmarks/{name}", *given])
         print(f"{shown} ...", file=sys.stderr)
@@ -41,6 +44,7 @@ def main() -> None:
             [sys.executable, str(HERE / name), *given, *extra], check=True, stdout=subprocess.PIPE, text=True
         )
         title, _, text = done.stdout.strip().partition("\n")
+        print(done.stdout, file=sys.stderr)
         parts.append(f"{title}\n\n```\n{shown}\n```\n{text}\n")
     DOCS.write_text(f"# Benchmarks\n\n{machine()}\n\n" + "\n".join(parts))
 
@@ -52,7 +56,7 @@ def machine() -> str:
         f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "opencv-python-headless")
     )
     return (
-        f"Measured on {date.today():%Y-%m-%d} by `make bench`: {os.cpu_count()} cores of {processor()}, "
+        f"Measured on {date.today():%Y-%m-%d} by `python benchmarks`: {os.cpu_count()} cores of {processor()}, "
         f"{platform.system()}, Python {platform.python_version()}, {packages}; {gpu}. What is compared takes turns, "
         "each in a process of its own; shown are medians, their ratios, and peak memory, imports included."
     )

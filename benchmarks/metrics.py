@@ -57,6 +57,7 @@ def main() -> None:
             f"{DETECTIONS} detections each\n"
         )
         print(coco_table(Path(name), options.rounds))
+    print("\nFlawmask's one pass over the pixels gives all eight figures and the curves; the others give one each.")
 
 
 def pixel_table(folder: Path, rounds: int, anomalib: str) -> str:
