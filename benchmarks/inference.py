@@ -97,8 +97,8 @@ def print_speed(folder: Path, small: Path, data: Path, rounds: int) -> None:
     print(
         "\n### Speed\n\nFile to masks, one image at a time on a CPU; the ResNet-18 looks at 200 proposals of an image, "
         f"its default at this size, the ResNet-50 at 1000; the median of {rounds} rounds. The ResNet-50 was not "
-        "trained: it is made sure of a hundredth of what it looks at on one image, so that it finds something, which means "
-        "nothing.\n"
+        "trained: it is made sure of a hundredth of what it looks at on one image, so that it finds something, which "
+        "means nothing.\n"
     )
     heads = ["", "", "s per image", "times as fast", "peak, MB", "imports, MB", "instances per image"]
     print(table([*heads, "F1, %", "mask AP, %"], rows))
