@@ -47,7 +47,7 @@ NETWORKS = (("maskrcnn_resnet50_fpn", 512, 2), ("maskrcnn_resnet50_fpn", 800, 4)
 VIEWS = 66 * 4 * 50
 PUBLISHED = (
     "At the seconds of 800 px on the CPU, the published pipeline's own command for `bottle` (66 training images with "
-    f"three variants of each, 50 epochs: {VIEWS:,} images) trains for"
+    f"three variants of each, 50 epochs: {VIEWS:,} images) trains"
 )
 
 GROUPS = {
@@ -106,7 +106,7 @@ def speed_part(folder: Path, options: argparse.Namespace) -> None:
     )
     heads = ["", "", "s per image", "times as fast", "peak, MB", "imports, MB", "share of peak", "without imports"]
     print(table([*heads, "first loss"], rows))
-    print(f"\n{PUBLISHED}: {' and '.join(f'{hours:.1f} hours {name}' for name, hours in whole.items())}.")
+    print(f"\n{PUBLISHED} {' and '.join(f'{hours:.1f} hours {name}' for name, hours in whole.items())}.")
     print(
         "\nFrozen norms do not look at the batch, so that a CPU takes its images one by one, as fast and in less "
         "memory. The mask loss is then the mean of the images' means, not of all masks: at a batch of 4 the first "

@@ -230,17 +230,22 @@ def test_a_score_floor_drops_what_scores_less_and_leaves_the_rest(model_path: Pa
     assert everything == Predictor(model_path, "cpu", score_floor=0.05)(patchwork(60, 90))
 
 
-def test_no_more_proposals_are_looked_at_than_asked_for(model_path: Path) -> None:
-    def looked_at(max_proposals: int | None) -> int:
+def test_no_more_proposals_are_looked_at_than_asked_for_nor_than_there_are(model_path: Path, tmp_path: Path) -> None:
+    def looked_at(path: Path = model_path, **limit: Any) -> int:
         seen: list[int] = []
-        predictor = Predictor(model_path, "cpu", max_proposals=max_proposals)
+        predictor = Predictor(path, "cpu", **limit)
         predictor.network.roi_heads.box_head.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
         predictor(patchwork(60, 90))
         return seen[0]
 
-    assert looked_at(None) > 7
-    assert looked_at(7) == 7
-    assert looked_at(SPEC.proposals) == looked_at(None)
+    most = looked_at()
+    assert 7 < most <= SPEC.proposals
+    assert looked_at(max_proposals=7) == 7
+    assert looked_at(max_proposals=SPEC.proposals) == looked_at(max_proposals=9999) == most
+    many = tmp_path / "many.pt"
+    checkpoint.save(many, network(), replace(SPEC, proposals=1000))
+    assert looked_at(many) == 300
+    assert looked_at(many, max_proposals=400) > 300
 
 
 def test_a_file_an_array_and_a_string_give_the_same_and_an_image_turned_by_exif_its_upright_self(

@@ -9,6 +9,10 @@ from flawmask.settings import Device, require
 SCORE_FLOOR = 0.05
 """Where `--score_floor` lies unless it is given: torchvision's own, low enough for average precision."""
 
+MAX_PROPOSALS = 300
+"""Where `--max_proposals` lies unless it is given: as many as Faster R-CNN's authors judge with (Ren et al., 2015). The
+1000 of torchvision are for photographs with dozens of things; an inspection image has a defect or a few."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceSettings(Device):
@@ -18,15 +22,15 @@ class InferenceSettings(Device):
     """Images judged at once, of one size so that results do not depend on it; by default 8 on CUDA and 1 elsewhere."""
     score_floor: float = SCORE_FLOOR
     """Detections that score no more than this are dropped, 0 to 1. AP wants it low; for verdicts --conf will do."""
-    max_proposals: int | None = None
-    """Regions of an image that the heads look at when judging; by default as many as in training, --proposals."""
+    max_proposals: int = MAX_PROPOSALS
+    """Regions of an image that the heads look at when judging, the surest ones; never more than --proposals."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         size, most = self.inference_batch_size, self.max_proposals
         require(size is None or size >= 1, f"--inference_batch_size is {size}: it must be 1 or more")
         require(0 <= self.score_floor <= 1, f"--score_floor is {self.score_floor}: it must lie between 0 and 1")
-        require(most is None or most >= 1, f"--max_proposals is {most}: it must be 1 or more")
+        require(most >= 1, f"--max_proposals is {most}: it must be 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torchvision.models.detection import MaskRCNN
 from flawmask import images, masks
 from flawmask.coco import GOOD
 from flawmask.errors import FlawmaskError
-from flawmask.inference.config import SCORE_FLOOR, InferenceSettings
+from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR, InferenceSettings
 from flawmask.inference.paste import grown, mask_changes, probabilities_in_box
 from flawmask.masks import Mask
 from flawmask.model import checkpoint
@@ -176,7 +176,7 @@ class Predictor:
         *,
         precision: Precision = "auto",
         score_floor: float = SCORE_FLOOR,
-        max_proposals: int | None = None,
+        max_proposals: int = MAX_PROPOSALS,
     ) -> None:
         """Load a checkpoint.
 
@@ -185,7 +185,7 @@ class Predictor:
             device: `cuda`, `cuda:1`, `mps` or `cpu`; by default the first that is there.
             precision: what the layers compute in; boxes and scores are float32 in any case.
             score_floor: detections that score no more than this are dropped, 0 to 1.
-            max_proposals: regions of an image that the heads look at; by default as many as the checkpoint says.
+            max_proposals: regions of an image that the heads look at; never more than the checkpoint says.
 
         Raises:
             FlawmaskError: the file is no checkpoint, or the device or the precision is not there.
@@ -194,11 +194,8 @@ class Predictor:
         keep_freed_memory(self.device)
         dtype = choose_precision(precision, self.device)
         network, self.spec = checkpoint.load(Path(model))
-        self.network = for_inference(network, self.spec, self.device, dtype)
+        self.network = for_inference(network, self.spec, self.device, dtype, max_proposals)
         self.network.roi_heads.score_thresh = score_floor
-        if max_proposals is not None:
-            rpn = self.network.rpn
-            rpn._pre_nms_top_n["testing"] = rpn._post_nms_top_n["testing"] = max_proposals
 
     @classmethod
     def of(cls, model: Path, settings: InferenceSettings) -> "Predictor":

@@ -1,6 +1,7 @@
 """How the layers compute: norms folded into convolutions, and bfloat16 everywhere but for boxes and scores."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -37,7 +38,9 @@ def train_in(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> None:
     heads.box_predictor.forward = partial(_of_float32, heads.box_predictor.forward)
 
 
-def for_inference(model: MaskRCNN, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> MaskRCNN:
+def for_inference(
+    model: MaskRCNN, spec: ModelSpec, device: torch.device, dtype: torch.dtype, max_proposals: int | None = None
+) -> MaskRCNN:
     """Return a network that finds the same as `model` in evaluation mode, and faster.
 
     Its norms are folded into its convolutions, its layers hold `dtype`, and boxes and scores are float32. It shares
@@ -48,7 +51,10 @@ def for_inference(model: MaskRCNN, spec: ModelSpec, device: torch.device, dtype:
         spec: what `build` made it from.
         device: where the new one goes.
         dtype: float32, or bfloat16 where the hardware has it.
+        max_proposals: regions of an image that the heads look at, the surest ones; None for as many as the spec says.
     """
+    if max_proposals is not None:
+        spec = replace(spec, proposals=min(spec.proposals, max_proposals))
     fast: Any = build(spec)
     fast.load_state_dict(model.state_dict())
     fast.eval().requires_grad_(False)

@@ -22,6 +22,7 @@ from flawmask.evaluation.evaluate import predict_split
 from flawmask.evaluation.leak import write_training_images
 from flawmask.evaluation.measure import quick_figures
 from flawmask.files import write_json
+from flawmask.inference.config import MAX_PROPOSALS
 from flawmask.model import checkpoint
 from flawmask.model.build import build, count_parameters
 from flawmask.model.compute import for_inference
@@ -184,7 +185,7 @@ class _Run:
 
     def for_judging(self) -> MaskRCNN:
         """Return a copy of it that predicts."""
-        return for_inference(self.kept, self.setup.spec, self.setup.device, self.setup.dtype)
+        return for_inference(self.kept, self.setup.spec, self.setup.device, self.setup.dtype, MAX_PROPOSALS)
 
     def add(self, figures: Mapping[str, Any]) -> bool:
         """Add the figures of an epoch to the history and return whether it is the best so far.
