@@ -1,5 +1,6 @@
 """Masks at the size at which the network sees them: exact at their own, else the pixels whose centres they cover."""
 
+from fractions import Fraction
 from typing import Any
 
 import cv2
@@ -40,8 +41,8 @@ def in_place(found: tuple[Mask, int, int], resized: tuple[int, int]) -> Mask:
 
 def at_centres(mask: Mask, resized: tuple[int, int]) -> Mask:
     """Return the mask at another size: a pixel is set where its centre lies in a pixel of the mask."""
-    rows = [int((row + 0.5) * mask.shape[0] / resized[0]) for row in range(resized[0])]
-    columns = [int((column + 0.5) * mask.shape[1] / resized[1]) for column in range(resized[1])]
+    rows = [int(Fraction(2 * row + 1, 2) * mask.shape[0] / resized[0]) for row in range(resized[0])]
+    columns = [int(Fraction(2 * column + 1, 2) * mask.shape[1] / resized[1]) for column in range(resized[1])]
     return mask[np.ix_(rows, columns)]
 
 

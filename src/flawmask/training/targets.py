@@ -96,15 +96,17 @@ def mask_at(
         crop = masks.decode([ring.ravel().tolist() for ring in moved], *size)
     else:
         whole = masks.decode(rle, *original)
-        crop = whole[np.ix_(_centres(top, bottom, down), _centres(left, right, across))]
+        rows = _centres(top, bottom, original[0], resized[0])
+        crop = whole[np.ix_(rows, _centres(left, right, original[1], resized[1]))]
     if not crop.any():  # thinner than a pixel: keep those that it runs through
         crop = _touched(masks.decode(rle, *original), (left, top, right, bottom), (down, across))
     return crop, left, top
 
 
-def _centres(start: int, end: int, scale: float) -> npt.NDArray[np.int64]:
-    """Return the pixel of the original image in which the centre of each pixel from start to end lies."""
-    return ((np.arange(start, end) + 0.5) / scale).astype(np.int64)
+def _centres(start: int, end: int, original: int, resized: int) -> npt.NDArray[np.int64]:
+    """Return the pixel of the original side in which the centre of each pixel of the resized one, from start to end,
+    lies. In whole numbers: a centre on the line between two pixels must not be rounded to either."""
+    return (2 * np.arange(start, end) + 1) * original // (2 * resized)
 
 
 def _touched(mask: Mask, window: tuple[int, int, int, int], scales: tuple[float, float]) -> Mask:
