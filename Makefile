@@ -12,7 +12,7 @@ test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
-# Writes docs/benchmarks.md anew: an hour or so on two cores, which should have nothing else to do.
+# Writes docs/benchmarks.md anew: an hour and a half on two cores, which should have nothing else to do.
 bench: .venv/ready
 	$(BIN)/python benchmarks
 

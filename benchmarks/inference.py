@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Record, demo_at, devices, in_turns, measured_here, table
+from measuring import Record, demo_at, devices, in_turns, measured_here, table
 from plain import PlainDataset, autocast, plain_network
 
 from flawmask.coco import CocoSplit, read_split

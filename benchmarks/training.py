@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Record, demo_at, devices, in_turns, measured_here, table
+from measuring import Record, demo_at, devices, in_turns, measured_here, table
 from plain import PlainDataset, plain_network, plain_step
 from torch.profiler import ProfilerActivity, profile
 from torchvision.ops import MultiScaleRoIAlign
