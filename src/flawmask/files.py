@@ -1,14 +1,20 @@
 """Files and folders that are there whole or not at all."""
 
+import errno
+import getpass
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from flawmask.errors import FlawmaskError
 
@@ -23,12 +29,31 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = _beside(path)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file)
+        _flush(temporary)
         temporary.replace(path)  # only now, since Windows renames no open file
-    except BaseException:
+        _flush(path.parent)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _name(error, path)
         raise
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk, as far as the system can tell."""
+    is_windows, is_folder = os.name == "nt", path.is_dir()
+    if is_windows and is_folder:  # it opens no folders
+        return
+    try:
+        handle = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)
+    except PermissionError:  # written, but not to be opened once more
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not is_folder or error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # some network file systems
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -140,22 +165,104 @@ def check_output_folder(
         raise FlawmaskError(f"{folder} already holds a {what}: name another folder, or replace it with --overwrite")
 
 
+def real_path(path: Path) -> Path:
+    """Return where a path leads, links followed; one that loops, at which `Path.resolve` raises, leads to itself."""
+    return Path(os.path.realpath(path))
+
+
+def this_user() -> str:
+    """Return what tells this user from the others of the machine."""
+    return str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()  # a user need not have a name
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keep other programs on this machine from writing into the folder meanwhile. The system forgets it with the
+    process, however that ends.
+
+    Raises:
+        FlawmaskError: one does.
+    """
+    name = sha256(f"{this_user()} {real_path(folder)}".encode())[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"flawmask_{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FlawmaskError(f"another process writes into {folder}: wait for it, or name another folder") from None
+    try:
+        yield
+    finally:
+        if os.name != "nt":  # there, the lock itself removes its file
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder beside `target` to fill; it takes `target`'s place when the block ends well.
 
     What was at `target` stays until then, and stays for good when the block raises.
+
+    Raises:
+        FlawmaskError: another process fills it.
     """
-    target = target.resolve()  # a link to a folder elsewhere stays one
+    target = real_path(target)  # a link to a folder elsewhere stays one
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(target)
-    temporary.mkdir()
-    try:
-        yield temporary
-        _swap(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with only_one(target):
+        _tidy(target)
+        temporary = _beside(target)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for path in (*temporary.rglob("*"), temporary):
+                _flush(path)
+            _swap(temporary, target)
+            _flush(target.parent)
+        except BaseException as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            _name(error, target)
+            raise
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """Let an error of the system, a full disk's for one, say where it happened: a failed write does not, and a failed
+    copy names what it copied first."""
+    if (
+        isinstance(error, OSError)
+        and error.errno is not None
+        and (error.filename is None or error.filename2 is not None)
+    ):
+        error.filename = str(path)
+
+
+def _tidy(target: Path) -> None:
+    """Remove what processes that were killed left beside `target`, which nobody else is at; what one of them had put
+    aside comes back where nothing has taken its place."""
+    for old in _hidden(target, ".old"):
+        if target.exists():
+            _remove(old)
+        else:
+            old.rename(target)
+    for partial in _hidden(target, ".partial"):
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove the files that a process which was killed had not written whole; nobody else may be at the folder."""
+    for path in folder.glob(".*.partial"):
+        path.unlink()
+
+
+def _hidden(path: Path, suffix: str) -> list[Path]:
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}{re.escape(suffix)}")
+    return [one for one in path.parent.iterdir() if pattern.fullmatch(one.name)]
 
 
 def _swap(new: Path, target: Path) -> None:
@@ -170,7 +277,7 @@ def _swap(new: Path, target: Path) -> None:
     except BaseException:
         old.rename(target)
         raise
-    shutil.rmtree(old)
+    _remove(old)
 
 
 def _beside(path: Path) -> Path:

@@ -4,6 +4,9 @@ import logging
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +89,37 @@ def test_its_folder_goes_with_it(fails: bool) -> None:
     except KeyboardInterrupt:
         assert fails
     assert not folder.exists()
+
+
+HOLDING = """
+import sys, tempfile
+tempfile.tempdir = sys.argv[1]
+from flawmask.training.cache import pixel_cache
+with pixel_cache([(3, 5)], 1.0) as cache:
+    print(cache.path.parent, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_deleted_by_the_next_and_nothing_of_one_that_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others, folders = [], []
+    for _ in range(2):
+        command = [sys.executable, "-c", HOLDING, str(tmp_path)]
+        others.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert others[-1].stdout is not None
+        folders.append(Path(others[-1].stdout.readline().strip()))
+    assert all((folder / "pixels").is_file() for folder in folders)
+    others[0].kill()
+    others[0].communicate()
+    assert folders[0].exists()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pixel_cache(SHAPES, 1.0):
+        assert not folders[0].exists()
+        assert (folders[1] / "pixels").is_file()
+    others[1].communicate("")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_at_most_half_of_what_is_free_is_taken_and_said(

@@ -2,15 +2,19 @@
 
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from flawmask.errors import FlawmaskError
+from flawmask.files import only_one, this_user
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +92,10 @@ def pixel_cache(shapes: Sequence[tuple[int, int]], gigabytes: float) -> Iterator
         shapes: height and width of each image as it is to be kept.
         gigabytes: the most that it may take; half of what is free on the disk is the most in any case.
     """
-    with tempfile.TemporaryDirectory(prefix="flawmask_", ignore_cleanup_errors=True) as folder:
+    with _temporary_folder() as folder:
         free = shutil.disk_usage(folder).free
         limit = int(min(gigabytes * GIGABYTE, LARGEST_SHARE_OF_DISK * free))
-        path = Path(folder) / "pixels"
+        path = folder / "pixels"
         try:
             cache = PixelCache(path, shapes, limit)
         except OSError as error:
@@ -101,3 +105,19 @@ def pixel_cache(shapes: Sequence[tuple[int, int]], gigabytes: float) -> Iterator
         if cache.kept < len(shapes) and gigabytes:
             log.info("%d of %d images are kept decoded; --cache_gb has room for no more", cache.kept, len(shapes))
         yield cache
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Give a new folder, and delete it at the end, with those that processes which were killed have left."""
+    root, prefix = Path(tempfile.gettempdir()), f"flawmask_pixels_{this_user()}_"
+    for left in root.glob(f"{prefix}*"):
+        with suppress(FlawmaskError, OSError), only_one(left):  # of a process that lives, or gone just now
+            shutil.rmtree(left)
+    folder = root / f"{prefix}{secrets.token_hex(8)}"
+    with only_one(folder):
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
