@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from flawmask.coco import annotation, cut_annotation, instance_masks, read_split, write_split
-from flawmask.errors import FlawmaskError
+from flawmask.coco import annotation, cut_annotation, instance_masks, read_split, split_names, write_split
+from flawmask.errors import FlawmaskError, RecordsError
 from flawmask.masks import Cut, Mask, box_of, cut_out, encode
 
 MASK = np.zeros((6, 8), dtype=bool)
@@ -191,6 +191,19 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "doubled image": (lambda content: content["images"][1].update(id=1), "images[1] has the id 1"),
     "doubled annotation": (lambda content: content["annotations"][2].update(id=1), "annotations[2] has the id 1"),
     "doubled category": (lambda content: content["categories"][1].update(id=1), "categories[1] has the id 1"),
+    "id beyond 64 bits": (lambda content: content["images"][1].update(id=10**30), "images[1] has the id 1000"),
+    "category without a name": (
+        lambda content: content["categories"][1].update(name=5),
+        "category 2 has the name 5, which is doubled or none",
+    ),
+    "categories of one name": (
+        lambda content: content["categories"][1].update(name="good"),
+        "category 2 has the name 'good', which is doubled or none",
+    ),
+    "box beyond all bounds": (
+        lambda content: content["annotations"][1].update(bbox=[10**400, 1, 1, 1]),
+        "annotation 2 has the box [1000",
+    ),
     "id no number": (lambda content: content["images"][1].update(id="one"), "images[1] has the id 'one'"),
     "id a list": (lambda content: content["images"][1].update(id=[1]), "images[1] has the id [1]"),
     "no list of images": (lambda content: content.pop("images"), "no list `images`"),
@@ -199,6 +212,54 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "image without a size": (lambda content: content["images"][1].pop("width"), "images[1] has no width"),
     "image of no size": (lambda content: content["images"][1].update(height=0), "image 2 has the size 8 x 0"),
     "size in words": (lambda content: content["images"][1].update(width="8"), "image 2 has the size '8' x 6"),
+    "image of a size nobody has": (
+        lambda content: content["images"][1].update(width=10**6, height=10**6),
+        "image 2 has the size 1000000 x 1000000: more than 178 million pixels",
+    ),
+    "box in words": (
+        lambda content: content["annotations"][1].update(bbox=["a", 1, 2, 3]),
+        "annotation 2 has the box ['a', 1, 2, 3]",
+    ),
+    "box without an outline": (
+        lambda content: content["annotations"][1].update(segmentation=[]),
+        "annotation 2 has no usable segmentation: no outline, and a box alone shows no mask",
+    ),
+    "polygon of two points": (
+        lambda content: content["annotations"][1].update(segmentation=[[1, 1, 4, 4]]),
+        "annotation 2 has no usable segmentation: a polygon with 2 points",
+    ),
+    "polygon of an odd number": (
+        lambda content: content["annotations"][1].update(segmentation=[[1, 1, 4, 4, 2, 3, 1]]),
+        "a polygon that is no list of x and y",
+    ),
+    "polygon of words": (
+        lambda content: content["annotations"][1].update(segmentation=[[1, 1, 4, "4", 2, 3]]),
+        "a polygon with coordinates that are no numbers",
+    ),
+    "polygon without end": (
+        lambda content: content["annotations"][1].update(segmentation=[[1, 1, 4, float("inf"), 2, 3]]),
+        "a polygon with coordinates that are no numbers",
+    ),
+    "polygon far away": (
+        lambda content: content["annotations"][1].update(segmentation=[[1, 1, 4, 1e12, 2, 3]]),
+        "a polygon that reaches far out of the image",
+    ),
+    "RLE of another size": (
+        lambda content: content["annotations"][1].update(segmentation={"size": [5, 5], "counts": [25]}),
+        "an RLE of the size [5, 5] on an image of [6, 8]",
+    ),
+    "RLE that is too long": (
+        lambda content: content["annotations"][1].update(segmentation={"size": [6, 8], "counts": [10, 90]}),
+        "an RLE whose runs do not add up to its size",
+    ),
+    "RLE that runs backwards": (
+        lambda content: content["annotations"][1].update(segmentation={"size": [6, 8], "counts": [60, -12]}),
+        "an RLE whose runs do not add up to its size",
+    ),
+    "RLE of noise": (
+        lambda content: content["annotations"][1].update(segmentation={"size": [6, 8], "counts": "~~~ö"}),
+        "an RLE with counts that are none",
+    ),
     "annotation without a mask": (
         lambda content: content["annotations"][1].pop("segmentation"),
         "annotations[1] has no segmentation",
@@ -214,6 +275,89 @@ def test_what_does_not_fit_together_is_said_in_one_line_that_names_the_file(data
     change, message = BAD[what]
     edit(dataset, change)
     assert message in said(dataset)
+
+
+def test_every_record_that_cannot_be_used_is_named(dataset: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["annotations"][0].update(segmentation=[[1, 1, 4, 4]])
+        content["annotations"][1].update(category_id=9)
+
+    edit(dataset, change)
+    with pytest.raises(RecordsError) as caught:
+        read_split(dataset, "train")
+    first = "annotation 1 has no usable segmentation: a polygon with 2 points"
+    assert (
+        str(caught.value)
+        == f"{dataset}/train/annotations.json: {first}; it is the first of 2 records that cannot be used"
+    )
+    second = "annotation 2 has category 9, which is not listed (1 good, 2 defect): add it to `categories`"
+    assert caught.value.problems == (first, second)
+
+
+OUTSIDE = [[-3, 1, 4, 1, 4, 3, -3, 3]]
+"""A polygon of which a part lies left of the image."""
+
+
+def test_exports_of_other_tools_are_read_as_they_are(dataset: Path) -> None:
+    expected = read_split(dataset, "train")
+
+    def change(content: dict[str, Any]) -> None:
+        # As Roboflow does: a category that nothing has, ids from 0, no area, no crowds, coordinates with fractions.
+        content["categories"] = [
+            {"id": 0, "name": "parts", "supercategory": "none"},
+            {"id": 7, "name": "good"},
+            {"id": 9, "name": "dent", "keypoints": []},
+        ]
+        for record in content["annotations"]:
+            record["category_id"] = {1: 7, 2: 9}[record["category_id"]]
+            for name in ("area", "iscrowd", "bbox"):
+                del record[name]
+        content["annotations"][0]["segmentation"] = OUTSIDE
+        content["annotations"][1]["segmentation"] = {"size": [6, 8], "counts": counts_of(MASK)}
+        content["licenses"] = []
+
+    edit(dataset, change)
+    folder = dataset / "train"
+    for name, beside in (("_annotations.coco.json", True), ("annotations/instances_default.json", False)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        next(folder.rglob("*.json")).rename(folder / name)
+        if beside:
+            for path in (folder / "images").iterdir():
+                path.rename(folder / path.name)
+            (folder / "images").rmdir()
+        split = read_split(dataset, "train")
+        assert split.class_names == ("parts", "good", "dent")
+        assert [split.image_path(one).read_bytes() for one in split.images] == [
+            (folder / one["file_name"]).read_bytes() for one in expected.images
+        ]
+        first, second = (record for records in split.annotations.values() for record in records[:1])
+        assert first["bbox"] == [0, 1, 4, 2]
+        assert second["bbox"] == [2, 1, 5, 3]
+        assert np.array_equal(instance_masks([second], 6, 8, "")[0], MASK)
+    (folder / "more.json").write_text("{}")
+    assert "annotations/instances_default.json, more.json are several" in said(dataset)
+
+
+def test_roboflows_word_for_val_is_understood(dataset: Path) -> None:
+    assert split_names(dataset) == ["train"]
+    shutil.copytree(dataset / "train", dataset / "valid")
+    (dataset / "valid" / "annotations.json").rename(dataset / "valid" / "_annotations.coco.json")
+    (dataset / "left" / "images").mkdir(parents=True)
+    (dataset / "left" / "facts.json").write_text("{}")
+    (dataset / "valid" / "._annotations.coco.json").write_bytes(b"what macOS leaves beside a file")
+    assert split_names(dataset) == ["train", "val"]
+    split = read_split(dataset, "val")
+    assert (split.folder, split.name) == (dataset / "valid", "val")
+    shutil.copytree(dataset / "train", dataset / "val")
+    assert read_split(dataset, "val").folder == dataset / "val"
+    assert split_names(dataset / "nowhere") == []
+
+
+def counts_of(mask: Mask) -> list[int]:
+    """The lengths of a mask's runs, column by column, of zeros first."""
+    flat = np.concatenate(([0], mask.T.ravel().astype(int), [1 - int(mask[-1, -1])]))
+    ends = np.flatnonzero(np.diff(flat))
+    return [int(length) for length in np.diff(ends, prepend=0)]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flawmask import masks
-from flawmask.errors import FlawmaskError
-from flawmask.files import read_json, write_json_lines
+from flawmask.errors import FlawmaskError, RecordsError
+from flawmask.files import read_json, real_path, write_json_lines
+from flawmask.images import LIMIT, most_pixels
 from flawmask.masks import Cut, Mask, cut_out
+
+ROBOFLOWS_VAL = "valid"
+"""What Roboflow calls the folder of the split `val`."""
+
+SPLITS = ("train", "val", ROBOFLOWS_VAL, "test")
+"""What the folders of splits are called that other tools write."""
 
 GOOD = "good"
 """The name of the class that is no defect. It takes no part in AP, image scores or overlays."""
@@ -30,12 +37,16 @@ class CocoSplit:
         images: the image records, in the file's order.
         annotations: the annotation records by image id; every image id is there, its list possibly empty.
         categories: the category records, sorted by id.
+        annotations_in: the annotation file, below the folder.
+        images_in: where the images' names lead from, below the folder.
     """
 
     folder: Path
     images: tuple[Record, ...]
     annotations: dict[int, tuple[Record, ...]]
     categories: tuple[Record, ...]
+    annotations_in: str = "annotations.json"
+    images_in: str = "images"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -52,9 +63,24 @@ class CocoSplit:
         """The category ids that stand for a defect: all but the one named `good`."""
         return frozenset(category["id"] for category in self.categories if category["name"] != GOOD)
 
+    @property
+    def name(self) -> str:
+        """What the split is called."""
+        return "val" if self.folder.name == ROBOFLOWS_VAL else self.folder.name
+
+    @property
+    def annotation_file(self) -> Path:
+        """The file that the records are from."""
+        return self.folder / self.annotations_in
+
+    @property
+    def image_folder(self) -> Path:
+        """Where the images' names lead from."""
+        return self.folder / self.images_in
+
     def image_path(self, image: Record) -> Path:
         """Return where the image record's file lies."""
-        return self.folder / "images" / str(image["file_name"])
+        return self.image_folder / str(image["file_name"])
 
     def defects(self, image: Record) -> list[Record]:
         """Return the annotations of the image that are defects."""
@@ -96,50 +122,134 @@ def write_split(
     write_json_lines(folder / "annotations.json", content)
 
 
+def split_folder(dataset_dir: Path, split: str) -> Path:
+    """Return where a split lies, or would lie."""
+    folder = dataset_dir / split
+    other = dataset_dir / ROBOFLOWS_VAL
+    return other if split == "val" and not folder.is_dir() and other.is_dir() else folder
+
+
+def split_names(dataset_dir: Path) -> list[str]:
+    """Return the names of a COCO folder's splits, sorted: of folders with an `annotations.json`, whatever they are
+    called, or with another tool's file, where they are called as splits are."""
+    found = set()
+    for path in dataset_dir.iterdir() if dataset_dir.is_dir() else ():
+        if (path / "annotations.json").is_file() or (path.name in SPLITS and _annotation_files(path)):
+            found.add("val" if path.name == ROBOFLOWS_VAL else path.name)
+    return sorted(found)
+
+
 def read_split(dataset_dir: Path, split: str) -> CocoSplit:
     """Return a split of a COCO folder after checking its records against each other and against the disk.
 
+    Exports of other tools are taken as they are: any one JSON file in the folder, or in `annotations/` under it, where
+    there is no `annotations.json`, images that lie beside it where there is no `images/`, and `valid` for `val`.
+
     Raises:
-        FlawmaskError: a folder or file is missing, or a record is incomplete, doubled, refers to an image or
-            category that is not there, names a file that is not there or lies outside the split's folder.
+        RecordsError: records cannot be used, each of which is named: it is incomplete, doubled, refers to an image or
+            category that is not there, or has an outline that is none.
+        FlawmaskError: a folder or file is missing, or a record names a file that is not there or lies outside the
+            split's folder.
     """
-    folder = dataset_dir / split
+    folder = split_folder(dataset_dir, split)
     if not folder.is_dir():
         found = sorted(path.name for path in dataset_dir.iterdir()) if dataset_dir.is_dir() else []
         there = f"it holds {', '.join(found)}" if found else "there is no such folder, or it is empty"
         raise FlawmaskError(f"{dataset_dir} has no split {split}: {there}")
-    path = folder / "annotations.json"
+    path = _annotation_file(folder)
     content = read_json(path)
     if not isinstance(content, dict):
         raise FlawmaskError(f"{path} is not a COCO file: it must hold an object, not {type(content).__name__}")
-    images = _records(content, "images", ("id", "file_name", "width", "height"), path)
-    categories = _records(content, "categories", ("id", "name"), path)
-    annotations = _records(content, "annotations", ("id", "image_id", "category_id", "bbox", "segmentation"), path)
+    problems: list[str] = []
+    images = _records(content, path, "images", ("id", "file_name", "width", "height"), problems)
+    categories = _records(content, path, "categories", ("id", "name"), problems)
+    annotations = _records(content, path, "annotations", ("id", "image_id", "category_id", "segmentation"), problems)
+    _stop(path, problems)
     if not images or not categories:
         raise FlawmaskError(f"{path} lists no {'category' if images else 'image'}")
+    names: set[str] = set()
+    for category in categories:
+        name = category["name"]
+        if not isinstance(name, str) or not name or name in names:
+            problems.append(f"category {category['id']} has the name {name!r}, which is doubled or none")
+        else:
+            names.add(name)
     for image in images:
-        if not all(isinstance(image[side], int) and image[side] > 0 for side in ("width", "height")):
-            size = f"{image['width']!r} x {image['height']!r}"
-            raise FlawmaskError(f"{path}: image {image['id']} has the size {size}, which is not in whole pixels")
-    _check_files(images, folder, path)
-    by_image: dict[int, list[Record]] = {image["id"]: [] for image in images}
+        size = f"image {image['id']} has the size {image['width']!r} x {image['height']!r}"
+        if not all(type(image[side]) is int and image[side] > 0 for side in ("width", "height")):
+            problems.append(f"{size}, which is not in whole pixels")
+        elif image["width"] * image["height"] > most_pixels():
+            problems.append(f"{size}: more than {most_pixels() // 10**6} million pixels, see {LIMIT}")
+    _stop(path, problems)
+    images_in = _check_files(images, folder, path)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    by_image: dict[int, list[Record]] = {number: [] for number in sizes}
     known = {category["id"]: category["name"] for category in categories}
     for record in annotations:
-        where = f"{path}: annotation {record['id']}"
-        if not _is_among(record["image_id"], by_image):
-            raise FlawmaskError(f"{where} belongs to image {record['image_id']}, which is not listed: take it out")
-        if not _is_among(record["category_id"], known):
-            listed = ", ".join(f"{number} {name}" for number, name in known.items()) or "none"
-            raise FlawmaskError(
-                f"{where} has category {record['category_id']}, which is not listed ({listed}): add it to `categories`"
-            )
-        by_image[record["image_id"]].append(record)
+        reason = _unusable(record, sizes, known)
+        if reason:
+            problems.append(f"annotation {record['id']} {reason}")
+        else:
+            by_image[record["image_id"]].append(_with_box(record, *sizes[record["image_id"]]))
+    _stop(path, problems)
     return CocoSplit(
         folder=folder,
         images=tuple(images),
         annotations={number: tuple(records) for number, records in by_image.items()},
         categories=tuple(sorted(categories, key=lambda category: int(category["id"]))),
+        annotations_in=path.relative_to(folder).as_posix(),
+        images_in=images_in,
     )
+
+
+def _stop(path: Path, problems: Sequence[str]) -> None:
+    if problems:
+        raise RecordsError(path, problems)
+
+
+def _annotation_file(folder: Path) -> Path:
+    """Return the split's annotation file, whatever another tool has called it."""
+    path = folder / "annotations.json"
+    if path.is_file():
+        return path
+    others = _annotation_files(folder)
+    if len(others) == 1:
+        return others[0]
+    found = f", and {', '.join(one.relative_to(folder).as_posix() for one in others)} are several" if others else ""
+    raise FlawmaskError(f"{path} does not exist{found}")
+
+
+def _annotation_files(folder: Path) -> list[Path]:
+    found = [*folder.glob("*.json"), *folder.glob("annotations/*.json")]
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def _unusable(record: Record, sizes: dict[int, tuple[int, int]], categories: dict[int, str]) -> str:
+    """Return why an annotation cannot be used; nothing where it can."""
+    if not _is_among(record["image_id"], sizes):
+        return f"belongs to image {record['image_id']!r}, which is not listed: take it out"
+    if not _is_among(record["category_id"], categories):
+        listed = ", ".join(f"{number} {name}" for number, name in categories.items()) or "none"
+        return f"has category {record['category_id']!r}, which is not listed ({listed}): add it to `categories`"
+    if "bbox" in record and not _is_box(record["bbox"]):
+        return f"has the box {record['bbox']!r}, not [x, y, width, height]"
+    reason = masks.unusable(record["segmentation"], *sizes[record["image_id"]])
+    return f"has no usable segmentation: {reason}" if reason else ""
+
+
+def _is_box(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(isinstance(side, int | float) and abs(side) < 10**9 for side in value)
+    )
+
+
+def _with_box(record: Record, height: int, width: int) -> Record:
+    """Return the annotation with its mask's box, where it has none."""
+    if "bbox" in record:
+        return record
+    return {**record, "bbox": list(masks.box_of_rle(masks.as_rle(record["segmentation"], height, width)))}
 
 
 def _is_among(value: Any, ids: Collection[int]) -> bool:
@@ -147,8 +257,8 @@ def _is_among(value: Any, ids: Collection[int]) -> bool:
     return isinstance(value, int) and value in ids
 
 
-def _records(content: Record, key: str, fields: tuple[str, ...], path: Path) -> list[Record]:
-    """Return the list under `key` after checking that each record has the fields and an id of its own."""
+def _records(content: Record, path: Path, key: str, fields: tuple[str, ...], problems: list[str]) -> list[Record]:
+    """Return the list under `key`, and add to the problems which record lacks a field or an id of its own."""
     records = content.get(key)
     if not isinstance(records, list):
         raise FlawmaskError(f"{path} is not a COCO file: it has no list `{key}`")
@@ -156,16 +266,24 @@ def _records(content: Record, key: str, fields: tuple[str, ...], path: Path) -> 
     for place, record in enumerate(records):
         missing = [field for field in fields if not isinstance(record, dict) or field not in record]
         if missing:
-            raise FlawmaskError(f"{path}: {key}[{place}] has no {', '.join(missing)}")
-        if not isinstance(record["id"], int) or record["id"] in seen:
-            raise FlawmaskError(f"{path}: {key}[{place}] has the id {record['id']!r}, which is doubled or no number")
-        seen.add(record["id"])
+            problems.append(f"{key}[{place}] has no {', '.join(missing)}")
+        elif not isinstance(record["id"], int) or abs(record["id"]) >= 2**63 or record["id"] in seen:
+            problems.append(f"{key}[{place}] has the id {record['id']!r}, which is doubled or no number")
+        else:
+            seen.add(record["id"])
     return records
 
 
-def _check_files(images: list[Record], folder: Path, path: Path) -> None:
-    """Refuse image records whose file is not there or lies outside the split's `images` folder."""
-    root = (folder / "images").resolve()
+def _check_files(images: list[Record], folder: Path, path: Path) -> str:
+    """Return where in the folder the images' names lead from: `images`, or nothing where they lie beside the file.
+
+    Raises:
+        FlawmaskError: a file is not there, or lies outside the folder.
+    """
+    first = str(images[0]["file_name"])
+    beside = not (folder / "images" / first).is_file() and (folder / first).is_file()
+    images_in = "" if beside else "images"
+    root = real_path(folder / images_in)
     there = _files_in(root)
     missing = []
     for image in images:
@@ -179,8 +297,9 @@ def _check_files(images: list[Record], folder: Path, path: Path) -> None:
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise FlawmaskError(
-            f"{path} lists images that are not in {folder / 'images'} ({shown}): put them there, or take them out"
+            f"{path} lists images that are not in {folder / images_in} ({shown}): put them there, or take them out"
         )
+    return images_in
 
 
 def _files_in(folder: Path) -> frozenset[str]:
@@ -216,9 +335,8 @@ def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:
             raise FlawmaskError(f"{where} names the class {category_id!r}, which {split.folder} does not list")
         if not isinstance(score, int | float) or not 0 <= score <= 1:  # NaN is not either
             raise FlawmaskError(f"{where} has the score {score!r}: it must be a number from 0 to 1")
-        box = record.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
-            raise FlawmaskError(f"{where} has the box {box!r}, not [x, y, width, height]")
+        if not _is_box(record.get("bbox")):
+            raise FlawmaskError(f"{where} has the box {record.get('bbox')!r}, not [x, y, width, height]")
         found[record["image_id"]].append(_with_rle(record, images[record["image_id"]], where))
     return {number: sorted(of_image, key=lambda record: -float(record["score"])) for number, of_image in found.items()}
 
@@ -226,10 +344,10 @@ def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:
 def _with_rle(record: Record, image: Record, where: str) -> Record:
     """Return the detection with its mask as compressed RLE."""
     height, width = image["height"], image["width"]
-    try:
-        return {**record, "segmentation": masks.as_rle(record["segmentation"], height, width)}
-    except Exception as error:  # pycocotools raises plain Exception for what it does not know
-        raise FlawmaskError(f"{where} has no mask of {width}x{height} pixels, its image's size: {error}") from None
+    reason = masks.unusable(record.get("segmentation"), height, width)
+    if reason:
+        raise FlawmaskError(f"{where} has no mask of {width}x{height} pixels, its image's size: {reason}")
+    return {**record, "segmentation": masks.as_rle(record["segmentation"], height, width)}
 
 
 def instance_masks(records: Sequence[Record], height: int, width: int, where: str) -> list[Mask]:

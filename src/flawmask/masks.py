@@ -4,6 +4,7 @@ The only place that converts. A mask is a (height, width) bool array. COCO polyg
 coordinates are whole numbers from 0 to width and 0 to height and pycocotools rasterises them back to exactly the mask.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -117,6 +118,86 @@ def decode(segmentation: Segmentation, height: int, width: int) -> Mask:
         ValueError: it is none of these, or an RLE of another size.
     """
     return np.asarray(rle_tools.decode(as_rle(segmentation, height, width)), dtype=bool)
+
+
+FARTHEST = 10
+"""How many image sizes outside its image a polygon may reach: pycocotools takes memory for all the way there."""
+
+
+def unusable(segmentation: Any, height: int, width: int) -> str:
+    """Return why something is no COCO `segmentation` of an image of this size; nothing where it is one.
+
+    Whatever a file may hold, what passes here takes no more time and memory than its image has pixels; pycocotools
+    itself crashes on some of the rest, and takes a polygon of two points for a box.
+    """
+    if isinstance(segmentation, list):
+        if not segmentation:
+            return "no outline, and a box alone shows no mask"
+        return next((reason for ring in segmentation if (reason := _bad_ring(ring, height, width))), "")
+    if isinstance(segmentation, dict) and "counts" in segmentation and "size" in segmentation:
+        return _bad_rle(segmentation, height, width)
+    return f"neither polygons nor RLE, but {_short(segmentation)}"
+
+
+def _bad_rle(rle: dict[str, Any], height: int, width: int) -> str:
+    if rle["size"] != [height, width]:
+        return f"an RLE of the size {_short(rle['size'])} on an image of {[height, width]}"
+    counts = _counts_in(rle["counts"]) if isinstance(rle["counts"], str) else rle["counts"]
+    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
+        return f"an RLE with counts that are none: {_short(rle['counts'])}"
+    if (counts and min(counts) < 0) or sum(counts) != height * width:
+        return "an RLE whose runs do not add up to its size"
+    return ""
+
+
+def _bad_ring(ring: Any, height: int, width: int) -> str:
+    if not isinstance(ring, list) or len(ring) % 2:
+        return f"a polygon that is no list of x and y: {_short(ring)}"
+    if len(ring) < 6:
+        return f"a polygon with {len(ring) // 2} points"
+    try:
+        is_finite = math.isfinite(sum(ring))
+        lowest, highest = min(ring), max(ring)
+    except (TypeError, OverflowError):
+        is_finite = False
+    if not is_finite:
+        return "a polygon with coordinates that are no numbers"
+    if lowest < -FARTHEST * max(height, width) or highest > (1 + FARTHEST) * max(height, width):
+        return f"a polygon that reaches far out of the image: from {lowest} to {highest}"
+    return ""
+
+
+def _counts_in(text: str) -> list[int] | None:
+    """Return the run lengths in a compressed RLE's text; None where it is none.
+
+    Each number is written in groups of 5 bits, the lowest first, a sixth bit saying that another group follows, the
+    last group's highest bit being its sign; from the third number on, it is the difference to the one before the last.
+    """
+    groups = np.frombuffer(text.encode("latin-1", "replace"), np.uint8).astype(np.int64) - 48
+    if not len(groups) or groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
+        return None
+    last = np.flatnonzero(groups < 32)
+    first = np.concatenate(([0], last[:-1] + 1))
+    place = np.arange(len(groups)) - np.repeat(first, last - first + 1)
+    if place.max() > 6:  # 35 bits: no image has so many pixels
+        return None
+    values = np.add.reduceat((groups & 31) << (5 * place), first)
+    values -= np.where(groups[last] & 16, np.int64(1) << (5 * (place[last] + 1)), 0)
+    counts: list[int] = []
+    for number, value in enumerate(values.tolist()):
+        counts.append(value + counts[number - 2] if number > 2 else value)
+    return counts
+
+
+def _short(value: Any) -> str:
+    """Return what a value looks like, the beginning of it where that is long."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def looks_inverted(mask: Mask) -> bool:
+    """Return whether all four corners are defect, as where a tool draws the defect black."""
+    return bool(mask[[0, 0, -1, -1], [0, -1, 0, -1]].all())
 
 
 def as_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:

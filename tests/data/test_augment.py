@@ -429,6 +429,14 @@ def first_defect(found: dict[str, Any]) -> dict[str, Any]:
     return next(record for record in found["annotations"] if record["category_id"] == 2)
 
 
+def add_as_variant(folder: Path) -> None:
+    """List the first image once more, as a file that is called as its blurred variant will be."""
+    first = content(folder)["images"][0]
+    name = f"{first_image(folder).stem}-{first['id']}__blur.png"
+    shutil.copy(first_image(folder), folder / "train/images" / name)
+    edit(folder, lambda found: found["images"].append({**first, "id": 10**6, "file_name": name}))
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a truncated image": (lambda folder: cut_in_half(first_image(folder)), "cannot be read as an image"),
     "an image that is not there": (lambda folder: first_image(folder).unlink(), "lists images that are not in"),
@@ -445,18 +453,12 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         "no usable segmentation",
     ),
     "an empty mask": (
-        lambda folder: edit(folder, lambda found: first_defect(found).update(segmentation=[])),
+        lambda folder: edit(folder, lambda found: first_defect(found).update(segmentation=[[-9, 0, -5, 0, -5, 5]])),
         "has an empty mask",
     ),
     "no json": (lambda folder: (folder / "val/annotations.json").write_text("{"), "cannot be read as JSON"),
     "no train": (lambda folder: shutil.rmtree(folder / "train"), "has no split train"),
-    "a file with a variant's name": (
-        lambda folder: shutil.copy(
-            first_image(folder),
-            folder / f"train/images/{first_image(folder).stem}-{content(folder)['images'][0]['id']}__blur.png",
-        ),
-        "has the name of a variant",
-    ),
+    "an image with a variant's name": (add_as_variant, "has the name of a variant"),
 }
 
 

@@ -618,10 +618,23 @@ def cut_in_half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def replace_by_link(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a truncated image": (lambda folder: cut_in_half(folder / "test/hole/000.png"), "test/hole/000.png"),
     "a truncated good image": (lambda folder: cut_in_half(folder / "test/good/001.png"), "test/good/001.png"),
     "a text file": (lambda folder: (folder / "test/good/001.png").write_text("text"), "test/good/001.png"),
+    "a link that leads nowhere": (
+        lambda folder: replace_by_link(folder / "test/good/001.png", "gone.png"),
+        "test/good/001.png cannot be opened",
+    ),
+    "a link that loops": (
+        lambda folder: replace_by_link(folder / "test/good/001.png", "001.png"),
+        "test/good/001.png cannot be opened",
+    ),
     "an empty file": (lambda folder: (folder / "test/crack/001.png").write_text(""), "test/crack/001.png"),
     "no mask": (lambda folder: (folder / "ground_truth/crack/001_mask.png").unlink(), "test/crack/001.png has no mask"),
     "an empty mask": (
@@ -667,9 +680,22 @@ def test_a_bad_file_is_left_out_and_listed_when_asked_for(
     assert prepared.left_out == [left_out]
     assert message in left_out["reason"]
     assert left_out["reason"] in caplog.text
-    assert (folder.parent / left_out["file"]).is_file()
+    path = folder.parent / left_out["file"]
+    assert path.is_file() or path.is_symlink()
     assert left_out["file"] not in sides(prepared)
     assert run(folder, on_error="skip").left_out == [left_out]  # reused
+
+
+def test_masks_that_seem_to_be_inverted_are_pointed_out(tiny_category: Make, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tiny_category()
+    run(folder)
+    assert "invert" not in caplog.text
+    mask = np.full((14, 18), 255, np.uint8)
+    mask[3:6, 4:9] = 0
+    write_mask(folder / "ground_truth/crack/001_mask.png", mask)
+    write_mask(folder / "ground_truth/hole/001_mask.png", np.full((14, 18), 255, np.uint8))
+    run(folder, overwrite=True)
+    assert f"2 masks are white in all four corners, {folder / 'ground_truth/crack/001_mask.png'} for one" in caplog.text
 
 
 def test_several_bad_files_are_counted(tiny_category: Make) -> None:

@@ -112,7 +112,9 @@ def test_an_image_without_annotations_is_kept_with_empty_targets_of_the_right_sh
 def test_crowds_and_empty_masks_are_nothing_to_learn(split: CocoSplit) -> None:
     def change(content: dict[str, Any]) -> None:
         content["annotations"][0]["iscrowd"] = 1
-        content["annotations"][2]["segmentation"] = []
+        image = next(one for one in content["images"] if one["id"] == content["annotations"][2]["image_id"])
+        size = [image["height"], image["width"]]
+        content["annotations"][2]["segmentation"] = {"size": size, "counts": [size[0] * size[1]]}
 
     split = edited(split, change)
     assert SplitDataset(split, AS_IT_IS)[0][1]["boxes"].tolist() == [[31, 0, 32, 24]]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 import flawmask
 from flawmask import images
-from flawmask.coco import CocoSplit, Record, cut_annotation, instance_masks, read_split, write_split
+from flawmask.coco import CocoSplit, Record, cut_annotation, instance_masks, read_split, split_names, write_split
 from flawmask.data import dataset_info
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json, write_json_lines
@@ -115,7 +115,8 @@ def augment(config: AugmentConfig) -> Augmented:
         FlawmaskError: the COCO folder is damaged; the output folder holds something else, or a data set made
             otherwise and `overwrite` is off.
     """
-    splits = {name: read_split(config.dataset_dir, name) for name in _split_names(config.dataset_dir)}
+    names = sorted({"train", *split_names(config.dataset_dir)})  # a missing one is for `read_split` to complain about
+    splits = {name: read_split(config.dataset_dir, name) for name in names}
     if any("augmentation" in image for split in splits.values() for image in split.images):
         raise FlawmaskError(f"{config.dataset_dir} holds variants already: augment the data set they were made from")
     if config.augmented_dir.resolve() == config.dataset_dir.resolve():
@@ -134,18 +135,12 @@ def augment(config: AugmentConfig) -> Augmented:
     return Augmented(config.augmented_dir, originals, variants, reused=False)
 
 
-def _split_names(dataset_dir: Path) -> list[str]:
-    """Return the splits of the folder; a missing `train` is for `read_split` to complain about."""
-    found = sorted(path.parent.name for path in dataset_dir.glob("*/annotations.json"))
-    return found if "train" in found else ["train"]
-
-
 def _source_fingerprint(splits: dict[str, CocoSplit]) -> str:
     """Return one SHA-256 for every annotation file and image of the source."""
     paths = [
         path
         for split in splits.values()
-        for path in (split.folder / "annotations.json", *(split.image_path(image) for image in split.images))
+        for path in (split.annotation_file, *(split.image_path(image) for image in split.images))
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = list(pool.map(lambda path: sha256(images.read_bytes(path)), paths))
@@ -161,14 +156,17 @@ def _write(splits: dict[str, CocoSplit], originals: int, origin: dict[str, Any],
         info["source_info"] = read_json(config.dataset_dir / dataset_info.NAME)
     with whole_folder(config.augmented_dir) as folder:
         for name, split in splits.items():
-            shutil.copytree(split.folder / "images", folder / name / "images")
+            for image in split.images:
+                target = folder / name / "images" / image["file_name"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(split.image_path(image), target)
             if name == "train" or (name == "val" and config.augment_val):
                 variants = _augment_split(split, folder / name, config)
                 made += [_what_was_made(name, variant) for variant in variants]
                 _write_records(split, variants, folder / name)
                 info[name] = dataset_info.counts([*split.images, *(variant.image for variant in variants)])
             else:
-                shutil.copyfile(split.folder / "annotations.json", folder / name / "annotations.json")
+                shutil.copyfile(split.annotation_file, folder / name / "annotations.json")
                 info[name] = dataset_info.counts(split.images)
         write_json(folder / dataset_info.NAME, info)
         write_json_lines(folder / "augmentation_info.json", {**origin, "originals": originals, "variants": made})
@@ -179,7 +177,7 @@ def _augment_split(split: CocoSplit, folder: Path, config: AugmentSettings) -> l
     """Write the variants of every image of the split into `folder/images` and return their records."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = pool.map(lambda image: _variants_of(split, image, folder, config), split.images)
-        by_image = list(track(jobs, f"augmenting {split.folder.name}", total=len(split.images)))
+        by_image = list(track(jobs, f"augmenting {split.name}", total=len(split.images)))
     variants = [variant for of_image in by_image for variant in of_image]
     next_id = max(image["id"] for image in split.images) + 1
     for number, variant in enumerate(variants, start=next_id):

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 
 from flawmask import images
-from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, read_split
+from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, read_split, split_folder
 from flawmask.data.mvtec import Sample, scan
-from flawmask.errors import FlawmaskError, ImageError
+from flawmask.errors import FlawmaskError, ImageError, RecordsError
 from flawmask.images import Pixels
-from flawmask.masks import Mask, box_of
+from flawmask.masks import Mask, box_of, looks_inverted
 
 SPLITS = ("train", "val", "test")
 
@@ -123,6 +123,9 @@ def _mask_problems(pixels: Pixels, mask: Mask, where: str) -> Iterator[Problem]:
     if not mask.any():
         message = "has no defect pixel: draw the defect white, or move the image to test/good"
         yield Problem("error", "mask empty", where, message)
+    if looks_inverted(mask):
+        message = "is white in all four corners: if the defect is what is black, invert it"
+        yield Problem("warning", "mask inverted", where, message)
 
 
 def _empty_types(mvtec_root: Path, category: str) -> list[Problem]:
@@ -161,12 +164,15 @@ def coco_items(dataset_dir: Path) -> tuple[list[Item], list[Problem]]:
     """Return the images of all splits that are there and can be used, and what is wrong with the splits themselves."""
     items: list[Item] = []
     problems: list[Problem] = []
-    for name in [name for name in SPLITS if (dataset_dir / name).is_dir()] or SPLITS[:1]:
+    for name in [name for name in SPLITS if split_folder(dataset_dir, name).is_dir()] or SPLITS[:1]:
         try:
             split = read_split(dataset_dir, name)
         except FlawmaskError as error:
-            if not (dataset_dir / name).is_dir():
+            if not split_folder(dataset_dir, name).is_dir():
                 raise
+            if isinstance(error, RecordsError):
+                problems += [Problem("error", "unusable record", name, problem) for problem in error.problems]
+                continue
             problems.append(Problem("error", "unusable split", name, f"cannot be used: {error}"))
             continue
         items += [_record_item(split, image) for image in split.images]
@@ -179,8 +185,8 @@ def _record_item(split: CocoSplit, image: Record) -> Item:
     marked = [*split.defects(image), *split.annotations[image["id"]]]
     return Item(
         path=split.image_path(image),
-        where=f"{split.folder.name}/images/{image['file_name']}",
-        split=split.folder.name,
+        where=f"{split.name}/images/{image['file_name']}",
+        split=split.name,
         type=str(image.get("defect_type") or (names[marked[0]["category_id"]] if marked else "no annotation")),
         defective=split.is_defective(image),
         variant="augmentation" in image,
@@ -190,20 +196,16 @@ def _record_item(split: CocoSplit, image: Record) -> Item:
 
 def _record_truth(split: CocoSplit, image: Record, height: int, width: int) -> Truth:
     """Decode the annotations of an image, and return what is wrong with them."""
-    where = f"{split.folder.name}/images/{image['file_name']}"
+    where = f"{split.name}/images/{image['file_name']}"
     defects = split.defects(image)
     if (image["width"], image["height"]) != (width, height):
         sizes = f"is {width}x{height} but its record says {image['width']}x{image['height']}"
         message = f"{sizes}: export the annotations again; they were not checked"
         return Truth(None, len(defects), [Problem("error", "image size", where, message)])
-    union, problems = np.zeros((height, width), dtype=bool), []
+    problems: list[Problem] = []
+    union = np.zeros((height, width), dtype=bool)
     for record in split.annotations[image["id"]]:
-        try:
-            (mask,) = instance_masks([record], height, width, where)
-        except FlawmaskError as error:
-            message = str(error).removeprefix(f"{where}: ")
-            problems.append(Problem("error", "segmentation", where, message))
-            continue
+        (mask,) = instance_masks([record], height, width, where)
         problems += _annotation_problems(record, mask, where)
         if record["category_id"] in split.defect_ids:
             union |= mask
@@ -214,11 +216,7 @@ def _annotation_problems(record: Record, mask: Mask, where: str) -> Iterator[Pro
     """Yield what is wrong with an annotation's box and area, held against its mask and the image."""
     who = f"annotation {record['id']}"
     height, width = mask.shape
-    try:
-        x, y, across, down = box = [float(value) for value in record["bbox"]]
-    except (TypeError, ValueError):
-        yield Problem("error", "box", where, f"{who} has the box {record['bbox']}, not [x, y, width, height]")
-        return
+    x, y, across, down = box = record["bbox"]
     if not (across > 0 and down > 0):
         yield Problem("error", "box", where, f"{who} has a box of {across:g}x{down:g} pixels: remove or redraw it")
     elif min(x, y) < -BOX_TOLERANCE or x + across > width + BOX_TOLERANCE or y + down > height + BOX_TOLERANCE:
@@ -226,7 +224,8 @@ def _annotation_problems(record: Record, mask: Mask, where: str) -> Iterator[Pro
     elif mask.any() and np.abs(np.subtract(box, box_of(mask))).max() > BOX_TOLERANCE:
         message = f"{who} has the box {record['bbox']} but its mask covers {list(box_of(mask))}: export it again"
         yield Problem("warning", "box and mask", where, message)
-    pixels, area = int(np.count_nonzero(mask)), record.get("area")
+    pixels = int(np.count_nonzero(mask))
+    area = record.get("area", pixels)  # not every tool writes it
     if not pixels:
         yield Problem("error", "mask empty", where, f"{who} has a segmentation without a pixel: remove or redraw it")
     elif not isinstance(area, int | float) or abs(area - pixels) > max(2, AREA_TOLERANCE * pixels):
@@ -235,7 +234,7 @@ def _annotation_problems(record: Record, mask: Mask, where: str) -> Iterator[Pro
 
 def _split_problems(split: CocoSplit) -> Iterator[Problem]:
     """Yield what is wrong with a split as a whole."""
-    name, folder = split.folder.name, split.folder / "images"
+    name, folder = split.name, split.image_folder
     used = {record["category_id"] for records in split.annotations.values() for record in records}
     for category in split.categories:
         if category["id"] not in used and category["name"] != GOOD:

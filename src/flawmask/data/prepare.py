@@ -20,7 +20,7 @@ from flawmask.data.mvtec import Sample, scan
 from flawmask.data.split import Member, fold_groups, split_groups
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json
-from flawmask.masks import Cut, Mask, cut_components, cut_out
+from flawmask.masks import Cut, Mask, cut_components, cut_out, looks_inverted
 from flawmask.progress import track
 from flawmask.settings import Overwrite, Seed, as_json, require
 
@@ -122,6 +122,7 @@ class _Read:
     height: int
     width: int
     annotations: list[Record]
+    is_inverted: bool
 
 
 def prepare(config: PrepareConfig) -> Prepared:
@@ -191,6 +192,13 @@ def _read_all(
         log.warning("left out: %s", item["reason"])
     if not any(not item.sample.is_good for item in read):
         raise FlawmaskError(f"{config.mvtec_root / config.category}: no defective image is left to learn from")
+    inverted = [item.sample.mask for item in read if item.is_inverted]
+    if inverted:
+        log.warning(
+            "%d masks are white in all four corners, %s for one: if their defects are black, invert them",
+            len(inverted),
+            inverted[0],
+        )
     return read, left_out
 
 
@@ -200,15 +208,16 @@ def _read(sample: Sample, category_id: int, config: PrepareSettings) -> _Read:
     image = images.to_rgb(images.decode(data, sample.image))
     height, width = image.shape[:2]
     regions: list[Cut] = []
-    mask_digest = ""
+    mask_digest, is_inverted = "", False
     if sample.is_good:
         if config.good_as == "instance":
             regions = [Cut(np.ones((height, width), dtype=bool), 0, 0)]
     else:
         mask, mask_digest = _read_truth(sample, height, width)
+        is_inverted = looks_inverted(mask)
         regions = cut_components(mask) if config.instances == "component" else [cut_out(mask)]
     records = [cut_annotation(cut, height, width, id=0, image_id=0, category_id=category_id) for cut in regions]
-    return _Read(sample, sha256(data), images.content_digest(image), mask_digest, height, width, records)
+    return _Read(sample, sha256(data), images.content_digest(image), mask_digest, height, width, records, is_inverted)
 
 
 def _read_truth(sample: Sample, height: int, width: int) -> tuple[Mask, str]:

@@ -54,10 +54,10 @@ def read_other(against: Path, split: CocoSplit, conf: float, min_area: int) -> O
     Raises:
         FlawmaskError: there are no such results, they are damaged, or they are of other images.
     """
-    places = (against / f"inference_{split.folder.name}", against)
+    places = (against / f"inference_{split.name}", against)
     folder = next((place for place in places if (place / "predictions.json").is_file()), None)
     if folder is None and not against.is_file():
-        raise FlawmaskError(f"{against} holds no results for {split.folder.name}: judge that run with evaluate first")
+        raise FlawmaskError(f"{against} holds no results for {split.name}: judge that run with evaluate first")
     if folder is None:
         return Other(against.as_posix(), read_predictions(against, split), conf, min_area)
     _check_same_images(folder, split)

@@ -42,7 +42,7 @@ class EvaluateSettings(VerdictSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_aim(self.aim)
-        require(self.resamples >= 0, f"--resamples is {self.resamples}: it must be 0 or more")
+        require(0 <= self.resamples <= 10**6, f"--resamples is {self.resamples}: it must be 0 to 1000000")
         require(self.overlays >= 0, f"--overlays is {self.overlays}: it must be 0 or more")
 
 

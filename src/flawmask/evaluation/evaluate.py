@@ -158,7 +158,7 @@ def write_judgement(
         "min_area": settings.min_area,
         "seed": seed,
         "allow_leak": settings.allow_leak,
-        "split": split.folder.name,
+        "split": split.name,
         "notes": [*said, *measured.metrics["notes"]],
     }
     write_results(results_dir, split, predictions, replace(measured, metrics=metrics), settings.overlays)
@@ -217,7 +217,7 @@ def notes(split: CocoSplit, model: Path, seen: Sequence[str] | None) -> list[str
     config = read_json(path) if path.is_file() else None
     made = config.get("settings") if isinstance(config, dict) else None
     chosen_by = made.get("select_by", "train_loss") if isinstance(made, dict) else "train_loss"
-    if chosen_by != "train_loss" and model.name == "best.pt" and split.folder.name == VALIDATION:
+    if chosen_by != "train_loss" and model.name == "best.pt" and split.name == VALIDATION:
         said.append(f"The epoch was chosen by {chosen_by} on the validation split: its figures are too good.")
     return said
 
@@ -276,6 +276,6 @@ def predict_split(
         return prediction, (seen.read, seen.network, time.perf_counter() - start)
 
     with closing(judge_all(network, split.images, read, post, batch_size)) as judged:
-        both = list(track(judged, f"judging {split.folder.name}", total=len(split.images)))
+        both = list(track(judged, f"judging {split.name}", total=len(split.images)))
     seconds = np.median([one for _, one in both], axis=0).tolist()
     return [prediction for prediction, _ in both], dict(zip(("read", "network", "post"), seconds, strict=True))

@@ -26,7 +26,7 @@ def content_digests(split: CocoSplit) -> dict[str, str]:
         return content_digest(read_image(split.image_path(image)))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = track(pool.map(digest, split.images), f"reading {split.folder.name}", total=len(split.images))
+        digests = track(pool.map(digest, split.images), f"reading {split.name}", total=len(split.images))
         return {str(image["file_name"]): one for image, one in zip(split.images, digests, strict=True)}
 
 

@@ -232,8 +232,7 @@ def draw_labels(split: CocoSplit, spec: ModelSpec, path: Path) -> None:
     )
     defective = int((labels.per_image > 0).sum())
     figure.suptitle(
-        f"{split.folder.name}: images {len(labels.per_image):,}, with a defect {defective:,}, "
-        f"instances {len(labels.sizes):,}"
+        f"{split.name}: images {len(labels.per_image):,}, with a defect {defective:,}, instances {len(labels.sizes):,}"
     )
     _plot_counts(axes["counts"], labels.counts)
     _plot_per_image(axes["per_image"], labels.per_image)
