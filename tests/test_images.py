@@ -2,6 +2,10 @@
 
 import hashlib
 import io
+import os
+import subprocess
+import sys
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +18,12 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
-from flawmask.errors import ImageError
+from flawmask.errors import FlawmaskError, ImageError
 from flawmask.images import (
     content_digest,
     encode_png,
     is_image,
+    most_pixels,
     read_image,
     read_mask,
     read_pixels,
@@ -234,6 +239,69 @@ def test_floating_point_numbers_are_refused(tmp_path: Path) -> None:
     saved(tmp_path / "a.tif", GREY.astype(np.float32))
     with pytest.raises(ImageError, match="floating-point"):
         read_pixels(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_several_images_in_a_file_are_refused_but_a_thumbnail_is_none(tmp_path: Path, suffix: str) -> None:
+    pictures = [Image.fromarray(RGB), Image.fromarray(RGB[::-1])]
+    pictures[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pictures[1:])
+    with pytest.raises(ImageError, match=r"a\.\w+ holds 2 images: export each as a file of its own"):
+        read_pixels(tmp_path / f"a.{suffix}")
+    pictures[0].save(tmp_path / "b.tif", save_all=True, append_images=[Image.fromarray(RGB[::2, ::2])])
+    assert np.array_equal(read_pixels(tmp_path / "b.tif"), RGB)
+
+
+def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    with Image.new("1", (20_000, 20_000)) as picture:
+        picture.save(tmp_path / "a.png")
+        picture.crop((0, 0, 20_000, 9_000)).save(tmp_path / "b.png")  # less than twice the limit, where Pillow warns
+    assert (tmp_path / "a.png").stat().st_size < 100_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match=r"a\.png has more than 178 million pixels: .*FLAWMASK_MAX_PIXELS"):
+            read_pixels(tmp_path / "a.png")
+        with pytest.raises(ImageError, match=r"b\.png has more than 178 million pixels"):
+            read_pixels(tmp_path / "b.png")
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+    code = "import sys; from pathlib import Path; from flawmask.images import read_pixels; "
+    code += "print(read_pixels(Path(sys.argv[1])).shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.png")],
+        env=os.environ | {"FLAWMASK_MAX_PIXELS": "400000000"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "(20000, 20000)\n"
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("value", ["many", "-5", "0", "1e9"])
+def test_a_limit_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("FLAWMASK_MAX_PIXELS", value)
+    most_pixels.cache_clear()
+    with pytest.raises(FlawmaskError, match=f"FLAWMASK_MAX_PIXELS is '{value}': it must be a number of pixels"):
+        read_pixels(saved(tmp_path / "a.png", RGB))
+
+
+def test_an_image_of_one_pixel_is_an_image(tmp_path: Path) -> None:
+    assert read_image(saved(tmp_path / "a.png", RGB[:1, :1])).tolist() == [[RGB[0, 0].tolist()]]
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.png", "größe.png", "部品.png", "line\nbreak.png", "-x.png", "a'b\"c.png", "a.PNG.png"]
+)
+def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
+    assert np.array_equal(read_image(saved(tmp_path / name, RGB)), RGB)
+
+
+def test_a_link_that_loops_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png cannot be opened"):
+        read_pixels(tmp_path / "a.png")
 
 
 def test_damage_in_the_middle_of_a_png_is_refused(tmp_path: Path) -> None:

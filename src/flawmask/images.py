@@ -6,7 +6,9 @@ truncated JPEG), knows every container's EXIF orientation and prints nothing.
 
 import hashlib
 import io
+import os
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from flawmask.errors import ImageError
+from flawmask.errors import FlawmaskError, ImageError
 from flawmask.files import write_bytes
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
@@ -24,7 +26,24 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 # images are read by many threads, and it is one list of filters that they would put back in any order.)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+LIMIT = "FLAWMASK_MAX_PIXELS"
+"""The environment variable that says how many pixels an image may have."""
+
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+
+@cache
+def most_pixels() -> int:
+    """Return how many pixels an image may have: a file of some kilobytes can hold billions of them.
+
+    Raises:
+        FlawmaskError: the environment variable says no number.
+    """
+    given = os.environ.get(LIMIT) or str(2 * 89_478_485)  # at twice of which Pillow refuses an image
+    if not given.isdecimal() or not int(given):
+        raise FlawmaskError(f"the environment variable {LIMIT} is {given!r}: it must be a number of pixels")
+    Image.MAX_IMAGE_PIXELS = int(given)  # Pillow warns at once, which is not shown here
+    return int(given)
 
 
 def is_image(path: Path) -> bool:
@@ -44,10 +63,14 @@ def decode(data: bytes, path: Path) -> Pixels:
         (height, width, 3) uint8 RGB: transparency is dropped, 16-bit colours keep their upper 8 bits.
 
     Raises:
-        ImageError: not an image, truncated, or too large for Pillow's limit on decompression bombs.
+        ImageError: not an image, truncated, several images, or with more pixels than `most_pixels()`.
     """
+    limit = most_pixels()
     try:
         with Image.open(io.BytesIO(data)) as picture:
+            if picture.width * picture.height > limit:
+                raise Image.DecompressionBombError
+            _refuse_several(picture, path)
             ImageOps.exif_transpose(picture, in_place=True)  # each copy costs a tenth of decoding a PNG
             if picture.mode.startswith("I"):
                 return _sixteen_bit(np.asarray(picture))
@@ -58,9 +81,28 @@ def decode(data: bytes, path: Path) -> Pixels:
             return np.array(picture if picture.mode == wanted else picture.convert(wanted), dtype=np.uint8)
     except ImageError:
         raise
+    except Image.DecompressionBombError:
+        raise ImageError(
+            f"{path} has more than {limit // 10**6} million pixels: if it is meant to be so large, raise the limit by "
+            f"the environment variable {LIMIT}"
+        ) from None
     except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them trip over
         reason = str(error).split("<_io")[0].strip() or type(error).__name__
         raise ImageError(f"{path} cannot be read as an image ({reason}): replace it or take it out") from None
+
+
+def _refuse_several(picture: Image.Image, path: Path) -> None:
+    """Refuse a file with a second image as large as its first: which of them is meant, nobody can tell.
+
+    A smaller one is a thumbnail, or the first at a lower resolution. A camera's JPEG may hold more than that.
+    """
+    if picture.format not in ("TIFF", "PNG", "GIF", "WEBP") or getattr(picture, "n_frames", 1) == 1:
+        return
+    first = picture.size
+    picture.seek(1)
+    if picture.size == first:
+        raise ImageError(f"{path} holds {getattr(picture, 'n_frames', 2)} images: export each as a file of its own")
+    picture.seek(0)
 
 
 def _sixteen_bit(values: npt.NDArray[np.int32]) -> npt.NDArray[np.uint16]:

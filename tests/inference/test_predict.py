@@ -155,14 +155,18 @@ def test_names_with_spaces_and_of_any_script_are_kept(model: Path, tmp_path: Pat
 def test_a_bad_image_is_listed_and_the_others_go_on(model: Path, parts: Path, tmp_path: Path) -> None:
     whole = (parts / "a.png").read_bytes()
     (parts / "a.png").write_bytes(whole[: len(whole) // 2])
+    (parts / "x.png").symlink_to(parts / "gone.png")
+    (parts / "y.png").symlink_to(parts / "y.png")
     (parts / "z.jpg").write_bytes(b"no image at all")
     done, records = run(model, tmp_path, parts)
-    assert list(done.unreadable) == [parts / "a.png", parts / "z.jpg"]
+    assert list(done.unreadable) == [parts / name for name in ("a.png", "x.png", "y.png", "z.jpg")]
     assert len(done.defective) + len(done.good) == 2
     bad = [record for record in records if "error" in record]
-    assert [set(record) for record in bad] == [{"file", "error"}] * 2
+    assert [set(record) for record in bad] == [{"file", "error"}] * 4
     assert "a.png cannot be read as an image" in bad[0]["error"]
-    assert [row["verdict"] for row in rows(done.output / "predictions.csv")].count("unreadable") == 2
+    assert "x.png cannot be opened: No such file" in bad[1]["error"]
+    assert "y.png cannot be opened: " in bad[2]["error"]
+    assert [row["verdict"] for row in rows(done.output / "predictions.csv")].count("unreadable") == 4
     assert len(list((done.output / "overlays").iterdir())) == 2
 
 

@@ -117,7 +117,7 @@ def scan(mvtec_root: Path, category: str, good_images: Literal["test", "all"] = 
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    yield from sorted(path for path in folder.iterdir() if path.is_file() and is_image(path))
+    yield from sorted(path for path in folder.iterdir() if is_image(path) and not path.is_dir())
 
 
 def _mask_files(folder: Path) -> dict[str, Path]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from flawmask import images
 from flawmask.draw import PREDICTION, title_bar
 from flawmask.errors import FlawmaskError
-from flawmask.files import check_output_folder, whole_folder, write_json
+from flawmask.files import check_output_folder, real_path, whole_folder, write_json
 from flawmask.inference import threshold
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.overlay import draw_instances, viewing_size
@@ -163,9 +163,9 @@ def find_images(inputs: tuple[str, ...], output: Path) -> list[Path]:
         FlawmaskError: one of them leads to no image.
     """
     found: dict[Path, None] = {}
-    results = output.resolve()
+    results = real_path(output)
     for text in inputs:
-        paths = [path for path in _expand(text) if results not in path.resolve().parents]
+        paths = [path for path in _expand(text) if results not in real_path(path).parents]
         if not paths:
             raise FlawmaskError(f"--input {text}: there is no such file, or no image (png, jpg, bmp, tif) there")
         found |= dict.fromkeys(paths)
@@ -177,7 +177,7 @@ def find_images(inputs: tuple[str, ...], output: Path) -> list[Path]:
 def _expand(text: str) -> Iterator[Path]:
     path = Path(text)
     if path.is_dir():
-        yield from sorted(one for one in path.rglob("*") if one.is_file() and images.is_image(one))
+        yield from sorted(one for one in path.rglob("*") if images.is_image(one) and not one.is_dir())
     elif path.is_file():
         yield path
     else:
