@@ -14,9 +14,10 @@ import flawmask
 from flawmask.data.augment import AugmentConfig, augment
 from flawmask.data.doctor import DoctorConfig, examine
 from flawmask.data.doctor_tables import tables
+from flawmask.data.download import DownloadConfig, download
 from flawmask.data.mvtec import chosen_categories
 from flawmask.data.prepare import PrepareConfig, prepare
-from flawmask.errors import FlawmaskError
+from flawmask.errors import FlawmaskError, RecordsError
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.summary import percent, summary
 from flawmask.inference.config import PredictConfig
@@ -29,6 +30,7 @@ from flawmask.training.config import TrainConfig
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "run": RunConfig,
+    "download": DownloadConfig,
     "prepare": PrepareConfig,
     "augment": AugmentConfig,
     "train": TrainConfig,
@@ -66,23 +68,26 @@ def _guarded(arguments: Sequence[str]) -> int:
     show_progress_on(console if is_first() else None)
     try:
         return _dispatch(_parse(arguments))
+    except RecordsError as error:
+        reasons = [f"{error.path}: {problem}" for problem in error.problems]
     except FlawmaskError as error:
-        reason = str(error)
+        reasons = [str(error)]
     except OSError as error:
-        reason = f"{error.filename or 'the disk'}: {error.strerror or error}"
+        reasons = [f"{error.filename or 'the disk'}: {error.strerror or error}"]
     except (RuntimeError, MemoryError) as error:
         from flawmask.runtime import is_out_of_memory
 
         # A process that reads images and was killed for its memory "exited unexpectedly".
-        if not (isinstance(error, MemoryError) or is_out_of_memory(error) or "exited unexpectedly" in str(error)):
+        if not (is_out_of_memory(error) or "exited unexpectedly" in str(error)):
             raise
-        reason = "memory ran out: lower --batch_size first, then --image_size, and try --workers 0"
+        reasons = ["memory ran out: lower --batch_size first, then --image_size, and try --workers 0"]
     except KeyboardInterrupt:
         console.print("interrupted")
         return INTERRUPTED
     finally:
         show_progress_on(None)
-    console.print(f"error: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+    for reason in reasons:
+        console.print(f"error: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
     return FAILED
 
 
@@ -117,6 +122,8 @@ def _dispatch(config: Any) -> int:
             return _print_finished(run(config))
         case DemoCommand():
             return _print_finished(demo(config))
+        case DownloadConfig():
+            _print_lines([f"{download(config).as_posix()}: now flawmask run --category {config.category}"])
         case PrepareConfig():
             return _prepare(config)
         case AugmentConfig():

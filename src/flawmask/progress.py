@@ -1,17 +1,19 @@
 """Progress bars that only the command line turns on: a library call never prints."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 T = TypeVar("T")
@@ -43,6 +45,24 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
         return
     with _bar(_console) as bar:
         yield from bar.track(items, total=total, description=label)
+
+
+@contextmanager
+def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Give a function that moves a bar on by so many bytes; it shows nothing where progress is not shown.
+
+    Args:
+        label: a word or two; what is being done.
+        total: how many bytes there are; 0 where nobody knows.
+        done: how many of them are done.
+    """
+    if _console is None:
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=_console, transient=_console.is_terminal) as shown:
+        task = shown.add_task(label, total=total or None, completed=done)
+        yield lambda count: shown.advance(task, count)
 
 
 @contextmanager
