@@ -1,10 +1,13 @@
 """Settings that several stages share: one flag, one meaning, one help text."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from flawmask.errors import FlawmaskError
+
+T = TypeVar("T")
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
@@ -26,7 +29,7 @@ class Seed(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.seed >= 0, f"--seed is {self.seed}: it must be 0 or more")
+        require(0 <= self.seed < 2**63, f"--seed is {self.seed}: it must be 0 or more, and less than 2**63")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,13 @@ class Classes(Settings):
     num_classes: int | None = None
     """How many classes there are besides background, 2 for good and defect; checked against the data where given."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.num_classes is None or self.num_classes >= 1,
+            f"--num_classes is {self.num_classes}: it must be 1 or more",
+        )
+
 
 def require(holds: bool, otherwise: str) -> None:
     """Raise a FlawmaskError with the message `otherwise` unless `holds`."""
@@ -76,3 +86,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return value.as_posix()
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def from_json(kind: type[T], found: Mapping[str, Any]) -> T:
+    """Return the settings that `as_json` gave.
+
+    Raises:
+        FlawmaskError: a value is not allowed.
+        TypeError: there is a field that `kind` does not have.
+    """
+    types = get_type_hints(kind)
+
+    def typed(name: str, value: Any) -> Any:
+        allowed = str(types.get(name))
+        if isinstance(value, str) and "Path" in allowed:
+            return Path(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return kind(**{name: typed(name, value) for name, value in found.items()})

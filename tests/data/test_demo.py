@@ -108,11 +108,11 @@ def test_some_stains_are_rings_some_images_have_several_defects_and_scratches_ar
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 63}, "--image_size 63 is too small"),
-        ({"good": -1}, "--good -1 is negative"),
-        ({"defective": -1}, "--defective -1 is negative"),
-        ({"train_good": -2}, "--train_good -2 is negative"),
-        ({"seed": -1}, "--seed -1 is negative"),
+        ({"image_size": 63}, "--image_size is 63: it must be 64 to"),
+        ({"good": -1}, "--good is -1: it must be 0 to"),
+        ({"defective": -1}, "--defective is -1: "),
+        ({"train_good": -2}, "--train_good is -2: "),
+        ({"seed": -1}, "--seed is -1: "),
         ({"category": "a/b"}, "not the name of a folder"),
         ({"category": ".."}, "not the name of a folder"),
         ({"category": ""}, "not the name of a folder"),

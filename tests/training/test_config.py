@@ -33,6 +33,9 @@ from flawmask.training.config import seconds_in
         {"cache_gb": -1.0},
         {"cache_gb": math.nan},
         {"time_budget": "soon"},
+        {"save_every": "0"},
+        {"save_every": "often"},
+        {"save_every": "-3"},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(tmp_path: Path, wrong: dict[str, Any]) -> None:

@@ -103,11 +103,11 @@ def _check(config: DemoConfig) -> None:
     """Raise FlawmaskError for settings that make no sense."""
     if config.category in ("", ".", "..") or any(mark in config.category for mark in "/\\\0"):
         raise FlawmaskError(f"--category {config.category!r} is not the name of a folder")
-    if config.image_size < SMALLEST:
-        raise FlawmaskError(f"--image_size {config.image_size} is too small: at least {SMALLEST}")
-    for name in ("good", "defective", "train_good", "seed"):
-        if getattr(config, name) < 0:
-            raise FlawmaskError(f"--{name} {getattr(config, name)} is negative: 0 or more")
+    limits = {"image_size": (SMALLEST, 10_000), "seed": (0, 2**63 - 1)}
+    for name in ("image_size", "good", "defective", "train_good", "seed"):
+        lowest, highest = limits.get(name, (0, 100_000))
+        if not lowest <= getattr(config, name) <= highest:
+            raise FlawmaskError(f"--{name} is {getattr(config, name)}: it must be {lowest} to {highest}")
     for name, known in (("products", PRODUCTS), ("defects", DEFECTS)):
         chosen = getattr(config, name)
         if len(set(chosen)) < len(chosen) or not set(chosen) <= set(known):

@@ -18,19 +18,19 @@ KNOWN_WEIGHTS = ("coco", "imagenet", "none")
 UNITS = {"h": 3600, "m": 60, "s": 1}
 
 
-def seconds_in(text: str) -> float:
+def seconds_in(text: str, flag: str = "--time_budget") -> float:
     """Return the seconds in a time such as 45m, 1h30m, 90s or 2700.
 
     Raises:
         FlawmaskError: it is none, or nothing.
     """
-    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    parts = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s?)?", text.strip())
     seconds = (
         sum(int(number) * unit for number, unit in zip(parts.groups(default="0"), UNITS.values(), strict=True))
         if parts
         else 0
     )
-    require(seconds > 0, f"--time_budget is {text!r}: give a time such as 45m, 1h30m or 90s")
+    require(seconds > 0, f"{flag} is {text!r}: give a time such as 45m, 1h30m or 90s")
     return float(seconds)
 
 
@@ -42,6 +42,8 @@ class TrainSettings(Seed, Device, Classes):
     """How often every training image is shown."""
     time_budget: str | None = None
     """Train the best model that this time allows, 45m or 1h30m: it decides image size and epochs, --epochs does not."""
+    save_every: str = "10m"
+    """Save the training after so many steps (200) or so much time (10m, 1h), besides after each epoch."""
     patience: int | None = None
     """Stop when --select_by has not improved for so many epochs."""
     batch_size: int | Literal["auto"] = 4
@@ -98,15 +100,17 @@ class TrainSettings(Seed, Device, Classes):
         require(self.cache_gb >= 0, f"--cache_gb is {self.cache_gb}: it must be 0 or more")
         if self.time_budget is not None:
             seconds_in(self.time_budget)
+        if not re.fullmatch(r"[1-9]\d{0,8}", self.save_every):
+            seconds_in(self.save_every, "--save_every")
         require(0 < self.lr < float("inf"), f"--lr is {self.lr}: it must be above 0")
         require(self.clip_norm > 0, f"--clip_norm is {self.clip_norm}: it must be above 0")
-        require(self.image_size >= 64, f"--image_size is {self.image_size}: it must be 64 or more")
+        require(64 <= self.image_size <= 10_000, f"--image_size is {self.image_size}: it must be 64 to 10000")
         require(
             self.weights in KNOWN_WEIGHTS or Path(self.weights).is_file(),
             f"--weights {self.weights}: no such file; give {', '.join(KNOWN_WEIGHTS)} or a file's path",
         )
         require(self.warmup_steps >= 0, f"--warmup_steps is {self.warmup_steps}: it must be 0 or more")
-        require((self.workers or 0) >= 0, f"--workers is {self.workers}: it must be 0 or more")
+        require(0 <= (self.workers or 0) <= 256, f"--workers is {self.workers}: it must be 0 to 256")
         layers = self.trainable_layers
         require(layers is None or 0 <= layers <= 5, f"--trainable_layers is {layers}: it must be 0 to 5")
         sizes = self.anchor_sizes or (1,)
@@ -126,7 +130,7 @@ class TrainConfig(TrainSettings, Overwrite):
     output_dir: Path | None = None
     """Where the run goes: best.pt, last.pt, history.json, config.json and pictures."""
     resume: Path | None = None
-    """Go on with this run after its last whole epoch, with its own settings; all other flags are left aside."""
+    """Go on with this run from where it was last saved, with its own settings; all other flags are left aside."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

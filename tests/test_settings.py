@@ -1,0 +1,81 @@
+"""Every number that can be set: at 0, below, far above, and none at all."""
+
+import math
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import pytest
+
+from flawmask.cli import COMMANDS
+from flawmask.data.demo import generate
+from flawmask.errors import FlawmaskError
+from flawmask.settings import as_json, from_json
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "run": {"category": "bottle", "weights": "none"},
+    "download": {"category": "bottle"},
+    "prepare": {"category": "bottle"},
+    "augment": {"dataset_dir": "data"},
+    "train": {"dataset_dir": "data", "output_dir": "run", "weights": "none"},
+    "evaluate": {"model": "best.pt", "dataset_dir": "data"},
+    "predict": {"model": "best.pt", "input": ("images",), "output": "out"},
+    "demo": {"image_size": 64, "good": 2, "defective": 2, "train_good": 0},
+    "report": {"runs": ("run",)},
+    "doctor": {"category": "bottle"},
+}
+
+NUMBERS = [
+    (command, field.name)
+    for command, kind in COMMANDS.items()
+    for field in fields(kind)  # type: ignore[arg-type]
+    if any(number in str(get_type_hints(kind)[field.name]) for number in ("int", "float"))
+    and field.name != "anchor_sizes"
+]
+
+HARMLESS = {
+    *("epochs", "patience", "batch_size", "effective_batch_size", "max_detections", "proposals", "roi_samples"),
+    *("warmup_steps", "clip_norm", "cache_gb", "inference_batch_size", "max_proposals", "min_area", "overlays", "lr"),
+    *("gallery", "sheet_images", "folds", "num_classes"),
+}
+"""Where a huge number means no more than all that there is, or a training that diverges and says so."""
+
+
+def checked(command: str, **changes: Any) -> None:
+    config = COMMANDS[command](**NEEDED[command] | changes)
+    if command == "demo":  # which checks when it draws
+        generate(config)
+
+
+@pytest.mark.parametrize(("command", "name"), NUMBERS)
+def test_a_number_that_makes_no_sense_is_refused_by_name(
+    command: str, name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in (-1, math.nan):
+        with pytest.raises(FlawmaskError, match=name):
+            checked(command, **{name: value})
+    for value in (10**20, 10**30):
+        if name not in HARMLESS:
+            with pytest.raises(FlawmaskError, match=name):
+                checked(command, **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("command", "name"), NUMBERS)
+def test_0_is_taken_or_refused_by_name(command: str, name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        checked(command, **{name: 0})
+    except FlawmaskError as error:
+        assert name in str(error)
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("demo", "report")])
+def test_settings_come_back_from_json(command: str) -> None:
+    config = COMMANDS[command](**NEEDED[command])
+    found = from_json(type(config), as_json(config))
+    assert as_json(found) == as_json(config)
+    assert [type(getattr(found, one.name)) for one in fields(config) if one.name not in NEEDED[command]] == [
+        type(getattr(config, one.name)) for one in fields(config) if one.name not in NEEDED[command]
+    ]
