@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -218,6 +219,22 @@ def test_one_whose_partner_was_killed_says_so_in_a_line_and_the_run_goes_on_late
     assert history["epoch"] == [1, 2, 3]
     # Two images a step still, of a process alone now: as far along the cosine as ever.
     assert load(tmp_path / "run" / "state.pt")["taken"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("save_every", ["1", "10m"])
+def test_a_signal_to_one_of_them_ends_all_at_the_same_step(tmp_path: Path, save_every: str) -> None:
+    shutil.rmtree(make_dataset(tmp_path / "data", training=12) / "val")  # so that nearly all the time goes into steps
+    with started([*train_command(tmp_path, epochs=50), "--save_every", save_every]) as running:
+        wait_for(tmp_path / "run" / "state.pt", running)
+        running[1].send_signal(signal.SIGTERM)
+        for one in running:
+            printed, _ = one.communicate(timeout=60)
+            assert one.returncode == 143, printed
+            assert "Traceback" not in printed
+    state = load(tmp_path / "run" / "state.pt")
+    assert 0 < state["taken"] < 300
+    assert state["within"]["batches"] == state["taken"] - 6 * (state["epoch"] - 1)
 
 
 def wait_for(path: Path, running: Started) -> None:

@@ -138,10 +138,11 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(machine: pytest.MonkeyPa
             True,
         ),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
+        (MemoryError(), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
 )
-def test_running_out_of_memory_is_told_from_other_errors(error: RuntimeError, expected: bool) -> None:
+def test_running_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
 
 

@@ -20,7 +20,7 @@ from flawmask.pipeline import RUNS, Finished, RunConfig, augmented, new_run_dir,
 from flawmask.settings import as_json
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
-from flawmask.training.resume import NAME as STATE
+from flawmask.training.resume import has_state
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _earlier(origin: dict[str, Any]) -> Path | None:
 
 def _one_fold(config: RunConfig, prepared_dir: Path, run_dir: Path) -> None:
     """Train and judge one fold; an interrupted training goes on, and one that has ended ends at once."""
-    if (run_dir / STATE).is_file():
+    if has_state(run_dir):
         train(TrainConfig(resume=run_dir))
     else:
         dataset_dir = augmented(config, prepared_dir)

@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flawmask.coco import read_split
+from flawmask.coco import read_split, split_names
 from flawmask.data.augment import AugmentConfig, AugmentSettings, augment
 from flawmask.data.demo import DemoConfig, generate
 from flawmask.data.mvtec import chosen_categories, names_in
@@ -18,7 +18,7 @@ from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.files import read_json
 from flawmask.inference.config import PredictConfig
 from flawmask.launch import launched
-from flawmask.settings import Overwrite, Settings, require
+from flawmask.settings import Overwrite, Settings, as_json, from_json, require
 from flawmask.training.config import TrainConfig, TrainSettings
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,15 @@ class RunPaths(Settings):
     """Train nothing; judge --model_dir."""
     skip_inference: bool = False
     """Stop after training."""
+    resume: Path | None = None
+    """Go on with this run folder at the stage that it was in, with its own settings; all other flags are left aside."""
     model_dir: Path | None = None
     """With --skip_train, the run to judge; by default the newest of the same category."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            (self.category is None) != (self.dataset_dir is None),
+            self.resume is not None or (self.category is None) != (self.dataset_dir is None),
             "name either a --category (a folder under --mvtec_root) or a --dataset_dir (a COCO folder)",
         )
         require(self.model_dir is None or self.skip_train, "--model_dir is for --skip_train: a training makes its own")
@@ -122,6 +124,8 @@ def run(config: RunConfig) -> list[Finished]:
         launched() == 1,
         "run starts alone: only train and evaluate share their work among processes (prepare first, see docs/scale.md)",
     )
+    if config.resume is not None:
+        return [_go_on(config.resume)]
     if config.dataset_dir is not None:
         return [_finish(config, config.dataset_dir.name, config.dataset_dir)]
     _check_device(config)
@@ -139,6 +143,34 @@ def run(config: RunConfig) -> list[Finished]:
             log.error("%s: %s", name, error)
             finished.append(Finished(name, None, None, str(error)))
     return finished
+
+
+def _go_on(run_dir: Path) -> Finished:
+    """Go on with what `run` began in a folder: one training and its judgement, or the folds of a cross-validation."""
+    from flawmask.training.loop import train
+
+    folds = run_dir / "folds.json"
+    path = folds if folds.is_file() else run_dir / "config.json"
+    content = read_json(path)
+    found = content.get("settings" if path == folds else "part_of") if isinstance(content, dict) else None
+    if not isinstance(found, dict):
+        raise FlawmaskError(
+            f"--resume {run_dir}: it is no run of the whole pipeline: try flawmask train --resume {run_dir}"
+        )
+    try:
+        config = from_json(RunConfig, found)
+    except TypeError:
+        raise FlawmaskError(f"{path} was written by another version of Flawmask: start the run anew") from None
+    if path == folds:
+        return _one(config, str(config.category))
+    train(TrainConfig(resume=run_dir), part_of=found)
+    prepared_dir = config.dataset_dir or prepared(replace(config, skip_prepare=True), str(config.category))
+    name = config.category or prepared_dir.name
+    if config.skip_inference:
+        return Finished(name, run_dir, None)
+    return _judged(
+        config, name, run_dir, Path(content["settings"]["dataset_dir"]), _judged_splits(config, prepared_dir)
+    )
 
 
 def _one(config: RunConfig, name: str) -> Finished:
@@ -169,12 +201,9 @@ def prepared(config: RunConfig, category: str) -> Path:
 
 def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     """Augment, train and judge from a COCO folder on."""
-    from flawmask.evaluation.evaluate import evaluate
     from flawmask.training.loop import train
 
-    # A test split is judged after the one that may have chosen the threshold, and its figures are those that count.
-    has_test = config.split == "val" and (prepared_dir / "test" / "annotations.json").is_file()
-    splits = [config.split, *(["test"] if has_test else [])]
+    splits = _judged_splits(config, prepared_dir)
     if not config.skip_inference:
         _check_judged(config, prepared_dir, splits)
     # Judging needs no variants, unless the validation images are to be judged as variants too.
@@ -183,14 +212,29 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     run_dir = None
     if not config.skip_train:
         with new_run_dir() as output_dir:
-            run_dir = train(stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=output_dir)).run_dir
+            settings = stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=output_dir)
+            # Of several categories, what goes on later is this one.
+            whole = replace(config, category=None if config.dataset_dir else name)
+            run_dir = train(settings, part_of=as_json(whole)).run_dir
     if config.skip_inference:
         return Finished(name, run_dir, None)
-    run_dir = run_dir or config.model_dir or _newest_run(prepared_dir)
-    model = run_dir / "best.pt"
+    return _judged(config, name, run_dir or config.model_dir or _newest_run(prepared_dir), dataset_dir, splits)
+
+
+def _judged_splits(config: RunConfig, prepared_dir: Path) -> list[str]:
+    """Return the splits that are judged, in their order. A test split comes after the one that may have chosen the
+    threshold, and its figures are those that count."""
+    has_test = config.split == "val" and "test" in split_names(prepared_dir)
+    return [config.split, *(["test"] if has_test else [])]
+
+
+def _judged(config: RunConfig, name: str, run_dir: Path, dataset_dir: Path, splits: Sequence[str]) -> Finished:
+    """Judge a run on each split; the last one's figures count."""
+    from flawmask.evaluation.evaluate import evaluate
+
     for split in splits:
-        place = {"model": model, "dataset_dir": dataset_dir, "output_dir": None, "split": split, "against": None}
-        judged = evaluate(stage(EvaluateConfig, config, **place))
+        place = {"model": run_dir / "best.pt", "dataset_dir": dataset_dir, "output_dir": None}
+        judged = evaluate(stage(EvaluateConfig, config, **place, split=split, against=None))
     return Finished(name, run_dir, judged.metrics)
 
 

@@ -103,5 +103,6 @@ def seed_everything(seed: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether PyTorch says that there is no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
+    """Return whether Python, NumPy or PyTorch says that there is no memory left."""
+    is_named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return is_named or any(text in str(error) for text in OUT_OF_MEMORY)

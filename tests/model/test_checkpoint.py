@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and torchvision's own state dicts give torchvision's own answers."""
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -57,8 +58,8 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_beside_it(
     checkpoint.save(path, network(), SPEC, epoch=1)
     before = path.read_bytes()
 
-    def full_disk(content: Any, file: Path) -> None:
-        file.write_bytes(b"half")
+    def full_disk(content: Any, file: io.BufferedWriter) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)

@@ -26,11 +26,13 @@ from flawmask.training import loader, loop
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import Trained, train
 from flawmask.training.pictures import draw_train_batch
+from flawmask.training.resume import Within
 from flawmask.training.start import spec_for
 from flawmask.training.step import Step
 
-CHECKPOINTS, PICTURES = "best.pt last.pt state.pt", "curves.png labels.png train_batch.jpg"
+CHECKPOINTS, PICTURES = "best.pt last.pt state.pt state_before.pt", "curves.png labels.png train_batch.jpg"
 RUN_FILES = sorted(f"{CHECKPOINTS} {PICTURES} config.json history.json training_images.json".split())
+FIRST_FILES = [name for name in RUN_FILES if name != "state_before.pt"]  # after one epoch
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
 
 
@@ -61,7 +63,8 @@ def test_a_run_is_written_whole_and_says_what_happened(dataset: Path) -> None:
     history = json.loads((done.run_dir / "history.json").read_text())
     assert history == done.history
     expected = {"epoch", "train_loss", "val_loss", "learning_rate", "seconds", "images_per_second", "waiting"} | {
-        *LOSSES
+        "skipped_steps",
+        *LOSSES,
     }
     assert set(history) == expected
     assert {len(values) for values in history.values()} == {3}
@@ -71,6 +74,7 @@ def test_a_run_is_written_whole_and_says_what_happened(dataset: Path) -> None:
         assert history["images_per_second"][epoch] == pytest.approx(4 / history["seconds"][epoch])
     assert all(math.isfinite(value) and value > 0 for value in history["val_loss"])
     assert all(0 <= share < 1 for share in history["waiting"])
+    assert history["skipped_steps"] == [0, 0, 0]
     # Of the last of an epoch's two steps, from nothing AdamW at a tenth of 0.005.
     rates = [0.0005 * (1 + math.cos(math.pi * (done - 0.1) / 0.9)) / 2 for done in (1 / 6, 3 / 6, 5 / 6)]
     assert history["learning_rate"] == pytest.approx(rates)
@@ -100,6 +104,12 @@ def test_a_run_is_written_whole_and_says_what_happened(dataset: Path) -> None:
     assert height > 300
 
 
+def learned(loss: float | None) -> Within:
+    """Return what an epoch of four images with that mean loss has added up."""
+    assert loss is not None
+    return Within(sums=[4 * loss, 0.0, 0.0, 0.0, 0.0], learned=4, seen=4, seconds=1.0)
+
+
 @pytest.mark.parametrize(
     ("select_by", "values", "best"),
     [
@@ -117,10 +127,7 @@ def test_the_best_epoch_is_the_one_that_select_by_names(
 ) -> None:
     told = iter(values)
 
-    def epoch(*_: Any) -> tuple[dict[str, float | None], float, int]:
-        return {"train_loss": next(told) if select_by == "train_loss" else 1.0, "loss_mask": 0.5}, 0.0, 4
-
-    monkeypatch.setattr(loop, "_train_epoch", epoch)
+    monkeypatch.setattr(loop, "_train_epoch", lambda *_: learned(next(told) if select_by == "train_loss" else 1.0))
     monkeypatch.setattr(
         loop, "_validation_loss", lambda *_: {"val_loss": next(told) if select_by == "val_loss" else 1.0}
     )
@@ -151,6 +158,24 @@ def test_selecting_by_a_figure_of_the_validation_split_writes_it_down(dataset: P
     done = train(settings(dataset, select_by="f1"))
     assert set(done.history) >= {"segm_ap", "f1"}
     assert 0 <= done.history["segm_ap"][0] <= 1
+
+
+def test_the_export_of_another_tool_trains_as_the_folder_that_it_is_of(dataset: Path) -> None:
+    whole = train(settings(dataset)).run_dir
+    export = dataset.rename(dataset.parent / "export")
+    (export / "val").rename(export / "valid")
+    for name in ("train", "valid"):
+        for path in (export / name / "images").iterdir():
+            path.rename(export / name / path.name)
+        records = json.loads((export / name / "annotations.json").read_text())
+        for record in records["annotations"]:
+            for field in ("area", "iscrowd", "bbox"):
+                del record[field]
+        (export / name / "annotations.json").unlink()
+        (export / name / "_annotations.coco.json").write_text(json.dumps(records))
+    run = train(settings(export, output_dir=export.parent / "other")).run_dir
+    assert same_weights(whole / "last.pt", run / "last.pt")
+    assert (run / "best.pt").is_file()
 
 
 @pytest.mark.slow
@@ -209,10 +234,10 @@ def test_a_training_that_stops_is_failed_in_mlflow(
 ) -> None:
     train_epoch = loop._train_epoch
 
-    def epoch(step: Any, batches: Any, clock: Any, label: str) -> Any:
-        if label == f"epoch {broken_epoch}/2":
+    def epoch(run: Any, batches: Any) -> Within:
+        if run.epoch == broken_epoch:
             raise FlawmaskError("the loss is nan")
-        return train_epoch(step, batches, clock, label)
+        return train_epoch(run, batches)
 
     monkeypatch.chdir(dataset.parent)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{(dataset.parent / 'tracking.db').as_posix()}")
@@ -248,7 +273,7 @@ def test_the_pictures_can_be_looked_at_while_it_trains(dataset: Path, monkeypatc
 
     monkeypatch.setattr(loop, "_train_epoch", epoch)
     train(settings(dataset, epochs=2))
-    assert there == [None, RUN_FILES]
+    assert there == [None, FIRST_FILES]
 
 
 def test_the_batches_shown_are_those_that_the_network_learned_from_first(
@@ -258,9 +283,9 @@ def test_the_batches_shown_are_those_that_the_network_learned_from_first(
     shown: list[list[int]] = []
     step = Step.__call__
 
-    def stepping(self: Any, batch: loader.Batch, total: int, progress: float) -> Any:
+    def stepping(self: Any, batch: loader.Batch, *given: Any, **more: Any) -> Any:
         learned.append([int(target["image_id"]) for target in batch[1]])
-        return step(self, batch, total, progress)
+        return step(self, batch, *given, **more)
 
     def drawing(network: Any, batches: Any, *given: Any) -> None:
         listed = list(batches)
@@ -346,7 +371,7 @@ def test_an_earlier_run_is_replaced_only_when_asked_and_whole(dataset: Path) -> 
     refused("run already holds a run: .* --overwrite", settings(dataset))
     assert "inference_val" in names(done.run_dir)
     train(settings(dataset, overwrite=True))
-    assert names(done.run_dir) == RUN_FILES
+    assert names(done.run_dir) == FIRST_FILES
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "config.json"])
@@ -399,10 +424,7 @@ def test_patience_ends_a_training_that_no_longer_gets_better(
 ) -> None:
     told = iter([3.0, 1.0, 2.0, 1.0, 0.5])
 
-    def epoch(*_: Any) -> tuple[dict[str, float], float, int]:
-        return {"train_loss": next(told) if select_by == "train_loss" else 1.0}, 0.0, 4
-
-    monkeypatch.setattr(loop, "_train_epoch", epoch)
+    monkeypatch.setattr(loop, "_train_epoch", lambda *_: learned(next(told) if select_by == "train_loss" else 1.0))
     monkeypatch.setattr(
         loop, "_validation_loss", lambda *_: {"val_loss": next(told) if select_by == "val_loss" else 1.0}
     )
@@ -474,9 +496,9 @@ def test_the_effective_batch_size_is_what_a_step_learns_from_and_a_cpu_takes_one
     passes: list[tuple[int, int]] = []
     step = Step.__call__
 
-    def stepping(self: Any, batch: loader.Batch, total: int, progress: float) -> Any:
+    def stepping(self: Any, batch: loader.Batch, *given: Any, **more: Any) -> Any:
         passes.append((len(batch[0]), self.at_once))
-        return step(self, batch, total, progress)
+        return step(self, batch, *given, **more)
 
     monkeypatch.setattr(Step, "__call__", stepping)
     done = train(settings(dataset, epochs=2, batch_size=2, effective_batch_size=4, norm=norm))

@@ -1,9 +1,12 @@
 """A training that was interrupted goes on as if it had not been."""
 
 import json
+import logging
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from stained_plates import make_dataset, same_weights, settings
 from flawmask.errors import FlawmaskError
 from flawmask.files import write_json
 from flawmask.images import write_png
+from flawmask.model import checkpoint, weights
 from flawmask.settings import as_json
 from flawmask.training import fit, loop, resume
 from flawmask.training.config import TrainConfig
@@ -81,6 +85,142 @@ def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_not(
     assert names(run) == names(whole.run_dir)
 
 
+def cut_at_step(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: int) -> Path:
+    """Train so many steps, the power failing in the next one."""
+    step = Step.__call__
+    taken: list[int] = []
+
+    def stepping(self: Any, *given: Any, **more: Any) -> Any:
+        if len(taken) == number:
+            raise PowerCutError
+        taken.append(1)
+        return step(self, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "__call__", stepping)
+        with pytest.raises(PowerCutError):
+            train(config)
+    assert config.output_dir is not None
+    return config.output_dir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"norm": "batch", "ema": True, "optimizer": "sgd", "roi_samples": None}])
+def test_a_training_that_ended_within_an_epoch_goes_on_from_its_last_saved_step(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    whole = train(settings(dataset, epochs=3, batch_size=1, **changes))
+    for number in (3, 4, 11):
+        place = {"output_dir": dataset.parent / f"at_{number}", "save_every": "2"}
+        run = cut_at_step(settings(dataset, epochs=3, batch_size=1, **place, **changes), monkeypatch, number)
+        done = train(TrainConfig(resume=run))
+        for name in ("best.pt", "last.pt"):
+            assert same_weights(whole.run_dir / name, run / name), f"{name}, cut after step {number}"
+        assert {name: values for name, values in done.history.items() if name not in TIMES} == {
+            name: values for name, values in whole.history.items() if name not in TIMES
+        }
+        # The state before the last is one more than a run that was saved once has.
+        assert set(names(run)) - {"state_before.pt"} == set(names(whole.run_dir)) - {"state_before.pt"}
+
+
+@pytest.mark.parametrize(("written", "number"), [("checkpoint.save", 1), ("draw_curves", 1), ("checkpoint.save", 3)])
+def test_a_training_that_ended_while_an_epoch_was_written_has_that_epoch_once(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, written: str, number: int
+) -> None:
+    whole = train(settings(dataset, epochs=2))
+    place: Any = checkpoint if written == "checkpoint.save" else loop
+    name, count = written.removeprefix("checkpoint."), [0]
+    plain = getattr(place, name)
+
+    def failing(*given: Any, **more: Any) -> Any:
+        count[0] += 1
+        if count[0] == number:
+            raise PowerCutError
+        return plain(*given, **more)
+
+    cut = settings(dataset, epochs=2, output_dir=dataset.parent / "cut")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, failing)
+        with pytest.raises(PowerCutError):
+            train(cut)
+    done = train(TrainConfig(resume=cut.output_dir))
+    assert done.history["epoch"] == [1, 2]
+    assert done.history["train_loss"] == whole.history["train_loss"]
+    assert done.best_epoch == whole.best_epoch
+    assert names(done.run_dir) == names(whole.run_dir)
+    assert json.loads((done.run_dir / "history.json").read_text()) == done.history
+    for one in ("best.pt", "last.pt"):
+        assert same_weights(done.run_dir / one, whole.run_dir / one)
+
+
+def test_a_training_is_saved_every_so_many_steps_or_after_so_much_time(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[tuple[int, Any]] = []
+
+    def saving(state: resume.State, run_dir: Path) -> None:
+        saved.append((state.epoch, state.within and state.within["batches"]))
+
+    monkeypatch.setattr(resume, "save", saving)
+    train(settings(dataset, epochs=2, batch_size=1, save_every="3"))
+    assert saved == [(1, 3), (1, None), (2, 2), (2, None)]
+    saved.clear()
+    train(settings(dataset, epochs=1, batch_size=1, save_every="1s", overwrite=True))
+    assert saved[-1] == (1, None)
+    monkeypatch.setattr(loop, "seconds_in", lambda *_: 0.0)
+    saved.clear()
+    train(settings(dataset, epochs=1, batch_size=2, save_every="1h", overwrite=True))
+    assert saved == [(1, 1), (1, 2), (1, None)]
+
+
+def test_a_damaged_state_is_told_by_its_checksum_and_the_one_before_it_is_used(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = train(settings(dataset, epochs=3))
+    run = interrupted(settings(dataset, epochs=3, output_dir=dataset.parent / "cut"), monkeypatch, after=2)
+    state = bytearray((run / "state.pt").read_bytes())
+    middle = len(state) // 2
+    state[middle] ^= 1  # of a tensor: only its checksum can tell
+    for data, says in (
+        (b"", "EOFError: "),
+        (state[:middle], "RuntimeError: PytorchStreamReader failed"),
+        (state, "BadZipFile: the checksum of "),
+    ):
+        (run / "state.pt").write_bytes(data)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert resume.newest(run) == "state_before.pt"
+        _, found = resume.load(run, "state_before.pt")
+        assert found is not None
+        assert found.history["epoch"] == [1]
+        (warning,) = caplog.messages
+        assert f"state.pt is not a file of weights, or is damaged ({says}" in warning
+        assert warning.endswith("going on from state_before.pt, saved before it")
+    done = train(TrainConfig(resume=run))
+    assert same_weights(whole.run_dir / "last.pt", run / "last.pt")
+    assert done.history["train_loss"] == whole.history["train_loss"]
+    (run / "state_before.pt").unlink()
+    (run / "state.pt").write_bytes(state)
+    with pytest.raises(FlawmaskError, match="the checksum of "):
+        train(TrainConfig(resume=run))
+
+
+def test_a_state_that_cannot_be_written_leaves_the_last_one(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train(settings(dataset, epochs=2)).run_dir
+    before = {name: (run / name).read_bytes() for name in ("state.pt", "state_before.pt")}
+    _, state = resume.load(run, "state.pt")
+    assert state is not None
+
+    def damaged(path: Path) -> None:
+        raise BadZipFile("the checksum of data is wrong")
+
+    monkeypatch.setattr(weights, "check_sums", damaged)
+    with pytest.raises(FlawmaskError, match=r"state\.pt\.new cannot be written, perhaps the disk is full: the "):
+        resume.save(state, run)
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert not [name for name in names(run) if name.startswith(".")]
+
+
 def test_a_run_that_was_moved_goes_on_where_it_lies_now(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = interrupted(settings(dataset, epochs=2), monkeypatch, after=1)
     run = run.rename(dataset.parent / "elsewhere")
@@ -108,9 +248,9 @@ def test_time_that_was_spent_before_counts(dataset: Path, monkeypatch: pytest.Mo
 def test_images_that_passed_at_once_are_remembered(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Step.__call__
 
-    def stepping(self: Any, *given: Any) -> Any:
+    def stepping(self: Any, *given: Any, **more: Any) -> Any:
         self.at_once = 1  # as after memory ran out
-        return step(self, *given)
+        return step(self, *given, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Step, "__call__", stepping)
@@ -138,8 +278,8 @@ def test_other_images_than_it_began_with_are_refused(dataset: Path, monkeypatch:
 
 
 def test_what_is_no_run_is_refused(dataset: Path) -> None:
-    refused(r"--resume .*nowhere: there is no state\.pt", dataset.parent / "nowhere")
-    refused(r"--resume .*data: there is no state\.pt", dataset)
+    refused(r"--resume .*nowhere: there is no config\.json", dataset.parent / "nowhere")
+    refused(r"--resume .*data: there is no config\.json", dataset)
     run = train(settings(dataset)).run_dir
     state = (run / "state.pt").read_bytes()
     (run / "state.pt").write_bytes(state[: len(state) // 2])
@@ -151,6 +291,43 @@ def test_what_is_no_run_is_refused(dataset: Path) -> None:
     refused(r"config\.json was written by another version of Flawmask", run)
     (run / "config.json").write_text('{"settings": {"epochs": 3}}')
     refused(r"config\.json was written by another version of Flawmask", run)
+
+
+def test_a_run_that_was_not_saved_yet_begins_once_more_and_one_without_its_state_is_refused(dataset: Path) -> None:
+    run = train(settings(dataset)).run_dir
+    before = (run / "last.pt").read_bytes()
+    (run / "state.pt").unlink()
+    refused(r"--resume .*run: there is no state\.pt to go on from", run)
+    for name in names(run):
+        if name != "config.json":
+            (run / name).unlink()
+    done = train(TrainConfig(resume=run))
+    assert done.history["epoch"] == [1]
+    assert (run / "last.pt").read_bytes() == before
+
+
+def test_a_stage_of_a_pipeline_stays_one_and_says_how_it_goes_on(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, whole = dataset.parent / "run", {"category": "plates"}
+    step = Step.__call__
+
+    def told(self: Any, *given: Any, **more: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return step(self, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "__call__", told)
+        for part_of, given in ((whole, settings(dataset)), (None, TrainConfig(resume=run))):
+            caplog.clear()
+            with pytest.raises(SystemExit) as ended:
+                train(given, part_of=part_of)
+            assert ended.value.code == 143
+            assert f"saved: flawmask run --resume {run} goes on from here" in caplog.messages
+            assert json.loads((run / "config.json").read_text())["part_of"] == whole
+            for name in names(run):
+                if name != "config.json":
+                    (run / name).unlink()
 
 
 def test_settings_are_read_back_as_they_were(dataset: Path) -> None:

@@ -17,6 +17,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.model.build import ModelSpec, build
 from flawmask.model.compute import train_in
 from flawmask.training import loader, loop, losses, step
+from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
 from flawmask.training.start import start
 from flawmask.training.step import (
@@ -75,16 +76,70 @@ def _infinite_gradient(model: Any) -> None:
 
 
 @pytest.mark.parametrize(("change", "what"), [(_infinite_loss, "loss"), (_infinite_gradient, "gradient")])
-def test_a_loss_or_gradient_that_is_not_finite_stops_with_the_images_and_writes_nothing(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None], what: str
+def test_an_epoch_without_a_finite_loss_or_gradient_stops_with_the_images_and_writes_nothing(
+    dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[Any], None],
+    what: str,
 ) -> None:
     with_changed_network(monkeypatch, change)
-    with pytest.raises(
-        FlawmaskError, match=rf"the {what} is (nan|inf) on the images with the ids [1-4], [1-4]: "
-    ) as caught:
+    image = r"\S*data/train/images/[1-4]\.png"
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(
+            FlawmaskError,
+            match=rf"all steps of epoch 1 were skipped, the last since the {what} is (nan|inf) on {image}, {image}: ",
+        ) as caught,
+    ):
         train(settings(dataset))
     assert "--lr" in str(caught.value)
+    assert len([one for one in caplog.records if one.getMessage().startswith("a step was skipped: ")]) == 2
     assert not (dataset.parent / "run").exists()
+
+
+def bad_at(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loss of some steps, counted from 0, be no number."""
+    plain, taken = losses.losses, [0]
+
+    def found(*given: Any) -> dict[str, Tensor]:
+        result = plain(*given)
+        if torch.is_grad_enabled():
+            taken[0] += 1
+            if taken[0] - 1 in steps:
+                result["loss_mask"] = result["loss_mask"] * math.nan
+        return result
+
+    monkeypatch.setattr(step, "losses", found)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted_and_the_training_goes_on(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad_at({1, 6}, monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        done = train(settings(dataset, batch_size=1, epochs=2))
+    assert done.history["skipped_steps"] == [1, 1]
+    assert all(math.isfinite(one) for one in done.history["train_loss"])
+    assert len([one for one in caplog.records if "the loss is nan on" in one.getMessage()]) == 2
+    weights = torch.load(done.run_dir / "last.pt", weights_only=True)["model_state_dict"]
+    assert all(torch.isfinite(one).all() for one in weights.values())
+
+
+def test_too_many_in_a_row_end_the_training_and_keep_what_was_saved(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad_at(set(range(5, 100)), monkeypatch)
+    monkeypatch.setattr(loop, "MOST_BAD_STEPS", 3)
+    with pytest.raises(
+        FlawmaskError, match=r"3 steps in a row were skipped, the last since the loss is nan on \S+png: "
+    ):
+        train(settings(dataset, batch_size=1, epochs=9))
+    run = dataset.parent / "run"
+    assert torch.load(run / "last.pt", weights_only=True)["epoch"] == 1
+    # And going on meets the same images again: the count goes on too.
+    with pytest.raises(FlawmaskError, match=r"3 steps in a row"):
+        train(TrainConfig(resume=run))
 
 
 def _gradient_that_is_no_number(model: Any) -> None:
@@ -185,7 +240,7 @@ def test_a_gradient_is_clipped_to_the_length_asked(dataset: Path) -> None:
     gradients = [one.grad for one in taken.model.parameters() if one.grad is not None]
     length = float(torch.stack([one.norm() for one in gradients]).norm())
     assert length == pytest.approx(0.01, rel=1e-3)
-    assert float(figures[-1]) > 0.02, "the length told is the one before it was clipped"
+    assert step.Figures.read(figures).length > 0.02, "the length told is the one before it was clipped"
 
 
 def gradients_of(model: Any) -> dict[str, Tensor]:

@@ -4,15 +4,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torchvision.models.detection import MaskRCNN
 
 import flawmask
 from flawmask.coco import GOOD
 from flawmask.errors import FlawmaskError
-from flawmask.files import whole_file
 from flawmask.model.build import ModelSpec, build
-from flawmask.model.weights import StateDict, find_state_dict, load_file
+from flawmask.model.weights import StateDict, find_state_dict, load_file, save_file
 
 HEAD = "roi_heads.box_predictor.cls_score.weight"
 
@@ -25,11 +23,13 @@ def save(path: Path, model: MaskRCNN, spec: ModelSpec, **facts: float | int | st
         model: the network, on any device; float32 is what is written.
         spec: what `build` made it from.
         facts: what else to keep, plain values only: the epoch, the loss.
+
+    Raises:
+        FlawmaskError: the disk is full.
     """
     state = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
     content = {"flawmask": flawmask.__version__, "spec": asdict(spec), "model_state_dict": state, **facts}
-    with whole_file(path) as temporary:
-        torch.save(content, temporary)
+    save_file(path, content)
 
 
 def load(path: Path) -> tuple[MaskRCNN, ModelSpec]:

@@ -3,6 +3,7 @@
 import logging
 import re
 import socket
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torchvision.models import MobileNet_V3_Large_Weights, ResNet18_Weights, Res
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
 
 from flawmask.errors import FlawmaskError
+from flawmask.files import whole_file
 from flawmask.model.build import Norm
 from flawmask.progress import is_shown
 from flawmask.settings import require
@@ -52,6 +54,10 @@ OLD_NAMES = (
     ),
 )
 """What layers were called before torchvision 0.13, whose COCO file still says so, and what they are called now."""
+
+
+class DamagedError(FlawmaskError):
+    """A file that does not hold what it once did, or never did."""
 
 
 @dataclass(frozen=True)
@@ -164,13 +170,43 @@ def load_file(path: Path) -> Any:
         FlawmaskError: the file is missing, damaged, not made by torch, or carries code.
     """
     try:
+        check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FlawmaskError(f"{path} does not exist") from None
+    except PermissionError as error:
+        raise FlawmaskError(f"{path} cannot be read: {error.strerror}") from None
+    except MemoryError:
+        raise
     except Exception as error:  # text gives KeyError, an empty file EOFError, a pickle UnpicklingError, and so on
-        raise FlawmaskError(
+        raise DamagedError(
             f"{path} is not a file of weights, or is damaged ({type(error).__name__}: {_first_line(error)})"
         ) from None
+
+
+def save_file(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values with `torch.save`, whole or not at all.
+
+    Raises:
+        FlawmaskError: the disk is full, or what is there afterwards is not what was written.
+    """
+    with whole_file(path) as temporary:
+        try:
+            with temporary.open("wb") as file:  # of a path, torch would write the name into the file
+                torch.save(content, file)
+            check_sums(temporary)
+        except (RuntimeError, zipfile.BadZipFile) as error:  # torch's own for whatever the system says
+            raise FlawmaskError(f"{path} cannot be written, perhaps the disk is full: {_first_line(error)}") from None
+
+
+def check_sums(path: Path) -> None:
+    """Raise `BadZipFile` where a byte of what torch.save wrote has changed: it keeps a CRC-32 of each tensor, and does
+    not look at it when it loads. Files of other kinds have none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
 def find_state_dict(content: Any, path: Path) -> StateDict:

@@ -1,6 +1,7 @@
 """From a split on disk to batches of tensors, in an order that the seed and the epoch alone decide."""
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -133,15 +134,16 @@ class Order(Sampler[list[int]]):
         if ends and len(shapes) - ends[-1] < processes:
             ends.pop()
         self.bounds = list(zip([0, *ends], [*ends, len(shapes)], strict=True))
-        self.epoch = 1
+        self.epoch, self.done = 1, 0
 
     def __len__(self) -> int:
         """Return how many batches an epoch has."""
         return len(self.bounds)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield this process' places of each batch of the epoch that `epoch` says, counted from 1."""
-        for batch in self._batches():
+        """Yield this process' places of each batch of the epoch that `epoch` says, counted from 1, behind the first
+        `done`."""
+        for batch in self._batches()[self.done :]:
             yield batch[self.rank :: self.processes]
 
     def _batches(self) -> list[list[int]]:
@@ -218,7 +220,14 @@ def make_loader(items: SplitDataset, order: Order, *, workers: int | None, pin: 
         persistent_workers=count > 0,
         # The loader draws a seed for its workers: from its own generator, not from the one that the network draws from.
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_undisturbed,
     )
+
+
+def _undisturbed(_: int) -> None:
+    """Let a reading process live on when the whole group is told to stop: the one that it reads for ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

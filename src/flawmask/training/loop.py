@@ -2,13 +2,14 @@
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ from torchvision.models.detection import MaskRCNN
 
 from flawmask.coco import CocoSplit
 from flawmask.distributed import Processes, processes
+from flawmask.errors import FlawmaskError
 from flawmask.evaluation.evaluate import predict_split
 from flawmask.evaluation.leak import write_training_images
 from flawmask.evaluation.measure import quick_figures
-from flawmask.files import write_json
+from flawmask.files import only_one, read_json, remove_partial_files, write_json
 from flawmask.inference.config import MAX_PROPOSALS
 from flawmask.model import checkpoint
 from flawmask.model.build import build, count_parameters
@@ -30,6 +32,7 @@ from flawmask.progress import track
 from flawmask.runtime import (
     choose_device,
     choose_precision,
+    is_out_of_memory,
     keep_freed_memory,
     refuse_wrong_gradients,
     seed_everything,
@@ -41,10 +44,11 @@ from flawmask.training.config import TrainConfig, seconds_in
 from flawmask.training.curves import VALIDATION_FIGURES, draw_curves
 from flawmask.training.losses import losses
 from flawmask.training.pictures import draw_labels, draw_predictions, draw_train_batch
-from flawmask.training.resume import State
+from flawmask.training.resume import State, Within
 from flawmask.training.setup import Setup, begin_run, check_run_folder, set_up
 from flawmask.training.start import ready, start
-from flawmask.training.step import LOSSES, Step, check_finite, count_outlined, make_step, shares
+from flawmask.training.step import LOSSES, Figures, Step, count_outlined, make_step, shares
+from flawmask.training.stop import Stop, end
 from flawmask.training.targets import Target
 from flawmask.training.trackers import track_run
 
@@ -52,7 +56,12 @@ log = logging.getLogger(__name__)
 
 Loss = dict[str, float]
 
+HISTORY = "history.json"
+
 LARGER_IS_BETTER = set(VALIDATION_FIGURES)
+
+MOST_BAD_STEPS = 10
+"""After so many steps in a row whose loss or gradient is not finite, a training gives up."""
 
 TABLE_ROWS = 20
 """After so many epochs the table's head is logged once more."""
@@ -107,53 +116,109 @@ class Clock:
         return team.from_main(lambda: self.seconds) / self.budget
 
 
-def train(config: TrainConfig) -> Trained:
+def train(config: TrainConfig, *, part_of: Mapping[str, Any] | None = None) -> Trained:
     """Train a network on the `train` split of a COCO folder and write the run folder.
 
     The validation split, where there is one, gives `val_loss` and, with `select_by`, chooses the epoch.
 
+    Args:
+        config: the settings.
+        part_of: the settings of the whole pipeline that this is a stage of, to be kept in the run's `config.json`.
+
     Raises:
         FlawmaskError: the data set or the weights cannot be used, the device is not there, the output folder holds
             something else, another process died, or the loss stopped being finite. Nothing is written, and nothing of
-            an older run replaced, before the first epoch has gone well.
+            an older run replaced, before the training is first saved.
+        KeyboardInterrupt: Ctrl-C was pressed; the training can go on from the step that it was in.
+        SystemExit: a scheduler sent SIGTERM; the same.
     """
     began = time.perf_counter()
-    config, state = resume.load(config.resume) if config.resume else (config, None)
-    if state is None:
+    given, run_dir = config.resume, Path(str(config.resume or config.output_dir))
+    if given:
+        config, part_of = resume.settings_of(given), part_of or resume.part_of(given)
+    else:
         check_run_folder(config)
     device = choose_device(config.device)
     keep_freed_memory(device)
     refuse_wrong_gradients(device)
     dtype = choose_precision(config.precision, device)
-    with processes(device) as team:
-        return _train(set_up(config, state, team, device, dtype, began), state, began)
+    with processes(device) as team, Stop() as stop, ExitStack() as stack:
+        if team.is_main:
+            stack.enter_context(only_one(run_dir))
+            remove_partial_files(run_dir)
+            resume.finish_save(run_dir)
+        state = None
+        if given:
+            # Another process may have saved until it gave the lock back; and what one can read, all have to go on from.
+            name = team.from_main(lambda: resume.newest(given))
+            config, state = resume.load(given, name)
+        setup = set_up(config, state, team, device, dtype, began)
+        try:
+            return _train(setup, state, began, stop, part_of)
+        except (RuntimeError, MemoryError) as error:
+            reason = _why(error, setup, part_of)
+            if reason is None:
+                raise
+            raise FlawmaskError(reason) from None
 
 
-def _train(setup: Setup, state: State | None, began: float) -> Trained:
+def _resume_command(run_dir: Path, part_of: Mapping[str, Any] | None) -> str:
+    """Return what is to be said to go on with a training."""
+    return f"flawmask {'train' if part_of is None else 'run'} --resume {run_dir}"
+
+
+def _why(error: BaseException, setup: Setup, part_of: Mapping[str, Any] | None) -> str | None:
+    """Return what an error of PyTorch's means where it is one that people can mend; None elsewhere."""
+    command = _resume_command(setup.run_dir, part_of)
+    later = f"; {command} goes on from the last saved step" if resume.has_state(setup.run_dir) else ""
+    if "DataLoader worker" in str(error):
+        first = str(error).splitlines()[0]
+        return f"a process that reads images died ({first}): where memory ran out, try fewer --workers, or 0{later}"
+    if is_out_of_memory(error):
+        return (
+            f"memory ran out with --batch_size {setup.config.batch_size} and --image_size {setup.spec.image_size}, and "
+            f"fewer images at once did not help: lower --image_size{later}"
+        )
+    return None
+
+
+def _train(setup: Setup, state: State | None, began: float, stop: Stop, part_of: Mapping[str, Any] | None) -> Trained:
     """Take all epochs that are left to take."""
     config, team = setup.config, setup.team
     with ExitStack() as stack:
         batches = _loader(setup, setup.training, stack, shuffle=True)
         val_batches = _loader(setup, setup.validation, stack, shuffle=False) if setup.validation else None
         step = _step(setup, config.epochs * len(batches))
-        run = _Run(setup, step, **_so_far(state))
-        if state is not None:
-            resume.restore(state, step)
         budget = seconds_in(config.time_budget) if config.time_budget else None
         clock = Clock(None if budget else config.epochs * len(batches), budget, state.seconds if state else 0.0, began)
+        run = _Run(setup, step, clock, stop, part_of, **_so_far(state))
+        if state is not None:
+            resume.restore(state, step)
+            if team.is_main and run.history and run.within is None and not _is_written(run):
+                _write(run)
         logging_to = config.log if team.is_main else "none"
         record = stack.enter_context(track_run(logging_to, setup.run_dir, as_json(config)))
-        while not _is_done(run, clock):
-            run.epoch += 1
-            figures = _one_epoch(run, batches, val_batches, clock, judge=config.log != "none")
+        while not _is_done(run):
+            try:
+                figures = _one_epoch(run, batches, val_batches, judge=config.log != "none")
+            except (KeyboardInterrupt, SystemExit):
+                if run.within and run.within.batches and not stop.waits:  # between steps, while it was judged
+                    run.save()
+                raise
+            stop.waits = True
             is_best = run.add(figures)
+            run.within = None
+            run.save()
             if team.is_main:
-                _write(run, clock, is_best=is_best)
+                _write(run)
                 if record is not None and setup.validation:
                     record(figures, draw_predictions(run.for_judging(), setup.spec, setup.validation))
                 elif record is not None:
                     record(figures, {})
-            _log_epoch(figures, None if budget else config.epochs, _remaining(run, clock), is_best)
+            _log_epoch(figures, None if budget else config.epochs, _remaining(run), is_best)
+            stop.waits = False
+            if stop.asked and team.count == 1:  # of several processes, each may have heard of it or not: see the steps
+                _end(run)
     log.info("trained %s: best.pt is epoch %d by %s", setup.run_dir, run.best_epoch, config.select_by)
     return Trained(setup.run_dir, run.best_epoch, run.history)
 
@@ -165,23 +230,74 @@ class _Run:
     Attributes:
         setup: what does not.
         step: the network and its optimiser.
+        clock: how far it is.
+        stop: whether it was told to stop.
+        part_of: the settings of the pipeline that it is a stage of.
         epoch: the last one begun, counted from 1.
+        within: how far into that one it is; None where it is done.
         history: the content of `history.json`.
         best_epoch: the epoch that `best.pt` comes from.
         best_value: what it was chosen by, smaller being better.
+        bad_in_a_row: how many of the last steps were skipped.
+        bad: why the last one was.
+        is_begun: whether there is a run folder.
+        saved: when it was saved last, by `time.perf_counter`.
     """
 
     setup: Setup
     step: Step
+    clock: Clock
+    stop: Stop
+    part_of: Mapping[str, Any] | None
     epoch: int = 0
+    within: Within | None = None
     history: dict[str, list[Any]] = field(default_factory=dict)
     best_epoch: int = 0
     best_value: float = math.inf
+    bad_in_a_row: int = 0
+    bad: str = ""
+    is_begun: bool = False
+    saved: float = field(default_factory=time.perf_counter)
 
     @property
     def kept(self) -> MaskRCNN:
         """The network that is judged and written: the averaged one where there is one."""
         return self.step.averaged or self.step.model
+
+    def is_due(self) -> bool:
+        """Return whether it is to be saved within the epoch; only one process saves."""
+        if not self.setup.team.is_main:
+            return False
+        every = self.setup.config.save_every
+        if every.isdecimal():
+            return self.step.taken % int(every) == 0
+        return time.perf_counter() - self.saved >= seconds_in(every)
+
+    def save(self) -> None:
+        """Write what it takes to go on from here, into a run folder that is made first where there is none."""
+        setup, step = self.setup, self.step
+        if not setup.team.is_main:
+            return
+        if not self.is_begun:
+            _begin(self)
+            self.is_begun = True
+        state = State(
+            spec=asdict(setup.spec),
+            is_pretrained=setup.is_pretrained,
+            epoch=self.epoch,
+            within=asdict(self.within) if self.within else None,
+            seconds=self.clock.seconds,
+            history=self.history,
+            best_epoch=self.best_epoch,
+            best_value=self.best_value,
+            bad_in_a_row=self.bad_in_a_row,
+            tensors=resume.tensors_of(step),
+            at_once=step.at_once,
+            batch_size=setup.batch_size,
+            taken=step.taken,
+        )
+        resume.save(state, setup.run_dir)
+        self.saved = time.perf_counter()
 
     def for_judging(self) -> MaskRCNN:
         """Return a copy of it that predicts."""
@@ -206,13 +322,16 @@ class _Run:
 def _so_far(state: State | None) -> dict[str, Any]:
     if state is None:
         return {}
-    names = ("epoch", "history", "best_epoch", "best_value")
-    return {name: getattr(state, name) for name in names}
+    names = ("epoch", "history", "best_epoch", "best_value", "bad_in_a_row")
+    within = Within(**state.within) if state.within else None
+    return {name: getattr(state, name) for name in names} | {"within": within, "is_begun": True}
 
 
-def _is_done(run: _Run, clock: Clock) -> bool:
+def _is_done(run: _Run) -> bool:
     """Return whether the training has had its epochs, its time, or enough of not getting better."""
-    config = run.setup.config
+    config, clock = run.setup.config, run.clock
+    if run.within is not None:
+        return False
     if config.patience is not None and run.epoch - run.best_epoch >= config.patience:
         log.info("stopped: %s has not improved for %d epochs", config.select_by, config.patience)
         return True
@@ -221,8 +340,9 @@ def _is_done(run: _Run, clock: Clock) -> bool:
     return run.epoch > 0 and clock.progress(run.step.taken, run.setup.team) >= 1
 
 
-def _remaining(run: _Run, clock: Clock) -> float:
+def _remaining(run: _Run) -> float:
     """Return how many seconds the training will still take."""
+    clock = run.clock
     if clock.budget is not None:
         return max(0.0, clock.budget - clock.seconds)
     return clock.seconds / run.epoch * (run.setup.config.epochs - run.epoch)
@@ -259,68 +379,115 @@ def _step(setup: Setup, steps: int) -> Step:
 
 
 def _one_epoch(
-    run: _Run, batches: DataLoader[Any], val_batches: DataLoader[Any] | None, clock: Clock, *, judge: bool
+    run: _Run, batches: DataLoader[Any], val_batches: DataLoader[Any] | None, *, judge: bool
 ) -> dict[str, Any]:
-    """Train an epoch and return its figures."""
+    """Train an epoch, or what is left of it, and return its figures."""
     setup, step = run.setup, run.step
-    # Drawn anew for each epoch, and not from what the last one left: so a training that goes on draws the same.
-    seeds = np.random.SeedSequence([setup.config.seed, run.epoch, setup.team.rank])
-    torch.manual_seed(int(seeds.generate_state(1)[0]))
-    order: Any = batches.batch_sampler
-    order.epoch = run.epoch
-    begun = time.perf_counter()
-    of = "" if clock.budget else f"/{setup.config.epochs}"
-    losses, waiting, seen = _train_epoch(step, batches, clock, f"epoch {run.epoch}{of}")
-    seconds = time.perf_counter() - begun
+    if run.within is None:
+        run.epoch, run.within = run.epoch + 1, Within()
+    within = _train_epoch(run, batches)
     _share_statistics(step)
-    figures: dict[str, Any] = {"epoch": run.epoch, **losses, "val_loss": None}
+    if not within.learned:
+        raise FlawmaskError(f"all steps of epoch {run.epoch} were skipped, the last since {run.bad}: lower --lr")
+    values = [value / within.learned for value in within.sums]
+    figures: dict[str, Any] = {"epoch": run.epoch, "train_loss": sum(values), **dict(zip(LOSSES, values, strict=True))}
+    figures["val_loss"] = None
     if val_batches is not None:
         figures |= _validation_loss(run.kept, val_batches, step, setup.config.seed)
     if setup.validation is not None and (judge or setup.config.select_by in LARGER_IS_BETTER):
         figures |= _validation_figures(run, setup.validation)
     figures["learning_rate"] = step.optimizer.param_groups[0]["lr"]
-    return figures | {"seconds": seconds, "images_per_second": seen / seconds, "waiting": waiting / seconds}
+    figures |= {"seconds": within.seconds, "images_per_second": within.seen / within.seconds}
+    return figures | {"waiting": within.waiting / within.seconds, "skipped_steps": within.skipped}
 
 
-def _train_epoch(step: Step, batches: DataLoader[Any], clock: Clock, label: str) -> tuple[Loss, float, int]:
-    """Show every training image once, or as many as a time budget allows.
+def _train_epoch(run: _Run, batches: DataLoader[Any]) -> Within:
+    """Show every training image once, or as many as a time budget allows, behind those that were shown already.
 
     Returns:
-        The losses, averaged over the images; the seconds spent waiting for images; and how many there were.
+        What the epoch added up.
     """
+    step, clock, stop, within = run.step, run.clock, run.stop, run.within
+    assert within is not None
     step.model.train()
-    sums, waiting, seen = torch.zeros(len(LOSSES), dtype=torch.float64), 0.0, 0
-    sizes = [end - start for start, end in _bounds(batches)]
+    order: Any = batches.batch_sampler
+    order.epoch, order.done = run.epoch, within.batches
+    sizes = [end - start for start, end in order.bounds[order.done :]]
+    label = f"epoch {run.epoch}" + ("" if clock.budget else f"/{run.setup.config.epochs}")
     late: tuple[Tensor, int, list[Target]] | None = None
+    heard = 0
+    stop.waits = True
     asked = time.perf_counter()
     for batch, total in zip(track(loader.read(batches), label, total=len(sizes)), sizes, strict=False):
-        waiting += time.perf_counter() - asked
+        begun = time.perf_counter()
+        within.waiting += begun - asked
+        within.seconds += begun - asked
         progress = clock.progress(step.taken, step.team)
-        if progress >= 1 and seen:
+        if progress >= 1 and within.seen:
             break
-        figures = step(batch, total, progress)
+        _seed_step(run)
+        figures = step(batch, total, progress, stop=bool(stop.asked))
         # Read a step later, so that a GPU has its next step before it is asked about the last.
-        if late is not None:
-            sums += _read(*late)
+        told, heard = max(heard, _add(run, late)), 0
         late = figures, total, batch[1]
-        seen += total
+        within.batches, within.seen = within.batches + 1, within.seen + total
         asked = time.perf_counter()
-    if late is not None:
-        sums += _read(*late)
-    values = [value / seen for value in sums.tolist()]
-    return {"train_loss": sum(values), **dict(zip(LOSSES, values, strict=True))}, waiting, seen
+        within.seconds += asked - begun
+        # Several processes act upon what the step before has told all of them, and so at the same step.
+        is_told = bool(stop.asked) if step.team.count == 1 else told > 0
+        if is_told or run.is_due():
+            heard, late = _add(run, late), None
+            run.save()
+            asked = time.perf_counter()
+        if is_told:
+            _end(run)
+    told = max(heard, _add(run, late))
+    if stop.asked if step.team.count == 1 else told:
+        run.save()
+        _end(run)
+    stop.waits = False
+    return within
 
 
-def _bounds(batches: DataLoader[Any]) -> list[tuple[int, int]]:
-    order: Any = batches.batch_sampler
-    return list(order.bounds)
+def _seed_step(run: _Run) -> None:
+    """Let the next step draw what its number, and nothing else, says: so a training that goes on draws the same."""
+    assert run.within is not None
+    places = [run.setup.config.seed, run.epoch, run.setup.team.rank, run.within.batches]
+    torch.manual_seed(int(np.random.SeedSequence(places).generate_state(1)[0]))
 
 
-def _read(figures: Tensor, total: int, targets: list[Target]) -> Tensor:
-    """Return a step's losses, times its images, after checking that they are numbers."""
-    values = figures.tolist()
-    check_finite(values, targets)
-    return torch.tensor(values[:-1], dtype=torch.float64) * total
+def _add(run: _Run, late: tuple[Tensor, int, list[Target]] | None) -> int:
+    """Add a step's losses to the epoch's, and return how many processes had been told to stop when it began.
+
+    Raises:
+        FlawmaskError: too many steps in a row had a loss or a gradient that is not finite.
+    """
+    within = run.within
+    assert within is not None
+    if late is None:
+        return 0
+    figures, total, targets = late
+    found = Figures.read(figures)
+    if not found.not_finite:
+        within.sums = [before + loss * total for before, loss in zip(within.sums, found.losses, strict=True)]
+        within.learned, run.bad_in_a_row = within.learned + total, 0
+        return found.told
+    names = {image["id"]: run.setup.training.image_path(image) for image in run.setup.training.images}
+    run.bad = f"{found.not_finite} on " + ", ".join(names[int(one["image_id"])].as_posix() for one in targets)
+    within.skipped, run.bad_in_a_row = within.skipped + 1, run.bad_in_a_row + 1
+    log.warning("a step was skipped: %s", run.bad)
+    if run.bad_in_a_row >= MOST_BAD_STEPS:
+        raise FlawmaskError(
+            f"{run.bad_in_a_row} steps in a row were skipped, the last since {run.bad}: look at these images, or lower "
+            "--lr; what was saved before is kept"
+        )
+    return found.told
+
+
+def _end(run: _Run) -> NoReturn:
+    """End the program, which was told to, after its state was saved."""
+    log.warning("saved: %s goes on from here", _resume_command(run.setup.run_dir, run.part_of))
+    end(run.stop.asked or signal.SIGTERM)
 
 
 def _share_statistics(step: Step) -> None:
@@ -371,37 +538,39 @@ def _validation_figures(run: _Run, split: CocoSplit) -> dict[str, float | None]:
     return quick_figures(split, team.gather(predictions))
 
 
-def _write(run: _Run, clock: Clock, *, is_best: bool) -> None:
-    """Write what an epoch leaves: checkpoints, history, curves, and what it takes to go on."""
-    setup, step = run.setup, run.step
-    if run.epoch == 1:
-        begin_run(setup)
-        write_training_images(setup.digests, setup.run_dir)
-        draw_labels(setup.training, setup.spec, setup.run_dir / "labels.png")
-        # The order of an epoch is its seed's: these are the batches that the first one began with.
-        items = loader.SplitDataset(setup.training, setup.spec)
-        order = loader.Order(items.shapes, setup.batch_size, seed=setup.config.seed)
-        shown = loader.read(loader.make_loader(items, order, workers=0, pin=False))
-        draw_train_batch(step.model, shown, setup.training, setup.run_dir / "train_batch.jpg")
+def _begin(run: _Run) -> None:
+    """Make the run folder, with what is known before anything is learned."""
+    setup = run.setup
+    begin_run(setup, run.part_of)
+    write_training_images(setup.digests, setup.run_dir)
+    draw_labels(setup.training, setup.spec, setup.run_dir / "labels.png")
+    # The order of an epoch is its seed's: these are the batches that the first one began with.
+    items = loader.SplitDataset(setup.training, setup.spec)
+    order = loader.Order(items.shapes, setup.batch_size, seed=setup.config.seed)
+    shown = loader.read(loader.make_loader(items, order, workers=0, pin=False))
+    draw_train_batch(run.step.model, shown, setup.training, setup.run_dir / "train_batch.jpg")
+
+
+def _write(run: _Run) -> None:
+    """Write what the last epoch leaves: checkpoints, curves, history.
+
+    The state was saved before: of a run that was killed among these, all are written anew. The history comes last.
+    """
+    setup = run.setup
     facts = {name: run.history[name][-1] for name in ("epoch", "train_loss", "val_loss")}
-    for name in ("best.pt", "last.pt") if is_best else ("last.pt",):
+    for name in ("best.pt", "last.pt") if run.best_epoch == run.epoch else ("last.pt",):
         checkpoint.save(setup.run_dir / name, run.kept, setup.spec, **facts)
-    write_json(setup.run_dir / "history.json", run.history)
     draw_curves(run.history, run.best_epoch, setup.config.select_by, setup.run_dir / "curves.png")
-    state = State(
-        spec=asdict(setup.spec),
-        is_pretrained=setup.is_pretrained,
-        epoch=run.epoch,
-        seconds=clock.seconds,
-        history=run.history,
-        best_epoch=run.best_epoch,
-        best_value=run.best_value,
-        tensors=resume.tensors_of(step),
-        at_once=step.at_once,
-        batch_size=setup.batch_size,
-        taken=step.taken,
-    )
-    resume.save(state, setup.run_dir)
+    write_json(setup.run_dir / HISTORY, run.history)
+
+
+def _is_written(run: _Run) -> bool:
+    """Return whether all that the last epoch leaves is there."""
+    try:
+        written: bool = read_json(run.setup.run_dir / HISTORY) == run.history
+    except FlawmaskError:
+        return False
+    return written
 
 
 def _compare(value: float | None, best: float, select_by: str) -> tuple[float, bool]:

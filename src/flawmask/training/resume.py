@@ -1,34 +1,62 @@
-"""What a training needs to go on after its last whole epoch: `state.pt` in the run folder."""
+"""What a training needs to go on from its last saved step: `state.pt` in the run folder, and the one before it."""
 
-from dataclasses import dataclass, fields
+import logging
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flawmask.errors import FlawmaskError
-from flawmask.files import read_json, whole_file
+from flawmask.files import read_json
 from flawmask.model.build import ModelSpec
-from flawmask.model.weights import load_file
-from flawmask.settings import require
+from flawmask.model.weights import DamagedError, load_file, save_file
+from flawmask.settings import from_json, require
 from flawmask.training.config import KNOWN_WEIGHTS, TrainConfig
-from flawmask.training.step import Step
+from flawmask.training.step import LOSSES, Step
 
-NAME = "state.pt"
+log = logging.getLogger(__name__)
+
+FRESH, NAME, BEFORE = "state.pt.new", "state.pt", "state_before.pt"
+"""A state on its way to its name; the last one saved; and the one before, which is used where the last is damaged."""
+
+
+@dataclass
+class Within:
+    """How far into an epoch a training is, and what the epoch has added up.
+
+    Attributes:
+        batches: how many were taken.
+        sums: of the losses, in the order of `LOSSES`, over the images learned from.
+        learned: how many images these are: those of a step that was skipped are not among them.
+        skipped: steps whose loss or gradient was not finite.
+        seen: images shown.
+        waiting: seconds spent waiting for images.
+        seconds: seconds of all of it.
+    """
+
+    batches: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0] * len(LOSSES))
+    learned: int = 0
+    skipped: int = 0
+    seen: int = 0
+    waiting: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class State:
-    """A training after a whole epoch.
+    """A training between two steps.
 
     Attributes:
         spec: the network's.
         is_pretrained: whether it started from weights.
-        epoch: the last whole one, counted from 1.
+        epoch: the last one begun, counted from 1.
+        within: how far into it, as the fields of `Within`; None where it is done and judged.
         seconds: how long the training has taken.
         history: the content of `history.json`.
         best_epoch: the epoch that `best.pt` comes from.
         best_value: what it was chosen by, smaller being better.
+        bad_in_a_row: how many of the last steps were skipped.
         tensors: the network, its moving average (or None), the optimiser and the scaler.
         at_once: images that pass through the network together.
         batch_size: images that a step learns from, over all processes, of which there may be others now.
@@ -38,10 +66,12 @@ class State:
     spec: dict[str, Any]
     is_pretrained: bool
     epoch: int
+    within: dict[str, Any] | None
     seconds: float
     history: dict[str, list[Any]]
     best_epoch: int
     best_value: float
+    bad_in_a_row: int
     tensors: dict[str, Any]
     at_once: int
     batch_size: int
@@ -75,46 +105,94 @@ def restore(state: State, step: Step) -> None:
 
 
 def save(state: State, run_dir: Path) -> None:
-    """Write the state into the run folder, whole or not at all."""
-    with whole_file(run_dir / NAME) as temporary:
-        torch.save({field.name: getattr(state, field.name) for field in fields(State)}, temporary)
+    """Write the state into the run folder, whole or not at all; the last one stays as the one before.
+
+    Only once the new one can be read does the last one step aside: at any moment there is one that is whole.
+    """
+    save_file(run_dir / FRESH, {one.name: getattr(state, one.name) for one in fields(State)})
+    finish_save(run_dir)
 
 
-def load(run_dir: Path) -> tuple[TrainConfig, State]:
-    """Return the settings and the state of a run.
+def finish_save(run_dir: Path) -> None:
+    """Give the files of the last saves their names, also where a process was killed before it had."""
+    fresh, path = run_dir / FRESH, run_dir / NAME
+    if fresh.is_file():
+        if path.is_file():
+            path.replace(run_dir / BEFORE)
+        fresh.replace(path)
+
+
+def has_state(run_dir: Path) -> bool:
+    """Return whether there is anything to go on from in a run's folder."""
+    return any((run_dir / name).is_file() for name in (FRESH, NAME, BEFORE))
+
+
+def newest(run_dir: Path) -> str | None:
+    """Return the name of the last state that can be read; None where the run was not saved yet.
 
     Raises:
-        FlawmaskError: the folder holds no run, or one that cannot go on.
+        FlawmaskError: there is none, or none that can be read.
     """
-    require(
-        (run_dir / NAME).is_file(), f"--resume {run_dir}: there is no {NAME}: it is no run, or did not get far enough"
-    )
-    content = load_file(run_dir / NAME)
-    names = {field.name for field in fields(State)}
+    there = [name for name in (FRESH, NAME, BEFORE) if (run_dir / name).is_file()]
+    for name, before in pairwise(there):
+        try:
+            _read(run_dir / name)
+            return name
+        except DamagedError as error:
+            log.warning("%s: going on from %s, saved before it", error, before)
+    if there:
+        return there[-1]
+    # The first state is saved before anything else is: where there is more, somebody has removed it.
+    require(not (run_dir / "last.pt").exists(), f"--resume {run_dir}: there is no {NAME} to go on from")
+    return None
+
+
+def load(run_dir: Path, name: str | None) -> tuple[TrainConfig, State | None]:
+    """Return the settings of a run and the state of that name; without one, the run begins once more.
+
+    Raises:
+        FlawmaskError: the state cannot be read.
+    """
+    if name is None:
+        log.info("%s was not saved before it ended: it begins once more", run_dir)
+        return replace(settings_of(run_dir), overwrite=True), None
+    return settings_of(run_dir), _read(run_dir / name)
+
+
+def _read(path: Path) -> State:
+    content = load_file(path)
+    names = {one.name for one in fields(State)}
     if not isinstance(content, dict) or set(content) != names:
-        raise FlawmaskError(f"{run_dir / NAME} was written by another version of Flawmask: start the training anew")
-    return settings_of(run_dir), State(**content)
+        raise FlawmaskError(f"{path} was written by another version of Flawmask: start the training anew")
+    return State(**content)
 
 
 def settings_of(run_dir: Path) -> TrainConfig:
     """Return the settings that a run was started with, its folder being where it lies now.
 
     Raises:
-        FlawmaskError: `config.json` is missing or says something else.
+        FlawmaskError: the folder holds no run, or `config.json` says something else.
     """
-    path = run_dir / "config.json"
-    content = read_json(path)
-    found = content.get("settings") if isinstance(content, dict) else None
+    found = _config(run_dir).get("settings")
     known = {field.name for field in fields(TrainConfig)}
     if not isinstance(found, dict) or not {"dataset_dir", "weights"} <= set(found) <= known:
+        path = run_dir / "config.json"
         raise FlawmaskError(f"{path} was written by another version of Flawmask: start the training anew")
-    sizes, weights = found.get("anchor_sizes"), found["weights"]
-    changed = {
-        "dataset_dir": Path(found["dataset_dir"]),
-        "output_dir": run_dir,
-        "resume": None,
-        "anchor_sizes": tuple(sizes) if sizes else None,
-        # What it began with is in its state by now; the file may have gone.
-        "weights": weights if weights in KNOWN_WEIGHTS or Path(weights).is_file() else "none",
-    }
-    return TrainConfig(**{**found, **changed})
+    changed = {"output_dir": run_dir.as_posix(), "resume": None}
+    # The weights that it began with are in its state: their file may have gone.
+    if found["weights"] not in KNOWN_WEIGHTS and not Path(found["weights"]).is_file() and has_state(run_dir):
+        changed["weights"] = "none"
+    return from_json(TrainConfig, {**found, **changed})
+
+
+def part_of(run_dir: Path) -> dict[str, Any] | None:
+    """Return the settings of the pipeline that a run is a stage of; None where it is none."""
+    found = _config(run_dir).get("part_of")
+    return found if isinstance(found, dict) else None
+
+
+def _config(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "config.json"
+    require(path.is_file(), f"--resume {run_dir}: there is no config.json: it is no run")
+    content = read_json(path)
+    return content if isinstance(content, dict) else {}

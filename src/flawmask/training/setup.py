@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 
 import flawmask
-from flawmask.coco import CocoSplit, read_split
+from flawmask.coco import CocoSplit, read_split, split_folder
 from flawmask.distributed import Processes
 from flawmask.evaluation.leak import NAME as TRAINING_IMAGES
 from flawmask.evaluation.leak import content_digests
@@ -122,9 +123,9 @@ def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
     )
     require(
         any(training.is_defective(image) for image in training.images),
-        f"{training.folder / 'annotations.json'} has no defect annotated: there is nothing to learn",
+        f"{training.annotation_file} has no defect annotated: there is nothing to learn",
     )
-    if not (dataset_dir / "val").is_dir():
+    if not split_folder(dataset_dir, "val").is_dir():
         require(config.select_by == "train_loss", f"--select_by {config.select_by} needs {dataset_dir / 'val'}")
         return training, None
     validation = read_split(dataset_dir, "val")
@@ -157,8 +158,13 @@ def check_run_folder(config: TrainConfig) -> None:
         )
 
 
-def begin_run(setup: Setup) -> None:
-    """Make the run folder and write what the run is made with: settings, network, machine and versions."""
+def begin_run(setup: Setup, part_of: Mapping[str, Any] | None) -> None:
+    """Make the run folder and write what the run is made with: settings, network, machine and versions.
+
+    Args:
+        setup: of the training.
+        part_of: the settings of the pipeline that it is a stage of.
+    """
     config, device, run_dir = setup.config, setup.device, setup.run_dir
     check_run_folder(config)  # once more: somebody may have used the folder during the first epoch
     if run_dir.exists():
@@ -168,6 +174,7 @@ def begin_run(setup: Setup) -> None:
         {
             "made_by": MADE_BY,
             "settings": as_json(config),
+            "part_of": part_of,
             "model": as_json(setup.spec),
             "weights": setup.given.source,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),

@@ -10,7 +10,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.models.detection import MaskRCNN
 
 from flawmask.distributed import Processes
-from flawmask.errors import FlawmaskError
 from flawmask.runtime import is_out_of_memory
 from flawmask.training import loader
 from flawmask.training.config import TrainSettings
@@ -84,20 +83,23 @@ class Step:
     averaged: MaskRCNN | None = None
     taken: int = 0
 
-    def __call__(self, batch: loader.Batch, total: int, progress: float) -> Tensor:
-        """Take one step and return its figures on the device: the five losses as in `LOSSES` and the gradient's length.
+    def __call__(self, batch: loader.Batch, total: int, progress: float, *, stop: bool = False) -> Tensor:
+        """Take one step and return its figures on the device: the five losses as in `LOSSES`, the gradient's length,
+        and how many processes were told to stop.
 
-        Nobody has looked at them: see `check_finite`. A step whose gradient is not finite changes no weight.
+        Nobody has looked at them: see `Figures`. A step whose gradient is not finite changes no weight.
 
         Args:
             batch: this process' share of the images.
             total: how many images all processes have together.
             progress: the share of the training that is done, 0 to 1.
+            stop: whether this process was told to stop.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.at(progress)
         outlined = count_outlined(batch[1], self.device)
-        self.team.add_up([outlined])
+        told = torch.full((1,), float(stop), device=self.device)
+        self.team.add_up([outlined, told])
         figures = self.add_gradients(batch, total, outlined)
         gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
         self.team.add_up([figures, *gradients])
@@ -108,7 +110,7 @@ class Step:
         self.taken += 1
         if self.averaged is not None:
             follow(self.averaged, self.model, self.taken)
-        return torch.cat((figures, length.detach()[None]))
+        return torch.cat((figures, length.detach()[None], told))
 
     def add_gradients(self, batch: loader.Batch, total: int, outlined: Tensor) -> Tensor:
         """Leave in the parameters the gradient of this process' share of the mean loss, and return its five losses.
@@ -124,7 +126,7 @@ class Step:
             try:
                 self.optimizer.zero_grad(set_to_none=True)
                 return self._add_gradients(batch, total, outlined)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.at_once == 1 or len(batch[0]) == 1:
                     raise
                 self.at_once = math.ceil(min(self.at_once, len(batch[0])) / 2)
@@ -167,22 +169,31 @@ def shares(targets: list[Target], total: int, outlined: Tensor) -> Tensor:
     return by_images
 
 
-def check_finite(figures: list[float], targets: list[Target]) -> None:
-    """Stop a training whose losses are no numbers any more.
+@dataclass(frozen=True)
+class Figures:
+    """A step's figures, read from the device.
 
-    Args:
-        figures: of a step.
-        targets: what it learned from.
-
-    Raises:
-        FlawmaskError: the loss or the gradient is not finite; the message names the images.
+    Attributes:
+        losses: the five, in the order of `LOSSES`.
+        length: the gradient's, before it was clipped.
+        told: how many processes were told to stop.
     """
-    for what, value in (("loss", sum(figures[:-1])), ("gradient", figures[-1])):
-        if not math.isfinite(value):
-            shown = ", ".join(str(int(target["image_id"])) for target in targets)
-            raise FlawmaskError(
-                f"the {what} is {value} on the images with the ids {shown}: look at them, or lower --lr"
-            )
+
+    losses: list[float]
+    length: float
+    told: int
+
+    @classmethod
+    def read(cls, figures: Tensor) -> "Figures":
+        """Wait for what `Step` returned."""
+        *losses, length, told = figures.tolist()
+        return cls(losses, length, int(told))
+
+    @property
+    def not_finite(self) -> str:
+        """What of them is no number, in a word and its value; nothing where the step was taken."""
+        named = (("loss", sum(self.losses)), ("gradient", self.length))
+        return next((f"the {what} is {value}" for what, value in named if not math.isfinite(value)), "")
 
 
 @torch.no_grad()

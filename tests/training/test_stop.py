@@ -1,0 +1,73 @@
+"""Signals: the step is finished and saved, the status says which signal it was, and the training goes on later."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from files_read_back import names
+from stained_plates import make_dataset, same_weights
+
+from flawmask.training.stop import Stop
+
+FLAGS = (
+    "--arch maskrcnn_resnet18_fpn --weights none --image_size 64 --epochs 6 --batch_size 1 --device cpu "
+    "--precision fp32 --workers 1 --proposals 30 --roi_samples 16"
+).split()
+
+
+def started(folder: Path, name: str, *more: str) -> "subprocess.Popen[str]":
+    """Start a training in a process group of its own, as a terminal does."""
+    command = [sys.executable, "-m", "flawmask", "train", "--dataset_dir", str(folder / "data")]
+    command += ["--output_dir", str(folder / name), *FLAGS, *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.slow
+def test_a_training_told_to_stop_saves_its_step_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data")
+    whole = started(tmp_path, "whole")
+    printed, _ = whole.communicate(timeout=200)
+    assert whole.returncode == 0, printed
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        run = tmp_path / f"stopped_{status}"
+        told = started(tmp_path, run.name)
+        begun = time.monotonic()
+        while not (run / "state.pt").is_file() and time.monotonic() - begun < 100:
+            time.sleep(0.01)
+        os.killpg(told.pid, number)  # to its reading process too, as a terminal and a scheduler do
+        printed, _ = told.communicate(timeout=60)
+        assert told.returncode == status, printed
+        assert f"saved: flawmask train --resume {run} goes on from here" in printed
+        assert "Traceback" not in printed
+        history = json.loads((run / "history.json").read_text())
+        assert len(history["epoch"]) < 6
+        assert not [name for name in names(run) if name.startswith(".")]
+        going_on = started(tmp_path, "unused", "--resume", str(run))
+        printed, _ = going_on.communicate(timeout=200)
+        assert going_on.returncode == 0, printed
+        assert same_weights(run / "last.pt", tmp_path / "whole" / "last.pt")
+        assert same_weights(run / "best.pt", tmp_path / "whole" / "best.pt")
+    assert not (tmp_path / "unused").exists()
+
+
+def test_a_signal_is_noted_while_a_step_is_taken_and_ends_things_at_once_else() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Stop() as stop:
+        stop.waits = True
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked == signal.SIGTERM
+        with pytest.raises(SystemExit) as ended:  # the second one means it
+            signal.raise_signal(signal.SIGTERM)
+        assert ended.value.code == 143
+    with Stop() as stop:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert not stop.asked
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
