@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench lint format lock
+.PHONY: demo test torture bench lint format lock
 
 demo: .venv/ready
 	$(BIN)/flawmask demo --run
@@ -11,6 +11,10 @@ demo: .venv/ready
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# What docs/reliability.md tells: processes killed and files damaged by the thousand; some hours on two cores.
+torture: .venv/ready
+	TORTURE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 0 -rP --durations 0 --hypothesis-show-statistics tests/test_faults.py tests/test_fuzz.py
 
 # Writes docs/benchmarks.md anew: an hour and a half on two cores, which should have nothing else to do.
 bench: .venv/ready

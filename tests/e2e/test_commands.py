@@ -1,6 +1,7 @@
 """The commands as a person types them: processes of their own, started in an empty folder."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -287,7 +288,18 @@ def test_predict_tells_a_script_what_it_found(workplace: Path) -> None:
 @pytest.mark.slow
 def test_help_explains_every_command() -> None:
     top = run_in(ROOT, "--help").stdout
-    for command in ("run", "prepare", "augment", "train", "evaluate", "predict", "report", "demo", "doctor"):
+    for command in (
+        "run",
+        "download",
+        "prepare",
+        "augment",
+        "train",
+        "evaluate",
+        "predict",
+        "report",
+        "demo",
+        "doctor",
+    ):
         assert f"• {command} " in top
     shown = run_in(ROOT, "run", "--help").stdout
     for flag in ("--category", "--skip_augment", "--train_ratio", "--augmentation_factor", "--conf", "--device"):
@@ -322,7 +334,7 @@ def test_the_version_is_printed() -> None:
         ("train --dataset_dir datasets/maskrcnn_mvtec_bottle --output_dir new --weights gone.pt", "gone.pt: no such"),
         ("run --category bottle --epochs 0", "--epochs is 0"),
         ("run --category bottle --conf 1.5", "--conf is 1.5"),
-        ("demo --image_size 10", "10 is too small"),
+        ("demo --image_size 10", "--image_size is 10: it must be 64 to"),
         ("doctor --category bottle --dataset_dir datasets", "not both"),
     ],
 )
@@ -341,6 +353,29 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(
     assert line.startswith("error: ")
     assert says in line
     assert sorted(workplace.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_each_record_that_cannot_be_used_is_a_line(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(workplace / "datasets/maskrcnn_mvtec_bottle", tmp_path / "set")
+    path = tmp_path / "set/train/annotations.json"
+    content = json.loads(path.read_text())
+    first, second, *_ = content["annotations"]
+    first["segmentation"], second["category_id"] = [[1, 1, 4, 4]], 9
+    path.write_text(json.dumps(content))
+    arguments = ["train", "--dataset_dir", str(tmp_path / "set"), "--output_dir", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["flawmask", *arguments, "--weights", "none"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.removeprefix(f"error: {path}: annotation ") for line in lines] == [
+        f"{first['id']} has no usable segmentation: a polygon with 2 points",
+        f"{second['id']} has category 9, which is not listed (1 good, 2 defect): add it to `categories`",
+    ]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
