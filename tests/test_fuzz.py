@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from random_network import SPEC
@@ -258,6 +258,7 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @many
 @given(data=st.one_of(damaged(checkpoints), st.binary(max_size=200)))
+@example(data=b"X\x00\x00\x009")  # a text of 956 million characters
 def test_a_checkpoint_is_read_or_refused(checkpoint_path: Path, data: bytes) -> None:
     checkpoint_path.write_bytes(data)
     for read in (load_file, checkpoint.load):

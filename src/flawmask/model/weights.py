@@ -176,9 +176,7 @@ def load_file(path: Path) -> Any:
         raise FlawmaskError(f"{path} does not exist") from None
     except PermissionError as error:
         raise FlawmaskError(f"{path} cannot be read: {error.strerror}") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # text gives KeyError, an empty file EOFError, a pickle UnpicklingError, and so on
+    except Exception as error:  # KeyError for text, EOFError for nothing, MemoryError for a wrong length, ...
         raise DamagedError(
             f"{path} is not a file of weights, or is damaged ({type(error).__name__}: {_first_line(error)})"
         ) from None
