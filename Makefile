@@ -12,7 +12,7 @@ test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
-# What docs/reliability.md tells: processes killed and files damaged by the thousand; some hours on two cores.
+# What docs/reliability.md tells: processes killed and files damaged by the thousand; 40 minutes or so on two cores.
 torture: .venv/ready
 	TORTURE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 0 -rP --durations 0 --hypothesis-show-statistics tests/test_faults.py tests/test_fuzz.py
 
