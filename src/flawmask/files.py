@@ -255,9 +255,13 @@ def _remove(path: Path) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove the files that a process which was killed had not written whole; nobody else may be at the folder."""
+    """Remove the files that a process which was killed had not written whole; nobody else may be at the folder.
+
+    A folder is left to `whole_folder`, which knows by its own lock whether somebody is at it.
+    """
     for path in folder.glob(".*.partial"):
-        path.unlink()
+        if not path.is_dir():
+            path.unlink()
 
 
 def _hidden(path: Path, suffix: str) -> list[Path]:

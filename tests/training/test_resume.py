@@ -15,7 +15,7 @@ from files_read_back import names
 from stained_plates import make_dataset, same_weights, settings
 
 from flawmask.errors import FlawmaskError
-from flawmask.files import write_json
+from flawmask.files import whole_folder, write_json
 from flawmask.images import write_png
 from flawmask.model import checkpoint, weights
 from flawmask.settings import as_json
@@ -37,6 +37,16 @@ class PowerCutError(Exception):
     """What nobody catches."""
 
 
+def cut_off(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, failing: Any) -> Path:
+    """Train until something, replaced by what fails, lets the power fail, and return the run's folder."""
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, failing)
+        with pytest.raises(PowerCutError):
+            train(config)
+    assert config.output_dir is not None
+    return config.output_dir
+
+
 def interrupted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, after: int) -> Path:
     """Train so many epochs, and some more that are lost."""
     train_epoch = loop._train_epoch
@@ -49,12 +59,7 @@ def interrupted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, after: int
             raise PowerCutError
         return figures
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_train_epoch", epoch)
-        with pytest.raises(PowerCutError):
-            train(config)
-    assert config.output_dir is not None
-    return config.output_dir
+    return cut_off(config, monkeypatch, loop, "_train_epoch", epoch)
 
 
 @pytest.mark.slow
@@ -96,12 +101,7 @@ def cut_at_step(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: in
         taken.append(1)
         return step(self, *given, **more)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Step, "__call__", stepping)
-        with pytest.raises(PowerCutError):
-            train(config)
-    assert config.output_dir is not None
-    return config.output_dir
+    return cut_off(config, monkeypatch, Step, "__call__", stepping)
 
 
 @pytest.mark.slow
@@ -142,11 +142,8 @@ def test_a_training_that_ended_while_an_epoch_was_written_has_that_epoch_once(
         return plain(*given, **more)
 
     cut = settings(dataset, epochs=2, output_dir=dataset.parent / "cut")
-    with monkeypatch.context() as patch:
-        patch.setattr(place, name, failing)
-        with pytest.raises(PowerCutError):
-            train(cut)
-    done = train(TrainConfig(resume=cut.output_dir))
+    run = cut_off(cut, monkeypatch, place, name, failing)
+    done = train(TrainConfig(resume=run))
     assert done.history["epoch"] == [1, 2]
     assert done.history["train_loss"] == whole.history["train_loss"]
     assert done.best_epoch == whole.best_epoch
@@ -229,6 +226,18 @@ def test_a_run_that_was_moved_goes_on_where_it_lies_now(dataset: Path, monkeypat
     run = run.rename(dataset.parent / "elsewhere")
     assert train(TrainConfig(resume=run)).history["epoch"] == [1, 2]
     assert not (dataset.parent / "run").exists()
+
+
+def test_what_a_killed_judgement_left_in_the_run_is_no_hindrance(dataset: Path) -> None:
+    run = train(settings(dataset)).run_dir
+    left = run / f".inference_val.{'a' * 16}.partial"
+    left.mkdir()
+    (run / f".last.pt.{'b' * 16}.partial").touch()
+    assert train(TrainConfig(resume=run)).history["epoch"] == [1]
+    assert [name for name in names(run) if name.startswith(".")] == [left.name]
+    with whole_folder(run / "inference_val"):
+        pass
+    assert not left.exists()
 
 
 def test_a_finished_run_has_nothing_left_to_do(dataset: Path) -> None:

@@ -54,8 +54,6 @@ from flawmask.training.trackers import track_run
 
 log = logging.getLogger(__name__)
 
-Loss = dict[str, float]
-
 HISTORY = "history.json"
 
 LARGER_IS_BETTER = set(VALIDATION_FIGURES)
