@@ -30,7 +30,7 @@ from flawmask.inference.config import MAX_PROPOSALS
 from flawmask.inference.predictor import Instance, Prediction, Predictor
 from flawmask.masks import to_rle
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec
+from flawmask.model.spec import ModelSpec
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
 

@@ -26,7 +26,8 @@ from torchvision.ops import MultiScaleRoIAlign
 from flawmask import images
 from flawmask.coco import CocoSplit, instance_masks, read_split
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec, anchors_for, build
+from flawmask.model.build import build
+from flawmask.model.spec import ModelSpec, anchors_for
 from flawmask.model.weights import from_file, load_matching
 
 Item = tuple[Tensor, dict[str, Tensor]]

@@ -98,7 +98,7 @@ def with_flawmask(found: dict[str, Tensor], size: int) -> tuple[float, int]:
     """Return the seconds to the record of the image, and how many pixels its masks have."""
     from flawmask.inference.predict import describe
     from flawmask.inference.predictor import finish
-    from flawmask.model.build import ModelSpec
+    from flawmask.model.spec import ModelSpec
 
     spec = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"))
     start = time.perf_counter()

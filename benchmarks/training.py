@@ -29,8 +29,9 @@ from flawmask.coco import CocoSplit, read_split
 from flawmask.evaluation.evaluate import predict_split
 from flawmask.evaluation.measure import quick_figures
 from flawmask.inference.predictor import Predictor
-from flawmask.model.build import ModelSpec, build, freeze
+from flawmask.model.build import build, freeze
 from flawmask.model.roi_align import PyramidRoIAlign
+from flawmask.model.spec import ModelSpec
 from flawmask.runtime import choose_precision, keep_freed_memory
 from flawmask.training.config import TrainConfig
 from flawmask.training.loader import SplitDataset

@@ -313,7 +313,8 @@ def _files_in(folder: Path) -> frozenset[str]:
 def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:
     """Return the detections of a file in COCO's results format by image id, the highest score first.
 
-    Every id of the split is there, its list possibly empty; each mask is compressed RLE at its image's size.
+    Every id of the split is there, its list possibly empty; each mask is compressed RLE at its image's size. Where no
+    detection has one, the network outlines nothing: the box's pixels stand in for it, and `is_box` says so.
 
     Raises:
         FlawmaskError: the file is damaged, or a record names an image or class that the split does not list, has a
@@ -322,6 +323,7 @@ def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:
     content = read_json(path)
     if not isinstance(content, list):
         raise FlawmaskError(f"{path} is not in COCO's results format: it must hold a list")
+    has_masks = any(isinstance(record, dict) and "segmentation" in record for record in content)
     images = {image["id"]: image for image in split.images}
     found: dict[int, list[Record]] = {number: [] for number in images}
     for place, record in enumerate(content):
@@ -337,8 +339,15 @@ def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:
             raise FlawmaskError(f"{where} has the score {score!r}: it must be a number from 0 to 1")
         if not _is_box(record.get("bbox")):
             raise FlawmaskError(f"{where} has the box {record.get('bbox')!r}, not [x, y, width, height]")
-        found[record["image_id"]].append(_with_rle(record, images[record["image_id"]], where))
+        image = images[record["image_id"]]
+        found[image["id"]].append(_with_rle(record, image, where) if has_masks else _with_box_as_mask(record, image))
     return {number: sorted(of_image, key=lambda record: -float(record["score"])) for number, of_image in found.items()}
+
+
+def _with_box_as_mask(record: Record, image: Record) -> Record:
+    x, y, across, down = record["bbox"]
+    rle = masks.rle_of_box((x, y, x + across, y + down), image["height"], image["width"])
+    return {**record, "segmentation": rle, "is_box": True}
 
 
 def _with_rle(record: Record, image: Record, where: str) -> Record:

@@ -195,6 +195,15 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
+def rle_of_box(box: tuple[float, float, float, float], height: int, width: int) -> dict[str, Any]:
+    """Return the pixels that a box (x1, y1, x2, y2) touches as compressed RLE at the image's size."""
+    x1, y1, x2, y2 = box
+    left, top = max(0, math.floor(x1)), max(0, math.floor(y1))
+    across, down = max(0, min(width, math.ceil(x2)) - left), max(0, min(height, math.ceil(y2)) - top)
+    (rle,) = rle_tools.frPyObjects(np.array([[left, top, across, down]], dtype=np.float64), height, width)
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+
+
 def looks_inverted(mask: Mask) -> bool:
     """Return whether all four corners are defect, as where a tool draws the defect black."""
     return bool(mask[[0, 0, -1, -1], [0, -1, 0, -1]].all())

@@ -2,7 +2,9 @@
 
 import ctypes
 import random
+import sys
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -69,6 +71,29 @@ def keep_freed_memory(device: torch.device) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def memory_of_process(kind: str) -> int | None:
+    """Return the bytes of memory that this process has: `VmRSS` now, `VmHWM` at most. None where Linux is not there."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{kind}:")), None)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes that this process has had: of the GPU's memory, or else of the machine's. None where the
+    system does not say (it does on Linux and macOS)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if (most := memory_of_process("VmHWM")) is not None:
+        return most  # what getrusage says on Linux includes the process that started this one
+    with suppress(ImportError):  # Windows
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return None
 
 
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:

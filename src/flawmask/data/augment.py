@@ -19,7 +19,7 @@ from flawmask import images
 from flawmask.coco import CocoSplit, Record, cut_annotation, instance_masks, read_split, split_names, write_split
 from flawmask.data import dataset_info
 from flawmask.errors import FlawmaskError
-from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json, write_json_lines
+from flawmask.files import read_json, whole_folder, write_json, write_json_lines
 from flawmask.images import Pixels
 from flawmask.masks import Cut, cut_out
 from flawmask.progress import track
@@ -124,7 +124,7 @@ def augment(config: AugmentConfig) -> Augmented:
     origin = {
         "made_by": "flawmask augment",
         "settings": as_json(config, AugmentSettings),
-        "source": {"dataset": config.dataset_dir.resolve().name, "sha256": _source_fingerprint(splits)},
+        "source": {"dataset": config.dataset_dir.resolve().name, "sha256": dataset_info.content_of(splits)},
     }
     if dataset_info.is_made_already(config.augmented_dir, origin, overwrite=config.overwrite):
         info = read_json(config.augmented_dir / "augmentation_info.json")
@@ -133,19 +133,6 @@ def augment(config: AugmentConfig) -> Augmented:
     variants = _write(splits, originals, origin, config)
     log.info("augmented %s: %d images and %d variants", config.augmented_dir, originals, variants)
     return Augmented(config.augmented_dir, originals, variants, reused=False)
-
-
-def _source_fingerprint(splits: dict[str, CocoSplit]) -> str:
-    """Return one SHA-256 for every annotation file and image of the source."""
-    paths = [
-        path
-        for split in splits.values()
-        for path in (split.annotation_file, *(split.image_path(image) for image in split.images))
-    ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = list(pool.map(lambda path: sha256(images.read_bytes(path)), paths))
-    root = next(iter(splits.values())).folder.parent
-    return fingerprint((path.relative_to(root).as_posix(), digest) for path, digest in zip(paths, digests, strict=True))
 
 
 def _write(splits: dict[str, CocoSplit], originals: int, origin: dict[str, Any], config: AugmentConfig) -> int:

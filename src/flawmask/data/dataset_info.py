@@ -1,14 +1,17 @@
 """`dataset_info.json`: what a COCO folder was made from, with which settings, and what is in it."""
 
 import logging
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from flawmask.coco import GOOD, Record
+from flawmask.coco import GOOD, CocoSplit, Record
 from flawmask.errors import FlawmaskError
-from flawmask.files import check_output_folder, read_json
+from flawmask.files import check_output_folder, fingerprint, read_json, sha256
+from flawmask.images import read_bytes
 
 NAME = "dataset_info.json"
 
@@ -50,3 +53,16 @@ def counts(images: Sequence[Record]) -> dict[str, Any]:
         "defective": len(images) - good - by_type.get("unknown", 0),
         "by_type": dict(sorted(by_type.items())),
     }
+
+
+def content_of(splits: Mapping[str, CocoSplit]) -> str:
+    """Return one SHA-256 for every annotation file and image of a COCO folder's splits."""
+    paths = [
+        path
+        for split in splits.values()
+        for path in (split.annotation_file, *(split.image_path(image) for image in split.images))
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = list(pool.map(lambda path: sha256(read_bytes(path)), paths))
+    root = next(iter(splits.values())).folder.parent
+    return fingerprint((path.relative_to(root).as_posix(), digest) for path, digest in zip(paths, digests, strict=True))

@@ -83,7 +83,8 @@ def _accumulate(matches: Matches, weights: Floats) -> Floats:
 
 
 def coco_results(split: CocoSplit, predictions: Sequence[Prediction]) -> list[Record]:
-    """Return the predictions, one per image of the split, in COCO's results format."""
+    """Return the predictions, one per image of the split, in COCO's results format; without `segmentation` where the
+    network outlines nothing."""
     ids = {category["name"]: category["id"] for category in split.categories}
     return [
         {
@@ -91,14 +92,16 @@ def coco_results(split: CocoSplit, predictions: Sequence[Prediction]) -> list[Re
             "category_id": ids[instance.label],
             "bbox": instance.xywh,
             "score": instance.score,
-            "segmentation": instance.rle,
+            **({"segmentation": instance.rle} if prediction.has_masks else {}),
         }
         for image, prediction in zip(split.images, predictions, strict=True)
         for instance in prediction.instances
     ]
 
 
-def evaluate_instances(split: CocoSplit, results: Sequence[Record]) -> dict[str, Evaluation] | None:
+def evaluate_instances(
+    split: CocoSplit, results: Sequence[Record], *, has_masks: bool = True
+) -> dict[str, Evaluation] | None:
     """Return COCO's evaluation of `mask` and `box`; None where the split has no defect to find.
 
     At most 100 detections an image count (https://cocodataset.org/#detection-eval), and none of the class `good`.
@@ -106,12 +109,14 @@ def evaluate_instances(split: CocoSplit, results: Sequence[Record]) -> dict[str,
     Args:
         split: the truth.
         results: detections as `coco_results` gives them.
+        has_masks: whether they have masks; else boxes alone are evaluated.
     """
     truth = _truth(split)
     if not truth["annotations"]:
         return None
     found = [record for record in results if record["category_id"] in split.defect_ids]
-    return {name: _evaluate(split, truth, found, kind) for name, kind in (("mask", "segm"), ("box", "bbox"))}
+    kinds = {"mask": "segm", "box": "bbox"} if has_masks else {"box": "bbox"}
+    return {name: _evaluate(split, truth, found, kind) for name, kind in kinds.items()}
 
 
 def _evaluate(split: CocoSplit, truth: Record, found: list[Record], kind: str) -> Evaluation:
@@ -149,7 +154,8 @@ def _matches(split: CocoSplit, of_class: Sequence[Any]) -> Matches:
 
 
 def average_precision(split: CocoSplit, evaluations: dict[str, Evaluation] | None) -> dict[str, Any]:
-    """Return COCO's figures, averaged over the defect classes that have truth; None where none has.
+    """Return COCO's figures, averaged over the defect classes that have truth; None where none has, and for masks where
+    there are none.
 
     Keys, for masks and likewise for boxes: `mask_ap`, `mask_ap50`, `mask_ap75` (average precision at an IoU of
     0.50:0.95, 0.50 and 0.75), `mask_ar` (average recall at 100 detections an image); `mask_ap_small`, `mask_ap_medium`
@@ -159,8 +165,9 @@ def average_precision(split: CocoSplit, evaluations: dict[str, Evaluation] | Non
     figures: dict[str, Any] = {}
     by_class: dict[str, dict[str, float | None]] = {name: {} for name in names}
     for kind in ("mask", "box"):
-        precision = evaluations[kind].precision if evaluations else np.full((10, 101, len(names), 4), -1.0)
-        recall = evaluations[kind].recall if evaluations else np.full((10, len(names), 4), -1.0)
+        found = evaluations.get(kind) if evaluations else None
+        precision = found.precision if found else np.full((10, 101, len(names), 4), -1.0)
+        recall = found.recall if found else np.full((10, len(names), 4), -1.0)
         figures |= _headline(kind, precision, recall)
         figures |= {f"{kind}_ap{area}": _mean(precision[..., at]) for at, area in enumerate(AREAS)}
         for at, name in enumerate(names):
@@ -183,8 +190,9 @@ def _mean(figures: Floats) -> float | None:
 
 
 def mask_precision_curve(evaluations: dict[str, Evaluation] | None) -> dict[str, list[float]] | None:
-    """Return recall (x) and precision (y) at a mask IoU of 0.5, mean of the defect classes; None without truth."""
-    if evaluations is None:
+    """Return recall (x) and precision (y) at a mask IoU of 0.5, mean of the defect classes; None without truth
+    or masks."""
+    if evaluations is None or "mask" not in evaluations:
         return None
     precision = evaluations["mask"].precision[0, :, :, 0]
     known = precision[:, (precision > -1).all(axis=0)]

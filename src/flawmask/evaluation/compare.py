@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ def read_other(against: Path, split: CocoSplit, conf: float, min_area: int) -> O
     metrics = read_json(folder / "metrics.json")
     if not isinstance(metrics, dict) or not {"conf", "min_area"} <= set(metrics):
         raise FlawmaskError(f"{folder / 'metrics.json'} was not written by flawmask evaluate: judge that run again")
-    predictions = read_predictions(folder / "predictions.json", split)
+    has_masks = metrics.get("finds") != "boxes"
+    predictions = [replace(one, has_masks=has_masks) for one in read_predictions(folder / "predictions.json", split)]
     notes = tuple(map(str, metrics.get("notes", ())))
     return Other(folder.as_posix(), predictions, float(metrics["conf"]), int(metrics["min_area"]), notes)
 
@@ -89,11 +90,13 @@ def read_predictions(path: Path, split: CocoSplit) -> list[Prediction]:
     """
     names = {category["id"]: str(category["name"]) for category in split.categories}
     found = read_results(path, split)
+    has_masks = not any("is_box" in record for of_image in found.values() for record in of_image)
     return [
         Prediction(
             image["height"],
             image["width"],
             tuple(_instance(record, names[record["category_id"]]) for record in found[image["id"]]),
+            has_masks=has_masks,
         )
         for image in split.images
     ]
@@ -131,7 +134,7 @@ def compare(
     right, other_right = (np.array([one.outcome == "right" for one in each.judged]) for each in (mine, theirs))
     table = {}
     for name in COMPARED:
-        if name not in figures or np.isnan(figures[name][0] - others[name][0]):
+        if name not in figures.keys() & others.keys() or np.isnan(figures[name][0] - others[name][0]):
             continue
         difference = figures[name] - others[name]
         table[name] = {

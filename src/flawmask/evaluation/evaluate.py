@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torchvision.models.detection import MaskRCNN
+from torch import nn
 
 from flawmask import images
 from flawmask.coco import CocoSplit, Record, read_split
@@ -28,7 +28,7 @@ from flawmask.inference import threshold
 from flawmask.inference.predictor import Prediction, Predictor, check_classes, finish
 from flawmask.inference.stream import Seen, judge_all
 from flawmask.inference.threshold import Threshold
-from flawmask.model.build import ModelSpec
+from flawmask.model.spec import ModelSpec
 from flawmask.progress import track
 from flawmask.report.report import ENTRIES as REPORT_ENTRIES
 from flawmask.runtime import choose_device
@@ -240,7 +240,7 @@ def threshold_notes(chosen: Threshold, shared: int, judged: int) -> list[str]:
 
 
 def predict_split(
-    network: MaskRCNN, spec: ModelSpec, split: CocoSplit, batch_size: int | None = None
+    network: nn.Module, spec: ModelSpec, split: CocoSplit, batch_size: int | None = None
 ) -> tuple[list[Prediction], dict[str, float]]:
     """Return a prediction for each image of the split, and the median seconds that an image took.
 
@@ -275,7 +275,7 @@ def predict_split(
         prediction = finish(seen.found, spec, *seen.pixels.shape[:2])
         return prediction, (seen.read, seen.network, time.perf_counter() - start)
 
-    with closing(judge_all(network, split.images, read, post, batch_size)) as judged:
+    with closing(judge_all(network, spec, split.images, read, post, batch_size)) as judged:
         both = list(track(judged, f"judging {split.name}", total=len(split.images)))
     seconds = np.median([one for _, one in both], axis=0).tolist()
     return [prediction for prediction, _ in both], dict(zip(("read", "network", "post"), seconds, strict=True))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
 MATCH_IOU = 0.5
-"""A prediction finds a defect where their masks' IoU is at least this much."""
+"""A prediction finds a defect where the IoU of their masks, or boxes without masks, is at least this much."""
 
 NEAR_IOU = 0.1
 """Below it a prediction has nothing to do with a defect (Bolya et al., "TIDE", ECCV 2020)."""
@@ -75,8 +76,11 @@ def instance_errors(split: CocoSplit, predictions: Sequence[Prediction], conf: f
         records = split.defects(image)
         rles = instance_rles(records, prediction.height, prediction.width, image["file_name"])
         instances = prediction.defects(conf, min_area)
-        ious = _ious(instances, rles, [bool(one.get("iscrowd")) for one in records])
         crowd = np.array([bool(one.get("iscrowd")) for one in records], dtype=bool)
+        if prediction.has_masks:
+            ious = _ious([one.rle for one in instances], rles, crowd)
+        else:
+            ious = _ious([one.xywh for one in instances], [one["bbox"] for one in records], crowd)
         labels = [names[one["category_id"]] for one in records]
         free = ~crowd
         for instance, row in zip(instances, ious, strict=True):
@@ -97,11 +101,12 @@ def instance_errors(split: CocoSplit, predictions: Sequence[Prediction], conf: f
     return InstanceErrors(tuple(best), missed, spurious, truths, found)
 
 
-def _ious(instances: Sequence[Instance], truth: Sequence[Record], crowd: Sequence[bool]) -> Floats:
-    """Return the IoU of each prediction's mask with each true one; with a crowd, the share of the prediction inside."""
-    if not instances or not truth:
-        return np.zeros((len(instances), len(truth)))
-    return np.asarray(rle_tools.iou([one.rle for one in instances], list(truth), list(crowd)), dtype=np.float64)
+def _ious(found: Sequence[Any], truth: Sequence[Any], crowd: Flags) -> Floats:
+    """Return the IoU of each prediction with each true defect, all as RLE or all as COCO's boxes; with a crowd, the
+    share of the prediction inside."""
+    if not found or not truth:
+        return np.zeros((len(found), len(truth)))
+    return np.asarray(rle_tools.iou(list(found), list(truth), crowd.tolist()), dtype=np.float64)
 
 
 def _kind(ious: Floats, same: Flags) -> str:

@@ -92,6 +92,11 @@ class Evidence:
     conf: float
 
     @property
+    def has_masks(self) -> bool:
+        """Whether the network outlines what it finds."""
+        return all(prediction.has_masks for prediction in self.predictions)
+
+    @property
     def truth(self) -> Flags:
         """(N,) whether each image is defective."""
         return np.array([one.truth for one in self.judged], dtype=bool)
@@ -107,10 +112,15 @@ def gather(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min
     return Evidence(
         judge(split, predictions, conf, min_area),
         predictions,
-        evaluate_instances(split, coco_results(split, predictions)),
+        _evaluate(split, predictions),
         instance_errors(split, predictions, conf, min_area),
         conf,
     )
+
+
+def _evaluate(split: CocoSplit, predictions: Sequence[Prediction]) -> dict[str, Evaluation] | None:
+    has_masks = all(prediction.has_masks for prediction in predictions)
+    return evaluate_instances(split, coco_results(split, predictions), has_masks=has_masks)
 
 
 def resampled_figures(evidence: Evidence, weights: Floats) -> dict[str, Floats]:
@@ -128,7 +138,7 @@ def resampled_figures(evidence: Evidence, weights: Floats) -> dict[str, Floats]:
         **_resampled_ranking(evidence.truth, evidence.scores, weights),
         "confidence": _resampled_confidence(evidence.predictions, evidence.conf, weights),
         **_resampled_precision(evidence.evaluations, weights),
-        "mean_mask_iou": evidence.errors.resampled_iou(weights),
+        **({"mean_mask_iou": evidence.errors.resampled_iou(weights)} if evidence.has_masks else {}),
     }
 
 
@@ -149,7 +159,7 @@ def measure(
         FlawmaskError: a prediction's score or mask makes no sense; the message names the image.
     """
     evidence = gather(split, predictions, conf, min_area)
-    pixels = _tally_pixels(split, predictions, conf, min_area)
+    pixels = _tally_pixels(split, predictions, conf, min_area) if evidence.has_masks else None
     errors, truth, scores = evidence.errors, evidence.truth, evidence.scores
     metrics = {
         **image_metrics(evidence.judged),
@@ -157,17 +167,20 @@ def measure(
         "confidence": _confidence(predictions, conf),
         "confusion": _confusion(split, predictions, conf, min_area),
         **average_precision(split, evidence.evaluations),
-        "mean_mask_iou": errors.mean_iou,
+        "mean_mask_iou": errors.mean_iou if evidence.has_masks else None,
         "instances": {"truth": errors.truths, "found": errors.found, "matched": errors.truths - len(errors.missed)},
         "instance_errors": errors.counts,
         "missed_instances": errors.missed,
         "spurious_instances": errors.spurious,
-        **pixels.figures(),
+        **(pixels or PixelTally()).figures(),
+        "finds": "masks" if evidence.has_masks else "boxes",
         "resamples": resamples,
-        "notes": _undefined(truth),
+        "notes": _undefined(truth, evidence.has_masks),
     }
     weights = resample(truth, resamples, seed)
-    drawn = {**resampled_figures(evidence, weights), **pixels.resampled(weights)} if resamples else {}
+    drawn: dict[str, Floats] = {}
+    if resamples:
+        drawn = {**resampled_figures(evidence, weights), **(pixels.resampled(weights) if pixels else {})}
     metrics |= _intervals(metrics, drawn)
     ranking = rank(truth, scores)
     curves = {
@@ -175,9 +188,27 @@ def measure(
         "pr": precision_recall_curve(ranking),
         "mask_pr": mask_precision_curve(evidence.evaluations),
         "calibration": calibration(truth, scores),
-        **pixels.curves(),
+        **(pixels.curves() if pixels else {}),
     }
     return Measured(evidence.judged, metrics, {name: curve for name, curve in curves.items() if curve is not None})
+
+
+def measure_scores(judged: Sequence[Judged], *, resamples: int, seed: int) -> dict[str, Any]:
+    """Return the image-level figures and their intervals, which need no more than a score and a verdict per image.
+
+    Args:
+        judged: truth, verdict and score, 0 to 1, of each image.
+        resamples: how many bootstrap samples the intervals come from; 0 for none.
+        seed: decides these samples.
+    """
+    truth = np.array([one.truth for one in judged], dtype=bool)
+    scores = np.array([one.score for one in judged], dtype=np.float64)
+    metrics = {**image_metrics(judged), **_ranked(truth, scores), "resamples": resamples}
+    drawn: dict[str, Floats] = {}
+    if resamples:
+        weights = resample(truth, resamples, seed)
+        drawn = {**_resampled_verdicts(judged, weights), **_resampled_ranking(truth, scores, weights)}
+    return metrics | _intervals(metrics, drawn)
 
 
 def _intervals(metrics: Mapping[str, Any], drawn: Mapping[str, Floats]) -> dict[str, Any]:
@@ -204,7 +235,7 @@ def _newcombe_interval(metrics: Mapping[str, Any]) -> dict[str, Interval]:
 
 def quick_figures(split: CocoSplit, predictions: Sequence[Prediction]) -> dict[str, float | None]:
     """Return `segm_ap`, the mask AP, and `f1`, at a threshold of 0.5: what an epoch is chosen by."""
-    evaluations = evaluate_instances(split, coco_results(split, predictions))
+    evaluations = _evaluate(split, predictions)
     verdicts = image_metrics(judge(split, predictions, 0.5, 0))
     return {"segm_ap": average_precision(split, evaluations)["mask_ap"], "f1": verdicts["f1_score"]}
 
@@ -326,10 +357,13 @@ def _true_class(split: CocoSplit, image: Record) -> str:
     return split.class_names[split.labels[largest["category_id"]] - 1]
 
 
-def _undefined(truth: Flags) -> list[str]:
+def _undefined(truth: Flags, has_masks: bool) -> list[str]:
     """Return why figures are not there, as sentences for a person."""
+    notes = []
     if truth.all():
-        return ["There is no good image: false alarms and everything that ranks images read n/a."]
-    if not truth.any():
-        return ["There is no defective image: recall, AP and everything that ranks images or pixels read n/a."]
-    return []
+        notes.append("There is no good image: false alarms and everything that ranks images read n/a.")
+    elif not truth.any():
+        notes.append("There is no defective image: recall, AP and everything that ranks images or pixels read n/a.")
+    if not has_masks:
+        notes.append("This network finds boxes and outlines nothing: everything of masks and pixels reads n/a.")
+    return notes

@@ -1,8 +1,9 @@
 """What `evaluate` leaves on disk: figures, tables, pictures and the report."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flawmask import images
 from flawmask.coco import CocoSplit
@@ -30,6 +31,23 @@ def write_results(
         write_report(folder)
 
 
+def write_scores(
+    results_dir: Path, judged: Sequence[Judged], metrics: Mapping[str, Any], *, has_threshold: bool
+) -> None:
+    """Write `metrics.json` and `predictions.csv` of a model that gives each image a score and nothing else; without a
+    threshold there are no verdicts."""
+    with whole_folder(results_dir) as folder:
+        write_json(folder / "metrics.json", metrics)
+        with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["file", "defect_type", "truth", "verdict", "score"])
+            for one in judged:
+                truth, verdict = ("defect" if is_defect else "good" for is_defect in (one.truth, one.verdict))
+                table.writerow(
+                    [one.file_name, one.defect_type, truth, verdict if has_threshold else "", repr(one.score)]
+                )
+
+
 def _write_table(
     path: Path, judged: Sequence[Judged], predictions: Sequence[Prediction], conf: float, min_area: int
 ) -> None:
@@ -45,8 +63,11 @@ def _write_table(
             table.writerow([one.file_name, one.defect_type, *names, f"{one.score:.6f}", *found])
 
 
-def defect_columns(prediction: Prediction, conf: float, min_area: int) -> tuple[int, int, str]:
-    """Return how many defects there are, the pixels that they cover together, and these in per cent of the image."""
+def defect_columns(prediction: Prediction, conf: float, min_area: int) -> tuple[int, int | str, str]:
+    """Return how many defects there are, the pixels that they cover together, and these in per cent of the image; the
+    last two are empty where the network outlines nothing."""
+    if not prediction.has_masks:
+        return len(prediction.defects(conf, min_area)), "", ""
     area = prediction.defect_area(conf, min_area)
     share = 100 * area / (prediction.height * prediction.width)
     return len(prediction.defects(conf, min_area)), area, f"{share:.4f}"

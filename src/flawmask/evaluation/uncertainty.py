@@ -71,12 +71,13 @@ def resample(truth: Flags, resamples: int, seed: int) -> Floats:
     return weights
 
 
-def percentiles(values: Floats) -> Interval | None:
-    """Return the middle 95 % of the bootstrapped values, (B,); None where more than one in twenty is undefined."""
+def percentiles(values: Floats, level: float = LEVEL) -> Interval | None:
+    """Return the middle 95 %, or another share, of the bootstrapped values, (B,); None where more than one in twenty is
+    undefined."""
     known = values[~np.isnan(values)]
     if not len(known) or len(known) < LEVEL * len(values):
         return None
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -22,7 +22,7 @@ from flawmask.inference.overlay import draw_instances, viewing_size
 from flawmask.inference.predictor import Instance, Prediction, Predictor, finish
 from flawmask.inference.stream import Seen, judge_all
 from flawmask.masks import Mask
-from flawmask.model.build import ModelSpec
+from flawmask.model.spec import ModelSpec
 from flawmask.progress import track
 from flawmask.settings import require
 
@@ -62,13 +62,17 @@ def predict(config: PredictConfig) -> Predicted:
     paths = find_images(config.input, config.output)
     region = _read_region(config.roi) if config.roi else None
     predictor = Predictor.of(config.model, config)
+    require(
+        predictor.spec.has_masks or not config.save_masks,
+        f"--save_masks: {predictor.spec.arch} finds boxes and outlines nothing",
+    )
     conf = threshold.of(config.conf, config.model, config.min_area).value
     records: list[dict[str, Any]] = []
     with whole_folder(config.output) as folder:
         for name in ("overlays", "masks") if config.save_masks else ("overlays",):
             (folder / name).mkdir()
         job = _Job(config, predictor.spec, conf, region, folder, _unique_names(paths))
-        judged = judge_all(predictor.network, paths, job.read, job.write, config.inference_batch_size)
+        judged = judge_all(predictor.network, predictor.spec, paths, job.read, job.write, config.inference_batch_size)
         with closing(judged):
             for record in track(judged, "predicting", total=len(paths)):
                 if "error" in record:
@@ -205,11 +209,13 @@ def describe(path: Path, prediction: Prediction, conf: float, min_area: int) -> 
     Keys: `file`; `width`, `height`; `verdict`, `good` or `defect`; `score`, the highest of a defect; `instances`, the
     defects at or above `conf` that cover at least `min_area` pixels, each with `class`, `score`, `box` [x, y, width,
     height], `area` in pixels and `segmentation`, compressed COCO RLE at the image's size; `defect_area_px` and
-    `defect_area_percent`, what they cover together. `predict` adds `overlay` and, with `save_masks`, `mask`: paths
+    `defect_area_percent`, what they cover together. Of a network that outlines nothing, the last three are null and the
+    area is the box's. `predict` adds `overlay` and, with `save_masks`, `mask`: paths
     inside its folder.
     """
     verdict = prediction.verdict(conf, min_area)
-    area = prediction.defect_area(conf, min_area)
+    area = prediction.defect_area(conf, min_area) if prediction.has_masks else None
+    size = prediction.height * prediction.width
     return {
         "file": path.as_posix(),
         "width": prediction.width,
@@ -217,18 +223,18 @@ def describe(path: Path, prediction: Prediction, conf: float, min_area: int) -> 
         "verdict": "defect" if verdict.is_defect else "good",
         "score": verdict.score,
         "defect_area_px": area,
-        "defect_area_percent": 100 * area / (prediction.height * prediction.width),
-        "instances": [_describe_instance(one) for one in prediction.defects(conf, min_area)],
+        "defect_area_percent": None if area is None else 100 * area / size,
+        "instances": [_describe_instance(one, prediction.has_masks) for one in prediction.defects(conf, min_area)],
     }
 
 
-def _describe_instance(instance: Instance) -> dict[str, Any]:
+def _describe_instance(instance: Instance, has_mask: bool) -> dict[str, Any]:
     return {
         "class": instance.label,
         "score": instance.score,
         "box": instance.xywh,
         "area": instance.area,
-        "segmentation": instance.rle,
+        "segmentation": instance.rle if has_mask else None,
     }
 
 
@@ -241,6 +247,6 @@ def _write_table(path: Path, records: list[dict[str, Any]]) -> None:
             if "error" in record:
                 table.writerow([record["file"], "unreadable", "", "", "", ""])
                 continue
-            percent = f"{record['defect_area_percent']:.4f}"
+            percent = "" if record["defect_area_percent"] is None else f"{record['defect_area_percent']:.4f}"
             score, count = f"{record['score']:.6f}", len(record["instances"])
             table.writerow([record["file"], record["verdict"], score, count, record["defect_area_px"], percent])

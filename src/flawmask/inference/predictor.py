@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torchvision.models.detection import MaskRCNN
+from torch import Tensor, nn
 
 from flawmask import images, masks
 from flawmask.coco import GOOD
@@ -18,8 +17,8 @@ from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR, InferenceSetti
 from flawmask.inference.paste import grown, mask_changes, probabilities_in_box
 from flawmask.masks import Mask
 from flawmask.model import checkpoint
-from flawmask.model.build import ModelSpec
-from flawmask.model.compute import for_inference
+from flawmask.model.build import detector_of
+from flawmask.model.spec import ModelSpec
 from flawmask.runtime import choose_device, choose_precision, keep_freed_memory
 from flawmask.settings import Precision
 
@@ -32,8 +31,8 @@ class Instance:
         label: the class's name.
         score: 0 to 1.
         box: (x1, y1, x2, y2) in pixels of the image, edges of the box.
-        rle: the mask as compressed COCO RLE at the image's size.
-        area: how many pixels the mask has.
+        rle: the mask as compressed COCO RLE at the image's size; of a detector without masks, the box's pixels.
+        area: how many pixels these are.
         probabilities: (28, 28) float32, how likely each cell of the box belongs to it; None: only the mask is known.
     """
 
@@ -82,11 +81,13 @@ class Prediction:
         height: the image's, in pixels.
         width: the image's, in pixels.
         instances: everything above the score floor, 0.05 by default, of every class, the highest score first.
+        has_masks: whether the network outlines what it finds; if not, boxes stand in for masks.
     """
 
     height: int
     width: int
     instances: tuple[Instance, ...]
+    has_masks: bool = True
 
     def defects(self, conf: float = 0.0, min_area: int = 0) -> list[Instance]:
         """Return the defect instances that score at least `conf` and cover at least `min_area` pixels."""
@@ -194,8 +195,9 @@ class Predictor:
         keep_freed_memory(self.device)
         dtype = choose_precision(precision, self.device)
         network, self.spec = checkpoint.load(Path(model))
-        self.network = for_inference(network, self.spec, self.device, dtype, max_proposals)
-        self.network.roi_heads.score_thresh = score_floor
+        detector = detector_of(self.spec)
+        self.network = detector.for_inference(network, self.spec, self.device, dtype, max_proposals)
+        detector.set_score_floor(self.network, score_floor)
 
     @classmethod
     def of(cls, model: Path, settings: InferenceSettings) -> "Predictor":
@@ -222,26 +224,24 @@ class Predictor:
         return detect(self.network, self.spec, pixels)
 
 
-def detect(network: MaskRCNN, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) -> Prediction:
+def detect(network: nn.Module, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) -> Prediction:
     """Return what the network, in evaluation mode, finds on one image: (height, width, 3) uint8 RGB.
 
     Raises:
         ValueError: the array is of another shape or type.
     """
-    (found,) = infer(network, [pixels])
+    (found,) = infer(network, spec, [pixels])
     return finish(found, spec, *pixels.shape[:2])
 
 
 @torch.inference_mode()
-def infer(network: MaskRCNN, batch: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, Tensor]]:
-    """Return what torchvision's Mask R-CNN finds on each image, but for the last step, on the CPU: `boxes` (N, 4) in
-    pixels of the image, `labels` (N,), `scores` (N,), `masks` (N, 1, 28, 28) probabilities inside the box.
-
-    These are the steps of `GeneralizedRCNN.forward`. The last would paste each mask into a float image of its own,
-    400 MB for 100 detections on 1024 x 1024; see `finish`.
+def infer(network: nn.Module, spec: ModelSpec, batch: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, Tensor]]:
+    """Return what the network finds on each image, on the CPU: `boxes` (N, 4) in pixels of the image, `labels` (N,),
+    `scores` (N,) and, where it outlines what it finds, `masks` (N, 1, M, M) probabilities inside the box; see `finish`.
 
     Args:
         network: in evaluation mode.
+        spec: what it was built from.
         batch: at least one image, each (height, width, 3) uint8 RGB and of one size: an image among larger ones would
             be padded, and a padded image gives other results.
 
@@ -253,17 +253,10 @@ def infer(network: MaskRCNN, batch: Sequence[npt.NDArray[np.uint8]]) -> list[dic
             raise ValueError(f"an image is (height, width, 3) uint8 RGB, not {pixels.shape} {pixels.dtype}")
         if pixels.shape != batch[0].shape:
             raise ValueError(f"images of one batch are of one size, not {batch[0].shape} and {pixels.shape}")
-    height, width = batch[0].shape[:2]
     device = next(network.parameters()).device
     images = [torch.from_numpy(np.ascontiguousarray(pixels)).to(device) for pixels in batch]
-    resized, _ = network.transform([image.permute(2, 0, 1).float() / 255 for image in images])
-    features = network.backbone(resized.tensors)
-    proposals, _ = network.rpn(resized, features)
-    found, _ = network.roi_heads(features, proposals, resized.image_sizes)
-    resized_height, resized_width = resized.image_sizes[0]
-    # In float32, as torchvision does it: the last bit decides which pixel a box's edge falls on.
-    ratio = torch.tensor([width / resized_width, height / resized_height] * 2, dtype=torch.float32, device=device)
-    return [{name: tensor.cpu() for name, tensor in {**one, "boxes": one["boxes"] * ratio}.items()} for one in found]
+    found = detector_of(spec).infer(network, [image.permute(2, 0, 1).float() / 255 for image in images])
+    return [{name: tensor.cpu() for name, tensor in one.items()} for one in found]
 
 
 def finish(found: dict[str, Tensor], spec: ModelSpec, height: int, width: int) -> Prediction:
@@ -275,6 +268,8 @@ def finish(found: dict[str, Tensor], spec: ModelSpec, height: int, width: int) -
         height: the image's.
         width: the image's.
     """
+    if "masks" not in found:
+        return _of_boxes(found, spec, height, width)
     boxes, probabilities = found["boxes"].numpy(), found["masks"].numpy()[:, 0]
     instances = []
     for at, box in enumerate(grown(boxes, probabilities.shape[-1])):
@@ -283,6 +278,19 @@ def finish(found: dict[str, Tensor], spec: ModelSpec, height: int, width: int) -
         label, score = spec.classes[int(found["labels"][at]) - 1], float(found["scores"][at])
         instances.append(Instance(label, score, (x1, y1, x2, y2), rle, area, probabilities[at]))
     return Prediction(height, width, tuple(sorted(instances, key=lambda instance: -instance.score)))
+
+
+def _of_boxes(found: dict[str, Tensor], spec: ModelSpec, height: int, width: int) -> Prediction:
+    """Return boxes as instances: those that lie on the image, at least in part."""
+    instances = []
+    for (x1, y1, x2, y2), label, score in zip(
+        found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True
+    ):
+        box = (max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2))
+        rle = masks.rle_of_box(box, height, width)
+        if area := masks.area(rle):
+            instances.append(Instance(spec.classes[label - 1], score, box, rle, area))
+    return Prediction(height, width, tuple(sorted(instances, key=lambda instance: -instance.score)), has_masks=False)
 
 
 def check_classes(spec: ModelSpec, class_names: Sequence[str], where: Path) -> None:

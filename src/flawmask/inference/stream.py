@@ -11,11 +11,11 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
-from torchvision.models.detection import MaskRCNN
+from torch import Tensor, nn
 
 from flawmask.errors import FlawmaskError
 from flawmask.inference.predictor import infer
+from flawmask.model.spec import ModelSpec
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,7 +60,8 @@ class _Read(Generic[T]):
 
 
 def judge_all(
-    network: MaskRCNN,
+    network: nn.Module,
+    spec: ModelSpec,
     items: Iterable[T],
     read: Callable[[T], Image],
     finish: Callable[[T, Seen | FlawmaskError], R],
@@ -74,6 +75,7 @@ def judge_all(
 
     Args:
         network: in evaluation mode; only the calling thread uses it.
+        spec: what it was built from.
         items: what the images come from; read in the calling thread.
         read: an item to (height, width, 3) uint8 RGB. A FlawmaskError is handed to `finish`; any other stops it all.
         finish: item and what was seen, or why nothing was, to the result. Called by several threads at once.
@@ -82,7 +84,7 @@ def judge_all(
     most = batch_size or (BATCH_ON_CUDA if next(network.parameters()).device.type == "cuda" else 1)
     with (
         closing(in_order(lambda item: _read(item, read), items, most + THREADS)) as images,
-        closing(_judged(network, _batches(images, most))) as judged,
+        closing(_judged(network, spec, _batches(images, most))) as judged,
         closing(in_order(lambda pair: finish(*pair), judged, max(most, THREADS))) as finished,
     ):
         yield from finished
@@ -136,12 +138,12 @@ def _batches(images: Iterable[_Read[T]], most: int) -> Generator[list[_Read[T]],
 
 
 def _judged(
-    network: MaskRCNN, batches: Iterable[list[_Read[T]]]
+    network: nn.Module, spec: ModelSpec, batches: Iterable[list[_Read[T]]]
 ) -> Generator[tuple[T, Seen | FlawmaskError], None, None]:
     for batch in batches:
         images = [one.image for one in batch if not isinstance(one.image, FlawmaskError)]
         start = time.perf_counter()
-        found = iter(infer(network, images) if images else [])
+        found = iter(infer(network, spec, images) if images else [])
         seconds = (time.perf_counter() - start) / max(len(images), 1)
         for one in batch:
             if isinstance(one.image, FlawmaskError):

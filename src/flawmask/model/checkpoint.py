@@ -4,18 +4,19 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from torchvision.models.detection import MaskRCNN
+from torch import nn
 
 import flawmask
 from flawmask.coco import GOOD
 from flawmask.errors import FlawmaskError
-from flawmask.model.build import ModelSpec, build
+from flawmask.model.build import build
+from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import StateDict, find_state_dict, load_file, save_file
 
 HEAD = "roi_heads.box_predictor.cls_score.weight"
 
 
-def save(path: Path, model: MaskRCNN, spec: ModelSpec, **facts: float | int | str | None) -> None:
+def save(path: Path, model: nn.Module, spec: ModelSpec, **facts: float | int | str | None) -> None:
     """Write the network to `path`, whole or not at all.
 
     Args:
@@ -32,7 +33,7 @@ def save(path: Path, model: MaskRCNN, spec: ModelSpec, **facts: float | int | st
     save_file(path, content)
 
 
-def load(path: Path) -> tuple[MaskRCNN, ModelSpec]:
+def load(path: Path) -> tuple[Any, ModelSpec]:
     """Return the network in a checkpoint, in evaluation mode on the CPU, and its spec.
 
     Besides Flawmask's own, it takes `{"model_state_dict": state dict of torchvision's maskrcnn_resnet50_fpn, ...}`

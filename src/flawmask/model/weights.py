@@ -1,12 +1,13 @@
 """Pretrained weights: COCO's, ImageNet's, or a file. Loaded by name and shape; what did not fit is listed."""
 
+import hashlib
 import logging
-import re
 import socket
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,12 +17,23 @@ from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import MobileNet_V3_Large_Weights, ResNet18_Weights, ResNet50_Weights, WeightsEnum
-from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
+from torchvision.ops import FrozenBatchNorm2d
 
 from flawmask.errors import FlawmaskError
 from flawmask.files import whole_file
-from flawmask.model.build import Norm
+from flawmask.model.pickled import stand_ins, without_objects
+from flawmask.model.published import (
+    COCO,
+    COCO_EPS,
+    ELSEWHERE,
+    IMAGENET,
+    OLD_NAMES,
+    OLD_NAMES_OF,
+    Elsewhere,
+    in_backbone,
+    renamed,
+)
+from flawmask.model.spec import Norm
 from flawmask.progress import is_shown
 from flawmask.settings import require
 
@@ -29,31 +41,8 @@ log = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
 
-COCO: dict[str, WeightsEnum] = {
-    "maskrcnn_resnet50_fpn": MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
-    "maskrcnn_resnet50_fpn_v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
-}
-IMAGENET: dict[str, WeightsEnum] = {
-    "maskrcnn_resnet50_fpn": ResNet50_Weights.IMAGENET1K_V1,
-    "maskrcnn_resnet50_fpn_v2": ResNet50_Weights.IMAGENET1K_V1,
-    "maskrcnn_resnet18_fpn": ResNet18_Weights.IMAGENET1K_V1,
-    "maskrcnn_mobilenet_v3_large_fpn": MobileNet_V3_Large_Weights.IMAGENET1K_V1,
-}
-
-BODY = "backbone.body."
-
-OLD_NAMES = (
-    (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)"), r"\1.0.\2"),
-    (re.compile(r"rpn\.head\.conv\.(weight|bias)"), r"rpn.head.conv.0.0.\1"),
-    *(
-        (
-            re.compile(rf"roi_heads\.mask_head\.mask_fcn{number}\.(weight|bias)"),
-            rf"roi_heads.mask_head.{number - 1}.0.\1",
-        )
-        for number in range(1, 5)
-    ),
-)
-"""What layers were called before torchvision 0.13, whose COCO file still says so, and what they are called now."""
+DETECTOR = ("backbone.", "rpn.", "roi_heads.", "head.", "model.")
+"""What the names of a detector's layers begin with; a classifier's do not."""
 
 
 class DamagedError(FlawmaskError):
@@ -86,20 +75,26 @@ def pretrained(arch: str, weights: str) -> Pretrained:
             architecture, `coco` means ImageNet's for its backbone, and a log line says so.
 
     Raises:
-        FlawmaskError: the network is out of reach, or the file is not there or none that holds weights.
+        FlawmaskError: the network is out of reach, there are no such weights for the architecture, or the file is not
+            there or none that holds weights.
     """
     if weights == "none":
         return Pretrained({}, "group", None, "no pretrained weights")
+    if weights == "coco" and arch in ELSEWHERE:
+        return replace(_from_elsewhere(ELSEWHERE[arch], arch), source="COCO weights")
     if weights == "coco" and arch in COCO:
-        # torchvision sets this epsilon to 0 for these very weights, which were trained so.
-        eps = 0.0 if arch == "maskrcnn_resnet50_fpn" else None
-        return Pretrained(download(COCO[arch]), "frozen", eps, "COCO weights")
+        state = _with_new_names(download(COCO[arch]), arch)
+        return Pretrained(state, "frozen", COCO_EPS.get(arch), "COCO weights")
+    require(
+        weights != "imagenet" or arch in IMAGENET,
+        f"--weights imagenet: there are no ImageNet weights for {arch}; give coco, none or a file's path",
+    )
     if weights == "coco":
         log.info("there are no COCO weights for %s: its backbone starts from ImageNet's", arch)
     if weights in ("coco", "imagenet"):
-        return Pretrained(_in_backbone(download(IMAGENET[arch])), "frozen", None, "ImageNet weights")
+        return Pretrained(in_backbone(download(IMAGENET[arch]), arch), "frozen", None, "ImageNet weights")
     require(Path(weights).exists(), f"--weights {weights}: no such file; give coco, imagenet, none or a file's path")
-    return from_file(Path(weights))
+    return from_file(Path(weights), arch)
 
 
 def download(weights: Any) -> StateDict:
@@ -110,8 +105,7 @@ def download(weights: Any) -> StateDict:
     Raises:
         FlawmaskError: it can be had from neither, or the file in the cache is damaged.
     """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    name = Path(urlparse(weights.url).path).name
+    folder, name = _place(weights.url)
     is_there = (folder / name).is_file()
     if not is_there:
         log.info("downloading %s into %s", weights.url, folder)
@@ -121,19 +115,60 @@ def download(weights: Any) -> StateDict:
                 progress=is_shown(), check_hash=True, map_location="cpu", weights_only=True
             )
     except (URLError, HTTPException, OSError, RuntimeError, EOFError, KeyError, UnpicklingError) as error:
-        reason = _first_line(getattr(error, "reason", error))
         if is_there:  # torchvision looks at the hash of what it downloads, not of what lies there
-            raise FlawmaskError(f"{folder / name} is damaged ({reason}): delete it, and it is fetched again") from None
-        raise FlawmaskError(
-            f"{weights.url} cannot be fetched ({reason}): put {name} into {folder} by hand, "
-            "or train from nothing with --weights none"
-        ) from None
-    return _with_new_names(state)
+            raise FlawmaskError(
+                f"{folder / name} is damaged ({_first_line(error)}): delete it, and it is fetched again"
+            ) from None
+        raise _out_of_reach(weights.url, error) from None
+    return state
 
 
-def _first_line(error: object) -> str:
+def _from_elsewhere(file: Elsewhere, arch: str) -> Pretrained:
+    """Return the weights in a file that others than torchvision publish, from torch's cache or the network.
+
+    Raises:
+        FlawmaskError: it can be had from neither, or is damaged.
+    """
+    url, (folder, name) = file.url, _place(file.url)
+    path = folder / name
+    if not path.is_file():
+        log.info("downloading %s into %s", url, folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _impatient():
+                torch.hub.download_url_to_file(url, str(path), progress=is_shown())
+        except (URLError, HTTPException, OSError) as error:
+            raise _out_of_reach(url, error) from None
+    try:
+        if file.md5 is not None and _md5(path) != file.md5:
+            raise DamagedError(f"{path} is not the file that was published: its MD5 is not {file.md5}")
+        return from_file(path, arch)
+    except DamagedError as error:  # where nothing else tells a whole file from a half, or a hotel's page of terms
+        raise FlawmaskError(f"{error}: delete it, and it is fetched again") from None
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+
+
+def _place(url: str) -> tuple[Path, str]:
+    """Return the folder of torch's cache and the name that the file has in it."""
+    return Path(torch.hub.get_dir()) / "checkpoints", Path(urlparse(url).path).name
+
+
+def _out_of_reach(url: str, error: Exception) -> FlawmaskError:
+    folder, name = _place(url)
+    return FlawmaskError(
+        f"{url} cannot be fetched ({_first_line(error)}): put {name} into {folder} by hand, "
+        "or train from nothing with --weights none"
+    )
+
+
+def _first_line(error: Exception) -> str:
     """Return the beginning of an error's message, which may run over many lines."""
-    return (str(error).splitlines() or [""])[0][:160] or type(error).__name__
+    text = str(getattr(error, "reason", error))
+    return (text.splitlines() or [""])[0][:160] or type(error).__name__
 
 
 @contextmanager
@@ -147,16 +182,18 @@ def _impatient(seconds: float = 30.0) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def from_file(path: Path) -> Pretrained:
-    """Return the weights in a file: a state dict, alone or under a usual name, of a detector or of its backbone.
+def from_file(path: Path, arch: str) -> Pretrained:
+    """Return the weights in a file for an architecture: a state dict, alone or under a usual name, of a detector or of
+    its backbone, or a network as ultralytics writes it.
 
     Raises:
-        FlawmaskError: the file is not there or holds no state dict.
+        FlawmaskError: the file is not there, holds no state dict, or names what is no layer.
     """
-    content = load_file(path)
-    state = find_state_dict(content, path)
-    if not any(name.startswith(("backbone.", "rpn.", "roi_heads.")) for name in state):
-        state = _in_backbone(state)
+    with stand_ins(path):
+        content = without_objects(load_file(path), path)
+    state = _with_new_names(find_state_dict(content, path), arch)
+    if not any(name.startswith(DETECTOR) for name in state):
+        state = in_backbone(state, arch)
     norm: Norm = "frozen" if any(name.endswith("running_mean") for name in state) else "group"
     spec = content.get("spec")
     eps = spec.get("norm_eps") if isinstance(spec, dict) else None
@@ -222,28 +259,15 @@ def find_state_dict(content: Any, path: Path) -> StateDict:
             break
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise FlawmaskError(f"{path} holds no state dict: it must map names to tensors, alone or as model_state_dict")
-    return _with_new_names({str(name).removeprefix("module."): tensor for name, tensor in content.items()})
+    return renamed({str(name).removeprefix("module."): tensor for name, tensor in content.items()}, OLD_NAMES)
 
 
-def _with_new_names(state: StateDict) -> StateDict:
+def _with_new_names(state: StateDict, arch: str) -> StateDict:
     """Return the state dict with its layers called as torchvision calls them today.
 
     torchvision translates old names itself, but only while it loads, when what fits has been chosen already.
     """
-    renamed = {}
-    for name, tensor in state.items():
-        new = next((rule.sub(to, name) for rule, to in OLD_NAMES if rule.fullmatch(name)), name)
-        renamed[new] = tensor
-    return renamed
-
-
-def _in_backbone(state: StateDict) -> StateDict:
-    """Return a classifier's state dict under the names that its layers have inside the detector."""
-    return {
-        BODY + name.removeprefix("features."): tensor
-        for name, tensor in state.items()
-        if not name.startswith(("fc.", "classifier."))  # what names ImageNet's classes has no place in a detector
-    }
+    return renamed(state, OLD_NAMES + OLD_NAMES_OF.get(arch, ()))
 
 
 def load_matching(model: nn.Module, given: Pretrained) -> tuple[int, list[str]]:
@@ -256,8 +280,7 @@ def load_matching(model: nn.Module, given: Pretrained) -> tuple[int, list[str]]:
     Raises:
         FlawmaskError: not one tensor fits.
     """
-    own = model.state_dict()
-    fitting = {name: tensor for name, tensor in given.state.items() if name in own and own[name].shape == tensor.shape}
+    own, fitting = model.state_dict(), _fitting(model, given)
     if not fitting:
         raise FlawmaskError(f"{given.source}: not one tensor fits {type(model).__name__}; is it another architecture?")
     model.load_state_dict(fitting, strict=False)
@@ -274,3 +297,26 @@ def load_matching(model: nn.Module, given: Pretrained) -> tuple[int, list[str]]:
         if name not in own and not name.endswith("num_batches_tracked")
     ]
     return len(fitting), left
+
+
+def _fitting(model: nn.Module, given: Pretrained) -> StateDict:
+    own = model.state_dict()
+    return {name: tensor for name, tensor in given.state.items() if name in own and own[name].shape == tensor.shape}
+
+
+def draw_for_frozen_norms(model: nn.Module, given: Pretrained) -> None:
+    """Draw anew, as He et al. (ICCV 2015) do, each convolution that the weights do not fill before a frozen norm that
+    they do not fill either.
+
+    Such convolutions were drawn for norms that even out what comes. A frozen norm whose statistics nobody measured
+    hands it on as it is, and each layer makes less of it: nothing of ImageNet's features would reach SSDlite's last
+    level.
+    """
+    fitting = _fitting(model, given)
+    convolutions: dict[str, nn.Conv2d] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            convolutions = {f"{name}.weight": module}
+        elif isinstance(module, FrozenBatchNorm2d) and not fitting.keys() & {f"{name}.running_var", *convolutions}:
+            for convolution in convolutions.values():
+                nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")

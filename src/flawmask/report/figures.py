@@ -79,7 +79,7 @@ def draw_figures(results: Results, scores: Sequence[tuple[bool, float]]) -> dict
             figure = Figure(figsize=SIZE, layout="constrained")
             targets = [results.folder / "figures" / f"{name}.{kind}" for kind in ("png", "svg")]
             if draw(results, scores, figure.subplots()):
-                png, svg = (_saved(figure, path.suffix[1:]) for path in targets)
+                png, svg = (saved(figure, path.suffix[1:]) for path in targets)
                 write_bytes(targets[0], png)
                 write_bytes(targets[1], svg)
                 drawn[name] = svg.decode()
@@ -89,7 +89,7 @@ def draw_figures(results: Results, scores: Sequence[tuple[bool, float]]) -> dict
     return drawn
 
 
-def _saved(figure: Figure, kind: str) -> bytes:
+def saved(figure: Figure, kind: str) -> bytes:
     """Return the figure as a file; the same figure gives the same bytes."""
     data = io.BytesIO()
     figure.savefig(data, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
@@ -129,7 +129,7 @@ def draw_losses(histories: dict[str, dict[str, list[Any]]]) -> dict[str, str]:
                 _plot_epochs(axes, history, key, name, colour)
             if known:
                 _finish_losses(axes, f"{title.capitalize()} loss")
-                drawn[key] = _saved(figure, "svg").decode()
+                drawn[key] = saved(figure, "svg").decode()
     return drawn
 
 

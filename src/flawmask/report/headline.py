@@ -42,7 +42,7 @@ GROUPS: dict[str, tuple[Figure, ...]] = {
         Figure("ece", "Calibration error", "how far scores are from the share of defects, on average", True),
         Figure("composite_score", "Composite", "0.3 accuracy + 0.2 precision + 0.3 recall + 0.2 F1"),
     ),
-    "Instances: outlined one by one": (
+    "Instances: found one by one": (
         Figure("mask_ap", "Mask AP", "COCO, mask IoU 0.50 to 0.95"),
         Figure("mask_ap50", "Mask AP 50", "at a mask IoU of 0.50"),
         Figure("mask_ap75", "Mask AP 75", "at a mask IoU of 0.75"),

@@ -226,11 +226,12 @@ def instances(metrics: Mapping[str, Any]) -> str:
     """Return how many instances are found, missed and made up, why, and the list of them."""
     counts = metrics.get("instances") or {}
     errors = metrics.get("instance_errors") or {}
+    overlap = "box" if metrics.get("finds") == "boxes" else "mask"
     parts = []
     if counts:
         parts.append(
             f"<p>{counts['truth']} true instances, {counts['found']} predicted at the threshold, "
-            f"{counts['matched']} of the true ones matched (mask IoU of at least 0.5).</p>"
+            f"{counts['matched']} of the true ones matched ({overlap} IoU of at least 0.5).</p>"
         )
     if errors:
         rows = [(esc(name), str(errors[name]), esc(why)) for name, why in ERROR_KINDS.items() if name in errors]
@@ -258,10 +259,10 @@ def instances(metrics: Mapping[str, Any]) -> str:
 
 ERROR_KINDS = {
     "classification": "a true defect is there, but of another class",
-    "localisation": "a true defect is there, but the outline covers it too badly",
-    "duplicate": "a defect that another outline has found already",
+    "localisation": "a true defect is there, but what was found covers it too badly",
+    "duplicate": "a defect that was found already",
     "background": "no defect is there",
-    "missed": "a true defect that no outline covers",
+    "missed": "a true defect that nothing covers",
 }
 
 

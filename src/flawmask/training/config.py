@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from flawmask.model.arch import Arch
+from flawmask.model.arch import Arch, has_masks
 from flawmask.settings import Classes, Device, Overwrite, Seed, require
 
 Log = Literal["none", "tensorboard", "mlflow"]
@@ -35,8 +35,8 @@ def seconds_in(text: str, flag: str = "--time_budget") -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(Seed, Device, Classes):
-    """What is trained, and how."""
+class LearnSettings(Seed, Device, Classes):
+    """How a network is trained, whichever it is."""
 
     epochs: int = 50
     """How often every training image is shown."""
@@ -52,17 +52,15 @@ class TrainSettings(Seed, Device, Classes):
     effective_batch_size: int | None = None
     """Images that a step learns from, over all passes and processes; by default those of one pass, of auto 4 each."""
     lr: float = 0.005
-    """Learning rate after warm-up, of SGD. Where --optimizer auto takes AdamW, a tenth of it."""
+    """Learning rate after warm-up, of SGD. Where --optimizer auto takes AdamW, a tenth of it; from pretrained weights a
+    fiftieth."""
     ema: bool = False
     """Judge and keep a moving average of the weights instead of the last ones."""
-    arch: Arch = "maskrcnn_resnet50_fpn"
-    """The network. resnet18 and mobilenet are faster and enough for many parts."""
-    weights: str = "coco"
-    """What it starts from: coco, imagenet (downloaded once), none, or a file. No COCO weights: ImageNet's instead."""
     image_size: int = 800
-    """Pixels of the shorter side after resizing. Time grows with its square; with --time_budget, the most it may be."""
+    """Pixels of the shorter side after resizing. Time grows with its square; with --time_budget, the most it may be.
+    SSD always sees 300 by 300, SSDlite 320 by 320."""
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
-    """auto is SGD from pretrained weights, and from none AdamW at a tenth of --lr."""
+    """auto is SGD from pretrained weights, and from none AdamW at a tenth of --lr; of rfdetr AdamW in either case."""
     scheduler: Literal["cosine", "step", "constant"] = "cosine"
     """How the learning rate falls: along a cosine to 0, to a tenth after 2/3 and 8/9 of the steps, or not at all."""
     warmup_steps: int = 200
@@ -70,7 +68,8 @@ class TrainSettings(Seed, Device, Classes):
     clip_norm: float = 5.0
     """The longest gradient that a step may follow, as its 2-norm."""
     norm: Literal["auto", "batch", "frozen", "group"] = "auto"
-    """What normalises. auto: frozen from pretrained weights; from none batch, or group below a --batch_size of 4."""
+    """What normalises. auto: frozen from pretrained weights; from none batch, or group below a --batch_size of 4 (of
+    ssdlite always)."""
     trainable_layers: int | None = None
     """How many of the backbone's five stages learn, counted from the heads; by default 3, and 5 from no weights."""
     workers: int | None = None
@@ -80,12 +79,13 @@ class TrainSettings(Seed, Device, Classes):
     max_detections: int = 100
     """The most instances that one image can have."""
     proposals: int | None = None
-    """Regions of an image that the heads look at, twice as many in training; by default image_size / 800 of 1000, at
-    least 200."""
+    """Regions of an image that an R-CNN's heads look at, twice as many in training; by default image_size / 800 of
+    1000, at least 200."""
     roi_samples: int | None = None
-    """Regions per image on which the heads learn; by default 32 per instance, 32 to 512, and 4 masks per instance."""
+    """Regions per image on which an R-CNN's heads learn; by default 32 per instance, 32 to 512, and 4 masks each."""
     anchor_sizes: tuple[int, int, int, int, int] | None = None
-    """Five anchor sizes in pixels of the resized image, smallest first; by default 32 to 512 times image_size / 800."""
+    """Five anchor sizes, of an R-CNN or RetinaNet, in pixels of the resized image, smallest first; by default 32 to 512
+    times image_size / 800."""
     select_by: Literal["train_loss", "val_loss", "segm_ap", "f1"] = "train_loss"
     """What decides which epoch becomes best.pt. All but train_loss spend the validation split: its figures flatter."""
     log: Log = "none"
@@ -105,10 +105,6 @@ class TrainSettings(Seed, Device, Classes):
         require(0 < self.lr < float("inf"), f"--lr is {self.lr}: it must be above 0")
         require(self.clip_norm > 0, f"--clip_norm is {self.clip_norm}: it must be above 0")
         require(64 <= self.image_size <= 10_000, f"--image_size is {self.image_size}: it must be 64 to 10000")
-        require(
-            self.weights in KNOWN_WEIGHTS or Path(self.weights).is_file(),
-            f"--weights {self.weights}: no such file; give {', '.join(KNOWN_WEIGHTS)} or a file's path",
-        )
         require(self.warmup_steps >= 0, f"--warmup_steps is {self.warmup_steps}: it must be 0 or more")
         require(0 <= (self.workers or 0) <= 256, f"--workers is {self.workers}: it must be 0 to 256")
         layers = self.trainable_layers
@@ -122,8 +118,42 @@ class TrainSettings(Seed, Device, Classes):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainSettings(LearnSettings):
+    """What is trained, and how."""
+
+    arch: Arch = "maskrcnn_resnet50_fpn"
+    """The network. Mask R-CNN, yolo-seg and rfdetr-seg outline defects, the others find boxes. yolo needs the extra
+    [yolo] (AGPL-3.0), rfdetr the extra [rfdetr]."""
+    weights: str = "coco"
+    """What it starts from: coco, imagenet (downloaded once), none, or a file. No COCO weights: ImageNet's instead."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_weights(self.weights)
+        known = self.weights != "imagenet" or not self.arch.startswith(("yolo", "rfdetr"))
+        require(known, f"--weights imagenet: there are none for {self.arch}: give coco, none or a file's path")
+        outlines = has_masks(self.arch)
+        require(
+            outlines or self.select_by != "segm_ap",
+            f"--select_by segm_ap is for networks that outline what they find, and {self.arch} does not: take f1",
+        )
+
+
+def check_weights(weights: str) -> None:
+    """Refuse what `--weights` cannot mean.
+
+    Raises:
+        FlawmaskError: it is no known word and no file.
+    """
+    require(
+        weights in KNOWN_WEIGHTS or Path(weights).is_file(),
+        f"--weights {weights}: no such file; give {', '.join(KNOWN_WEIGHTS)} or a file's path",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(TrainSettings, Overwrite):
-    """Train a Mask R-CNN on a COCO folder."""
+    """Train a network on a COCO folder."""
 
     dataset_dir: Path | None = None
     """The COCO folder, as prepare or augment makes it."""

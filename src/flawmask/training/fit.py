@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from flawmask.coco import CocoSplit
+from flawmask.model.arch import FIXED_SIZES
 from flawmask.model.weights import Pretrained
+from flawmask.runtime import memory_of_process
 from flawmask.training.config import TrainSettings
 from flawmask.training.loader import Batch, Order, SplitDataset, resized_shapes
 from flawmask.training.start import spec_for, start
@@ -66,7 +68,7 @@ class Trial:
         with self.own_draws():
             spec = spec_for(self.config, self.training, self.given, image_size, at_once)
             model = start(self.config, spec, self.given, self.device, self.dtype, is_pretrained=is_pretrained)
-        return make_step(self.config, model, self.device, self.dtype, 1, is_pretrained, at_once=at_once)
+        return make_step(self.config, model, spec, self.device, self.dtype, 1, is_pretrained, at_once=at_once)
 
     def own_draws(self) -> AbstractContextManager[None]:
         """Return a context that leaves the random state as it was."""
@@ -115,14 +117,10 @@ def largest_batch(trial: Trial, image_size: int, most: int) -> int:
 def _peak_memory(*, since_start: bool = False) -> int:
     """Return the bytes of memory that this process has; or the most that it had since this was last called without
     `since_start`. 0 where the system does not say."""
-    try:
-        if not since_start:
+    if not since_start:
+        with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    wanted = "VmHWM:" if since_start else "VmRSS:"
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(wanted)), 0)
+    return memory_of_process("VmHWM" if since_start else "VmRSS") or 0
 
 
 def free_memory() -> int:
@@ -151,7 +149,10 @@ def image_size_for(trial: Trial, seconds: float, batch: int, at_once: int) -> in
 
     It is the largest with which the network still sees each photograph often enough (`PASSES`, `FEWEST_VIEWS`), and
     no larger than `--image_size` or than the images themselves are. Variants of a photograph count as the photograph.
+    Of a network that sees all images at one size, it is that.
     """
+    if fixed := FIXED_SIZES.get(trial.config.arch):
+        return fixed
     images = trial.training.images
     sides = [min(image["height"], image["width"]) for image in images]
     native = math.ceil(float(np.median(sides)) / LARGEST_STEP) * LARGEST_STEP

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from flawmask import images
 from flawmask.coco import CocoSplit
 from flawmask.errors import FlawmaskError
-from flawmask.model.build import ModelSpec
-from flawmask.training import targets
+from flawmask.model import targets
+from flawmask.model.spec import ModelSpec
+from flawmask.model.targets import Target, make_target
 from flawmask.training.cache import PixelCache
-from flawmask.training.targets import Target, make_target
 
 NEAR = 8
 """So many batches are sorted by their images' ratio together: more pad less, and draw an image's neighbours less
@@ -79,13 +79,8 @@ class SplitDataset(Dataset[Item]):
 
 
 def resized_shapes(split: CocoSplit, spec: ModelSpec) -> list[tuple[int, int]]:
-    """Return the height and width at which the network sees each image, as torchvision's transform works them out."""
-    shapes = []
-    for image in split.images:
-        height, width = image["height"], image["width"]
-        scale = min(spec.image_size / min(height, width), spec.max_size / max(height, width))
-        shapes.append((max(1, int(height * scale)), max(1, int(width * scale))))
-    return shapes
+    """Return the height and width at which the network sees each image."""
+    return [spec.resized(image["height"], image["width"]) for image in split.images]
 
 
 def resize(pixels: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -161,26 +156,23 @@ class Order(Sampler[list[int]]):
         return [*(batches[at] for at in draw.permutation(len(batches) - 1)), batches[-1]]
 
 
-class _Carrier(Dataset[Item | FlawmaskError]):
+class _Carrier(Dataset[Any]):
     """A data set that hands over what went wrong instead of raising it.
 
     Raised in a worker process, an error would reach the user with that process's traceback pasted into its message.
     """
 
-    def __init__(self, items: SplitDataset) -> None:
+    def __init__(self, items: Dataset[Any]) -> None:
         self.items = items
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, place: int) -> Item | FlawmaskError:
+    def __getitem__(self, place: int) -> Any:
         try:
             return self.items[place]
         except FlawmaskError as error:
             return error
 
 
-def _collate(items: Sequence[Item | FlawmaskError]) -> Batch | FlawmaskError:
+def _collate(items: Sequence[Any]) -> Any:
     read = []
     for item in items:
         if isinstance(item, FlawmaskError):
@@ -189,7 +181,7 @@ def _collate(items: Sequence[Item | FlawmaskError]) -> Batch | FlawmaskError:
     return [image for image, _ in read], [target for _, target in read]
 
 
-def read(batches: DataLoader[Any]) -> Iterator[Batch]:
+def read(batches: DataLoader[Any]) -> Iterator[Any]:
     """Yield the batches of one epoch.
 
     Raises:
@@ -197,15 +189,18 @@ def read(batches: DataLoader[Any]) -> Iterator[Batch]:
     """
     for batch in batches:
         if isinstance(batch, FlawmaskError):
-            raise batch
+            try:
+                raise batch
+            finally:
+                del batch  # or the error and this frame hold each other, and the loader with its processes too
         yield batch
 
 
-def make_loader(items: SplitDataset, order: Order, *, workers: int | None, pin: bool) -> DataLoader[Any]:
-    """Return a loader of `Batch`es, to be gone through with `read`.
+def make_loader(items: Dataset[Any], order: Sampler[list[int]], *, workers: int | None, pin: bool) -> DataLoader[Any]:
+    """Return a loader of batches, to be gone through with `read`.
 
     Args:
-        items: what to read.
+        items: what to read: pairs, an image and what belongs to it; of a `SplitDataset`, batches are `Batch`es.
         order: in which batches.
         workers: reading processes; None for one less than there are cores, 4 at most; 0 reads in this process.
         pin: hand tensors over in page-locked memory, for CUDA.

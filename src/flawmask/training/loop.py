@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.models.detection import MaskRCNN
 
 from flawmask.coco import CocoSplit
 from flawmask.distributed import Processes, processes
@@ -24,10 +23,11 @@ from flawmask.evaluation.evaluate import predict_split
 from flawmask.evaluation.leak import write_training_images
 from flawmask.evaluation.measure import quick_figures
 from flawmask.files import only_one, read_json, remove_partial_files, write_json
-from flawmask.inference.config import MAX_PROPOSALS
+from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR
 from flawmask.model import checkpoint
-from flawmask.model.build import build, count_parameters
-from flawmask.model.compute import for_inference
+from flawmask.model.build import build
+from flawmask.model.layers import count_parameters
+from flawmask.model.targets import Target
 from flawmask.progress import track
 from flawmask.runtime import (
     choose_device,
@@ -42,14 +42,12 @@ from flawmask.training import loader, resume
 from flawmask.training.cache import pixel_cache
 from flawmask.training.config import TrainConfig, seconds_in
 from flawmask.training.curves import VALIDATION_FIGURES, draw_curves
-from flawmask.training.losses import losses
 from flawmask.training.pictures import draw_labels, draw_predictions, draw_train_batch
 from flawmask.training.resume import State, Within
 from flawmask.training.setup import Setup, begin_run, check_run_folder, set_up
 from flawmask.training.start import ready, start
-from flawmask.training.step import LOSSES, Figures, Step, count_outlined, make_step, shares
+from flawmask.training.step import Figures, Step, count_outlined, make_step
 from flawmask.training.stop import Stop, end
-from flawmask.training.targets import Target
 from flawmask.training.trackers import track_run
 
 log = logging.getLogger(__name__)
@@ -258,7 +256,7 @@ class _Run:
     saved: float = field(default_factory=time.perf_counter)
 
     @property
-    def kept(self) -> MaskRCNN:
+    def kept(self) -> Any:
         """The network that is judged and written: the averaged one where there is one."""
         return self.step.averaged or self.step.model
 
@@ -297,9 +295,12 @@ class _Run:
         resume.save(state, setup.run_dir)
         self.saved = time.perf_counter()
 
-    def for_judging(self) -> MaskRCNN:
+    def for_judging(self) -> Any:
         """Return a copy of it that predicts."""
-        return for_inference(self.kept, self.setup.spec, self.setup.device, self.setup.dtype, MAX_PROPOSALS)
+        setup, detector = self.setup, self.step.detector
+        network = detector.for_inference(self.kept, setup.spec, setup.device, setup.dtype, MAX_PROPOSALS)
+        detector.set_score_floor(network, SCORE_FLOOR)
+        return network
 
     def add(self, figures: Mapping[str, Any]) -> bool:
         """Add the figures of an epoch to the history and return whether it is the best so far.
@@ -366,12 +367,22 @@ def _step(setup: Setup, steps: int) -> Step:
     model = start(config, setup.spec, setup.given, setup.device, setup.dtype, is_pretrained=setup.is_pretrained)
     log.info("%s learns %.1f million numbers on %s", config.arch, count_parameters(model) / 1e6, setup.device)
     step = make_step(
-        config, model, setup.device, setup.dtype, steps, setup.is_pretrained, at_once=setup.at_once, team=setup.team
+        config,
+        model,
+        setup.spec,
+        setup.device,
+        setup.dtype,
+        steps,
+        setup.is_pretrained,
+        at_once=setup.at_once,
+        team=setup.team,
     )
     if config.ema:
         averaged = build(setup.spec)
         averaged.load_state_dict(model.state_dict())
-        step.averaged = ready(config, averaged, setup.device, setup.dtype, is_pretrained=setup.is_pretrained)
+        step.averaged = ready(
+            config, averaged, setup.spec, setup.device, setup.dtype, is_pretrained=setup.is_pretrained
+        )
         step.averaged.requires_grad_(False)
     return step
 
@@ -382,20 +393,28 @@ def _one_epoch(
     """Train an epoch, or what is left of it, and return its figures."""
     setup, step = run.setup, run.step
     if run.within is None:
-        run.epoch, run.within = run.epoch + 1, Within()
+        run.epoch, run.within = run.epoch + 1, Within(sums=[0.0] * len(step.losses))
     within = _train_epoch(run, batches)
     _share_statistics(step)
     if not within.learned:
         raise FlawmaskError(f"all steps of epoch {run.epoch} were skipped, the last since {run.bad}: lower --lr")
     values = [value / within.learned for value in within.sums]
-    figures: dict[str, Any] = {"epoch": run.epoch, "train_loss": sum(values), **dict(zip(LOSSES, values, strict=True))}
+    figures: dict[str, Any] = {
+        "epoch": run.epoch,
+        "train_loss": sum(values),
+        **dict(zip(step.losses, values, strict=True)),
+    }
     figures["val_loss"] = None
     if val_batches is not None:
         figures |= _validation_loss(run.kept, val_batches, step, setup.config.seed)
     if setup.validation is not None and (judge or setup.config.select_by in LARGER_IS_BETTER):
         figures |= _validation_figures(run, setup.validation)
     figures["learning_rate"] = step.optimizer.param_groups[0]["lr"]
-    figures |= {"seconds": within.seconds, "images_per_second": within.seen / within.seconds}
+    figures |= {
+        "elapsed": run.clock.seconds,
+        "seconds": within.seconds,
+        "images_per_second": within.seen / within.seconds,
+    }
     return figures | {"waiting": within.waiting / within.seconds, "skipped_steps": within.skipped}
 
 
@@ -501,7 +520,7 @@ def _share_statistics(step: Step) -> None:
 
 
 @torch.no_grad()
-def _validation_loss(model: MaskRCNN, batches: DataLoader[Any], step: Step, seed: int) -> dict[str, float | None]:
+def _validation_loss(model: Any, batches: DataLoader[Any], step: Step, seed: int) -> dict[str, float | None]:
     """Return the loss on the validation split, on the same random regions each time and without a trace on training.
 
     None where it is not finite: training goes on, and JSON has no word for it.
@@ -520,8 +539,7 @@ def _validation_loss(model: MaskRCNN, batches: DataLoader[Any], step: Step, seed
             outlined = count_outlined(targets, step.device)
             for start in range(0, len(images), step.at_once):
                 part = slice(start, start + step.at_once)
-                found = losses(model, *loader.to_device((images[part], targets[part]), step.device), step.roi_samples)
-                weighed = torch.stack([found[name] for name in LOSSES]) * shares(targets[part], len(images), outlined)
+                weighed = step.weighed(model, (images[part], targets[part]), len(images), outlined)
                 total += weighed.sum() * len(images)
             seen += len(images)
     step.team.add_up([total, seen])
@@ -546,7 +564,7 @@ def _begin(run: _Run) -> None:
     items = loader.SplitDataset(setup.training, setup.spec)
     order = loader.Order(items.shapes, setup.batch_size, seed=setup.config.seed)
     shown = loader.read(loader.make_loader(items, order, workers=0, pin=False))
-    draw_train_batch(run.step.model, shown, setup.training, setup.run_dir / "train_batch.jpg")
+    draw_train_batch(run.step.model, run.step.detector, shown, setup.training, setup.run_dir / "train_batch.jpg")
 
 
 def _write(run: _Run) -> None:

@@ -12,12 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
-from torchvision.models.detection import MaskRCNN
 
 from flawmask import images
 from flawmask.coco import GOOD, CocoSplit, Record
@@ -34,11 +32,11 @@ from flawmask.draw import (
 from flawmask.files import write_bytes
 from flawmask.inference.overlay import truth_beside_prediction
 from flawmask.inference.predictor import detect
-from flawmask.model.build import ModelSpec
+from flawmask.model.build import Detector
+from flawmask.model.spec import TORCHVISION_ANCHORS, ModelSpec
+from flawmask.model.targets import Target, crops
 from flawmask.training.curves import COLOURS, write_figure
 from flawmask.training.loader import Batch
-from flawmask.training.losses import batched
-from flawmask.training.targets import Target, crops
 
 BATCHES = 3
 """How many batches `train_batch.jpg` shows."""
@@ -64,13 +62,14 @@ MOST_CLASSES = 15
 """How many classes have a bar of their own."""
 
 
-def draw_train_batch(network: MaskRCNN, batches: Iterable[Batch], split: CocoSplit, path: Path) -> None:
+def draw_train_batch(network: Any, detector: Detector, batches: Iterable[Batch], split: CocoSplit, path: Path) -> None:
     """Write the first three batches as the network sees them: resized, padded, with masks, boxes and classes.
 
     Padding has the colour that the network takes for nothing: the mean of the images it was first trained on.
 
     Args:
-        network: whose transform is shown; its weights take no part.
+        network: whose view is shown; its weights take no part.
+        detector: the functions for its kind.
         batches: what it learns from, as the loader gives it.
         split: what the batches were made of.
         path: where the JPEG goes.
@@ -78,7 +77,7 @@ def draw_train_batch(network: MaskRCNN, batches: Iterable[Batch], split: CocoSpl
     names = {image["id"]: str(image["file_name"]) for image in split.images}
     shown: list[tuple[Picture, Target, str]] = []
     for number, batch in enumerate(islice(batches, BATCHES), start=1):
-        for picture, target in _seen(network, batch):
+        for picture, target in _seen(network, detector, batch):
             shown.append((picture, target, f"batch {number}: {Path(names[int(target['image_id'])]).name}"))
     # A later batch may be smaller, and is the last then.
     columns = sum(caption.startswith("batch 1:") for *_, caption in shown)
@@ -92,13 +91,9 @@ def draw_train_batch(network: MaskRCNN, batches: Iterable[Batch], split: CocoSpl
     write_bytes(path, jpeg.getvalue())
 
 
-def _seen(network: MaskRCNN, batch: Batch) -> list[tuple[Picture, Target]]:
+def _seen(network: Any, detector: Detector, batch: Batch) -> list[tuple[Picture, Target]]:
     """Return the first images of the batch, padded as the network sees them, with their targets."""
-    padded = batched(network, batch[0][:MOST_OF_A_BATCH]).tensors
-    mean, deviation = (
-        torch.tensor(values)[:, None, None] for values in (network.transform.image_mean, network.transform.image_std)
-    )
-    colours = (padded * deviation + mean).clamp(0, 1) * 255
+    colours = detector.seen(network, batch[0][:MOST_OF_A_BATCH]).clamp(0, 1) * 255
     pictures = colours.round().byte().permute(0, 2, 3, 1).numpy()
     return list(zip(pictures, batch[1], strict=False))
 
@@ -130,7 +125,7 @@ def _colour(name: str, classes: tuple[str, ...]) -> Colour:
     return CLASS_COLOURS[defects.index(name) % len(CLASS_COLOURS)]
 
 
-def draw_predictions(network: MaskRCNN, spec: ModelSpec, split: CocoSplit, conf: float = 0.5) -> dict[str, Picture]:
+def draw_predictions(network: Any, spec: ModelSpec, split: CocoSplit, conf: float = 0.5) -> dict[str, Picture]:
     """Return truth beside prediction by file name, for the same few images each time: up to four with a defect.
 
     Args:
@@ -145,7 +140,7 @@ def draw_predictions(network: MaskRCNN, spec: ModelSpec, split: CocoSplit, conf:
     return {str(shown[place]["file_name"]): _predicted(network, spec, split, shown[place], conf) for place in places}
 
 
-def _predicted(network: MaskRCNN, spec: ModelSpec, split: CocoSplit, image: Record, conf: float) -> Picture:
+def _predicted(network: Any, spec: ModelSpec, split: CocoSplit, image: Record, conf: float) -> Picture:
     pixels = images.read_image(split.image_path(image))
     prediction = detect(network, spec, pixels)
     found = prediction.defects(conf)
@@ -187,14 +182,14 @@ def measure_labels(split: CocoSplit, spec: ModelSpec) -> Labels:
     coverage = np.zeros((GRID, GRID))
     for image in split.images:
         width, height = image["width"], image["height"]
-        scale = min(spec.image_size / min(width, height), spec.max_size / max(width, height))
+        high, wide = spec.scales(height, width)
         found = [one for one in split.defects(image) if not one.get("iscrowd") and _is_box(one["bbox"])]
         per_image.append(len(found))
         for one in found:
             x, y, across, down = one["bbox"]
             counts[names[one["category_id"]]] += 1
-            sizes.append(scale * math.sqrt(across * down))
-            aspects.append(across / down)
+            sizes.append(math.sqrt(wide * across * high * down))
+            aspects.append(wide * across / (high * down))
             coverage[_cells(y, down, height), _cells(x, across, width)] += 1
     return Labels(
         counts=dict(counts.most_common()),
@@ -273,15 +268,18 @@ def _plot_per_image(axes: Axes, per_image: npt.NDArray[np.int64]) -> None:
 
 
 def _plot_sizes(axes: Axes, sizes: npt.NDArray[np.float64], spec: ModelSpec) -> None:
-    ends = np.append(sizes, spec.anchor_sizes)
-    axes.hist(sizes, bins=np.geomspace(ends.min(), ends.max(), _bins(sizes)).tolist(), color=COLOURS[0])
-    for place, anchor in enumerate(spec.anchor_sizes):
+    anchors = spec.anchor_sizes if spec.has_anchor_sizes else ()
+    ends = np.append(sizes, anchors) if anchors or len(sizes) else np.array(TORCHVISION_ANCHORS)
+    low, high = (ends.min(), ends.max()) if ends.min() < ends.max() else (ends[0] / 2, 2 * ends[0])
+    axes.hist(sizes, bins=np.geomspace(low, high, _bins(sizes)).tolist(), color=COLOURS[0])
+    for place, anchor in enumerate(anchors):
         label = "anchor sizes" if place == 0 else None
         axes.axvline(anchor, color=COLOURS[1], linestyle="--", linewidth=1.2, label=label)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.legend(fontsize="small")
+    if anchors:
+        axes.legend(fontsize="small")
     axes.set(title="Size", xlabel="√(box area), pixels of the resized image", ylabel="instances")
 
 

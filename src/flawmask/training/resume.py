@@ -1,18 +1,18 @@
 """What a training needs to go on from its last saved step: `state.pt` in the run folder, and the one before it."""
 
 import logging
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
-from flawmask.model.build import ModelSpec
+from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import DamagedError, load_file, save_file
 from flawmask.settings import from_json, require
 from flawmask.training.config import KNOWN_WEIGHTS, TrainConfig
-from flawmask.training.step import LOSSES, Step
+from flawmask.training.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ class Within:
     """How far into an epoch a training is, and what the epoch has added up.
 
     Attributes:
+        sums: of the losses, in the step's order, over the images learned from.
         batches: how many were taken.
-        sums: of the losses, in the order of `LOSSES`, over the images learned from.
         learned: how many images these are: those of a step that was skipped are not among them.
         skipped: steps whose loss or gradient was not finite.
         seen: images shown.
@@ -34,8 +34,8 @@ class Within:
         seconds: seconds of all of it.
     """
 
+    sums: list[float]
     batches: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0] * len(LOSSES))
     learned: int = 0
     skipped: int = 0
     seen: int = 0

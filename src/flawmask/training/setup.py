@@ -20,7 +20,7 @@ from flawmask.distributed import Processes
 from flawmask.evaluation.leak import NAME as TRAINING_IMAGES
 from flawmask.evaluation.leak import content_digests
 from flawmask.files import check_output_folder, read_json, write_json
-from flawmask.model.build import ModelSpec
+from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import Pretrained, pretrained
 from flawmask.settings import as_json, require
 from flawmask.training import fit
@@ -103,8 +103,9 @@ def set_up(
     if config.time_budget is not None:
         left = seconds_in(config.time_budget) - (time.perf_counter() - began)
         image_size = team.from_main(lambda: fit.image_size_for(trial, left, batch_size, at_once))
-    if device.type == "cpu" and spec_for(config, training, given, image_size, at_once).norm != "batch":
-        at_once = 1  # as fast as several on a CPU, in less than half the memory, and no norm looks at the others
+    tried = spec_for(config, training, given, image_size, at_once)
+    if device.type == "cpu" and tried.norm != "batch" and tried.learns_image_by_image:
+        at_once = 1  # as fast as several on a CPU, in less than half the memory, and nothing looks at the others
     elif config.batch_size == "auto":
         at_once = team.from_main(lambda: fit.largest_batch(trial, image_size, share))
     spec = spec_for(config, training, given, image_size, at_once)

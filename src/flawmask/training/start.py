@@ -1,20 +1,25 @@
 """The network as a training starts with it: its spec, its weights, what of it learns."""
 
 import logging
+from typing import Any
 
 import torch
-from torchvision.models.detection import MaskRCNN
 
 from flawmask.coco import CocoSplit
-from flawmask.model.build import ModelSpec, Norm, anchors_for, build, freeze, proposals_for, to_device
-from flawmask.model.compute import train_in
-from flawmask.model.weights import Pretrained, load_matching
+from flawmask.model.arch import FIXED_SIZES
+from flawmask.model.build import build, detector_of, freeze
+from flawmask.model.layers import to_device
+from flawmask.model.spec import ModelSpec, Norm, anchors_for, proposals_for
+from flawmask.model.weights import Pretrained, draw_for_frozen_norms, load_matching
 from flawmask.training.config import TrainSettings
 
 log = logging.getLogger(__name__)
 
 SMALLEST_NORM_BATCH = 4
 """Below this many images, BatchNorm's statistics are too noisy to learn with."""
+
+DRAWN_FOR_NORMS = ("ssdlite", "yolo")
+"""Architectures whose layers are drawn for norms that even out what they give; the others' do without."""
 
 
 def spec_for(config: TrainSettings, training: CocoSplit, given: Pretrained, image_size: int, at_once: int) -> ModelSpec:
@@ -27,6 +32,7 @@ def spec_for(config: TrainSettings, training: CocoSplit, given: Pretrained, imag
         image_size: the shorter side of the images as the network sees them, in pixels.
         at_once: how many images pass through it together.
     """
+    image_size = FIXED_SIZES.get(config.arch, image_size)
     return ModelSpec(
         arch=config.arch,
         classes=training.class_names,
@@ -46,7 +52,8 @@ def _norm(config: TrainSettings, given: Pretrained, at_once: int) -> Norm:
         return config.norm
     if given.state:
         return given.norm
-    return "batch" if at_once >= SMALLEST_NORM_BATCH else "group"
+    # Of one image, as an epoch may end with, BatchNorm cannot take the mean of the single cell of SSDlite's last level.
+    return "batch" if at_once >= SMALLEST_NORM_BATCH and not config.arch.startswith("ssdlite") else "group"
 
 
 def start(
@@ -57,7 +64,7 @@ def start(
     dtype: torch.dtype,
     *,
     is_pretrained: bool,
-) -> MaskRCNN:
+) -> Any:
     """Return the network in training mode, its weights loaded, its first stages frozen, on the device.
 
     A training that goes on is given no weights here, and may be pretrained all the same.
@@ -68,13 +75,21 @@ def start(
         log.info("%s: %d tensors loaded, %d left as drawn", given.source, filled, len(left))
         for line in left:
             log.info("  not loaded: %s", line)
-    return ready(config, model, device, dtype, is_pretrained=is_pretrained)
+        if spec.arch.startswith(DRAWN_FOR_NORMS):
+            draw_for_frozen_norms(model, given)
+    return ready(config, model, spec, device, dtype, is_pretrained=is_pretrained)
 
 
 def ready(
-    config: TrainSettings, model: MaskRCNN, device: torch.device, dtype: torch.dtype, *, is_pretrained: bool
-) -> MaskRCNN:
+    config: TrainSettings,
+    model: Any,
+    spec: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    is_pretrained: bool,
+) -> Any:
     """Return the network in training mode on the device, frozen where it does not learn, computing in `dtype`."""
-    freeze(model, config.trainable_layers if config.trainable_layers is not None else 3 if is_pretrained else 5)
-    train_in(to_device(model, device).train(), device, dtype)
+    freeze(model, spec, config.trainable_layers if config.trainable_layers is not None else 3 if is_pretrained else 5)
+    detector_of(spec).train_in(to_device(model, device).train(), device, dtype)
     return model

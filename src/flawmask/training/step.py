@@ -2,23 +2,23 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torchvision.models.detection import MaskRCNN
 
 from flawmask.distributed import Processes
+from flawmask.model.build import Detector, detector_of
+from flawmask.model.spec import ModelSpec
+from flawmask.model.targets import Target
 from flawmask.runtime import is_out_of_memory
 from flawmask.training import loader
 from flawmask.training.config import TrainSettings
-from flawmask.training.losses import losses
-from flawmask.training.targets import Target
 
 log = logging.getLogger(__name__)
-
-LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
 
 SLOWEST_START = 0.01
 """The share of the learning rate that the warm-up begins with."""
@@ -59,6 +59,8 @@ class Step:
 
     Attributes:
         model: in training mode.
+        detector: the functions for its kind.
+        losses: what its losses are called, in their order everywhere.
         optimizer: its rate is set at each step.
         schedule: what it is set to.
         scaler: skips a step whose gradient is not finite, without waiting for the device; in float16 it scales too.
@@ -71,7 +73,9 @@ class Step:
         taken: how many steps there were.
     """
 
-    model: MaskRCNN
+    model: Any
+    detector: Detector
+    losses: tuple[str, ...]
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
@@ -80,12 +84,12 @@ class Step:
     roi_samples: int | None
     at_once: int
     team: Processes = field(default_factory=Processes)
-    averaged: MaskRCNN | None = None
+    averaged: Any = None
     taken: int = 0
 
     def __call__(self, batch: loader.Batch, total: int, progress: float, *, stop: bool = False) -> Tensor:
-        """Take one step and return its figures on the device: the five losses as in `LOSSES`, the gradient's length,
-        and how many processes were told to stop.
+        """Take one step and return its figures on the device: the losses in their order, the gradient's length, and
+        how many processes were told to stop.
 
         Nobody has looked at them: see `Figures`. A step whose gradient is not finite changes no weight.
 
@@ -113,7 +117,7 @@ class Step:
         return torch.cat((figures, length.detach()[None], told))
 
     def add_gradients(self, batch: loader.Batch, total: int, outlined: Tensor) -> Tensor:
-        """Leave in the parameters the gradient of this process' share of the mean loss, and return its five losses.
+        """Leave in the parameters the gradient of this process' share of the mean loss, and return its losses.
 
         Where memory runs out, half as many images pass through the network at once from now on.
 
@@ -137,15 +141,27 @@ class Step:
             log.warning("out of memory: going on with %d images at once, the batch as it is", self.at_once)
 
     def _add_gradients(self, batch: loader.Batch, total: int, outlined: Tensor) -> Tensor:
-        figures = torch.zeros(len(LOSSES), device=self.device)
+        figures = torch.zeros(len(self.losses), device=self.device)
         images, targets = batch
         for start in range(0, len(images), self.at_once):
             part = slice(start, start + self.at_once)
-            found = losses(self.model, *loader.to_device((images[part], targets[part]), self.device), self.roi_samples)
-            weighed = torch.stack([found[name] for name in LOSSES]) * shares(targets[part], total, outlined)
+            weighed = self.weighed(self.model, (images[part], targets[part]), total, outlined)
             torch.autograd.backward(self.scaler.scale(weighed.sum()))
             figures += weighed.detach()
         return figures
+
+    def weighed(self, model: Any, part: loader.Batch, total: int, outlined: Tensor) -> Tensor:
+        """Return the losses of some images of a batch, in their order, each by its share in the batch's.
+
+        Args:
+            model: the one that is trained, or its average.
+            part: the images that pass through it together.
+            total: images of the batch.
+            outlined: on how many of those is an instance, (1,).
+        """
+        images, targets = loader.to_device(part, self.device)
+        found = self.detector.losses(model, images, targets, self.roi_samples)
+        return torch.stack([found[name] for name in self.losses]) * shares(self.losses, part[1], total, outlined)
 
 
 def count_outlined(targets: list[Target], device: torch.device) -> Tensor:
@@ -153,19 +169,21 @@ def count_outlined(targets: list[Target], device: torch.device) -> Tensor:
     return torch.full((1,), float(sum(len(target["boxes"]) > 0 for target in targets)), device=device)
 
 
-def shares(targets: list[Target], total: int, outlined: Tensor) -> Tensor:
-    """Return what the losses of some images, in the order of `LOSSES`, count for in those of a batch: (5,) float32.
+def shares(losses: Sequence[str], targets: list[Target], total: int, outlined: Tensor) -> Tensor:
+    """Return what the losses of some images, in their order, count for in those of a batch: (L,) float32.
 
     The loss of the masks is a mean over instances, and images without any say nothing about it: so those of a batch
     that have some share it, however many of the others pass through the network beside them.
 
     Args:
+        losses: their names.
         targets: of the images that pass through the network together.
         total: images of the batch.
         outlined: on how many of those is an instance, (1,).
     """
-    by_images = torch.full((len(LOSSES),), len(targets) / total, device=outlined.device)
-    by_images[LOSSES.index("loss_mask")] = (count_outlined(targets, outlined.device) / outlined.clamp(min=1))[0]
+    by_images = torch.full((len(losses),), len(targets) / total, device=outlined.device)
+    if "loss_mask" in losses:
+        by_images[losses.index("loss_mask")] = (count_outlined(targets, outlined.device) / outlined.clamp(min=1))[0]
     return by_images
 
 
@@ -174,7 +192,7 @@ class Figures:
     """A step's figures, read from the device.
 
     Attributes:
-        losses: the five, in the order of `LOSSES`.
+        losses: in their order.
         length: the gradient's, before it was clipped.
         told: how many processes were told to stop.
     """
@@ -214,7 +232,8 @@ def follow(averaged: nn.Module, model: nn.Module, steps: int) -> None:
 
 def make_step(
     config: TrainSettings,
-    model: MaskRCNN,
+    model: Any,
+    spec: ModelSpec,
     device: torch.device,
     dtype: torch.dtype,
     steps: int,
@@ -226,15 +245,18 @@ def make_step(
     """Return the step with the optimiser that suits how the network starts.
 
     SGD at 0.005 is what pretrained weights are tuned for; from none it was seen to reach NaN within 100 images, and
-    AdamW at a tenth of it trains.
+    AdamW at a tenth of it trains. Transformers have AdamW in either case, as RF-DETR's authors do: 0.0001 for
+    pretrained weights.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer
     rate = config.lr
-    if config.optimizer == "sgd" or (config.optimizer == "auto" and is_pretrained):
+    is_transformer = spec.arch.startswith("rfdetr")
+    if config.optimizer == "sgd" or (config.optimizer == "auto" and is_pretrained and not is_transformer):
         optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=0.0005, fused=True)
     else:
-        rate = config.lr / 10 if config.optimizer == "auto" else config.lr
+        if config.optimizer == "auto":
+            rate = config.lr / (50 if is_pretrained else 10)
         log.info("AdamW at a learning rate of %g", rate)
         optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, fused=True)
     warmup = min(config.warmup_steps / max(1, steps), 0.1)
@@ -242,6 +264,17 @@ def make_step(
     scaling = {} if dtype == torch.float16 else {"init_scale": 1.0, "growth_interval": 2**31 - 1}
     scaler = torch.amp.GradScaler(device.type, **scaling)  # type: ignore[arg-type]
     schedule = Schedule(rate, config.scheduler, warmup)
+    detector = detector_of(spec)
     return Step(
-        model, optimizer, schedule, scaler, device, config.clip_norm, config.roi_samples, at_once, team or Processes()
+        model,
+        detector,
+        detector.loss_names(spec),
+        optimizer,
+        schedule,
+        scaler,
+        device,
+        config.clip_norm,
+        config.roi_samples,
+        at_once,
+        team or Processes(),
     )

@@ -79,7 +79,8 @@ def _group(name: str) -> str:
     """Return the heading under which TensorBoard shows the figure."""
     if "loss" in name:
         return "loss"
-    return "training" if name in ("learning_rate", "seconds", "images_per_second", "waiting") else "validation"
+    speed = ("learning_rate", "elapsed", "seconds", "images_per_second", "waiting")
+    return "training" if name in speed else "validation"
 
 
 def _run_name(run_dir: Path) -> str:

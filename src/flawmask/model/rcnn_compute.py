@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
-from flawmask.model.build import ModelSpec, build, to_device
+from flawmask.model.layers import autocast, autocast_to_float32, cast, to_device
+from flawmask.model.rcnn_build import build
+from flawmask.model.spec import ModelSpec
 
 
-def train_in(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> None:
+def train_in(model: FasterRCNN, device: torch.device, dtype: torch.dtype) -> None:
     """Let the network's layers train in `dtype`, and fold norms that do not learn into the convolutions before them.
 
     What is computed of boxes and scores stays float32. Autocast around the whole network would make boxes bfloat16
@@ -31,16 +33,17 @@ def train_in(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> None:
                 norm.forward = _as_it_is
     network: Any = model
     heads = network.roi_heads
-    for module in (network.backbone, heads.box_head, heads.mask_head):
-        module.forward = partial(_autocast, module.forward, device, dtype)
-    for module in (network.rpn.head, heads.mask_predictor):
-        module.forward = partial(_autocast_to_float32, module.forward, device, dtype)
+    masks = [heads.mask_head, heads.mask_predictor] if heads.has_mask() else []
+    for module in (network.backbone, heads.box_head, *masks[:1]):
+        module.forward = partial(autocast, module.forward, device, dtype)
+    for module in (network.rpn.head, *masks[1:]):
+        module.forward = partial(autocast_to_float32, module.forward, device, dtype)
     heads.box_predictor.forward = partial(_of_float32, heads.box_predictor.forward)
 
 
 def for_inference(
-    model: MaskRCNN, spec: ModelSpec, device: torch.device, dtype: torch.dtype, max_proposals: int | None = None
-) -> MaskRCNN:
+    model: FasterRCNN, spec: ModelSpec, device: torch.device, dtype: torch.dtype, max_proposals: int | None = None
+) -> FasterRCNN:
     """Return a network that finds the same as `model` in evaluation mode, and faster.
 
     Its norms are folded into its convolutions, its layers hold `dtype`, and boxes and scores are float32. It shares
@@ -65,10 +68,11 @@ def for_inference(
             norm.forward = _as_it_is
     fast = to_device(fast, device)
     heads = fast.roi_heads
-    for module in (fast.backbone, fast.rpn.head, heads.box_head, heads.mask_head, heads.mask_predictor):
+    masks = [heads.mask_head, heads.mask_predictor] if heads.has_mask() else []
+    for module in (fast.backbone, fast.rpn.head, heads.box_head, *masks):
         module.to(dtype)
         module.register_forward_pre_hook(partial(_cast_inputs, dtype))
-    for module in (fast.rpn.head, heads.mask_predictor):
+    for module in (fast.rpn.head, *masks[1:]):
         module.register_forward_hook(_cast_output)
     heads.box_predictor.register_forward_pre_hook(partial(_cast_inputs, torch.float32))
     return fast
@@ -99,27 +103,13 @@ def _as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-def _autocast(forward: Callable[..., Any], device: torch.device, dtype: torch.dtype, *inputs: Any) -> Any:
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        return forward(*inputs)
-
-
-def _autocast_to_float32(forward: Callable[..., Any], device: torch.device, dtype: torch.dtype, *inputs: Any) -> Any:
-    return _cast(_autocast(forward, device, dtype, *inputs), torch.float32)
-
-
 def _of_float32(forward: Callable[..., Any], *inputs: Any) -> Any:
-    return forward(*_cast(inputs, torch.float32))
+    return forward(*cast(inputs, torch.float32))
 
 
 def _cast_inputs(dtype: torch.dtype, _: nn.Module, inputs: Any) -> Any:
-    return _cast(inputs, dtype)
+    return cast(inputs, dtype)
 
 
 def _cast_output(_: nn.Module, __: Any, output: Any) -> Any:
-    return _cast(output, torch.float32)
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Return the tensor in `dtype`, and so those in a list or tuple."""
-    return value.to(dtype) if isinstance(value, Tensor) else type(value)(_cast(item, dtype) for item in value)
+    return cast(output, torch.float32)

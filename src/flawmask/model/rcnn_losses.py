@@ -14,7 +14,8 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from flawmask.training.targets import Target, crops
+from flawmask.model.layers import batched
+from flawmask.model.targets import Target, crops
 
 SAMPLES_PER_INSTANCE, FEWEST_SAMPLES, MOST_SAMPLES = 32, 32, 512
 """Regions of an image that the heads learn on, where their number is not given; a quarter of them on an instance."""
@@ -28,14 +29,6 @@ boxes that differ little, cost the mask head's time and say the same."""
 def samples_for(instances: int) -> int:
     """Return on how many regions of an image the heads learn."""
     return min(max(SAMPLES_PER_INSTANCE * instances, FEWEST_SAMPLES), MOST_SAMPLES)
-
-
-def batched(model: Any, images: list[Tensor]) -> ImageList:
-    """Return resized (3, H, W) uint8 images, on the network's device, as one normalised and padded batch."""
-    normalised = [model.transform.normalize(image.float() / 255) for image in images]
-    sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-    tensors = model.transform.batch_images(normalised, size_divisible=model.transform.size_divisible)
-    return ImageList(tensors.contiguous(memory_format=torch.channels_last), sizes)
 
 
 def losses(model: Any, images: list[Tensor], targets: list[Target], roi_samples: int | None) -> dict[str, Tensor]:
@@ -65,6 +58,8 @@ def _head_losses(
     pooled = heads.box_roi_pool(features, chosen, batch.image_sizes)
     class_logits, box_regression = heads.box_predictor(heads.box_head(pooled))
     classifier, box = fastrcnn_loss(class_logits, box_regression, labels, corrections)
+    if not heads.has_mask():
+        return {"loss_classifier": classifier, "loss_box_reg": box}
 
     on_instance = [torch.where(of_image > 0)[0] for of_image in labels]
     if roi_samples is None:

@@ -1,0 +1,109 @@
+"""Layers that all networks are made of, and what is done to them."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import FrozenBatchNorm2d
+
+from flawmask.model.spec import Norm
+
+CELLS = 28
+"""Rows and columns of a mask's probabilities inside its box."""
+
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's colours, by which networks that started from it normalise."""
+
+
+class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
+    """Anchors in float32 whatever the features are in: bfloat16 cannot tell 286 from 287."""
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Return the anchors of each image, (N, 4) float32."""
+        # Only their sizes, type and device are looked at.
+        float32 = [features.new_empty((), dtype=torch.float32).expand(features.shape) for features in feature_maps]
+        anchors: list[Tensor] = super().forward(image_list, float32)
+        return anchors
+
+
+def replace_norms(module: nn.Module, norm: Norm, eps: float | None) -> None:
+    """Replace every BatchNorm2d under `module`.
+
+    In a small batch, BatchNorm's statistics are noisy: pretrained ones are best frozen, and GroupNorm does not look
+    at the batch at all (Wu and He, ECCV 2018).
+    """
+    if norm == "batch":
+        return
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            channels = child.num_features
+            fresh = (
+                FrozenBatchNorm2d(channels, eps=child.eps if eps is None else eps)
+                if norm == "frozen"
+                else nn.GroupNorm(math.gcd(32, channels), channels)
+            )
+            setattr(module, name, fresh)
+        else:
+            replace_norms(child, norm, eps)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return how many numbers the network learns."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def rebuilt(fresh: Any, model: nn.Module, device: torch.device) -> Any:
+    """Return a network that was built anew as one for inference: with the other's weights, sharing nothing with it."""
+    fresh.load_state_dict(model.state_dict())
+    return to_device(fresh.eval().requires_grad_(False), device)
+
+
+def to_device(model: Any, device: torch.device) -> Any:
+    """Return the network on the device, its convolutions laid out channels-last, which is faster on CPU and CUDA."""
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def autocast(forward: Callable[..., Any], device: torch.device, dtype: torch.dtype, *inputs: Any, **named: Any) -> Any:
+    """Call the function with its layers computing in `dtype`."""
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        return forward(*inputs, **named)
+
+
+def autocast_to_float32(
+    forward: Callable[..., Any], device: torch.device, dtype: torch.dtype, *inputs: Any, **named: Any
+) -> Any:
+    """The same, its results being float32."""
+    return cast(autocast(forward, device, dtype, *inputs, **named), torch.float32)
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Return the tensor in `dtype`, and so those in a list, a tuple or a dictionary."""
+    if isinstance(value, Tensor):
+        return value.to(dtype)
+    if isinstance(value, dict):
+        return {name: cast(item, dtype) for name, item in value.items()}
+    return type(value)(cast(item, dtype) for item in value)
+
+
+def batched(model: Any, images: list[Tensor]) -> ImageList:
+    """Return resized (3, H, W) uint8 images, on the network's device, as one normalised and padded batch."""
+    normalised = [model.transform.normalize(image.float() / 255) for image in images]
+    sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+    tensors = model.transform.batch_images(normalised, size_divisible=model.transform.size_divisible)
+    return ImageList(tensors.contiguous(memory_format=torch.channels_last), sizes)
+
+
+def unnormalised(model: Any, images: list[Tensor]) -> Tensor:
+    """Return a batch as a network of torchvision's sees it, (B, 3, H, W), its colours back in 0 to 1, padding included.
+
+    Padding has the colour that the network takes for nothing: the mean of the images it was first trained on.
+    """
+    mean, deviation = (
+        torch.tensor(values)[:, None, None] for values in (model.transform.image_mean, model.transform.image_std)
+    )
+    normalised: Tensor = batched(model, images).tensors
+    return normalised * deviation + mean

@@ -1,0 +1,160 @@
+"""Detectors that find boxes in one pass and outline nothing: RetinaNet, FCOS, SSD and SSDlite, as torchvision has them.
+
+Lin et al., "Focal loss for dense object detection", ICCV 2017; Tian et al., "FCOS", ICCV 2019; Liu et al., "SSD: Single
+shot multibox detector", ECCV 2016; Howard et al., "Searching for MobileNetV3", ICCV 2019.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection import (
+    fcos_resnet50_fpn,
+    retinanet_resnet50_fpn,
+    ssd300_vgg16,
+    ssdlite320_mobilenet_v3_large,
+)
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from flawmask.model.layers import autocast_to_float32, rebuilt, replace_norms
+from flawmask.model.layers import unnormalised as seen
+from flawmask.model.spec import ModelSpec
+from flawmask.model.targets import Target
+
+__all__ = [
+    "build",
+    "for_inference",
+    "infer",
+    "loss_names",
+    "losses",
+    "seen",
+    "set_score_floor",
+    "stages",
+    "train_in",
+]
+
+OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+"""RetinaNet has an anchor of each of these sizes, relative to the level's, at each place."""
+
+
+def loss_names(spec: ModelSpec) -> tuple[str, ...]:
+    """Return what the losses are called, in torchvision's words."""
+    return ("classification", "bbox_regression", *(("bbox_ctrness",) if spec.arch.startswith("fcos") else ()))
+
+
+def build(spec: ModelSpec) -> Any:
+    """Return the network that the spec describes, its weights drawn at random."""
+    model: Any = _BUILDERS[spec.arch](spec)
+    model.detections_per_img = spec.max_detections
+    model.transform._skip_resize = True  # in training, where images come resized
+    replace_norms(model, spec.norm, spec.norm_eps)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.forward = partial(_normalised, module)  # type: ignore[method-assign]
+    return model
+
+
+def _normalised(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Return what BatchNorm gives; of a single value, which has no spread and which SSDlite's last level is of a single
+    image, by the statistics so far."""
+    if norm.training and x.numel() == norm.num_features:
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    return nn.BatchNorm2d.forward(norm, x)
+
+
+def _of_any_size(builder: Callable[..., nn.Module], spec: ModelSpec) -> nn.Module:
+    return builder(
+        weights=None,
+        weights_backbone=None,
+        num_classes=len(spec.classes) + 1,
+        min_size=spec.image_size,
+        max_size=spec.max_size,
+    )
+
+
+def _retinanet(spec: ModelSpec) -> nn.Module:
+    model: Any = _of_any_size(retinanet_resnet50_fpn, spec)
+    sizes = tuple(tuple(int(size * octave) for octave in OCTAVES) for size in spec.anchor_sizes)
+    model.anchor_generator = AnchorGenerator(sizes, model.anchor_generator.aspect_ratios)
+    network: nn.Module = model
+    return network
+
+
+def _of_fixed_size(builder: Callable[..., nn.Module], spec: ModelSpec) -> nn.Module:
+    return builder(weights=None, weights_backbone=None, num_classes=len(spec.classes) + 1)
+
+
+_BUILDERS: dict[str, Callable[[ModelSpec], nn.Module]] = {
+    "retinanet_resnet50_fpn": _retinanet,
+    "fcos_resnet50_fpn": partial(_of_any_size, fcos_resnet50_fpn),
+    "ssd300_vgg16": partial(_of_fixed_size, ssd300_vgg16),
+    "ssdlite320_mobilenet_v3_large": partial(_of_fixed_size, ssdlite320_mobilenet_v3_large),
+}
+
+
+def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | None) -> dict[str, Tensor]:
+    """Return the losses by torchvision's names, each a scalar float32: of RetinaNet averaged over the images, of the
+    others over all anchors or places that belong to an instance. SSD learns nothing from an image without any.
+
+    Args:
+        model: in training mode.
+        images: (3, H, W) uint8, at the size at which the network sees them, on its device.
+        targets: one each.
+    """
+    wanted = [{name: target[name] for name in ("boxes", "labels")} for target in targets]
+    found: dict[str, Tensor] = model([image.float() / 255 for image in images], wanted)
+    return {name: loss.float() for name, loss in found.items()}
+
+
+def train_in(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Let the network's layers train in `dtype`; boxes and losses stay float32."""
+    network: Any = model
+    for module in (network.backbone, network.head):
+        module.forward = partial(autocast_to_float32, module.forward, device, dtype)
+
+
+def for_inference(
+    model: nn.Module, spec: ModelSpec, device: torch.device, dtype: torch.dtype, _: int | None = None
+) -> Any:
+    """Return a network that finds the same as `model` in evaluation mode, and shares nothing with it."""
+    fast = rebuilt(build(spec), model, device)
+    train_in(fast, device, dtype)
+    return fast
+
+
+def set_score_floor(model: Any, floor: float) -> None:
+    """Let the network drop detections that score no more than this."""
+    model.score_thresh = floor
+
+
+def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """Return what is found on each image: `boxes` (N, 4) in pixels of the image, `labels` (N,), `scores` (N,).
+
+    Args:
+        model: in evaluation mode.
+        images: (3, H, W) float32, 0 to 1, of one size.
+    """
+    found: list[dict[str, Tensor]] = model(list(images))
+    # RetinaNet and FCOS have a score for label 0 too, which no instance has.
+    return [{name: tensor[one["labels"] > 0] for name, tensor in one.items()} for one in found]
+
+
+def stages(model: Any) -> list[list[nn.Module]]:
+    """Return the backbone's stages, the one nearest to the image first, each as a list of modules."""
+    if hasattr(model.backbone, "body"):
+        body = dict(model.backbone.body.named_children())
+        return [[body["conv1"], body["bn1"]], *([body[f"layer{number}"]] for number in range(1, 5))]
+    # SSD's: a stage begins where the resolution halves, as it does where the second of its two parts begins.
+    features = model.backbone.features
+    parts = [[*features], [*model.backbone.extra[0]]] if _is_vgg(model) else [[*part] for part in features]
+    blocks = [*parts[0], *parts[1]]
+    halving = {at for at, one in enumerate(blocks) if isinstance(one, nn.MaxPool2d) or getattr(one, "_is_cn", False)}
+    starts = sorted({0, len(parts[0]), *halving})
+    return [blocks[start:end] for start, end in zip(starts, [*starts[1:], len(blocks)], strict=True)]
+
+
+def _is_vgg(model: Any) -> bool:
+    return any(isinstance(block, nn.MaxPool2d) for block in model.backbone.features)

@@ -1,0 +1,179 @@
+"""RF-DETR with outlines, through rfdetr: an extra, `pip install "flawmask[rfdetr]"`, under Apache-2.0.
+
+Its networks and its losses alone take part, without a download; its training, its data and its larger models, which
+have another licence, do not. Robinson et al., "RF-DETR: Real-time detection transformer", ICLR 2026,
+https://arxiv.org/abs/2511.09554.
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import box_convert, roi_align
+
+from flawmask.errors import FlawmaskError
+from flawmask.model.layers import CELLS, IMAGENET_DEVIATION, IMAGENET_MEAN, autocast_to_float32, rebuilt
+from flawmask.model.spec import ModelSpec
+from flawmask.model.targets import Target, crops
+
+CONFIGS = {"rfdetr_seg_nano": "RFDETRSegNanoConfig", "rfdetr_seg_small": "RFDETRSegSmallConfig"}
+"""What rfdetr calls the networks."""
+
+
+@cache
+def _rfdetr() -> tuple[Any, Any]:
+    """Return rfdetr's configurations and its networks.
+
+    Raises:
+        FlawmaskError: it is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # it compiles functions as torch wants it no more
+            from rfdetr import config
+            from rfdetr.models import lwdetr
+    except ImportError as error:
+        raise FlawmaskError(f'RF-DETR needs rfdetr ({error}): pip install "flawmask[rfdetr]"') from None
+    # It has handlers of its own, and warns of each network that it does not start from DINOv2's weights.
+    logging.getLogger("rf-detr").setLevel(logging.ERROR)
+    return config, lwdetr
+
+
+def loss_names(_: ModelSpec) -> tuple[str, ...]:
+    """Return what the losses are called, in rfdetr's words."""
+    return ("loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice")
+
+
+def build(spec: ModelSpec) -> Any:
+    """Return the network that the spec describes, its weights drawn at random. There is no BatchNorm in it.
+
+    Raises:
+        FlawmaskError: rfdetr is not installed.
+    """
+    config, lwdetr = _rfdetr()
+    # Nothing is read from or written to the folders, nor is the file of weights that the configuration names.
+    network = getattr(config, CONFIGS[spec.arch])(num_classes=len(spec.classes), device="cpu")
+    training = config.SegmentationTrainConfig(dataset_dir=".", output_dir=".")
+    model = lwdetr.build_model_from_config(network, training)
+    model.criterion, _ = lwdetr.build_criterion_from_config(network, training)
+    model.flawmask = spec
+    return model
+
+
+def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | None) -> dict[str, Tensor]:
+    """Return the losses by rfdetr's names, each a scalar float32: over all layers of the decoder, weighed as rfdetr
+    does it, and divided by the instances.
+
+    Args:
+        model: in training mode.
+        images: (3, H, W) uint8, at the size at which the network sees them, on its device.
+        targets: one each.
+    """
+    batch = seen(model, images)
+    wanted = [_wanted(target, *batch.shape[-2:]) for target in targets]
+    # Left to itself, it would ask other processes how many there are, and weigh a batch without any by its 13 groups
+    # of queries more than one with a single instance.
+    instances = max(1, sum(len(target["labels"]) for target in targets))
+    found = model.criterion(model(_normalised(batch)), wanted, float(instances * model.group_detr))
+    weights: dict[str, float] = model.criterion.weight_dict
+    return {
+        name: torch.stack([weight * found[key] for key, weight in weights.items() if key.startswith(name)]).sum()
+        for name in loss_names(model.flawmask)
+    }
+
+
+def seen(_: Any, images: Sequence[Tensor]) -> Tensor:
+    """Return a batch as the network sees it, (B, 3, H, W), 0 to 1: squares of one size, without padding."""
+    return torch.stack([image.float() / 255 for image in images])
+
+
+def _normalised(batch: Tensor) -> Tensor:
+    mean, deviation = (batch.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+    return (batch - mean) / deviation
+
+
+def _wanted(target: Target, height: int, width: int) -> Target:
+    """Return a target as rfdetr wants it: labels from 0, boxes by centre and size as shares of the image, masks of the
+    whole image."""
+    boxes = target["boxes"]
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
+    for mask, crop, (left, top, *_) in zip(masks, crops(target), target["windows"].tolist(), strict=True):
+        mask[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+    shares = boxes / boxes.new_tensor([width, height, width, height])
+    return {"labels": target["labels"] - 1, "boxes": box_convert(shares, "xyxy", "cxcywh"), "masks": masks}
+
+
+def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Let the network's layers train in `dtype`; boxes, what they are worked out from, and losses stay float32."""
+    body, head = model.backbone[0], model.segmentation_head
+    for module in (body.encoder, body.projector, *model.transformer.decoder.layers, head):
+        module.forward = partial(autocast_to_float32, module.forward, device, dtype)
+    head.sparse_forward = partial(autocast_to_float32, head.sparse_forward, device, dtype)
+
+
+def for_inference(model: Any, spec: ModelSpec, device: torch.device, dtype: torch.dtype, _: int | None = None) -> Any:
+    """Return a network that finds the same as `model` in evaluation mode, and shares nothing with it."""
+    fast = rebuilt(build(spec), model, device)
+    train_in(fast, device, dtype)
+    return fast
+
+
+def set_score_floor(model: Any, floor: float) -> None:
+    """Let the network drop detections that score no more than this."""
+    model.score_floor = floor
+
+
+def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """Return what is found on each image: `boxes` (N, 4) in pixels of the image, `labels` (N,), `scores` (N,) and
+    `masks` (N, 1, 28, 28) probabilities inside the box.
+
+    Args:
+        model: in evaluation mode.
+        images: (3, H, W) float32, 0 to 1, of one size.
+    """
+    spec: ModelSpec = model.flawmask
+    size = tuple(images[0].shape[-2:])
+    batch = F.interpolate(torch.stack(list(images)), size=spec.resized(*size), mode="bilinear", align_corners=False)
+    found = model(_normalised(batch))
+    floor = getattr(model, "score_floor", 0.0)
+    each = zip(found["pred_logits"], found["pred_boxes"], found["pred_masks"], strict=True)
+    return [_instances(*one, spec, floor, size) for one in each]
+
+
+def _instances(
+    logits: Tensor, boxes: Tensor, masks: Tensor, spec: ModelSpec, floor: float, size: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """Return the instances of an image.
+
+    Args:
+        logits: (queries, classes + 1), of which the last one stands for nothing.
+        boxes: (queries, 4): centre and size, as shares of the image.
+        masks: (queries, rows, columns) logits over the whole image.
+        spec: the network's.
+        floor: detections that score no more are dropped.
+        size: the image's height and width.
+    """
+    classes = len(spec.classes)
+    scores = logits[:, :classes].sigmoid().flatten()
+    scores, places = scores.topk(min(spec.max_detections, len(scores)))
+    places = places[scores > floor]
+    query = places // classes
+    shares = box_convert(boxes[query], "cxcywh", "xyxy").clamp(0, 1)
+    cells, pixels = (shares * shares.new_tensor([wide, high] * 2) for high, wide in (masks.shape[-2:], size))
+    inside = roi_align(masks[:, None], torch.cat((query[:, None], cells), dim=1), CELLS, aligned=True).sigmoid()
+    return {"boxes": pixels, "labels": places % classes + 1, "scores": scores[: len(places)], "masks": inside}
+
+
+def stages(model: Any) -> list[list[nn.Module]]:
+    """Return the cut into patches, and the encoder's layers in four groups, each up to one that the heads look at; the
+    one nearest to the image first."""
+    encoder = model.backbone[0].encoder.encoder
+    layers = list(encoder.encoder.layer)
+    size = len(layers) // 4
+    groups = [layers[start : start + size] for start in range(0, len(layers), size)]
+    return [[encoder.embeddings], *groups[:3], [*groups[3], encoder.layernorm]]

@@ -1,0 +1,96 @@
+"""Everything that decides what a network computes but its weights, in one value."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from flawmask.errors import FlawmaskError
+from flawmask.model.arch import FIXED_SIZES, SMALLEST_SQUARE, SQUARES, Arch, has_masks
+
+Norm = Literal["batch", "frozen", "group"]
+
+TORCHVISION_SIZE, TORCHVISION_MAX_SIZE = 800, 1333
+TORCHVISION_ANCHORS = (32, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything but the weights: two networks of one spec and one state dict give the same results.
+
+    Attributes:
+        arch: the architecture's name.
+        classes: the classes' names in the order of the network's labels 1, 2, ...; background is not among them.
+        image_size: the shorter side, in pixels, to which an image is resized.
+        norm: what normalises: BatchNorm that learns, BatchNorm with fixed statistics, or GroupNorm.
+        norm_eps: the epsilon of frozen norms; None for the architecture's own.
+        anchor_sizes: the five anchor sizes, in pixels of the resized image, smallest first.
+        max_detections: the most instances that one image can have.
+        proposals: the most regions of an image that the heads look at; twice as many in training.
+    """
+
+    arch: Arch
+    classes: tuple[str, ...]
+    image_size: int = TORCHVISION_SIZE
+    norm: Norm = "frozen"
+    norm_eps: float | None = None
+    anchor_sizes: tuple[int, ...] = TORCHVISION_ANCHORS
+    max_detections: int = 100
+    proposals: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.arch not in get_args(Arch):
+            raise FlawmaskError(f"there is no architecture {self.arch}: there are {', '.join(get_args(Arch))}")
+        if self.norm not in get_args(Norm) or not self.classes or len(self.anchor_sizes) != len(TORCHVISION_ANCHORS):
+            raise FlawmaskError(f"{self} does not describe a network")
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the network outlines what it finds."""
+        return has_masks(self.arch)
+
+    @property
+    def learns_image_by_image(self) -> bool:
+        """Whether the losses of a pass are a mean over its images; the others divide by all that is found on them, so
+        that it matters which images pass together. (The mask loss of an R-CNN is weighed in `training/step.py`.)"""
+        return "rcnn" in self.arch or self.arch.startswith("retinanet")
+
+    @property
+    def has_anchor_sizes(self) -> bool:
+        """Whether `anchor_sizes` mean anything to it; the others have anchors of their own, or none."""
+        return "rcnn" in self.arch or self.arch.startswith("retinanet")
+
+    @property
+    def fixed_size(self) -> int | None:
+        """The width and height, in pixels, to which every image is squeezed; None where proportions are kept."""
+        if self.arch not in SQUARES:
+            return FIXED_SIZES.get(self.arch)
+        step = SQUARES[self.arch]
+        return max(SMALLEST_SQUARE, -(-self.image_size // step) * step)
+
+    @property
+    def max_size(self) -> int:
+        """The most, in pixels, that the longer side may have after resizing."""
+        return round(self.image_size * TORCHVISION_MAX_SIZE / TORCHVISION_SIZE)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width at which the network sees an image, as torchvision's transform works them out."""
+        if self.fixed_size is not None:
+            return self.fixed_size, self.fixed_size
+        down, across = self.scales(height, width)
+        return max(1, int(height * down)), max(1, int(width * across))
+
+    def scales(self, height: int, width: int) -> tuple[float, float]:
+        """Return how many pixels the network sees for one of the image's, down and across."""
+        if self.fixed_size is not None:
+            return self.fixed_size / height, self.fixed_size / width
+        scale = min(self.image_size / min(height, width), self.max_size / max(height, width))
+        return scale, scale
+
+
+def anchors_for(image_size: int) -> tuple[int, ...]:
+    """Return anchor sizes that cover the same share of a resized image as torchvision's do at 800 pixels."""
+    return tuple(max(4, round(size * image_size / TORCHVISION_SIZE)) for size in TORCHVISION_ANCHORS)
+
+
+def proposals_for(image_size: int) -> int:
+    """Return how many regions the heads look at: torchvision's 1000 at 800 pixels, fewer on images with less room."""
+    return max(200, round(1000 * image_size / TORCHVISION_SIZE))

@@ -1,0 +1,216 @@
+"""YOLO11 for boxes and for outlines, through ultralytics: an extra, `pip install "flawmask[yolo]"`, under AGPL-3.0.
+
+Networks are built from ultralytics' own descriptions, without a download; its training and its usage reporting take no
+part. Jocher, Qiu, "Ultralytics YOLO11", 2024, https://github.com/ultralytics/ultralytics.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import cache, partial
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import batched_nms, roi_align
+
+from flawmask.errors import FlawmaskError
+from flawmask.model.layers import CELLS, autocast_to_float32, rebuilt, replace_norms
+from flawmask.model.spec import ModelSpec
+from flawmask.model.targets import Target, crops
+
+log = logging.getLogger(__name__)
+
+STRIDE = 32
+"""Sides of what the network sees are multiples of this many pixels."""
+
+GREY = 114 / 255
+"""What images are padded with, as ultralytics does it."""
+
+MASK_RATIO = 4
+"""Pixels of the image per cell of the masks, along each side."""
+
+WEIGHTS_OF_LOSSES = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
+"""Ultralytics' defaults."""
+
+NMS_IOU = 0.7
+"""Of two boxes of a class that overlap by more, the less certain one goes; ultralytics' default."""
+
+
+@cache
+def _tasks() -> Any:
+    """Return ultralytics' networks; it may report nothing, install nothing and ask nobody whether it is online.
+
+    Raises:
+        FlawmaskError: it is not installed.
+    """
+    for name, value in {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}.items():
+        os.environ.setdefault(name, value)
+    try:
+        threads = cv2.getNumThreads()
+        from ultralytics.nn import tasks
+    except ImportError:
+        raise FlawmaskError(
+            'YOLO needs ultralytics, which is not installed: pip install "flawmask[yolo]" (it is licensed under '
+            "AGPL-3.0, which asks for the source of what it becomes a part of)"
+        ) from None
+    log.warning("YOLO is ultralytics', licensed under AGPL-3.0: mind its terms before you ship it")
+    cv2.setNumThreads(threads)  # which ultralytics sets to none, for all
+    logging.getLogger("ultralytics").setLevel(logging.ERROR)
+    return tasks
+
+
+def loss_names(spec: ModelSpec) -> tuple[str, ...]:
+    """Return what the losses are called, in ultralytics' words."""
+    return ("box_loss", *(("seg_loss",) if spec.has_masks else ()), "cls_loss", "dfl_loss")
+
+
+def build(spec: ModelSpec) -> Any:
+    """Return the network that the spec describes, its weights drawn at random.
+
+    Raises:
+        FlawmaskError: ultralytics is not installed.
+    """
+    tasks = _tasks()
+    kind = tasks.SegmentationModel if spec.has_masks else tasks.DetectionModel
+    model = kind(f"{spec.arch}.yaml", ch=3, nc=len(spec.classes), verbose=False)
+    model.args = SimpleNamespace(**WEIGHTS_OF_LOSSES, overlap_mask=True, mask_ratio=MASK_RATIO)
+    model.flawmask = spec
+    replace_norms(model, spec.norm, spec.norm_eps)
+    return model
+
+
+def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | None) -> dict[str, Tensor]:
+    """Return the losses by ultralytics' names, each a scalar float32, over all that is found on the images.
+
+    Args:
+        model: in training mode.
+        images: (3, H, W) uint8, at the size at which the network sees them, on its device.
+        targets: one each.
+    """
+    batch = _padded([image.float() / 255 for image in images])
+    height, width = batch.shape[-2:]
+    size = batch.new_tensor([width, height, width, height])
+    boxes = [target["boxes"] / size for target in targets]
+    found, named = model.loss(
+        {
+            "img": batch,
+            "batch_idx": torch.cat([batch.new_full((len(one),), at) for at, one in enumerate(boxes)]),
+            "cls": torch.cat([target["labels"] for target in targets])[:, None] - 1.0,
+            "bboxes": torch.cat(
+                [torch.cat(((one[:, :2] + one[:, 2:]) / 2, one[:, 2:] - one[:, :2]), 1) for one in boxes]
+            ),
+            "masks": torch.stack([_numbered(target, height, width) for target in targets]).to(batch.device),
+        },
+        model(batch),
+    )
+    # It returns sums over the images in the order of the second's keys; one of them is for networks of a later kind.
+    both = dict(zip(named, found, strict=True))
+    return {name: both[name].float() / len(images) for name in loss_names(model.flawmask)}
+
+
+def seen(_: Any, images: Sequence[Tensor]) -> Tensor:
+    """Return a batch as the network sees it, (B, 3, H, W), 0 to 1, padding included."""
+    return _padded([image.float() / 255 for image in images])
+
+
+def _padded(images: Sequence[Tensor]) -> Tensor:
+    """Return (3, H, W) images as one batch, padded at the right and below."""
+    sides = [max(image.shape[axis] for image in images) for axis in (-2, -1)]
+    height, width = (-(-side // STRIDE) * STRIDE for side in sides)
+    padded = [F.pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2]), value=GREY) for one in images]
+    return torch.stack(padded).contiguous(memory_format=torch.channels_last)
+
+
+def _numbered(target: Target, height: int, width: int) -> Tensor:
+    """Return which instance each cell belongs to: (H / 4, W / 4), 0 for none; the smaller one lies above the larger."""
+    cells = torch.zeros(height // MASK_RATIO, width // MASK_RATIO)
+    masks = []
+    for crop, (left, top, *_) in zip(crops(target), target["windows"].tolist(), strict=True):
+        whole = torch.zeros(height, width)
+        whole[top : top + crop.shape[0], left : left + crop.shape[1]] = crop.cpu().float()
+        share = F.avg_pool2d(whole[None], MASK_RATIO)[0]
+        masks.append(share >= 0.5 if (share >= 0.5).any() else share > 0)
+    for number in sorted(range(len(masks)), key=lambda one: -int(masks[one].sum())):
+        cells[masks[number]] = number + 1
+    return cells
+
+
+def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Let the network's layers train in `dtype`; boxes and losses stay float32."""
+    model.forward = partial(autocast_to_float32, model.forward, device, dtype)
+
+
+def for_inference(model: Any, spec: ModelSpec, device: torch.device, dtype: torch.dtype, _: int | None = None) -> Any:
+    """Return a network that finds the same as `model` in evaluation mode, and shares nothing with it."""
+    fast = rebuilt(build(spec), model, device)
+    train_in(fast, device, dtype)
+    return fast
+
+
+def set_score_floor(model: Any, floor: float) -> None:
+    """Let the network drop detections that score no more than this."""
+    model.score_floor = floor
+
+
+def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """Return what is found on each image: `boxes` (N, 4) in pixels of the image, `labels` (N,), `scores` (N,) and,
+    where it outlines what it finds, `masks` (N, 1, 28, 28) probabilities inside the box.
+
+    Args:
+        model: in evaluation mode.
+        images: (3, H, W) float32, 0 to 1, of one size.
+    """
+    spec: ModelSpec = model.flawmask
+    height, width = images[0].shape[-2:]
+    resized = spec.resized(height, width)
+    batch = F.interpolate(torch.stack(list(images)), size=resized, mode="bilinear", align_corners=False)
+    found, _ = model(_padded(list(batch)))
+    found, prototypes = found if spec.has_masks else (found, [None] * len(images))
+    ratio = torch.tensor([width / resized[1], height / resized[0]] * 2, device=batch.device)
+    floor = getattr(model, "score_floor", 0.0)
+    pairs = zip(found, prototypes, strict=True)
+    return [_instances(one, proto, spec, floor, ratio, (height, width)) for one, proto in pairs]
+
+
+def _instances(
+    found: Tensor, prototypes: Tensor | None, spec: ModelSpec, floor: float, ratio: Tensor, size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Return the instances of an image.
+
+    Args:
+        found: (4 + classes + coefficients, A): centre and size of each box in pixels of the resized image, scores.
+        prototypes: (coefficients, H / 4, W / 4), of which each instance's mask is a sum; None without masks.
+        spec: the network's.
+        floor: boxes that score no more are dropped.
+        ratio: (4,) pixels of the image per pixel of the resized one.
+        size: the image's height and width.
+    """
+    ends = (2, 4, 4 + len(spec.classes))
+    centres, sides, scores, coefficients = torch.tensor_split(found.T, ends, dim=1)
+    boxes = torch.cat((centres - sides / 2, centres + sides / 2), dim=1)
+    score, label = scores.max(dim=1)
+    above = torch.where(score > floor)[0]
+    kept = above[batched_nms(boxes[above], score[above], label[above], NMS_IOU)][: spec.max_detections]
+    # What is returned, and what masks are cut out by: the box as far as it lies on the image.
+    height, width = size
+    scaled = boxes[kept] * ratio
+    scaled = torch.minimum(scaled.clamp(min=0), scaled.new_tensor([width, height, width, height]))
+    boxes = scaled / ratio
+    instances = {"labels": label[kept] + 1, "scores": score[kept]}
+    if prototypes is not None:
+        masks = (coefficients[kept] @ prototypes.flatten(1)).view(-1, 1, *prototypes.shape[1:])
+        places = torch.cat((torch.arange(len(kept), device=boxes.device)[:, None], boxes), dim=1)
+        instances["masks"] = roi_align(masks, places, CELLS, 1 / MASK_RATIO, aligned=True).sigmoid()
+    return instances | {"boxes": scaled}
+
+
+def stages(model: Any) -> list[list[nn.Module]]:
+    """Return the layers that halve the resolution, each with those up to the next, the one nearest to the image first:
+    of the backbone, the first eleven."""
+    blocks = list(model.model)[:11]
+    starts = [at for at, block in enumerate(blocks) if type(block).__name__ == "Conv"]
+    return [blocks[start:end] for start, end in zip(starts, [*starts[1:], len(blocks)], strict=True)]
