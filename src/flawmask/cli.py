@@ -1,6 +1,5 @@
 """The command line. It is made from the stages' settings and nothing else: a field's docstring is its help."""
 
-import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import flawmask
+from flawmask.comparison.config import CompareConfig
 from flawmask.data.augment import AugmentConfig, augment
 from flawmask.data.doctor import DoctorConfig, examine
 from flawmask.data.doctor_tables import tables
@@ -23,7 +23,7 @@ from flawmask.evaluation.summary import percent, summary
 from flawmask.inference.config import PredictConfig
 from flawmask.launch import is_first
 from flawmask.pipeline import DemoCommand, Finished, RunConfig, demo, run
-from flawmask.progress import show_progress_on
+from flawmask.progress import log_to, show_progress_on
 from flawmask.report.config import ReportConfig
 from flawmask.settings import require
 from flawmask.training.config import TrainConfig
@@ -37,12 +37,13 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
     "demo": DemoCommand,
+    "compare": CompareConfig,
     "report": ReportConfig,
     "doctor": DoctorConfig,
 }
 
 DESCRIPTION = """Flawmask finds and outlines defects on manufactured parts: a folder of labelled images in, a trained
-Mask R-CNN, its figures and its outlined defects out. `flawmask demo --run` shows it all on images that it draws itself;
+network, its figures and its outlined defects out. `flawmask demo --run` shows it all on images that it draws itself;
 `flawmask run --category bottle` does it on yours; `flawmask COMMAND --help` explains one step."""
 
 OK, DEFECT_FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
@@ -64,7 +65,7 @@ def main(command: str | None = None) -> None:
 def _guarded(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status; what the user can mend is one line on stderr, no traceback."""
     console = Console(stderr=True)
-    _log_to(console)
+    log_to(console)
     show_progress_on(console if is_first() else None)
     try:
         return _dispatch(_parse(arguments))
@@ -102,19 +103,6 @@ def _parse(arguments: Sequence[str]) -> Any:
     )
 
 
-def _log_to(console: Console) -> None:
-    """Show what the library logs as plain lines that do not disturb a progress bar."""
-
-    class _Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            style = "yellow" if record.levelno >= logging.WARNING else ""
-            console.print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)
-
-    logger = logging.getLogger("flawmask")
-    logger.handlers = [_Lines()]
-    logger.setLevel(logging.INFO)
-
-
 def _dispatch(config: Any) -> int:
     """Run the stage that the config belongs to, and return the exit status."""
     match config:
@@ -133,13 +121,11 @@ def _dispatch(config: Any) -> int:
 
             train(config)
         case EvaluateConfig():
-            from flawmask.evaluation.evaluate import evaluate
-
-            judged = evaluate(config)
-            if is_first():
-                _print_lines([summary(judged.metrics), f"look at {(judged.results_dir / 'report.html').as_posix()}"])
+            _evaluate(config)
         case PredictConfig():
             return _predict(config)
+        case CompareConfig():
+            return _compare(config)
         case ReportConfig():
             from flawmask.report.compare import report
 
@@ -179,6 +165,14 @@ def _prepare(config: PrepareConfig) -> int:
     return status
 
 
+def _evaluate(config: EvaluateConfig) -> None:
+    from flawmask.evaluation.evaluate import evaluate
+
+    judged = evaluate(config)
+    if is_first():
+        _print_lines([summary(judged.metrics), f"look at {(judged.results_dir / 'report.html').as_posix()}"])
+
+
 def _predict(config: PredictConfig) -> int:
     from flawmask.inference.predict import predict
 
@@ -186,6 +180,20 @@ def _predict(config: PredictConfig) -> int:
     if found.unreadable:
         return FAILED
     return DEFECT_FOUND if config.fail_on_defect and found.defective else OK
+
+
+def _compare(config: CompareConfig) -> int:
+    from flawmask.comparison.compare import compare
+
+    compared = compare(config)
+    table = Table()
+    for name in compared.head:
+        table.add_column(name, overflow="fold")
+    for row in compared.body:
+        table.add_row(*(cell.replace(" (", "\n(") for cell in row))
+    Console(markup=False).print(table)
+    _print_lines([*compared.said, f"look at {(compared.folder / 'comparison.html').as_posix()}"])
+    return FAILED if compared.failed else OK
 
 
 def _print_finished(finished: list[Finished]) -> int:

@@ -16,7 +16,7 @@ from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
 from flawmask.files import read_json, whole_folder, write_json
 from flawmask.inference.predictor import Prediction, Predictor
-from flawmask.pipeline import RUNS, Finished, RunConfig, augmented, new_run_dir, prepared, stage
+from flawmask.pipeline import Finished, RunConfig, augmented, earlier, new_run_dir, prepared, stage
 from flawmask.settings import as_json
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
@@ -51,36 +51,42 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
     Raises:
         FlawmaskError: see `prepare`, `augment`, `train` and `evaluate`.
     """
-    numbers = range(1, config.folds + 1)
-    folders = [prepared(replace(config, category=name, fold=fold), name) for fold in numbers]
+    folders = prepared_folds(config, name)
     origin = {
         "made_by": "flawmask run --folds",
         "version": flawmask.__version__,
         "settings": as_json(config) | {"category": name, "overwrite": False},
         "source": read_json(folders[0] / dataset_info.NAME)["source"],
     }
-    run_dir = None if config.overwrite else _earlier(origin)
+    run_dir = None if config.overwrite else earlier(f"*_folds/{NAME}", origin)
     if run_dir is None:
         with new_run_dir("_folds") as run_dir:
             write_json(run_dir / NAME, {**origin, "done": []})
-    done = list(read_json(run_dir / NAME)["done"])
-    for fold, folder in zip(numbers, folders, strict=True):
-        log.info("fold %d of %d%s", fold, config.folds, " was finished before" if fold in done else "")
+    return Finished(name, run_dir, fold_by_fold(config, folders, run_dir))
+
+
+def prepared_folds(config: RunConfig, name: str) -> list[Path]:
+    """Return the COCO folder of each fold of a category, made or reused."""
+    return [prepared(replace(config, category=name, fold=fold), name) for fold in range(1, config.folds + 1)]
+
+
+def fold_by_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[str, Any]:
+    """Train and judge each fold that `folds.json` in the run folder does not call done; return what all come to.
+
+    Args:
+        config: the settings.
+        folders: the COCO folder of each fold.
+        run_dir: holds `folds.json`.
+    """
+    content = read_json(run_dir / NAME)
+    done = list(content["done"])
+    for fold, folder in enumerate(folders, start=1):
+        log.info("fold %d of %d%s", fold, len(folders), " was finished before" if fold in done else "")
         if fold not in done:
             _one_fold(config, folder, run_dir / f"fold_{fold}")
             done.append(fold)
-            write_json(run_dir / NAME, {**origin, "done": done})
-    return Finished(name, run_dir, _judge_all(config, folders, run_dir))
-
-
-def _earlier(origin: dict[str, Any]) -> Path | None:
-    """Return the newest cross-validation of this very origin, finished or not; None where there is none."""
-    for path in sorted(RUNS.glob(f"*_folds/{NAME}"), reverse=True):
-        content = read_json(path)
-        if isinstance(content, dict) and all(content.get(key) == value for key, value in origin.items()):
-            log.info("going on with %s", path.parent)
-            return path.parent
-    return None
+            write_json(run_dir / NAME, {**content, "done": done})
+    return _judge_all(config, folders, run_dir)
 
 
 def _one_fold(config: RunConfig, prepared_dir: Path, run_dir: Path) -> None:

@@ -1,7 +1,7 @@
 """prepare -> augment -> train -> evaluate, for one category or several; and what of it is skipped."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -26,12 +26,14 @@ log = logging.getLogger(__name__)
 RUNS = Path("model_maskrcnn")
 """Where `run` puts its results."""
 
+NAME_DATA = "name either a --category (a folder under --mvtec_root) or a --dataset_dir (a COCO folder)"
+
 Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunPaths(Settings):
-    """Where `run` starts, and what it leaves out."""
+class DataPaths(Settings):
+    """Where the images come from, and what of preparing them is left out."""
 
     category: str | None = None
     """The category: a folder name under --mvtec_root; several as a,b,c; or all."""
@@ -43,6 +45,17 @@ class RunPaths(Settings):
     """Use the data set that is there already."""
     skip_augment: bool = False
     """Train on the prepared images alone."""
+
+    @property
+    def is_named(self) -> bool:
+        """Whether either a category or a data set is given."""
+        return (self.category is None) != (self.dataset_dir is None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPaths(DataPaths):
+    """Where `run` starts, and what it leaves out."""
+
     skip_train: bool = False
     """Train nothing; judge --model_dir."""
     skip_inference: bool = False
@@ -54,10 +67,7 @@ class RunPaths(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.resume is not None or (self.category is None) != (self.dataset_dir is None),
-            "name either a --category (a folder under --mvtec_root) or a --dataset_dir (a COCO folder)",
-        )
+        require(self.resume is not None or self.is_named, NAME_DATA)
         require(self.model_dir is None or self.skip_train, "--model_dir is for --skip_train: a training makes its own")
 
 
@@ -168,8 +178,10 @@ def _go_on(run_dir: Path) -> Finished:
     name = config.category or prepared_dir.name
     if config.skip_inference:
         return Finished(name, run_dir, None)
-    return _judged(
-        config, name, run_dir, Path(content["settings"]["dataset_dir"]), _judged_splits(config, prepared_dir)
+    return Finished(
+        name,
+        run_dir,
+        judged(config, run_dir, Path(content["settings"]["dataset_dir"]), judged_splits(config, prepared_dir)),
     )
 
 
@@ -203,9 +215,9 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     """Augment, train and judge from a COCO folder on."""
     from flawmask.training.loop import train
 
-    splits = _judged_splits(config, prepared_dir)
+    splits = judged_splits(config, prepared_dir)
     if not config.skip_inference:
-        _check_judged(config, prepared_dir, splits)
+        check_judged(config, prepared_dir, splits)
     # Judging needs no variants, unless the validation images are to be judged as variants too.
     judges_only = config.skip_train and not config.skip_inference and not config.augment_val
     dataset_dir = prepared_dir if judges_only else augmented(config, prepared_dir)
@@ -218,27 +230,28 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
             run_dir = train(settings, part_of=as_json(whole)).run_dir
     if config.skip_inference:
         return Finished(name, run_dir, None)
-    return _judged(config, name, run_dir or config.model_dir or _newest_run(prepared_dir), dataset_dir, splits)
+    run_dir = run_dir or config.model_dir or _newest_run(prepared_dir)
+    return Finished(name, run_dir, judged(config, run_dir, dataset_dir, splits))
 
 
-def _judged_splits(config: RunConfig, prepared_dir: Path) -> list[str]:
+def judged_splits(config: RunConfig, prepared_dir: Path) -> list[str]:
     """Return the splits that are judged, in their order. A test split comes after the one that may have chosen the
     threshold, and its figures are those that count."""
     has_test = config.split == "val" and "test" in split_names(prepared_dir)
     return [config.split, *(["test"] if has_test else [])]
 
 
-def _judged(config: RunConfig, name: str, run_dir: Path, dataset_dir: Path, splits: Sequence[str]) -> Finished:
-    """Judge a run on each split; the last one's figures count."""
+def judged(config: RunConfig, run_dir: Path, dataset_dir: Path, splits: Sequence[str]) -> dict[str, Any]:
+    """Judge a run on each split and return the metrics of the last one, which count."""
     from flawmask.evaluation.evaluate import evaluate
 
     for split in splits:
         place = {"model": run_dir / "best.pt", "dataset_dir": dataset_dir, "output_dir": None}
-        judged = evaluate(stage(EvaluateConfig, config, **place, split=split, against=None))
-    return Finished(name, run_dir, judged.metrics)
+        found = evaluate(stage(EvaluateConfig, config, **place, split=split, against=None))
+    return found.metrics
 
 
-def _check_judged(config: RunConfig, prepared_dir: Path, names: Sequence[str]) -> None:
+def check_judged(config: RunConfig, prepared_dir: Path, names: Sequence[str]) -> None:
     """Refuse what could not be judged after the training, before it.
 
     Raises:
@@ -259,7 +272,7 @@ def augmented(config: RunConfig, prepared_dir: Path) -> Path:
     return augment(stage(AugmentConfig, config, dataset_dir=prepared_dir, output_dir=None)).dataset_dir
 
 
-def stage(kind: type[Config], config: RunConfig, **given: Any) -> Config:
+def stage(kind: type[Config], config: Settings, **given: Any) -> Config:
     """Return the stage's own config: what `given` does not say comes from the run's settings of the same name."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     shared = {field.name: getattr(config, field.name) for field in fields(config) if field.name in names}
@@ -282,6 +295,17 @@ def new_run_dir(suffix: str = "") -> Iterator[Path]:
     finally:
         if not any(path.iterdir()):
             path.rmdir()
+
+
+def earlier(pattern: str, origin: Mapping[str, Any]) -> Path | None:
+    """Return the newest folder under `RUNS` whose JSON file, found by its pattern, says this very origin; None where
+    there is none. What else it says, of how far that came, is left aside."""
+    for path in sorted(RUNS.glob(pattern), reverse=True):
+        content = read_json(path)
+        if isinstance(content, dict) and all(content.get(key) == value for key, value in origin.items()):
+            log.info("going on with %s", path.parent)
+            return path.parent
+    return None
 
 
 def _newest_run(prepared_dir: Path) -> Path:

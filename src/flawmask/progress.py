@@ -1,5 +1,6 @@
-"""Progress bars that only the command line turns on: a library call never prints."""
+"""Progress bars and lines that only the command line turns on: a library call never prints."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -25,6 +26,19 @@ def show_progress_on(console: Console | None) -> None:
     """Show the bars of `track` on `console` from now on; None hides them."""
     global _console  # noqa: PLW0603 - the one switch between a library and a program
     _console = console
+
+
+def log_to(console: Console) -> None:
+    """Show what the library logs as plain lines that do not disturb a progress bar."""
+
+    class _Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            style = "yellow" if record.levelno >= logging.WARNING else ""
+            console.print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)
+
+    logger = logging.getLogger("flawmask")
+    logger.handlers = [_Lines()]
+    logger.setLevel(logging.INFO)
 
 
 def is_shown() -> bool:

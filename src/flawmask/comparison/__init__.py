@@ -1,0 +1,1 @@
+"""Several models trained and judged on the same images, and what that shows."""

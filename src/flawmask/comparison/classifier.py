@@ -1,0 +1,211 @@
+"""A ResNet-18 that says good or defective of a whole image, and not where: what a detector has to beat.
+
+He et al., "Deep residual learning for image recognition", CVPR 2016. Trained with the optimisers and the schedule of
+the detectors (`training/step.py`), on the same images, with mirroring.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import BatchSampler, Dataset, RandomSampler
+from torchvision.models import ResNet18_Weights, WeightsEnum, resnet18
+
+from flawmask import images
+from flawmask.coco import CocoSplit
+from flawmask.comparison.config import CLASSIFIER, CompareConfig
+from flawmask.comparison.entry import Learned, Scored
+from flawmask.errors import FlawmaskError
+from flawmask.model.layers import (
+    IMAGENET_DEVIATION,
+    IMAGENET_MEAN,
+    autocast_to_float32,
+    count_parameters,
+    to_device,
+)
+from flawmask.model.weights import StateDict, download, find_state_dict, load_file, save_file
+from flawmask.progress import track
+from flawmask.runtime import choose_device, choose_precision, seed_everything
+from flawmask.training.config import seconds_in
+from flawmask.training.loader import make_loader, read, resize
+from flawmask.training.step import Schedule
+
+BATCH = 16
+"""Images of a step: BatchNorm's statistics want more than the few of a detector's."""
+
+Image = npt.NDArray[np.uint8]
+
+
+class _Images(Dataset[tuple[Tensor, float]]):
+    """The images of a split at the size that the network sees, (3, S, S) uint8, and 1.0 for a defective one."""
+
+    def __init__(self, split: CocoSplit, size: int) -> None:
+        self._split, self._size = split, size
+
+    def __len__(self) -> int:
+        return len(self._split.images)
+
+    def __getitem__(self, at: int) -> tuple[Tensor, float]:
+        image = self._split.images[at]
+        pixels = images.read_image(self._split.image_path(image))
+        return _squeezed(pixels, self._size), float(self._split.is_defective(image))
+
+
+def _squeezed(pixels: Image, size: int) -> Tensor:
+    return torch.from_numpy(resize(pixels, (size, size))).permute(2, 0, 1)
+
+
+def learn(config: CompareConfig, training: CocoSplit, path: Path) -> Learned:
+    """Train the classifier with the budget of the settings and write it to `path`.
+
+    Args:
+        config: the settings.
+        training: what it learns from; images, and whether each is defective.
+        path: the file, `.pt`.
+
+    Raises:
+        FlawmaskError: weights cannot be had, or an image cannot be read.
+    """
+    device = choose_device(config.device)
+    dtype = choose_precision(config.precision, device)
+    dtype = torch.float32 if dtype == torch.float16 else dtype  # whose gradients want a scaler
+    seed_everything(config.seed)
+    size = _image_size(config, training)
+    weights = config.weights_of(CLASSIFIER)
+    model = to_device(_network(weights), device).train()
+    began = time.perf_counter()
+    decay: dict[str, Any] = {"weight_decay": 0.01} if weights == "none" else {"momentum": 0.9, "weight_decay": 0.0005}
+    kind: Any = torch.optim.AdamW if weights == "none" else torch.optim.SGD
+    schedule = Schedule(config.lr / 10 if weights == "none" else config.lr, config.scheduler, warmup=0.1)
+    optimizer = kind(model.parameters(), lr=schedule.rate, **decay)
+    items = _Images(training, size)
+    order = BatchSampler(RandomSampler(items, generator=torch.Generator().manual_seed(config.seed)), BATCH, False)
+    batches = make_loader(items, order, workers=config.workers, pin=False)
+    budget = seconds_in(config.time_budget) if config.time_budget else None
+    epochs = 0
+    while epochs < config.epochs if budget is None else time.perf_counter() - began < budget:
+        for at, (pixels, defective) in enumerate(track(read(batches), f"epoch {epochs + 1}", total=len(batches))):
+            spent = (time.perf_counter() - began) / budget if budget else 0.0
+            progress = spent if budget else (epochs + at / len(batches)) / config.epochs
+            if progress >= 1:
+                break
+            mirrored = _mirrored(torch.stack(pixels).to(device))
+            _step(model, optimizer, schedule.at(progress), mirrored, torch.tensor(defective, device=device), dtype)
+        epochs += 1
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    save_file(path, {"classifier": "resnet18", "image_size": size, "model_state_dict": state})
+    defective_images = sum(training.is_defective(image) for image in training.images)
+    return Learned(
+        seconds=time.perf_counter() - began,
+        epochs=epochs,
+        image_size=size,
+        parameters=count_parameters(model),
+        protocol=f"learns from {len(training.images)} images and whether each is defective ({defective_images} are); "
+        "outlines nothing",
+    )
+
+
+def _image_size(config: CompareConfig, training: CocoSplit) -> int:
+    """Return the width and height that it sees: no more than `--image_size`, or than the images have."""
+    side = float(np.median([min(image["height"], image["width"]) for image in training.images]))
+    return max(32, min(config.image_size, math.ceil(side / 32) * 32))
+
+
+def _network(weights: str) -> nn.Module:
+    model = resnet18(weights=None)
+    if weights != "none":
+        model.load_state_dict(
+            published_state(weights, ResNet18_Weights.IMAGENET1K_V1, model.state_dict()), strict=False
+        )
+    model.fc = nn.Linear(model.fc.in_features, 1)
+    network: nn.Module = model
+    return network
+
+
+def published_state(weights: str, published: WeightsEnum, wanted: StateDict) -> StateDict:
+    """Return the tensors that a network wants of what `--weights` names; not those of ImageNet's classes.
+
+    Args:
+        weights: `coco` or `imagenet` for what is published, or a file.
+        published: torchvision's entry.
+        wanted: the network's own tensors.
+
+    Raises:
+        FlawmaskError: they cannot be had, or are another network's.
+    """
+    given = weights in ("coco", "imagenet")
+    state = download(published) if given else find_state_dict(load_file(Path(weights)), Path(weights))
+    # Old files lack the counters, which nothing reads.
+    names = [name for name in wanted if not name.startswith("fc.") and not name.endswith("num_batches_tracked")]
+    wrong = [name for name in names if name not in state or state[name].shape != wanted[name].shape]
+    if wrong:
+        network = type(published).__name__.removesuffix("_Weights")
+        raise FlawmaskError(f"{weights} is no state dict of torchvision's {network}: it has no fitting {wrong[0]}")
+    return {name: state[name] for name in names}
+
+
+def _mirrored(pixels: Tensor) -> Tensor:
+    axes = [axis for axis in (-1, -2) if random.random() < 0.5]
+    return pixels.flip(axes) if axes else pixels
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    pixels: Tensor,
+    defective: Tensor,
+    dtype: torch.dtype,
+) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    logits = _logits(model, pixels, dtype)
+    loss = F.binary_cross_entropy_with_logits(logits, defective)
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+    optimizer.step()
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Return (B, 3, H, W) uint8 images as networks want them that started from ImageNet: float32."""
+    mean, deviation = (
+        torch.tensor(values, device=pixels.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
+    )
+    return (pixels.float() / 255 - mean) / deviation
+
+
+def _logits(model: nn.Module, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return (B,) float32 of (B, 3, S, S) uint8 images."""
+    batch = normalised(pixels).contiguous(memory_format=torch.channels_last)
+    logits: Tensor = autocast_to_float32(model, pixels.device, dtype, batch)
+    return logits[:, 0]
+
+
+def load(config: CompareConfig, path: Path) -> Callable[[Sequence[Image]], list[Scored]]:
+    """Return a function that scores images, each (height, width, 3) uint8 RGB.
+
+    Raises:
+        FlawmaskError: the file is damaged.
+    """
+    content = load_file(path)
+    device = choose_device(config.device)
+    dtype = choose_precision(config.precision, device)
+    model = _network("none")
+    model.load_state_dict(content["model_state_dict"])
+    model = to_device(model.eval(), device)
+
+    @torch.inference_mode()
+    def score(batch: Sequence[Image]) -> list[Scored]:
+        pixels = torch.stack([_squeezed(one, content["image_size"]) for one in batch]).to(device)
+        return [Scored(one) for one in _logits(model, pixels, dtype).sigmoid().tolist()]
+
+    return score

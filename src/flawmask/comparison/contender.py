@@ -1,0 +1,161 @@
+"""One model of a comparison, in a process of its own: trained, judged, and what became of it written down."""
+
+import gc
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from flawmask.coco import read_split
+from flawmask.comparison import yardstick
+from flawmask.comparison.config import YARDSTICKS, CompareConfig
+from flawmask.comparison.entry import Entry, Ground, Learned, NotThereError, entry_file
+from flawmask.errors import FlawmaskError
+from flawmask.files import only_one, read_json, remove_partial_files, write_json
+from flawmask.folds import NAME as FOLDS
+from flawmask.folds import fold_by_fold
+from flawmask.model import checkpoint
+from flawmask.model.layers import count_parameters
+from flawmask.pipeline import RunConfig, judged, stage
+from flawmask.progress import log_to, show_progress_on
+from flawmask.runtime import choose_device, is_out_of_memory, peak_memory
+from flawmask.settings import as_json
+from flawmask.training.config import TrainConfig
+from flawmask.training.loop import train
+from flawmask.training.resume import has_state
+
+log = logging.getLogger(__name__)
+
+
+def main(config: CompareConfig, ground: Ground, folder: Path, name: str, *, is_shown: bool) -> None:
+    """Train and judge a model, and write its entry to `<name>.json`: the whole work of a process.
+
+    What goes wrong is written there, too, but for an interruption: then the process ends with 130 or 143, and there is
+    no entry.
+    """
+    begin(is_shown=is_shown)
+    entry, status = Entry(name, reason="it ended without a result", failed=True), 0
+    try:
+        entry = _compete(config, ground, folder, name)
+    except NotThereError as error:
+        entry = Entry(name, reason=str(error))
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except SystemExit as stopped:
+        status = stopped.code if isinstance(stopped.code, int) else 0
+    except Exception as error:
+        known = isinstance(error, FlawmaskError | OSError)
+        if not known and not is_out_of_memory(error):
+            log.exception("%s", name)  # a defect of ours or of a library's: whoever mends it wants to see where
+        text = (str(error).splitlines() or [""])[0]
+        entry = Entry(name, reason=text if known else f"{type(error).__name__}: {text}", failed=True)
+    # Not from within an except clause: what went wrong or was interrupted has to be let go of first, or multiprocessing
+    # waits for the processes that read images for it, and these for it.
+    gc.collect()
+    if status:
+        sys.exit(status)
+    write_json(entry_file(folder, name), asdict(entry))
+
+
+def begin(*, is_shown: bool) -> None:
+    """Begin the work of a process: show what it does, and leave signals to the process that started it, which hands
+    them on. Where that one is gone, stop as after SIGTERM, the training saved (on Windows: as if killed)."""
+    if is_shown:
+        console = Console(stderr=True)
+        log_to(console)
+        show_progress_on(console)
+    if hasattr(os, "setsid"):
+        os.setsid()  # a second signal would end a training before it has saved
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _compete(config: CompareConfig, ground: Ground, folder: Path, name: str) -> Entry:
+    _wait_until_free(folder / name)
+    if name in YARDSTICKS:
+        return yardstick.train_and_judge(config, ground, folder, name)
+    return _detector(config.run_config(name), ground, folder, name)
+
+
+def _wait_until_free(run_dir: Path, seconds: int = 120) -> None:
+    """Wait for a process that an interrupted comparison left behind, and that still saves; remove what a killed one
+    left half-written."""
+    for _ in range(seconds):
+        try:
+            with only_one(run_dir):
+                if run_dir.is_dir():
+                    remove_partial_files(run_dir)
+                return
+        except FlawmaskError:
+            time.sleep(1)
+
+
+def _detector(config: RunConfig, ground: Ground, folder: Path, name: str) -> Entry:
+    run_dir = folder / name
+    config = replace(config, overwrite=False)
+    if ground.pooled:
+        if not (run_dir / FOLDS).is_file():
+            run_dir.mkdir(exist_ok=True)
+            write_json(run_dir / FOLDS, {"made_by": "flawmask compare", "settings": as_json(config), "done": []})
+        fold_by_fold(config, list(ground.prepared), run_dir)
+        runs = [run_dir / f"fold_{fold}" for fold in range(1, len(ground.prepared) + 1)]
+    else:
+        _train(config, ground.trained[0], run_dir)
+        _peak(config, run_dir)
+        judged(config, run_dir, ground.prepared[0], ground.splits)
+        runs = [run_dir]
+    histories = [read_json(run / "history.json") for run in runs]
+    longest = max(range(len(runs)), key=lambda at: float(histories[at]["elapsed"][-1]))
+    best = runs[longest] / "best.pt"
+    network, spec = checkpoint.load(best)
+    training = read_split(ground.trained[longest], "train")
+    learned = Learned(
+        seconds=float(histories[longest]["elapsed"][-1]),
+        epochs=len(histories[longest]["epoch"]),
+        image_size=spec.fixed_size or spec.image_size,
+        parameters=count_parameters(network),
+        protocol=f"learns from {len(training.images)} images and the {'outlines' if spec.has_masks else 'boxes'} of "
+        "their defects",
+        peak_bytes=_peak(config, run_dir),
+    )
+    return Entry(
+        name,
+        results=f"{name}/{ground.results}",
+        checkpoint=best.relative_to(folder).as_posix(),
+        checkpoint_bytes=best.stat().st_size,
+        learned=learned,
+    )
+
+
+def _train(config: RunConfig, dataset_dir: Path, run_dir: Path) -> None:
+    """Train, or go on; one that has ended ends at once."""
+    if has_state(run_dir):
+        train(TrainConfig(resume=run_dir))
+    else:
+        train(stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=run_dir, overwrite=True, resume=None))
+
+
+def _peak(config: RunConfig, run_dir: Path) -> int | None:
+    """Return the most memory that training and judging took so far, kept in a file: a process that goes on where an
+    earlier one was killed knows less."""
+    path = run_dir / "peak_memory.json"
+    now = peak_memory(choose_device(config.device))
+    before = read_json(path)["bytes"] if path.is_file() else None
+    most = max((one for one in (now, before) if one is not None), default=None)
+    write_json(path, {"bytes": most})
+    return most

@@ -1,0 +1,122 @@
+"""The page of a comparison: what to take, why, and the table."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+
+from flawmask.comparison.differences import QUESTIONS
+from flawmask.comparison.table import Column, rows
+from flawmask.files import write_bytes
+from flawmask.report.figures import BLUE, INK, STYLE, inline, saved
+from flawmask.report.headline import interval_of
+from flawmask.report.page import esc, page, section, table
+
+
+def write_page(
+    folder: Path,
+    title: str,
+    columns: Sequence[Column],
+    taken: Sequence[str],
+    shown: Sequence[str],
+    mind: Sequence[str],
+) -> None:
+    """Write `comparison.html`.
+
+    Args:
+        folder: of the comparison.
+        title: the category or data set.
+        columns: the models.
+        taken: what is recommended, as sentences.
+        shown: what the figures show.
+        mind: what to mind of them.
+    """
+    reports = [
+        f'<a href="{esc(one.entry.results)}/report.html">{esc(one.entry.name)}</a>'
+        if one.entry.results and (folder / one.entry.results / "report.html").is_file()
+        else esc(one.entry.name)
+        for one in columns
+    ]
+    body = "".join(
+        (
+            f"<header><h1>{len(columns)} models on {esc(title)}</h1>",
+            "".join(f'<p class="verdict">{esc(line)}</p>' for line in taken),
+            f'<div class="notes" role="note"><h2>Mind</h2>{_list(mind)}</div></header><main>',
+            section("shown", "What the figures show", _list(shown), _picture(columns)),
+            section("table", "Figures and costs", _table(reports, rows(columns))),
+            "</main>",
+        )
+    )
+    write_bytes(folder / "comparison.html", page(f"Models on {title}", body).encode())
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{esc(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _table(reports: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Return the table; intervals are small, and the models' names lead to their reports."""
+    cells = [[esc(row[0]), *(_cell(text) for text in row[1:])] for row in body]
+    note = '<p class="small">In brackets the 95 % interval of each figure by itself.</p>'
+    return table(("", *reports), cells, "compare") + note
+
+
+def _cell(text: str) -> str:
+    figure, bracket, interval = text.partition(" (")
+    return esc(figure) + (f' <span class="small">({esc(interval)}</span>' if bracket else "")
+
+
+def _picture(columns: Sequence[Column]) -> str:
+    """Return the figures with their intervals, and the time of an image, drawn beside each other."""
+    judged = [one for one in columns if one.metrics]
+    panels: list[tuple[str, Callable[[Axes, Sequence[Column]], None]]] = [
+        (title, _panel_of(key)) for key, title in QUESTIONS.items() if any(one.metrics.get(key) for one in judged)
+    ]
+    if any(one.speed for one in judged):
+        panels.append(("Seconds an image", _speeds))
+    if not panels:
+        return ""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.2 + 2.6 * len(panels), 1.1 + 0.36 * len(judged)), layout="constrained")
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for place, (title, draw) in zip(axes, panels, strict=True):
+            draw(place, judged)
+            place.set_title(title.replace(" (", "\n("))
+            place.grid(visible=False, axis="y")
+        axes[0].set_yticks(range(len(judged)), [one.entry.name for one in judged])
+        axes[0].set_ylim(len(judged) - 0.5, -0.5)
+        svg = saved(figure, "svg").decode()
+    return (
+        f"<figure>{inline(svg, 'models', 'Each model, its figures with their 95 % intervals, and its time')}</figure>"
+    )
+
+
+def _panel_of(key: str) -> Callable[[Axes, Sequence[Column]], None]:
+    def draw(axes: Axes, columns: Sequence[Column]) -> None:
+        for place, one in enumerate(columns):
+            value = one.metrics.get(key)
+            if value is None:
+                axes.text(0.0, place, "n/a", va="center", color=INK, fontsize=8)
+                continue
+            low, high = interval_of(one.metrics, key) or (value, value)
+            axes.plot([low, high], [place, place], color=BLUE, linewidth=4, alpha=0.4, solid_capstyle="butt")
+            axes.plot([value], [place], "|", color=BLUE, markersize=11, markeredgewidth=2.5)
+        axes.set_xlim(-0.02, 1.02)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+    return draw
+
+
+def _speeds(axes: Axes, columns: Sequence[Column]) -> None:
+    for place, one in enumerate(columns):
+        if one.speed:
+            axes.plot([one.speed["1"]["median"]], [place], "o", color=BLUE, markersize=6)
+            axes.plot([one.speed["1"]["p99"]], [place], "|", color=BLUE, markersize=11)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("median, and p99 as a line")

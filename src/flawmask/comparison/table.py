@@ -1,0 +1,108 @@
+"""The table of a comparison: a row for each figure and a column for each model, as text for terminal, page and file."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flawmask.comparison.entry import Entry
+from flawmask.report.headline import interval_of, lookup, percent, percent_range
+
+NOT_THERE = "n/a"
+
+LONGEST = 60
+"""Letters of a reason in a cell; the whole of it stands below the table."""
+
+FIGURES = {
+    "image_auroc": "Image AUROC",
+    "image_ap": "Image AP",
+    "image_f1_max": "Best F1 of any threshold",
+    "f1_score": "F1 at its threshold",
+    "recall": "Recall",
+    "false_alarm_rate": "False-alarm rate",
+    "mask_ap": "Mask AP",
+    "mask_ap50": "Mask AP 50",
+    "box_ap": "Box AP",
+    "box_ap50": "Box AP 50",
+    "pixel_aupro": "Pixel AUPRO",
+}
+"""The figures of `metrics.json` that are shown, and what they are called."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is known of a model.
+
+    Attributes:
+        entry: its entry.
+        metrics: its `metrics.json`; empty where it was not judged.
+        speed: its seconds per image by batch, as `speed.measure` has them; empty where it was not timed.
+    """
+
+    entry: Entry
+    metrics: Mapping[str, Any]
+    speed: Mapping[str, Any]
+
+
+def rows(columns: Sequence[Column]) -> list[tuple[str, ...]]:
+    """Return the table's rows: what each is of, then a cell for each model. What a model does not have reads n/a."""
+    return [
+        ("Result", *(_result(one.entry) for one in columns)),
+        *((label, *(_figure(one, key) for one in columns)) for key, label in FIGURES.items()),
+        *((label, *(cell(one) for one in columns)) for label, cell in COSTS.items()),
+    ]
+
+
+def _result(entry: Entry) -> str:
+    if entry.reason is None:
+        return "judged"
+    reason = entry.reason if len(entry.reason) <= LONGEST else f"{entry.reason[: LONGEST - 1]}\u2026"
+    return f"{'failed' if entry.failed else NOT_THERE}: {reason}"
+
+
+def _figure(column: Column, key: str) -> str:
+    _, value = lookup(column.metrics, key)
+    bounds = interval_of(column.metrics, key) if value is not None else None
+    return percent(value) + (f" ({percent_range(bounds)})" if bounds else "")
+
+
+def _learned(text: Callable[[Any], str]) -> Callable[[Column], str]:
+    return lambda column: text(column.entry.learned) if column.entry.learned is not None else NOT_THERE
+
+
+def _seconds(batch: str, which: str) -> Callable[[Column], str]:
+    def cell(column: Column) -> str:
+        measured = column.speed.get(batch)
+        rounds = f" (of {measured['rounds']})" if measured and which == "p99" else ""
+        return f"{measured[which]:.3g}{rounds}" if measured else NOT_THERE
+
+    return cell
+
+
+COSTS: dict[str, Callable[[Column], str]] = {
+    "Parameters, million": _learned(lambda learned: f"{learned.parameters / 1e6:.1f}"),
+    "Checkpoint, MB": lambda column: _mega(column.entry.checkpoint_bytes),
+    "Image size, pixels": _learned(lambda learned: str(learned.image_size)),
+    "Epochs": _learned(lambda learned: str(learned.epochs)),
+    "Training time": _learned(lambda learned: _duration(learned.seconds)),
+    "Peak memory, MB": _learned(lambda learned: _mega(learned.peak_bytes)),
+    "Seconds an image, median": _seconds("1", "median"),
+    "Seconds an image, p99": _seconds("1", "p99"),
+    "The same in batches of 8, median": _seconds("8", "median"),
+    "The same in batches of 8, p99": _seconds("8", "p99"),
+}
+"""What a model costs: a row's label, and its cell."""
+
+
+def _mega(count: int | None) -> str:
+    return NOT_THERE if count is None else f"{count / 1e6:.0f}" if count >= 1e7 else f"{count / 1e6:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, figures to the right."""
+    lines = [head, ["---", *("---:" for _ in head[1:])], *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
