@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from files_read_back import names
 from random_network import SPEC, network
-from stained_plates import make_dataset, settings
+from stained_plates import light, make_dataset
 
 from flawmask.data.augment import AugmentConfig, augment
 from flawmask.data.demo import DemoConfig, generate
@@ -31,8 +31,8 @@ from flawmask.model import checkpoint
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
 
-SPEC_OF_TWO = replace(SPEC, classes=("good", "defect"))
-TIMES = {"seconds", "images_per_second", "waiting"}
+SPEC_OF_TWO = replace(SPEC, classes=("good", "defect"), max_detections=5)
+TIMES = {"elapsed", "seconds", "images_per_second", "waiting"}
 
 
 def train_on(folder: Path) -> None:
@@ -41,7 +41,7 @@ def train_on(folder: Path) -> None:
         train(TrainConfig(resume=folder / "run"))
     else:
         changes: dict[str, Any] = {"epochs": 3, "save_every": "1", "ema": True, "norm": "batch", "overwrite": True}
-        train(settings(folder.parent / "data", output_dir=folder / "run", **changes))
+        train(light(folder.parent / "data", output_dir=folder / "run", **changes))
 
 
 def prepare_on(folder: Path) -> None:

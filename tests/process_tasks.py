@@ -10,9 +10,11 @@ from torch import Tensor
 
 from flawmask.coco import read_split
 from flawmask.distributed import Processes, processes
-from flawmask.model.build import ModelSpec, build
+from flawmask.model import rcnn
+from flawmask.model.build import build
+from flawmask.model.rcnn_losses import losses
+from flawmask.model.spec import ModelSpec
 from flawmask.training import loader, loop, step
-from flawmask.training.losses import losses
 
 SPEC = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, norm="group", proposals=20)
 
@@ -52,13 +54,13 @@ def seeded_losses(model: Any, images: list[Tensor], targets: list[Any], *given: 
 
 def take_steps(team: Processes, folder: Path) -> None:
     """Take two steps on the four images, one passing at a time, and write down figures and weights."""
-    with_losses: Any = step
-    with_losses.losses = seeded_losses
+    detector: Any = rcnn
+    detector.losses = seeded_losses
     torch.manual_seed(0)
     model = build(SPEC).train()
     config = settings(folder / "data", optimizer="sgd", scheduler="constant", warmup_steps=0)
     device = torch.device("cpu")
-    taken = step.make_step(config, model, device, torch.float32, 10, True, at_once=1, team=team)
+    taken = step.make_step(config, model, SPEC, device, torch.float32, 10, True, at_once=1, team=team)
     items = loader.SplitDataset(read_split(folder / "data", "train"), SPEC)
     order = loader.Order([(8, 8)] * 4, 4, seed=1, rank=team.rank, processes=team.count)
     figures = []
@@ -77,7 +79,9 @@ def train(_: Processes, folder: Path) -> None:
         figures = one_epoch(run, *given, **more)
         team = run.setup.team
         told = {
-            name: value for name, value in figures.items() if name not in ("seconds", "images_per_second", "waiting")
+            name: value
+            for name, value in figures.items()
+            if name not in ("elapsed", "seconds", "images_per_second", "waiting")
         }
         content = {"model": run.step.model.state_dict(), "kept": run.kept.state_dict(), "figures": told}
         torch.save(content, folder / f"epoch_{run.epoch}_{team.rank}.pt")

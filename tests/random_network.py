@@ -1,13 +1,29 @@
-"""A small random network that is sure of some of what it sees, and something for it to look at."""
+"""Small random networks of every kind that are sure of some of what they see, and something for them to look at."""
 
+from dataclasses import replace
 from functools import cache
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
+from torch import Tensor
 
-from flawmask.model.build import ModelSpec, anchors_for, build
+from flawmask.model.arch import FIXED_SIZES, Arch
+from flawmask.model.build import build
+from flawmask.model.spec import ModelSpec, anchors_for
+
+needs_rfdetr = pytest.mark.skipif(
+    find_spec("rfdetr") is None, reason='rfdetr is not installed: pip install "flawmask[rfdetr]"'
+)
+
+ARCHITECTURES: tuple[Arch, ...] = get_args(Arch)
+BUILDABLE = [pytest.param(arch, marks=needs_rfdetr) if arch.startswith("rfdetr") else arch for arch in ARCHITECTURES]
+REGIONS: tuple[Arch, ...] = tuple(arch for arch in ARCHITECTURES if "rcnn" in arch)
+OUTLINING_REGIONS: tuple[Arch, ...] = tuple(arch for arch in REGIONS if arch.startswith("maskrcnn"))
+"""Architectures: all; the same as parameters of a test that builds them; Mask R-CNN and Faster R-CNN; the former."""
 
 SPEC = ModelSpec(
     "maskrcnn_resnet18_fpn",
@@ -20,23 +36,77 @@ SPEC = ModelSpec(
 )
 
 
+def spec_of(arch: Arch, **changes: Any) -> ModelSpec:
+    """SPEC for another architecture, as small as that can be."""
+    size = FIXED_SIZES.get(arch, SPEC.image_size)
+    return replace(SPEC, arch=arch, image_size=size, anchor_sizes=anchors_for(size), **changes)
+
+
 @cache
 def network(spec: ModelSpec = SPEC) -> Any:
     """A random network that finds defects of all scores and is sure of some; nobody may change it."""
+    return random_network(spec)
+
+
+def random_network(spec: ModelSpec) -> Any:
+    """The same, to do with as one likes."""
     torch.manual_seed(4)
     model = build(spec).eval()
-    with torch.no_grad():
-        model.rpn.head.bbox_pred.weight *= 10
-        model.roi_heads.box_predictor.bbox_pred.weight *= 10
-        model.roi_heads.mask_predictor.mask_fcn_logits.weight *= 3
-        scores = model.roi_heads.box_predictor.cls_score.weight
-        scores *= 10
-        if len(spec.classes) > 2:  # background and good stand back
-            scores[0], scores[1] = scores[1:].mean(dim=0), scores[2:].mean(dim=0)
+    wake(model, spec)
     return model
+
+
+@torch.no_grad()
+def wake(model: Any, spec: ModelSpec) -> None:
+    """Let a network that was just built, by Flawmask or by torchvision, be sure of some of what it sees."""
+    if spec.arch in REGIONS:
+        _wake_regions(model, spec)
+    elif spec.arch.startswith("yolo"):
+        _wake_yolo(model, spec)
+    elif spec.arch.startswith("rfdetr"):
+        model.class_embed.weight *= 5
+        model.class_embed.bias.fill_(-1)
+    elif spec.arch == "ssd300_vgg16":  # without a norm it is sure of everything
+        for scores in model.head.classification_head.module_list:
+            scores.weight *= 0.1
+    elif not spec.arch.startswith("ssd"):
+        head, boxes = model.head.classification_head.cls_logits, model.head.regression_head
+        head.weight *= 40
+        head.bias.fill_(-2)
+        boxes.bbox_reg.weight *= 20
+        if spec.arch.startswith("fcos"):
+            boxes.bbox_reg.bias.fill_(2)  # a box about each place; less is none
+            boxes.bbox_ctrness.weight *= 30
+
+
+def _wake_regions(model: Any, spec: ModelSpec) -> None:
+    model.rpn.head.bbox_pred.weight *= 10
+    model.roi_heads.box_predictor.bbox_pred.weight *= 10
+    if spec.arch in OUTLINING_REGIONS:
+        model.roi_heads.mask_predictor.mask_fcn_logits.weight *= 3
+    scores = model.roi_heads.box_predictor.cls_score.weight
+    scores *= 10
+    if len(spec.classes) > 2:  # background and good stand back
+        scores[0], scores[1] = scores[1:].mean(dim=0), scores[2:].mean(dim=0)
+
+
+def _wake_yolo(model: Any, spec: ModelSpec) -> None:
+    head = model.model[-1]
+    for scores in head.cv3:
+        scores[-1].weight *= 12
+        scores[-1].bias.fill_(-2)
+    for boxes in head.cv2:
+        boxes[-1].weight *= 5
+    for coefficients in head.cv4 if spec.arch.endswith("-seg") else ():
+        coefficients[-1].weight *= 5
 
 
 def patchwork(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     """A patchwork, since a network sees but one grey in fine noise."""
     patches = np.random.default_rng(seed).integers(0, 256, (-(-height // 16), -(-width // 16), 3), dtype=np.uint8)
     return patches.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
+
+
+def as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """(height, width, 3) pixels as a network takes them: (3, height, width) float32, 0 to 1."""
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255

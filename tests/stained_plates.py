@@ -15,6 +15,11 @@ SIDE = 72
 CATEGORIES = [{"id": 1, "name": "good"}, {"id": 2, "name": "defect"}]
 
 
+def good_plate(seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A grey plate with nothing on it."""
+    return np.random.default_rng(seed).normal(170, 6, (SIDE, SIDE, 3)).clip(0, 255).astype(np.uint8)
+
+
 def part(seed: int) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], Mask]:
     """A grey plate with one dark stain on it, and the stain's mask."""
     random = np.random.default_rng(seed)
@@ -63,6 +68,11 @@ def settings(dataset: Path, **changes: Any) -> TrainConfig:
         "seed": 0,
     }
     return TrainConfig(**(small | changes))
+
+
+def light(dataset: Path, **changes: Any) -> TrainConfig:
+    """The same with a network of a fourteenth of the weights, for what does not depend on which network it is."""
+    return settings(dataset, arch="ssdlite320_mobilenet_v3_large", **changes)
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:

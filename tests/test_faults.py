@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from files_read_back import names
-from stained_plates import make_dataset, same_weights, settings
+from stained_plates import light, make_dataset, same_weights
 
 from flawmask.data.demo import DemoConfig, generate
 from flawmask.errors import FlawmaskError
@@ -30,8 +30,8 @@ from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
 
 SMALL: dict[str, Any] = {
-    **{"category": "demo", "mvtec_root": Path("datasets/demo"), "arch": "maskrcnn_resnet18_fpn", "weights": "none"},
-    **{"image_size": 64, "proposals": 30, "roi_samples": 16, "augmentation_factor": 1, "workers": 0},
+    **{"category": "demo", "mvtec_root": Path("datasets/demo"), "weights": "none", "image_size": 64},
+    **{"arch": "ssdlite320_mobilenet_v3_large", "augmentation_factor": 1, "workers": 0},
     **{"precision": "fp32", "device": "cpu", "resamples": 20, "overlays": 3},
 }
 """A run of the whole pipeline that takes a moment."""
@@ -95,7 +95,7 @@ def with_room_for(bytes_: int, *command: str) -> "subprocess.CompletedProcess[st
 
 def more_epochs(data: Path) -> Path:
     """Train an epoch and say that there are to be three."""
-    run = train(settings(data)).run_dir
+    run = train(light(data)).run_dir
     content = json.loads((run / "config.json").read_text())
     content["settings"]["epochs"] = 3
     (run / "config.json").write_text(json.dumps(content))
@@ -215,7 +215,7 @@ def test_a_run_goes_on_at_the_stage_that_it_was_in(tmp_path: Path, monkeypatch: 
         assert {key: value for key, value in done.metrics.items() if key not in volatile} == {
             key: value for key, value in whole.metrics.items() if key not in volatile
         }
-    trained = train(settings(make_dataset(tmp_path / "data"), output_dir=tmp_path / "run")).run_dir
+    trained = train(light(make_dataset(tmp_path / "data"), output_dir=tmp_path / "run")).run_dir
     with pytest.raises(FlawmaskError, match=r"is no run of the whole pipeline: try flawmask train --resume"):
         run(RunConfig(resume=trained))
     with pytest.raises(FlawmaskError, match=r"config\.json does not exist"):
@@ -236,7 +236,7 @@ def test_two_that_write_into_one_folder_are_told_apart(tmp_path: Path) -> None:
     assert other.stdout is not None
     assert other.stdout.readline() == "here\n"
     with pytest.raises(FlawmaskError, match=r"another process writes into .*run: wait for it, or name another folder"):
-        train(settings(data))
+        train(light(data))
     assert names(tmp_path) == ["data"]
     other.kill()
     other.communicate()
@@ -270,7 +270,7 @@ def test_a_reading_process_that_dies_is_told_in_a_line(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(loader.SplitDataset, "_read", dying)
     with pytest.raises(FlawmaskError, match=r"a process that reads images died \(DataLoader worker") as caught:
-        train(settings(make_dataset(tmp_path / "data"), workers=1))
+        train(light(make_dataset(tmp_path / "data"), workers=1))
     assert "--workers" in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -311,10 +311,10 @@ def test_memory_that_runs_out_is_told_in_a_line_with_the_batch_and_the_size(tmp_
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_dataset(tmp_path / "data")
-    whole = train(settings(data, epochs=2, output_dir=tmp_path / "whole"))
+    whole = train(light(data, epochs=2, output_dir=tmp_path / "whole"))
     clock, draw = time.time, np.random.default_rng(0)
     monkeypatch.setattr(time, "time", lambda: clock() + float(draw.uniform(-(10**9), 10**9)))
-    jumped = train(settings(data, epochs=2, save_every="1h", log="tensorboard"))
+    jumped = train(light(data, epochs=2, save_every="1h", log="tensorboard"))
     assert same_weights(jumped.run_dir / "last.pt", whole.run_dir / "last.pt")
     assert all(0 < seconds < 600 for seconds in jumped.history["seconds"])
 
@@ -348,9 +348,9 @@ def test_a_data_set_that_vanishes_is_told_and_the_training_goes_on_when_it_is_ba
     with monkeypatch.context() as patch:
         patch.setattr(loader.SplitDataset, "_read", reading)
         with pytest.raises(FlawmaskError, match=r"data/train/images/\d\.png"):
-            train(settings(data, epochs=4, cache_gb=0.0))
+            train(light(data, epochs=4, cache_gb=0.0))
     (tmp_path / "unplugged").rename(data)
     done = train(TrainConfig(resume=tmp_path / "run"))
     assert done.history["epoch"] == [1, 2, 3, 4]
-    whole = train(settings(data, epochs=4, output_dir=tmp_path / "whole"))
+    whole = train(light(data, epochs=4, output_dir=tmp_path / "whole"))
     assert same_weights(done.run_dir / "last.pt", whole.run_dir / "last.pt")

@@ -20,6 +20,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "evaluate": {"model": "best.pt", "dataset_dir": "data"},
     "predict": {"model": "best.pt", "input": ("images",), "output": "out"},
     "demo": {"image_size": 64, "good": 2, "defective": 2, "train_good": 0},
+    "compare": {"category": "bottle", "weights": "none"},
     "report": {"runs": ("run",)},
     "doctor": {"category": "bottle"},
 }

@@ -1,5 +1,7 @@
-"""The commands as a person types them: processes of their own, started in an empty folder."""
+"""The commands as a person types them in an empty folder: processes of their own, and some of them in this one."""
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -16,7 +18,8 @@ from flawmask.cli import main
 ROOT = Path(__file__).parents[2]
 
 SMALL = "--arch maskrcnn_resnet18_fpn --weights none --image_size 64 --proposals 50 --roi_samples 16".split()
-"""What makes a training take seconds; whether it learns is for others to test."""
+LIGHT = "--arch ssdlite320_mobilenet_v3_large --weights none".split()
+"""What makes a training take seconds, and less still; whether it learns is for others to test."""
 
 BLOCK_LABELS = ("Accuracy :", "Precision:", "Recall   :", "F1-Score :", "Defect detection rate:", "Composite:")
 
@@ -32,6 +35,23 @@ def run_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.Co
     )
     assert done.returncode == status, f"{command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def call_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Do what `run_in` does with a subcommand, in this process: a new one needs seconds to import PyTorch."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as stopped,
+    ):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["flawmask", *map(str, command)])
+        main()
+    done = subprocess.CompletedProcess(command, int(stopped.value.code or 0), out.getvalue(), err.getvalue())
+    assert done.returncode == status, f"{command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 
@@ -118,19 +138,19 @@ def test_results_for_a_run_folder_go_inside_it(workplace: Path) -> None:
     run_dir = runs(workplace)[0]
     model, data = str(run_dir / "best.pt"), "datasets/maskrcnn_mvtec_bottle"
     judge = evaluation(model, data, "--split", "train", "--output_dir", run_dir)
-    assert "images were trained on" in run_in(workplace, *judge, status=2).stderr
-    run_in(workplace, *judge, "--allow_leak")
+    assert "images were trained on" in call_in(workplace, *judge, status=2).stderr
+    call_in(workplace, *judge, "--allow_leak")
     assert (run_dir / "inference_train/metrics.json").is_file()
 
 
 @pytest.mark.slow
 def test_what_is_skipped_is_not_done_again(workplace: Path) -> None:
     before = runs(workplace)
-    done = run_in(workplace, "run", "--category", "bottle", "--skip-prepare", "--skip_augment", "--skip-train")
+    done = call_in(workplace, "run", "--category", "bottle", "--skip-prepare", "--skip_augment", "--skip-train")
     assert runs(workplace) == before
     assert "judging " in done.stderr
     assert "OVERALL METRICS" in done.stdout
-    named = run_in(workplace, "run", "--category", "bottle", "--skip_train", "--model_dir", before[0])
+    named = call_in(workplace, "run", "--category", "bottle", "--skip_train", "--model_dir", before[0])
     assert "reused datasets/maskrcnn_mvtec_bottle" in named.stderr
     assert "OVERALL METRICS" in named.stdout
 
@@ -138,7 +158,7 @@ def test_what_is_skipped_is_not_done_again(workplace: Path) -> None:
 @pytest.mark.slow
 def test_training_alone_stops_before_inference(workplace: Path) -> None:
     before = runs(workplace)
-    run_in(workplace, "run", "--category", "bottle", "--epochs", "1", "--skip_augment", "--skip_inference", *SMALL)
+    call_in(workplace, "run", "--category", "bottle", "--epochs", "1", "--skip_augment", "--skip_inference", *LIGHT)
     (new,) = set(runs(workplace)) - set(before)
     assert (new / "best.pt").is_file()
     assert not (new / "inference_val").exists()
@@ -149,14 +169,14 @@ def test_training_alone_stops_before_inference(workplace: Path) -> None:
 @pytest.mark.slow
 def test_several_categories_end_with_a_table_and_one_that_fails_does_not_stop_the_others(workplace: Path) -> None:
     flags = "--epochs 1 --skip_augment".split()
-    done = run_in(workplace, "run", "--category", "all", *flags, *SMALL)
+    done = call_in(workplace, "run", "--category", "all", *flags, *LIGHT)
     assert "bottle" in done.stdout
     assert "cable" in done.stdout
     mask = next((workplace / "datasets/mvtec/cable/ground_truth").rglob("*_mask.png"))
     content = mask.read_bytes()
     try:
         mask.unlink()
-        done = run_in(workplace, "run", "--category", "cable,bottle", *flags, *SMALL, status=2)
+        done = call_in(workplace, "run", "--category", "cable,bottle", *flags, *LIGHT, status=2)
     finally:
         mask.write_bytes(content)
     assert "has no mask" in done.stderr
@@ -178,7 +198,7 @@ def test_cross_validation_judges_every_image_once_and_goes_on_where_it_stopped(w
         "50",
         *SMALL,
     ]
-    done = run_in(workplace, *command)
+    done = call_in(workplace, *command)
     (folder,) = workplace.glob("model_maskrcnn/*_folds")
     assert "Mean and spread of 2 folds: accuracy" in done.stdout
     assert "2-fold cross-validation: each image was judged by the one of 2 models" in done.stdout
@@ -196,7 +216,7 @@ def test_cross_validation_judges_every_image_once_and_goes_on_where_it_stopped(w
     (folder / "folds.json").write_text(json.dumps(state | {"done": [1]}))
     (folder / "fold_2/state.pt").unlink()  # as if the second training had been interrupted in its first epoch
     first, second = ((folder / f"fold_{fold}/best.pt").stat().st_mtime_ns for fold in (1, 2))
-    again = run_in(workplace, *command)
+    again = call_in(workplace, *command)
     assert "fold 1 of 2 was finished before" in again.stderr
     assert (folder / "fold_1/best.pt").stat().st_mtime_ns == first
     assert (folder / "fold_2/best.pt").stat().st_mtime_ns > second
@@ -209,9 +229,9 @@ def test_cross_validation_judges_every_image_once_and_goes_on_where_it_stopped(w
 def test_a_threshold_is_chosen_on_val_and_test_is_judged_with_it(workplace: Path) -> None:
     before = runs(workplace)
     drawn = "demo --mvtec_root others --category nut --image_size 64 --good 6 --defective 3 --train_good 0"
-    run_in(workplace, *drawn.split())
+    call_in(workplace, *drawn.split())
     command = "run --category nut --mvtec_root others --train_ratio 0.5 --test_ratio 0.3 --epochs 1 --skip_augment"
-    done = run_in(workplace, *command.split(), "--conf", "auto", "--aim", "recall=0.9", *SMALL)
+    done = call_in(workplace, *command.split(), "--conf", "auto", "--aim", "recall=0.9", *SMALL)
     (run_dir,) = set(runs(workplace)) - set(before)
     kept = json.loads((run_dir / "best.threshold.json").read_text())
     on_test = json.loads((run_dir / "inference_test/metrics.json").read_text())
@@ -231,7 +251,7 @@ def test_a_threshold_is_chosen_on_val_and_test_is_judged_with_it(workplace: Path
         "--output",
         "found_auto",
     ]
-    run_in(workplace, *predict)
+    call_in(workplace, *predict)
     assert json.loads((workplace / "found_auto/predictions.json").read_text())["conf"] == kept["value"]
 
 
@@ -239,12 +259,12 @@ def test_a_threshold_is_chosen_on_val_and_test_is_judged_with_it(workplace: Path
 def test_runs_are_set_side_by_side_on_one_page(workplace: Path) -> None:
     results = runs(workplace)[0] / "inference_val"
     (results / "report.html").unlink()
-    assert "report.html" in run_in(workplace, "report", runs(workplace)[0]).stdout
+    assert "report.html" in call_in(workplace, "report", runs(workplace)[0]).stdout
     assert (results / "report.html").is_file()
     model, data = results.parent / "best.pt", "datasets/maskrcnn_mvtec_bottle"
     judge = evaluation(model, data, "--conf", "0.2", "--output_dir", "low")
-    assert "McNemar's exact p" in run_in(workplace, *judge, "--against", results.parent).stdout
-    run_in(workplace, "report", results, "low", "--output", "pages/both.html")
+    assert "McNemar's exact p" in call_in(workplace, *judge, "--against", results.parent).stdout
+    call_in(workplace, "report", results, "low", "--output", "pages/both.html")
     page = (workplace / "pages/both.html").read_text()
     assert "F1" in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
@@ -253,18 +273,18 @@ def test_runs_are_set_side_by_side_on_one_page(workplace: Path) -> None:
 @pytest.mark.slow
 def test_a_labelled_coco_folder_is_enough(workplace: Path) -> None:
     flags = "--dataset_dir datasets/maskrcnn_mvtec_bottle --epochs 1 --skip_augment".split()
-    done = run_in(workplace, "run", *flags, *SMALL)
+    done = call_in(workplace, "run", *flags, *LIGHT)
     assert "OVERALL METRICS" in done.stdout
 
 
 @pytest.mark.slow
 def test_a_data_set_made_otherwise_is_refused_and_replaced_when_asked(workplace: Path) -> None:
     command = ["prepare", "--mvtec_root", "datasets/mvtec", "--category", "cable"]
-    run_in(workplace, *command)
-    assert "reused" in run_in(workplace, *command).stderr
-    refused = run_in(workplace, *command, "--train_ratio", "0.6", status=2)
+    call_in(workplace, *command)
+    assert "reused" in call_in(workplace, *command).stderr
+    refused = call_in(workplace, *command, "--train_ratio", "0.6", status=2)
     assert "--overwrite" in refused.stderr
-    replaced = run_in(workplace, *command, "--train-ratio", "0.6", "--overwrite")
+    replaced = call_in(workplace, *command, "--train-ratio", "0.6", "--overwrite")
     assert "prepared" in replaced.stderr
 
 
@@ -273,14 +293,14 @@ def test_predict_tells_a_script_what_it_found(workplace: Path) -> None:
     model = runs(workplace)[0] / "best.pt"
     images = workplace / "datasets/mvtec/bottle/test/hole"
     always: list[str | Path] = ["predict", "--model", model, "--input", images, "--conf", "0"]
-    run_in(workplace, *always, "--output", "found")
+    call_in(workplace, *always, "--output", "found")
     never: list[str | Path] = ["predict", "--model", model, "--input", images, "--conf", "1", "--fail_on_defect"]
     run_in(workplace, *never, "--output", "found")
     verdicts = json.loads((workplace / "found/predictions.json").read_text())["images"]
     assert [record["verdict"] for record in verdicts] == ["good", "good"]
     (workplace / "broken.png").write_text("no image")
     pattern = str(images / "*.png")
-    done = run_in(workplace, *always[:3], "--input", pattern, "broken.png", "--output", "found", status=2)
+    done = call_in(workplace, *always[:3], "--input", pattern, "broken.png", "--output", "found", status=2)
     assert "broken.png cannot be read as an image" in done.stderr
     assert len(list((workplace / "found/overlays").iterdir())) == 2
 

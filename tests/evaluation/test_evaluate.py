@@ -4,7 +4,9 @@ import contextlib
 import io
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """A split of three defective images and two good ones, of two sizes."""
-    folder = tmp_path / "data"
+    return make_dataset(tmp_path / "data")
+
+
+def make_dataset(folder: Path) -> Path:
     images, annotations = [], []
     for number, kind in enumerate(["crack", "good", "scratch", "good", "crack"], start=1):
         height, width = (60, 80) if number % 2 else (70, 50)
@@ -62,13 +67,26 @@ def run(run_dir: Path, dataset: Path, **settings: Any) -> Evaluated:
     return evaluate(EvaluateConfig(model=run_dir / "best.pt", dataset_dir=dataset, **settings))
 
 
+@pytest.fixture(scope="module")
+def judged(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Evaluated]:
+    """A function that judges the split as it is, with the same settings once: what it gives is to be looked at only."""
+    dataset = make_dataset(tmp_path_factory.mktemp("judged") / "data")
+
+    @cache
+    def judge(**settings: Any) -> Evaluated:
+        name = "_".join(f"{name}_{value}" for name, value in settings.items())
+        return run(run_dir, dataset, output_dir=dataset.parent / f"out_{name}", **settings)
+
+    return judge
+
+
 def edit(dataset: Path, **changes: Any) -> None:
     path = dataset / "val" / "annotations.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_every_figure_is_written_under_the_name_that_users_know(run_dir: Path, dataset: Path) -> None:
-    done = run(run_dir, dataset)
+def test_every_figure_is_written_under_the_name_that_users_know(judged: Callable[..., Evaluated]) -> None:
+    done = judged()
     metrics = json.loads((done.results_dir / "metrics.json").read_text())
     assert metrics == json.loads(json.dumps(done.metrics))
     promised = (
@@ -83,7 +101,7 @@ def test_every_figure_is_written_under_the_name_that_users_know(run_dir: Path, d
     pixels = ("auroc", "ap", "aupro", "aupro_05", "iou", "dice", "f1_max", "f1_max_threshold")
     speed = ("seconds", "seconds_per_image")
     sure = ("intervals", "interval_method", "resamples", "threshold", "notes")
-    settings = ("conf", "min_area", "split", "dataset", "model", "seed", "allow_leak")
+    settings = ("conf", "min_area", "split", "dataset", "model", "seed", "allow_leak", "finds")
     beyond = {*ranked, *counted, *listed, *overlaps, *(f"pixel_{name}" for name in pixels), *speed, *sure, *settings}
     assert set(metrics) == {*promised, *beyond}
     assert metrics["total_images"] == 5
@@ -95,8 +113,10 @@ def test_every_figure_is_written_under_the_name_that_users_know(run_dir: Path, d
     assert names(done.results_dir) == sorted(stage.ENTRIES)
 
 
-def test_every_interval_holds_its_figure_and_says_how_it_was_made(run_dir: Path, dataset: Path) -> None:
-    metrics = run(run_dir, dataset, conf=0.6).metrics
+def test_every_interval_holds_its_figure_and_says_how_it_was_made(
+    run_dir: Path, dataset: Path, judged: Callable[..., Evaluated]
+) -> None:
+    metrics = judged(conf=0.6).metrics
     assert set(metrics["intervals"]) == set(metrics["interval_method"])
     assert set(metrics["interval_method"].values()) == {"wilson", "newcombe", "bootstrap"}
     for name in ("accuracy", "recall", "f1_score", "image_auroc", "mask_ap", "mean_mask_iou", "pixel_aupro"):
@@ -109,7 +129,7 @@ def test_every_interval_holds_its_figure_and_says_how_it_was_made(run_dir: Path,
     assert again.metrics["intervals"] == metrics["intervals"]
     other = run(run_dir, dataset, conf=0.6, seed=1)
     assert other.metrics["intervals"] != metrics["intervals"]
-    without = run(run_dir, dataset, conf=0.6, resamples=0)
+    without = judged(conf=0.6, resamples=0)
     assert set(without.metrics["interval_method"].values()) == {"wilson", "newcombe"}
 
 
@@ -158,9 +178,10 @@ def test_the_threshold_is_chosen_on_val_kept_and_used_for_test(run_dir: Path, da
     (run_dir / "best.threshold.json").unlink()
 
 
-def test_a_model_is_not_judged_on_what_it_was_trained_on(run_dir: Path, dataset: Path) -> None:
-    assert any("not known" in note for note in run(run_dir, dataset).metrics["notes"])
-    shutil.rmtree(dataset.parent / "out")
+def test_a_model_is_not_judged_on_what_it_was_trained_on(
+    run_dir: Path, dataset: Path, judged: Callable[..., Evaluated]
+) -> None:
+    assert any("not known" in note for note in judged().metrics["notes"])
     write_training_images(content_digests(read_split(dataset, "val")), run_dir)
     try:
         nothing_written(run_dir, dataset, r"5 of 5 images were trained on .*--allow_leak")
@@ -215,8 +236,8 @@ def test_another_run_is_compared_on_the_same_images(run_dir: Path, dataset: Path
         run(run_dir, dataset, against=nothing)
 
 
-def test_the_confusion_matrix_and_the_lists_agree_with_the_counts(run_dir: Path, dataset: Path) -> None:
-    metrics = run(run_dir, dataset, conf=0.6).metrics
+def test_the_confusion_matrix_and_the_lists_agree_with_the_counts(judged: Callable[..., Evaluated]) -> None:
+    metrics = judged(conf=0.6).metrics
     assert metrics["confusion"] == {
         "classes": ["good", "defect"],
         "rows": [[metrics["tn_good"], metrics["fp_defect"]], [metrics["fn_defect"], metrics["tp_defect"]]],
@@ -229,8 +250,10 @@ def test_the_confusion_matrix_and_the_lists_agree_with_the_counts(run_dir: Path,
     )
 
 
-def test_the_predictions_are_coco_results_that_pycocotools_loads(run_dir: Path, dataset: Path) -> None:
-    done = run(run_dir, dataset)
+def test_the_predictions_are_coco_results_that_pycocotools_loads(
+    run_dir: Path, dataset: Path, judged: Callable[..., Evaluated]
+) -> None:
+    done = judged()
     results = json.loads((done.results_dir / "predictions.json").read_text())
     assert len(results) > 10
     assert min(one["score"] for one in results) < 0.5
@@ -243,14 +266,14 @@ def test_the_predictions_are_coco_results_that_pycocotools_loads(run_dir: Path, 
 
 
 def test_conf_acts_on_verdicts_table_and_confidence_and_not_on_the_predictions_and_ap(
-    run_dir: Path, dataset: Path
+    judged: Callable[..., Evaluated],
 ) -> None:
-    low = run(run_dir, dataset, conf=0.05)
+    low = judged(conf=0.05)
     low_rows, predictions = (
         rows(low.results_dir / "predictions.csv"),
         (low.results_dir / "predictions.json").read_bytes(),
     )
-    high = run(run_dir, dataset, conf=1.0)
+    high = judged(conf=1.0)
     assert (high.results_dir / "predictions.json").read_bytes() == predictions
     assert [row["score"] for row in rows(high.results_dir / "predictions.csv")] == [row["score"] for row in low_rows]
     assert {row["verdict"] for row in low_rows} == {"defect"}
@@ -265,8 +288,8 @@ def test_conf_acts_on_verdicts_table_and_confidence_and_not_on_the_predictions_a
     assert (low.metrics["mean_mask_iou"], high.metrics["mean_mask_iou"]) == (pytest.approx(0.2, abs=0.2), 0.0)
 
 
-def test_the_table_has_a_line_an_image_that_agrees_with_the_figures(run_dir: Path, dataset: Path) -> None:
-    done = run(run_dir, dataset, conf=0.6)
+def test_the_table_has_a_line_an_image_that_agrees_with_the_figures(judged: Callable[..., Evaluated]) -> None:
+    done = judged(conf=0.6)
     table = rows(done.results_dir / "predictions.csv")
     assert [(row["file"], row["defect_type"], row["truth"]) for row in table] == [
         ("crack_1.png", "crack", "defect"),
@@ -284,13 +307,13 @@ def test_the_table_has_a_line_an_image_that_agrees_with_the_figures(run_dir: Pat
         )
 
 
-def test_min_area_acts_on_the_verdict(run_dir: Path, dataset: Path) -> None:
-    assert run(run_dir, dataset, conf=0.05).metrics["recall"] == 1.0
-    assert run(run_dir, dataset, conf=0.05, min_area=10**6).metrics["recall"] == 0.0
+def test_min_area_acts_on_the_verdict(judged: Callable[..., Evaluated]) -> None:
+    assert judged(conf=0.05).metrics["recall"] == 1.0
+    assert judged(conf=0.05, min_area=10**6).metrics["recall"] == 0.0
 
 
-def test_pictures_are_named_by_rank_and_the_worst_come_first(run_dir: Path, dataset: Path) -> None:
-    done = run(run_dir, dataset, conf=0.05)
+def test_pictures_are_named_by_rank_and_the_worst_come_first(judged: Callable[..., Evaluated]) -> None:
+    done = judged(conf=0.05)
     order = names(done.results_dir / "overlays")
     assert [name[:3] for name in order] == ["001", "002", "003", "004", "005"]
     scores = {row["file"]: float(row["score"]) for row in rows(done.results_dir / "predictions.csv")}
@@ -299,7 +322,7 @@ def test_pictures_are_named_by_rank_and_the_worst_come_first(run_dir: Path, data
     assert [name[4:] for name in order] == [f"false_alarm_{name}" for name in wrong] + [
         f"right_{name}" for name in right
     ]
-    missed = names(run(run_dir, dataset, conf=1.0).results_dir / "overlays")
+    missed = names(judged(conf=1.0).results_dir / "overlays")
     assert [name[4:10] for name in missed[:3]] == ["missed"] * 3
 
 
@@ -373,17 +396,17 @@ def nothing_written(run_dir: Path, dataset: Path, says: str, **settings: Any) ->
     assert not (dataset.parent / "out").exists()
 
 
-def test_images_judged_together_have_the_figures_that_they_have_one_by_one(run_dir: Path, dataset: Path) -> None:
-    alone = run(run_dir, dataset, conf=0.6, resamples=0).metrics
-    together = run(run_dir, dataset, conf=0.6, resamples=0, inference_batch_size=3).metrics
+def test_images_judged_together_have_the_figures_that_they_have_one_by_one(judged: Callable[..., Evaluated]) -> None:
+    alone = judged(conf=0.6, resamples=0).metrics
+    together = judged(conf=0.6, resamples=0, inference_batch_size=3).metrics
     for name, value in alone.items():
         if isinstance(value, float) and "seconds" not in name:
             assert together[name] == pytest.approx(value, abs=1e-5), name
 
 
-def test_limits_reach_the_network(run_dir: Path, dataset: Path) -> None:
+def test_limits_reach_the_network(judged: Callable[..., Evaluated]) -> None:
     def predictions(**settings: Any) -> list[dict[str, Any]]:
-        done = run(run_dir, dataset, conf=0.6, resamples=0, **settings)
+        done = judged(conf=0.6, resamples=0, **settings)
         found: list[dict[str, Any]] = json.loads((done.results_dir / "predictions.json").read_text())
         return found
 

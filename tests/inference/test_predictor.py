@@ -156,7 +156,7 @@ def test_masks_are_those_of_torchvisions_forward() -> None:
 
 def test_the_score_map_is_the_highest_score_times_probability_that_torchvision_pastes() -> None:
     pixels = patchwork(70, 90)
-    (found,) = infer(network(), [pixels])
+    (found,) = infer(network(), SPEC, [pixels])
     prediction = finish(found, SPEC, 70, 90)
     pasted = paste_masks_in_image(found["masks"], found["boxes"], (70, 90))[:, 0]
     defects = found["labels"] > 1  # 1 is good
@@ -202,7 +202,7 @@ def test_an_array_that_is_no_rgb_image_is_refused_with_what_is_expected(model_pa
 
 def test_images_of_one_size_are_judged_together_as_they_are_one_by_one() -> None:
     batch = [patchwork(60, 90, seed) for seed in range(3)]
-    together = [finish(found, SPEC, 60, 90) for found in infer(network(), batch)]
+    together = [finish(found, SPEC, 60, 90) for found in infer(network(), SPEC, batch)]
     assert sum(len(one.instances) for one in together) > 10
     for one, pixels in zip(together, batch, strict=True):
         assert_same(one, detect(network(), SPEC, pixels))
@@ -218,7 +218,7 @@ def assert_same(one: Prediction, other: Prediction) -> None:
 
 def test_images_of_several_sizes_are_no_batch() -> None:
     with pytest.raises(ValueError, match=r"of one size, not .*60, 90.* and .*60, 91"):
-        infer(network(), [patchwork(60, 90), patchwork(60, 91)])
+        infer(network(), SPEC, [patchwork(60, 90), patchwork(60, 91)])
 
 
 def test_a_score_floor_drops_what_scores_less_and_leaves_the_rest(model_path: Path) -> None:
@@ -234,7 +234,8 @@ def test_no_more_proposals_are_looked_at_than_asked_for_nor_than_there_are(model
     def looked_at(path: Path = model_path, **limit: Any) -> int:
         seen: list[int] = []
         predictor = Predictor(path, "cpu", **limit)
-        predictor.network.roi_heads.box_head.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+        network: Any = predictor.network
+        network.roi_heads.box_head.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
         predictor(patchwork(60, 90))
         return seen[0]
 

@@ -2,13 +2,15 @@
 
 import threading
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from random_network import SPEC, network, patchwork
+import random_network
+from random_network import patchwork
 
 from flawmask.errors import FlawmaskError
 from flawmask.images import read_image, write_png
@@ -17,9 +19,16 @@ from flawmask.inference.predictor import Prediction, detect, finish
 from flawmask.inference.predictor import infer as really
 from flawmask.inference.stream import THREADS, Seen, in_order, judge_all
 
+SPEC = replace(random_network.SPEC, max_detections=8)
+"""Of a network that soon has done, since it is masks that take an image's time."""
+
 SIZES = [(60, 80), (60, 80), (70, 50), (60, 80), (60, 80), (60, 80), (64, 64), (70, 50), (70, 50), (60, 80)]
 BAD = 4
 """Which of the images is none."""
+
+
+def network() -> Any:
+    return random_network.network(SPEC)
 
 
 @pytest.fixture
@@ -37,9 +46,9 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
     """The sizes of the images in each batch that the network has seen so far."""
     seen = []
 
-    def infer(model: Any, batch: Any) -> Any:
+    def infer(model: Any, spec: Any, batch: Any) -> Any:
         seen.append([image.shape[:2] for image in batch])
-        return really(model, batch)
+        return really(model, spec, batch)
 
     monkeypatch.setattr(stream, "infer", infer)
     return seen
@@ -50,7 +59,7 @@ def outcome(path: Path, seen: Seen | FlawmaskError) -> tuple[Path, Prediction | 
 
 
 def judged(paths: list[Path], **settings: Any) -> Generator[tuple[Path, Prediction | FlawmaskError], None, None]:
-    return judge_all(network(), paths, read_image, outcome, **settings)
+    return judge_all(network(), SPEC, paths, read_image, outcome, **settings)
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 50])
@@ -110,7 +119,7 @@ def test_threads_read_and_finish_and_the_caller_alone_uses_the_network(
         who["finish"].add(threading.get_ident())
 
     monkeypatch.setattr(stream, "infer", infer)
-    assert len(list(judge_all(network(), paths, read, last))) == len(paths)
+    assert len(list(judge_all(network(), SPEC, paths, read, last))) == len(paths)
     assert who["infer"] == {threading.get_ident()}
     assert threading.get_ident() not in who["read"] | who["finish"]
 
@@ -128,12 +137,12 @@ def test_the_next_images_are_read_while_the_network_is_busy(paths: list[Path], m
         return read_image(path)
 
     monkeypatch.setattr(stream, "infer", infer)
-    assert len(list(judge_all(network(), paths, read, outcome))) == len(paths)
+    assert len(list(judge_all(network(), SPEC, paths, read, outcome))) == len(paths)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_no_more_images_are_in_flight_than_a_few_batches(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "infer", lambda _, batch: [{} for _ in batch])
+    monkeypatch.setattr(stream, "infer", lambda _, __, batch: [{} for _ in batch])
     read, done = 0, 0
     most = 0
 
@@ -144,7 +153,7 @@ def test_no_more_images_are_in_flight_than_a_few_batches(batch_size: int, monkey
             most = max(most, read - done)
             yield number
 
-    for _ in judge_all(network(), numbers(), lambda seed: patchwork(32, 32, seed), lambda *_: None, batch_size):
+    for _ in judge_all(network(), SPEC, numbers(), lambda seed: patchwork(32, 32, seed), lambda *_: None, batch_size):
         done += 1
     assert done == 60
     assert most <= 2 * batch_size + THREADS + max(batch_size, THREADS)
@@ -183,7 +192,7 @@ def test_an_exception_in_a_thread_stops_it_all_and_is_raised_here(paths: list[Pa
     before = set(threading.enumerate())
     functions: dict[str, Any] = {"read": read_image, "finish": outcome, which: broken}
     with pytest.raises(OSError, match="No space left") as caught:  # kept, and the frames in it
-        list(judge_all(network(), paths, **functions))
+        list(judge_all(network(), SPEC, paths, **functions))
     assert caught.value.errno == 28
     assert set(threading.enumerate()) == before
 

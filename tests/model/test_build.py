@@ -1,19 +1,21 @@
 """The architectures: heads, norms, frozen stages, anchors, and torchvision's own settings at 800 pixels."""
 
 from functools import cache
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
+from random_network import ARCHITECTURES, BUILDABLE, OUTLINING_REGIONS, REGIONS, as_tensor, patchwork, spec_of
 from torch import nn
-from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 from torchvision.ops import FrozenBatchNorm2d
 
 from flawmask.errors import FlawmaskError
 from flawmask.model.arch import Arch
-from flawmask.model.build import ModelSpec, Norm, anchors_for, build, count_parameters, freeze, to_device
+from flawmask.model.build import build, detector_of, freeze
+from flawmask.model.layers import count_parameters, to_device
+from flawmask.model.spec import ModelSpec, Norm, anchors_for
 
-ARCHITECTURES: tuple[Arch, ...] = get_args(Arch)
 CLASSES = ("good", "crack", "scratch")
 
 
@@ -23,33 +25,62 @@ def network(arch: Arch, norm: Norm = "frozen", image_size: int = 800) -> Any:
     return build(ModelSpec(arch, CLASSES, image_size=image_size, norm=norm, anchor_sizes=anchors_for(image_size)))
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@cache
+def outline(arch: Arch, norm: Norm = "frozen") -> Any:
+    """A network without numbers, where its kind can be had without: to look at its layers takes no more."""
+    spec = ModelSpec(arch, CLASSES, norm=norm)
+    if arch.startswith(("yolo", "rfdetr")):
+        return build(spec)
+    with torch.device("meta"):
+        return build(spec)
+
+
+@pytest.mark.parametrize("arch", REGIONS)
 def test_both_heads_have_an_output_for_each_class_and_the_background(arch: Arch) -> None:
-    heads = network(arch).roi_heads
+    heads = outline(arch).roi_heads
     assert heads.box_predictor.cls_score.out_features == len(CLASSES) + 1
     assert heads.box_predictor.bbox_pred.out_features == 4 * (len(CLASSES) + 1)
-    assert heads.mask_predictor.mask_fcn_logits.out_channels == len(CLASSES) + 1
+    assert heads.has_mask() == (arch in OUTLINING_REGIONS)
+    if heads.has_mask():
+        assert heads.mask_predictor.mask_fcn_logits.out_channels == len(CLASSES) + 1
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_heads_of_one_stage_have_a_score_for_each_class_and_those_of_torchvision_for_the_background_too() -> None:
+    outputs = len(CLASSES) + 1
+    assert outline("retinanet_resnet50_fpn").head.classification_head.cls_logits.out_channels == 9 * outputs
+    assert outline("fcos_resnet50_fpn").head.classification_head.cls_logits.out_channels == outputs
+    for arch, boxes in (("ssd300_vgg16", (4, 6, 6, 6, 4, 4)), ("ssdlite320_mobilenet_v3_large", (6,) * 6)):
+        heads = outline(arch).head.classification_head.module_list
+        found = [[one.out_channels for one in head.modules() if isinstance(one, nn.Conv2d)][-1] for head in heads]
+        assert found == [count * outputs for count in boxes]
+    for arch in ("yolo11n", "yolo11n-seg"):
+        assert [head[-1].out_channels for head in outline(arch).model[-1].cv3] == [len(CLASSES)] * 3
+
+
+@pytest.mark.parametrize("arch", BUILDABLE)
 def test_every_architecture_answers_in_the_classes_it_was_given(arch: Arch) -> None:
+    spec = spec_of(arch, proposals=20)
     torch.manual_seed(0)
-    spec = ModelSpec(arch, CLASSES, image_size=64, norm="group", anchor_sizes=anchors_for(64), proposals=20)
-    model = build(spec).eval()
+    detector, model = detector_of(spec), build(spec).eval()
+    detector.set_score_floor(model, 0.0)
     with torch.inference_mode():
-        (found,) = model([torch.rand(3, 70, 90)])
-    assert len(found["labels"])
+        (found,) = detector.infer(model, [as_tensor(patchwork(70, 90))])
+    assert 0 < len(found["labels"]) <= spec.max_detections
     assert set(found["labels"].tolist()) <= {1, 2, 3}
-    assert found["masks"].shape[1:] == (1, 70, 90)
+    assert found.keys() == {"boxes", "labels", "scores"} | ({"masks"} if spec.has_masks else set())
+    if spec.has_masks:
+        assert found["masks"].shape == (len(found["labels"]), 1, 28, 28)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", BUILDABLE)
 @pytest.mark.parametrize(("norm", "kind"), [("frozen", FrozenBatchNorm2d), ("group", nn.GroupNorm)])
 def test_norms_are_replaced_everywhere(arch: Arch, norm: Norm, kind: type[nn.Module]) -> None:
-    modules = list(network(arch, norm).modules())
+    modules = list(outline(arch, norm).modules())
     replaced = [one for one in modules if isinstance(one, kind)]
-    left = [one for one in network(arch, "batch").modules() if isinstance(one, nn.BatchNorm2d)]
-    assert len(replaced) == len(left) > 0
+    there_before = [one for one in outline(arch, "batch").modules() if isinstance(one, kind)]
+    left = [one for one in outline(arch, "batch").modules() if isinstance(one, nn.BatchNorm2d)]
+    assert len(replaced) - len(there_before) == len(left)
+    assert (len(left) == 0) == (arch == "ssd300_vgg16" or arch.startswith("rfdetr"))
     assert not any(isinstance(one, nn.BatchNorm2d) for one in modules)
 
 
@@ -70,35 +101,51 @@ MOBILENET_STAGES = (
     ("7", "8", "9", "10", "11", "12"),
     ("13", "14", "15", "16"),
 )
-STAGES: dict[Arch, tuple[tuple[str, ...], ...]] = {
-    "maskrcnn_resnet50_fpn": RESNET_STAGES,
-    "maskrcnn_resnet50_fpn_v2": RESNET_STAGES,
-    "maskrcnn_resnet18_fpn": RESNET_STAGES,
-    "maskrcnn_mobilenet_v3_large_fpn": MOBILENET_STAGES,
-}
+"""Each stage's layers, by their places in the body."""
+VGG_STAGES = (range(4), range(4, 9), range(9, 16), range(16, 23))
+SSDLITE_STAGES = (range(2), range(2, 4), range(4, 7), range(7, 14))
+YOLO_STAGES = (range(1), range(1, 3), range(3, 5), range(5, 7), range(7, 11))
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+def stages_of(arch: Arch) -> list[list[str]]:
+    """Return what the parameters of each of the backbone's stages begin with."""
+    if arch == "ssd300_vgg16":
+        return [*([f"backbone.features.{at}." for at in stage] for stage in VGG_STAGES), ["backbone.extra.0."]]
+    if arch.startswith("ssdlite"):
+        return [*([f"backbone.features.0.{at}." for at in stage] for stage in SSDLITE_STAGES), ["backbone.features.1."]]
+    if arch.startswith("yolo"):
+        return [[f"model.{at}." for at in stage] for stage in YOLO_STAGES]
+    if arch.startswith("rfdetr"):
+        encoder = "backbone.0.encoder.encoder."
+        layers = [[f"{encoder}encoder.layer.{at}." for at in range(start, start + 3)] for start in range(0, 12, 3)]
+        return [[f"{encoder}embeddings."], *layers[:3], [*layers[3], f"{encoder}layernorm."]]
+    of_body = MOBILENET_STAGES if "mobilenet" in arch else RESNET_STAGES
+    return [[f"backbone.body.{name}." for name in stage] for stage in of_body]
+
+
+@pytest.mark.parametrize("arch", BUILDABLE)
 @pytest.mark.parametrize("trainable", range(6))
 def test_freezing_leaves_the_stages_nearest_the_heads_and_all_outside_the_body(arch: Arch, trainable: int) -> None:
-    model = network(arch, "group")
-    model.requires_grad_(True)
-    freeze(model, trainable)
-    names = {name for name, one in model.named_parameters() if not one.requires_grad}
-    frozen = [layer for stage in STAGES[arch][: 5 - trainable] for layer in stage]
-    expected = {
-        name for name, _ in model.named_parameters() if name.startswith(tuple(f"backbone.body.{at}." for at in frozen))
-    }
-    assert names == expected
-    assert bool(expected) == (trainable < 5)
-    model.requires_grad_(True)
+    model = outline(arch, "group")
+    before = {name for name, one in model.named_parameters() if one.requires_grad}
+    try:
+        freeze(model, ModelSpec(arch, CLASSES), trainable)
+        after = {name for name, one in model.named_parameters() if one.requires_grad}
+    finally:
+        for name, one in model.named_parameters():
+            one.requires_grad_(name in before)
+    frozen = [start for stage in stages_of(arch)[: 5 - trainable] for start in stage]
+    assert len(stages_of(arch)) == 5
+    assert before - after == {name for name in before if name.startswith(tuple(frozen))}
+    assert (before == after) == (trainable == 5)
+    assert after <= before
 
 
 def test_the_numbers_to_learn_are_those_that_are_not_frozen() -> None:
     model = network("maskrcnn_resnet18_fpn", "group")
     everything = sum(one.numel() for one in model.parameters())
     assert count_parameters(model) == everything
-    freeze(model, 0)
+    freeze(model, ModelSpec("maskrcnn_resnet18_fpn", CLASSES), 0)
     assert count_parameters(model) == everything - sum(one.numel() for one in model.backbone.body.parameters())
     model.requires_grad_(True)
 
@@ -129,7 +176,11 @@ def test_an_architecture_with_fewer_levels_has_all_anchors_on_each() -> None:
 
 @pytest.mark.parametrize(
     ("arch", "original"),
-    [("maskrcnn_resnet50_fpn", maskrcnn_resnet50_fpn), ("maskrcnn_resnet50_fpn_v2", maskrcnn_resnet50_fpn_v2)],
+    [
+        ("maskrcnn_resnet50_fpn", maskrcnn_resnet50_fpn),
+        ("maskrcnn_resnet50_fpn_v2", maskrcnn_resnet50_fpn_v2),
+        ("fasterrcnn_resnet50_fpn", fasterrcnn_resnet50_fpn),
+    ],
 )
 def test_at_800_pixels_every_setting_is_torchvisions_own(arch: Arch, original: Any) -> None:
     ours = build(ModelSpec(arch, CLASSES, norm="batch"))
@@ -149,7 +200,11 @@ def test_at_800_pixels_every_setting_is_torchvisions_own(arch: Arch, original: A
         ("roi_heads.proposal_matcher", ("high_threshold", "low_threshold", "allow_low_quality_matches")),
         ("roi_heads.box_coder", ("weights", "bbox_xform_clip")),
         ("roi_heads.box_roi_pool", ("output_size", "sampling_ratio", "featmap_names")),
-        ("roi_heads.mask_roi_pool", ("output_size", "sampling_ratio", "featmap_names")),
+        *(
+            [("roi_heads.mask_roi_pool", ("output_size", "sampling_ratio", "featmap_names"))]
+            if arch in OUTLINING_REGIONS
+            else []
+        ),
     ):
         one, other = (_follow(model, part) for model in (ours, theirs))
         assert {name: getattr(one, name) for name in names} == {name: getattr(other, name) for name in names}, part
@@ -172,6 +227,12 @@ def test_the_longer_side_may_have_torchvisions_share_more(size: int, longest: in
     assert ModelSpec("maskrcnn_resnet18_fpn", CLASSES, image_size=size).max_size == longest
 
 
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch.startswith(("retina", "fcos", "ssd"))])
+def test_the_most_detections_reach_a_network_of_one_stage(arch: Arch) -> None:
+    with torch.device("meta"):
+        assert build(ModelSpec(arch, CLASSES, max_detections=7)).detections_per_img == 7
+
+
 def test_limits_reach_the_network() -> None:
     model = build(ModelSpec("maskrcnn_resnet18_fpn", CLASSES, max_detections=7, proposals=30))
     assert model.roi_heads.detections_per_img == 7
@@ -188,6 +249,12 @@ def test_limits_reach_the_network() -> None:
 def test_a_spec_that_describes_no_network_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(FlawmaskError):
         ModelSpec(**{"arch": "maskrcnn_resnet18_fpn", "classes": CLASSES, **wrong})
+
+
+def test_an_architecture_that_is_not_known_is_refused_with_those_that_are() -> None:
+    with pytest.raises(FlawmaskError, match="there is no architecture yolo99: there are ") as caught:
+        ModelSpec("yolo99", CLASSES)  # type: ignore[arg-type]
+    assert all(arch in str(caught.value) for arch in ARCHITECTURES)
 
 
 def test_convolutions_are_laid_out_channels_last_on_the_device() -> None:

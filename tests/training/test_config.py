@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from random_network import ARCHITECTURES
 from stained_plates import settings
 
 from flawmask.errors import FlawmaskError
@@ -41,6 +42,21 @@ from flawmask.training.config import seconds_in
 def test_settings_out_of_range_are_refused_by_name(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(FlawmaskError, match=f"--{next(iter(wrong))}"):
         settings(tmp_path, **wrong)
+
+
+BOXES_ALONE = {
+    *("fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"),
+    *("ssd300_vgg16", "ssdlite320_mobilenet_v3_large", "yolo11n", "yolo11s"),
+}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_an_epoch_is_chosen_by_mask_ap_where_the_network_has_masks_alone(tmp_path: Path, arch: str) -> None:
+    if arch not in BOXES_ALONE:
+        assert settings(tmp_path, arch=arch, select_by="segm_ap").select_by == "segm_ap"
+        return
+    with pytest.raises(FlawmaskError, match=f"--select_by segm_ap is for networks that outline .* {arch} does not"):
+        settings(tmp_path, arch=arch, select_by="segm_ap")
 
 
 def test_neither_a_run_to_go_on_with_nor_a_data_set_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from stained_plates import make_dataset, settings
+from stained_plates import light, make_dataset, settings
 
 from flawmask.coco import CocoSplit, read_split
 from flawmask.distributed import Processes
@@ -196,7 +196,7 @@ def test_a_time_budget_chooses_the_image_size_by_trying(dataset: Path) -> None:
 
 def test_a_time_budget_decides_when_it_ends(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
-    done = train(settings(dataset, epochs=1000, time_budget="8s"))
+    done = train(light(dataset, epochs=1000, time_budget="5s"))
     rates = done.history["learning_rate"]
     assert len(rates) >= 1
     assert rates[-1] < 0.3 * max(0.0005, *rates), "it did not end with the rate that a training ends with"
@@ -208,7 +208,7 @@ def test_a_budget_that_one_epoch_exceeds_ends_in_its_middle(dataset: Path, monke
     monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
     shares = iter([0.0, 0.5, 1.2, 1.3, 1.4, 1.5])
     monkeypatch.setattr(loop.Clock, "progress", lambda *_: next(shares))
-    done = train(settings(dataset, time_budget="1h", batch_size=1))
+    done = train(light(dataset, time_budget="1h", batch_size=1))
     assert done.history["epoch"] == [1]
     assert done.history["images_per_second"][0] == pytest.approx(2 / done.history["seconds"][0])
 

@@ -18,10 +18,10 @@ from flawmask.coco import CocoSplit, annotation, read_split, write_split
 from flawmask.errors import FlawmaskError
 from flawmask.images import write_png
 from flawmask.masks import Mask
-from flawmask.model.build import ModelSpec
+from flawmask.model.spec import ModelSpec
+from flawmask.model.targets import Target, crops
 from flawmask.training.cache import PixelCache
 from flawmask.training.loader import Order, SplitDataset, make_loader, read, resize, resized_shapes, to_device
-from flawmask.training.targets import Target, crops
 
 HEIGHT, WIDTH = 24, 32
 AS_IT_IS = replace(SPEC, image_size=HEIGHT)

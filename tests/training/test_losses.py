@@ -12,9 +12,10 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 from flawmask.coco import annotation
 from flawmask.masks import Mask
+from flawmask.model.arch import Arch
 from flawmask.model.build import build
-from flawmask.training.losses import FEWEST_SAMPLES, MOST_SAMPLES, losses, mask_targets, samples_for
-from flawmask.training.targets import Target, make_target
+from flawmask.model.rcnn_losses import FEWEST_SAMPLES, MOST_SAMPLES, losses, mask_targets, samples_for
+from flawmask.model.targets import Target, make_target
 
 SIZES = [(64, 96), (80, 64), (64, 64), (64, 100)]
 INSTANCES = [2, 0, 3, 1]
@@ -46,9 +47,9 @@ def batch() -> tuple[list[Tensor], list[list[Mask]], list[Target]]:
     return images, masks, [target_of(of_image, size) for of_image, size in zip(masks, SIZES, strict=True)]
 
 
-def network(roi_samples: int = 512) -> Any:
+def network(roi_samples: int = 512, arch: Arch = SPEC.arch) -> Any:
     torch.manual_seed(1)
-    model = build(replace(SPEC, norm="frozen", max_detections=5)).train()
+    model = build(replace(SPEC, arch=arch, norm="frozen", max_detections=5)).train()
     model.roi_heads.fg_bg_sampler.batch_size_per_image = roi_samples
     # torchvision draws a size for each image, of one; here sizes are not drawn.
     model.transform.torch_choice = lambda sizes: sizes[0]
@@ -63,8 +64,11 @@ def gradients(model: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("roi_samples", [512, 16])
 @pytest.mark.parametrize("chosen", [[0, 1, 2, 3], [1], [3, 1]])
-def test_the_losses_and_their_gradients_are_those_of_torchvision(chosen: list[int], roi_samples: int) -> None:
-    model = network(roi_samples)
+@pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "fasterrcnn_mobilenet_v3_large_fpn"])
+def test_the_losses_and_their_gradients_are_those_of_torchvision(
+    arch: Arch, chosen: list[int], roi_samples: int
+) -> None:
+    model = network(roi_samples, arch)
     images, masks, targets = batch()
     images, masks, targets = ([every[at] for at in chosen] for every in (images, masks, targets))  # type: ignore[assignment]
     whole = [

@@ -7,11 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from random_network import SPEC, network, patchwork
+from random_network import SPEC, network, patchwork, spec_of
 
 from flawmask.coco import CocoSplit, annotation, read_split, write_split
 from flawmask.draw import SURROUND, TRUTH
 from flawmask.images import read_image, write_png
+from flawmask.model import rcnn
 from flawmask.training import loader
 from flawmask.training.pictures import (
     GRID,
@@ -70,6 +71,16 @@ def test_labels_are_measured_exactly_and_good_crowds_and_broken_boxes_are_none_o
     assert labels.coverage == pytest.approx(expected)
 
 
+def test_labels_are_measured_as_a_network_that_squeezes_images_to_a_square_sees_them(tmp_path: Path) -> None:
+    spec = spec_of("ssdlite320_mobilenet_v3_large")
+    split = split_of(IMAGES, [boxed(1, 5, 0, 0, 50, 25), boxed(3, 2, 0, 0, 64, 4)])
+    labels = measure_labels(split, spec)
+    assert labels.sizes == pytest.approx([160, np.sqrt(32 * 20)])
+    assert labels.aspects == pytest.approx([1, 32 / 20])
+    draw_labels(split, spec, tmp_path / "labels.png")
+    assert is_readable(tmp_path / "labels.png")
+
+
 def test_a_box_that_reaches_out_of_its_image_covers_what_it_covers_of_it() -> None:
     labels = measure_labels(split_of(IMAGES, [boxed(2, 2, -64, -64, 96, 96), boxed(2, 2, 96, 96, 64, 64)]), SPEC)
     expected = np.zeros((GRID, GRID))
@@ -95,6 +106,9 @@ def is_readable(path: Path) -> bool:
 
 def test_labels_are_drawn_for_one_instance_and_for_ten_thousand_of_forty_classes(tmp_path: Path) -> None:
     draw_labels(split_of(IMAGES, [boxed(1, 2, 10, 10, 20, 20)]), SPEC, tmp_path / "one.png")
+    without_anchors = spec_of("ssd300_vgg16")
+    draw_labels(split_of(IMAGES, [boxed(1, 2, 10, 10, 20, 20)]), without_anchors, tmp_path / "size.png")
+    assert is_readable(tmp_path / "size.png")
     random = np.random.default_rng(0)
     categories = [{"id": 1, "name": "good"}]
     categories += [{"id": number, "name": f"type {number} {'x' * (number % 40)}"} for number in range(2, 42)]
@@ -130,7 +144,7 @@ def sheet_of(split: CocoSplit, batch_size: int, path: Path) -> npt.NDArray[np.ui
     items = loader.SplitDataset(split, SPEC)
     order = loader.Order(items.shapes, batch_size, seed=None)
     batches = loader.make_loader(items, order, workers=0, pin=False)
-    draw_train_batch(network(), loader.read(batches), split, path)
+    draw_train_batch(network(), rcnn, loader.read(batches), split, path)
     return read_image(path)
 
 

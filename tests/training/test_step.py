@@ -14,15 +14,18 @@ from torch import Tensor, nn
 
 from flawmask.coco import read_split
 from flawmask.errors import FlawmaskError
-from flawmask.model.build import ModelSpec, build
-from flawmask.model.compute import train_in
-from flawmask.training import loader, loop, losses, step
+from flawmask.model import rcnn, rcnn_losses
+from flawmask.model.build import build
+from flawmask.model.rcnn import loss_names
+from flawmask.model.rcnn_compute import train_in
+from flawmask.model.spec import ModelSpec
+from flawmask.model.targets import Target
+from flawmask.training import loader, loop, step
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
 from flawmask.training.start import start
 from flawmask.training.step import (
     EMA_DECAY,
-    LOSSES,
     Schedule,
     Step,
     count_outlined,
@@ -30,10 +33,11 @@ from flawmask.training.step import (
     make_step,
     shares,
 )
-from flawmask.training.targets import Target
 
 CPU = torch.device("cpu")
 SPEC = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, norm="group", proposals=20)
+
+LOSSES = loss_names(SPEC)
 
 
 @pytest.fixture
@@ -50,12 +54,13 @@ def small_network() -> Any:
 def batch_of(dataset: Path, count: int, split: str = "train") -> loader.Batch:
     items = loader.SplitDataset(read_split(dataset, split), SPEC)
     order = loader.Order(items.shapes, count, seed=None)
-    return next(iter(loader.read(loader.make_loader(items, order, workers=0, pin=False))))
+    batch: loader.Batch = next(iter(loader.read(loader.make_loader(items, order, workers=0, pin=False))))
+    return batch
 
 
 def made_step(dataset: Path, at_once: int = 4, model: Any = None, **changes: Any) -> Step:
     config = settings(dataset, scheduler="constant", warmup_steps=0, **changes)
-    return make_step(config, model or small_network(), CPU, torch.float32, 100, True, at_once=at_once)
+    return make_step(config, model or small_network(), SPEC, CPU, torch.float32, 100, True, at_once=at_once)
 
 
 def with_changed_network(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
@@ -100,7 +105,7 @@ def test_an_epoch_without_a_finite_loss_or_gradient_stops_with_the_images_and_wr
 
 def bad_at(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the loss of some steps, counted from 0, be no number."""
-    plain, taken = losses.losses, [0]
+    plain, taken = rcnn_losses.losses, [0]
 
     def found(*given: Any) -> dict[str, Tensor]:
         result = plain(*given)
@@ -110,7 +115,7 @@ def bad_at(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
                 result["loss_mask"] = result["loss_mask"] * math.nan
         return result
 
-    monkeypatch.setattr(step, "losses", found)
+    monkeypatch.setattr(rcnn, "losses", found)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted_and_the_training_goes_on(
@@ -177,7 +182,7 @@ def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimiz
         taken(batch, 2, 0.0)
         torch.manual_seed(seed)
         expected.zero_grad()
-        torch.autograd.backward(list(losses.losses(plain, *batch, 16).values()))
+        torch.autograd.backward(list(rcnn_losses.losses(plain, *batch, 16).values()))
         expected.step()
     for name, one in plain.state_dict().items():
         torch.testing.assert_close(taken.model.state_dict()[name], one, atol=2e-4, rtol=1e-3, msg=name)
@@ -210,7 +215,7 @@ def test_the_rate_never_exceeds_the_one_asked_however_short_the_warm_up(kind: st
 def test_the_warm_up_is_at_most_a_tenth_of_all_steps(dataset: Path) -> None:
     found = {}
     for total in (5, 50, 5000):
-        made = make_step(settings(dataset), small_network(), CPU, torch.float32, total, True, at_once=2)
+        made = make_step(settings(dataset), small_network(), SPEC, CPU, torch.float32, total, True, at_once=2)
         found[total] = made.schedule.warmup * total
     assert found == pytest.approx({5: 0.5, 50: 5, 5000: 200})
 
@@ -228,7 +233,7 @@ def test_the_optimiser_suits_the_start_unless_one_is_named(
     dataset: Path, optimizer: str, is_pretrained: bool, kind: type, rate: float
 ) -> None:
     config = settings(dataset, optimizer=optimizer, scheduler="constant", warmup_steps=0)
-    made = make_step(config, small_network(), CPU, torch.float32, 100, is_pretrained, at_once=2)
+    made = make_step(config, small_network(), SPEC, CPU, torch.float32, 100, is_pretrained, at_once=2)
     assert type(made.optimizer) is kind
     made(batch_of(dataset, 2), 2, 0.5)
     assert made.optimizer.param_groups[0]["lr"] == made.schedule.at(0.5) == pytest.approx(rate)
@@ -259,7 +264,7 @@ def test_images_that_pass_one_after_the_other_add_up_to_the_mean_over_the_images
     expected = torch.zeros(len(LOSSES))
     for first in range(0, 4, at_once):
         images, targets = (every[first : first + at_once] for every in batch)
-        found = losses.losses(plain, images, targets, 16)  # type: ignore[arg-type]
+        found = rcnn_losses.losses(plain, images, targets, 16)  # type: ignore[arg-type]
         share = len(images) / 4  # all four have an instance
         torch.autograd.backward(list(found.values()), [torch.tensor(share)] * len(found))
         expected += share * torch.stack([found[name].detach() for name in LOSSES])
@@ -287,7 +292,7 @@ def test_where_all_images_have_as_many_regions_passes_of_one_are_the_pass_of_all
                 [(one == 0) & there for one, there in zip(labels, first, strict=True)],
             )
 
-    monkeypatch.setattr(losses, "BalancedPositiveNegativeSampler", All)
+    monkeypatch.setattr(rcnn_losses, "BalancedPositiveNegativeSampler", All)
     batch = batch_of(dataset, 4)
     figures = []
     for at_once in (4, 2, 1):
@@ -313,7 +318,7 @@ def test_the_passes_of_a_batch_share_each_loss_and_those_without_an_instance_hav
     outlined = count_outlined(targets, CPU)
     assert outlined.tolist() == [4 - len(without)]
     passes = [range(4)[first : first + at_once] for first in range(0, 4, at_once)]
-    found = [shares([targets[at] for at in places], 4, outlined) for places in passes]
+    found = [shares(LOSSES, [targets[at] for at in places], 4, outlined) for places in passes]
     masks = LOSSES.index("loss_mask")
     for places, share in zip(passes, found, strict=True):
         assert share[masks] == len(set(places) - without) / max(1, 4 - len(without))
@@ -329,7 +334,7 @@ def test_the_masks_of_an_image_count_as_much_beside_images_without_any_in_one_pa
     place = LOSSES.index("loss_mask")
     alone: Any = made_step(dataset, 1)
     torch.manual_seed(5)
-    expected = losses.losses(alone.model, images[:1], targets[:1], 16)["loss_mask"]
+    expected = rcnn_losses.losses(alone.model, images[:1], targets[:1], 16)["loss_mask"]
     torch.manual_seed(5)
     figures = alone.add_gradients(batch, 4, count_outlined(batch[1], CPU))
     assert float(figures[place]) == pytest.approx(float(expected.detach()), rel=1e-5)
@@ -338,7 +343,7 @@ def test_the_masks_of_an_image_count_as_much_beside_images_without_any_in_one_pa
 def out_of_memory_with_more_than(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let a pass of more than so many images fail; return a list of how many passed, in the order of the passes."""
     passed: list[int] = []
-    plain = losses.losses
+    plain = rcnn_losses.losses
 
     def limited(model: Any, images: list[Tensor], *given: Any) -> dict[str, Tensor]:
         passed.append(len(images))
@@ -349,7 +354,7 @@ def out_of_memory_with_more_than(most: int, monkeypatch: pytest.MonkeyPatch) -> 
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return found
 
-    monkeypatch.setattr(step, "losses", limited)
+    monkeypatch.setattr(rcnn, "losses", limited)
     return passed
 
 
@@ -383,13 +388,13 @@ def test_after_memory_ran_out_the_gradient_is_that_of_the_smaller_passes_alone(
     taken = made_step(dataset, 4)
     draws = iter([9, 1, 2])
     passed = out_of_memory_with_more_than(2, monkeypatch)
-    limited: Any = vars(step)["losses"]  # as it was replaced
+    limited: Any = vars(rcnn)["losses"]  # as it was replaced
 
     def seeded(*given: Any) -> Any:
         torch.manual_seed(next(draws))
         return limited(*given)
 
-    monkeypatch.setattr(step, "losses", seeded)
+    monkeypatch.setattr(rcnn, "losses", seeded)
     taken.add_gradients(batch, 4, count_outlined(batch[1], CPU))
     draws = iter([1, 2])
     plain.add_gradients(batch, 4, count_outlined(batch[1], CPU))
@@ -410,7 +415,7 @@ def test_other_errors_are_not_taken_for_memory(dataset: Path, monkeypatch: pytes
     def broken(*_: Any) -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(step, "losses", broken)
+    monkeypatch.setattr(rcnn, "losses", broken)
     taken = made_step(dataset, 4)
     with pytest.raises(RuntimeError, match="multiplied"):
         taken(batch_of(dataset, 4), 4, 0.0)
@@ -469,11 +474,11 @@ def test_the_validation_loss_is_the_same_each_time_and_touches_neither_weights_n
 def test_a_validation_loss_that_is_not_finite_is_null_and_stops_nothing(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = losses.losses
+    plain = rcnn_losses.losses
 
     def infinite_without_gradients(*given: Any) -> dict[str, Tensor]:
         found = plain(*given)
         return found if torch.is_grad_enabled() else {name: value * math.inf for name, value in found.items()}
 
-    monkeypatch.setattr(loop, "losses", infinite_without_gradients)
+    monkeypatch.setattr(rcnn, "losses", infinite_without_gradients)
     assert train(settings(dataset)).history["val_loss"] == [None]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flawmask.coco import annotation
 from flawmask.masks import Mask, as_rle, box_of, encode, to_rle
-from flawmask.training.targets import make_target, mask_at
+from flawmask.model.targets import make_target, mask_at
 
 SIZES = st.tuples(st.integers(8, 60), st.integers(8, 60))
 

@@ -1,0 +1,167 @@
+"""`compare` as a command, with real trainings of a few seconds: killed and said again, models that fail, folds."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from flawmask.comparison.compare import Compared, compare
+from flawmask.comparison.config import CompareConfig
+
+pytestmark = pytest.mark.slow
+
+ARCHS = ("yolo11n", "yolo11s", "yolo11n-seg")
+
+
+def command(mvtec_root: Path, weights: Path) -> list[str]:
+    # A file of another network makes yolo11s fail; patchcore takes no part.
+    flags = f"--category plate --archs {','.join(ARCHS)} --epochs 8 --batch_size 4 --workers 0"
+    more = "--image_size 64 --device cpu --test_ratio 0.3 --conf auto --skip_augment --resamples 50 --overlays 0"
+    given = ["--mvtec_root", str(mvtec_root), "--weights", f"none,yolo11s={weights}"]
+    return [sys.executable, "-m", "flawmask", "compare", *flags.split(), *more.split(), *given]
+
+
+def wait_for(path: Path, pattern: str, process: "subprocess.Popen[bytes]", seconds: int = 300) -> Path:
+    """Return the first file of the pattern, once it is there."""
+    for _ in range(10 * seconds):
+        if found := sorted(path.glob(pattern)):
+            return found[0]
+        assert process.poll() is None, "it ended before"
+        time.sleep(0.1)
+    raise AssertionError(f"no {pattern} after {seconds} s")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def scores_of(results: Path) -> tuple[list[bool], list[float]]:
+    with (results / "predictions.csv").open(newline="") as lines:
+        table = list(csv.DictReader(lines))
+    return [row["truth"] == "defect" for row in table], [float(row["score"]) for row in table]
+
+
+def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_other(
+    mvtec_root: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "other.pth"
+    torch.save({"stem.weight": torch.zeros(2, 2)}, weights)
+    said = command(mvtec_root, weights)
+    process = subprocess.Popen(said, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = wait_for(tmp_path, "model_maskrcnn/*_comparison/yolo11n-seg/state.pt", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = state.parent.parent
+    assert read(folder / "yolo11s.json")["failed"]
+    assert not (folder / "yolo11n-seg.json").exists()
+    finished = (folder / "yolo11n" / "best.pt").stat().st_mtime_ns
+
+    wide = {**os.environ, "COLUMNS": "200"}
+    again = subprocess.run(said, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False, env=wide)
+
+    assert again.returncode == 2, again.stderr  # yolo11s failed
+    assert "going on with" in again.stderr
+    assert "yolo11n was finished before" in again.stderr
+    assert sorted(tmp_path.glob("model_maskrcnn/*")) == [folder]
+    assert (folder / "yolo11n" / "best.pt").stat().st_mtime_ns == finished
+    assert len(read(folder / "yolo11n-seg" / "history.json")["epoch"]) == 8
+    content = read(folder / "comparison.json")
+    assert list(content["models"]) == [*ARCHS, "resnet18_classifier", "patchcore"]
+    failed = content["models"]["yolo11s"]
+    assert failed["failed"]
+    assert "not one tensor fits" in failed["reason"]
+    assert not content["models"]["patchcore"]["failed"]
+    assert "without pretrained features" in content["models"]["patchcore"]["reason"]
+    done = [name for name in content["models"] if name not in ("yolo11s", "patchcore")]
+    assert set(content["seconds_per_image"]) == set(done)
+    check_figures(folder, content, done)
+    for text in (again.stdout, (folder / "comparison.md").read_text(), (folder / "comparison.html").read_text()):
+        assert "yolo11s failed: " in text
+        assert all(name in text for name in (*done, "Image AUROC", "n/a"))
+
+
+def check_figures(folder: Path, content: dict[str, Any], done: list[str]) -> None:
+    """Hold the comparison's figures against the models' own, and these against another implementation."""
+    ranked = {one["figure"]: one for one in content["ranked"]}
+    metrics = {name: read(folder / content["models"][name]["results"] / "metrics.json") for name in done}
+    aurocs = {name: roc_auc_score(*scores_of(folder / content["models"][name]["results"])) for name in done}
+    for name in done:
+        assert metrics[name]["split"] == "test"
+        assert metrics[name]["threshold"]["how"] == "aim"
+        assert metrics[name]["image_auroc"] == pytest.approx(aurocs[name], abs=1e-6)
+        assert {"accuracy", "image_auroc"} <= set(metrics[name]["intervals"])
+    best = ranked["image_auroc"]["best"]
+    assert ranked["image_auroc"]["value"] == pytest.approx(max(aurocs.values()))
+    for one in ranked["image_auroc"]["others"]:
+        assert one["value"] == pytest.approx(aurocs[best] - aurocs[one["name"]], abs=1e-6)
+        assert one["interval"][0] <= one["value"] <= one["interval"][1]
+    assert (ranked["mask_ap"]["best"], ranked["mask_ap"]["others"]) == ("yolo11n-seg", [])  # the other has n/a, not 0
+    assert metrics["yolo11n"]["mask_ap"] is None
+    boxes = {name: metrics[name]["box_ap"] for name in ("yolo11n", "yolo11n-seg")}
+    assert ranked["box_ap"]["value"] == pytest.approx(max(boxes.values()))
+    assert {tuple(scores_of(folder / content["models"][name]["results"])[0]) for name in done} == {
+        tuple(scores_of(folder / content["models"]["yolo11n"]["results"])[0])
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_saves_and_says_so_by_its_status(mvtec_root: Path, tmp_path: Path, number: int) -> None:
+    said = [*command(mvtec_root, Path("none")), "--yardsticks", "none"]
+    for flag, value in {"--archs": "yolo11n", "--weights": "none", "--workers": "1", "--epochs": "999"}.items():
+        said[said.index(flag) + 1] = value
+    process = subprocess.Popen(
+        said, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    state = wait_for(tmp_path, "model_maskrcnn/*_comparison/yolo11n/state.pt", process)
+    os.killpg(process.pid, number)  # as Ctrl-C and schedulers do: all processes get it
+    assert process.wait(timeout=120) == 128 + number
+    assert not (state.parent.parent / "yolo11n.json").exists()
+    assert not (state.parent.parent / "comparison.md").exists()
+
+
+def test_over_folds_each_model_is_judged_on_all_images_by_models_that_have_not_seen_them(
+    mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    compared = _over_folds(mvtec_root)
+    content = read(compared.folder / "comparison.json")
+    assert not compared.failed
+    truths = set()
+    for name in ("yolo11n-seg", "resnet18_classifier"):
+        results = compared.folder / content["models"][name]["results"]
+        metrics = read(results / "metrics.json")
+        assert (metrics["split"], metrics["total_images"]) == ("pooled", 20)
+        truths.add(tuple(scores_of(results)[0]))
+    assert len(truths) == 1  # the same images in the same order
+    before = (compared.folder / "yolo11n-seg" / "fold_2" / "best.pt").stat().st_mtime_ns
+    assert _over_folds(mvtec_root).body == compared.body
+    assert (compared.folder / "yolo11n-seg" / "fold_2" / "best.pt").stat().st_mtime_ns == before
+
+
+def _over_folds(mvtec_root: Path) -> Compared:
+    return compare(
+        CompareConfig(
+            category="plate",
+            mvtec_root=mvtec_root,
+            archs="yolo11n-seg",
+            yardsticks="resnet18_classifier",
+            weights="none",
+            folds=2,
+            epochs=2,
+            image_size=64,
+            workers=0,
+            device="cpu",
+            skip_augment=True,
+            resamples=50,
+            overlays=0,
+        )
+    )

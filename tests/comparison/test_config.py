@@ -1,0 +1,69 @@
+"""What `compare` takes and what it refuses, before anything is trained."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from flawmask.comparison.config import CompareConfig
+from flawmask.errors import FlawmaskError
+from flawmask.model.arch import Arch
+
+
+def test_an_unknown_model_is_refused_with_a_list_of_the_known_ones() -> None:
+    with pytest.raises(FlawmaskError, match="--archs yolo99: there are maskrcnn_resnet50_fpn") as refused:
+        CompareConfig(category="bottle", archs="ssd300_vgg16,yolo99")
+    assert all(name in str(refused.value) for name in get_args(Arch))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"archs": " , "}, "there are maskrcnn"),
+        ({"yardsticks": "padim"}, "--yardsticks padim: there are resnet18_classifier, patchcore and none"),
+        ({"category": "a,b"}, "one category at a time"),
+        ({"category": "all"}, "one category at a time"),
+        ({"category": None}, "either a --category"),
+        ({"dataset_dir": Path("data")}, "either a --category"),
+        ({"folds": 3, "fold": 1}, "--fold is for a single training"),
+        ({"folds": 3, "conf": "auto"}, "give --conf a number"),
+        ({"weights": "none,coco"}, "give one for all, and name=FILE"),
+        ({"weights": "none,ssd300_vgg16=nowhere.pth"}, "nowhere.pth: no such file"),
+        ({"weights": "none,fcos_resnet50_fpn=none"}, "fcos_resnet50_fpn takes no part"),
+        ({"select_by": "segm_ap"}, "ssd300_vgg16 does not"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(FlawmaskError, match=says):
+        CompareConfig(**{"category": "bottle", "archs": "ssd300_vgg16", **settings})
+
+
+def test_each_model_has_its_own_weights_and_else_those_of_all(tmp_path: Path) -> None:
+    file = tmp_path / "own.pth"
+    file.touch()
+    config = CompareConfig(
+        category="bottle", archs="ssd300_vgg16,fcos_resnet50_fpn", weights=f"none,ssd300_vgg16={file},patchcore={file}"
+    )
+    assert config.weights_of("fcos_resnet50_fpn") == "none"
+    assert config.weights_of("ssd300_vgg16") == config.weights_of("patchcore") == str(file)
+    assert CompareConfig(category="bottle").weights_of("patchcore") == "coco"
+    run = config.run_config("ssd300_vgg16")
+    assert (run.arch, run.weights, run.category) == ("ssd300_vgg16", str(file), "bottle")
+
+
+def test_a_files_path_may_have_a_comma_or_an_equals_sign_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "lr=0.01,b.pth"
+    file.touch()
+    assert CompareConfig(category="bottle", archs="ssd300_vgg16", weights=str(file)).weights_of("patchcore") == str(
+        file
+    )
+    other = tmp_path / "lr=0.01.pth"
+    other.touch()
+    config = CompareConfig(category="bottle", archs="ssd300_vgg16", weights=f"ssd300_vgg16={other}, none")
+    assert (config.weights_of("ssd300_vgg16"), config.weights_of("patchcore")) == (str(other), "none")
+
+
+def test_a_name_given_twice_takes_part_once_and_none_means_no_yardstick() -> None:
+    config = CompareConfig(category="bottle", archs="ssd300_vgg16, ssd300_vgg16", yardsticks="none")
+    assert config.arch_names == ("ssd300_vgg16",)
+    assert config.yardstick_names == ()

@@ -1,0 +1,73 @@
+"""How models are timed: what each is given, and what the figures are of."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flawmask.comparison import speed
+
+
+def pictures(count: int) -> list[Any]:
+    return [np.full((4, 5, 3), number, dtype=np.uint8) for number in range(count)]
+
+
+def recording(into: list[Any], name: str) -> Callable[[Sequence[Any]], None]:
+    return lambda batch: into.append((name, [int(one[0, 0, 0]) for one in batch]))
+
+
+def test_models_take_turns_on_the_same_images_and_images_come_round_again() -> None:
+    calls: list[Any] = []
+    found = speed.measure({name: recording(calls, name) for name in "abc"}, pictures(3))
+    singles = [call for call in calls if len(call[1]) == 1]
+    eights = [call for call in calls if len(call[1]) == 8]
+    for group in (singles, eights):
+        for at in range(0, len(group), 3):
+            together = group[at : at + 3]
+            assert {name for name, _ in together} == set("abc")
+            assert len({str(batch) for _, batch in together}) == 1
+    assert {group[0] for group in singles[::3]} == set("abc")  # each comes first at times
+    assert eights[0][1] == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert len(singles) == len(eights) == 3 * (speed.ROUNDS + 1)  # the first one warms up
+    assert found["a"]["1"]["rounds"] == found["c"]["8"]["rounds"] == speed.ROUNDS
+
+
+def test_seconds_are_those_of_one_image_and_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    taken = {1: iter([100.0, *(float(one) for one in range(1, 101))]), 8: iter([100.0, *[16.0] * 100])}
+
+    def model(batch: Sequence[Any]) -> None:
+        clock[0] += next(taken[len(batch)])
+
+    monkeypatch.setattr(speed, "MOST_SECONDS", 1e9)
+    found = speed.measure({"a": model}, pictures(100))
+    assert found["a"]["1"] == {"median": 50.5, "p99": 100.0, "rounds": 100}
+    assert found["a"]["8"] == {"median": 2.0, "p99": 2.0, "rounds": 100}
+
+
+def test_slow_models_are_timed_for_about_so_long_but_in_so_many_rounds_at_least(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def model(_: Sequence[Any]) -> None:
+        clock[0] += speed.MOST_SECONDS
+
+    found = speed.measure({"a": model}, pictures(100))
+    assert found["a"]["1"]["rounds"] == speed.FEWEST_ROUNDS
+
+
+def test_a_model_that_fails_while_it_is_timed_is_left_out_with_the_reason_and_the_others_go_on() -> None:
+    calls: list[Any] = []
+
+    def fails(batch: Sequence[Any]) -> None:
+        if len(batch) == 8:
+            raise MemoryError("no room")
+
+    found = speed.measure({"a": fails, "b": recording(calls, "b")}, pictures(2))
+    assert found["a"] == {"reason": "MemoryError: no room"}
+    assert set(found["b"]) == {"1", "8"}
+    assert speed.measure({"a": fails}, pictures(2)) == {"a": {"reason": "MemoryError: no room"}}

@@ -1,0 +1,201 @@
+"""The classifier and PatchCore, each trained for real on plates."""
+
+import gc
+import json
+import multiprocessing
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stained_plates import good_plate, part
+from torchvision.models import wide_resnet50_2
+
+from flawmask.coco import CocoSplit, Record, read_split
+from flawmask.comparison import classifier, patchcore
+from flawmask.comparison.config import CompareConfig
+from flawmask.comparison.entry import Ground, NotThereError
+from flawmask.comparison.yardstick import train_and_judge
+from flawmask.data.prepare import PrepareConfig, prepare
+from flawmask.errors import FlawmaskError
+from flawmask.evaluation.leak import content_digests
+from flawmask.images import write_png
+
+
+@pytest.fixture(scope="module")
+def prepared(mvtec_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "plate"
+    return prepare(PrepareConfig(mvtec_root=mvtec_root, category="plate", output_dir=folder)).dataset_dir
+
+
+def config(mvtec_root: Path, **changes: Any) -> CompareConfig:
+    settings: dict[str, Any] = {
+        "category": "plate",
+        "weights": "none",
+        "epochs": 12,
+        "image_size": 64,
+        "device": "cpu",
+        "workers": 0,
+    }
+    return CompareConfig(**(settings | {"mvtec_root": mvtec_root} | changes))
+
+
+def ranked_apart(score: Any) -> bool:
+    """Return whether every stained plate that nobody saw scores above every good one."""
+    stained = [one.score for one in score([part(seed)[0] for seed in range(500, 506)])]
+    good = [one.score for one in score([good_plate(seed) for seed in range(600, 606)])]
+    assert all(0 <= one <= 1 for one in stained + good)
+    return bool(min(stained) > max(good))
+
+
+def test_the_classifier_learns_to_tell_stained_plates_from_good_ones(
+    mvtec_root: Path, prepared: Path, tmp_path: Path
+) -> None:
+    settings = config(mvtec_root, precision="fp32", lr=0.02)
+    learned = classifier.learn(settings, read_split(prepared, "train"), tmp_path / "best.pt")
+    score = classifier.load(settings, tmp_path / "best.pt")
+    assert ranked_apart(score)
+    assert (learned.epochs, learned.image_size) == (12, 64)
+    assert 11e6 < learned.parameters < 12e6
+    assert learned.protocol == "learns from 16 images and whether each is defective (8 are); outlines nothing"
+    batch = [part(1)[0], good_plate(1)]
+    singles = [score([one])[0].score for one in batch]
+    assert [one.score for one in score(batch)] == pytest.approx(singles, abs=1e-5)
+
+
+def test_the_classifier_stops_when_its_time_is_up(mvtec_root: Path, prepared: Path, tmp_path: Path) -> None:
+    settings = config(mvtec_root, epochs=10**6, time_budget="1s")
+    assert 1 <= classifier.learn(settings, read_split(prepared, "train"), tmp_path / "best.pt").epochs < 1000
+
+
+@pytest.fixture(scope="module")
+def random_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state dict of the shape that PatchCore wants, of numbers drawn at random."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "wide_resnet50_2.pth"
+    state = wide_resnet50_2(weights=None).state_dict()
+    wanted = {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "layer4."))}
+    torch.save({name: tensor for name, tensor in wanted.items() if not name.endswith("tracked")}, path)
+    return path
+
+
+def test_patchcore_tells_plates_apart_and_says_where_from_good_ones_alone(
+    mvtec_root: Path, prepared: Path, tmp_path: Path, random_features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patchcore, "SIZE", 96)
+    monkeypatch.setattr(patchcore, "KEPT", 0.2)  # 1 % of so few patches is next to nothing
+    settings = config(mvtec_root, weights=f"none,patchcore={random_features}")
+    training = read_split(prepared, "train")
+    learned = patchcore.learn(settings, training, [], tmp_path / "best.pt")
+    assert learned.protocol == "learns from 6 good images of train/good and no defect"
+    score = patchcore.load(settings, tmp_path / "best.pt")
+    assert ranked_apart(score)
+    pixels, mask = part(501)
+    (found,) = score([pixels])
+    assert found.map is not None
+    assert found.map.shape == (96, 96)
+    assert 0 <= found.map.min() <= found.map.max() <= 1
+    side = np.linspace(0, len(mask) - 1, 96).round().astype(int)
+    on_it, beside = found.map[mask[np.ix_(side, side)]], found.map[~mask[np.ix_(side, side)]]
+    assert np.median(on_it) > np.quantile(beside, 0.9)
+
+
+def test_patchcore_does_not_see_what_it_is_judged_on(
+    mvtec_root: Path, tmp_path: Path, random_features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patchcore, "SIZE", 96)
+    folder = tmp_path / "mvtec" / "plate" / "train" / "good"
+    for seed in range(3):
+        write_png(folder / f"{seed}.png", good_plate(seed))
+    settings = config(tmp_path / "mvtec", weights=f"none,patchcore={random_features}")
+    digests = content_digests(_split_of(folder))
+    learned = patchcore.learn(settings, _split_of(folder), [digests["1.png"]], tmp_path / "best.pt")
+    assert learned.protocol.startswith("learns from 2 good images of train/good")
+    with pytest.raises(NotThereError, match="train/good has none"):
+        patchcore.learn(settings, _split_of(folder), list(digests.values()), tmp_path / "best.pt")
+
+
+def _split_of(folder: Path) -> CocoSplit:
+    """Return a split of the good images in a folder."""
+    records: tuple[Record, ...] = tuple(
+        {"id": number, "file_name": path.name, "height": 72, "width": 72}
+        for number, path in enumerate(sorted(folder.glob("*.png")), start=1)
+    )
+    return CocoSplit(folder, records, {one["id"]: () for one in records}, (), images_in=".")
+
+
+def test_patchcore_takes_no_part_without_features_or_anomalib(
+    mvtec_root: Path, prepared: Path, tmp_path: Path, random_features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = read_split(prepared, "train")
+    with pytest.raises(NotThereError, match="without pretrained features PatchCore means nothing"):
+        patchcore.learn(config(mvtec_root), training, [], tmp_path / "best.pt")
+    other = tmp_path / "other.pth"
+    torch.save({"conv1.weight": torch.zeros(3)}, other)
+    with pytest.raises(FlawmaskError, match="no state dict of torchvision's Wide_ResNet50_2"):
+        patchcore.learn(config(mvtec_root, weights=f"none,patchcore={other}"), training, [], tmp_path / "best.pt")
+    monkeypatch.setitem(sys.modules, "anomalib.models.image.patchcore.torch_model", None)
+    given = config(mvtec_root, weights=f"none,patchcore={random_features}")
+    with pytest.raises(NotThereError, match=r'pip install "flawmask\[anomalib\]"'):
+        patchcore.learn(given, training, [], tmp_path / "best.pt")
+    assert not (tmp_path / "best.pt").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_ends_the_classifiers_training_in_one_line(
+    mvtec_root: Path, prepared: Path, tmp_path: Path, workers: int
+) -> None:
+    copied = tmp_path / "data"
+    shutil.copytree(prepared, copied)
+    training = read_split(copied, "train")
+    path = training.image_path(training.images[3])
+    path.write_bytes(path.read_bytes()[:200])
+    said, before = "", set(multiprocessing.active_children())
+    gc.disable()  # the processes that read must not wait for it: they keep a process that wants to end
+    try:
+        classifier.learn(config(mvtec_root, workers=workers, epochs=1), training, tmp_path / "best.pt")
+    except FlawmaskError as error:
+        said = str(error)
+    left = set(multiprocessing.active_children()) - before
+    gc.enable()
+    assert path.name in said
+    assert "\n" not in said
+    assert not left
+
+
+def test_the_classifier_refuses_weights_of_another_network(mvtec_root: Path, prepared: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.pth"
+    torch.save({"layer1.0.conv1.weight": torch.zeros(3)}, other)
+    settings = config(mvtec_root, weights=str(other), yardsticks="resnet18_classifier")
+    with pytest.raises(FlawmaskError, match=r"other\.pth is no state dict of torchvision's ResNet18"):
+        classifier.learn(settings, read_split(prepared, "train"), tmp_path / "best.pt")
+
+
+def test_no_yardstick_is_judged_on_images_that_it_was_trained_on_unless_that_is_allowed(
+    mvtec_root: Path, prepared: Path, tmp_path: Path
+) -> None:
+    ground = Ground((prepared,), (prepared,), ("train",), pooled=False)
+    with pytest.raises(FlawmaskError, match="16 of the judged images are in"):
+        train_and_judge(config(mvtec_root, epochs=1, split="train"), ground, tmp_path, "resnet18_classifier")
+    allowed = config(mvtec_root, epochs=1, split="train", allow_leak=True, resamples=20)
+    train_and_judge(allowed, ground, tmp_path, "resnet18_classifier")
+    metrics = json.loads((tmp_path / "resnet18_classifier" / "inference_train" / "metrics.json").read_text())
+    assert metrics["notes"] == ["16 of the judged images were trained on: the figures are too good."]
+    assert metrics["threshold"]["how"] == "default"
+
+
+def test_a_threshold_is_chosen_on_val_whichever_split_is_judged(
+    mvtec_root: Path, prepared: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "data"
+    shutil.copytree(prepared, copied)
+    (copied / "val").rename(copied / "test")
+    shutil.copytree(copied / "test", copied / "val")
+    ground = Ground((copied,), (copied,), ("test",), pooled=False)
+    settings = config(mvtec_root, epochs=1, split="test", conf="auto", resamples=20)
+    train_and_judge(settings, ground, tmp_path, "resnet18_classifier")
+    metrics = json.loads((tmp_path / "resnet18_classifier" / "inference_test" / "metrics.json").read_text())
+    assert metrics["threshold"]["how"] == "aim"

@@ -1,0 +1,296 @@
+"""Every architecture behind the one interface: it trains, comes back from its file, and predicts what it finds."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from random_network import BUILDABLE, as_tensor, patchwork, random_network, spec_of
+from stained_plates import settings
+from torch import Tensor
+
+from flawmask.coco import annotation
+from flawmask.inference.predictor import Prediction, Predictor, detect, finish, infer
+from flawmask.model import checkpoint
+from flawmask.model.arch import Arch
+from flawmask.model.build import Detector, build, detector_of
+from flawmask.model.layers import to_device
+from flawmask.model.spec import ModelSpec
+from flawmask.model.targets import Target, make_target
+from flawmask.training.step import Figures, make_step
+
+CPU = torch.device("cpu")
+FLOOR = 0.05
+BOX_LOSSES = ("loss_box_reg", "bbox_regression", "box_loss", "loss_bbox")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A random network that finds something; nobody may change it."""
+
+    spec: ModelSpec
+    detector: Detector
+    network: Any
+
+
+@pytest.fixture(scope="module", params=BUILDABLE)
+def case(request: pytest.FixtureRequest) -> Case:
+    """One of each architecture, one after the other: together they would take two gigabytes."""
+    spec = spec_of(request.param)
+    case = Case(spec, detector_of(spec), to_device(random_network(spec), CPU))
+    case.detector.set_score_floor(case.network, FLOOR)
+    return case
+
+
+@pytest.fixture(scope="module")
+def path(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("run") / "best.pt"
+    checkpoint.save(path, case.network, case.spec)
+    yield path
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def predictor(path: Path) -> Predictor:
+    return Predictor(path, "cpu", precision="fp32", score_floor=FLOOR)
+
+
+def target_of(size: tuple[int, int], *boxes: tuple[int, int, int, int]) -> Target:
+    """The target of an image of (height, width), seen as it is, with a defect in each box, x y width height."""
+    records: list[dict[str, Any]] = []
+    for x, y, width, height in boxes:
+        mask: npt.NDArray[np.bool_] = np.zeros(size, dtype=bool)
+        mask[y : y + height, x : x + width] = True
+        records.append(annotation(mask, id=1, image_id=1, category_id=2 + len(records) % 2))
+    return make_target(records, {2: 2, 3: 3}, 1, size, size, "an image")
+
+
+def batch_for(spec: ModelSpec, *instances: int, side: int = 64) -> tuple[list[Tensor], list[Target]]:
+    """Images with so many instances each, in several shapes where the network does not see all in the same."""
+    shapes = [(spec.fixed_size or side, spec.fixed_size or side + 16 * at) for at in range(len(instances))]
+    boxes = [(8, 12, 20, 15), (30, 20, 24, 40)]
+    images = [torch.from_numpy(patchwork(*shape, at).copy()).permute(2, 0, 1) for at, shape in enumerate(shapes)]
+    return images, [target_of(shape, *boxes[:count]) for shape, count in zip(shapes, instances, strict=True)]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a step left on an image with two instances beside one without any, and then one on an image without.
+
+    Attributes:
+        names: of the losses.
+        figures: of both steps.
+        gradients: of both, of what learns, by name; None where there was none.
+        moved: names of the parameters that the first step changed.
+        stages: names of the parameters of each of the backbone's stages.
+    """
+
+    names: tuple[str, ...]
+    figures: list[Figures]
+    gradients: list[dict[str, Tensor | None]]
+    moved: set[str]
+    stages: list[set[str]]
+
+
+@pytest.fixture(scope="module")
+def trained(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    model = copy.deepcopy(case.network)
+    places = {id(one): name for name, one in model.named_parameters()}
+    stages = [
+        {places[id(one)] for module in stage for one in module.parameters()} for stage in case.detector.stages(model)
+    ]
+    case.detector.train_in(model.train(), CPU, torch.float32)
+    config = settings(tmp_path_factory.mktemp("data"), arch=case.spec.arch, warmup_steps=0, roi_samples=None)
+    step = make_step(config, model, case.spec, CPU, torch.float32, 100, True, at_once=2)
+    before = {name: one.detach().clone() for name, one in model.named_parameters()}
+    torch.manual_seed(0)
+    figures: list[Figures] = []
+    gradients: list[dict[str, Tensor | None]] = []
+    moved: set[str] = set()
+    for images, targets in (batch_for(case.spec, 2, 0), batch_for(case.spec, 0)):
+        figures.append(Figures.read(step((images, targets), len(images), 0.0)))
+        learned = {name: one for name, one in model.named_parameters() if one.requires_grad}
+        gradients.append({name: None if one.grad is None else one.grad.clone() for name, one in learned.items()})
+        moved = moved or {name for name, one in learned.items() if not torch.equal(one, before[name])}
+    return Trained(step.losses, figures, gradients, moved, stages)
+
+
+def test_its_losses_are_those_that_it_names(case: Case) -> None:
+    model = copy.deepcopy(case.network).train()
+    with torch.no_grad():
+        found = case.detector.losses(model, *batch_for(case.spec, 1), None)
+    assert set(found) == set(case.detector.loss_names(case.spec))
+    assert all(loss.shape == () and loss.dtype == torch.float32 for loss in found.values())
+
+
+def test_a_step_on_an_instance_has_finite_losses_and_moves_the_weights(trained: Trained) -> None:
+    figures = trained.figures[0]
+    assert figures.not_finite == ""
+    assert len(figures.losses) == len(trained.names)
+    assert all(loss > 0 for loss in figures.losses), dict(zip(trained.names, figures.losses, strict=True))
+    assert all(stage & trained.moved for stage in trained.stages)
+    assert trained.moved - {one for stage in trained.stages for one in stage}, "nothing but the backbone"
+
+
+def test_an_image_without_an_instance_has_finite_losses_and_none_of_boxes(case: Case, trained: Trained) -> None:
+    figures = trained.figures[1]
+    assert figures.not_finite == ""
+    of_boxes = next(at for at, name in enumerate(trained.names) if name in BOX_LOSSES)
+    assert figures.losses[of_boxes] == 0
+    # SSD learns of the background beside its instances, three places for each: here is none.
+    assert (sum(figures.losses) > 0) == (not case.spec.arch.startswith("ssd"))
+
+
+def test_the_same_parameters_have_a_gradient_whatever_is_on_the_images(trained: Trained) -> None:
+    """Processes add up theirs in one row: one that a process alone lacks would shift all that follow."""
+    without = [{name for name, one in gradients.items() if one is None} for gradients in trained.gradients]
+    assert without[0] == without[1]
+    assert len(without[0]) < 0.01 * len(trained.gradients[0])
+    reached = {name for name, one in trained.gradients[0].items() if one is not None and bool(one.any())}
+    assert all(stage & reached for stage in trained.stages)
+
+
+def test_it_comes_back_from_its_file_with_the_same_weights_and_the_same_answers(case: Case, path: Path) -> None:
+    loaded, spec = checkpoint.load(path)
+    assert spec == case.spec
+    assert not loaded.training
+    state = loaded.state_dict()
+    assert state.keys() == case.network.state_dict().keys()
+    assert all(torch.equal(state[name], one) for name, one in case.network.state_dict().items())
+    detector_of(spec).set_score_floor(loaded, FLOOR)
+    pixels = patchwork(75, 91)
+    expected = detect(case.network, case.spec, pixels)
+    assert len(expected.instances) > 5
+    assert_same(detect(to_device(loaded, CPU), spec, pixels), expected)
+
+
+def assert_same(one: Prediction, other: Prediction) -> None:
+    """Sums in another order end in other digits."""
+    assert [each.label for each in one.instances] == [each.label for each in other.instances]
+    assert one.has_masks == other.has_masks
+    for mine, theirs in zip(one.instances, other.instances, strict=True):
+        assert mine.score == pytest.approx(theirs.score, abs=1e-4)
+        assert mine.box == pytest.approx(theirs.box, abs=2e-2)
+        assert np.count_nonzero(mine.mask != theirs.mask) <= 0.02 * mine.mask.size
+
+
+def test_the_network_for_inference_finds_the_same_as_the_one_that_was_trained(case: Case, predictor: Predictor) -> None:
+    pixels = patchwork(75, 91, 2)
+    with torch.inference_mode():
+        (expected,) = case.detector.infer(case.network, [as_tensor(pixels)])
+        (found,) = case.detector.infer(predictor.network, [as_tensor(pixels)])
+    assert len(expected["scores"]) > 5
+    assert found.keys() == expected.keys() == {"boxes", "labels", "scores"} | ({"masks"} & expected.keys())
+    assert ("masks" in found) == case.spec.has_masks
+    assert torch.equal(found["labels"], expected["labels"])
+    torch.testing.assert_close(found["scores"], expected["scores"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found["boxes"], expected["boxes"], atol=2e-2, rtol=0)
+    if case.spec.has_masks:
+        torch.testing.assert_close(found["masks"], expected["masks"], atol=1e-2, rtol=0)
+
+
+def test_the_network_for_inference_does_not_learn(predictor: Predictor) -> None:
+    network: Any = predictor.network
+    assert not network.training
+    assert not any(one.requires_grad for one in network.parameters())
+
+
+@pytest.mark.parametrize("size", [(121, 67), (31, 200)])
+def test_what_it_finds_lies_on_the_image_and_is_of_its_classes(
+    case: Case, predictor: Predictor, size: tuple[int, int]
+) -> None:
+    height, width = size
+    prediction = predictor(patchwork(height, width, 3))
+    assert (prediction.height, prediction.width) == size
+    assert prediction.has_masks == case.spec.has_masks
+    assert 0 < len(prediction.instances) <= case.spec.max_detections
+    for one in prediction.instances:
+        assert 0 <= one.box[0] <= one.box[2] <= width
+        assert 0 <= one.box[1] <= one.box[3] <= height
+        assert one.label in case.spec.classes
+        assert FLOOR < one.score <= 1
+        assert one.mask.shape == size
+        assert one.mask.sum() == one.area
+        assert (one.probabilities is not None) == case.spec.has_masks
+        if not case.spec.has_masks:
+            assert 0 < one.area <= (one.box[2] - one.box[0] + 2) * (one.box[3] - one.box[1] + 2)
+    scores = [one.score for one in prediction.instances]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_labels_are_places_in_the_classes_counted_from_1(case: Case) -> None:
+    """Also of a network that is sure of the background, which some have a score for."""
+    with torch.inference_mode():
+        found = case.detector.infer(case.network, [as_tensor(patchwork(75, 91, seed)) for seed in range(2)])
+    labels = torch.cat([one["labels"] for one in found]).tolist()
+    assert set(labels) <= {1, 2, 3}
+    assert labels
+
+
+def test_two_images_judged_together_are_judged_as_they_are_alone(case: Case, predictor: Predictor) -> None:
+    pair = [patchwork(75, 91, seed) for seed in (4, 5)]
+    together = [finish(found, case.spec, 75, 91) for found in infer(predictor.network, case.spec, pair)]
+    assert sum(len(one.instances) for one in together) > 5
+    for one, pixels in zip(together, pair, strict=True):
+        assert_same(one, predictor(pixels))
+    assert together[0] != together[1]
+
+
+def test_a_higher_score_floor_drops_what_scores_less_and_nothing_else(case: Case, predictor: Predictor) -> None:
+    pixels = patchwork(75, 91, 6)
+    everything = predictor(pixels)
+    floor = sorted(one.score for one in everything.instances)[len(everything.instances) // 2]
+    case.detector.set_score_floor(predictor.network, floor)
+    try:
+        above = predictor(pixels)
+    finally:
+        case.detector.set_score_floor(predictor.network, FLOOR)
+    kept = [one.score for one in everything.instances if one.score > floor]
+    assert kept
+    assert [one.score for one in above.instances] == pytest.approx(kept, abs=1e-4)
+
+
+def test_what_it_sees_of_a_batch_is_the_images_side_by_side_padded_at_the_right_and_below(case: Case) -> None:
+    images, _ = batch_for(case.spec, 1, 1)
+    seen = case.detector.seen(case.network, images)
+    assert seen.shape[:2] == (2, 3)
+    for of_image, image in zip(seen, images, strict=True):
+        height, width = image.shape[1:]
+        torch.testing.assert_close(of_image[:, :height, :width], image / 255, atol=1e-4, rtol=0)
+        padding = torch.cat([of_image[:, height:].flatten(1), of_image[:, :, width:].flatten(1)], dim=1)
+        assert not padding.numel() or bool((padding == padding[:, :1]).all())
+
+
+def test_training_in_bfloat16_has_finite_float32_losses_and_gradients(case: Case) -> None:
+    model = copy.deepcopy(case.network).train()
+    case.detector.train_in(model, CPU, torch.bfloat16)
+    inside: set[torch.dtype] = set()
+    for module in (one for stage in case.detector.stages(model) for each in stage for one in each.modules()):
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _, __, output: inside.add(output.dtype))
+    found = case.detector.losses(model, *batch_for(case.spec, 1, side=96), None)
+    torch.autograd.backward(list(found.values()))
+    gradients = [one.grad for one in model.parameters() if one.grad is not None]
+    assert gradients
+    assert {one.dtype for one in (*found.values(), *gradients)} == {torch.float32}
+    assert all(bool(torch.isfinite(one).all()) for one in (*found.values(), *gradients))
+    assert inside <= {torch.bfloat16}
+
+
+@pytest.mark.parametrize("arch", ["ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn", "yolo11n"])
+def test_norms_that_learn_take_a_batch_of_one_image_as_an_epoch_may_end_with(arch: Arch) -> None:
+    """However small its last level is: a single value has no spread."""
+    spec = spec_of(arch, norm="batch")
+    torch.manual_seed(0)
+    model = build(spec).train()
+    norms = [one for one in model.modules() if isinstance(one, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        found = detector_of(spec).losses(model, *batch_for(spec, 1), None)
+    assert all(bool(torch.isfinite(loss)) for loss in found.values())
+    assert all(bool(torch.isfinite(one.running_var).all()) for one in norms if one.running_var is not None)
+    assert sum(int(one.num_batches_tracked or 0) for one in norms) > 0.9 * len(norms), "they do not learn"

@@ -1,0 +1,76 @@
+"""Each kind of network goes through a whole training: it is written, goes on after an interruption, and predicts."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stained_plates import make_dataset, part, same_weights, settings
+from torch import Tensor
+
+from flawmask.inference.predictor import Predictor
+from flawmask.model import checkpoint, yolo
+from flawmask.model.arch import Arch
+from flawmask.model.build import detector_of
+from flawmask.training.config import TrainConfig
+from flawmask.training.loop import train
+
+KINDS: tuple[Arch, ...] = (
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "ssdlite320_mobilenet_v3_large",
+    "yolo11n",
+    "yolo11n-seg",
+)
+"""One of each, the smallest: Mask R-CNN has tests of its own, and others of one stage go the way of SSDlite."""
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Two images to learn from and one to validate on."""
+    return make_dataset(tmp_path / "data", training=2, validation=1)
+
+
+@pytest.mark.parametrize("arch", KINDS)
+def test_a_training_is_written_with_its_own_losses_and_predicts(dataset: Path, arch: Arch) -> None:
+    done = train(settings(dataset, arch=arch, select_by="f1"))
+    _, spec = checkpoint.load(done.run_dir / "best.pt")
+    assert spec.arch == arch
+    names = detector_of(spec).loss_names(spec)
+    assert all(math.isfinite(done.history[name][0]) for name in names)
+    assert done.history["train_loss"][0] == pytest.approx(sum(done.history[name][0] for name in names), rel=1e-5)
+    assert done.history["val_loss"][0] > 0
+    assert (done.history["segm_ap"][0] is None) == (not spec.has_masks)
+    for picture in ("train_batch.jpg", "labels.png", "curves.png"):
+        assert (done.run_dir / picture).stat().st_size > 1000
+    prediction = Predictor(done.run_dir / "last.pt", "cpu", score_floor=0.0)(part(7)[0])
+    assert prediction.has_masks == spec.has_masks
+
+
+class PowerCutError(Exception):
+    """The machine stops."""
+
+
+def test_an_interrupted_training_of_yolo_ends_with_the_weights_of_one_that_was_not(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(dataset, arch="yolo11n-seg", epochs=2, batch_size=1, save_every="1", ema=True)
+    whole = train(config)
+    kept = whole.run_dir.rename(dataset.parent / "whole")
+    losses, steps = yolo.losses, 0
+
+    def cut(*given: Any) -> dict[str, Tensor]:
+        nonlocal steps
+        steps += torch.is_grad_enabled()  # not those of the validation
+        if steps == 4:  # the second of the second epoch
+            raise PowerCutError
+        return losses(*given)
+
+    with monkeypatch.context() as context:
+        context.setattr(yolo, "losses", cut)
+        with pytest.raises(PowerCutError):
+            train(config)
+    done = train(TrainConfig(resume=dataset.parent / "run"))
+    assert same_weights(done.run_dir / "last.pt", kept / "last.pt")
+    for name in ("train_loss", "val_loss"):
+        assert done.history[name] == pytest.approx(whole.history[name])
