@@ -12,7 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from flawmask.errors import FlawmaskError
 from flawmask.model.arch import Arch
-from flawmask.model.build import build, detector_of, freeze
+from flawmask.model.build import build, detector_of, freeze, set_score_floor
 from flawmask.model.layers import count_parameters, to_device
 from flawmask.model.spec import ModelSpec, Norm, anchors_for
 
@@ -62,7 +62,7 @@ def test_every_architecture_answers_in_the_classes_it_was_given(arch: Arch) -> N
     spec = spec_of(arch, proposals=20)
     torch.manual_seed(0)
     detector, model = detector_of(spec), build(spec).eval()
-    detector.set_score_floor(model, 0.0)
+    set_score_floor(model, 0.0)
     with torch.inference_mode():
         (found,) = detector.infer(model, [as_tensor(patchwork(70, 90))])
     assert 0 < len(found["labels"]) <= spec.max_detections

@@ -18,7 +18,7 @@ from flawmask.coco import annotation
 from flawmask.inference.predictor import Prediction, Predictor, detect, finish, infer
 from flawmask.model import checkpoint
 from flawmask.model.arch import Arch
-from flawmask.model.build import Detector, build, detector_of
+from flawmask.model.build import Detector, build, detector_of, set_score_floor
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, make_target
@@ -43,7 +43,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     """One of each architecture, one after the other: together they would take two gigabytes."""
     spec = spec_of(request.param)
     case = Case(spec, detector_of(spec), to_device(random_network(spec), CPU))
-    case.detector.set_score_floor(case.network, FLOOR)
+    set_score_floor(case.network, FLOOR)
     return case
 
 
@@ -162,7 +162,7 @@ def test_it_comes_back_from_its_file_with_the_same_weights_and_the_same_answers(
     state = loaded.state_dict()
     assert state.keys() == case.network.state_dict().keys()
     assert all(torch.equal(state[name], one) for name, one in case.network.state_dict().items())
-    detector_of(spec).set_score_floor(loaded, FLOOR)
+    set_score_floor(loaded, FLOOR)
     pixels = patchwork(75, 91)
     expected = detect(case.network, case.spec, pixels)
     assert len(expected.instances) > 5
@@ -223,6 +223,18 @@ def test_what_it_finds_lies_on_the_image_and_is_of_its_classes(
     assert scores == sorted(scores, reverse=True)
 
 
+@pytest.mark.parametrize("size", [(9, 1300), (1300, 9)])
+def test_an_image_so_narrow_that_a_row_of_pixels_is_seen_of_it_is_judged(
+    case: Case, predictor: Predictor, size: tuple[int, int]
+) -> None:
+    assert case.spec.fixed_size or min(case.spec.resized(*size)) == 1
+    prediction = predictor(patchwork(*size, 3))
+    assert (prediction.height, prediction.width) == size
+    for one in prediction.instances:
+        assert 0 <= one.box[0] <= one.box[2] <= size[1]
+        assert 0 <= one.box[1] <= one.box[3] <= size[0]
+
+
 def test_labels_are_places_in_the_classes_counted_from_1(case: Case) -> None:
     """Also of a network that is sure of the background, which some have a score for."""
     with torch.inference_mode():
@@ -245,11 +257,11 @@ def test_a_higher_score_floor_drops_what_scores_less_and_nothing_else(case: Case
     pixels = patchwork(75, 91, 6)
     everything = predictor(pixels)
     floor = sorted(one.score for one in everything.instances)[len(everything.instances) // 2]
-    case.detector.set_score_floor(predictor.network, floor)
+    set_score_floor(predictor.network, floor)
     try:
         above = predictor(pixels)
     finally:
-        case.detector.set_score_floor(predictor.network, FLOOR)
+        set_score_floor(predictor.network, FLOOR)
     kept = [one.score for one in everything.instances if one.score > floor]
     assert kept
     assert [one.score for one in above.instances] == pytest.approx(kept, abs=1e-4)

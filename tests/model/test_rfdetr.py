@@ -20,7 +20,7 @@ from flawmask.evaluation.evaluate import evaluate
 from flawmask.inference.predictor import Predictor
 from flawmask.model import rfdetr
 from flawmask.model.arch import Arch
-from flawmask.model.build import build, freeze
+from flawmask.model.build import build, for_inference, freeze
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 from flawmask.model.weights import load_matching, pretrained
@@ -219,7 +219,7 @@ def test_freezing_leaves_the_layers_nearest_the_heads_and_all_outside_the_encode
 def test_the_copy_for_inference_finds_the_same_and_shares_nothing(dtype: torch.dtype, tolerance: float) -> None:
     model = network().eval()
     images = [torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(0))]
-    fast = rfdetr.for_inference(model, SPEC, CPU, dtype)
+    fast = for_inference(model, SPEC, CPU, dtype)
     with torch.inference_mode():
         (expected,), (found,) = rfdetr.infer(model, images), rfdetr.infer(fast, images)
     assert all(one.dtype in (torch.float32, torch.int64) for one in found.values())

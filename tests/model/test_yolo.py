@@ -1,7 +1,10 @@
 """YOLO held against ultralytics' own suppression, masks and losses; and what is said where it is not installed."""
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from flawmask.inference.predictor import finish
 from flawmask.masks import Mask
 from flawmask.model import yolo
 from flawmask.model.arch import Arch
-from flawmask.model.build import build
+from flawmask.model.build import build, set_score_floor
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, make_target
@@ -33,7 +36,7 @@ def network(request: pytest.FixtureRequest) -> Any:
     """A random network that finds something; its spec is in `flawmask`. Nobody may change it."""
     spec = replace(spec_of(request.param), image_size=96, max_detections=30)
     model = to_device(random_network(spec), torch.device("cpu"))
-    yolo.set_score_floor(model, FLOOR)
+    set_score_floor(model, FLOOR)
     return model
 
 
@@ -85,7 +88,7 @@ def test_boxes_scores_and_labels_are_those_of_ultralytics_suppression(network: A
 def test_masks_cover_the_pixels_that_ultralytics_masks_cover() -> None:
     spec = replace(spec_of("yolo11n-seg"), image_size=96, max_detections=30)
     model = to_device(random_network(spec), torch.device("cpu"))
-    yolo.set_score_floor(model, FLOOR)
+    set_score_floor(model, FLOOR)
     # As smooth as those of a trained network: of noise, 28 cells along a box and one to 4 pixels are two samples.
     model.model[-1].proto.register_forward_hook(lambda _, __, output: F.avg_pool2d(output, 9, 1, 4) * 9)
     image = as_tensor(patchwork(96, 128, 2))  # seen as it is: neither resized nor padded
@@ -198,8 +201,26 @@ def test_without_ultralytics_it_says_how_to_install_it_and_under_which_licence(
     assert "\n" not in str(caught.value)
 
 
-def test_ultralytics_reports_nothing() -> None:
-    build(spec_of("yolo11n"))
-    from ultralytics import settings
+REPORTS = """
+import socket
+asked = []
+socket.getaddrinfo = lambda host, *_, **__: asked.append(host) or []  # as if there were a network
+from flawmask.model.build import build
+from flawmask.model.spec import ModelSpec
+build(ModelSpec("yolo11n", ("good", "defect")))
+from ultralytics.utils.events import events
+print(bool(events.enabled), asked)
+"""
 
-    assert settings["sync"] is False
+
+def test_ultralytics_reports_nothing_and_asks_for_no_network(tmp_path: Path) -> None:
+    """In a process of its own, with settings of its own: under pytest it never reports."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "YOLO", "GITHUB"))}
+
+    def said(**given: str) -> str:
+        environment = {**outside, "YOLO_CONFIG_DIR": str(tmp_path), **given}
+        command = [sys.executable, "-c", REPORTS]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert said().splitlines()[-1] == "False []"
+    assert said(YOLO_OFFLINE="false").splitlines()[-1].startswith("True ['"), "a test that cannot fail"

@@ -18,6 +18,7 @@ from flawmask.coco import CocoSplit, annotation, read_split, write_split
 from flawmask.errors import FlawmaskError
 from flawmask.images import write_png
 from flawmask.masks import Mask
+from flawmask.model.layers import resized
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 from flawmask.training.cache import PixelCache
@@ -256,9 +257,26 @@ def test_an_image_is_seen_in_training_at_the_size_at_which_torchvision_shows_it_
     drawn: tuple[int, int, ModelSpec],
 ) -> None:
     height, width, spec = drawn
-    split = CocoSplit(Path(), ({"id": 1, "height": height, "width": width},), {1: ()}, ())
-    resized = torchvision_resized(torch.empty(3, height, width, device="meta"), spec)
-    assert resized_shapes(split, spec) == [tuple(resized.shape[-2:])]
+    image = torch.empty(3, height, width, device="meta")
+    assert tuple(resized(image[None], spec).shape[-2:]) == seen_in_training(height, width, spec)
+    if max(height, width) / min(height, width) < spec.max_size:
+        assert seen_in_training(height, width, spec) == tuple(torchvision_resized(image, spec).shape[-2:])
+
+
+@pytest.mark.parametrize(("height", "width", "seen"), [(9, 964, (1, 107)), (964, 9, (107, 1)), (1, 3000, (1, 107))])
+def test_of_an_image_however_long_and_narrow_a_row_of_pixels_is_left(
+    height: int, width: int, seen: tuple[int, int]
+) -> None:
+    """Where torchvision's transform leaves none and fails."""
+    spec = replace(SPEC, image_size=64)
+    assert seen_in_training(height, width, spec) == seen
+    assert resize(np.zeros((height, width, 3), np.uint8), seen).shape == (*seen, 3)
+    assert resized(torch.zeros(1, 3, height, width), spec).shape == (1, 3, *seen)
+
+
+def seen_in_training(height: int, width: int, spec: ModelSpec) -> tuple[int, int]:
+    (seen,) = resized_shapes(CocoSplit(Path(), ({"id": 1, "height": height, "width": width},), {1: ()}, ()), spec)
+    return seen
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 32), (100, 130), (97, 64), (20, 90), (64, 64)])

@@ -17,7 +17,7 @@ from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR, InferenceSetti
 from flawmask.inference.paste import grown, mask_changes, probabilities_in_box
 from flawmask.masks import Mask
 from flawmask.model import checkpoint
-from flawmask.model.build import detector_of
+from flawmask.model.build import detector_of, for_inference, set_score_floor
 from flawmask.model.spec import ModelSpec
 from flawmask.runtime import choose_device, choose_precision, keep_freed_memory
 from flawmask.settings import Precision
@@ -195,9 +195,8 @@ class Predictor:
         keep_freed_memory(self.device)
         dtype = choose_precision(precision, self.device)
         network, self.spec = checkpoint.load(Path(model))
-        detector = detector_of(self.spec)
-        self.network = detector.for_inference(network, self.spec, self.device, dtype, max_proposals)
-        detector.set_score_floor(self.network, score_floor)
+        self.network = for_inference(network, self.spec, self.device, dtype, max_proposals)
+        set_score_floor(self.network, score_floor)
 
     @classmethod
     def of(cls, model: Path, settings: InferenceSettings) -> "Predictor":

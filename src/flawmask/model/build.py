@@ -1,12 +1,14 @@
 """The networks by name, each kind through one interface: a further kind is a module that has these functions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from flawmask.model import one_stage, rcnn, rfdetr, yolo
+from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 
@@ -32,13 +34,8 @@ class Detector(Protocol):
     def train_in(self, model: Any, device: torch.device, dtype: torch.dtype, /) -> None:
         """Let the network's layers train in `dtype`."""
 
-    def for_inference(
-        self, model: Any, spec: ModelSpec, device: torch.device, dtype: torch.dtype, max_proposals: int | None, /
-    ) -> nn.Module:
-        """Return a network that finds the same as `model` in evaluation mode, faster, and shares nothing with it."""
-
-    def set_score_floor(self, model: Any, floor: float, /) -> None:
-        """Let a network for inference drop detections that score no more than this."""
+    def infer_in(self, model: Any, device: torch.device, dtype: torch.dtype, /) -> None:
+        """Let the layers of a network that only judges any more compute in `dtype`, and faster where they can."""
 
     def infer(self, model: Any, images: Sequence[Tensor], /) -> list[dict[str, Tensor]]:
         """Return `boxes` (N, 4) in pixels of the image, `labels` (N,), `scores` (N,) and, where it has masks, `masks`
@@ -60,6 +57,32 @@ def detector_of(spec: ModelSpec) -> Detector:
 def build(spec: ModelSpec) -> Any:
     """Return the network that the spec describes, its weights drawn at random."""
     return detector_of(spec).build(spec)
+
+
+def for_inference(
+    model: nn.Module, spec: ModelSpec, device: torch.device, dtype: torch.dtype, max_proposals: int | None = None
+) -> Any:
+    """Return a network that finds the same as `model` in evaluation mode, and faster. It shares nothing with `model`.
+
+    Args:
+        model: a network that `build` made, on any device.
+        spec: what `build` made it from.
+        device: where the new one goes.
+        dtype: what its layers compute in: float32, or bfloat16 where the hardware has it.
+        max_proposals: regions of an image that heads look at, the surest ones; None for as many as the spec says.
+    """
+    if max_proposals is not None:
+        spec = replace(spec, proposals=min(spec.proposals, max_proposals))
+    fast = build(spec)
+    fast.load_state_dict(model.state_dict())
+    fast = to_device(fast.eval().requires_grad_(False), device)
+    detector_of(spec).infer_in(fast, device, dtype)
+    return fast
+
+
+def set_score_floor(model: Any, floor: float) -> None:
+    """Let a network drop detections that score no more than this."""
+    getattr(model, "roi_heads", model).score_thresh = floor
 
 
 def freeze(model: nn.Module, spec: ModelSpec, trainable_layers: int) -> None:

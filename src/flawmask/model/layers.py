@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
-from flawmask.model.spec import Norm
+from flawmask.model.spec import ModelSpec, Norm
 
 CELLS = 28
 """Rows and columns of a mask's probabilities inside its box."""
@@ -56,12 +58,6 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def rebuilt(fresh: Any, model: nn.Module, device: torch.device) -> Any:
-    """Return a network that was built anew as one for inference: with the other's weights, sharing nothing with it."""
-    fresh.load_state_dict(model.state_dict())
-    return to_device(fresh.eval().requires_grad_(False), device)
-
-
 def to_device(model: Any, device: torch.device) -> Any:
     """Return the network on the device, its convolutions laid out channels-last, which is faster on CPU and CUDA."""
     return model.to(device, memory_format=torch.channels_last)
@@ -87,6 +83,24 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, dict):
         return {name: cast(item, dtype) for name, item in value.items()}
     return type(value)(cast(item, dtype) for item in value)
+
+
+def resize_in(model: Any, spec: ModelSpec) -> None:
+    """Let a network of torchvision's, in evaluation mode, see images at the size at which it was trained on them.
+
+    Its own transform does the same, but for an image so long and narrow that nothing would be left of its shorter side.
+    In training, images come resized.
+    """
+    model.transform.resize = partial(_resize, model.transform, spec)
+
+
+def _resize(transform: nn.Module, spec: ModelSpec, image: Tensor, target: Any) -> tuple[Tensor, Any]:
+    return (image if transform.training else resized(image[None], spec)[0]), target
+
+
+def resized(batch: Tensor, spec: ModelSpec) -> Tensor:
+    """Return (B, C, H, W) float32 images at the size at which the network sees them."""
+    return F.interpolate(batch, size=spec.resized(*batch.shape[-2:]), mode="bilinear", align_corners=False)
 
 
 def batched(model: Any, images: list[Tensor]) -> ImageList:

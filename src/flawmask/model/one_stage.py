@@ -19,19 +19,18 @@ from torchvision.models.detection import (
 )
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from flawmask.model.layers import autocast_to_float32, rebuilt, replace_norms
+from flawmask.model.layers import autocast_to_float32, replace_norms, resize_in
 from flawmask.model.layers import unnormalised as seen
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 
 __all__ = [
     "build",
-    "for_inference",
     "infer",
+    "infer_in",
     "loss_names",
     "losses",
     "seen",
-    "set_score_floor",
     "stages",
     "train_in",
 ]
@@ -49,7 +48,7 @@ def build(spec: ModelSpec) -> Any:
     """Return the network that the spec describes, its weights drawn at random."""
     model: Any = _BUILDERS[spec.arch](spec)
     model.detections_per_img = spec.max_detections
-    model.transform._skip_resize = True  # in training, where images come resized
+    resize_in(model, spec)
     replace_norms(model, spec.norm, spec.norm_eps)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -116,18 +115,7 @@ def train_in(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None
         module.forward = partial(autocast_to_float32, module.forward, device, dtype)
 
 
-def for_inference(
-    model: nn.Module, spec: ModelSpec, device: torch.device, dtype: torch.dtype, _: int | None = None
-) -> Any:
-    """Return a network that finds the same as `model` in evaluation mode, and shares nothing with it."""
-    fast = rebuilt(build(spec), model, device)
-    train_in(fast, device, dtype)
-    return fast
-
-
-def set_score_floor(model: Any, floor: float) -> None:
-    """Let the network drop detections that score no more than this."""
-    model.score_thresh = floor
+infer_in = train_in
 
 
 def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:

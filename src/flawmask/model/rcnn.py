@@ -8,25 +8,19 @@ from torch import Tensor
 
 from flawmask.model.layers import unnormalised as seen
 from flawmask.model.rcnn_build import build, loss_names, stages
-from flawmask.model.rcnn_compute import for_inference, train_in
+from flawmask.model.rcnn_compute import infer_in, train_in
 from flawmask.model.rcnn_losses import losses
 
 __all__ = [
     "build",
-    "for_inference",
     "infer",
+    "infer_in",
     "loss_names",
     "losses",
     "seen",
-    "set_score_floor",
     "stages",
     "train_in",
 ]
-
-
-def set_score_floor(model: Any, floor: float) -> None:
-    """Let the network drop detections that score no more than this."""
-    model.roi_heads.score_thresh = floor
 
 
 def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:

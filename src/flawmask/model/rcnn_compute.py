@@ -1,7 +1,6 @@
 """How the layers compute: norms folded into convolutions, and bfloat16 everywhere but for boxes and scores."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -12,9 +11,7 @@ from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
-from flawmask.model.layers import autocast, autocast_to_float32, cast, to_device
-from flawmask.model.rcnn_build import build
-from flawmask.model.spec import ModelSpec
+from flawmask.model.layers import autocast, autocast_to_float32, cast
 
 
 def train_in(model: FasterRCNN, device: torch.device, dtype: torch.dtype) -> None:
@@ -41,41 +38,25 @@ def train_in(model: FasterRCNN, device: torch.device, dtype: torch.dtype) -> Non
     heads.box_predictor.forward = partial(_of_float32, heads.box_predictor.forward)
 
 
-def for_inference(
-    model: FasterRCNN, spec: ModelSpec, device: torch.device, dtype: torch.dtype, max_proposals: int | None = None
-) -> FasterRCNN:
-    """Return a network that finds the same as `model` in evaluation mode, and faster.
+def infer_in(model: FasterRCNN, _: torch.device, dtype: torch.dtype) -> None:
+    """Fold the network's norms into its convolutions, and let its layers hold `dtype`; boxes and scores stay float32.
 
-    Its norms are folded into its convolutions, its layers hold `dtype`, and boxes and scores are float32. It shares
-    nothing with `model` and cannot be trained.
-
-    Args:
-        model: a network that `build` made, on any device.
-        spec: what `build` made it from.
-        device: where the new one goes.
-        dtype: float32, or bfloat16 where the hardware has it.
-        max_proposals: regions of an image that the heads look at, the surest ones; None for as many as the spec says.
+    It cannot be trained any more.
     """
-    if max_proposals is not None:
-        spec = replace(spec, proposals=min(spec.proposals, max_proposals))
-    fast: Any = build(spec)
-    fast.load_state_dict(model.state_dict())
-    fast.eval().requires_grad_(False)
-    for module in list(fast.modules()):
+    for module in list(model.modules()):
         for conv, norm in _pairs(module):
             weight, shift = _fold(conv, norm)
             conv.weight, conv.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(shift, requires_grad=False)
             norm.forward = _as_it_is
-    fast = to_device(fast, device)
-    heads = fast.roi_heads
+    network: Any = model
+    heads = network.roi_heads
     masks = [heads.mask_head, heads.mask_predictor] if heads.has_mask() else []
-    for module in (fast.backbone, fast.rpn.head, heads.box_head, *masks):
+    for module in (network.backbone, network.rpn.head, heads.box_head, *masks):
         module.to(dtype)
         module.register_forward_pre_hook(partial(_cast_inputs, dtype))
-    for module in (fast.rpn.head, *masks[1:]):
+    for module in (network.rpn.head, *masks[1:]):
         module.register_forward_hook(_cast_output)
     heads.box_predictor.register_forward_pre_hook(partial(_cast_inputs, torch.float32))
-    return fast
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[Any, Any]]:

@@ -13,11 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.ops import box_convert, roi_align
 
 from flawmask.errors import FlawmaskError
-from flawmask.model.layers import CELLS, IMAGENET_DEVIATION, IMAGENET_MEAN, autocast_to_float32, rebuilt
+from flawmask.model.layers import (
+    CELLS,
+    IMAGENET_DEVIATION,
+    IMAGENET_MEAN,
+    autocast_to_float32,
+    resized,
+)
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 
@@ -116,16 +121,7 @@ def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     head.sparse_forward = partial(autocast_to_float32, head.sparse_forward, device, dtype)
 
 
-def for_inference(model: Any, spec: ModelSpec, device: torch.device, dtype: torch.dtype, _: int | None = None) -> Any:
-    """Return a network that finds the same as `model` in evaluation mode, and shares nothing with it."""
-    fast = rebuilt(build(spec), model, device)
-    train_in(fast, device, dtype)
-    return fast
-
-
-def set_score_floor(model: Any, floor: float) -> None:
-    """Let the network drop detections that score no more than this."""
-    model.score_floor = floor
+infer_in = train_in
 
 
 def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
@@ -138,9 +134,8 @@ def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
     """
     spec: ModelSpec = model.flawmask
     size = tuple(images[0].shape[-2:])
-    batch = F.interpolate(torch.stack(list(images)), size=spec.resized(*size), mode="bilinear", align_corners=False)
-    found = model(_normalised(batch))
-    floor = getattr(model, "score_floor", 0.0)
+    found = model(_normalised(resized(torch.stack(list(images)), spec)))
+    floor = getattr(model, "score_thresh", 0.0)
     each = zip(found["pred_logits"], found["pred_boxes"], found["pred_masks"], strict=True)
     return [_instances(*one, spec, floor, size) for one in each]
 

@@ -72,7 +72,8 @@ class ModelSpec:
         return round(self.image_size * TORCHVISION_MAX_SIZE / TORCHVISION_SIZE)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width at which the network sees an image, as torchvision's transform works them out."""
+        """Return the height and width at which the network sees an image, as torchvision's transform works them out;
+        but no side is ever 0."""
         if self.fixed_size is not None:
             return self.fixed_size, self.fixed_size
         down, across = self.scales(height, width)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, roi_align
 
 from flawmask.errors import FlawmaskError
-from flawmask.model.layers import CELLS, autocast_to_float32, rebuilt, replace_norms
+from flawmask.model.layers import CELLS, autocast_to_float32, replace_norms, resized
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 
@@ -144,16 +144,7 @@ def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     model.forward = partial(autocast_to_float32, model.forward, device, dtype)
 
 
-def for_inference(model: Any, spec: ModelSpec, device: torch.device, dtype: torch.dtype, _: int | None = None) -> Any:
-    """Return a network that finds the same as `model` in evaluation mode, and shares nothing with it."""
-    fast = rebuilt(build(spec), model, device)
-    train_in(fast, device, dtype)
-    return fast
-
-
-def set_score_floor(model: Any, floor: float) -> None:
-    """Let the network drop detections that score no more than this."""
-    model.score_floor = floor
+infer_in = train_in
 
 
 def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
@@ -166,12 +157,11 @@ def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
     """
     spec: ModelSpec = model.flawmask
     height, width = images[0].shape[-2:]
-    resized = spec.resized(height, width)
-    batch = F.interpolate(torch.stack(list(images)), size=resized, mode="bilinear", align_corners=False)
+    batch = resized(torch.stack(list(images)), spec)
     found, _ = model(_padded(list(batch)))
     found, prototypes = found if spec.has_masks else (found, [None] * len(images))
-    ratio = torch.tensor([width / resized[1], height / resized[0]] * 2, device=batch.device)
-    floor = getattr(model, "score_floor", 0.0)
+    ratio = batch.new_tensor([width / batch.shape[-1], height / batch.shape[-2]] * 2)
+    floor = getattr(model, "score_thresh", 0.0)
     pairs = zip(found, prototypes, strict=True)
     return [_instances(one, proto, spec, floor, ratio, (height, width)) for one, proto in pairs]
 

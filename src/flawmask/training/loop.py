@@ -25,7 +25,7 @@ from flawmask.evaluation.measure import quick_figures
 from flawmask.files import only_one, read_json, remove_partial_files, write_json
 from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR
 from flawmask.model import checkpoint
-from flawmask.model.build import build
+from flawmask.model.build import build, for_inference, set_score_floor
 from flawmask.model.layers import count_parameters
 from flawmask.model.targets import Target
 from flawmask.progress import track
@@ -297,9 +297,9 @@ class _Run:
 
     def for_judging(self) -> Any:
         """Return a copy of it that predicts."""
-        setup, detector = self.setup, self.step.detector
-        network = detector.for_inference(self.kept, setup.spec, setup.device, setup.dtype, MAX_PROPOSALS)
-        detector.set_score_floor(network, SCORE_FLOOR)
+        setup = self.setup
+        network = for_inference(self.kept, setup.spec, setup.device, setup.dtype, MAX_PROPOSALS)
+        set_score_floor(network, SCORE_FLOOR)
         return network
 
     def add(self, figures: Mapping[str, Any]) -> bool:
