@@ -60,7 +60,7 @@ def test_slow_models_are_timed_for_about_so_long_but_in_so_many_rounds_at_least(
     assert found["a"]["1"]["rounds"] == speed.FEWEST_ROUNDS
 
 
-def test_a_model_that_fails_while_it_is_timed_is_left_out_with_the_reason_and_the_others_go_on() -> None:
+def test_a_model_that_fails_at_a_batch_keeps_what_was_timed_before_and_the_others_go_on() -> None:
     calls: list[Any] = []
 
     def fails(batch: Sequence[Any]) -> None:
@@ -68,6 +68,14 @@ def test_a_model_that_fails_while_it_is_timed_is_left_out_with_the_reason_and_th
             raise MemoryError("no room")
 
     found = speed.measure({"a": fails, "b": recording(calls, "b")}, pictures(2))
-    assert found["a"] == {"reason": "MemoryError: no room"}
+    assert set(found["a"]) == {"1", "reason"}
+    assert found["a"]["reason"] == "in batches of 8: MemoryError: no room"
     assert set(found["b"]) == {"1", "8"}
-    assert speed.measure({"a": fails}, pictures(2)) == {"a": {"reason": "MemoryError: no room"}}
+    assert set(speed.measure({"a": fails}, pictures(2))["a"]) == {"1", "reason"}
+
+
+def test_a_model_that_fails_at_once_has_no_seconds_at_all() -> None:
+    def fails(_: Sequence[Any]) -> None:
+        raise MemoryError("no room")
+
+    assert speed.measure({"a": fails}, pictures(2)) == {"a": {"reason": "in batches of 1: MemoryError: no room"}}

@@ -215,7 +215,7 @@ def _summed_up(
         for key, level in GUESSING.items()
     }
     shown, taken = sentences(ranked), recommendation(ranked, medians, guessing, YARDSTICKS)
-    mind = _to_mind(config, entries, metrics, ranked)
+    mind = _to_mind(config, entries, metrics, ranked, speeds)
     columns = [Column(one, metrics.get(one.name, {}), speeds.get(one.name, {})) for one in entries]
     head, body = ("", *(one.name for one in entries)), rows(columns)
     content = {
@@ -283,7 +283,11 @@ def _may_guess(metrics: Mapping[str, Any], key: str, level: float) -> bool:
 
 
 def _to_mind(
-    config: CompareConfig, entries: Sequence[Entry], metrics: Mapping[str, Any], ranked: Sequence[Ranked]
+    config: CompareConfig,
+    entries: Sequence[Entry],
+    metrics: Mapping[str, Any],
+    ranked: Sequence[Ranked],
+    speeds: Mapping[str, Any],
 ) -> list[str]:
     """Return what a reader has to know of the protocol, as sentences."""
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
@@ -305,5 +309,6 @@ def _to_mind(
         said.append("One training each: with another --seed the figures differ. --folds says by how much.")
     notes = Counter(note for one in metrics.values() for note in one.get("notes") or [])
     said += [f"{note} ({count} of {len(metrics)} models)" for note, count in notes.items()]
+    said += [f"{name} could not be timed: {one['reason']}" for name, one in speeds.items() if "reason" in one]
     said += [f"{one.name} {'failed' if one.failed else 'takes no part'}: {one.reason}" for one in entries if one.reason]
     return said

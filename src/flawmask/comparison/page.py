@@ -1,6 +1,7 @@
 """The page of a comparison: what to take, why, and the table."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from flawmask.comparison.differences import QUESTIONS
-from flawmask.comparison.table import Column, rows
+from flawmask.comparison.table import NOT_THERE, Column, rows
 from flawmask.files import write_bytes
 from flawmask.report.figures import BLUE, INK, STYLE, inline, saved
 from flawmask.report.headline import interval_of
@@ -73,9 +74,11 @@ def _picture(columns: Sequence[Column]) -> str:
     """Return the figures with their intervals, and the time of an image, drawn beside each other."""
     judged = [one for one in columns if one.metrics]
     panels: list[tuple[str, Callable[[Axes, Sequence[Column]], None]]] = [
-        (title, _panel_of(key)) for key, title in QUESTIONS.items() if any(one.metrics.get(key) for one in judged)
+        (title, partial(_figures, key))
+        for key, title in QUESTIONS.items()
+        if any(one.metrics.get(key) is not None for one in judged)
     ]
-    if any(one.speed for one in judged):
+    if any("1" in one.speed for one in judged):
         panels.append(("Seconds an image", _speeds))
     if not panels:
         return ""
@@ -94,27 +97,25 @@ def _picture(columns: Sequence[Column]) -> str:
     )
 
 
-def _panel_of(key: str) -> Callable[[Axes, Sequence[Column]], None]:
-    def draw(axes: Axes, columns: Sequence[Column]) -> None:
-        for place, one in enumerate(columns):
-            value = one.metrics.get(key)
-            if value is None:
-                axes.text(0.0, place, "n/a", va="center", color=INK, fontsize=8)
-                continue
-            low, high = interval_of(one.metrics, key) or (value, value)
-            axes.plot([low, high], [place, place], color=BLUE, linewidth=4, alpha=0.4, solid_capstyle="butt")
-            axes.plot([value], [place], "|", color=BLUE, markersize=11, markeredgewidth=2.5)
-        axes.set_xlim(-0.02, 1.02)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-
-    return draw
+def _figures(key: str, axes: Axes, columns: Sequence[Column]) -> None:
+    for place, one in enumerate(columns):
+        value = one.metrics.get(key)
+        if value is None:
+            axes.text(0.0, place, NOT_THERE, va="center", color=INK, fontsize=8)
+            continue
+        low, high = interval_of(one.metrics, key) or (value, value)
+        axes.plot([low, high], [place, place], color=BLUE, linewidth=4, alpha=0.4, solid_capstyle="butt")
+        axes.plot([value], [place], "|", color=BLUE, markersize=11, markeredgewidth=2.5)
+    axes.set_xlim(-0.02, 1.02)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def _speeds(axes: Axes, columns: Sequence[Column]) -> None:
     for place, one in enumerate(columns):
-        if one.speed:
-            axes.plot([one.speed["1"]["median"]], [place], "o", color=BLUE, markersize=6)
-            axes.plot([one.speed["1"]["p99"]], [place], "|", color=BLUE, markersize=11)
+        measured = one.speed.get("1")
+        if measured is not None:
+            axes.plot([measured["median"]], [place], "o", color=BLUE, markersize=6)
+            axes.plot([measured["p99"]], [place], "|", color=BLUE, markersize=11)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))

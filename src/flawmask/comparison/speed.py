@@ -51,8 +51,8 @@ def main(config: CompareConfig, folder: Path, entries: Sequence[Entry], split: C
     write_json(folder / NAME, measure(models, _images(split)) | failed)
 
 
-def _reason(name: str, error: Exception) -> dict[str, str]:
-    text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+def _reason(name: str, error: Exception, where: str = "") -> dict[str, str]:
+    text = f"{where}{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     log.warning("%s cannot be timed: %s", name, text)
     return {"reason": text}
 
@@ -88,7 +88,7 @@ def measure(models: Mapping[str, Judge], pictures: Sequence[Image]) -> dict[str,
 
     Returns:
         For each name and each of `BATCHES`: `median` and `p99`, in seconds per image, and `rounds`, how many batches
-        these are of. For one that failed, `reason` alone; the others go on.
+        these are of. For one that failed at a batch, `reason`, and what it was timed at before; the others go on.
     """
     found: dict[str, dict[str, Any]] = {name: {} for name in models}
     for batch in BATCHES:
@@ -103,7 +103,7 @@ def measure(models: Mapping[str, Judge], pictures: Sequence[Image]) -> dict[str,
                 try:
                     models[name](chosen)
                 except Exception as error:  # out of memory, say
-                    found[name] = _reason(name, error)
+                    found[name] |= _reason(name, error, f"in batches of {batch}: ")
                 seconds[name].append((time.perf_counter() - start) / batch)
             taking_part = [name for name in taking_part if "reason" not in found[name]]
             if number >= FEWEST_ROUNDS and time.perf_counter() - begun > MOST_SECONDS * len(models):

@@ -1,0 +1,47 @@
+"""The page of a comparison: every model is on it, whatever is not known of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flawmask.comparison.entry import Entry
+from flawmask.comparison.page import write_page
+from flawmask.comparison.table import Column
+
+TIMED = {"1": {"median": 0.12, "p99": 0.5, "rounds": 50}, "8": {"median": 0.01, "p99": 0.02, "rounds": 6}}
+METRICS = {"image_auroc": 0.9, "mask_ap": 0.0, "box_ap": None, "intervals": {"image_auroc": [0.8, 1.0]}}
+
+
+def written(folder: Path, *columns: Column) -> str:
+    write_page(folder, "plate & more", columns, ["Take a."], ["No difference <shown>."], ["Budget: 1 epoch."])
+    return (folder / "comparison.html").read_text()
+
+
+@pytest.mark.parametrize("speed", [TIMED, {"1": TIMED["1"], "reason": "no room"}, {"reason": "no room"}, {}])
+def test_a_model_is_on_the_page_however_far_it_could_be_timed(tmp_path: Path, speed: dict[str, Any]) -> None:
+    html = written(tmp_path, Column(Entry("a", results="a/inference_test"), METRICS, speed), Column(Entry("b"), {}, {}))
+    assert "<h1>2 models on plate &amp; more</h1>" in html
+    assert "No difference &lt;shown&gt;." in html
+    assert ("Seconds an image</text>" in html or ">Seconds an image<" in html.split("<table")[0]) == ("1" in speed)
+
+
+def test_a_figure_of_0_is_drawn_and_one_that_nobody_has_is_not(tmp_path: Path) -> None:
+    picture = written(tmp_path, Column(Entry("a"), METRICS, {})).split("<table")[0]
+    assert "Outlining defects" in picture
+    assert "Locating defects" not in picture
+
+
+def test_where_nothing_was_judged_there_is_the_table_alone(tmp_path: Path) -> None:
+    html = written(tmp_path, Column(Entry("a", reason="memory ran out", failed=True), {}, {}))
+    assert "<svg" not in html
+    assert "memory ran out" in html
+
+
+def test_a_name_leads_to_the_report_where_there_is_one(tmp_path: Path) -> None:
+    report = tmp_path / "a" / "inference_test" / "report.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("")
+    html = written(tmp_path, Column(Entry("a", results="a/inference_test"), METRICS, {}), Column(Entry("b"), {}, {}))
+    assert '<a href="a/inference_test/report.html">a</a>' in html
+    assert "<th>b</th>" in html or ">b</th>" in html
