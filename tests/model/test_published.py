@@ -1,0 +1,201 @@
+"""Weights that others have published, in files that are like theirs but for the numbers."""
+
+import argparse
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models import get_model, mobilenet_v3_large
+from torchvision.models.detection import ssd
+from torchvision.models.vgg import cfgs, make_layers
+from weight_files import State, detector, epsilons, shaken
+
+from flawmask.errors import FlawmaskError
+from flawmask.model import published
+from flawmask.model.arch import FIXED_SIZES, Arch
+from flawmask.model.build import build
+from flawmask.model.spec import ModelSpec
+from flawmask.model.weights import Pretrained, load_matching, pretrained
+from flawmask.training.config import TrainSettings
+from flawmask.training.start import _norm, start
+
+
+def as_published(state: State) -> State:
+    """The tensors under the names that torchvision's old files have."""
+    for now, before in (
+        (r"(backbone\.fpn\.\w+_blocks\.\d)\.0\.(\w+)", r"\1.\2"),
+        (r"rpn\.head\.conv\.0\.0\.(\w+)", r"rpn.head.conv.\1"),
+        (r"(head\.\w+_head\.conv)\.0\.0\.(\w+)", r"\1.0.\2"),
+        (r"(head\.\w+_head\.conv)\.1\.0\.(\w+)", r"\1.2.\2"),
+        (r"(head\.\w+_head\.conv)\.2\.0\.(\w+)", r"\1.4.\2"),
+        (r"(head\.\w+_head\.conv)\.3\.0\.(\w+)", r"\1.6.\2"),
+    ):
+        state = {re.sub(f"^{now}$", before, name): tensor for name, tensor in state.items()}
+    return state
+
+
+def in_hub(hub: Path, weights_entry: Any, state: State) -> None:
+    hub.mkdir(parents=True)
+    torch.save(state, hub / weights_entry.url.rsplit("/", 1)[1])
+
+
+@pytest.fixture
+def quick_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the seconds in which VGG's classifier is drawn, of which SSD uses nothing."""
+
+    def features(**_: Any) -> Any:
+        return SimpleNamespace(features=make_layers(cfgs["D"], batch_norm=False))
+
+    monkeypatch.setattr(ssd, "vgg16", features)
+
+
+def outputs(model: Any, image: Tensor) -> list[Tensor]:
+    """All that a detector's layers give for an image, its preprocessing included."""
+    images, _ = model.eval().transform([image])
+    features = list(model.backbone(images.tensors).values())
+    if not hasattr(model, "roi_heads"):
+        return [images.tensors, *features, *model.head(features).values()]
+    regions = torch.linspace(0, 1, 2 * 256 * 49).view(2, 256, 7, 7)
+    scores, boxes = model.rpn.head(features)
+    heads = model.roi_heads
+    return [images.tensors, *features, *scores, *boxes, *heads.box_predictor(heads.box_head(regions))]
+
+
+BOX_HEADS = {
+    f"roi_heads.box_predictor.{layer}.{kind}" for layer in ("cls_score", "bbox_pred") for kind in ("weight", "bias")
+}
+
+
+LOGITS = {f"head.classification_head.cls_logits.{kind}" for kind in ("weight", "bias")}
+
+
+SSD_HEADS = {
+    f"head.classification_head.module_list.{level}.{kind}" for level in range(6) for kind in ("weight", "bias")
+}
+
+
+SSDLITE_HEADS = {name.replace(".weight", ".1.weight").replace(".bias", ".1.bias") for name in SSD_HEADS}
+
+
+@pytest.mark.usefixtures("quick_vgg")
+@pytest.mark.parametrize(
+    ("arch", "class_heads", "eps"),
+    [
+        ("fasterrcnn_resnet50_fpn", BOX_HEADS, 0.0),
+        ("fasterrcnn_mobilenet_v3_large_fpn", BOX_HEADS, 1e-5),
+        ("retinanet_resnet50_fpn", LOGITS, 0.0),
+        ("fcos_resnet50_fpn", LOGITS, 1e-5),
+        ("ssd300_vgg16", SSD_HEADS, None),
+        ("ssdlite320_mobilenet_v3_large", SSDLITE_HEADS, 0.001),
+    ],
+)
+def test_cocos_weights_fill_all_but_the_class_heads_and_give_what_torchvisions_network_gives(
+    hub: Path, arch: Arch, class_heads: set[str], eps: float | None
+) -> None:
+    torch.manual_seed(4)
+    weights_entry = published.COCO[arch]
+    state = shaken(get_model(arch, weights=None, weights_backbone=None, num_classes=91).state_dict())
+    in_hub(hub, weights_entry, as_published(state))
+    given = pretrained(arch, "coco")
+    assert (given.norm, given.source) == ("frozen", "COCO weights")
+
+    few = detector(2, arch, norm=given.norm, norm_eps=given.norm_eps)
+    drawn = {name: few.state_dict()[name].clone() for name in class_heads}
+    filled, left = load_matching(few, given)
+    loaded = few.state_dict()
+    assert {line.split(" ")[0] for line in left} == class_heads
+    assert filled == len(loaded) - len(class_heads)
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor, drawn[name] if name in class_heads else state[name]), name
+
+    sizes: Any = {} if arch in FIXED_SIZES else {"min_size": 96, "max_size": 160}
+    theirs = get_model(arch, weights=weights_entry, **sizes)
+    ours = detector(90, arch, norm=given.norm, norm_eps=given.norm_eps, image_size=FIXED_SIZES.get(arch, 96))
+    assert load_matching(ours, given)[1] == []
+    assert epsilons(ours) == epsilons(theirs)
+    assert set(epsilons(ours).values()) == (set() if eps is None else {eps})
+    with torch.inference_mode():
+        image = torch.rand(3, 90, 120)
+        pairs = list(zip(outputs(ours, image), outputs(theirs, image), strict=True))
+    assert len(pairs) > 4
+    for found, expected in pairs:
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.usefixtures("quick_vgg")
+def test_vggs_features_go_into_ssd_up_to_the_last_convolution(hub: Path) -> None:
+    torch.manual_seed(5)
+    features = make_layers(cfgs["D"], batch_norm=False)
+    state = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
+    nothing = {"classifier.0.weight": torch.full((2, 2), torch.nan)}  # as in the published file
+    in_hub(hub, published.IMAGENET["ssd300_vgg16"], state | nothing)
+    model = detector(arch="ssd300_vgg16")
+    filled, left = load_matching(model, pretrained("ssd300_vgg16", "imagenet"))
+    assert filled == len(state) == 26
+    drawn = ("backbone.scale_weight ", "backbone.extra.0.7.", *(f"backbone.extra.{at}." for at in range(1, 5)), "head.")
+    assert len(left) == len(model.state_dict()) - filled
+    assert all(line.startswith(drawn) for line in left)
+    theirs = ssd.SSDFeatureExtractorVGG(features, highres=False)
+    with torch.inference_mode():
+        image = 100 * torch.randn(1, 3, 96, 96)
+        found, expected = model.backbone.features(image), theirs.features(image)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(model.backbone.extra[0][:7](found), theirs.extra[0][:7](expected))
+
+
+def test_ssdlite_takes_of_mobilenet_what_its_narrow_tail_lets_it_and_the_rest_still_sees_the_image(hub: Path) -> None:
+    torch.manual_seed(6)
+    arch: Arch = "ssdlite320_mobilenet_v3_large"
+    classifier_ = mobilenet_v3_large(weights=None)
+    classifier_.load_state_dict(shaken(classifier_.state_dict()))
+    in_hub(hub, published.IMAGENET[arch], classifier_.state_dict())
+    given = pretrained(arch, "imagenet")
+    assert given.norm == "frozen"
+    spec = ModelSpec(arch, ("a", "b"), image_size=320, norm=given.norm, norm_eps=given.norm_eps)
+    model = build(spec)
+    filled, left = load_matching(model, given)
+    own = {
+        name
+        for name in model.state_dict()
+        if name.startswith(("backbone.features.0.", "backbone.features.1.0.1", "backbone.features.1.0.2"))
+    }
+    assert filled == len(own)
+    assert not own & {line.split(" ")[0].rstrip(":") for line in left}
+
+    model = start(TrainSettings(arch=arch), spec, given, torch.device("cpu"), torch.float32, is_pretrained=True)
+    assert all(torch.equal(model.state_dict()[name], given.state[name]) for name in own)
+    body = classifier_.features.eval()
+    with torch.inference_mode():
+        image = torch.randn(1, 3, 320, 320)
+        levels = list(model.backbone(image).values())
+        torch.testing.assert_close(levels[0], body[13].block[0](body[:13](image)), rtol=1e-3, atol=1e-3)
+    assert all(0.01 < float(level.std() / levels[0].std()) < 10 for level in levels)
+
+
+def test_ssdlite_learns_from_nothing_with_a_norm_that_one_image_is_enough_for() -> None:
+    nothing = Pretrained({}, "group", None, "")
+    assert _norm(TrainSettings(arch="ssdlite320_mobilenet_v3_large"), nothing, at_once=4) == "group"
+    assert _norm(TrainSettings(arch="ssd300_vgg16"), nothing, at_once=4) == "batch"
+
+
+def test_rfdetrs_file_is_checked_and_loads_with_the_settings_that_it_was_trained_with(
+    served: tuple[Path, str], hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, address = served
+    tensor = torch.rand(3, 3)
+    torch.save({"model": {"backbone.0.level": tensor}, "args": argparse.Namespace(lr=1e-4)}, folder / "nano.pth")
+    md5 = hashlib.md5((folder / "nano.pth").read_bytes()).hexdigest()
+    file = published.Elsewhere(f"{address}/nano.pth", md5)
+    monkeypatch.setitem(published.ELSEWHERE, "rfdetr_seg_nano", file)
+    given = pretrained("rfdetr_seg_nano", "coco")
+    assert list(given.state) == ["backbone.0.level"]
+    assert torch.equal(given.state["backbone.0.level"], tensor)
+    monkeypatch.setitem(published.ELSEWHERE, "rfdetr_seg_nano", replace(file, md5=md5[::-1]))
+    with pytest.raises(FlawmaskError, match=r"nano\.pth is not the file that was published.*delete it"):
+        pretrained("rfdetr_seg_nano", "coco")
