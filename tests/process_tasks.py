@@ -15,6 +15,7 @@ from flawmask.model.build import build
 from flawmask.model.rcnn_losses import losses
 from flawmask.model.spec import ModelSpec
 from flawmask.training import loader, loop, step
+from flawmask.training.epoch import one_epoch
 
 SPEC = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, norm="group", proposals=20)
 
@@ -73,7 +74,6 @@ def take_steps(team: Processes, folder: Path) -> None:
 
 def train(_: Processes, folder: Path) -> None:
     """Train with everything that processes have to agree on; the weights of each after each epoch are kept."""
-    one_epoch = loop._one_epoch
 
     def epoch(run: Any, *given: Any, **more: Any) -> dict[str, Any]:
         figures = one_epoch(run, *given, **more)
@@ -87,7 +87,8 @@ def train(_: Processes, folder: Path) -> None:
         torch.save(content, folder / f"epoch_{run.epoch}_{team.rank}.pt")
         return figures
 
-    loop._one_epoch = epoch
+    replaced: Any = loop
+    replaced.one_epoch = epoch
     # One image to validate on: a process has none. What is logged, the main process alone is told.
     changes: dict[str, Any] = {"norm": "batch", "ema": True, "select_by": "f1", "log": "tensorboard"}
     loop.train(settings(folder / "data", epochs=2, **changes))

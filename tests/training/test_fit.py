@@ -14,9 +14,10 @@ from stained_plates import light, make_dataset, settings
 from flawmask.coco import CocoSplit, read_split
 from flawmask.distributed import Processes
 from flawmask.model.weights import Pretrained
-from flawmask.training import fit, loop
+from flawmask.training import fit
 from flawmask.training.fit import Trial, image_size_for, largest_batch
 from flawmask.training.loop import train
+from flawmask.training.run import Clock
 
 NOTHING = Pretrained({}, "group", None, "no pretrained weights")
 
@@ -207,15 +208,15 @@ def test_a_time_budget_decides_when_it_ends(dataset: Path, monkeypatch: pytest.M
 def test_a_budget_that_one_epoch_exceeds_ends_in_its_middle(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
     shares = iter([0.0, 0.5, 1.2, 1.3, 1.4, 1.5])
-    monkeypatch.setattr(loop.Clock, "progress", lambda *_: next(shares))
+    monkeypatch.setattr(Clock, "progress", lambda *_: next(shares))
     done = train(light(dataset, time_budget="1h", batch_size=1))
     assert done.history["epoch"] == [1]
     assert done.history["images_per_second"][0] == pytest.approx(2 / done.history["seconds"][0])
 
 
 def test_clocks_tell_steps_or_time() -> None:
-    by_steps = loop.Clock(8, None)
+    by_steps = Clock(8, None)
     assert [by_steps.progress(taken, Processes()) for taken in (0, 2, 8)] == [0, 0.25, 1]
-    by_time = loop.Clock(None, 100.0, before=60.0)
+    by_time = Clock(None, 100.0, before=60.0)
     assert by_time.progress(5, Processes()) == pytest.approx(0.6, abs=0.05)
     assert by_time.seconds == pytest.approx(60, abs=5)

@@ -17,7 +17,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.inference.predictor import Predictor
 from flawmask.model import checkpoint
 from flawmask.model.weights import Pretrained
-from flawmask.training import loader, loop
+from flawmask.training import epoch, loader
 from flawmask.training.loop import train
 from flawmask.training.resume import Within
 from flawmask.training.start import spec_for
@@ -70,13 +70,17 @@ def test_the_best_epoch_is_the_one_that_select_by_names(
     make, losses = (settings, 5) if select_by == "segm_ap" else (light, 2)
 
     monkeypatch.setattr(
-        loop, "_train_epoch", lambda *_: learned(next(told) if select_by == "train_loss" else 1.0, losses)
+        epoch,
+        "train_epoch",
+        lambda *_: learned(next(told) if select_by == "train_loss" else 1.0, losses),
     )
     monkeypatch.setattr(
-        loop, "_validation_loss", lambda *_: {"val_loss": next(told) if select_by == "val_loss" else 1.0}
+        epoch,
+        "validation_loss",
+        lambda *_: {"val_loss": next(told) if select_by == "val_loss" else 1.0},
     )
     monkeypatch.setattr(
-        loop,
+        epoch,
         "_validation_figures",
         lambda *_: {"segm_ap": 0.5, "f1": 0.5} | {select_by: next(told)},
     )
@@ -181,9 +185,11 @@ def test_patience_ends_a_training_that_no_longer_gets_better(
 ) -> None:
     told = iter([3.0, 1.0, 2.0, 1.0, 0.5])
 
-    monkeypatch.setattr(loop, "_train_epoch", lambda *_: learned(next(told) if select_by == "train_loss" else 1.0))
+    monkeypatch.setattr(epoch, "train_epoch", lambda *_: learned(next(told) if select_by == "train_loss" else 1.0))
     monkeypatch.setattr(
-        loop, "_validation_loss", lambda *_: {"val_loss": next(told) if select_by == "val_loss" else 1.0}
+        epoch,
+        "validation_loss",
+        lambda *_: {"val_loss": next(told) if select_by == "val_loss" else 1.0},
     )
     done = train(light(dataset, epochs=9, select_by=select_by, patience=2))
     assert (done.best_epoch, done.history["epoch"]) == (2, [1, 2, 3, 4])
@@ -209,7 +215,7 @@ def test_each_image_is_decoded_for_its_first_epoch_alone_where_it_is_kept(
         return read(self, place)
 
     monkeypatch.setattr(loader.SplitDataset, "_read", counting)
-    monkeypatch.setattr(loop, "draw_train_batch", lambda *_: None)
+    monkeypatch.setattr("flawmask.training.run.draw_train_batch", lambda *_: None)
     train(light(dataset, epochs=3, cache_gb=kept))
     assert set(decoded.values()) == {decodings}
     assert len(decoded) == 6

@@ -20,7 +20,8 @@ from flawmask.files import whole_folder, write_json
 from flawmask.images import write_png
 from flawmask.model import checkpoint, weights
 from flawmask.settings import as_json
-from flawmask.training import fit, loop, resume
+from flawmask.training import epoch, fit, resume
+from flawmask.training import run as run_module
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import Trained, train
 from flawmask.training.step import Step
@@ -50,17 +51,17 @@ def cut_off(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, place: Any, na
 
 def interrupted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, after: int) -> Path:
     """Train so many epochs, and some more that are lost."""
-    train_epoch = loop._train_epoch
+    plain = epoch.train_epoch
     done = []
 
-    def epoch(*given: Any) -> Any:
-        figures = train_epoch(*given)
+    def failing(*given: Any) -> Any:
+        figures = plain(*given)
         done.append(figures)
         if len(done) > after:
             raise PowerCutError
         return figures
 
-    return cut_off(config, monkeypatch, loop, "_train_epoch", epoch)
+    return cut_off(config, monkeypatch, epoch, "train_epoch", failing)
 
 
 @pytest.mark.slow
@@ -140,7 +141,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_a_training_that_ended_while_an_epoch_was_written_has_that_epoch_once(
     dataset: Path, whole: Trained, monkeypatch: pytest.MonkeyPatch, written: str, number: int
 ) -> None:
-    place: Any = checkpoint if written == "checkpoint.save" else loop
+    place: Any = checkpoint if written == "checkpoint.save" else run_module
     name, count = written.removeprefix("checkpoint."), [0]
     plain = getattr(place, name)
 
@@ -176,7 +177,7 @@ def test_a_training_is_saved_every_so_many_steps_or_after_so_much_time(
     saved.clear()
     train(light(dataset, epochs=1, batch_size=1, save_every="1s", overwrite=True))
     assert saved[-1] == (1, None)
-    monkeypatch.setattr(loop, "seconds_in", lambda *_: 0.0)
+    monkeypatch.setattr("flawmask.training.run.seconds_in", lambda *_: 0.0)
     saved.clear()
     train(light(dataset, epochs=1, batch_size=2, save_every="1h", overwrite=True))
     assert saved == [(1, 1), (1, 2), (1, None)]

@@ -19,6 +19,7 @@ from flawmask.images import read_image
 from flawmask.model import checkpoint
 from flawmask.training import loader, loop
 from flawmask.training.config import TrainConfig
+from flawmask.training.epoch import train_epoch
 from flawmask.training.loop import Trained, train
 from flawmask.training.pictures import draw_train_batch
 from flawmask.training.resume import Within
@@ -141,7 +142,6 @@ def in_mlflow(run_dir: Path) -> tuple[dict[str, list[float]], list[str]]:
 def test_a_training_that_stops_is_failed_in_mlflow(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, broken_epoch: int
 ) -> None:
-    train_epoch = loop._train_epoch
 
     def epoch(run: Any, batches: Any) -> Within:
         if run.epoch == broken_epoch:
@@ -150,7 +150,7 @@ def test_a_training_that_stops_is_failed_in_mlflow(
 
     monkeypatch.chdir(dataset.parent)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{(dataset.parent / 'tracking.db').as_posix()}")
-    monkeypatch.setattr(loop, "_train_epoch", epoch)
+    monkeypatch.setattr("flawmask.training.epoch.train_epoch", epoch)
     refused("the loss is nan", light(dataset, epochs=2, log="mlflow"))
     client = MlflowClient()
     (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
@@ -172,7 +172,6 @@ def test_a_log_that_is_not_installed_is_refused_with_what_installs_it(
 
 
 def test_the_pictures_can_be_looked_at_while_it_trains(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train_epoch = loop._train_epoch
     there = []
 
     def epoch(*given: Any) -> Any:
@@ -180,7 +179,7 @@ def test_the_pictures_can_be_looked_at_while_it_trains(dataset: Path, monkeypatc
         there.append(names(run) if run.exists() else None)
         return train_epoch(*given)
 
-    monkeypatch.setattr(loop, "_train_epoch", epoch)
+    monkeypatch.setattr("flawmask.training.epoch.train_epoch", epoch)
     train(light(dataset, epochs=2))
     assert there == [None, FIRST_FILES]
 
@@ -202,7 +201,7 @@ def test_the_batches_shown_are_those_that_the_network_learned_from_first(
         draw_train_batch(network, detector, listed, *given)
 
     monkeypatch.setattr(Step, "__call__", stepping)
-    monkeypatch.setattr(loop, "draw_train_batch", drawing)
+    monkeypatch.setattr("flawmask.training.run.draw_train_batch", drawing)
     train(light(dataset, seed=3))
     assert shown == learned
     assert len(shown) == 2

@@ -22,6 +22,7 @@ from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 from flawmask.training import loader, loop, step
 from flawmask.training.config import TrainConfig
+from flawmask.training.epoch import validation_loss
 from flawmask.training.loop import train
 from flawmask.training.start import start
 from flawmask.training.step import (
@@ -135,7 +136,7 @@ def test_too_many_in_a_row_end_the_training_and_keep_what_was_saved(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad_at(set(range(5, 100)), monkeypatch)
-    monkeypatch.setattr(loop, "MOST_BAD_STEPS", 3)
+    monkeypatch.setattr("flawmask.training.epoch.MOST_BAD_STEPS", 3)
     with pytest.raises(
         FlawmaskError, match=r"3 steps in a row were skipped, the last since the loss is nan on \S+png: "
     ):
@@ -464,7 +465,7 @@ def test_the_validation_loss_is_the_same_each_time_and_touches_neither_weights_n
     batches = loader.make_loader(items, loader.Order([(8, 8)] * 2, 2, seed=None), workers=0, pin=False)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = torch.get_rng_state()
-    found = [loop._validation_loss(model, batches, taken, seed=7) for _ in range(2)]
+    found = [validation_loss(model, batches, taken, seed=7) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), before)
     assert found[0] == found[1]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
