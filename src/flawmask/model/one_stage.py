@@ -19,21 +19,9 @@ from torchvision.models.detection import (
 )
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from flawmask.model.layers import autocast_to_float32, replace_norms, resize_in
-from flawmask.model.layers import unnormalised as seen
+from flawmask.model.layers import autocast_to_float32, replace_norms, resize_in, unnormalised
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
-
-__all__ = [
-    "build",
-    "infer",
-    "infer_in",
-    "loss_names",
-    "losses",
-    "seen",
-    "stages",
-    "train_in",
-]
 
 OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 """RetinaNet has an anchor of each of these sizes, relative to the level's, at each place."""
@@ -106,6 +94,9 @@ def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | Non
     wanted = [{name: target[name] for name in ("boxes", "labels")} for target in targets]
     found: dict[str, Tensor] = model([image.float() / 255 for image in images], wanted)
     return {name: loss.float() for name, loss in found.items()}
+
+
+seen = unnormalised
 
 
 def train_in(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
