@@ -1,5 +1,6 @@
 """The command line. It is made from the stages' settings and nothing else: a field's docstring is its help."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -46,20 +47,17 @@ DESCRIPTION = """Flawmask finds and outlines defects on manufactured parts: a fo
 network, its figures and its outlined defects out. `flawmask demo --run` shows it all on images that it draws itself;
 `flawmask run --category bottle` does it on yours; `flawmask COMMAND --help` explains one step."""
 
-OK, DEFECT_FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
+OK, DEFECT_FOUND, FAILED, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 
 
 def main(command: str | None = None) -> None:
-    """Run the command line and exit the process: 0 done, 2 bad input, 130 interrupted; `predict` knows 1 too.
+    """Run the command line and exit the process: 0 done, 2 bad input, 130 interrupted, 141 nobody read all of the
+    output; `predict` knows 1 too.
 
     Args:
         command: a subcommand's name, for the scripts that are one subcommand each.
     """
-    arguments = [*([command] if command else []), *sys.argv[1:]]
-    if arguments == ["--version"]:
-        print(f"flawmask {flawmask.__version__}")  # noqa: T201
-        sys.exit(OK)
-    sys.exit(_guarded(arguments))
+    sys.exit(_guarded([*([command] if command else []), *sys.argv[1:]]))
 
 
 def _guarded(arguments: Sequence[str]) -> int:
@@ -68,11 +66,14 @@ def _guarded(arguments: Sequence[str]) -> int:
     log_to(console)
     show_progress_on(console if is_first() else None)
     try:
-        return _dispatch(_parse(arguments))
+        return _printed(arguments)
     except RecordsError as error:
         reasons = [f"{error.path}: {problem}" for problem in error.problems]
     except FlawmaskError as error:
         reasons = [str(error)]
+    except BrokenPipeError:  # whoever read the output, `head` say, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes when Python ends
+        return UNREAD
     except OSError as error:
         reasons = [f"{error.filename or 'the disk'}: {error.strerror or error}"]
     except (RuntimeError, MemoryError) as error:
@@ -90,6 +91,17 @@ def _guarded(arguments: Sequence[str]) -> int:
     for reason in reasons:
         console.print(f"error: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
     return FAILED
+
+
+def _printed(arguments: Sequence[str]) -> int:
+    """Run one command, see off what it printed, and return its exit status."""
+    try:
+        if arguments == ["--version"]:
+            _print_lines([f"flawmask {flawmask.__version__}"])
+            return OK
+        return _dispatch(_parse(arguments))
+    finally:
+        sys.stdout.flush()
 
 
 def _parse(arguments: Sequence[str]) -> Any:

@@ -55,6 +55,18 @@ def call_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.C
     return done
 
 
+@pytest.mark.parametrize("command", ["run --help", "--version"])
+def test_an_output_that_nobody_reads_to_its_end_is_no_error(tmp_path: Path, command: str) -> None:
+    """As in `flawmask run --help | head -3`."""
+    program = [sys.executable, "-m", "flawmask", *command.split()]
+    with subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two small categories under datasets/mvtec, one of them taken through the whole pipeline."""
