@@ -185,8 +185,13 @@ def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimiz
         expected.zero_grad()
         torch.autograd.backward(list(rcnn_losses.losses(plain, *batch, 16).values()))
         expected.step()
+    gradients = {name: one.grad.abs() for name, one in plain.named_parameters() if one.grad is not None}
     for name, one in plain.state_dict().items():
-        torch.testing.assert_close(taken.model.state_dict()[name], one, atol=2e-4, rtol=1e-3, msg=name)
+        same = torch.isclose(taken.model.state_dict()[name], one, atol=2e-4, rtol=1e-3)
+        # AdamW divides by the gradient's size: where that is the rounding of a sum, it may go either way.
+        rounding = gradients[name] < 1e-6 * gradients[name].max() if name in gradients else torch.zeros_like(same)
+        assert bool((same | rounding).all()), name
+        assert float(same.float().mean()) > 0.999, name
 
 
 @pytest.mark.parametrize(
