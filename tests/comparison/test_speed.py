@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from flawmask.comparison import speed
+from flawmask.comparison.compare import _to_mind
+from flawmask.comparison.config import CompareConfig
+from flawmask.comparison.entry import Entry
 
 
 def pictures(count: int) -> list[Any]:
@@ -79,3 +82,10 @@ def test_a_model_that_fails_at_once_has_no_seconds_at_all() -> None:
         raise MemoryError("no room")
 
     assert speed.measure({"a": fails}, pictures(2)) == {"a": {"reason": "in batches of 1: MemoryError: no room"}}
+
+
+def test_what_could_not_be_timed_is_told_with_the_reason() -> None:
+    config = CompareConfig(category="plate", weights="none", archs="yolo11n", time_budget="5m")
+    told = _to_mind(config, [Entry("a"), Entry("b")], {}, [], {"a": {"1": {}, "reason": "no room"}, "b": {"1": {}}})
+    assert told[0] == "Budget: 5m of training each, from nothing."
+    assert [line for line in told if "timed" in line] == ["a could not be timed: no room"]
