@@ -1,4 +1,4 @@
-"""RoIAlign that keeps all cores of a CPU busy, forwards and backwards."""
+"""RoIAlign that keeps all cores of a CPU busy, forwards and backwards, and asks a GPU nothing."""
 
 import math
 
@@ -6,14 +6,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import roi_align as torchvision_roi_align
+
+NOWHERE = -1e4
+"""Where boxes are put that are not pooled from a level: every sample there lies outside and counts nothing."""
 
 
 class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's `MultiScaleRoIAlign`, of which the CPU's part is done by an embedding bag.
+    """torchvision's `MultiScaleRoIAlign`, computed as suits the device.
 
     A bin of RoIAlign (He et al., "Mask R-CNN", ICCV 2017) is a weighted sum of cells of the feature map, and a weighted
-    sum of rows of a table is what `embedding_bag` computes: vectorised over the channels, on all cores. torchvision's
-    own kernel runs on one core, channel by channel; backwards it takes ten times as long (docs/benchmarks.md).
+    sum of rows of a table is what `embedding_bag` computes: vectorised over the channels, on all cores of a CPU.
+    torchvision's own kernel runs on one core, channel by channel; backwards it takes ten times as long
+    (docs/benchmarks.md).
+
+    On other devices that kernel is fast, but picking out the boxes of each level means to ask the device how many there
+    are. So each level is asked for all boxes, those of the others being nowhere, and the levels are added up.
 
     Takes features of any floating type and returns float32: in bfloat16, gradients of overlapping regions would not
     add up.
@@ -21,17 +29,31 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Return (N, channels, height, width) float32 of the N boxes of all images, in their order."""
-        levels = [x[name].float() for name in self.featmap_names if name in x]
-        if levels[0].device.type != "cpu":
-            named = dict(zip(self.featmap_names, levels, strict=False))
-            pooled: Tensor = super().forward(named, boxes, image_shapes)
-            return pooled
         rois = torch.cat(boxes)
-        image_of = torch.repeat_interleave(
-            torch.arange(len(boxes)), torch.tensor([len(of_image) for of_image in boxes], dtype=torch.int64)
-        )
+        image_of = torch.cat([one.new_full((len(one),), at, dtype=torch.int64) for at, one in enumerate(boxes)])
+        return self.pool(self.levels_of(x), rois, image_of, image_shapes)
+
+    def levels_of(self, x: dict[str, Tensor]) -> list[Tensor]:
+        """Return the levels that boxes are pooled from, in float32 and as `pool` wants them laid out: one copy for as
+        many poolings as follow."""
+        levels = [x[name] for name in self.featmap_names if name in x]
+        if levels[0].device.type == "cpu":
+            return [level.float() for level in levels]
+        return [level.to(torch.float32, memory_format=torch.contiguous_format) for level in levels]
+
+    def pool(self, levels: list[Tensor], rois: Tensor, image_of: Tensor, image_shapes: list[tuple[int, int]]) -> Tensor:
+        """Return (N, channels, height, width) float32.
+
+        Args:
+            levels: as `levels_of` returns them.
+            rois: (N, 4) x1 y1 x2 y2 in pixels of the images as the network sees them.
+            image_of: (N,) int64, which image of the batch each lies on.
+            image_shapes: height and width of each image, without padding.
+        """
         scales = [_scale(level, image_shapes) for level in levels]
         level_of = self._level_of(rois, scales)
+        if rois.device.type != "cpu":
+            return self._pool_each(levels, rois, image_of, scales, level_of)
         order = torch.argsort(level_of, stable=True)
         bins = []
         for number, (features, scale) in enumerate(zip(levels, scales, strict=True)):
@@ -42,6 +64,20 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
         in_order = torch.empty_like(order)
         in_order[order] = torch.arange(len(order))
         return torch.cat(bins)[in_order].permute(0, 3, 1, 2)
+
+    def _pool_each(
+        self, levels: list[Tensor], rois: Tensor, image_of: Tensor, scales: list[float], level_of: Tensor
+    ) -> Tensor:
+        """Return what `pool` does, with nothing whose size depends on which box is pooled from where."""
+        parts = []
+        for number, (features, scale) in enumerate(zip(levels, scales, strict=True)):
+            here = torch.where((level_of == number)[:, None], rois, NOWHERE)
+            placed = torch.cat((image_of[:, None].to(rois.dtype), here), dim=1)
+            parts.append(torchvision_roi_align(features, placed, self.output_size, scale, self.sampling_ratio))
+        pooled: Tensor = parts[0]
+        for part in parts[1:]:
+            pooled = pooled + part
+        return pooled
 
     def _level_of(self, rois: Tensor, scales: list[float]) -> Tensor:
         """Return which level each box is pooled from: eq. 1 of Lin et al., "Feature Pyramid Networks", CVPR 2017."""

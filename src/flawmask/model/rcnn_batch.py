@@ -1,0 +1,591 @@
+"""The losses of Mask R-CNN for a whole batch at once, in tensors whose sizes do not depend on what is found.
+
+The same losses as in `rcnn_losses.py`, for GPUs. There, each image is gone through by itself, and most steps ask the
+device how many there are of something before they can go on: a GPU then waits for Python most of the time. Here, every
+image has the same number of slots for instances and anchors, all regions have slots in one list, and flags say which
+slots count. The one question that is left is whether suppression is finished (`Proposed.settled`).
+
+A pass has four parts, so that what needs no decision can be recorded once and replayed (`training/recording.py`):
+
+1. `AnchorSamples`: on which anchors the region proposal network learns. Needs no network.
+2. `propose`: from pixels to region proposals.
+3. `draw`: on which regions the heads learn, and what.
+4. `losses_of`: the losses of all parts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import roi_align
+
+from flawmask.model.nms import BLOCK, ROUNDS, keep_best
+from flawmask.model.rcnn_losses import MASKS_PER_INSTANCE, samples_for
+from flawmask.model.targets import Target
+
+SIZE_STEP = 32
+"""Height and width of a batch are multiples of so many pixels, as in torchvision."""
+
+MOST_OVERLAPS = 2**24
+"""Overlaps of instances and anchors that are held at a time: 64 MiB for each of a few float32 matrices."""
+
+MOST_MASK_PIXELS = 2**24
+"""Pixels of masks that are laid out at a time, likewise."""
+
+
+def suits(model: Any) -> bool:
+    """Return whether a network's losses may be computed here: not where a norm of its heads would take slots
+    that do not count for regions."""
+    return not any(isinstance(one, torch.nn.BatchNorm2d) for one in model.roi_heads.modules())
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device. CUDA takes it from page-locked memory, without making anybody wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@dataclass(frozen=True)
+class Instances:
+    """What is on B images, each with room for the same number G of instances.
+
+    Attributes:
+        boxes: (B, G, 4) float32, x1 y1 x2 y2; zeros where there is no instance.
+        labels: (B, G) int64, 0 where there is no instance.
+        windows: (B, G, 4) int64, x y width height of the part of the image that holds the mask.
+        starts: (B, G) int64, where the window's pixels begin in `mask_pixels`.
+        mask_pixels: (P,) uint8, 0 or 1, of all windows.
+        counts: how many there are on each image.
+        largest: height and width of a window that every one fits into.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    windows: Tensor
+    starts: Tensor
+    mask_pixels: Tensor
+    counts: tuple[int, ...]
+    largest: tuple[int, int]
+
+    @classmethod
+    def of(cls, targets: Sequence[Target], device: torch.device) -> "Instances":
+        """Return the targets of a batch on the device."""
+        counts = tuple(len(target["boxes"]) for target in targets)
+        windows = [target["windows"] for target in targets]
+        areas = torch.cat([of_image[:, 2] * of_image[:, 3] for of_image in windows])
+        starts = torch.split(areas.cumsum(0) - areas, list(counts))
+        high, wide = (max((int(one[:, at].max()) for one in windows if len(one)), default=1) for at in (3, 2))
+        room = 0 if any(counts) else 1  # so that there is always something to look at
+
+        def padded(parts: Sequence[Tensor]) -> Tensor:
+            stacked = pad_sequence(list(parts), batch_first=True)
+            return upload(stacked.new_zeros(len(parts), 1, *stacked.shape[2:]) if room else stacked, device)
+
+        pixels = torch.cat([*(target["mask_pixels"] for target in targets), torch.zeros(1, dtype=torch.uint8)])
+        return cls(
+            padded([target["boxes"] for target in targets]),
+            padded([target["labels"] for target in targets]),
+            padded(windows),
+            padded(starts),
+            upload(pixels, device),
+            counts,
+            (high, wide),
+        )
+
+
+@dataclass(frozen=True)
+class AnchorSamples:
+    """On which anchors the region proposal network learns: S of each image.
+
+    Attributes:
+        places: (B, S) int64, which anchors; those that lie on an instance come first.
+        counts: (B, S) bool, which of the slots count.
+        corrections: (B, P, 4) float32, how the first P, if they count, are to be moved onto their instance.
+    """
+
+    places: Tensor
+    counts: Tensor
+    corrections: Tensor
+
+    @classmethod
+    def draw(cls, rpn: Any, anchors: Tensor, instances: Instances) -> "AnchorSamples":
+        """Return anchors drawn at random, at most half of them on an instance, as torchvision draws them.
+
+        Args:
+            rpn: torchvision's region proposal network.
+            anchors: (A, 4) float32, of every image.
+            instances: what is on the images.
+        """
+        images, room = instances.labels.shape
+        at_once = max(1, MOST_OVERLAPS // (room * len(anchors)))
+        parts = [
+            _match_anchors(rpn.proposal_matcher, anchors, instances, slice(start, start + at_once))
+            for start in range(0, images, at_once)
+        ]
+        matched, positive, negative = (torch.cat(each) for each in zip(*parts, strict=True))
+        sampler = rpn.fg_bg_sampler
+        most = min(sampler.batch_size_per_image, len(anchors))
+        most_positive = min(int(sampler.batch_size_per_image * sampler.positive_fraction), len(anchors))
+        keys = torch.rand(positive.shape, device=positive.device)
+        key, on_instance = torch.where(positive, keys, -1.0).topk(most_positive)
+        found = key >= 0
+        key, beside = torch.where(negative, keys, -1.0).topk(most)
+        fills_up = torch.arange(most, device=keys.device) < sampler.batch_size_per_image - found.sum(1, keepdim=True)
+        boxes = instances.boxes.gather(1, matched.gather(1, on_instance)[..., None].expand(-1, -1, 4))
+        corrections = _encode(boxes, anchors[on_instance], rpn.box_coder.weights)
+        return cls(
+            torch.cat((on_instance, beside), dim=1),
+            torch.cat((found, (key >= 0) & fills_up), dim=1),
+            torch.where(found[..., None], corrections, 0.0),
+        )
+
+
+def _overlaps(instances: Instances, of: slice, boxes: Tensor) -> Tensor:
+    """Return the IoU of every instance of some images with every box, (b, G, N) float32; -1 where there is no instance.
+
+    Args:
+        instances: what is on the images.
+        of: which images.
+        boxes: (N, 4) of all images, or (b, N, 4).
+    """
+    truth = instances.boxes[of]
+    x1, y1, x2, y2 = truth[:, :, None].unbind(-1)
+    left, top, right, bottom = (boxes if boxes.ndim == 3 else boxes[None])[:, None].unbind(-1)
+    width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp_(min=0)
+    shared = width.mul_((torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp_(min=0))
+    union = ((x2 - x1) * (y2 - y1) + (right - left) * (bottom - top)).sub_(shared)
+    return torch.where(instances.labels[of, :, None] > 0, shared.div_(union), -1.0)
+
+
+def _match_anchors(matcher: Any, anchors: Tensor, instances: Instances, of: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each anchor of some images the instance that it overlaps most, whether it lies on it and whether it
+    lies beside all: (b, A) each. The anchors that overlap an instance most lie on one, however little that is."""
+    overlaps = _overlaps(instances, of, anchors)
+    most, matched = overlaps.max(dim=1)
+    best = overlaps.amax(dim=2, keepdim=True)
+    is_best = ((overlaps == best) & (best >= 0)).any(dim=1)
+    return matched, (most >= matcher.high_threshold) | is_best, (most < matcher.low_threshold) & ~is_best
+
+
+def _encode(truth: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return how boxes are to be moved onto others, (..., 4): torchvision's `BoxCoder.encode` for any leading axes."""
+    sides, wanted = boxes[..., 2:] - boxes[..., :2], truth[..., 2:] - truth[..., :2]
+    centres, aims = boxes[..., :2] + 0.5 * sides, truth[..., :2] + 0.5 * wanted
+    x, y = ((aims - centres) / sides).unbind(-1)
+    width, height = torch.log(wanted / sides).unbind(-1)
+    return torch.stack([one * weight for one, weight in zip((x, y, width, height), weights, strict=True)], dim=-1)
+
+
+def _decode(moves: Tensor, boxes: Tensor, coder: Any) -> Tensor:
+    """Return boxes moved, (..., 4): torchvision's `BoxCoder.decode`."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    centres = boxes[..., :2] + 0.5 * sides
+    x, y, width, height = (one / weight for one, weight in zip(moves.unbind(-1), coder.weights, strict=True))
+    centres = torch.stack((x, y), dim=-1) * sides + centres
+    half = 0.5 * torch.exp(torch.stack((width, height), dim=-1).clamp(max=coder.bbox_xform_clip)) * sides
+    return torch.cat((centres - half, centres + half), dim=-1)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best N boxes of each of L levels of B images, before suppression.
+
+    Attributes:
+        boxes: (B, L, N, 4) float32, x1 y1 x2 y2, the best of each level first, cut to the image.
+        scores: (B, L, N) float32, 0 to 1.
+        valid: (B, L, N) bool, which of them are boxes at all.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The region proposals: K of each of B images.
+
+    Attributes:
+        boxes: (B, K, 4) float32, x1 y1 x2 y2, the best first.
+        is_box: (B, K) bool, which of these are any.
+        settled: () bool, whether suppression was finished.
+    """
+
+    boxes: Tensor
+    is_box: Tensor
+    settled: Tensor
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """What the network makes of B images before anything is drawn.
+
+    Attributes:
+        shape: height and width of a padded image.
+        levels: the features that boxes and masks are pooled from, float32.
+        objectness: (B, A) float32 logits of all anchors.
+        moves: (B, A, 4) float32, of all anchors.
+        candidates: the best boxes of each level.
+        regions: what suppression leaves of them, if it is settled.
+    """
+
+    shape: tuple[int, int]
+    levels: list[Tensor]
+    objectness: Tensor
+    moves: Tensor
+    candidates: Candidates
+    regions: Regions
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many slots there are for what the heads of a pass learn on.
+
+    Attributes:
+        regions: slots for regions, of all images together.
+        masks: slots for masks, likewise.
+    """
+
+    regions: int
+    masks: int
+
+    @classmethod
+    def of(cls, quotas: Sequence[Sequence[int]]) -> "Room":
+        """Return room for what each image is to have, and for one mask at least, so that every layer has a gradient."""
+        return cls(sum(row[0] for row in quotas), max(1, sum(row[2] for row in quotas)))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """On which regions the heads learn, and what: R of all images together, and M masks.
+
+    Attributes:
+        image_of: (R,) int64, which image each region lies on.
+        rois: (R, 4) float32, x1 y1 x2 y2; zeros in slots that do not count.
+        counts: (R,) bool, which of the slots do.
+        labels: (R,) int64, 0 for none.
+        corrections: (R, 4) float32, how each is to be moved onto its instance.
+        masks: what the mask head learns; None where the network has none.
+    """
+
+    image_of: Tensor
+    rois: Tensor
+    counts: Tensor
+    labels: Tensor
+    corrections: Tensor
+    masks: "DrawnMasks | None" = None
+
+
+@dataclass(frozen=True)
+class DrawnMasks:
+    """On which regions the mask head learns, and what: M of all images together.
+
+    Attributes:
+        image_of: (M,) int64, which image each region lies on.
+        rois: (M, 4) float32, x1 y1 x2 y2; zeros in slots that do not count.
+        counts: (M,) bool, which of the slots do.
+        labels: (M,) int64, 0 in slots that do not count.
+        wanted: (M, side, side) float32, 0 to 1.
+    """
+
+    image_of: Tensor
+    rois: Tensor
+    counts: Tensor
+    labels: Tensor
+    wanted: Tensor
+
+
+class RcnnBatch:
+    """The parts of a pass of one network, and what they need of it that does not change.
+
+    Attributes:
+        model: in training mode, on its device.
+        roi_samples: regions per image on which the heads learn; None follows the number of instances.
+    """
+
+    def __init__(self, model: Any, roi_samples: int | None) -> None:
+        self.model, self.roi_samples = model, roi_samples
+        self.device = next(model.parameters()).device
+        transform = model.transform
+        self._mean, self._deviation = (
+            torch.tensor(values, device=self.device)[:, None, None]
+            for values in (transform.image_mean, transform.image_std)
+        )
+        self._anchors: dict[tuple[int, int], tuple[Tensor, list[int]]] = {}
+
+    def losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Return what `rcnn_losses.losses` returns."""
+        pixels, sizes = stacked(images, self.device)
+        instances = Instances.of(targets, self.device)
+        anchors, _ = self.anchors(pixels.shape[2:])
+        samples = AnchorSamples.draw(self.model.rpn, anchors, instances)
+        proposed = self.propose(pixels, sizes)
+        regions = self.settled(proposed.regions, proposed.candidates)
+        return self.losses_of(proposed, samples, self.draw(regions, instances))
+
+    @torch.no_grad()
+    def anchors(self, shape: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Return the anchors of a batch of this height and width, (A, 4) float32, and how many each level has."""
+        key = (int(shape[0]), int(shape[1]))
+        if key not in self._anchors:
+            was = [module for module in self.model.modules() if module.training]
+            self.model.eval()  # a look at the features' sizes teaches no norm anything
+            blank = torch.zeros(1, 3, *key, device=self.device)
+            features = list(self.model.backbone(blank).values())
+            for module in was:
+                module.training = True
+            (anchors,) = self.model.rpn.anchor_generator(ImageList(blank, [key]), features)
+            per_cell = self.model.rpn.anchor_generator.num_anchors_per_location()
+            cells = [int(level.shape[-2] * level.shape[-1]) for level in features]
+            self._anchors[key] = (anchors, [a * b for a, b in zip(cells, per_cell, strict=True)])
+        return self._anchors[key]
+
+    def propose(self, pixels: Tensor, sizes: Tensor) -> Proposed:
+        """Return the network's region proposals.
+
+        Args:
+            pixels: (B, 3, H, W) uint8, each image in the upper left corner; H and W multiples of `SIZE_STEP`.
+            sizes: (B, 2) int64, height and width of each image.
+        """
+        rpn, heads = self.model.rpn, self.model.roi_heads
+        features = self.model.backbone(self._normalised(pixels, sizes))
+        objectness, moves = rpn.head(list(features.values()))
+        per_level = [
+            (scores.permute(0, 2, 3, 1).flatten(1), _of_anchors(of_level, scores.shape[1]))
+            for scores, of_level in zip(objectness, moves, strict=True)
+        ]
+        candidates = self._candidates(per_level, pixels.shape[2:], sizes)
+        return Proposed(
+            (int(pixels.shape[2]), int(pixels.shape[3])),
+            # Once, for boxes and masks: torchvision's networks pool both from the same levels.
+            heads.box_roi_pool.levels_of(features),
+            torch.cat([scores for scores, _ in per_level], dim=1),
+            torch.cat([of_level for _, of_level in per_level], dim=1),
+            candidates,
+            self._suppressed(candidates, ROUNDS),
+        )
+
+    def settled(self, regions: Regions, candidates: Candidates) -> Regions:
+        """Return the region proposals with suppression finished. This waits for the device, once."""
+        return regions if bool(regions.settled) else self._suppressed(candidates, BLOCK)
+
+    def _normalised(self, pixels: Tensor, sizes: Tensor) -> Tensor:
+        """Return (B, 3, H, W) float32 as the backbone sees it: colours normalised, padding 0."""
+        images = ((pixels.float() / 255) - self._mean) / self._deviation
+        height, width = pixels.shape[2:]
+        rows = torch.arange(height, device=sizes.device) < sizes[:, :1]
+        columns = torch.arange(width, device=sizes.device) < sizes[:, 1:]
+        inside = (rows[:, :, None] & columns[:, None, :])[:, None]
+        return torch.where(inside, images, 0.0).contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def _candidates(
+        self, per_level: Sequence[tuple[Tensor, Tensor]], shape: Sequence[int], sizes: Tensor
+    ) -> Candidates:
+        """Return the best boxes of each level.
+
+        Args:
+            per_level: logits (B, A) and moves (B, A, 4) of each level's anchors.
+            shape: height and width of a padded image.
+            sizes: (B, 2) int64, height and width of each image.
+        """
+        rpn = self.model.rpn
+        anchors, counts = self.anchors(shape)
+        most = min(rpn.pre_nms_top_n(), max(counts))
+        boxes, scores = [], []
+        for (logits, moves), of_level in zip(per_level, torch.split(anchors, counts), strict=True):
+            best, at = logits.detach().topk(min(most, logits.shape[1]))
+            moved = _decode(moves.detach().gather(1, at[..., None].expand(-1, -1, 4)), of_level[at], rpn.box_coder)
+            boxes.append(F.pad(moved, (0, 0, 0, most - at.shape[1])))
+            scores.append(F.pad(best, (0, most - at.shape[1]), value=-torch.inf))
+        limits = sizes.flip(1).to(torch.float32)[:, None, None]  # width, height
+        both = torch.stack(boxes, dim=1)
+        corners = [torch.minimum(both[..., at : at + 2].clamp(min=0), limits) for at in (0, 2)]
+        large = ((corners[1] - corners[0]) >= rpn.min_size).all(dim=-1)
+        logits = torch.stack(scores, dim=1)
+        certain = torch.sigmoid(logits)
+        valid = large & (certain >= rpn.score_thresh) & (logits > -torch.inf)
+        return Candidates(torch.cat(corners, dim=-1), certain, valid)
+
+    @torch.no_grad()
+    def _suppressed(self, candidates: Candidates, rounds: int) -> Regions:
+        rpn = self.model.rpn
+        images, levels, count = candidates.valid.shape
+        sets = images * levels
+        boxes, valid = candidates.boxes.view(sets, count, 4), candidates.valid.view(sets, count)
+        kept, settled = keep_best(boxes, valid, rpn.nms_thresh, rounds)
+        # What is not kept scores less than any box.
+        scores = torch.where(kept.view(images, levels, count), candidates.scores, -1.0).flatten(1)
+        best, at = scores.sort(dim=1, descending=True, stable=True)
+        most = min(rpn.post_nms_top_n(), best.shape[1])
+        boxes = candidates.boxes.flatten(1, 2).gather(1, at[:, :most, None].expand(-1, -1, 4))
+        return Regions(boxes, best[:, :most] >= 0, settled)
+
+    @torch.no_grad()
+    def draw(self, regions: Regions, instances: Instances, room: Room | None = None) -> Drawn:
+        """Return on which regions the heads learn, and what. At most a quarter of an image's lie on an instance; the
+        true boxes take part.
+
+        Args:
+            regions: the region proposals, settled.
+            instances: what is on the images.
+            room: how many slots there are to be; None for as many as it takes.
+        """
+        heads = self.model.roi_heads
+        device = self.device
+        boxes = torch.cat((regions.boxes, instances.boxes), dim=1)
+        is_box = torch.cat((regions.is_box, instances.labels > 0), dim=1)
+        overlaps, matched = _overlaps(instances, slice(None), boxes).max(dim=1)
+        matcher = heads.proposal_matcher
+        positive = is_box & (overlaps >= matcher.high_threshold)
+        negative = is_box & (overlaps < matcher.low_threshold)
+        labels = torch.where(positive, instances.labels.gather(1, matched), 0)
+        # Those on an instance first, then those beside, each in random order.
+        keys = torch.rand(is_box.shape, device=device) + torch.where(positive, 0.0, torch.where(negative, 1.0, 2.0))
+        order = keys.argsort(dim=1)
+
+        quotas = self.quotas(instances)
+        room = room or Room.of(quotas)
+        quota, of_instances, of_masks = upload(torch.tensor(quotas), device).unbind(1)
+        on_instance = positive.sum(1)
+        taken = torch.minimum(on_instance, of_instances)
+        beside = torch.minimum(negative.sum(1), quota - taken)
+        image_of, slot, is_slot = _slots(quota, room.regions)
+        # Behind those on an instance come those beside: as many of the former as are too many are passed over.
+        taken_there = taken[image_of]
+        rank = torch.where(slot < taken_there, slot, on_instance[image_of] + slot - taken_there)
+        region = order[image_of, rank.clamp(max=order.shape[1] - 1)]
+        counts = is_slot & (slot < taken_there + beside[image_of])
+        found_labels = torch.where(counts, labels[image_of, region], 0)
+        rois = boxes[image_of, region]
+        truth = instances.boxes[image_of, matched[image_of, region]]
+        corrections = torch.where((found_labels > 0)[:, None], _encode(truth, rois, heads.box_coder.weights), 0.0)
+        drawn = Drawn(image_of, torch.where(counts[:, None], rois, 0.0), counts, found_labels, corrections)
+        if not heads.has_mask():
+            return drawn
+        image_of, slot, is_slot = _slots(of_masks, room.masks)
+        region = order[image_of, slot.clamp(max=order.shape[1] - 1)]
+        counts = is_slot & (slot < taken[image_of])
+        rois = torch.where(counts[:, None], boxes[image_of, region], 0.0)
+        of_instance = matched[image_of, region]
+        wanted = mask_targets(instances, image_of, of_instance, rois, 2 * heads.mask_roi_pool.output_size[0])
+        mask_labels = torch.where(counts, labels[image_of, region], 0)
+        return replace(drawn, masks=DrawnMasks(image_of, rois, counts, mask_labels, wanted))
+
+    def quotas(self, instances: Instances) -> list[list[int]]:
+        """Return for each image how many regions the heads learn on, how many of them may lie on an instance, and on
+        how many masks."""
+        fraction = self.model.roi_heads.fg_bg_sampler.positive_fraction
+        rows = []
+        for count in instances.counts:
+            regions = self.roi_samples or samples_for(count)
+            most = int(regions * fraction)
+            masks = most if self.roi_samples else min(most, MASKS_PER_INSTANCE * count)
+            rows.append([regions, most, masks if count else 0])
+        return rows
+
+    def losses_of(self, proposed: Proposed, samples: AnchorSamples, drawn: "Drawn") -> dict[str, Tensor]:
+        """Return the losses by torchvision's names, each a scalar float32: means over all that counts."""
+        heads = self.model.roi_heads
+        pooled = heads.box_roi_pool.pool(proposed.levels, drawn.rois, drawn.image_of, [proposed.shape])
+        logits, moves = heads.box_predictor(heads.box_head(pooled))
+        count = drawn.counts.sum().clamp(min=1)
+        classifier = (F.cross_entropy(logits, drawn.labels, reduction="none") * drawn.counts).sum() / count
+        moves = moves.view(len(moves), -1, 4)
+        of_class = moves.gather(1, drawn.labels[:, None, None].expand(-1, 1, 4))[:, 0]
+        box = _smooth_l1(of_class, drawn.corrections, drawn.labels > 0) / count
+        found = {"loss_classifier": classifier, "loss_box_reg": box}
+        if drawn.masks is not None:
+            masks = drawn.masks
+            pooled = heads.mask_roi_pool.pool(proposed.levels, masks.rois, masks.image_of, [proposed.shape])
+            logits = heads.mask_predictor(heads.mask_head(pooled))
+            side = logits.shape[-1]
+            of_class = logits.gather(1, masks.labels[:, None, None, None].expand(-1, 1, side, side))[:, 0]
+            each = F.binary_cross_entropy_with_logits(of_class, masks.wanted, reduction="none").mean(dim=(1, 2))
+            found["loss_mask"] = (each * masks.counts).sum() / masks.counts.sum().clamp(min=1)
+        return found | self._proposal_losses(proposed, samples)
+
+    def _proposal_losses(self, proposed: Proposed, samples: AnchorSamples) -> dict[str, Tensor]:
+        on_instance = samples.corrections.shape[1]
+        count = samples.counts.sum().clamp(min=1)
+        logits = proposed.objectness.gather(1, samples.places)
+        wanted = (torch.arange(logits.shape[1], device=logits.device) < on_instance).to(logits.dtype).expand_as(logits)
+        each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        moves = proposed.moves.gather(1, samples.places[:, :on_instance, None].expand(-1, -1, 4))
+        return {
+            "loss_objectness": (each * samples.counts).sum() / count,
+            "loss_rpn_box_reg": _smooth_l1(moves, samples.corrections, samples.counts[:, :on_instance]) / count,
+        }
+
+
+def stacked(images: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return images (3, H, W) uint8 as one batch on the device, and their heights and widths there: see `propose`."""
+    sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+    height, width = (-(-max(each) // SIZE_STEP) * SIZE_STEP for each in zip(*sizes, strict=True))
+    batch = images[0].new_zeros(len(images), height, width, 3).permute(0, 3, 1, 2)
+    for one, image, (rows, columns) in zip(batch, images, sizes, strict=True):
+        one[:, :rows, :columns] = image
+    return upload(batch, device), upload(torch.tensor(sizes), device)
+
+
+def mask_targets(instances: Instances, image_of: Tensor, of_instance: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """Return what the mask head should give for each of M boxes: (M, side, side) float32, 0 to 1.
+
+    The same as `rcnn_losses.mask_targets`, by torchvision's own RoIAlign: each instance's mask is laid out as far as
+    its window reaches, and one row and one column further, where it repeats its edge. The window's edges are empty but
+    where the image ends, and there RoIAlign repeats what lies at the edge too.
+
+    Args:
+        instances: what is on the images.
+        image_of: (M,) int64, which image each box lies on.
+        of_instance: (M,) int64, and which of its instances.
+        boxes: (M, 4) float32, x1 y1 x2 y2 in pixels of the images, on which they lie.
+        side: rows and columns of the result.
+    """
+    high, wide = (edge + 1 for edge in instances.largest)
+    rows, columns = (torch.arange(edge, device=boxes.device) for edge in (high, wide))
+    at_once = max(1, MOST_MASK_PIXELS // (high * wide))
+    parts = []
+    for start in range(0, len(boxes), at_once):
+        of = image_of[start : start + at_once], of_instance[start : start + at_once]
+        x, y, width, height = instances.windows[of].unbind(1)
+        row = torch.minimum(rows, (height - 1).clamp(min=0)[:, None]) * width[:, None]
+        column = torch.minimum(columns, (width - 1).clamp(min=0)[:, None])
+        places = (instances.starts[of][:, None] + row)[:, :, None] + column[:, None]
+        inside = (rows <= height[:, None])[:, :, None] & (columns <= width[:, None])[:, None]
+        crops = torch.where(inside, instances.mask_pixels[places], 0).float()[:, None]
+        number = torch.arange(len(x), device=boxes.device)
+        corner = torch.stack((x, y, x, y), dim=1)
+        rois = torch.cat((number[:, None], boxes[start : start + at_once] - corner), dim=1)
+        parts.append(roi_align(crops, rois, (side, side), 1.0, -1)[:, 0])
+    return torch.cat(parts)
+
+
+def _slots(quotas: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each of `count` slots which image it belongs to, its number there, and whether there is any such.
+
+    Args:
+        quotas: (B,) int64, how many slots each image has, one image's behind the other's.
+        count: of slots, as many as all images have or more.
+    """
+    ends = quotas.cumsum(0)
+    slots = torch.arange(count, device=quotas.device)
+    image_of = torch.searchsorted(ends, slots, right=True).clamp(max=len(quotas) - 1)
+    return image_of, slots - (ends - quotas)[image_of], slots < ends[-1]
+
+
+def _of_anchors(moves: Tensor, per_cell: int) -> Tensor:
+    """Return a level's moves, (B, 4 x per_cell, H, W), anchor by anchor: (B, H x W x per_cell, 4)."""
+    images, _, height, width = moves.shape
+    return moves.view(images, per_cell, 4, height, width).permute(0, 3, 4, 1, 2).reshape(images, -1, 4)
+
+
+def _smooth_l1(moves: Tensor, wanted: Tensor, counts: Tensor) -> Tensor:
+    """Return the sum of the boxes' losses over those that count, as torchvision weighs them."""
+    return (F.smooth_l1_loss(moves, wanted, beta=1 / 9, reduction="none").sum(dim=-1) * counts).sum()
