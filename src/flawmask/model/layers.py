@@ -1,7 +1,7 @@
 """Layers that all networks are made of, and what is done to them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,9 @@ from flawmask.model.spec import ModelSpec, Norm
 
 CELLS = 28
 """Rows and columns of a mask's probabilities inside its box."""
+
+SIZE_STEP = 32
+"""Height and width of a batch are multiples of so many pixels, in torchvision's networks and in YOLO."""
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's colours, by which networks that started from it normalise."""
@@ -109,6 +112,21 @@ def batched(model: Any, images: list[Tensor]) -> ImageList:
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
     tensors = model.transform.batch_images(normalised, size_divisible=model.transform.size_divisible)
     return ImageList(tensors.contiguous(memory_format=torch.channels_last), sizes)
+
+
+def stacked(images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Return (3, H, W) uint8 images as one batch, and their heights and widths.
+
+    Returns:
+        pixels: (B, H, W, 3) uint8: each image in the upper left corner of its own, 0 beyond it.
+        sizes: height and width of each image.
+    """
+    sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+    height, width = (-(-max(each) // SIZE_STEP) * SIZE_STEP for each in zip(*sizes, strict=True))
+    pixels = images[0].new_zeros(len(images), height, width, 3)
+    for one, image, (rows, columns) in zip(pixels, images, sizes, strict=True):
+        one[:rows, :columns] = image.permute(1, 2, 0)
+    return pixels, sizes
 
 
 def unnormalised(model: Any, images: list[Tensor]) -> Tensor:

@@ -24,12 +24,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
+from flawmask.model.layers import stacked
 from flawmask.model.nms import BLOCK, ROUNDS, keep_best
 from flawmask.model.rcnn_losses import MASKS_PER_INSTANCE, samples_for
 from flawmask.model.targets import Target
-
-SIZE_STEP = 32
-"""Height and width of a batch are multiples of so many pixels, as in torchvision."""
 
 MOST_OVERLAPS = 2**24
 """Overlaps of instances and anchors that are held at a time: 64 MiB for each of a few float32 matrices."""
@@ -321,11 +319,11 @@ class RcnnBatch:
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return what `rcnn_losses.losses` returns."""
-        pixels, sizes = stacked(images, self.device)
+        pixels, sizes = stacked(images)
         instances = Instances.of(targets, self.device)
-        anchors, _ = self.anchors(pixels.shape[2:])
+        anchors, _ = self.anchors(pixels.shape[1:3])
         samples = AnchorSamples.draw(self.model.rpn, anchors, instances)
-        proposed = self.propose(pixels, sizes)
+        proposed = self.propose(upload(pixels, self.device), upload(torch.tensor(sizes), self.device))
         regions = self.settled(proposed.regions, proposed.candidates)
         return self.losses_of(proposed, samples, self.draw(regions, instances))
 
@@ -350,7 +348,7 @@ class RcnnBatch:
         """Return the network's region proposals.
 
         Args:
-            pixels: (B, 3, H, W) uint8, each image in the upper left corner; H and W multiples of `SIZE_STEP`.
+            pixels: (B, H, W, 3) uint8, each image in the upper left corner; H and W are multiples of `SIZE_STEP`.
             sizes: (B, 2) int64, height and width of each image.
         """
         rpn, heads = self.model.rpn, self.model.roi_heads
@@ -360,9 +358,9 @@ class RcnnBatch:
             (scores.permute(0, 2, 3, 1).flatten(1), _of_anchors(of_level, scores.shape[1]))
             for scores, of_level in zip(objectness, moves, strict=True)
         ]
-        candidates = self._candidates(per_level, pixels.shape[2:], sizes)
+        candidates = self._candidates(per_level, pixels.shape[1:3], sizes)
         return Proposed(
-            (int(pixels.shape[2]), int(pixels.shape[3])),
+            (int(pixels.shape[1]), int(pixels.shape[2])),
             # Once, for boxes and masks: torchvision's networks pool both from the same levels.
             heads.box_roi_pool.levels_of(features),
             torch.cat([scores for scores, _ in per_level], dim=1),
@@ -377,8 +375,8 @@ class RcnnBatch:
 
     def _normalised(self, pixels: Tensor, sizes: Tensor) -> Tensor:
         """Return (B, 3, H, W) float32 as the backbone sees it: colours normalised, padding 0."""
-        images = ((pixels.float() / 255) - self._mean) / self._deviation
-        height, width = pixels.shape[2:]
+        images = ((pixels.permute(0, 3, 1, 2).float() / 255) - self._mean) / self._deviation
+        height, width = pixels.shape[1:3]
         rows = torch.arange(height, device=sizes.device) < sizes[:, :1]
         columns = torch.arange(width, device=sizes.device) < sizes[:, 1:]
         inside = (rows[:, :, None] & columns[:, None, :])[:, None]
@@ -522,16 +520,6 @@ class RcnnBatch:
             "loss_objectness": (each * samples.counts).sum() / count,
             "loss_rpn_box_reg": _smooth_l1(moves, samples.corrections, samples.counts[:, :on_instance]) / count,
         }
-
-
-def stacked(images: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return images (3, H, W) uint8 as one batch on the device, and their heights and widths there: see `propose`."""
-    sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-    height, width = (-(-max(each) // SIZE_STEP) * SIZE_STEP for each in zip(*sizes, strict=True))
-    batch = images[0].new_zeros(len(images), height, width, 3).permute(0, 3, 1, 2)
-    for one, image, (rows, columns) in zip(batch, images, sizes, strict=True):
-        one[:, :rows, :columns] = image
-    return upload(batch, device), upload(torch.tensor(sizes), device)
 
 
 def mask_targets(instances: Instances, image_of: Tensor, of_instance: Tensor, boxes: Tensor, side: int) -> Tensor:

@@ -86,6 +86,9 @@ class LearnSettings(Seed, Device, Classes):
     anchor_sizes: tuple[int, int, int, int, int] | None = None
     """Five anchor sizes, of an R-CNN or RetinaNet, in pixels of the resized image, smallest first; by default 32 to 512
     times image_size / 800."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Record a step's work and let the GPU replay it: R-CNNs on CUDA, a second or so for each shape of a batch. on
+    refuses what cannot be recorded."""
     select_by: Literal["train_loss", "val_loss", "segm_ap", "f1"] = "train_loss"
     """What decides which epoch becomes best.pt. All but train_loss spend the validation split: its figures flatter."""
     log: Log = "none"

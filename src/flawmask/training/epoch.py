@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flawmask.coco import CocoSplit
@@ -20,7 +19,7 @@ from flawmask.progress import track
 from flawmask.training import loader
 from flawmask.training.resume import Within
 from flawmask.training.run import LARGER_IS_BETTER, Run
-from flawmask.training.step import Figures, Step, count_outlined
+from flawmask.training.step import Figures, OnTheWay, Step, count_outlined
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ def train_epoch(run: Run, batches: DataLoader[Any]) -> Within:
     order.epoch, order.done = run.epoch, within.batches
     sizes = [end - start for start, end in order.bounds[order.done :]]
     label = f"epoch {run.epoch}" + ("" if clock.budget else f"/{run.setup.config.epochs}")
-    late: tuple[Tensor, int, list[Target]] | None = None
+    late: tuple[OnTheWay, int, list[Target]] | None = None
     heard = 0
     stop.waits = True
     asked = time.perf_counter()
@@ -98,7 +97,7 @@ def train_epoch(run: Run, batches: DataLoader[Any]) -> Within:
         figures = step(batch, total, progress, stop=bool(stop.asked))
         # Read a step later, so that a GPU has its next step before it is asked about the last.
         told, heard = max(heard, _add(run, late)), 0
-        late = figures, total, batch[1]
+        late = figures, total, batch.targets
         within.batches, within.seen = within.batches + 1, within.seen + total
         asked = time.perf_counter()
         within.seconds += asked - begun
@@ -125,7 +124,7 @@ def _seed_step(run: Run) -> None:
     torch.manual_seed(int(np.random.SeedSequence(places).generate_state(1)[0]))
 
 
-def _add(run: Run, late: tuple[Tensor, int, list[Target]] | None) -> int:
+def _add(run: Run, late: tuple[OnTheWay, int, list[Target]] | None) -> int:
     """Add a step's losses to the epoch's, and return how many processes had been told to stop when it began.
 
     Raises:
@@ -181,13 +180,11 @@ def validation_loss(model: Any, batches: DataLoader[Any], step: Step, seed: int)
             module.eval()
     with torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for images, targets in loader.read(batches):
-            outlined = count_outlined(targets, step.device)
-            for start in range(0, len(images), step.at_once):
-                part = slice(start, start + step.at_once)
-                weighed = step.weighed(model, (images[part], targets[part]), len(images), outlined)
-                total += weighed.sum() * len(images)
-            seen += len(images)
+        for batch in loader.read(batches):
+            outlined = count_outlined(batch.targets, step.device)
+            for part in batch.parts(step.at_once):
+                total += step.weighed(model, part, len(batch), outlined).sum() * len(batch)
+            seen += len(batch)
     step.team.add_up([total, seen])
     return {"val_loss": float(total / seen) if math.isfinite(total) else None}
 

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from flawmask import images
 from flawmask.coco import CocoSplit
 from flawmask.errors import FlawmaskError
 from flawmask.model import targets
+from flawmask.model.layers import stacked
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, make_target
 from flawmask.training.cache import PixelCache
@@ -24,8 +26,54 @@ NEAR = 8
 """So many batches are sorted by their images' ratio together: more pad less, and draw an image's neighbours less
 freely."""
 
-Batch = tuple[list[Tensor], list[Target]]
 Item = tuple[Tensor, Target]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and what is to be learned of them, in one piece of memory that a GPU takes at once.
+
+    Attributes:
+        pixels: (B, H, W, 3) uint8: each image in the upper left corner of its own, 0 beyond it. H and W are multiples
+            of `SIZE_STEP`.
+        sizes: height and width of each image.
+        targets: of each image.
+    """
+
+    pixels: Tensor
+    sizes: list[tuple[int, int]]
+    targets: list[Target]
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> "Batch":
+        """Return the (3, H, W) uint8 images and targets as a batch."""
+        pixels, sizes = stacked([image for image, _ in items])
+        return cls(pixels, sizes, [target for _, target in items])
+
+    def __len__(self) -> int:
+        """Return how many images there are."""
+        return len(self.sizes)
+
+    @property
+    def images(self) -> list[Tensor]:
+        """The images without padding, (3, height, width) uint8 each; no copies."""
+        pairs = zip(self.pixels, self.sizes, strict=True)
+        return [pixels[:height, :width].permute(2, 0, 1) for pixels, (height, width) in pairs]
+
+    def parts(self, at_most: int) -> Iterator["Batch"]:
+        """Yield the batch in micro-batches of at most so many images."""
+        for start in range(0, len(self), at_most):
+            part = slice(start, start + at_most)
+            yield Batch(self.pixels[part], self.sizes[part], self.targets[part])
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch with its pixels in page-locked memory; the loader asks for that."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+    def on(self, device: torch.device) -> tuple[list[Tensor], list[Target]]:
+        """Return the images and all that is computed with of their targets on the device."""
+        moved = replace(self, pixels=self.pixels.to(device, non_blocking=self.pixels.is_pinned()))
+        return moved.images, [targets.to_device(one, device) for one in self.targets]
 
 
 class SplitDataset(Dataset[Item]):
@@ -173,12 +221,8 @@ class _Carrier(Dataset[Any]):
 
 
 def _collate(items: Sequence[Any]) -> Any:
-    read = []
-    for item in items:
-        if isinstance(item, FlawmaskError):
-            return item
-        read.append(item)
-    return [image for image, _ in read], [target for _, target in read]
+    failed = next((item for item in items if isinstance(item, FlawmaskError)), None)
+    return Batch.of(items) if failed is None else failed
 
 
 def read(batches: DataLoader[Any]) -> Iterator[Any]:
@@ -223,9 +267,3 @@ def _undisturbed(_: int) -> None:
     """Let a reading process live on when the whole group is told to stop: the one that it reads for ends it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch with all that is computed with on the device."""
-    found, wanted = batch
-    return [image.to(device, non_blocking=True) for image in found], [targets.to_device(one, device) for one in wanted]

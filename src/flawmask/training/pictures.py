@@ -93,9 +93,9 @@ def draw_train_batch(network: Any, detector: Detector, batches: Iterable[Batch],
 
 def _seen(network: Any, detector: Detector, batch: Batch) -> list[tuple[Picture, Target]]:
     """Return the first images of the batch, padded as the network sees them, with their targets."""
-    colours = detector.seen(network, batch[0][:MOST_OF_A_BATCH]).clamp(0, 1) * 255
+    colours = detector.seen(network, batch.images[:MOST_OF_A_BATCH]).clamp(0, 1) * 255
     pictures = colours.round().byte().permute(0, 2, 3, 1).numpy()
-    return list(zip(pictures, batch[1], strict=False))
+    return list(zip(pictures, batch.targets, strict=False))
 
 
 def _labelled(picture: Picture, target: Target, classes: tuple[str, ...], cell: tuple[int, int]) -> Picture:

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flawmask.distributed import Processes
+from flawmask.model import rcnn_batch
 from flawmask.model.build import Detector, detector_of
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 from flawmask.runtime import is_out_of_memory
-from flawmask.training import loader
+from flawmask.settings import require
 from flawmask.training.config import TrainSettings
+from flawmask.training.loader import Batch
+from flawmask.training.recording import Passes
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,7 @@ class Step:
         roi_samples: regions per image on which the heads learn; None follows the number of instances.
         at_once: images that pass through the network together; further ones of a batch add their gradients.
         team: the processes that share each batch.
+        passes: how an R-CNN's gradients are added up on a GPU; None: by `detector`.
         averaged: a network that follows the model's weights as their moving average; None for none.
         taken: how many steps there were.
     """
@@ -84,12 +88,13 @@ class Step:
     roi_samples: int | None
     at_once: int
     team: Processes = field(default_factory=Processes)
+    passes: Passes | None = None
     averaged: Any = None
     taken: int = 0
 
-    def __call__(self, batch: loader.Batch, total: int, progress: float, *, stop: bool = False) -> Tensor:
-        """Take one step and return its figures on the device: the losses in their order, the gradient's length, and
-        how many processes were told to stop.
+    def __call__(self, batch: Batch, total: int, progress: float, *, stop: bool = False) -> "OnTheWay":
+        """Take one step and return its figures: the losses in their order, the gradient's length, and how many
+        processes were told to stop.
 
         Nobody has looked at them: see `Figures`. A step whose gradient is not finite changes no weight.
 
@@ -101,7 +106,7 @@ class Step:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.at(progress)
-        outlined = count_outlined(batch[1], self.device)
+        outlined = count_outlined(batch.targets, self.device)
         told = torch.full((1,), float(stop), device=self.device)
         self.team.add_up([outlined, told])
         figures = self.add_gradients(batch, total, outlined)
@@ -114,12 +119,13 @@ class Step:
         self.taken += 1
         if self.averaged is not None:
             follow(self.averaged, self.model, self.taken)
-        return torch.cat((figures, length.detach()[None], told))
+        return OnTheWay.to_host(torch.cat((figures, length.detach()[None], told)))
 
-    def add_gradients(self, batch: loader.Batch, total: int, outlined: Tensor) -> Tensor:
+    def add_gradients(self, batch: Batch, total: int, outlined: Tensor) -> Tensor:
         """Leave in the parameters the gradient of this process' share of the mean loss, and return its losses.
 
-        Where memory runs out, half as many images pass through the network at once from now on.
+        Where memory runs out, that of recorded passes is given back, and then half as many images pass through the
+        network at once from now on.
 
         Args:
             batch: this process' share of the images.
@@ -128,29 +134,35 @@ class Step:
         """
         while True:
             try:
-                self.optimizer.zero_grad(set_to_none=True)
+                # Recorded passes add to the gradients where these lie.
+                self.optimizer.zero_grad(set_to_none=self.passes is None or not self.passes.is_recording)
                 return self._add_gradients(batch, total, outlined)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.at_once == 1 or len(batch[0]) == 1:
+                if not is_out_of_memory(error):
                     raise
-                self.at_once = math.ceil(min(self.at_once, len(batch[0])) / 2)
+                was_recorded = self.passes is not None and self.passes.forget()
+                if not was_recorded and (self.at_once == 1 or len(batch) == 1):
+                    raise
             # Outside the except clause, which would hold on to what the failed pass has allocated.
+            if not was_recorded:
+                self.at_once = math.ceil(min(self.at_once, len(batch)) / 2)
             self.optimizer.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             log.warning("out of memory: going on with %d images at once, the batch as it is", self.at_once)
 
-    def _add_gradients(self, batch: loader.Batch, total: int, outlined: Tensor) -> Tensor:
+    def _add_gradients(self, batch: Batch, total: int, outlined: Tensor) -> Tensor:
         figures = torch.zeros(len(self.losses), device=self.device)
-        images, targets = batch
-        for start in range(0, len(images), self.at_once):
-            part = slice(start, start + self.at_once)
-            weighed = self.weighed(self.model, (images[part], targets[part]), total, outlined)
+        for part in batch.parts(self.at_once):
+            if self.passes is not None:
+                figures += self.passes(part, shares(self.losses, part.targets, total, outlined))
+                continue
+            weighed = self.weighed(self.model, part, total, outlined)
             torch.autograd.backward(self.scaler.scale(weighed.sum()))
             figures += weighed.detach()
         return figures
 
-    def weighed(self, model: Any, part: loader.Batch, total: int, outlined: Tensor) -> Tensor:
+    def weighed(self, model: Any, part: Batch, total: int, outlined: Tensor) -> Tensor:
         """Return the losses of some images of a batch, in their order, each by its share in the batch's.
 
         Args:
@@ -159,9 +171,9 @@ class Step:
             total: images of the batch.
             outlined: on how many of those is an instance, (1,).
         """
-        images, targets = loader.to_device(part, self.device)
+        images, targets = part.on(self.device)
         found = self.detector.losses(model, images, targets, self.roi_samples)
-        return torch.stack([found[name] for name in self.losses]) * shares(self.losses, part[1], total, outlined)
+        return torch.stack([found[name] for name in self.losses]) * shares(self.losses, part.targets, total, outlined)
 
 
 def count_outlined(targets: list[Target], device: torch.device) -> Tensor:
@@ -188,6 +200,37 @@ def shares(losses: Sequence[str], targets: list[Target], total: int, outlined: T
 
 
 @dataclass(frozen=True)
+class OnTheWay:
+    """Figures that are on their way from the device to the host.
+
+    Attributes:
+        values: where they will be, in page-locked memory if the device is a GPU.
+        arrived: when they are there; None: they are.
+    """
+
+    values: Tensor
+    arrived: torch.cuda.Event | None = None
+
+    @classmethod
+    def to_host(cls, figures: Tensor) -> "OnTheWay":
+        """Send them. What is asked of the device later does not keep them waiting."""
+        if figures.device.type != "cuda":
+            return cls(figures.cpu())
+        values = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
+        values.copy_(figures, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return cls(values, arrived)
+
+    def tolist(self) -> list[float]:
+        """Wait for them."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        values: list[float] = self.values.tolist()
+        return values
+
+
+@dataclass(frozen=True)
 class Figures:
     """A step's figures, read from the device.
 
@@ -202,7 +245,7 @@ class Figures:
     told: int
 
     @classmethod
-    def read(cls, figures: Tensor) -> "Figures":
+    def read(cls, figures: OnTheWay) -> "Figures":
         """Wait for what `Step` returned."""
         *losses, length, told = figures.tolist()
         return cls(losses, length, int(told))
@@ -265,10 +308,18 @@ def make_step(
     scaler = torch.amp.GradScaler(device.type, **scaling)  # type: ignore[arg-type]
     schedule = Schedule(rate, config.scheduler, warmup)
     detector = detector_of(spec)
+    losses = detector.loss_names(spec)
+    passes = None
+    if can_record(spec, model, device):
+        passes = Passes(model, losses, config.roi_samples, scaler, is_recording=config.compile != "off")
+    require(
+        config.compile != "on" or passes is not None,
+        f"--compile on: {spec.arch} on {device.type} cannot be recorded, only R-CNNs on CUDA can: leave it at auto",
+    )
     return Step(
         model,
         detector,
-        detector.loss_names(spec),
+        losses,
         optimizer,
         schedule,
         scaler,
@@ -277,4 +328,10 @@ def make_step(
         config.roi_samples,
         at_once,
         team or Processes(),
+        passes,
     )
+
+
+def can_record(spec: ModelSpec, model: Any, device: torch.device) -> bool:
+    """Return whether the passes of a network can be recorded on the device."""
+    return device.type == "cuda" and "rcnn" in spec.arch and rcnn_batch.suits(model)
