@@ -67,8 +67,8 @@ def take_steps(team: Processes, folder: Path) -> None:
     figures = []
     for order.epoch in (1, 2):
         for batch in loader.read(loader.make_loader(items, order, workers=0, pin=False)):
-            assert len(batch[0]) == 4 // team.count
-            figures.append(taken(batch, 4, 0.0))
+            assert len(batch) == 4 // team.count
+            figures.append(taken(batch, 4, 0.0).values)
     torch.save({"figures": figures, "weights": model.state_dict()}, folder / f"steps_{team.rank}_of_{team.count}.pt")
 
 

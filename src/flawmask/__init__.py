@@ -1,12 +1,15 @@
 """Flawmask: from a folder of inspection images to a trained Mask R-CNN, honest numbers and outlined defects."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flawmask.inference.predictor import Predictor
 
-__version__ = version("flawmask")
+try:
+    __version__ = version("flawmask")
+except PackageNotFoundError:  # a source tree that nobody installed
+    __version__ = "0+source"
 __all__ = ["Predictor", "__version__"]
 
 

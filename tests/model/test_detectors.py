@@ -22,6 +22,7 @@ from flawmask.model.build import Detector, build, detector_of, set_score_floor
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, make_target
+from flawmask.training.loader import Batch
 from flawmask.training.step import Figures, make_step
 
 CPU = torch.device("cpu")
@@ -70,12 +71,13 @@ def target_of(size: tuple[int, int], *boxes: tuple[int, int, int, int]) -> Targe
     return make_target(records, {2: 2, 3: 3}, 1, size, size, "an image")
 
 
-def batch_for(spec: ModelSpec, *instances: int, side: int = 64) -> tuple[list[Tensor], list[Target]]:
+def batch_for(spec: ModelSpec, *instances: int, side: int = 64) -> Batch:
     """Images with so many instances each, in several shapes where the network does not see all in the same."""
     shapes = [(spec.fixed_size or side, spec.fixed_size or side + 16 * at) for at in range(len(instances))]
     boxes = [(8, 12, 20, 15), (30, 20, 24, 40)]
     images = [torch.from_numpy(patchwork(*shape, at).copy()).permute(2, 0, 1) for at, shape in enumerate(shapes)]
-    return images, [target_of(shape, *boxes[:count]) for shape, count in zip(shapes, instances, strict=True)]
+    targets = [target_of(shape, *boxes[:count]) for shape, count in zip(shapes, instances, strict=True)]
+    return Batch.of(list(zip(images, targets, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,8 @@ def trained(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     figures: list[Figures] = []
     gradients: list[dict[str, Tensor | None]] = []
     moved: set[str] = set()
-    for images, targets in (batch_for(case.spec, 2, 0), batch_for(case.spec, 0)):
-        figures.append(Figures.read(step((images, targets), len(images), 0.0)))
+    for batch in (batch_for(case.spec, 2, 0), batch_for(case.spec, 0)):
+        figures.append(Figures.read(step(batch, len(batch), 0.0)))
         learned = {name: one for name, one in model.named_parameters() if one.requires_grad}
         gradients.append({name: None if one.grad is None else one.grad.clone() for name, one in learned.items()})
         moved = moved or {name for name, one in learned.items() if not torch.equal(one, before[name])}
@@ -123,7 +125,7 @@ def trained(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_its_losses_are_those_that_it_names(case: Case) -> None:
     model = copy.deepcopy(case.network).train()
     with torch.no_grad():
-        found = case.detector.losses(model, *batch_for(case.spec, 1), None)
+        found = case.detector.losses(model, *batch_for(case.spec, 1).on(CPU), None)
     assert set(found) == set(case.detector.loss_names(case.spec))
     assert all(loss.shape == () and loss.dtype == torch.float32 for loss in found.values())
 
@@ -268,7 +270,7 @@ def test_a_higher_score_floor_drops_what_scores_less_and_nothing_else(case: Case
 
 
 def test_what_it_sees_of_a_batch_is_the_images_side_by_side_padded_at_the_right_and_below(case: Case) -> None:
-    images, _ = batch_for(case.spec, 1, 1)
+    images = batch_for(case.spec, 1, 1).images
     seen = case.detector.seen(case.network, images)
     assert seen.shape[:2] == (2, 3)
     for of_image, image in zip(seen, images, strict=True):
@@ -285,7 +287,7 @@ def test_training_in_bfloat16_has_finite_float32_losses_and_gradients(case: Case
     for module in (one for stage in case.detector.stages(model) for each in stage for one in each.modules()):
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda _, __, output: inside.add(output.dtype))
-    found = case.detector.losses(model, *batch_for(case.spec, 1, side=96), None)
+    found = case.detector.losses(model, *batch_for(case.spec, 1, side=96).on(CPU), None)
     torch.autograd.backward(list(found.values()))
     gradients = [one.grad for one in model.parameters() if one.grad is not None]
     assert gradients
@@ -302,7 +304,7 @@ def test_norms_that_learn_take_a_batch_of_one_image_as_an_epoch_may_end_with(arc
     model = build(spec).train()
     norms = [one for one in model.modules() if isinstance(one, torch.nn.BatchNorm2d)]
     with torch.no_grad():
-        found = detector_of(spec).losses(model, *batch_for(spec, 1), None)
+        found = detector_of(spec).losses(model, *batch_for(spec, 1).on(CPU), None)
     assert all(bool(torch.isfinite(loss)) for loss in found.values())
     assert all(bool(torch.isfinite(one.running_var).all()) for one in norms if one.running_var is not None)
     assert sum(int(one.num_batches_tracked or 0) for one in norms) > 0.9 * len(norms), "they do not learn"

@@ -51,8 +51,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def batch_of(dataset: Path) -> Batch:
     split = read_split(dataset, "train")
-    items = [SplitDataset(split, SPEC)[place] for place in (0, 1)]
-    return [image for image, _ in items], [target for _, target in items]
+    return Batch.of([SplitDataset(split, SPEC)[place] for place in (0, 1)])
 
 
 def nothing() -> Target:
@@ -114,7 +113,7 @@ def test_it_is_built_in_silence_without_a_network(
 
 @needs_rfdetr
 def test_targets_reach_it_as_shares_of_the_image_with_whole_masks(dataset: Path) -> None:
-    _, targets = batch_of(dataset)
+    targets = batch_of(dataset).targets
     found = rfdetr._wanted(targets[0], 120, 120)
     _, mask = part(0)
     rows, columns = (torch.from_numpy(mask).any(axis).nonzero().squeeze(1) for axis in (1, 0))
@@ -128,7 +127,7 @@ def test_targets_reach_it_as_shares_of_the_image_with_whole_masks(dataset: Path)
 @needs_rfdetr
 def test_the_losses_add_up_to_rfdetrs_own(dataset: Path) -> None:
     model = network().train()
-    images, targets = batch_of(dataset)
+    images, targets = batch_of(dataset).on(CPU)
     with torch.no_grad():
         torch.manual_seed(1)
         ours = rfdetr.losses(model, images, targets, None)
@@ -143,7 +142,7 @@ def test_the_losses_add_up_to_rfdetrs_own(dataset: Path) -> None:
 @needs_rfdetr
 def test_a_batch_without_instances_is_learned_from(dataset: Path) -> None:
     model = build(SPEC).train()
-    images, targets = batch_of(dataset)
+    images, targets = batch_of(dataset).on(CPU)
     full = rfdetr.losses(model, images, targets, None)
     empty = rfdetr.losses(model, images, [nothing(), nothing()], None)
     assert [name for name, loss in empty.items() if loss] == ["loss_ce"]
@@ -254,7 +253,7 @@ def test_its_loss_falls(dataset: Path, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = build(SPEC).train()
     rfdetr.train_in(model, CPU, dtype)
-    images, targets = batch_of(dataset)
+    images, targets = batch_of(dataset).on(CPU)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     course = []
     for _ in range(6):

@@ -22,7 +22,7 @@ from flawmask.model.layers import resized
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 from flawmask.training.cache import PixelCache
-from flawmask.training.loader import Order, SplitDataset, make_loader, read, resize, resized_shapes, to_device
+from flawmask.training.loader import Order, SplitDataset, make_loader, read, resize, resized_shapes
 
 HEIGHT, WIDTH = 24, 32
 AS_IT_IS = replace(SPEC, image_size=HEIGHT)
@@ -127,7 +127,7 @@ def order(split: CocoSplit, seed: int | None, epochs: int = 2, *, workers: int =
     loader = make_loader(SplitDataset(split, AS_IT_IS), shuffled, workers=workers, pin=False)
     seen = []
     for shuffled.epoch in range(1, epochs + 1):
-        seen.append([int(target["image_id"]) for _, targets in read(loader) for target in targets])
+        seen.append([int(target["image_id"]) for batch in read(loader) for target in batch.targets])
     return seen
 
 
@@ -209,9 +209,9 @@ def test_tall_and_wide_images_are_kept_apart_and_batches_differ_from_epoch_to_ep
 def test_the_last_batch_may_be_smaller_and_images_of_any_size_stand_together(split: CocoSplit) -> None:
     items = SplitDataset(split, AS_IT_IS)
     batches = list(read(make_loader(items, Order([(8, 8)] * 5, 2, seed=None), workers=0, pin=False)))
-    assert [len(images) for images, _ in batches] == [2, 2, 1]
-    moved, targets = to_device(batches[0], torch.device("cpu"))
-    assert torch.equal(moved[0], batches[0][0][0])
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    moved, targets = batches[0].on(torch.device("cpu"))
+    assert torch.equal(moved[0], items[0][0])
     assert targets[0].keys() == {"boxes", "labels", "windows", "mask_pixels", "image_id"}
 
 
@@ -305,8 +305,11 @@ def test_with_a_cache_each_image_is_decoded_once_and_is_the_same(
     cached = SplitDataset(split, SPEC, PixelCache(tmp_path / "pixels", plain.shapes, 10**9))
     loader = make_loader(cached, Order([(8, 8)] * 5, 2, seed=0), workers=0, pin=False)
     for _ in range(2):
-        for found, targets in read(loader):
-            for image, target in zip(found, targets, strict=True):
+        for batch in read(loader):
+            for image, target in zip(batch.images, batch.targets, strict=True):
                 assert torch.equal(image, expected[int(target["image_id"]) - 1])
-                image.zero_()  # what is handed out is not the cache itself
+        for place in range(5):
+            image, _ = cached[place]
+            assert torch.equal(image, expected[place])
+            image.zero_()  # what is handed out is not the cache itself
     assert sorted(decoded) == ["1.png", "2.png", "3.png", "4.png", "5.png"]

@@ -261,7 +261,7 @@ def test_the_effective_batch_size_is_what_a_step_learns_from_and_a_cpu_takes_one
     step = Step.__call__
 
     def stepping(self: Any, batch: loader.Batch, *given: Any, **more: Any) -> Any:
-        passes.append((len(batch[0]), self.at_once))
+        passes.append((len(batch), self.at_once))
         return step(self, batch, *given, **more)
 
     monkeypatch.setattr(Step, "__call__", stepping)

@@ -192,12 +192,12 @@ def test_the_batches_shown_are_those_that_the_network_learned_from_first(
     step = Step.__call__
 
     def stepping(self: Any, batch: loader.Batch, *given: Any, **more: Any) -> Any:
-        learned.append([int(target["image_id"]) for target in batch[1]])
+        learned.append([int(target["image_id"]) for target in batch.targets])
         return step(self, batch, *given, **more)
 
     def drawing(network: Any, detector: Any, batches: Any, *given: Any) -> None:
         listed = list(batches)
-        shown.extend([int(target["image_id"]) for target in targets] for _, targets in listed)
+        shown.extend([int(target["image_id"]) for target in batch.targets] for batch in listed)
         draw_train_batch(network, detector, listed, *given)
 
     monkeypatch.setattr(Step, "__call__", stepping)

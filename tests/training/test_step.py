@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def test_a_step_whose_gradient_is_not_finite_changes_no_weight(
     change(taken.model)
     before = {name: one.clone() for name, one in taken.model.state_dict().items()}
     figures = taken(batch, 2, 0.0)
-    assert not torch.isfinite(figures).all()
+    assert not torch.isfinite(figures.values).all()
     assert all(torch.equal(one, before[name]) for name, one in taken.model.state_dict().items())
 
 
@@ -183,7 +184,7 @@ def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimiz
         taken(batch, 2, 0.0)
         torch.manual_seed(seed)
         expected.zero_grad()
-        torch.autograd.backward(list(rcnn_losses.losses(plain, *batch, 16).values()))
+        torch.autograd.backward(list(rcnn_losses.losses(plain, batch.images, batch.targets, 16).values()))
         expected.step()
     gradients = {name: one.grad.abs() for name, one in plain.named_parameters() if one.grad is not None}
     for name, one in plain.state_dict().items():
@@ -265,11 +266,11 @@ def test_images_that_pass_one_after_the_other_add_up_to_the_mean_over_the_images
     taken = made_step(dataset, at_once)
     plain: Any = copy.deepcopy(taken.model)
     torch.manual_seed(3)
-    figures = taken.add_gradients(batch, 4, count_outlined(batch[1], CPU))
+    figures = taken.add_gradients(batch, 4, count_outlined(batch.targets, CPU))
     torch.manual_seed(3)
     expected = torch.zeros(len(LOSSES))
     for first in range(0, 4, at_once):
-        images, targets = (every[first : first + at_once] for every in batch)
+        images, targets = (every[first : first + at_once] for every in (batch.images, batch.targets))
         found = rcnn_losses.losses(plain, images, targets, 16)  # type: ignore[arg-type]
         share = len(images) / 4  # all four have an instance
         torch.autograd.backward(list(found.values()), [torch.tensor(share)] * len(found))
@@ -304,7 +305,7 @@ def test_where_all_images_have_as_many_regions_passes_of_one_are_the_pass_of_all
     for at_once in (4, 2, 1):
         taken = made_step(dataset, at_once, roi_samples=8)
         taken.model.rpn.fg_bg_sampler = All(200, 0.5)
-        figures.append(taken.add_gradients(batch, 4, count_outlined(batch[1], CPU)).tolist())
+        figures.append(taken.add_gradients(batch, 4, count_outlined(batch.targets, CPU)).tolist())
     place = [LOSSES.index(name) for name in ("loss_classifier", "loss_objectness", "loss_rpn_box_reg", "loss_box_reg")]
     for one in figures[1:]:
         assert [one[at] for at in place] == pytest.approx([figures[0][at] for at in place], rel=1e-4)
@@ -320,7 +321,7 @@ def emptied(target: Target) -> Target:
 def test_the_passes_of_a_batch_share_each_loss_and_those_without_an_instance_have_none_of_the_masks(
     dataset: Path, at_once: int, without: set[int]
 ) -> None:
-    targets = [emptied(one) if at in without else one for at, one in enumerate(batch_of(dataset, 4)[1])]
+    targets = [emptied(one) if at in without else one for at, one in enumerate(batch_of(dataset, 4).targets)]
     outlined = count_outlined(targets, CPU)
     assert outlined.tolist() == [4 - len(without)]
     passes = [range(4)[first : first + at_once] for first in range(0, 4, at_once)]
@@ -335,14 +336,15 @@ def test_the_passes_of_a_batch_share_each_loss_and_those_without_an_instance_hav
 
 
 def test_the_masks_of_an_image_count_as_much_beside_images_without_any_in_one_pass_or_in_several(dataset: Path) -> None:
-    images, targets = batch_of(dataset, 4)
-    batch = images, [targets[0], *map(emptied, targets[1:])]
+    batch = batch_of(dataset, 4)
+    images, targets = batch.images, batch.targets
+    batch = replace(batch, targets=[targets[0], *map(emptied, targets[1:])])
     place = LOSSES.index("loss_mask")
     alone: Any = made_step(dataset, 1)
     torch.manual_seed(5)
     expected = rcnn_losses.losses(alone.model, images[:1], targets[:1], 16)["loss_mask"]
     torch.manual_seed(5)
-    figures = alone.add_gradients(batch, 4, count_outlined(batch[1], CPU))
+    figures = alone.add_gradients(batch, 4, count_outlined(batch.targets, CPU))
     assert float(figures[place]) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
@@ -371,7 +373,7 @@ def test_where_memory_runs_out_fewer_images_pass_at_once_and_the_step_is_taken_w
     expected = made_step(dataset, 1)
     for _ in range(2):
         torch.manual_seed(3)
-        expected.add_gradients(batch, 4, count_outlined(batch[1], CPU))
+        expected.add_gradients(batch, 4, count_outlined(batch.targets, CPU))
     taken = made_step(dataset, 4)
     passed = out_of_memory_with_more_than(1, monkeypatch)
     with caplog.at_level(logging.WARNING):
@@ -382,7 +384,7 @@ def test_where_memory_runs_out_fewer_images_pass_at_once_and_the_step_is_taken_w
         f"out of memory: going on with {count} images at once, the batch as it is" for count in (2, 1)
     ]
     torch.manual_seed(3)
-    taken.add_gradients(batch, 4, count_outlined(batch[1], CPU))
+    taken.add_gradients(batch, 4, count_outlined(batch.targets, CPU))
     assert passed[6:] == [1, 1, 1, 1], "it tries again what did not fit"
 
 
@@ -401,9 +403,9 @@ def test_after_memory_ran_out_the_gradient_is_that_of_the_smaller_passes_alone(
         return limited(*given)
 
     monkeypatch.setattr(rcnn, "losses", seeded)
-    taken.add_gradients(batch, 4, count_outlined(batch[1], CPU))
+    taken.add_gradients(batch, 4, count_outlined(batch.targets, CPU))
     draws = iter([1, 2])
-    plain.add_gradients(batch, 4, count_outlined(batch[1], CPU))
+    plain.add_gradients(batch, 4, count_outlined(batch.targets, CPU))
     assert passed == [4, 2, 2, 2, 2]
     wanted = gradients_of(plain.model)
     for name, one in gradients_of(taken.model).items():

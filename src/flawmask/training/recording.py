@@ -86,6 +86,11 @@ class Passes:
         torch.autograd.backward((stacked * scaled).sum())
         return (stacked * weights).detach()
 
+    @property
+    def recorded(self) -> int:
+        """How many shapes of a batch are recorded."""
+        return len(self._recorded)
+
     def forget(self) -> bool:
         """Give back the memory of what is recorded, record no more, and return whether anything was."""
         was = bool(self._recorded)

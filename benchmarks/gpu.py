@@ -1,0 +1,374 @@
+"""Measures Flawmask on one GPU against torchvision's own loop: `make bench-gpu`, at most 7 minutes.
+
+    python benchmarks/gpu.py                          # all parts
+    python benchmarks/gpu.py --part steps losses      # some
+    python benchmarks/gpu.py --device cpu --tiny      # tries the script out without a GPU; its figures mean nothing
+
+Each row is printed, and with `--output FILE` appended to a file, as soon as it is measured. The plain way is that of
+`plain.py`, with autocast in float16, as torchvision's references have it with `--amp`. Both have the same images (the
+demo category), weights and batches. What is compared takes turns in one process.
+"""
+
+import argparse
+import gc
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from measuring import demo_at
+from plain import PlainDataset, plain_network, plain_step
+from torch.profiler import ProfilerActivity, profile
+
+from flawmask.coco import read_split
+from flawmask.model.build import build, freeze
+from flawmask.model.spec import ModelSpec, anchors_for, proposals_for
+from flawmask.runtime import choose_precision
+from flawmask.training.config import TrainConfig
+from flawmask.training.loader import Batch, SplitDataset
+from flawmask.training.start import ready
+from flawmask.training.step import Step, make_step
+
+NETWORKS = (("resnet50_fpn", 800, 4), ("resnet50_fpn", 800, 16), ("resnet50_fpn", 512, 2))
+"""Architecture, image size and batch of the steps that are timed."""
+
+ROUNDS, STEPS = 3, 10
+"""The median of so many rounds is shown, each of so many steps."""
+
+COMPARED_STEPS = 200
+"""Over so many steps the losses are compared."""
+
+
+@dataclass
+class Report:
+    """Where rows go as soon as they are there.
+
+    Attributes:
+        output: a file that they are appended to; None for none.
+        started: when the script was.
+    """
+
+    output: Path | None
+    started: float = field(default_factory=time.perf_counter)
+
+    def line(self, text: str) -> None:
+        """Write a line."""
+        print(text, flush=True)
+        if self.output is not None:
+            with self.output.open("a") as file:
+                file.write(f"{text}\n")
+
+    def table(self, heads: Sequence[str]) -> Callable[[Sequence[object]], None]:
+        """Begin a Markdown table and return what adds a row to it."""
+        self.line("")
+        self.row(heads)
+        self.row(["---"] * len(heads))
+        return self.row
+
+    def row(self, cells: Sequence[object]) -> None:
+        """Write a row of a table."""
+        self.line(f"| {' | '.join(str(cell) for cell in cells)} |")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all parts need.
+
+    Attributes:
+        device: where it is measured.
+        folder: where data go, and are found again by the next part.
+        report: where rows go.
+        tiny: whether the script is only tried out.
+    """
+
+    device: torch.device
+    folder: Path
+    report: Report
+    tiny: bool
+
+    @property
+    def networks(self) -> Sequence[tuple[str, int, int]]:
+        """What is timed: architecture, image size and batch."""
+        return (("resnet18_fpn", 64, 2),) if self.tiny else NETWORKS
+
+    @property
+    def steps(self) -> int:
+        """Of how many steps the mean is taken."""
+        return 2 if self.tiny else STEPS
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Run the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--tiny", action="store_true", help="try the script out")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    with tempfile.TemporaryDirectory() as folder:
+        report = Report(options.output)
+        bench = Bench(torch.device(options.device), Path(folder), report, options.tiny)
+        name = torch.cuda.get_device_name() if options.device.startswith("cuda") else "a CPU"
+        report.line(f"Measured on {name}, torch {torch.__version__}, torchvision {torchvision.__version__}.")
+        for part in options.part:
+            begun = time.perf_counter()
+            PARTS[part](bench)
+            report.line(f"\n({part}: {time.perf_counter() - begun:.0f} s)")
+        report.line(f"(all: {time.perf_counter() - report.started:.0f} s)")
+
+
+def spec_of(arch: str, size: int, classes: tuple[str, ...], norm: Any = "frozen") -> ModelSpec:
+    """Return the network that both train."""
+    return ModelSpec(f"maskrcnn_{arch}", classes, image_size=size, norm=norm)  # type: ignore[arg-type]
+
+
+@dataclass
+class Pair:
+    """The plain step and Flawmask's on the same batches, each as a function of a batch's number that returns a loss.
+
+    Attributes:
+        plain: torchvision's.
+        fast: Flawmask's.
+        step: Flawmask's step.
+    """
+
+    plain: Callable[[int], float]
+    fast: Callable[[int], Any]
+    step: Step
+
+
+def pair_of(
+    bench: Bench, arch: str, size: int, count: int, *, roi_samples: int | None = None, compile: Any = "auto"
+) -> Pair:
+    """Return both steps with a few batches that are read before, as a loader would hand them over."""
+    data = demo_at(bench.folder, size, good=8, defective=8, train_good=0)
+    split = read_split(data, "train")
+    spec = spec_of(arch, size, split.class_names)
+    torch.manual_seed(0)
+    plain = plain_network(spec)
+    model = build(spec)
+    model.load_state_dict(plain.state_dict())
+    freeze(plain, spec, 3)
+    plain.to(bench.device).train()
+    parameters = [one for one in plain.parameters() if one.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1e-5, momentum=0.9, weight_decay=0.0005)
+    scaler = torch.amp.GradScaler("cuda") if bench.device.type == "cuda" else None
+    config = TrainConfig(
+        dataset_dir=data, output_dir=data, roi_samples=roi_samples, lr=1e-5, warmup_steps=0, compile=compile
+    )
+    dtype = choose_precision("auto", bench.device)
+    ready(config, model, spec, bench.device, dtype, is_pretrained=True)
+    step = make_step(config, model, spec, bench.device, dtype, 1, True, at_once=count)
+    full, small = PlainDataset(split), SplitDataset(split, spec)
+    draw = np.random.default_rng(0)
+    places = [draw.integers(0, len(split.images), count).tolist() for _ in range(bench.steps)]
+    slow = [[full[at] for at in of_step] for of_step in places]
+    fast = [Batch.of([small[at] for at in of_step]) for of_step in places]
+    if bench.device.type == "cuda":
+        fast = [batch.pin_memory() for batch in fast]
+    return Pair(
+        lambda at: plain_step(plain, optimizer, slow[at % bench.steps], bench.device, scaler),
+        lambda at: step(fast[at % bench.steps], count, 0.5),
+        step,
+    )
+
+
+def seconds_per_step(bench: Bench, once: Callable[[int], Any], steps: int) -> float:
+    """Return the mean seconds of some steps, one after the other."""
+    bench.wait()
+    begun = time.perf_counter()
+    for at in range(steps):
+        once(at)
+    bench.wait()
+    return (time.perf_counter() - begun) / steps
+
+
+def peak_of(bench: Bench, once: Callable[[int], Any]) -> float:
+    """Return the most megabytes of the GPU's memory that two steps hold."""
+    if bench.device.type != "cuda":
+        return float("nan")
+    torch.cuda.reset_peak_memory_stats()
+    once(0)
+    once(1)
+    bench.wait()
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def steps_part(bench: Bench) -> None:
+    """Print how long a training step takes, and how much memory."""
+    bench.report.line(
+        f"\n### A training step\n\nImages read before the clock starts; medians of {ROUNDS} x {bench.steps} steps, ms "
+        "per image. Frozen norms, three of the backbone's five stages learning, SGD. Warm-up is all that comes before "
+        "the clock starts: first uses, and recording each shape that a batch has."
+    )
+    heads = ["step", "torchvision + fp16 autocast", "--compile off", "recorded", "times as fast"]
+    row = bench.report.table([*heads, "512 regions, recorded", "times as fast", "shapes recorded", "warm-up, s"])
+    for arch, size, count in bench.networks:
+        pairs = {
+            "fast": pair_of(bench, arch, size, count),
+            "off": pair_of(bench, arch, size, count, compile="off"),
+            "same": pair_of(bench, arch, size, count, roi_samples=512),
+        }
+        ways: dict[str, Callable[[int], Any]] = {name: pair.fast for name, pair in pairs.items()}
+        ways["plain"] = pairs["fast"].plain
+        begun = time.perf_counter()
+        for name, once in ways.items():
+            # Each shape comes as it comes, is recorded, and is replayed.
+            seconds_per_step(bench, once, bench.steps if name in ("plain", "off") else 3 * bench.steps)
+            if name == "fast":
+                warm_up = time.perf_counter() - begun
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(ROUNDS):
+            for name, once in ways.items():
+                taken[name].append(1000 * seconds_per_step(bench, once, bench.steps) / count)
+        ms = {name: statistics.median(values) for name, values in taken.items()}
+        passes = pairs["fast"].step.passes
+        row(
+            [
+                f"{arch}, {size} px, batch {count}",
+                *(f"{ms[name]:.2f}" for name in ("plain", "off", "fast")),
+                f"{ms['plain'] / ms['fast']:.2f}",
+                f"{ms['same']:.2f}",
+                f"{ms['plain'] / ms['same']:.2f}",
+                passes.recorded if passes else "none",
+                f"{warm_up:.0f}",
+            ]
+        )
+        del pairs, ways, once, passes
+        let_go(bench)
+    row = bench.report.table(["peak memory of a step, MB", "torchvision + fp16 autocast", "recorded", "ratio"])
+    for arch, size, count in bench.networks if bench.device.type == "cuda" else ():
+        peaks = []
+        for name in ("plain", "fast"):
+            pair = pair_of(bench, arch, size, count)
+            once = getattr(pair, name)
+            unused = pair.step if name == "plain" else None
+            pair = replace(pair, **{"plain" if name == "fast" else "fast": print}, **({"step": None} if unused else {}))
+            del unused
+            let_go(bench)
+            torch.cuda.reset_peak_memory_stats()
+            seconds_per_step(bench, once, 3 * bench.steps)
+            peaks.append(torch.cuda.max_memory_allocated() / 2**20)
+            del pair, once
+            let_go(bench)
+        row([f"{arch}, {size} px, batch {count}", *(f"{peak:.0f}" for peak in peaks), f"{peaks[1] / peaks[0]:.2f}"])
+
+
+def let_go(bench: Bench) -> None:
+    """Give back the memory of what nobody refers to any more."""
+    gc.collect()
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def profile_part(bench: Bench) -> None:
+    """Print what a recorded step asks of the GPU, and what takes its time there."""
+    bench.report.line(
+        "\n### Where a step's time goes\n\nPyTorch's profiler over two recorded steps, for each: milliseconds of work "
+        "on the GPU, pieces of work, what Python asks for itself, waits."
+    )
+    heads = [
+        "step",
+        "wall, ms",
+        "GPU busy, ms",
+        "kernels",
+        "of these asked for by Python",
+        "graphs",
+        "waits",
+        "most time",
+    ]
+    row = bench.report.table(heads)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if bench.device.type == "cuda" else [])
+    for arch, size, count in bench.networks:
+        pair = pair_of(bench, arch, size, count)
+        seconds_per_step(bench, pair.fast, 3 * bench.steps)
+        wall = 1000 * seconds_per_step(bench, pair.fast, bench.steps)
+        with profile(activities=activities) as profiled:
+            seconds_per_step(bench, pair.fast, 2)
+        events = profiled.key_averages()
+        on_gpu = [one for one in events if "CUDA" in str(one.device_type)]
+        asked = {one.key: one.count / 2 for one in events}
+        busy = sum(one.self_device_time_total for one in on_gpu) / 2000
+        longest = sorted(on_gpu, key=lambda one: -one.self_device_time_total)[:12]
+        shares = ", ".join(f"{one.key[:60]} {one.self_device_time_total / 2000:.2f}" for one in longest)
+        waits = sum(asked.get(name, 0) for name in ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy"))
+        row(
+            [
+                f"{arch}, {size} px, batch {count}",
+                f"{wall:.1f}",
+                f"{busy:.1f}",
+                f"{sum(one.count for one in on_gpu) / 2:.0f}",
+                f"{sum(count for name, count in asked.items() if 'LaunchKernel' in name):.0f}",
+                f"{asked.get('cudaGraphLaunch', 0):.0f}",
+                f"{waits:.0f}",
+                shares,
+            ]
+        )
+        del pair
+        let_go(bench)
+
+
+def losses_part(bench: Bench) -> None:
+    """Print how far the losses of the same steps are apart, with torchvision's number of regions in both."""
+    size = 64 if bench.tiny else 160
+    data = demo_at(bench.folder, size)
+    split = read_split(data, "train")
+    spec = spec_of("resnet18_fpn", size, split.class_names, "batch")
+    spec = replace(spec, anchor_sizes=anchors_for(size), proposals=proposals_for(size))
+    config = TrainConfig(dataset_dir=data, output_dir=data, weights="none", roi_samples=512)
+    torch.manual_seed(0)
+    plain = plain_network(spec).train()
+    model = build(spec)
+    model.load_state_dict(plain.state_dict())
+    plain.to(bench.device)
+    dtype = choose_precision("auto", bench.device)
+    network = ready(config, model, spec, bench.device, dtype, is_pretrained=False)
+    fast = make_step(config, network, spec, bench.device, dtype, 1, False, at_once=4)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.0005, weight_decay=0.01)
+    full, small = PlainDataset(split), SplitDataset(split, spec)
+    rows: list[tuple[float, float]] = []
+    steps = 4 if bench.tiny else COMPARED_STEPS
+    for at in range(steps):
+        chosen = np.random.default_rng(at).integers(0, len(split.images), 4).tolist()
+        torch.manual_seed(at)
+        for group in optimizer.param_groups:
+            group["lr"] = fast.schedule.at((at + 1) / steps / 2)
+        images = [full[place][0].to(bench.device) for place in chosen]
+        targets = [{name: one.to(bench.device) for name, one in full[place][1].items()} for place in chosen]
+        loss = sum(plain(images, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), config.clip_norm)
+        optimizer.step()
+        torch.manual_seed(at)
+        found = fast(Batch.of([small[place] for place in chosen]), 4, (at + 1) / steps / 2)
+        rows.append((float(loss.detach()), sum(found.tolist()[: len(fast.losses)])))
+    means = np.array(rows).reshape(4, steps // 4, 2).mean(axis=1)
+    bench.report.line(
+        f"\n### The same losses\n\n{steps} steps of resnet18_fpn from the same weights on the same batches of 4 (demo "
+        f"category, {size} px, AdamW), 512 regions an image in both; plain in float32 (convolutions in TF32), Flawmask "
+        f"in {str(dtype).removeprefix('torch.')}, recorded."
+    )
+    row = bench.report.table(["steps", "mean loss, plain", "mean loss, Flawmask", "difference"])
+    spans = [f"{at * steps // 4 + 1} to {(at + 1) * steps // 4}" for at in range(4)]
+    for span, (one, other) in zip([*spans, "all"], [*means, means.mean(axis=0)], strict=True):
+        row([span, f"{one:.4f}", f"{other:.4f}", f"{100 * (other / one - 1):+.1f} %"])
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {"steps": steps_part, "profile": profile_part, "losses": losses_part}
+
+if __name__ == "__main__":
+    main()

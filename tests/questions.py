@@ -1,0 +1,81 @@
+"""Counts, on the CPU, what would make Python wait for a GPU."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from flawmask.model.roi_align import PyramidRoIAlign, _scale
+
+ASKING = {
+    "nonzero",
+    "nonzero_numpy",
+    "argwhere",
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "equal",
+    "masked_select",
+    "masked_scatter",
+    "bincount",
+    "unique_dim",
+    "unique_consecutive",
+    "unique_dim_consecutive",
+    "_unique",
+    "_unique2",
+    "nms",
+}
+"""Operations whose result's size depends on values, or that hand a value to Python."""
+
+
+class _Counting(TorchDispatchMode):
+    def __init__(self, asked: Counter[str]) -> None:
+        super().__init__()
+        self.asked = asked
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if (
+            name in ASKING
+            or (name == "repeat_interleave" and len(args) < 2)
+            or (
+                name.startswith(("index", "_index", "_unsafe_index"))
+                and any(
+                    isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in tree_leaves(args[1:2])
+                )
+            )
+        ):
+            self.asked[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Count by name what asks the device, forwards and backwards, in what is done meanwhile."""
+    asked: Counter[str] = Counter()
+    with _Counting(asked):
+        yield asked
+
+
+@contextmanager
+def pooled_as_on_a_gpu() -> Iterator[None]:
+    """Let RoIAlign go the way that it goes on a GPU."""
+
+    def pool(
+        self: PyramidRoIAlign,
+        levels: list[Tensor],
+        rois: Tensor,
+        image_of: Tensor,
+        image_shapes: list[tuple[int, int]],
+    ) -> Tensor:
+        scales = [_scale(level, image_shapes) for level in levels]
+        return self._pool_each(levels, rois, image_of, scales, self._level_of(rois, scales))
+
+    with mock.patch.object(PyramidRoIAlign, "pool", pool):
+        yield
