@@ -6,9 +6,9 @@ from torch import Tensor
 BLOCK = 256
 """Boxes of each set that are decided together. More of them mean fewer steps, and longer chains within one."""
 
-ROUNDS = 10
-"""Rounds within a block that are taken before anybody looks whether they were enough. Two thousand proposals around a
-few defects, their scores smooth or noisy, needed 5 to 8."""
+ROUNDS = 16
+"""Rounds within a block that are taken before anybody looks whether they were enough. Two thousand proposals needed 5
+to 10, of networks that know nothing and around a few defects, their scores smooth or noisy."""
 
 MOST_PAIRS = 2**25
 """Overlaps that are held at a time: 128 MiB for each of the few float32 matrices of a block."""

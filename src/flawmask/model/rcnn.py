@@ -6,12 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flawmask.model import rcnn_losses
 from flawmask.model.layers import unnormalised as seen
-from flawmask.model.rcnn_batch import RcnnBatch, suits
 from flawmask.model.rcnn_build import build, loss_names, stages
 from flawmask.model.rcnn_compute import infer_in, train_in
-from flawmask.model.targets import Target
+from flawmask.model.rcnn_losses import losses
 
 __all__ = [
     "build",
@@ -23,20 +21,6 @@ __all__ = [
     "stages",
     "train_in",
 ]
-
-
-def losses(model: Any, images: list[Tensor], targets: list[Target], roi_samples: int | None) -> dict[str, Tensor]:
-    """Return the losses by torchvision's names, each a scalar float32, averaged over the images.
-
-    Args:
-        model: in training mode.
-        images: (3, H, W) uint8, at the size at which the network sees them, on its device.
-        targets: one each.
-        roi_samples: regions per image on which the heads learn; None follows the number of instances.
-    """
-    if images[0].device.type == "cuda" and suits(model):
-        return RcnnBatch(model, roi_samples).losses(images, targets)
-    return rcnn_losses.losses(model, images, targets, roi_samples)
 
 
 def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:

@@ -5,12 +5,9 @@ device how many there are of something before they can go on: a GPU then waits f
 image has the same number of slots for instances and anchors, all regions have slots in one list, and flags say which
 slots count. The one question that is left is whether suppression is finished (`Proposed.settled`).
 
-A pass has four parts, so that what needs no decision can be recorded once and replayed (`training/recording.py`):
-
-1. `AnchorSamples`: on which anchors the region proposal network learns. Needs no network.
-2. `propose`: from pixels to region proposals.
-3. `draw`: on which regions the heads learn, and what.
-4. `losses_of`: the losses of all parts.
+A pass has two halves, so that what needs no decision can be recorded once and replayed (`training/recording.py`):
+`propose`, from pixels to region proposals, and `losses_of`, from these to the losses. What they draw at random is
+decided by numbers that are drawn before (`Given`).
 """
 
 from collections.abc import Sequence
@@ -20,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
@@ -34,6 +30,9 @@ MOST_OVERLAPS = 2**24
 
 MOST_MASK_PIXELS = 2**24
 """Pixels of masks that are laid out at a time, likewise."""
+
+FEWEST_INSTANCES, SMALLEST_WINDOW, FEWEST_SLOTS = 4, 64, 16
+"""From here on, room for instances, sides of windows and slots for regions and masks are rounded to powers of two."""
 
 
 def suits(model: Any) -> bool:
@@ -50,6 +49,64 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Room:
+    """How much room there is for what is on a batch's images.
+
+    Attributes:
+        instances: of each image.
+        mask_pixels: of all masks' windows together.
+        window: height and width of a window that each fits into.
+    """
+
+    instances: int
+    mask_pixels: int
+    window: tuple[int, int]
+
+    @classmethod
+    def of(cls, targets: Sequence[Target]) -> "Room":
+        """Return what the targets need: never nothing, so that there is always something to look at."""
+        windows = torch.cat([target["windows"] for target in targets])
+        high, wide = (int(windows[:, at].max()) if len(windows) else 1 for at in (3, 2))
+        pixels = sum(len(target["mask_pixels"]) for target in targets)
+        return cls(max(1, *(len(target["boxes"]) for target in targets)), max(1, pixels), (high, wide))
+
+    def rounded(self, images: int, height: int, width: int) -> "Room":
+        """Return at least as much, so that batches of one size have few different ones.
+
+        Args:
+            images: of the batch.
+            height: of an image, in pixels, with padding.
+            width: likewise.
+        """
+        side = rounded(max(self.window), SMALLEST_WINDOW)
+        return Room(
+            rounded(self.instances, FEWEST_INSTANCES),
+            max(images * height * width, rounded(self.mask_pixels, 1)),
+            (min(side, height), min(side, width)),
+        )
+
+
+def rounded(count: int, least: int) -> int:
+    """Return the next power of two, or the least that is wanted."""
+    return max(least, 1 << (count - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Quotas:
+    """On how many regions and masks of each of B images the heads learn.
+
+    Attributes:
+        each: (B, 3) int64: how many regions, how many of these may lie on an instance, and how many masks.
+        regions: slots for the regions of all images.
+        masks: slots for the masks of all images, one at least, so that every layer has a gradient.
+    """
+
+    each: Tensor
+    regions: int
+    masks: int
+
+
+@dataclass(frozen=True)
 class Instances:
     """What is on B images, each with room for the same number G of instances.
 
@@ -60,7 +117,7 @@ class Instances:
         starts: (B, G) int64, where the window's pixels begin in `mask_pixels`.
         mask_pixels: (P,) uint8, 0 or 1, of all windows.
         counts: how many there are on each image.
-        largest: height and width of a window that every one fits into.
+        window: height and width of a window that each fits into.
     """
 
     boxes: Tensor
@@ -69,32 +126,27 @@ class Instances:
     starts: Tensor
     mask_pixels: Tensor
     counts: tuple[int, ...]
-    largest: tuple[int, int]
+    window: tuple[int, int]
 
     @classmethod
-    def of(cls, targets: Sequence[Target], device: torch.device) -> "Instances":
-        """Return the targets of a batch on the device."""
+    def of(cls, targets: Sequence[Target], device: torch.device, room: "Room | None" = None) -> "Instances":
+        """Return the targets of a batch on the device, with room for as many as there are or as is said."""
         counts = tuple(len(target["boxes"]) for target in targets)
-        windows = [target["windows"] for target in targets]
-        areas = torch.cat([of_image[:, 2] * of_image[:, 3] for of_image in windows])
-        starts = torch.split(areas.cumsum(0) - areas, list(counts))
-        high, wide = (max((int(one[:, at].max()) for one in windows if len(one)), default=1) for at in (3, 2))
-        room = 0 if any(counts) else 1  # so that there is always something to look at
-
-        def padded(parts: Sequence[Tensor]) -> Tensor:
-            stacked = pad_sequence(list(parts), batch_first=True)
-            return upload(stacked.new_zeros(len(parts), 1, *stacked.shape[2:]) if room else stacked, device)
-
-        pixels = torch.cat([*(target["mask_pixels"] for target in targets), torch.zeros(1, dtype=torch.uint8)])
-        return cls(
-            padded([target["boxes"] for target in targets]),
-            padded([target["labels"] for target in targets]),
-            padded(windows),
-            padded(starts),
-            upload(pixels, device),
-            counts,
-            (high, wide),
-        )
+        room = room or Room.of(targets)
+        boxes = torch.zeros(len(targets), room.instances, 4)
+        whole = torch.zeros(len(targets), room.instances, 6, dtype=torch.int64)
+        pixels = torch.zeros(room.mask_pixels, dtype=torch.uint8)
+        end = 0
+        for at, (target, count) in enumerate(zip(targets, counts, strict=True)):
+            areas = target["windows"][:, 2] * target["windows"][:, 3]
+            boxes[at, :count] = target["boxes"]
+            whole[at, :count, 0] = target["labels"]
+            whole[at, :count, 1:5] = target["windows"]
+            whole[at, :count, 5] = areas.cumsum(0) - areas + end
+            start, end = end, end + len(target["mask_pixels"])
+            pixels[start:end] = target["mask_pixels"]
+        boxes, whole, pixels = (upload(one, device) for one in (boxes, whole, pixels))
+        return cls(boxes, whole[..., 0], whole[..., 1:5], whole[..., 5], pixels, counts, room.window)
 
 
 @dataclass(frozen=True)
@@ -112,13 +164,14 @@ class AnchorSamples:
     corrections: Tensor
 
     @classmethod
-    def draw(cls, rpn: Any, anchors: Tensor, instances: Instances) -> "AnchorSamples":
+    def draw(cls, rpn: Any, anchors: Tensor, instances: Instances, draws: Tensor | None = None) -> "AnchorSamples":
         """Return anchors drawn at random, at most half of them on an instance, as torchvision draws them.
 
         Args:
             rpn: torchvision's region proposal network.
             anchors: (A, 4) float32, of every image.
             instances: what is on the images.
+            draws: (B, A) float32, random numbers from 0 to 1 that decide it; by default they are drawn here.
         """
         images, room = instances.labels.shape
         at_once = max(1, MOST_OVERLAPS // (room * len(anchors)))
@@ -130,11 +183,11 @@ class AnchorSamples:
         sampler = rpn.fg_bg_sampler
         most = min(sampler.batch_size_per_image, len(anchors))
         most_positive = min(int(sampler.batch_size_per_image * sampler.positive_fraction), len(anchors))
-        keys = torch.rand(positive.shape, device=positive.device)
-        key, on_instance = torch.where(positive, keys, -1.0).topk(most_positive)
+        draws = torch.rand(positive.shape, device=positive.device) if draws is None else draws
+        key, on_instance = torch.where(positive, draws, -1.0).topk(most_positive)
         found = key >= 0
-        key, beside = torch.where(negative, keys, -1.0).topk(most)
-        fills_up = torch.arange(most, device=keys.device) < sampler.batch_size_per_image - found.sum(1, keepdim=True)
+        key, beside = torch.where(negative, draws, -1.0).topk(most)
+        fills_up = torch.arange(most, device=draws.device) < sampler.batch_size_per_image - found.sum(1, keepdim=True)
         boxes = instances.boxes.gather(1, matched.gather(1, on_instance)[..., None].expand(-1, -1, 4))
         corrections = _encode(boxes, anchors[on_instance], rpn.box_coder.weights)
         return cls(
@@ -226,6 +279,7 @@ class Proposed:
 
     Attributes:
         shape: height and width of a padded image.
+        samples: on which anchors is learned.
         levels: the features that boxes and masks are pooled from, float32.
         objectness: (B, A) float32 logits of all anchors.
         moves: (B, A, 4) float32, of all anchors.
@@ -234,29 +288,12 @@ class Proposed:
     """
 
     shape: tuple[int, int]
+    samples: AnchorSamples
     levels: list[Tensor]
     objectness: Tensor
     moves: Tensor
     candidates: Candidates
     regions: Regions
-
-
-@dataclass(frozen=True)
-class Room:
-    """How many slots there are for what the heads of a pass learn on.
-
-    Attributes:
-        regions: slots for regions, of all images together.
-        masks: slots for masks, likewise.
-    """
-
-    regions: int
-    masks: int
-
-    @classmethod
-    def of(cls, quotas: Sequence[Sequence[int]]) -> "Room":
-        """Return room for what each image is to have, and for one mask at least, so that every layer has a gradient."""
-        return cls(sum(row[0] for row in quotas), max(1, sum(row[2] for row in quotas)))
 
 
 @dataclass(frozen=True)
@@ -299,6 +336,27 @@ class DrawnMasks:
     wanted: Tensor
 
 
+@dataclass(frozen=True)
+class Given:
+    """All that a pass through B images begins with.
+
+    Attributes:
+        pixels: (B, H, W, 3) uint8, each image in the upper left corner; H and W are multiples of `SIZE_STEP`.
+        sizes: (B, 2) int64, height and width of each image.
+        instances: what is on them.
+        quotas: on how much of each the heads learn.
+        anchor_draws: (B, A) float32, random numbers from 0 to 1 that decide on which anchors is learned.
+        region_draws: (B, K + G) float32, random numbers from 0 to 1 that decide on which regions is learned.
+    """
+
+    pixels: Tensor
+    sizes: Tensor
+    instances: Instances
+    quotas: Quotas
+    anchor_draws: Tensor
+    region_draws: Tensor
+
+
 class RcnnBatch:
     """The parts of a pass of one network, and what they need of it that does not change.
 
@@ -320,12 +378,37 @@ class RcnnBatch:
     def losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return what `rcnn_losses.losses` returns."""
         pixels, sizes = stacked(images)
-        instances = Instances.of(targets, self.device)
-        anchors, _ = self.anchors(pixels.shape[1:3])
-        samples = AnchorSamples.draw(self.model.rpn, anchors, instances)
-        proposed = self.propose(upload(pixels, self.device), upload(torch.tensor(sizes), self.device))
+        given = self.given(upload(pixels, self.device), sizes, targets)
+        proposed = self.propose(given)
         regions = self.settled(proposed.regions, proposed.candidates)
-        return self.losses_of(proposed, samples, self.draw(regions, instances))
+        return self.losses_of(given, proposed, regions)
+
+    def given(
+        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], targets: Sequence[Target], *, is_rounded: bool = False
+    ) -> Given:
+        """Return what a pass begins with, on the device; but the pixels stay where they are.
+
+        Args:
+            pixels: (B, H, W, 3) uint8, each image in the upper left corner; H and W are multiples of `SIZE_STEP`.
+            sizes: height and width of each image.
+            targets: of each.
+            is_rounded: whether there is more room than is needed, so that few different shapes come.
+        """
+        count, height, width, _ = pixels.shape
+        room = Room.of(targets)
+        room = room.rounded(count, height, width) if is_rounded else room
+        instances = Instances.of(targets, self.device, room)
+        anchors, per_level = self.anchors((height, width))
+        candidates = len(per_level) * self._most_of_level(per_level)
+        regions = min(self.model.rpn.post_nms_top_n(), candidates) + room.instances
+        return Given(
+            pixels,
+            upload(torch.tensor(list(sizes)), self.device),
+            instances,
+            self.quotas(instances, is_rounded=is_rounded),
+            torch.rand(count, len(anchors), device=self.device),
+            torch.rand(count, regions, device=self.device),
+        )
 
     @torch.no_grad()
     def anchors(self, shape: Sequence[int]) -> tuple[Tensor, list[int]]:
@@ -344,23 +427,23 @@ class RcnnBatch:
             self._anchors[key] = (anchors, [a * b for a, b in zip(cells, per_cell, strict=True)])
         return self._anchors[key]
 
-    def propose(self, pixels: Tensor, sizes: Tensor) -> Proposed:
-        """Return the network's region proposals.
-
-        Args:
-            pixels: (B, H, W, 3) uint8, each image in the upper left corner; H and W are multiples of `SIZE_STEP`.
-            sizes: (B, 2) int64, height and width of each image.
-        """
+    def propose(self, given: Given) -> Proposed:
+        """Return the network's region proposals, and on which anchors it learns."""
         rpn, heads = self.model.rpn, self.model.roi_heads
-        features = self.model.backbone(self._normalised(pixels, sizes))
+        shape = (int(given.pixels.shape[1]), int(given.pixels.shape[2]))
+        anchors, _ = self.anchors(shape)
+        # Before there are features: its large matrices are gone when memory is scarce.
+        samples = AnchorSamples.draw(rpn, anchors, given.instances, given.anchor_draws)
+        features = self.model.backbone(self._normalised(given.pixels, given.sizes))
         objectness, moves = rpn.head(list(features.values()))
         per_level = [
             (scores.permute(0, 2, 3, 1).flatten(1), _of_anchors(of_level, scores.shape[1]))
             for scores, of_level in zip(objectness, moves, strict=True)
         ]
-        candidates = self._candidates(per_level, pixels.shape[1:3], sizes)
+        candidates = self._candidates(per_level, shape, given.sizes)
         return Proposed(
-            (int(pixels.shape[1]), int(pixels.shape[2])),
+            shape,
+            samples,
             # Once, for boxes and masks: torchvision's networks pool both from the same levels.
             heads.box_roi_pool.levels_of(features),
             torch.cat([scores for scores, _ in per_level], dim=1),
@@ -370,8 +453,11 @@ class RcnnBatch:
         )
 
     def settled(self, regions: Regions, candidates: Candidates) -> Regions:
-        """Return the region proposals with suppression finished. This waits for the device, once."""
-        return regions if bool(regions.settled) else self._suppressed(candidates, BLOCK)
+        """Return the region proposals with suppression finished. This waits for the device, once as a rule."""
+        if bool(regions.settled):
+            return regions
+        longer = self._suppressed(candidates, 4 * ROUNDS)
+        return longer if bool(longer.settled) else self._suppressed(candidates, BLOCK)
 
     def _normalised(self, pixels: Tensor, sizes: Tensor) -> Tensor:
         """Return (B, 3, H, W) float32 as the backbone sees it: colours normalised, padding 0."""
@@ -395,7 +481,7 @@ class RcnnBatch:
         """
         rpn = self.model.rpn
         anchors, counts = self.anchors(shape)
-        most = min(rpn.pre_nms_top_n(), max(counts))
+        most = self._most_of_level(counts)
         boxes, scores = [], []
         for (logits, moves), of_level in zip(per_level, torch.split(anchors, counts), strict=True):
             best, at = logits.detach().topk(min(most, logits.shape[1]))
@@ -410,6 +496,9 @@ class RcnnBatch:
         certain = torch.sigmoid(logits)
         valid = large & (certain >= rpn.score_thresh) & (logits > -torch.inf)
         return Candidates(torch.cat(corners, dim=-1), certain, valid)
+
+    def _most_of_level(self, counts: Sequence[int]) -> int:
+        return int(min(self.model.rpn.pre_nms_top_n(), max(counts)))
 
     @torch.no_grad()
     def _suppressed(self, candidates: Candidates, rounds: int) -> Regions:
@@ -426,17 +515,20 @@ class RcnnBatch:
         return Regions(boxes, best[:, :most] >= 0, settled)
 
     @torch.no_grad()
-    def draw(self, regions: Regions, instances: Instances, room: Room | None = None) -> Drawn:
+    def draw(
+        self, regions: Regions, instances: Instances, quotas: Quotas | None = None, draws: Tensor | None = None
+    ) -> Drawn:
         """Return on which regions the heads learn, and what. At most a quarter of an image's lie on an instance; the
         true boxes take part.
 
         Args:
             regions: the region proposals, settled.
             instances: what is on the images.
-            room: how many slots there are to be; None for as many as it takes.
+            quotas: on how many regions of each image is learned; by default as many as its instances ask for.
+            draws: (B, K + G) float32, random numbers from 0 to 1 that decide it; by default they are drawn here.
         """
         heads = self.model.roi_heads
-        device = self.device
+        quotas = quotas or self.quotas(instances)
         boxes = torch.cat((regions.boxes, instances.boxes), dim=1)
         is_box = torch.cat((regions.is_box, instances.labels > 0), dim=1)
         overlaps, matched = _overlaps(instances, slice(None), boxes).max(dim=1)
@@ -445,16 +537,15 @@ class RcnnBatch:
         negative = is_box & (overlaps < matcher.low_threshold)
         labels = torch.where(positive, instances.labels.gather(1, matched), 0)
         # Those on an instance first, then those beside, each in random order.
-        keys = torch.rand(is_box.shape, device=device) + torch.where(positive, 0.0, torch.where(negative, 1.0, 2.0))
+        draws = torch.rand(is_box.shape, device=self.device) if draws is None else draws
+        keys = draws + torch.where(positive, 0.0, torch.where(negative, 1.0, 2.0))
         order = keys.argsort(dim=1)
 
-        quotas = self.quotas(instances)
-        room = room or Room.of(quotas)
-        quota, of_instances, of_masks = upload(torch.tensor(quotas), device).unbind(1)
+        quota, of_instances, of_masks = quotas.each.unbind(1)
         on_instance = positive.sum(1)
         taken = torch.minimum(on_instance, of_instances)
         beside = torch.minimum(negative.sum(1), quota - taken)
-        image_of, slot, is_slot = _slots(quota, room.regions)
+        image_of, slot, is_slot = _slots(quota, quotas.regions)
         # Behind those on an instance come those beside: as many of the former as are too many are passed over.
         taken_there = taken[image_of]
         rank = torch.where(slot < taken_there, slot, on_instance[image_of] + slot - taken_there)
@@ -467,7 +558,7 @@ class RcnnBatch:
         drawn = Drawn(image_of, torch.where(counts[:, None], rois, 0.0), counts, found_labels, corrections)
         if not heads.has_mask():
             return drawn
-        image_of, slot, is_slot = _slots(of_masks, room.masks)
+        image_of, slot, is_slot = _slots(of_masks, quotas.masks)
         region = order[image_of, slot.clamp(max=order.shape[1] - 1)]
         counts = is_slot & (slot < taken[image_of])
         rois = torch.where(counts[:, None], boxes[image_of, region], 0.0)
@@ -476,9 +567,9 @@ class RcnnBatch:
         mask_labels = torch.where(counts, labels[image_of, region], 0)
         return replace(drawn, masks=DrawnMasks(image_of, rois, counts, mask_labels, wanted))
 
-    def quotas(self, instances: Instances) -> list[list[int]]:
-        """Return for each image how many regions the heads learn on, how many of them may lie on an instance, and on
-        how many masks."""
+    def quotas(self, instances: Instances, *, is_rounded: bool = False) -> Quotas:
+        """Return on how much of each image the heads learn: on as many regions as `roi_samples` says or its instances
+        ask for, and on all masks of these or a few of each instance."""
         fraction = self.model.roi_heads.fg_bg_sampler.positive_fraction
         rows = []
         for count in instances.counts:
@@ -486,10 +577,23 @@ class RcnnBatch:
             most = int(regions * fraction)
             masks = most if self.roi_samples else min(most, MASKS_PER_INSTANCE * count)
             rows.append([regions, most, masks if count else 0])
-        return rows
+        slots = [max(1, sum(row[at] for row in rows)) for at in (0, 2)]
+        if is_rounded:
+            slots = [rounded(count, FEWEST_SLOTS) for count in slots]
+        return Quotas(upload(torch.tensor(rows), self.device), *slots)
 
-    def losses_of(self, proposed: Proposed, samples: AnchorSamples, drawn: "Drawn") -> dict[str, Tensor]:
-        """Return the losses by torchvision's names, each a scalar float32: means over all that counts."""
+    def losses_of(self, given: Given, proposed: Proposed, regions: Regions) -> dict[str, Tensor]:
+        """Return the losses by torchvision's names, each a scalar float32: means over all that counts.
+
+        Args:
+            given: what the pass began with.
+            proposed: what `propose` returned.
+            regions: the region proposals, settled.
+        """
+        drawn = self.draw(regions, given.instances, given.quotas, given.region_draws)
+        return self._head_losses(proposed, drawn) | self._proposal_losses(proposed)
+
+    def _head_losses(self, proposed: Proposed, drawn: Drawn) -> dict[str, Tensor]:
         heads = self.model.roi_heads
         pooled = heads.box_roi_pool.pool(proposed.levels, drawn.rois, drawn.image_of, [proposed.shape])
         logits, moves = heads.box_predictor(heads.box_head(pooled))
@@ -507,9 +611,10 @@ class RcnnBatch:
             of_class = logits.gather(1, masks.labels[:, None, None, None].expand(-1, 1, side, side))[:, 0]
             each = F.binary_cross_entropy_with_logits(of_class, masks.wanted, reduction="none").mean(dim=(1, 2))
             found["loss_mask"] = (each * masks.counts).sum() / masks.counts.sum().clamp(min=1)
-        return found | self._proposal_losses(proposed, samples)
+        return found
 
-    def _proposal_losses(self, proposed: Proposed, samples: AnchorSamples) -> dict[str, Tensor]:
+    def _proposal_losses(self, proposed: Proposed) -> dict[str, Tensor]:
+        samples = proposed.samples
         on_instance = samples.corrections.shape[1]
         count = samples.counts.sum().clamp(min=1)
         logits = proposed.objectness.gather(1, samples.places)
@@ -536,7 +641,7 @@ def mask_targets(instances: Instances, image_of: Tensor, of_instance: Tensor, bo
         boxes: (M, 4) float32, x1 y1 x2 y2 in pixels of the images, on which they lie.
         side: rows and columns of the result.
     """
-    high, wide = (edge + 1 for edge in instances.largest)
+    high, wide = (edge + 1 for edge in instances.window)
     rows, columns = (torch.arange(edge, device=boxes.device) for edge in (high, wide))
     at_once = max(1, MOST_MASK_PIXELS // (high * wide))
     parts = []

@@ -2,34 +2,32 @@
 
 A pass is a few thousand small pieces of work, and Python needs longer to ask for one of them than a GPU needs to do it.
 A CUDA graph is the list of these pieces, which the GPU goes through by itself. It holds for one shape of the batch
-alone, so a shape that comes a second time is recorded; shapes that come once are not worth it. What is recorded is what
-`RcnnBatch` does without looking at its results: from pixels to region proposals, and from drawn regions to gradients.
+alone, so a shape that comes a second time is recorded; shapes that come once are not worth it. A pass is recorded in
+the two halves of `RcnnBatch`, from pixels to region proposals and from these to gradients: in between, somebody has to
+look whether suppression is finished.
 """
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flawmask.model.rcnn_batch import AnchorSamples, Candidates, Drawn, Instances, RcnnBatch, Regions, Room, upload
+from flawmask.model.rcnn_batch import Given, Proposed, RcnnBatch, Regions, upload
 from flawmask.runtime import is_out_of_memory
 from flawmask.training.loader import Batch
 
 log = logging.getLogger(__name__)
 
-MOST_RECORDED = 32
+MOST_RECORDED = 64
 """So many shapes of a batch are recorded; further ones are computed as they come."""
 
-FEWEST_SLOTS = 16
-"""Numbers of slots are rounded up to powers of two from here on, so that few shapes come."""
-
-Key = tuple[int, int, int, Room]
-"""Images of a batch, their padded height and width, and how many slots there are for regions and masks."""
+Key = tuple[Any, ...]
+"""The sizes of all that a pass begins with."""
 
 
 class Passes:
@@ -58,33 +56,51 @@ class Passes:
         self._seen: Counter[Key] = Counter()
         self._recorded: dict[Key, _Recorded] = {}
         self._pool: Any = None
+        self._average: RcnnBatch | None = None
 
     def __call__(self, batch: Batch, weights: Tensor) -> Tensor:
         """Add the gradient of a micro-batch's weighed losses to the parameters' and return these losses.
 
         Args:
             batch: on the CPU.
-            weights: (L,) what each loss is multiplied by, on the device.
+            weights: (L,) float32, what each loss is multiplied by, on the device.
         """
-        network = self.network
-        device = network.device
-        instances = Instances.of(batch.targets, device)
-        anchors, _ = network.anchors(batch.pixels.shape[1:3])
-        samples = AnchorSamples.draw(network.model.rpn, anchors, instances)
-        sizes = upload(torch.tensor(batch.sizes), device)
-        scaled = self.scaler.scale(weights)
-        room = Room.of(network.quotas(instances))
-        if self.is_recording:
-            room = Room(_rounded(room.regions), _rounded(room.masks))
-            given = _Given(batch.pixels, sizes, samples, weights, scaled)
-            if (recorded := self._recording(given, instances, room)) is not None:
-                return recorded(given, instances)
-        proposed = network.propose(upload(batch.pixels, device), sizes)
-        regions = network.settled(proposed.regions, proposed.candidates)
-        found = network.losses_of(proposed, samples, network.draw(regions, instances, room))
-        stacked = torch.stack([found[name] for name in self.losses])
-        torch.autograd.backward((stacked * scaled).sum())
-        return (stacked * weights).detach()
+        network, scaled = self.network, self.scaler.scale(weights)
+        given = network.given(batch.pixels, batch.sizes, batch.targets, is_rounded=self.is_recording)
+        recorded = self._recording_of(given, scaled) if self.is_recording else None
+        if recorded is None:
+            given = replace(given, pixels=upload(given.pixels, network.device))
+            proposed = network.propose(given)
+            losses = self.backward(given, proposed, network.settled(proposed.regions, proposed.candidates), scaled)
+        else:
+            losses = recorded(given, scaled)
+        return losses * weights
+
+    def look(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """Return a micro-batch's losses by name; nothing is learned from them.
+
+        Args:
+            model: the network, or its moving average: no more than these two are ever looked at.
+            batch: on the CPU.
+        """
+        if model is self.network.model:
+            return self.network.losses(batch.images, batch.targets)
+        self._average = self._average or RcnnBatch(model, self.network.roi_samples)
+        return self._average.losses(batch.images, batch.targets)
+
+    def backward(self, given: Given, proposed: Proposed, regions: Regions, scaled: Tensor) -> Tensor:
+        """Add the gradient of a pass's losses to the parameters' and return the losses, (L,), in their order.
+
+        Args:
+            given: what the pass began with.
+            proposed: its first half.
+            regions: the region proposals, settled.
+            scaled: (L,) float32, what each loss is multiplied by before its gradient is taken.
+        """
+        found = self.network.losses_of(given, proposed, regions)
+        losses = torch.stack([found[name] for name in self.losses])
+        torch.autograd.backward((losses * scaled).sum())
+        return losses.detach()
 
     @property
     def recorded(self) -> int:
@@ -98,16 +114,17 @@ class Passes:
         self._pool, self.is_recording = None, False
         return was
 
-    def _recording(self, given: "_Given", instances: Instances, room: Room) -> "_Recorded | None":
+    def _recording_of(self, given: Given, scaled: Tensor) -> "_Recorded | None":
         """Return the recorded pass for a batch of this shape; None where it is to be computed as it comes."""
-        key = (*given.pixels.shape[:3], room)
-        if key in self._recorded or self._seen[key] == 0 or len(self._recorded) == MOST_RECORDED:
-            self._seen[key] += 1
+        quotas, window = given.quotas, given.instances.window
+        key = (*(one.shape for one in _tensors(given)), quotas.regions, quotas.masks, *window)
+        self._seen[key] += 1
+        if key in self._recorded or self._seen[key] == 1 or len(self._recorded) == MOST_RECORDED:
             return self._recorded.get(key)
         begun = time.perf_counter()
         try:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            recorded = _Recorded(self.network, self.losses, self._pool, given, instances, room)
+            recorded = _Recorded(self, self._pool, given, scaled)
         except Exception as error:  # whatever CUDA or its libraries cannot record
             self.forget()
             reason = "memory ran out" if is_out_of_memory(error) else f"{type(error).__name__}: {error}".splitlines()[0]
@@ -119,66 +136,36 @@ class Passes:
         return recorded
 
 
-def _rounded(count: int) -> int:
-    """Return the next power of two, or `FEWEST_SLOTS`."""
-    return int(max(FEWEST_SLOTS, 1 << (count - 1).bit_length()))
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What a pass begins with: pixels on the CPU, all else on the device."""
-
-    pixels: Tensor
-    sizes: Tensor
-    samples: AnchorSamples
-    weights: Tensor
-    scaled: Tensor
-
-
 class _Recorded:
     """A pass through a batch of one shape. Its tensors stay where they are: what goes in is copied into them."""
 
-    def __init__(
-        self,
-        network: RcnnBatch,
-        losses: tuple[str, ...],
-        pool: Any,
-        given: _Given,
-        instances: Instances,
-        room: Room,
-    ) -> None:
-        """Record the pass; the gradients that there are stay as they are."""
-        self.network, self.room = network, room
-        for parameter in network.model.parameters():
+    def __init__(self, passes: Passes, pool: Any, given: Given, scaled: Tensor) -> None:
+        """Record the pass. Nothing is computed by that, and the gradients that there are stay as they are."""
+        self.network = passes.network
+        for parameter in self.network.model.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.given: _Given = _copied(given, network.device)
+        self.given: Given = _copied(given, self.network.device)
+        self.scaled = scaled.clone()
         # Other threads go on meanwhile, such as the one that puts images into page-locked memory.
         mode = {"pool": pool, "capture_error_mode": "thread_local"}
         self.first, self.second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.first, **mode):
-            proposed = network.propose(self.given.pixels, self.given.sizes)
-        self.candidates: Candidates = proposed.candidates
-        self.regions: Regions = proposed.regions
-        self.first.replay()
-        self.drawn: Drawn = _copied(self._draw(instances), network.device)
+            proposed = self.network.propose(self.given)
+        self.candidates, self.regions = proposed.candidates, proposed.regions
         with torch.cuda.graph(self.second, **mode):
-            found = network.losses_of(proposed, self.given.samples, self.drawn)
-            stacked = torch.stack([found[name] for name in losses])
-            torch.autograd.backward((stacked * self.given.scaled).sum())
-            self.figures = (stacked * self.given.weights).detach()
+            self.losses = passes.backward(self.given, proposed, self.regions, self.scaled)
 
-    def __call__(self, given: _Given, instances: Instances) -> Tensor:
-        """Do what `Passes` does, of this shape."""
+    def __call__(self, given: Given, scaled: Tensor) -> Tensor:
+        """Add up the gradients of a batch of this shape and return its losses, (L,)."""
         _copy(given, self.given)
+        self.scaled.copy_(scaled)
         self.first.replay()
-        _copy(self._draw(instances), self.drawn)
+        regions = self.network.settled(self.regions, self.candidates)
+        if regions is not self.regions:
+            _copy(regions, self.regions)
         self.second.replay()
-        figures: Tensor = self.figures.clone()
-        return figures
-
-    def _draw(self, instances: Instances) -> Drawn:
-        return self.network.draw(self.network.settled(self.regions, self.candidates), instances, self.room)
+        return self.losses
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -193,17 +180,17 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _copied(value: Any, device: torch.device) -> Any:
     """Return a dataclass with copies of its tensors on the device."""
-    changed = {}
+    changed: dict[str, Any] = {}
     for each in fields(value):
         found = getattr(value, each.name)
         if isinstance(found, Tensor):
             changed[each.name] = found.to(device, copy=True)
         elif is_dataclass(found):
             changed[each.name] = _copied(found, device)
-    return type(value)(**{each.name: getattr(value, each.name) for each in fields(value)} | changed)
+    return replace(value, **changed)
 
 
 def _copy(given: Any, kept: Any) -> None:
-    """Copy the tensors of one dataclass into those of another, without waiting for the device."""
+    """Copy the tensors of one dataclass into those of another; what is in page-locked memory makes nobody wait."""
     for new, old in zip(_tensors(given), _tensors(kept), strict=True):
         old.copy_(new, non_blocking=True)

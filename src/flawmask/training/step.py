@@ -171,8 +171,11 @@ class Step:
             total: images of the batch.
             outlined: on how many of those is an instance, (1,).
         """
-        images, targets = part.on(self.device)
-        found = self.detector.losses(model, images, targets, self.roi_samples)
+        if self.passes is not None:
+            found = self.passes.look(model, part)
+        else:
+            images, targets = part.on(self.device)
+            found = self.detector.losses(model, images, targets, self.roi_samples)
         return torch.stack([found[name] for name in self.losses]) * shares(self.losses, part.targets, total, outlined)
 
 
