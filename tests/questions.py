@@ -41,18 +41,16 @@ class _Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if (
-            name in ASKING
-            or (name == "repeat_interleave" and len(args) < 2)
-            or (
-                name.startswith(("index", "_index", "_unsafe_index"))
-                and any(
-                    isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in tree_leaves(args[1:2])
-                )
-            )
-        ):
+        if name in ASKING or (name == "repeat_interleave" and len(args) < 2) or _is_by_mask(name, args):
             self.asked[name] += 1
         return func(*args, **(kwargs or {}))
+
+
+def _is_by_mask(name: str, args: Any) -> bool:
+    """Return whether it reads or writes where a mask says."""
+    if not name.startswith(("index", "_index", "_unsafe_index")):
+        return False
+    return any(isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in tree_leaves(args[1:2]))
 
 
 @contextmanager

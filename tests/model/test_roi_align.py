@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from questions import counted, pooled_as_on_a_gpu
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -33,14 +34,26 @@ def random_boxes(count: int, reach: float = 30.0) -> Tensor:
     return torch.cat((corners, corners + sides), dim=1)
 
 
+class OnAGPU(PyramidRoIAlign):
+    """Goes the way that is taken on a GPU."""
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        with pooled_as_on_a_gpu():
+            return super().forward(x, boxes, image_shapes)
+
+
 def pooled_both_ways(
-    maps: dict[str, Tensor], boxes: list[Tensor], size: int | tuple[int, int] = 7, samples: int = 2
+    maps: dict[str, Tensor],
+    boxes: list[Tensor],
+    size: int | tuple[int, int] = 7,
+    samples: int = 2,
+    ours: type[PyramidRoIAlign] = PyramidRoIAlign,
 ) -> tuple[tuple[Tensor, list[Tensor]], tuple[Tensor, list[Tensor]]]:
     """Return what is pooled and the features' gradients, from ours and from torchvision's."""
     both = []
     names = [name for name in NAMES if name in maps]
     weights = None
-    for kind in (PyramidRoIAlign, MultiScaleRoIAlign):
+    for kind in (ours, MultiScaleRoIAlign):
         align = kind(names, [size, size] if isinstance(size, int) else list(size), samples)
         pooled = align(maps, boxes, SIZES)
         weights = torch.randn_like(pooled) if weights is None else weights
@@ -52,12 +65,14 @@ def pooled_both_ways(
 
 
 def assert_same(boxes: Sequence[Tensor], size: int | tuple[int, int], samples: int, levels: int) -> None:
+    """As on a CPU, and as on a GPU."""
     maps = pyramid(levels=levels)
-    (pooled, gradients), (expected, wanted) = pooled_both_ways(maps, list(boxes), size, samples)
-    assert pooled.shape == expected.shape
-    torch.testing.assert_close(pooled, expected, atol=1e-4, rtol=1e-4)
-    for found, one in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(found, one, atol=1e-4, rtol=1e-4)
+    for ours in (PyramidRoIAlign, OnAGPU):
+        (pooled, gradients), (expected, wanted) = pooled_both_ways(maps, list(boxes), size, samples, ours)
+        assert pooled.shape == expected.shape
+        torch.testing.assert_close(pooled, expected, atol=1e-4, rtol=1e-4)
+        for found, one in zip(gradients, wanted, strict=True):
+            torch.testing.assert_close(found, one, atol=1e-4, rtol=1e-4)
 
 
 @given(
@@ -138,3 +153,27 @@ def test_features_may_lie_in_memory_as_they_like() -> None:
     align = PyramidRoIAlign(NAMES, [7, 7], 2)
     last = {name: one.contiguous(memory_format=torch.channels_last) for name, one in maps.items()}
     assert torch.equal(align(maps, boxes, SIZES), align(last, boxes, SIZES))
+
+
+def test_as_on_a_gpu_nothing_is_asked_of_the_device_where_the_other_way_asks() -> None:
+    torch.manual_seed(4)
+    maps, boxes = pyramid(), [random_boxes(9), random_boxes(4)]
+    asked = []
+    for kind in (OnAGPU, PyramidRoIAlign):
+        with counted() as of_kind:
+            kind(NAMES, [7, 7], 2)(maps, boxes, SIZES).sum().backward()
+        asked.append(of_kind.total())
+    assert asked[0] == 0 < asked[1]
+
+
+def test_as_on_a_gpu_of_bfloat16_features_gradients_are_added_up_in_float32() -> None:
+    torch.manual_seed(2)
+    maps = pyramid(torch.bfloat16)
+    boxes = [torch.tensor([[8.0, 8.0, 40.0, 40.0]]).repeat(400, 1), torch.zeros(0, 4)]
+    pooled = OnAGPU(NAMES, [7, 7], 2)(maps, boxes, SIZES)
+    assert pooled.dtype == torch.float32
+    pooled.sum().backward()
+    gradient = maps["0"].grad
+    assert gradient is not None
+    assert gradient.dtype == torch.bfloat16
+    assert float(gradient.max()) > 256, "in bfloat16 it would have stopped growing there"

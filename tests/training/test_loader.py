@@ -22,7 +22,7 @@ from flawmask.model.layers import resized
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 from flawmask.training.cache import PixelCache
-from flawmask.training.loader import Order, SplitDataset, make_loader, read, resize, resized_shapes
+from flawmask.training.loader import Batch, Order, SplitDataset, make_loader, read, resize, resized_shapes
 
 HEIGHT, WIDTH = 24, 32
 AS_IT_IS = replace(SPEC, image_size=HEIGHT)
@@ -213,6 +213,67 @@ def test_the_last_batch_may_be_smaller_and_images_of_any_size_stand_together(spl
     moved, targets = batches[0].on(torch.device("cpu"))
     assert torch.equal(moved[0], items[0][0])
     assert targets[0].keys() == {"boxes", "labels", "windows", "mask_pixels", "image_id"}
+
+
+def items_of(*sizes: tuple[int, int]) -> list[tuple[torch.Tensor, Target]]:
+    """Images without a pixel of 0, and targets that are known by their number."""
+    draw = torch.Generator().manual_seed(0)
+    return [
+        (torch.randint(1, 256, (3, *size), dtype=torch.uint8, generator=draw), {"image_id": torch.tensor([at])})
+        for at, size in enumerate(sizes)
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_a_batch_holds_each_image_in_its_corner_nothing_beyond_and_looks_at_it_without_a_copy(
+    sizes: list[tuple[int, int]],
+) -> None:
+    items = items_of(*sizes)
+    batch = Batch.of(items)
+    assert len(batch) == len(sizes)
+    assert batch.sizes == sizes
+    assert batch.pixels.dtype == torch.uint8
+    tallest, widest = (max(size[axis] for size in sizes) for axis in (0, 1))
+    assert batch.pixels.shape == (len(sizes), -(-tallest // 32) * 32, -(-widest // 32) * 32, 3)
+    for image, (expected, _) in zip(batch.images, items, strict=True):
+        assert torch.equal(image, expected)
+        assert image.untyped_storage().data_ptr() == batch.pixels.untyped_storage().data_ptr()
+    for pixels, (height, width) in zip(batch.pixels, sizes, strict=True):
+        assert not pixels[height:].any()
+        assert not pixels[:, width:].any()
+        assert int((pixels > 0).sum()) == 3 * height * width
+    assert all(found is expected for found, (_, expected) in zip(batch.targets, items, strict=True))
+
+
+@pytest.mark.parametrize(("at_most", "counts"), [(1, [1] * 5), (2, [2, 2, 1]), (3, [3, 2]), (5, [5]), (9, [5])])
+def test_parts_of_a_batch_are_its_images_in_their_order_padded_as_they_are(at_most: int, counts: list[int]) -> None:
+    items = items_of((40, 20), (8, 9), (33, 70), (5, 5), (64, 32))
+    batch = Batch.of(items)
+    parts = list(batch.parts(at_most))
+    assert [len(part) for part in parts] == [len(part.targets) for part in parts] == counts
+    assert torch.equal(torch.cat([part.pixels for part in parts]), batch.pixels)
+    for image, (expected, _) in zip([one for part in parts for one in part.images], items, strict=True):
+        assert torch.equal(image, expected)
+    assert [int(one["image_id"]) for part in parts for one in part.targets] == list(range(5))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA takes page-locked memory")
+def test_a_batch_comes_in_page_locked_memory_and_its_parts_and_what_is_on_the_gpu_are_the_same(
+    split: CocoSplit,
+) -> None:
+    items = SplitDataset(split, AS_IT_IS)
+    for batch in read(make_loader(items, Order([(8, 8)] * 5, 2, seed=None), workers=0, pin=True)):
+        assert isinstance(batch, Batch)
+        assert batch.pixels.is_pinned()
+        for part in batch.parts(1):
+            assert part.pixels.is_pinned()
+            images, targets = part.on(torch.device("cuda"))
+            (expected, target) = items[int(part.targets[0]["image_id"]) - 1]
+            assert images[0].is_cuda
+            assert torch.equal(images[0].cpu(), expected)
+            assert all(torch.equal(one.cpu(), target[name]) for name, one in targets[0].items())
+            assert targets[0]["boxes"].is_cuda
 
 
 @pytest.mark.parametrize("workers", [0, 1])
