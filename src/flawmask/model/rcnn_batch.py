@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
-from flawmask.model.layers import stacked
+from flawmask.model.layers import stacked, upload
 from flawmask.model.nms import BLOCK, ROUNDS, keep_best
 from flawmask.model.rcnn_losses import MASKS_PER_INSTANCE, samples_for
 from flawmask.model.targets import Target
@@ -39,13 +39,6 @@ def suits(model: Any) -> bool:
     """Return whether a network's losses may be computed here: not where a norm of its heads would take slots
     that do not count for regions."""
     return not any(isinstance(one, torch.nn.BatchNorm2d) for one in model.roi_heads.modules())
-
-
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on the device. CUDA takes it from page-locked memory, without making anybody wait."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from flawmask import masks
 from flawmask.coco import Record, instance_rles
 from flawmask.masks import Mask
+from flawmask.model.layers import upload
 
 Target = dict[str, Tensor]
 """What is on one image, with N instances:
@@ -128,6 +129,5 @@ def crops(target: Target) -> list[Tensor]:
 def to_device(target: Target, device: torch.device) -> Target:
     """Return the target with its tensors on the device; windows and ids stay, since only Python looks at them."""
     return {
-        name: tensor if name in ("windows", "image_id") else tensor.to(device, non_blocking=True)
-        for name, tensor in target.items()
+        name: tensor if name in ("windows", "image_id") else upload(tensor, device) for name, tensor in target.items()
     }

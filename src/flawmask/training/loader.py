@@ -17,7 +17,7 @@ from flawmask import images
 from flawmask.coco import CocoSplit
 from flawmask.errors import FlawmaskError
 from flawmask.model import targets
-from flawmask.model.layers import stacked
+from flawmask.model.layers import stacked, upload
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, make_target
 from flawmask.training.cache import PixelCache
@@ -67,12 +67,13 @@ class Batch:
             yield Batch(self.pixels[part], self.sizes[part], self.targets[part])
 
     def pin_memory(self) -> "Batch":
-        """Return the batch with its pixels in page-locked memory; the loader asks for that."""
-        return replace(self, pixels=self.pixels.pin_memory())
+        """Return the batch in page-locked memory; the loader asks for that."""
+        pinned = [{name: tensor.pin_memory() for name, tensor in target.items()} for target in self.targets]
+        return replace(self, pixels=self.pixels.pin_memory(), targets=pinned)
 
     def on(self, device: torch.device) -> tuple[list[Tensor], list[Target]]:
         """Return the images and all that is computed with of their targets on the device."""
-        moved = replace(self, pixels=self.pixels.to(device, non_blocking=self.pixels.is_pinned()))
+        moved = replace(self, pixels=upload(self.pixels, device))
         return moved.images, [targets.to_device(one, device) for one in self.targets]
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flawmask.model.rcnn_batch import Given, Proposed, RcnnBatch, Regions, upload
+from flawmask.model.layers import upload
+from flawmask.model.rcnn_batch import Given, Proposed, RcnnBatch, Regions
 from flawmask.runtime import is_out_of_memory
 from flawmask.training.loader import Batch
 
