@@ -1,0 +1,431 @@
+"""Passes on a GPU give the gradients of the plain way, recorded or not; what cannot be recorded is computed."""
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from outlined_images import batch, gradients, network, rectangle, target_of
+from questions import counted, pooled_as_on_a_gpu
+from random_network import SPEC, patchwork
+from stained_plates import make_dataset, settings
+from torch import Tensor
+
+from flawmask.errors import FlawmaskError
+from flawmask.model import rcnn_losses
+from flawmask.model.arch import Arch
+from flawmask.model.build import build
+from flawmask.model.layers import to_device
+from flawmask.model.rcnn import loss_names
+from flawmask.model.rcnn_compute import train_in
+from flawmask.training import recording
+from flawmask.training.loader import Batch
+from flawmask.training.loop import train
+from flawmask.training.recording import Passes, _copied, _copy, _tensors
+from flawmask.training.step import Figures, Step, can_record, count_outlined, make_step
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+LOSSES = loss_names(SPEC)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA records")
+
+ENOUGH = 128
+"""Regions of an image: more than there are, with the proposals of `without_chance`, of each kind."""
+
+
+def without_chance() -> Any:
+    """A network that learns on all anchors and, with `ENOUGH`, on all regions."""
+    model = network(1024)
+    model.rpn.fg_bg_sampler.batch_size_per_image = 10**6
+    model.rpn._post_nms_top_n["training"] = 20
+    return model
+
+
+def four_images() -> Batch:
+    images, _, targets = batch()
+    return Batch.of(list(zip(images, targets, strict=True)))
+
+
+def five_on_each(seed: int = 0) -> Batch:
+    """Four images of 64 x 96 with five instances each."""
+    size = (64, 96)
+    draw = torch.Generator().manual_seed(seed)
+    items = []
+    for at in range(4):
+        image = torch.from_numpy(patchwork(*size, 10 * seed + at).copy()).permute(2, 0, 1)
+        corners = torch.randint(0, 40, (5, 2), generator=draw).tolist()
+        sides = torch.randint(6, 24, (5, 2), generator=draw).tolist()
+        masks = [rectangle(size, *corner, *side) for corner, side in zip(corners, sides, strict=True)]
+        items.append((image, target_of(masks, size)))
+    return Batch.of(items)
+
+
+def scaler_of(scale: float, device: torch.device = CPU) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(device.type, init_scale=scale, growth_interval=2**31 - 1)
+
+
+def step_of(model: Any, tmp_path: Path, *, at_once: int = 4, scale: float = 1.0, **changes: Any) -> Step:
+    config = settings(tmp_path / "data", scheduler="constant", warmup_steps=0, **({"roi_samples": ENOUGH} | changes))
+    device = next(model.parameters()).device
+    made = make_step(config, model, SPEC, device, torch.float32, 100, True, at_once=at_once)
+    made.scaler = scaler_of(scale, device)
+    if made.passes is not None:
+        made.passes.scaler = made.scaler
+    return made
+
+
+def gradients_of(model: Any) -> dict[str, Tensor]:
+    return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
+    """But for that share of the largest gradient."""
+    assert found.keys() == wanted.keys()
+    longest = max(float(one.abs().max()) for one in wanted.values())
+    assert math.isfinite(longest)
+    for name, one in found.items():
+        torch.testing.assert_close(one, wanted[name], atol=tolerance * longest, rtol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+@pytest.mark.parametrize(("at_once", "is_of_one_size"), [(4, False), (3, True)])
+def test_figures_and_gradients_of_passes_are_those_of_the_plain_way(
+    tmp_path: Path, at_once: int, is_of_one_size: bool, scale: float
+) -> None:
+    # Of several, parts of a batch are padded as the whole batch, and the plain way pads each as it needs.
+    model, images = without_chance(), five_on_each() if is_of_one_size else four_images()
+    step = step_of(model, tmp_path, at_once=at_once, scale=scale)
+    assert step.passes is None
+    outlined = count_outlined(images.targets, CPU)
+    expected = step.add_gradients(images, 4, outlined)
+    wanted = gradients_of(model)
+    step.passes = Passes(model, step.losses, ENOUGH, step.scaler, is_recording=False)
+    found = step.add_gradients(images, 4, outlined)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert not found.requires_grad
+    assert_close(gradients_of(model), wanted, 3e-5)
+    if scale > 1:
+        step.scaler = scaler_of(1.0)
+        step.passes.scaler = step.scaler
+        step.add_gradients(images, 4, outlined)
+        assert_close({name: one * scale for name, one in gradients_of(model).items()}, wanted, 3e-5)
+
+
+def test_a_step_by_passes_moves_the_weights_as_one_by_the_plain_way(tmp_path: Path) -> None:
+    figures, weights = [], []
+    for is_by_passes in (False, True):
+        model = without_chance()
+        step = step_of(model, tmp_path, at_once=2)
+        if is_by_passes:
+            step.passes = Passes(model, step.losses, ENOUGH, step.scaler, is_recording=False)
+        for _ in range(2):
+            read = Figures.read(step(five_on_each(), 4, 0.5))
+        figures.append([*read.losses, read.length])
+        weights.append({name: one.detach().clone() for name, one in model.named_parameters()})
+    assert figures[1] == pytest.approx(figures[0], rel=1e-3)
+    for name, one in weights[1].items():
+        torch.testing.assert_close(one, weights[0][name], atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_a_pass_asks_the_device_at_most_five_times_and_that_does_not_grow_with_what_is_on_the_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, images = network(), five_on_each()
+    passes = Passes(model, LOSSES, None, scaler_of(1.0), is_recording=False)
+    given = passes.network.given(images.pixels, images.sizes, images.targets)  # looks at what is on the CPU still
+    monkeypatch.setattr(passes.network, "given", lambda *_, **__: given)
+    shares = torch.ones(len(LOSSES))
+    with pooled_as_on_a_gpu(), counted() as asked:
+        passes(images, shares)
+    assert asked.total() == 1, asked
+    with counted() as plain:
+        gradients(model, rcnn_losses.losses(model, *images.on(CPU), None))
+    assert plain.total() > 50
+
+
+@dataclass(frozen=True)
+class Inner:
+    values: Tensor
+    name: str
+
+
+@dataclass(frozen=True)
+class Outer:
+    first: Tensor
+    inner: Inner | None
+    counts: tuple[int, ...]
+
+
+def test_copies_of_what_goes_in_have_memory_of_their_own_and_take_what_comes_next_where_they_lie() -> None:
+    given = Outer(torch.arange(3.0), Inner(torch.ones(2, dtype=torch.bool), "a name"), (1, 2))
+    kept = _copied(given, CPU)
+    assert isinstance(kept, Outer)
+    assert isinstance(kept.inner, Inner)
+    assert (kept.counts, kept.inner.name) == ((1, 2), "a name")
+    places = [one.data_ptr() for one in _tensors(kept)]
+    assert len(places) == 2
+    assert not set(places) & {one.data_ptr() for one in _tensors(given)}
+    for one, other in zip(_tensors(kept), _tensors(given), strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    following = Outer(torch.full((3,), 7.0), Inner(torch.tensor([False, True]), "a name"), (1, 2))
+    _copy(following, kept)
+    assert [one.data_ptr() for one in _tensors(kept)] == places
+    assert kept.first.tolist() == [7, 7, 7]
+    assert kept.inner.values.tolist() == [False, True]
+    assert given.first.tolist() == [0, 1, 2]
+
+
+def test_what_is_one_tensor_short_is_not_copied() -> None:
+    """Of a network without masks, say, into what was recorded of one with."""
+    whole = Outer(torch.zeros(1), Inner(torch.zeros(1), ""), ())
+    with pytest.raises(ValueError, match="zip"):
+        _copy(replace(whole, inner=None), _copied(whole, CPU))
+
+
+class Recorded:
+    """In the place of a recorded pass."""
+
+
+def forgetful(model: Any) -> Passes:
+    """Passes that have something recorded."""
+    passes = Passes(model, LOSSES, ENOUGH, scaler_of(1.0), is_recording=True)
+    recorded: Any = Recorded()
+    passes._recorded["a shape",] = recorded
+    return passes
+
+
+def test_what_is_recorded_is_forgotten_once_and_nothing_more_is_recorded() -> None:
+    passes = forgetful(without_chance())
+    assert passes.forget()
+    assert not passes.is_recording
+    assert not passes._recorded
+    assert not passes.forget()
+
+
+def test_where_memory_runs_out_what_is_recorded_goes_first_and_only_then_do_fewer_images_pass_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, images = without_chance(), five_on_each()
+    step = step_of(model, tmp_path)
+    step.passes = forgetful(model)
+    tried: list[tuple[int, bool]] = []
+    call = Passes.__call__
+
+    def limited(self: Passes, part: Batch, weights: Tensor) -> Tensor:
+        tried.append((len(part), self.is_recording))
+        self.is_recording = False
+        found = call(self, part, weights)
+        if len(part) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return found
+
+    monkeypatch.setattr(Passes, "__call__", limited)
+    outlined = count_outlined(images.targets, CPU)
+    with caplog.at_level(logging.WARNING):
+        step.add_gradients(images, 4, outlined)
+    assert tried == [(4, True), (4, False), (2, False), (2, False)]
+    assert step.at_once == 2
+    found = gradients_of(model)
+    step.passes = None
+    step.add_gradients(images, 4, outlined)
+    assert_close(found, gradients_of(model), 3e-5)
+
+
+def test_what_cannot_be_recorded_is_said_once_and_computed_as_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
+
+    monkeypatch.setattr(recording, "_Recorded", refuse)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    model, images = without_chance(), four_images()
+    step = step_of(model, tmp_path)
+    outlined = count_outlined(images.targets, CPU)
+    expected = step.add_gradients(images, 4, outlined)
+    wanted = gradients_of(model)
+    step.passes = Passes(model, step.losses, ENOUGH, step.scaler, is_recording=True)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            found = step.add_gradients(images, 4, outlined)
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+            assert_close(gradients_of(model), wanted, 3e-5)
+    (said,) = [one.getMessage() for one in caplog.records]
+    assert "not recorded (RuntimeError: operation not permitted when stream is capturing): training goes on" in said
+    assert not step.passes.is_recording
+
+
+def test_a_shape_is_recorded_when_it_comes_again_and_no_more_than_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    class Pretended:
+        def __init__(self, passes: Any, pool: Any, given: Any, *rest: Any) -> None:
+            made.append(len(given.pixels))
+
+        def __call__(self, *_: Any) -> Tensor:
+            return torch.full((len(LOSSES),), -1.0)
+
+    monkeypatch.setattr(recording, "_Recorded", Pretended)
+    monkeypatch.setattr(recording, "MOST_RECORDED", 2)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    passes = Passes(without_chance(), LOSSES, ENOUGH, scaler_of(1.0), is_recording=True)
+    images, shares = four_images(), torch.ones(len(LOSSES))
+    replayed = []
+    for count in (1, 2, 1, 2, 1, 3, 3, 3):
+        (part,) = list(replace(images, **{name: getattr(images, name)[:count] for name in NAMES}).parts(4))
+        replayed.append(float(passes(part, shares)[0]) == -1)
+    assert made == [1, 2]
+    assert replayed == [False, False, True, True, True, False, False, False]
+
+
+NAMES = ("pixels", "sizes", "targets")
+
+
+@pytest.mark.parametrize("compile", ["auto", "off"])
+def test_a_cpu_records_nothing(tmp_path: Path, compile: str) -> None:
+    assert step_of(without_chance(), tmp_path, compile=compile).passes is None
+
+
+@pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "ssdlite320_mobilenet_v3_large"])
+def test_to_insist_on_recording_is_refused_on_a_cpu_before_anything_is_written(tmp_path: Path, arch: Arch) -> None:
+    dataset = make_dataset(tmp_path / "data")
+    with pytest.raises(FlawmaskError, match=r"--compile on: .* on cpu cannot be recorded") as caught:
+        train(settings(dataset, arch=arch, compile="on"))
+    assert "\n" not in str(caught.value)
+    assert [one.name for one in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("arch", "norm", "device", "expected"),
+    [
+        ("maskrcnn_resnet18_fpn", "group", CUDA, True),
+        ("maskrcnn_resnet18_fpn", "batch", CUDA, True),
+        ("fasterrcnn_mobilenet_v3_large_fpn", "frozen", CUDA, True),
+        ("maskrcnn_resnet18_fpn", "group", CPU, False),
+        ("ssdlite320_mobilenet_v3_large", "batch", CUDA, False),
+    ],
+)
+def test_what_can_be_recorded_is_an_rcnn_on_cuda(arch: Arch, norm: Any, device: torch.device, expected: bool) -> None:
+    size = 320 if arch.startswith("ssd") else 64
+    spec = replace(SPEC, arch=arch, norm=norm, image_size=size)
+    assert can_record(spec, build(spec), device) == expected
+
+
+def test_heads_whose_norms_look_at_all_regions_are_not_recorded() -> None:
+    """They would look at slots that do not count."""
+    model = without_chance()
+    assert can_record(SPEC, model, CUDA)
+    model.roi_heads.box_head.append = torch.nn.BatchNorm2d(4)
+    assert not can_record(SPEC, model, CUDA)
+
+
+def on_cuda(dtype: torch.dtype) -> Any:
+    """Two of them learn the same: nothing is drawn."""
+    model = to_device(without_chance(), CUDA)
+    train_in(model, CUDA, dtype)
+    return model
+
+
+BATCHES = 3
+
+
+@needs_cuda
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_recorded_passes_give_figures_and_gradients_of_those_not_recorded(
+    dtype: torch.dtype, tolerance: float, scale: float
+) -> None:
+    """bfloat16 has 8 bits; and a sum in another order may round an objectness to its neighbour."""
+    model = on_cuda(dtype)
+    shares = torch.rand(len(LOSSES), device=CUDA) + 0.5
+    plain = Passes(model, LOSSES, ENOUGH, scaler_of(scale, CUDA), is_recording=False)
+    recorded = Passes(model, LOSSES, ENOUGH, scaler_of(scale, CUDA), is_recording=True)
+    figures = []
+    for seed in (0, *range(BATCHES)):
+        images = five_on_each(seed)
+        results = []
+        for passes in (plain, recorded):
+            for one in model.parameters():
+                if one.grad is not None:
+                    one.grad.zero_()
+            results.append((passes(images, shares).cpu(), gradients_of(model)))
+        (expected, wanted), (found, ours) = results
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+        assert_close(ours, wanted, tolerance)
+        figures.append(tuple(found.tolist()))
+    assert recorded.is_recording
+    assert recorded.recorded == 1, "nothing was recorded"
+    assert len(set(figures[1:])) == BATCHES, "what was recorded is given again"
+
+
+@needs_cuda
+def test_a_recorded_pass_adds_to_the_gradients_that_there_are_and_its_figures_stay() -> None:
+    model, shares = on_cuda(torch.float32), torch.ones(len(LOSSES), device=CUDA)
+    passes = Passes(model, LOSSES, ENOUGH, scaler_of(1.0, CUDA), is_recording=True)
+    passes(five_on_each(0), shares)
+    passes(five_on_each(0), shares)
+    for one in model.parameters():
+        if one.grad is not None:
+            one.grad.zero_()
+    figures = passes(five_on_each(0), shares)
+    kept, once = figures.clone(), gradients_of(model)
+    passes(five_on_each(0), shares)
+    assert_close(gradients_of(model), {name: 2 * one for name, one in once.items()}, 1e-4)
+    passes(five_on_each(1), shares)
+    assert torch.equal(figures, kept)
+
+
+@needs_cuda
+@pytest.mark.parametrize("compile", ["auto", "off"])
+def test_a_step_waits_for_the_gpu_at_most_five_times(
+    tmp_path: Path, compile: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    step = step_of(to_device(network(), CUDA), tmp_path, compile=compile, roi_samples=None)
+    for _ in range(3):
+        step(five_on_each(), 4, 0.5).tolist()
+    torch.cuda.synchronize()
+    recwarn.clear()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        step(five_on_each(), 4, 0.5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waited = [str(one.message) for one in recwarn if "synchroniz" in str(one.message)]
+    assert 1 <= len(waited) <= 5, waited
+
+
+@needs_cuda
+@pytest.mark.parametrize(("compile", "is_recording"), [("auto", True), ("on", True), ("off", False)])
+def test_the_flag_says_whether_a_gpu_records(tmp_path: Path, compile: str, is_recording: bool) -> None:
+    step = step_of(to_device(network(), CUDA), tmp_path, compile=compile)
+    assert step.passes is not None
+    assert step.passes.is_recording == is_recording
+    for _ in range(3):
+        step(five_on_each(), 4, 0.5).tolist()
+    assert bool(step.passes.recorded) == is_recording
+
+
+@needs_cuda
+@pytest.mark.slow
+@pytest.mark.parametrize("compile", ["auto", "off"])
+def test_a_training_on_a_gpu_has_a_finite_loss_on_both_splits(tmp_path: Path, compile: str) -> None:
+    dataset = make_dataset(tmp_path / "data")
+    done = train(settings(dataset, device="cuda", compile=compile, epochs=3, roi_samples=None))
+    assert all(math.isfinite(one) for name in ("train_loss", "val_loss") for one in done.history[name])
+    assert done.history["skipped_steps"] == [0, 0, 0]
+
+
+@needs_cuda
+def test_losses_of_targets_that_are_on_the_gpu_are_those_of_the_cpu(tmp_path: Path) -> None:
+    """As the validation loss takes them."""
+    images = four_images()
+    outlined = count_outlined(images.targets, CPU)
+    expected = step_of(without_chance(), tmp_path)
+    on_gpu = step_of(on_cuda(torch.float32), tmp_path)
+    with torch.no_grad():
+        wanted = expected.weighed(expected.model, images, 4, outlined)
+        found = on_gpu.weighed(on_gpu.model, images, 4, outlined.to(CUDA))
+    torch.testing.assert_close(found.cpu(), wanted, atol=1e-3, rtol=1e-3)
