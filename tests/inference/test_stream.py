@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import random_network
+import torch
 from random_network import patchwork
 
+from flawmask import images
 from flawmask.errors import FlawmaskError
 from flawmask.images import read_image, write_png
 from flawmask.inference import stream
 from flawmask.inference.predictor import Prediction, detect, finish
-from flawmask.inference.predictor import infer as really
+from flawmask.inference.predictor import infer_resized as really
 from flawmask.inference.stream import THREADS, Seen, in_order, judge_all
 
 SPEC = replace(random_network.SPEC, max_detections=8)
@@ -46,11 +49,12 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
     """The sizes of the images in each batch that the network has seen so far."""
     seen = []
 
-    def infer(model: Any, spec: Any, batch: Any) -> Any:
-        seen.append([image.shape[:2] for image in batch])
-        return really(model, spec, batch)
+    def infer(model: Any, spec: Any, batch: Any, sizes: Any) -> Any:
+        assert [image.shape[:2] for image in batch] == [spec.resized(*size) for size in sizes]
+        seen.append(sizes)
+        return really(model, spec, batch, sizes)
 
-    monkeypatch.setattr(stream, "infer", infer)
+    monkeypatch.setattr(stream, "infer_resized", infer)
     return seen
 
 
@@ -118,7 +122,7 @@ def test_threads_read_and_finish_and_the_caller_alone_uses_the_network(
     def last(_: Path, __: Seen | FlawmaskError) -> None:
         who["finish"].add(threading.get_ident())
 
-    monkeypatch.setattr(stream, "infer", infer)
+    monkeypatch.setattr(stream, "infer_resized", infer)
     assert len(list(judge_all(network(), SPEC, paths, read, last))) == len(paths)
     assert who["infer"] == {threading.get_ident()}
     assert threading.get_ident() not in who["read"] | who["finish"]
@@ -136,13 +140,58 @@ def test_the_next_images_are_read_while_the_network_is_busy(paths: list[Path], m
             third_is_read.set()
         return read_image(path)
 
-    monkeypatch.setattr(stream, "infer", infer)
+    monkeypatch.setattr(stream, "infer_resized", infer)
     assert len(list(judge_all(network(), SPEC, paths, read, outcome))) == len(paths)
+
+
+def test_a_thread_that_reads_computes_on_one_core_and_leaves_the_others_theirs() -> None:
+    """In PyTorch the number is each thread's own, and that of the threads that start after it was set."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        inside = list(in_order(lambda _: torch.get_num_threads(), range(20), 5))
+        with ThreadPoolExecutor(1) as pool:
+            afterwards = pool.submit(torch.get_num_threads).result()
+        assert (set(inside), torch.get_num_threads(), afterwards) == ({1}, 3, 3)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_image_is_resized_where_it_is_read(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    who: set[int] = set()
+    really_resize = images.resize
+
+    def resize(*arguments: Any) -> Any:
+        who.add(threading.get_ident())
+        return really_resize(*arguments)
+
+    monkeypatch.setattr(images, "resize", resize)
+    list(judged(paths))
+    assert who
+    assert threading.get_ident() not in who
+
+
+def test_images_that_are_seen_at_one_size_are_a_batch_and_boxes_are_at_each_images_own(
+    tmp_path: Path, batches: list[list[tuple[int, ...]]]
+) -> None:
+    sizes = [(60, 80), (120, 160), (60, 80)]
+    paths = [tmp_path / f"{number}.png" for number in range(len(sizes))]
+    for path, size in zip(paths, sizes, strict=True):
+        write_png(path, patchwork(*size))
+    results = [result for _, result in judged(paths, batch_size=3)]
+    assert batches == [sizes]
+    for path, size, result in zip(paths, sizes, results, strict=True):
+        alone = detect(network(), SPEC, read_image(path))
+        assert isinstance(result, Prediction)
+        assert (result.height, result.width) == size
+        assert result.instances
+        for one, other in zip(result.instances, alone.instances, strict=True):
+            assert one.box == pytest.approx(other.box, abs=1e-3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_no_more_images_are_in_flight_than_a_few_batches(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "infer", lambda _, __, batch: [{} for _ in batch])
+    monkeypatch.setattr(stream, "infer_resized", lambda _, __, batch, ___: [{} for _ in batch])
     read, done = 0, 0
     most = 0
 
@@ -201,7 +250,7 @@ def test_an_exception_of_the_network_is_raised_and_no_thread_is_left(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = set(threading.enumerate())
-    monkeypatch.setattr(stream, "infer", broken)
+    monkeypatch.setattr(stream, "infer_resized", broken)
     with pytest.raises(OSError, match="No space left") as caught:
         list(judged(paths))
     assert caught.value.errno == 28
