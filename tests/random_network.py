@@ -109,12 +109,12 @@ def patchwork(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     return patches.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
 
 
-def resized(spec: ModelSpec, *originals: npt.NDArray[np.uint8]) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Images as a detector's `infer` takes them: a batch at the size at which the network sees them, and the sizes that
-    they had."""
+def resized(spec: ModelSpec, *originals: npt.NDArray[np.uint8]) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Images as a detector's `infer` takes them: at the size at which the network sees them, and the sizes that they
+    had."""
     sizes = [(one.shape[0], one.shape[1]) for one in originals]
     small = [torch.from_numpy(resize(one, spec.resized(*size))) for one, size in zip(originals, sizes, strict=True)]
-    return torch.stack(small).permute(0, 3, 1, 2), sizes
+    return [one.permute(2, 0, 1) for one in small], sizes
 
 
 def torchvision_finds(model: Any, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) -> dict[str, Tensor]:

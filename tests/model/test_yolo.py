@@ -40,11 +40,11 @@ def network(request: pytest.FixtureRequest) -> Any:
     return model
 
 
-def letterboxed(images: Tensor) -> Tensor:
-    """Resized images as ultralytics would have them: padded with grey at the right and below to whole strides."""
-    height, width = images.shape[2:]
-    batch = torch.full((len(images), 3, -(-height // 32) * 32, -(-width // 32) * 32), 114 / 255)
-    batch[:, :, :height, :width] = images
+def letterboxed(image: Tensor) -> Tensor:
+    """A resized image as ultralytics would have it: padded with grey at the right and below to whole strides."""
+    height, width = image.shape[1:]
+    batch = torch.full((1, 3, -(-height // 32) * 32, -(-width // 32) * 32), 114 / 255)
+    batch[0, :, :height, :width] = image
     return batch
 
 
@@ -65,7 +65,7 @@ def ultralytics_finds(model: Any, batch: Tensor) -> tuple[Tensor, Tensor | None]
 def test_boxes_scores_and_labels_are_those_of_ultralytics_suppression(network: Any, size: tuple[int, int]) -> None:
     spec: ModelSpec = network.flawmask
     seen, sizes = resized(spec, patchwork(*size, 2))
-    batch = letterboxed(seen / 255)
+    batch = letterboxed(seen[0] / 255)
     expected, _ = ultralytics_finds(network, batch)
     with torch.inference_mode():
         (found,) = yolo.infer(network, seen, sizes)
@@ -92,7 +92,7 @@ def test_masks_cover_the_pixels_that_ultralytics_masks_cover() -> None:
     # As smooth as those of a trained network: of noise, 28 cells along a box and one to 4 pixels are two samples.
     model.model[-1].proto.register_forward_hook(lambda _, __, output: F.avg_pool2d(output, 9, 1, 4) * 9)
     seen, sizes = resized(spec, patchwork(96, 128, 2))  # as it is: neither smaller nor padded
-    found, prototypes = ultralytics_finds(model, seen / 255)
+    found, prototypes = ultralytics_finds(model, seen[0][None] / 255)
     assert prototypes is not None
     masks = process_mask(prototypes, found[:, 6:], found[:, :4], (96, 128), upsample=True).bool().numpy()
     with torch.inference_mode():

@@ -240,11 +240,11 @@ def infer(network: nn.Module, spec: ModelSpec, batch: Sequence[npt.NDArray[np.ui
     Args:
         network: in evaluation mode.
         spec: what it was built from.
-        batch: at least one image, each (height, width, 3) uint8 RGB, all of one size once they are resized: an image
-            among larger ones would be padded, and a padded image gives other results.
+        batch: at least one image, each (height, width, 3) uint8 RGB, whose `ModelSpec.padded` is the same: an image
+            among larger ones would be padded more than it is alone, which gives other results.
 
     Raises:
-        ValueError: an array is not (height, width, 3) uint8, or the sizes differ.
+        ValueError: an array is not (height, width, 3) uint8, or one would be padded more than alone.
     """
     return infer_resized(network, spec, [resized(pixels, spec) for pixels in batch], [one.shape[:2] for one in batch])
 
@@ -274,23 +274,32 @@ def infer_resized(
     Args:
         network: in evaluation mode.
         spec: what it was built from.
-        batch: at least one image as `resized` returns it, all of one size.
+        batch: at least one image as `resized` returns it, all with the same `ModelSpec.padded`.
         sizes: height and width of each as it was.
 
     Raises:
-        ValueError: the sizes in the batch differ.
+        ValueError: an image would be padded more than alone.
     """
-    for pixels in batch:
-        if pixels.shape != batch[0].shape:
-            raise ValueError(f"images of one batch are of one size, not {batch[0].shape} and {pixels.shape}")
+    for size in sizes:
+        if spec.padded(*size) != spec.padded(*sizes[0]):
+            one, other = spec.padded(*sizes[0]), spec.padded(*size)
+            raise ValueError(f"images of one batch are of one size once they are padded, not {one} and {other}")
     device = next(network.parameters()).device
-    stacked = torch.empty((len(batch), *batch[0].shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for place, pixels in zip(stacked.numpy(), batch, strict=True):
-        place[:] = pixels
     with ieee_float32():
-        uploaded = stacked.to(device, non_blocking=True).permute(0, 3, 1, 2)
-        found = detector_of(spec).infer(network, uploaded, sizes)
+        found = detector_of(spec).infer(network, uploaded(batch, device), sizes)
         return found if device.type == "cpu" else downloaded(found)
+
+
+def uploaded(batch: Sequence[npt.NDArray[np.uint8]], device: torch.device) -> list[Tensor]:
+    """Return (height, width, 3) uint8 images as (3, height, width) on the device, copied there at once."""
+    if device.type == "cpu":
+        return [torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1) for pixels in batch]
+    flat = torch.empty(sum(pixels.size for pixels in batch), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    parts = torch.split(flat, [pixels.size for pixels in batch])
+    for part, pixels in zip(parts, batch, strict=True):
+        part.numpy()[:] = pixels.ravel()
+    there = torch.split(flat.to(device, non_blocking=True), [pixels.size for pixels in batch])
+    return [one.view(pixels.shape).permute(2, 0, 1) for one, pixels in zip(there, batch, strict=True)]
 
 
 def downloaded(found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:

@@ -54,17 +54,15 @@ class Seen:
 
 @dataclass(frozen=True)
 class _Read(Generic[T]):
-    """An image as it is and as the network sees it, or why it cannot be judged; what it was read from, and the seconds
-    that it took."""
+    """An image as it is and as the network sees it, or why it cannot be judged; what it was read from, the seconds that
+    it took, and the size that the image has in a batch."""
 
     item: T
     image: Image | FlawmaskError
     resized: Image | None
     seconds: float
 
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return None if self.resized is None else self.resized.shape
+    padded: tuple[int, int] | None
 
 
 def judge_all(
@@ -78,7 +76,7 @@ def judge_all(
     """Yield what `finish` makes of each item, in their order.
 
     While the network judges a batch, threads read and resize the images of the next and finish those of the one before.
-    Only images that follow each other and that the network sees at one size share a batch: so none is padded for
+    Only images that follow each other and that have one size once they are padded share a batch: so none is padded for
     another, and results are those of one by one. About three batches of images are held at any time, or three images
     for each thread where that is more. Close the iterator to stop early.
 
@@ -149,14 +147,15 @@ def _read(item: T, read: Callable[[T], Image], spec: ModelSpec) -> _Read[T]:
         small = resized(image, spec)
     except FlawmaskError as error:
         image = error
-    return _Read(item, image, small, time.perf_counter() - start)
+    padded = None if isinstance(image, FlawmaskError) else spec.padded(*image.shape[:2])
+    return _Read(item, image, small, time.perf_counter() - start, padded)
 
 
 def _batches(images: Iterable[_Read[T]], most: int) -> Generator[list[_Read[T]], None, None]:
-    """Yield neighbours that are seen at one size together, at most so many; what could not be read fits anywhere."""
+    """Yield neighbours of one padded size together, at most so many; what could not be read fits anywhere."""
     batch: list[_Read[T]] = []
     for one in images:
-        if len({each.shape for each in (*batch, one)} - {None}) > 1:
+        if len({each.padded for each in (*batch, one)} - {None}) > 1:
             yield batch
             batch = []
         batch.append(one)

@@ -96,19 +96,26 @@ def _as_it_is(image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
 
 
 def to_original(
-    found: list[dict[str, Tensor]], shape: tuple[int, int], sizes: Sequence[tuple[int, int]]
+    found: list[dict[str, Tensor]], shapes: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]
 ) -> list[dict[str, Tensor]]:
     """Return what was found on each image of a batch with its boxes in pixels of the original.
 
     Args:
         found: `boxes` (N, 4) in pixels of the image as the network sees it, and whatever else.
-        shape: height and width of the images as the network sees them.
-        sizes: of the originals.
+        shapes: height and width of each image as the network sees it.
+        sizes: of each original.
     """
-    # In float32, as torchvision does it: the last bit decides which pixel a box's edge falls on.
-    ratios = torch.tensor([[width / shape[1], height / shape[0]] * 2 for height, width in sizes], dtype=torch.float32)
-    scales = ratios.to(found[0]["boxes"].device)
-    return [{**one, "boxes": one["boxes"] * scale} for one, scale in zip(found, scales, strict=True)]
+    ratios = to_pixels(shapes, sizes).to(found[0]["boxes"].device)
+    return [{**one, "boxes": one["boxes"] * ratio} for one, ratio in zip(found, ratios, strict=True)]
+
+
+def to_pixels(shapes: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Return by what a box is multiplied to be in pixels of the original: (B, 4).
+
+    In float32, as torchvision does it: the last bit decides which pixel a box's edge falls on.
+    """
+    pairs = zip(shapes, sizes, strict=True)
+    return torch.tensor([[size[1] / shape[1], size[0] / shape[0]] * 2 for shape, size in pairs], dtype=torch.float32)
 
 
 def batched(model: Any, images: list[Tensor]) -> ImageList:

@@ -109,19 +109,18 @@ def train_in(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None
 infer_in = train_in
 
 
-def infer(model: Any, batch: Tensor, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
     """Return what is found on each image: `boxes` (N, 4) in pixels of the original, `labels` (N,), `scores` (N,).
 
     Args:
         model: in evaluation mode.
-        batch: (B, 3, H, W) uint8, at the size at which the network sees them.
+        images: (3, H, W) uint8, at the size at which the network sees them, padded to one size by it.
         sizes: height and width of each original.
     """
-    seen: list[dict[str, Tensor]] = model(list(batch.float() / 255))
+    seen: list[dict[str, Tensor]] = model([image.float() / 255 for image in images])
     # RetinaNet and FCOS have a score for label 0 too, which no instance has.
     found = [{name: tensor[one["labels"] > 0] for name, tensor in one.items()} for one in seen]
-    height, width = batch.shape[-2:]
-    return to_original(found, (height, width), sizes)
+    return to_original(found, [(image.shape[1], image.shape[2]) for image in images], sizes)
 
 
 def stages(model: Any) -> list[list[nn.Module]]:

@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 
 from flawmask.model.layers import to_original
@@ -30,7 +29,7 @@ BLOCK = 32
 """On a GPU, the number of regions that pass through convolutions together is a multiple of this."""
 
 
-def infer(model: Any, batch: Tensor, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
     """Return what torchvision's Mask R-CNN finds on each image, but for the last step: `boxes` (N, 4) in pixels of the
     original, `labels` (N,), `scores` (N,) and, where it has masks, `masks` (N, 1, 28, 28) probabilities inside the box.
 
@@ -39,16 +38,14 @@ def infer(model: Any, batch: Tensor, sizes: Sequence[tuple[int, int]]) -> list[d
 
     Args:
         model: in evaluation mode.
-        batch: (B, 3, H, W) uint8, at the size at which the network sees them.
+        images: (3, H, W) uint8, at the size at which the network sees them, padded to one size by it.
         sizes: height and width of each original.
     """
-    transform, (height, width) = model.transform, batch.shape[-2:]
-    shapes = [(height, width)] * len(batch)
-    normalised = transform.normalize(batch.float() / 255)
-    tensors = transform.batch_images(list(normalised), size_divisible=transform.size_divisible)
-    features = model.backbone(tensors)
-    proposals, _ = model.rpn(ImageList(tensors, shapes), features)
-    return to_original(_in_regions(model.roi_heads, features, proposals, shapes), shapes[0], sizes)
+    seen, _ = model.transform([image.float() / 255 for image in images])
+    features = model.backbone(seen.tensors)
+    proposals, _ = model.rpn(seen, features)
+    found = _in_regions(model.roi_heads, features, proposals, seen.image_sizes)
+    return to_original(found, seen.image_sizes, sizes)
 
 
 def _in_regions(

@@ -118,17 +118,17 @@ def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
 infer_in = train_in
 
 
-def infer(model: Any, batch: Tensor, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
     """Return what is found on each image: `boxes` (N, 4) in pixels of the original, `labels` (N,), `scores` (N,) and
     `masks` (N, 1, 28, 28) probabilities inside the box.
 
     Args:
         model: in evaluation mode.
-        batch: (B, 3, S, S) uint8, at the size at which the network sees them.
+        images: (3, S, S) uint8, at the size at which the network sees them.
         sizes: height and width of each original.
     """
     spec: ModelSpec = model.flawmask
-    found = model(_normalised(batch.float() / 255))
+    found = model(_normalised(seen(model, images)))
     floor = getattr(model, "score_thresh", 0.0)
     each = zip(found["pred_logits"], found["pred_boxes"], found["pred_masks"], sizes, strict=True)
     return [_instances(logits, boxes, masks, spec, floor, size) for logits, boxes, masks, size in each]
