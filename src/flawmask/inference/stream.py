@@ -28,7 +28,9 @@ THREADS = min(4, usable_cores())
 """How many read, and how many finish, beside a network that computes on the same cores: Pillow, OpenCV and NumPy let go
 of Python's lock while they work."""
 
-THREADS_ON_CUDA = max(THREADS, min(16, cores_of_each_process()))
+MOST_THREADS = 16
+
+THREADS_ON_CUDA = max(THREADS, min(MOST_THREADS, cores_of_each_process()))
 """The same beside a network that leaves them all the cores."""
 
 BATCH_ON_CUDA = 8
