@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test torture bench lint format lock
+.PHONY: demo test torture bench bench-gpu lint format lock
 
 demo: .venv/ready
 	$(BIN)/flawmask demo --run
@@ -19,6 +19,10 @@ torture: .venv/ready
 # Writes docs/benchmarks.md anew: an hour and a half on two cores, which should have nothing else to do.
 bench: .venv/ready
 	$(BIN)/python benchmarks
+
+# On a machine with an NVIDIA GPU: at most 7 minutes. PARTS="steps losses" runs some of it.
+bench-gpu: .venv/ready
+	$(BIN)/python benchmarks/gpu.py --output docs/benchmarks-gpu.md $(if $(PARTS),--part $(PARTS))
 
 lint: .venv/ready
 	$(BIN)/ruff check .

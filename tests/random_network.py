@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, get_args
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flawmask.images import resize
 from flawmask.model.arch import FIXED_SIZES, Arch
 from flawmask.model.build import build
 from flawmask.model.spec import ModelSpec, anchors_for
@@ -107,6 +109,23 @@ def patchwork(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     return patches.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
 
 
+def resized(spec: ModelSpec, *originals: npt.NDArray[np.uint8]) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Images as a detector's `infer` takes them: at the size at which the network sees them, and the sizes that they
+    had."""
+    sizes = [(one.shape[0], one.shape[1]) for one in originals]
+    small = [torch.from_numpy(resize(one, spec.resized(*size))) for one, size in zip(originals, sizes, strict=True)]
+    return [one.permute(2, 0, 1) for one in small], sizes
+
+
+def torchvision_finds(model: Any, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) -> dict[str, Tensor]:
+    """What torchvision's own forward finds on an image that it sees in whole grey levels, as our networks do, where its
+    transform would have fractions of them."""
+    seen = model.transform.normalize(as_tensor(resize(pixels, spec.resized(*pixels.shape[:2]))))
+    with torch.inference_mode(), patch.object(model.transform, "resize", lambda _, target: (seen, target)):
+        (found,) = model.eval()([as_tensor(pixels)])
+    return dict(found)
+
+
 def as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """(height, width, 3) pixels as a network takes them: (3, height, width) float32, 0 to 1."""
+    """(height, width, 3) pixels as torchvision's networks take them: (3, height, width) float32, 0 to 1."""
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255

@@ -16,7 +16,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from torch.nn import functional as F
 
 from flawmask.errors import FlawmaskError, ImageError
 from flawmask.images import (
@@ -27,6 +31,7 @@ from flawmask.images import (
     read_image,
     read_mask,
     read_pixels,
+    resize,
     to_mask,
     to_rgb,
     write_png,
@@ -359,3 +364,75 @@ def test_a_file_in_memory_is_read_like_one_on_disk(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(buffer, "PNG")
     (tmp_path / "a.bmp").write_bytes(buffer.getvalue())  # the content counts, not the name
     assert np.array_equal(read_pixels(tmp_path / "a.bmp"), RGB)
+
+
+def between_middles(image: Array, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """The image bilinearly between the middles of its pixels, in float64 and not rounded."""
+    found = image.astype(np.float64)
+    for axis, wanted in enumerate(shape):
+        pixels = image.shape[axis]
+        at = np.clip((np.arange(wanted) + 0.5) * pixels / wanted - 0.5, 0, pixels - 1)
+        low = np.floor(at).astype(np.int64)
+        share = (at - low).reshape(-1, *[1] * (2 - axis))
+        found = found.take(low, axis) * (1 - share) + found.take(np.minimum(low + 1, pixels - 1), axis) * share
+    return found
+
+
+@st.composite
+def resizings(draw: st.DrawFn) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+    """An image of noise or of black and white, and another size: any, or a whole number of times larger or smaller,
+    where many values lie midway between two grey levels."""
+    height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
+    shape = draw(st.integers(1, 120)), draw(st.integers(1, 120))
+    if draw(st.booleans()):
+        times = draw(st.integers(2, 5))
+        shape = (height * times, width * times)
+        if draw(st.booleans()):
+            (height, width), shape = shape, (height, width)
+    random = np.random.default_rng(draw(st.integers(0, 10**6)))
+    levels = draw(st.sampled_from([np.arange(256), np.array([0, 255]), np.array([100, 101])]))
+    return random.choice(levels, (height, width, 3)).astype(np.uint8), shape
+
+
+@given(resizings())
+@settings(max_examples=200, deadline=None)
+def test_a_resized_image_is_the_nearest_grey_level_to_what_lies_between_the_middles_of_pixels(
+    drawn: tuple[npt.NDArray[np.uint8], tuple[int, int]],
+) -> None:
+    image, shape = drawn
+    before = image.copy()
+    found = resize(image, shape)
+    assert found.shape == (*shape, 3)
+    assert found.dtype == np.uint8
+    assert found.flags.c_contiguous
+    assert (image == before).all()
+    tolerance = 0.5 + 0.0001 * max(image.shape)
+    assert np.abs(found - between_middles(image, shape)).max() <= tolerance
+    assert found.min() >= image.min()
+    assert found.max() <= image.max()
+
+
+@pytest.mark.parametrize(("size", "shape"), [((3000, 7), (1777, 9)), ((7, 5000), (4, 4999)), ((9, 4000), (2, 640))])
+def test_the_tolerance_of_a_resized_image_holds_along_a_long_side(
+    size: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    image = (np.random.default_rng(0).integers(0, 2, (*size, 3)) * 255).astype(np.uint8)
+    assert np.abs(resize(image, shape) - between_middles(image, shape)).max() <= 0.5 + 0.0001 * max(size)
+
+
+@given(resizings())
+@settings(max_examples=200, deadline=None)
+def test_a_resized_image_is_to_the_bit_torchvisions_resizing_rounded(
+    drawn: tuple[npt.NDArray[np.uint8], tuple[int, int]],
+) -> None:
+    """As the colours lie one after the other, where PyTorch takes another way through them."""
+    image, shape = drawn
+    whole = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous().float()
+    expected = F.interpolate(whole, size=shape, mode="bilinear", align_corners=False)[0].round().byte()
+    assert np.array_equal(resize(image, shape), expected.permute(1, 2, 0).numpy())
+
+
+def test_an_image_of_the_size_asked_for_is_returned_as_it_is_and_a_view_of_one_resized() -> None:
+    assert resize(RGB, (7, 10)) is RGB
+    mirrored = RGB[::-1, ::-1]
+    assert np.array_equal(resize(mirrored, (5, 6)), resize(mirrored.copy(), (5, 6)))

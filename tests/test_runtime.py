@@ -4,6 +4,9 @@ import platform
 import random
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.runtime import (
     choose_device,
     choose_precision,
+    ieee_float32,
     is_out_of_memory,
     refuse_wrong_gradients,
     seed_everything,
@@ -172,3 +176,75 @@ def test_a_cpu_keeps_the_memory_that_a_layer_frees_for_the_next() -> None:
     assert left("keep", "cpu") > 200
     assert left("leave", "cpu") < 40
     assert left("keep", "meta") < 40, "another device has memory of its own"
+
+
+CUDNN: Any = torch.backends.cudnn
+MATMUL: Any = torch.backends.cuda.matmul
+
+
+def tf32() -> tuple[Any, ...]:
+    """What PyTorch says of TF32, by its newer settings and, where it says them, by its older ones."""
+    newer = (CUDNN.conv.fp32_precision, CUDNN.rnn.fp32_precision, MATMUL.fp32_precision)
+    older = (lambda: CUDNN.allow_tf32, lambda: MATMUL.allow_tf32, torch.get_float32_matmul_precision)
+    return (*newer, *(said(one) for one in older))
+
+
+def said(setting: Callable[[], Any]) -> Any:
+    try:
+        return setting()
+    except RuntimeError:
+        return "mixed"
+
+
+@pytest.fixture
+def settings_of_tf32() -> Iterator[None]:
+    before = (CUDNN.allow_tf32, torch.get_float32_matmul_precision())
+    yield
+    for one in (CUDNN.conv, CUDNN.rnn, MATMUL):
+        one.fp32_precision = "none"
+    CUDNN.allow_tf32 = before[0]
+    torch.set_float32_matmul_precision(before[1])
+
+
+@pytest.mark.usefixtures("settings_of_tf32")
+@pytest.mark.parametrize("host", ["default", "older", "newer", "off", "mixed"])
+def test_within_our_calls_float32_is_ieees_and_the_program_around_keeps_its_settings(host: str) -> None:
+    if host == "older":
+        torch.set_float32_matmul_precision("high")
+    elif host == "newer":
+        CUDNN.conv.fp32_precision = CUDNN.rnn.fp32_precision = MATMUL.fp32_precision = "tf32"
+    elif host == "off":
+        CUDNN.allow_tf32 = False
+    elif host == "mixed":
+        CUDNN.conv.fp32_precision = "ieee"
+    before = tf32()
+    assert host == "off" or "tf32" in before
+    with ieee_float32():
+        assert "tf32" not in tf32()
+        assert host == "mixed" or CUDNN.allow_tf32 is False
+        with ieee_float32():
+            assert "tf32" not in tf32()
+        assert "tf32" not in tf32()
+    assert tf32() == before
+    with pytest.raises(KeyError), ieee_float32():
+        raise KeyError
+    assert tf32() == before
+
+
+def test_float32_stays_ieees_until_the_last_thread_has_done() -> None:
+    before = tf32()
+    entered, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with ieee_float32():
+            entered.set()
+            assert leave.wait(timeout=60)
+
+    thread = threading.Thread(target=stay)
+    with ieee_float32():
+        thread.start()
+        assert entered.wait(timeout=60)
+    assert "tf32" not in tf32()
+    leave.set()
+    thread.join()
+    assert tf32() == before

@@ -3,8 +3,11 @@
 import ctypes
 import random
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,6 +121,53 @@ def _has_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
+
+
+class _Float32:
+    """How many are inside `ieee_float32`, and the settings that the first of them found."""
+
+    lock = threading.Lock()
+    inside = 0
+    found: tuple[tuple[Any, str, Any], ...] = ()
+
+
+@contextmanager
+def ieee_float32() -> Iterator[None]:
+    """Within, float32 is IEEE's on NVIDIA's GPUs too, for the whole process; afterwards, all is as it was.
+
+    By default PyTorch lets cuDNN's convolutions drop 13 of the 23 bits of a float32's fraction (TF32), which moves a
+    score by some 1e-3. Several threads may be inside at once: the first one switches, the last one puts back.
+    """
+    with _Float32.lock:
+        if _Float32.inside == 0:
+            _Float32.found = _without_tf32()
+        _Float32.inside += 1
+    try:
+        yield
+    finally:
+        with _Float32.lock:
+            _Float32.inside -= 1
+            if _Float32.inside == 0:
+                for owner, name, value in _Float32.found:
+                    setattr(owner, name, value)
+
+
+def _without_tf32() -> tuple[tuple[Any, str, Any], ...]:
+    """Switch TF32 off and return the settings that there were: owner, name and value, in the order to put them back."""
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    wanted: list[tuple[Any, str, Any]] = [(one, "fp32_precision", "ieee") for one in (cudnn.conv, cudnn.rnn, matmul)]
+    found = tuple((owner, name, getattr(owner, name)) for owner, name, _ in wanted)
+    # PyTorch refuses to say what the older setting is where it and the newer ones differ, so it is switched with them;
+    # and where the program around this one has let them differ already, it is left alone.
+    with suppress(RuntimeError):
+        found = ((cudnn, "allow_tf32", cudnn.allow_tf32), *found)
+        wanted.insert(0, (cudnn, "allow_tf32", False))
+    if matmul.fp32_precision != "tf32":
+        found, wanted = found[:-1], wanted[:-1]
+    for owner, name, value in wanted:
+        setattr(owner, name, value)
+    return found
 
 
 def seed_everything(seed: int) -> None:

@@ -22,10 +22,12 @@ from flawmask.errors import FlawmaskError
 from flawmask.evaluation import evaluate as stage
 from flawmask.evaluation import results
 from flawmask.evaluation.config import EvaluateConfig
-from flawmask.evaluation.evaluate import Evaluated, evaluate
+from flawmask.evaluation.evaluate import Evaluated, evaluate, predict_split
 from flawmask.evaluation.leak import content_digests, write_training_images
 from flawmask.evaluation.summary import summary
 from flawmask.images import read_image, write_png
+from flawmask.inference import predictor, stream
+from flawmask.inference.predictor import detect
 from flawmask.model import checkpoint
 
 SPEC = replace(random_network.SPEC, classes=("good", "defect"))
@@ -402,6 +404,34 @@ def test_images_judged_together_have_the_figures_that_they_have_one_by_one(judge
     for name, value in alone.items():
         if isinstance(value, float) and "seconds" not in name:
             assert together[name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_predictions_are_in_the_splits_order_though_images_go_by_size_through_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [(60, 80), (70, 50), (60, 80), (64, 64), (70, 50), (64, 90), (60, 80)]
+    records = []
+    for number, (height, width) in enumerate(sizes):
+        write_png(tmp_path / "val" / "images" / f"{number}.png", patchwork(height, width, number))
+        records.append({"id": number + 1, "file_name": f"{number}.png", "height": height, "width": width})
+    write_split(tmp_path / "val", records, [], CATEGORIES)
+    batches: list[list[tuple[int, int]]] = []
+    really = predictor.infer_resized
+
+    def infer(model: Any, spec: Any, batch: Any, given: Any) -> Any:
+        batches.append(list(given))
+        return really(model, spec, batch, given)
+
+    monkeypatch.setattr(stream, "infer_resized", infer)
+    predictions, seconds = predict_split(network(SPEC), SPEC, read_split(tmp_path, "val"), batch_size=4)
+    # Seen at 64 by 85 and 64 by 90, padded to 64 by 96, are the second batch's.
+    assert batches == [[(64, 64)], [(60, 80)] * 3 + [(64, 90)], [(70, 50)] * 2]
+    assert seconds.keys() == {"read", "network", "post"}
+    assert [(one.height, one.width) for one in predictions] == sizes
+    for number, (found, size) in enumerate(zip(predictions, sizes, strict=True)):
+        alone = detect(network(SPEC), SPEC, patchwork(*size, number))
+        assert [one.rle for one in found.instances] == [one.rle for one in alone.instances]
+    assert len({str(one) for one in predictions}) == len(sizes)
 
 
 def test_limits_reach_the_network(judged: Callable[..., Evaluated]) -> None:

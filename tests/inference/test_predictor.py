@@ -4,13 +4,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from random_network import SPEC, network, patchwork
+from random_network import SPEC, network, patchwork, torchvision_finds
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 import flawmask
@@ -22,11 +23,13 @@ from flawmask.inference.predictor import (
     Predictor,
     check_classes,
     detect,
+    downloaded,
     finish,
     infer,
 )
 from flawmask.masks import Mask, box_of, to_rle
 from flawmask.model import checkpoint
+from flawmask.model.build import detector_of
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +145,7 @@ def test_results_are_at_the_images_own_size(size: tuple[int, int]) -> None:
 
 def test_masks_are_those_of_torchvisions_forward() -> None:
     pixels = patchwork(90, 120)
-    with torch.inference_mode():
-        (found,) = network()([torch.from_numpy(pixels).permute(2, 0, 1) / 255])
+    found = torchvision_finds(network(), SPEC, pixels)
     prediction = detect(network(), SPEC, pixels)
     assert len(prediction.instances) == len(found["scores"]) > 5
     for one, at in zip(prediction.instances, torch.argsort(found["scores"], descending=True, stable=True), strict=True):
@@ -216,8 +218,44 @@ def assert_same(one: Prediction, other: Prediction) -> None:
         assert mine.box == pytest.approx(theirs.box, abs=1e-3)
 
 
+@pytest.mark.parametrize("counts", [[3, 0, 2], [0, 0]])
+@pytest.mark.parametrize("has_masks", [True, False])
+def test_what_a_device_found_is_the_same_once_it_is_downloaded_in_one_piece(counts: list[int], has_masks: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    found = [
+        {
+            "boxes": torch.rand(count, 4, generator=random) * 1000,
+            "labels": torch.randint(1, 2**24, (count,), generator=random),
+            "scores": torch.rand(count, generator=random),
+        }
+        | ({"masks": torch.rand(count, 1, 28, 28, generator=random)} if has_masks else {})
+        for count in counts
+    ]
+    here = downloaded(found)
+    assert [one.keys() for one in here] == [one.keys() for one in found]
+    for one, other in zip(here, found, strict=True):
+        for name, tensor in one.items():
+            assert (tensor.dtype, tensor.shape) == (other[name].dtype, other[name].shape)
+            assert torch.equal(tensor, other[name])
+
+
+def test_the_network_computes_in_ieees_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside: list[bool] = []
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.allow_tf32
+
+    def infer(*given: Any) -> Any:
+        inside.append(cudnn.allow_tf32)
+        return detector_of(SPEC).infer(*given)
+
+    monkeypatch.setattr("flawmask.inference.predictor.detector_of", lambda _: SimpleNamespace(infer=infer))
+    assert detect(network(), SPEC, patchwork(60, 90)).instances
+    assert inside == [False]
+    assert cudnn.allow_tf32 == before
+
+
 def test_images_of_several_sizes_are_no_batch() -> None:
-    with pytest.raises(ValueError, match=r"of one size, not .*60, 90.* and .*60, 91"):
+    with pytest.raises(ValueError, match=r"of one size once they are padded, not .*64, 96.* and .*64, 128"):
         infer(network(), SPEC, [patchwork(60, 90), patchwork(60, 91)])
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import random_network
+import torch
 from random_network import patchwork
 
+from flawmask import images
 from flawmask.errors import FlawmaskError
 from flawmask.images import read_image, write_png
 from flawmask.inference import stream
 from flawmask.inference.predictor import Prediction, detect, finish
-from flawmask.inference.predictor import infer as really
+from flawmask.inference.predictor import infer_resized as really
 from flawmask.inference.stream import THREADS, Seen, in_order, judge_all
+from flawmask.model.arch import Arch
 
 SPEC = replace(random_network.SPEC, max_detections=8)
 """Of a network that soon has done, since it is masks that take an image's time."""
@@ -46,11 +50,12 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
     """The sizes of the images in each batch that the network has seen so far."""
     seen = []
 
-    def infer(model: Any, spec: Any, batch: Any) -> Any:
-        seen.append([image.shape[:2] for image in batch])
-        return really(model, spec, batch)
+    def infer(model: Any, spec: Any, batch: Any, sizes: Any) -> Any:
+        assert [image.shape[:2] for image in batch] == [spec.resized(*size) for size in sizes]
+        seen.append(sizes)
+        return really(model, spec, batch, sizes)
 
-    monkeypatch.setattr(stream, "infer", infer)
+    monkeypatch.setattr(stream, "infer_resized", infer)
     return seen
 
 
@@ -118,7 +123,7 @@ def test_threads_read_and_finish_and_the_caller_alone_uses_the_network(
     def last(_: Path, __: Seen | FlawmaskError) -> None:
         who["finish"].add(threading.get_ident())
 
-    monkeypatch.setattr(stream, "infer", infer)
+    monkeypatch.setattr(stream, "infer_resized", infer)
     assert len(list(judge_all(network(), SPEC, paths, read, last))) == len(paths)
     assert who["infer"] == {threading.get_ident()}
     assert threading.get_ident() not in who["read"] | who["finish"]
@@ -136,13 +141,67 @@ def test_the_next_images_are_read_while_the_network_is_busy(paths: list[Path], m
             third_is_read.set()
         return read_image(path)
 
-    monkeypatch.setattr(stream, "infer", infer)
+    monkeypatch.setattr(stream, "infer_resized", infer)
     assert len(list(judge_all(network(), SPEC, paths, read, outcome))) == len(paths)
+
+
+def test_a_thread_that_reads_computes_on_one_core_and_leaves_the_others_theirs() -> None:
+    """In PyTorch the number is each thread's own, and that of the threads that start after it was set."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        inside = list(in_order(lambda _: torch.get_num_threads(), range(20), 5))
+        with ThreadPoolExecutor(1) as pool:
+            afterwards = pool.submit(torch.get_num_threads).result()
+        assert (set(inside), torch.get_num_threads(), afterwards) == ({1}, 3, 3)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_image_is_resized_where_it_is_read(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    who: set[int] = set()
+    really_resize = images.resize
+
+    def resize(*arguments: Any) -> Any:
+        who.add(threading.get_ident())
+        return really_resize(*arguments)
+
+    monkeypatch.setattr(images, "resize", resize)
+    list(judged(paths))
+    assert who
+    assert threading.get_ident() not in who
+
+
+@pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "retinanet_resnet50_fpn", "ssd300_vgg16", "yolo11n-seg"])
+def test_images_that_are_padded_to_one_size_share_a_batch_and_are_judged_as_they_are_alone(
+    arch: Arch, tmp_path: Path, batches: list[list[tuple[int, ...]]]
+) -> None:
+    spec = random_network.spec_of(arch)
+    model = random_network.network(spec)
+    sizes = [(60, 80), (120, 160), (64, 90), (60, 80)]  # seen at 64 by 85 and 64 by 90, padded to 64 by 96
+    paths = [tmp_path / f"{number}.png" for number in range(len(sizes))]
+    for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        write_png(path, patchwork(*size, number))
+
+    def last(_: Path, seen: Seen | FlawmaskError) -> Prediction:
+        assert isinstance(seen, Seen)
+        return finish(seen.found, spec, *seen.pixels.shape[:2])
+
+    results = list(judge_all(model, spec, paths, read_image, last, batch_size=4))
+    assert batches == [sizes]
+    for path, size, result in zip(paths, sizes, results, strict=True):
+        alone = detect(model, spec, read_image(path))
+        assert (result.height, result.width) == size
+        assert len(result.instances) == len(alone.instances) > 0
+        for one, other in zip(result.instances, alone.instances, strict=True):
+            assert one.label == other.label
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+            assert one.box == pytest.approx(other.box, abs=2e-2)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_no_more_images_are_in_flight_than_a_few_batches(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "infer", lambda _, __, batch: [{} for _ in batch])
+    monkeypatch.setattr(stream, "infer_resized", lambda _, __, batch, ___: [{} for _ in batch])
     read, done = 0, 0
     most = 0
 
@@ -201,7 +260,7 @@ def test_an_exception_of_the_network_is_raised_and_no_thread_is_left(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = set(threading.enumerate())
-    monkeypatch.setattr(stream, "infer", broken)
+    monkeypatch.setattr(stream, "infer_resized", broken)
     with pytest.raises(OSError, match="No space left") as caught:
         list(judged(paths))
     assert caught.value.errno == 28

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_network import ARCHITECTURES, BUILDABLE, OUTLINING_REGIONS, REGIONS, as_tensor, patchwork, spec_of
+from random_network import ARCHITECTURES, BUILDABLE, OUTLINING_REGIONS, REGIONS, patchwork, resized, spec_of
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 from torchvision.ops import FrozenBatchNorm2d
@@ -64,7 +64,7 @@ def test_every_architecture_answers_in_the_classes_it_was_given(arch: Arch) -> N
     detector, model = detector_of(spec), build(spec).eval()
     set_score_floor(model, 0.0)
     with torch.inference_mode():
-        (found,) = detector.infer(model, [as_tensor(patchwork(70, 90))])
+        (found,) = detector.infer(model, *resized(spec, patchwork(70, 90)))
     assert 0 < len(found["labels"]) <= spec.max_detections
     assert set(found["labels"].tolist()) <= {1, 2, 3}
     assert found.keys() == {"boxes", "labels", "scores"} | ({"masks"} if spec.has_masks else set())

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from random_network import REGIONS, SPEC, network, patchwork
+from random_network import REGIONS, SPEC, network, patchwork, resized
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from flawmask.coco import annotation
+from flawmask.model import rcnn
 from flawmask.model.arch import Arch
 from flawmask.model.build import build, for_inference
 from flawmask.model.layers import to_device
@@ -215,3 +216,29 @@ def test_anchors_are_float32_whatever_the_features_are() -> None:
     detections(fast, torch.rand(3, 300, 300))
     assert made[0].dtype == torch.float32
     assert len(set(made[0][:, 0].tolist())) > 200
+
+
+def test_on_a_gpu_few_numbers_of_regions_recur_and_little_is_added_to_them() -> None:
+    found = [rcnn.whole_blocks(count) for count in range(5000)]
+    assert all(count <= more < count + max(32, count / 8) for count, more in enumerate(found) if count)
+    assert found[0] == 0
+    assert all(more % 32 == 0 for more in found)
+    assert len({more for more in found if 1024 < more <= 2048}) == 8
+
+
+def test_regions_of_zeros_behind_the_others_change_nothing_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = resized(SPEC, patchwork(60, 90, 1), patchwork(60, 90, 2))
+    with torch.inference_mode():
+        expected = rcnn.infer(network(), *given)
+        monkeypatch.setattr(rcnn, "in_blocks", lambda pooled: rcnn.padded_to(pooled, rcnn.whole_blocks(len(pooled))))
+        found = rcnn.infer(network(), *given)
+    assert sum(len(one["scores"]) for one in expected) > 10
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(tensor, other[name], atol=1e-4, rtol=0)
+
+
+def test_on_a_cpu_no_region_is_added() -> None:
+    pooled = torch.rand(5, 4, 7, 7)
+    assert rcnn.in_blocks(pooled) is pooled

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from random_network import BUILDABLE, as_tensor, patchwork, random_network, spec_of
+from random_network import BUILDABLE, patchwork, random_network, resized, spec_of
 from stained_plates import settings
 from torch import Tensor
 
@@ -184,8 +184,8 @@ def assert_same(one: Prediction, other: Prediction) -> None:
 def test_the_network_for_inference_finds_the_same_as_the_one_that_was_trained(case: Case, predictor: Predictor) -> None:
     pixels = patchwork(75, 91, 2)
     with torch.inference_mode():
-        (expected,) = case.detector.infer(case.network, [as_tensor(pixels)])
-        (found,) = case.detector.infer(predictor.network, [as_tensor(pixels)])
+        (expected,) = case.detector.infer(case.network, *resized(case.spec, pixels))
+        (found,) = case.detector.infer(predictor.network, *resized(case.spec, pixels))
     assert len(expected["scores"]) > 5
     assert found.keys() == expected.keys() == {"boxes", "labels", "scores"} | ({"masks"} & expected.keys())
     assert ("masks" in found) == case.spec.has_masks
@@ -240,7 +240,7 @@ def test_an_image_so_narrow_that_a_row_of_pixels_is_seen_of_it_is_judged(
 def test_labels_are_places_in_the_classes_counted_from_1(case: Case) -> None:
     """Also of a network that is sure of the background, which some have a score for."""
     with torch.inference_mode():
-        found = case.detector.infer(case.network, [as_tensor(patchwork(75, 91, seed)) for seed in range(2)])
+        found = case.detector.infer(case.network, *resized(case.spec, *(patchwork(75, 91, seed) for seed in range(2))))
     labels = torch.cat([one["labels"] for one in found]).tolist()
     assert set(labels) <= {1, 2, 3}
     assert labels

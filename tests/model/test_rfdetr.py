@@ -7,8 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 import torch
+from random_network import resized
 from stained_plates import make_dataset, part, settings
 from torch import Tensor
 from torchvision.ops import box_convert
@@ -98,7 +100,7 @@ def test_it_is_built_in_silence_without_a_network(
     monkeypatch.setattr(socket.socket, "connect", refuse)
     model = build(ModelSpec(arch, CLASSES, image_size=120)).eval()
     with torch.inference_mode():
-        (found,) = rfdetr.infer(model, [torch.rand(3, 70, 90)])
+        (found,) = rfdetr.infer(model, [torch.randint(0, 256, (3, 120, 120), dtype=torch.uint8)], [(70, 90)])
     assert {name: one.shape[1:] for name, one in found.items()} == {
         "boxes": (4,),
         "labels": (),
@@ -217,10 +219,11 @@ def test_freezing_leaves_the_layers_nearest_the_heads_and_all_outside_the_encode
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
 def test_the_copy_for_inference_finds_the_same_and_shares_nothing(dtype: torch.dtype, tolerance: float) -> None:
     model = network().eval()
-    images = [torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(0))]
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    given = resized(SPEC, noise)
     fast = for_inference(model, SPEC, CPU, dtype)
     with torch.inference_mode():
-        (expected,), (found,) = rfdetr.infer(model, images), rfdetr.infer(fast, images)
+        (expected,), (found,) = rfdetr.infer(model, *given), rfdetr.infer(fast, *given)
     assert all(one.dtype in (torch.float32, torch.int64) for one in found.values())
     assert torch.allclose(found["scores"], expected["scores"], rtol=0, atol=tolerance)
     if dtype == torch.float32:

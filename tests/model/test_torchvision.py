@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_network import as_tensor, patchwork, spec_of, wake
+from random_network import as_tensor, patchwork, resized, spec_of, torchvision_finds, wake
 from torch import Tensor, nn
 from torchvision.models import detection as torchvisions
 from torchvision.ops import MultiScaleRoIAlign
@@ -92,10 +92,10 @@ def measure_statistics(model: Any, arch: str) -> None:
 
 @pytest.mark.parametrize("size", [(75, 91), (160, 120)])
 def test_detections_are_torchvisions(pair: Pair, size: tuple[int, int]) -> None:
-    image = as_tensor(patchwork(*size, 1))
+    pixels = patchwork(*size, 1)
     with torch.inference_mode():
-        (found,) = pair.detector.infer(pair.ours.eval(), [image])
-        (expected,) = pair.theirs.eval()([image])
+        (found,) = pair.detector.infer(pair.ours.eval(), *resized(pair.spec, pixels))
+    expected = torchvision_finds(pair.theirs, pair.spec, pixels)
     known = expected["labels"] > 0  # no class of the data set's has the label 0
     assert known.sum() > 20
     assert torch.equal(found["labels"], expected["labels"][known])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_network import as_tensor, patchwork, random_network, spec_of
+from random_network import patchwork, random_network, resized, spec_of
 from torch import Tensor
 from torch.nn import functional as F
 from ultralytics.utils.nms import non_max_suppression
@@ -40,11 +40,11 @@ def network(request: pytest.FixtureRequest) -> Any:
     return model
 
 
-def letterboxed(image: Tensor, spec: ModelSpec) -> Tensor:
-    """An image as ultralytics would have it: resized, and padded with grey at the right and below to whole strides."""
-    height, width = spec.resized(*image.shape[1:])
+def letterboxed(image: Tensor) -> Tensor:
+    """A resized image as ultralytics would have it: padded with grey at the right and below to whole strides."""
+    height, width = image.shape[1:]
     batch = torch.full((1, 3, -(-height // 32) * 32, -(-width // 32) * 32), 114 / 255)
-    batch[:, :, :height, :width] = F.interpolate(image[None], (height, width), mode="bilinear")
+    batch[0, :, :height, :width] = image
     return batch
 
 
@@ -64,11 +64,11 @@ def ultralytics_finds(model: Any, batch: Tensor) -> tuple[Tensor, Tensor | None]
 @pytest.mark.parametrize("size", [(96, 128), (75, 91), (200, 130), (64, 300)])
 def test_boxes_scores_and_labels_are_those_of_ultralytics_suppression(network: Any, size: tuple[int, int]) -> None:
     spec: ModelSpec = network.flawmask
-    image = as_tensor(patchwork(*size, 2))
-    batch = letterboxed(image, spec)
+    seen, sizes = resized(spec, patchwork(*size, 2))
+    batch = letterboxed(seen[0] / 255)
     expected, _ = ultralytics_finds(network, batch)
     with torch.inference_mode():
-        (found,) = yolo.infer(network, [image])
+        (found,) = yolo.infer(network, seen, sizes)
     assert len(expected) > 5
     assert len(set(expected[:, 5].tolist())) > 1
     torch.testing.assert_close(found["scores"], expected[:, 4], atol=1e-6, rtol=0)
@@ -91,12 +91,12 @@ def test_masks_cover_the_pixels_that_ultralytics_masks_cover() -> None:
     set_score_floor(model, FLOOR)
     # As smooth as those of a trained network: of noise, 28 cells along a box and one to 4 pixels are two samples.
     model.model[-1].proto.register_forward_hook(lambda _, __, output: F.avg_pool2d(output, 9, 1, 4) * 9)
-    image = as_tensor(patchwork(96, 128, 2))  # seen as it is: neither resized nor padded
-    found, prototypes = ultralytics_finds(model, image[None])
+    seen, sizes = resized(spec, patchwork(96, 128, 2))  # as it is: neither smaller nor padded
+    found, prototypes = ultralytics_finds(model, seen[0][None] / 255)
     assert prototypes is not None
     masks = process_mask(prototypes, found[:, 6:], found[:, :4], (96, 128), upsample=True).bool().numpy()
     with torch.inference_mode():
-        prediction = finish(yolo.infer(model, [image])[0], spec, 96, 128)
+        prediction = finish(yolo.infer(model, seen, sizes)[0], spec, 96, 128)
     assert len(prediction.instances) == len(masks)
     overlaps = []
     for one, mask in zip(prediction.instances, masks, strict=True):

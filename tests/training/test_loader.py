@@ -16,13 +16,21 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from flawmask import images
 from flawmask.coco import CocoSplit, annotation, read_split, write_split
 from flawmask.errors import FlawmaskError
-from flawmask.images import write_png
+from flawmask.images import resize, write_png
+from flawmask.launch import usable_cores
 from flawmask.masks import Mask
-from flawmask.model.layers import resized
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 from flawmask.training.cache import PixelCache
-from flawmask.training.loader import Batch, Order, SplitDataset, make_loader, read, resize, resized_shapes
+from flawmask.training.loader import (
+    Batch,
+    Order,
+    SplitDataset,
+    default_workers,
+    make_loader,
+    read,
+    resized_shapes,
+)
 
 HEIGHT, WIDTH = 24, 32
 AS_IT_IS = replace(SPEC, image_size=HEIGHT)
@@ -319,7 +327,6 @@ def test_an_image_is_seen_in_training_at_the_size_at_which_torchvision_shows_it_
 ) -> None:
     height, width, spec = drawn
     image = torch.empty(3, height, width, device="meta")
-    assert tuple(resized(image[None], spec).shape[-2:]) == seen_in_training(height, width, spec)
     if max(height, width) / min(height, width) < spec.max_size:
         assert seen_in_training(height, width, spec) == tuple(torchvision_resized(image, spec).shape[-2:])
 
@@ -332,7 +339,6 @@ def test_of_an_image_however_long_and_narrow_a_row_of_pixels_is_left(
     spec = replace(SPEC, image_size=64)
     assert seen_in_training(height, width, spec) == seen
     assert resize(np.zeros((height, width, 3), np.uint8), seen).shape == (*seen, 3)
-    assert resized(torch.zeros(1, 3, height, width), spec).shape == (1, 3, *seen)
 
 
 def seen_in_training(height: int, width: int, spec: ModelSpec) -> tuple[int, int]:
@@ -348,6 +354,28 @@ def test_resized_pixels_are_those_of_torchvision_to_the_nearest_of_256(height: i
     found = torch.from_numpy(resized).permute(2, 0, 1) / 255
     assert resized.dtype == np.uint8
     assert float((found - expected).abs().max()) <= 0.5 / 255 + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "on_cpu", "on_cuda"),
+    [(1, 1, 0, 0), (2, 1, 1, 1), (4, 1, 3, 3), (16, 1, 4, 15), (64, 1, 4, 16), (64, 4, 4, 15), (8, 8, 4, 0)],
+)
+def test_reading_processes_follow_the_cores_that_each_training_process_has(
+    cores: int, processes: int, on_cpu: int, on_cuda: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert default_workers(on_cuda=False) == on_cpu
+    assert default_workers(on_cuda=True) == on_cuda
+
+
+def test_of_the_machines_cores_those_count_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 8}, raising=False)
+    assert (usable_cores(), default_workers(on_cuda=True)) == (3, 2)
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert usable_cores() == 64
 
 
 def test_with_a_cache_each_image_is_decoded_once_and_is_the_same(

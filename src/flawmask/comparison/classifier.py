@@ -35,7 +35,7 @@ from flawmask.model.weights import StateDict, download, find_state_dict, load_fi
 from flawmask.progress import track
 from flawmask.runtime import choose_device, choose_precision, seed_everything
 from flawmask.training.config import seconds_in
-from flawmask.training.loader import make_loader, read, resize
+from flawmask.training.loader import make_loader, read
 from flawmask.training.step import Schedule
 
 BATCH = 16
@@ -60,7 +60,7 @@ class _Images(Dataset[tuple[Tensor, float]]):
 
 
 def _squeezed(pixels: Image, size: int) -> Tensor:
-    return torch.from_numpy(resize(pixels, (size, size))).permute(2, 0, 1)
+    return torch.from_numpy(images.resize(pixels, (size, size))).permute(2, 0, 1)
 
 
 def learn(config: CompareConfig, training: CocoSplit, path: Path) -> Learned:

@@ -252,7 +252,7 @@ def predict_split(
         network: in evaluation mode.
         spec: the network's.
         split: whose images are judged.
-        batch_size: the most images of one size that the network sees at once; by default 8 on CUDA and 1 elsewhere.
+        batch_size: the most images that the network sees at once; by default 8 on CUDA and 1 elsewhere.
 
     Raises:
         FlawmaskError: an image cannot be read or is not of the size that its record says.
@@ -275,7 +275,12 @@ def predict_split(
         prediction = finish(seen.found, spec, *seen.pixels.shape[:2])
         return prediction, (seen.read, seen.network, time.perf_counter() - start)
 
-    with closing(judge_all(network, spec, split.images, read, post, batch_size)) as judged:
+    # By size, so that batches fill, and so that a GPU, which takes long over the first of a size, meets each size once.
+    sizes = [(image["height"], image["width"]) for image in split.images]
+    order = sorted(range(len(sizes)), key=lambda place: (spec.padded(*sizes[place]), sizes[place]))
+    with closing(judge_all(network, spec, (split.images[place] for place in order), read, post, batch_size)) as judged:
         both = list(track(judged, f"judging {split.name}", total=len(split.images)))
     seconds = np.median([one for _, one in both], axis=0).tolist()
-    return [prediction for prediction, _ in both], dict(zip(("read", "network", "post"), seconds, strict=True))
+    predictions = {place: prediction for place, (prediction, _) in zip(order, both, strict=True)}
+    in_order = [predictions[place] for place in range(len(sizes))]
+    return in_order, dict(zip(("read", "network", "post"), seconds, strict=True))

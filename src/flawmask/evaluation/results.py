@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from flawmask.evaluation.verdicts import Judged
 from flawmask.files import whole_folder, write_json
 from flawmask.inference.overlay import truth_beside_prediction
 from flawmask.inference.predictor import Prediction
+from flawmask.inference.stream import MOST_THREADS, in_order
+from flawmask.launch import usable_cores
 from flawmask.progress import track
 from flawmask.report.report import write_report
 
@@ -87,7 +90,9 @@ def _draw_worst(
     order = sorted(
         range(len(judged)), key=lambda at: (judged[at].outcome == "right", -abs(judged[at].truth - judged[at].score))
     )
-    for rank, at in enumerate(track(order[:most], "drawing"), start=1):
+
+    def draw(ranked: tuple[int, int]) -> None:
+        rank, at = ranked
         one, image = judged[at], split.images[at]
         name = f"{rank:03d}_{one.outcome}_{Path(one.file_name).stem}.png"
         verdict = f"verdict: {'defect' if one.verdict else 'good'} ({one.score:.2f})"
@@ -95,3 +100,8 @@ def _draw_worst(
         pixels = images.read_image(split.image_path(image))
         picture = truth_beside_prediction(split, image, pixels, found, (f"truth: {one.defect_type}", verdict))
         (folder / name).write_bytes(images.encode_png(picture))
+
+    drawn, threads = enumerate(order[:most], start=1), min(MOST_THREADS, usable_cores())
+    with closing(in_order(draw, drawn, 2 * threads, threads)) as done:
+        for _ in track(done, "drawing", total=len(order[:most])):
+            pass

@@ -19,7 +19,7 @@ from flawmask.masks import Mask
 from flawmask.model import checkpoint
 from flawmask.model.build import detector_of, for_inference, set_score_floor
 from flawmask.model.spec import ModelSpec
-from flawmask.runtime import choose_device, choose_precision, keep_freed_memory
+from flawmask.runtime import choose_device, choose_precision, ieee_float32, keep_freed_memory
 from flawmask.settings import Precision
 
 
@@ -233,7 +233,6 @@ def detect(network: nn.Module, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) -
     return finish(found, spec, *pixels.shape[:2])
 
 
-@torch.inference_mode()
 def infer(network: nn.Module, spec: ModelSpec, batch: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, Tensor]]:
     """Return what the network finds on each image, on the CPU: `boxes` (N, 4) in pixels of the image, `labels` (N,),
     `scores` (N,) and, where it outlines what it finds, `masks` (N, 1, M, M) probabilities inside the box; see `finish`.
@@ -241,21 +240,82 @@ def infer(network: nn.Module, spec: ModelSpec, batch: Sequence[npt.NDArray[np.ui
     Args:
         network: in evaluation mode.
         spec: what it was built from.
-        batch: at least one image, each (height, width, 3) uint8 RGB and of one size: an image among larger ones would
-            be padded, and a padded image gives other results.
+        batch: at least one image, each (height, width, 3) uint8 RGB, whose `ModelSpec.padded` is the same: an image
+            among larger ones would be padded more than it is alone, which gives other results.
 
     Raises:
-        ValueError: an array is not (height, width, 3) uint8, or the sizes differ.
+        ValueError: an array is not (height, width, 3) uint8, or one would be padded more than alone.
     """
-    for pixels in batch:
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-            raise ValueError(f"an image is (height, width, 3) uint8 RGB, not {pixels.shape} {pixels.dtype}")
-        if pixels.shape != batch[0].shape:
-            raise ValueError(f"images of one batch are of one size, not {batch[0].shape} and {pixels.shape}")
+    return infer_resized(network, spec, [resized(pixels, spec) for pixels in batch], [one.shape[:2] for one in batch])
+
+
+def resized(pixels: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArray[np.uint8]:
+    """Return the image, (height, width, 3) uint8 RGB, at the size at which the network sees it.
+
+    Raises:
+        ValueError: the array is of another shape or type.
+    """
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"an image is (height, width, 3) uint8 RGB, not {pixels.shape} {pixels.dtype}")
+    return images.resize(pixels, spec.resized(*pixels.shape[:2]))
+
+
+@torch.inference_mode()
+def infer_resized(
+    network: nn.Module,
+    spec: ModelSpec,
+    batch: Sequence[npt.NDArray[np.uint8]],
+    sizes: Sequence[tuple[int, int]],
+) -> list[dict[str, Tensor]]:
+    """Return what `infer` returns, of images that are resized already.
+
+    To a GPU they go as whole numbers, in one piece that the system may not move, and what is found comes back in one.
+
+    Args:
+        network: in evaluation mode.
+        spec: what it was built from.
+        batch: at least one image as `resized` returns it, all with the same `ModelSpec.padded`.
+        sizes: height and width of each as it was.
+
+    Raises:
+        ValueError: an image would be padded more than alone.
+    """
+    for size in sizes:
+        if spec.padded(*size) != spec.padded(*sizes[0]):
+            one, other = spec.padded(*sizes[0]), spec.padded(*size)
+            raise ValueError(f"images of one batch are of one size once they are padded, not {one} and {other}")
     device = next(network.parameters()).device
-    images = [torch.from_numpy(np.ascontiguousarray(pixels)).to(device) for pixels in batch]
-    found = detector_of(spec).infer(network, [image.permute(2, 0, 1).float() / 255 for image in images])
-    return [{name: tensor.cpu() for name, tensor in one.items()} for one in found]
+    with ieee_float32():
+        found = detector_of(spec).infer(network, uploaded(batch, device), sizes)
+        return found if device.type == "cpu" else downloaded(found)
+
+
+def uploaded(batch: Sequence[npt.NDArray[np.uint8]], device: torch.device) -> list[Tensor]:
+    """Return (height, width, 3) uint8 images as (3, height, width) on the device, copied there at once."""
+    if device.type == "cpu":
+        return [torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1) for pixels in batch]
+    flat = torch.empty(sum(pixels.size for pixels in batch), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    parts = torch.split(flat, [pixels.size for pixels in batch])
+    for part, pixels in zip(parts, batch, strict=True):
+        part.numpy()[:] = pixels.ravel()
+    there = torch.split(flat.to(device, non_blocking=True), [pixels.size for pixels in batch])
+    return [one.view(pixels.shape).permute(2, 0, 1) for one, pixels in zip(there, batch, strict=True)]
+
+
+def downloaded(found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Return what was found on each image of a batch on the CPU, copied there at once.
+
+    One copy of each tensor would make the processor wait for the device as often as there are tensors.
+
+    Args:
+        found: tensors by name, the same names for each image, of float32 or of whole numbers below 2^24.
+    """
+    tensors = [tensor for one in found for tensor in one.values()]
+    flat = torch.cat([tensor.to(torch.float32).flatten() for tensor in tensors])
+    host = torch.empty(flat.shape, dtype=torch.float32, pin_memory=flat.device.type == "cuda")
+    # Copied once more: memory that the system may not move is dear, and predictions may be kept for long.
+    parts = iter(torch.split(host.copy_(flat).clone(), [tensor.numel() for tensor in tensors]))
+    return [{name: next(parts).view(tensor.shape).to(tensor.dtype) for name, tensor in one.items()} for one in found]
 
 
 def finish(found: dict[str, Tensor], spec: ModelSpec, height: int, width: int) -> Prediction:

@@ -1,20 +1,22 @@
 """Many images in a row: read ahead by threads, judged in batches by the calling thread, finished by threads again."""
 
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from flawmask.errors import FlawmaskError
-from flawmask.inference.predictor import infer
+from flawmask.inference.predictor import infer_resized, resized
+from flawmask.launch import cores_of_each_process, usable_cores
 from flawmask.model.spec import ModelSpec
 
 T = TypeVar("T")
@@ -22,8 +24,14 @@ R = TypeVar("R")
 
 Image = npt.NDArray[np.uint8]
 
-THREADS = min(4, os.cpu_count() or 1)
-"""How many read, and how many finish: Pillow, OpenCV and NumPy let go of Python's lock while they work."""
+THREADS = min(4, usable_cores())
+"""How many read, and how many finish, beside a network that computes on the same cores: Pillow, OpenCV and NumPy let go
+of Python's lock while they work."""
+
+MOST_THREADS = 16
+
+THREADS_ON_CUDA = max(THREADS, min(MOST_THREADS, cores_of_each_process()))
+"""The same beside a network that leaves them all the cores."""
 
 BATCH_ON_CUDA = 8
 """How many images are judged at once there by default; a CPU gains nothing by more than one."""
@@ -36,7 +44,7 @@ class Seen:
     Attributes:
         pixels: (height, width, 3) uint8 RGB.
         found: what `infer` returned for it.
-        read: seconds from file to pixels.
+        read: seconds from file to pixels, and these resized.
         network: seconds of its batch, shared out equally.
     """
 
@@ -48,15 +56,15 @@ class Seen:
 
 @dataclass(frozen=True)
 class _Read(Generic[T]):
-    """An image, or why it cannot be judged, what it was read from, and the seconds that it took."""
+    """An image as it is and as the network sees it, or why it cannot be judged; what it was read from, the seconds that
+    it took, and the size that the image has in a batch."""
 
     item: T
     image: Image | FlawmaskError
+    resized: Image | None
     seconds: float
 
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return None if isinstance(self.image, FlawmaskError) else self.image.shape
+    padded: tuple[int, int] | None
 
 
 def judge_all(
@@ -69,9 +77,10 @@ def judge_all(
 ) -> Generator[R, None, None]:
     """Yield what `finish` makes of each item, in their order.
 
-    While the network judges a batch, threads read the images of the next and finish those of the one before. Only
-    images of one size that follow each other share a batch: so none is padded for another, and results are those of
-    one by one. About three batches of images are held at any time. Close the iterator to stop early.
+    While the network judges a batch, threads read and resize the images of the next and finish those of the one before.
+    Only images that follow each other and that have one size once they are padded share a batch: so none is padded for
+    another, and results are those of one by one. About three batches of images are held at any time, or three images
+    for each thread where that is more. Close the iterator to stop early.
 
     Args:
         network: in evaluation mode; only the calling thread uses it.
@@ -81,25 +90,30 @@ def judge_all(
         finish: item and what was seen, or why nothing was, to the result. Called by several threads at once.
         batch_size: the most images of a batch; by default 8 on CUDA and 1 elsewhere.
     """
-    most = batch_size or (BATCH_ON_CUDA if next(network.parameters()).device.type == "cuda" else 1)
+    on_cuda = next(network.parameters()).device.type == "cuda"
+    most = batch_size or (BATCH_ON_CUDA if on_cuda else 1)
+    threads = THREADS_ON_CUDA if on_cuda else THREADS
     with (
-        closing(in_order(lambda item: _read(item, read), items, most + THREADS)) as images,
+        closing(in_order(lambda item: _read(item, read, spec), items, most + threads, threads)) as images,
         closing(_judged(network, spec, _batches(images, most))) as judged,
-        closing(in_order(lambda pair: finish(*pair), judged, max(most, THREADS))) as finished,
+        closing(in_order(lambda pair: finish(*pair), judged, max(most, threads), threads)) as finished,
     ):
         yield from finished
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], most: int) -> Generator[R, None, None]:
+def in_order(
+    function: Callable[[T], R], items: Iterable[T], most: int, threads: int = THREADS
+) -> Generator[R, None, None]:
     """Yield `function(item)` for each item, in order, worked out by threads while the caller does other things.
 
     Args:
         function: called by several threads at once; what it raises is raised here, in its turn.
         items: gone through in the calling thread, no further ahead than `most`.
         most: how many items may be begun and not yet handed on.
+        threads: how many work at once, each on one core: PyTorch starts no further threads inside of them.
     """
     pending: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
+    with _one_core_each() as alone, ThreadPoolExecutor(threads, initializer=alone) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
@@ -112,21 +126,38 @@ def in_order(function: Callable[[T], R], items: Iterable[T], most: int) -> Gener
                 future.cancel()
 
 
-def _read(item: T, read: Callable[[T], Image]) -> _Read[T]:
+@contextmanager
+def _one_core_each() -> Iterator[Callable[[], None]]:
+    """Yield what a thread calls at its start so that PyTorch, called in it, computes in this one thread.
+
+    Else each would have as many threads of its own as there are cores, and OpenMP's spin while they wait.
+    """
+    before = torch.get_num_threads()
+    try:
+        yield partial(torch.set_num_threads, 1)
+    finally:
+        # The number is each thread's own, but what was set last is also that of threads that come later.
+        torch.set_num_threads(before)
+
+
+def _read(item: T, read: Callable[[T], Image], spec: ModelSpec) -> _Read[T]:
     start = time.perf_counter()
     image: Image | FlawmaskError
+    small = None
     try:
         image = read(item)
+        small = resized(image, spec)
     except FlawmaskError as error:
         image = error
-    return _Read(item, image, time.perf_counter() - start)
+    padded = None if isinstance(image, FlawmaskError) else spec.padded(*image.shape[:2])
+    return _Read(item, image, small, time.perf_counter() - start, padded)
 
 
 def _batches(images: Iterable[_Read[T]], most: int) -> Generator[list[_Read[T]], None, None]:
-    """Yield neighbours of one size together, at most so many; what could not be read fits anywhere."""
+    """Yield neighbours of one padded size together, at most so many; what could not be read fits anywhere."""
     batch: list[_Read[T]] = []
     for one in images:
-        if len({each.shape for each in (*batch, one)} - {None}) > 1:
+        if len({each.padded for each in (*batch, one)} - {None}) > 1:
             yield batch
             batch = []
         batch.append(one)
@@ -141,10 +172,11 @@ def _judged(
     network: nn.Module, spec: ModelSpec, batches: Iterable[list[_Read[T]]]
 ) -> Generator[tuple[T, Seen | FlawmaskError], None, None]:
     for batch in batches:
-        images = [one.image for one in batch if not isinstance(one.image, FlawmaskError)]
+        small = [one.resized for one in batch if one.resized is not None]
+        sizes = [one.image.shape[:2] for one in batch if not isinstance(one.image, FlawmaskError)]
         start = time.perf_counter()
-        found = iter(infer(network, spec, images) if images else [])
-        seconds = (time.perf_counter() - start) / max(len(images), 1)
+        found = iter(infer_resized(network, spec, small, sizes) if small else [])
+        seconds = (time.perf_counter() - start) / max(len(small), 1)
         for one in batch:
             if isinstance(one.image, FlawmaskError):
                 yield one.item, one.image

@@ -37,9 +37,11 @@ class Detector(Protocol):
     def infer_in(self, model: Any, device: torch.device, dtype: torch.dtype, /) -> None:
         """Let the layers of a network that only judges any more compute in `dtype`, and faster where they can."""
 
-    def infer(self, model: Any, images: Sequence[Tensor], /) -> list[dict[str, Tensor]]:
-        """Return `boxes` (N, 4) in pixels of the image, `labels` (N,), `scores` (N,) and, where it has masks, `masks`
-        (N, 1, M, M), probabilities inside the box, of images (3, H, W) float32, 0 to 1, of one size."""
+    def infer(self, model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]], /) -> list[dict[str, Tensor]]:
+        """Return what is found on each of the images, (3, H, W) uint8 at the size that the network sees, whose
+        `ModelSpec.padded` is the same, by the heights and widths of the originals: `boxes` (N, 4) in pixels of the
+        original, `labels` (N,), `scores` (N,) and, where it has masks, `masks` (N, 1, M, M), probabilities inside the
+        box."""
 
     def stages(self, model: Any, /) -> list[list[nn.Module]]:
         """Return the backbone's stages, the one nearest to the image first."""

@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
-from flawmask.model.spec import ModelSpec, Norm
+from flawmask.model.spec import Norm
 
 CELLS = 28
 """Rows and columns of a mask's probabilities inside its box."""
@@ -88,22 +86,36 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     return type(value)(cast(item, dtype) for item in value)
 
 
-def resize_in(model: Any, spec: ModelSpec) -> None:
-    """Let a network of torchvision's, in evaluation mode, see images at the size at which it was trained on them.
+def take_as_it_is(model: Any) -> None:
+    """Let a network of torchvision's see images at the size that they have: all of ours come at `ModelSpec.resized`."""
+    model.transform.resize = _as_it_is
 
-    Its own transform does the same, but for an image so long and narrow that nothing would be left of its shorter side.
-    In training, images come resized.
+
+def _as_it_is(image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+    return image, target
+
+
+def to_original(
+    found: list[dict[str, Tensor]], shapes: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]
+) -> list[dict[str, Tensor]]:
+    """Return what was found on each image of a batch with its boxes in pixels of the original.
+
+    Args:
+        found: `boxes` (N, 4) in pixels of the image as the network sees it, and whatever else.
+        shapes: height and width of each image as the network sees it.
+        sizes: of each original.
     """
-    model.transform.resize = partial(_resize, model.transform, spec)
+    ratios = to_pixels(shapes, sizes).to(found[0]["boxes"].device)
+    return [{**one, "boxes": one["boxes"] * ratio} for one, ratio in zip(found, ratios, strict=True)]
 
 
-def _resize(transform: nn.Module, spec: ModelSpec, image: Tensor, target: Any) -> tuple[Tensor, Any]:
-    return (image if transform.training else resized(image[None], spec)[0]), target
+def to_pixels(shapes: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Return by what a box is multiplied to be in pixels of the original: (B, 4).
 
-
-def resized(batch: Tensor, spec: ModelSpec) -> Tensor:
-    """Return (B, C, H, W) float32 images at the size at which the network sees them."""
-    return F.interpolate(batch, size=spec.resized(*batch.shape[-2:]), mode="bilinear", align_corners=False)
+    In float32, as torchvision does it: the last bit decides which pixel a box's edge falls on.
+    """
+    pairs = zip(shapes, sizes, strict=True)
+    return torch.tensor([[size[1] / shape[1], size[0] / shape[0]] * 2 for shape, size in pairs], dtype=torch.float32)
 
 
 def batched(model: Any, images: list[Tensor]) -> ImageList:

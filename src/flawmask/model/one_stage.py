@@ -19,7 +19,7 @@ from torchvision.models.detection import (
 )
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from flawmask.model.layers import autocast_to_float32, replace_norms, resize_in, unnormalised
+from flawmask.model.layers import autocast_to_float32, replace_norms, take_as_it_is, to_original, unnormalised
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 
@@ -36,7 +36,7 @@ def build(spec: ModelSpec) -> Any:
     """Return the network that the spec describes, its weights drawn at random."""
     model: Any = _BUILDERS[spec.arch](spec)
     model.detections_per_img = spec.max_detections
-    resize_in(model, spec)
+    take_as_it_is(model)
     replace_norms(model, spec.norm, spec.norm_eps)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -109,16 +109,18 @@ def train_in(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None
 infer_in = train_in
 
 
-def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-    """Return what is found on each image: `boxes` (N, 4) in pixels of the image, `labels` (N,), `scores` (N,).
+def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    """Return what is found on each image: `boxes` (N, 4) in pixels of the original, `labels` (N,), `scores` (N,).
 
     Args:
         model: in evaluation mode.
-        images: (3, H, W) float32, 0 to 1, of one size.
+        images: (3, H, W) uint8, at the size at which the network sees them, padded to one size by it.
+        sizes: height and width of each original.
     """
-    found: list[dict[str, Tensor]] = model(list(images))
+    seen: list[dict[str, Tensor]] = model([image.float() / 255 for image in images])
     # RetinaNet and FCOS have a score for label 0 too, which no instance has.
-    return [{name: tensor[one["labels"] > 0] for name, tensor in one.items()} for one in found]
+    found = [{name: tensor[one["labels"] > 0] for name, tensor in one.items()} for one in seen]
+    return to_original(found, [(image.shape[1], image.shape[2]) for image in images], sizes)
 
 
 def stages(model: Any) -> list[list[nn.Module]]:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection.roi_heads import maskrcnn_inference
 
+from flawmask.model.layers import to_original
 from flawmask.model.layers import unnormalised as seen
 from flawmask.model.rcnn_build import build, loss_names, stages
 from flawmask.model.rcnn_compute import infer_in, train_in
@@ -23,23 +25,64 @@ __all__ = [
 ]
 
 
-def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+BLOCK = 32
+"""On a GPU, the number of regions that pass through convolutions together is a multiple of this."""
+
+
+def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
     """Return what torchvision's Mask R-CNN finds on each image, but for the last step: `boxes` (N, 4) in pixels of the
-    image, `labels` (N,), `scores` (N,) and, where it has masks, `masks` (N, 1, 28, 28) probabilities inside the box.
+    original, `labels` (N,), `scores` (N,) and, where it has masks, `masks` (N, 1, 28, 28) probabilities inside the box.
 
     These are the steps of `GeneralizedRCNN.forward`. The last would paste each mask into a float image of its own,
     400 MB for 100 detections on 1024 x 1024.
 
     Args:
         model: in evaluation mode.
-        images: (3, H, W) float32, 0 to 1, of one size.
+        images: (3, H, W) uint8, at the size at which the network sees them, padded to one size by it.
+        sizes: height and width of each original.
     """
-    height, width = images[0].shape[-2:]
-    resized, _ = model.transform(list(images))
-    features = model.backbone(resized.tensors)
-    proposals, _ = model.rpn(resized, features)
-    found, _ = model.roi_heads(features, proposals, resized.image_sizes)
-    resized_height, resized_width = resized.image_sizes[0]
-    # In float32, as torchvision does it: the last bit decides which pixel a box's edge falls on.
-    ratio = torch.tensor([width / resized_width, height / resized_height] * 2, dtype=torch.float32)
-    return [{**one, "boxes": one["boxes"] * ratio.to(one["boxes"].device)} for one in found]
+    seen, _ = model.transform([image.float() / 255 for image in images])
+    features = model.backbone(seen.tensors)
+    proposals, _ = model.rpn(seen, features)
+    found = _in_regions(model.roi_heads, features, proposals, seen.image_sizes)
+    return to_original(found, seen.image_sizes, sizes)
+
+
+def _in_regions(
+    heads: Any, features: dict[str, Tensor], proposals: list[Tensor], shapes: list[tuple[int, int]]
+) -> list[dict[str, Tensor]]:
+    """Return what the heads find in the regions of each image, by the steps of `RoIHeads.forward`; boxes in pixels of
+    the image as the network sees it."""
+    pooled = heads.box_roi_pool(features, proposals, shapes)
+    regions = heads.box_head(in_blocks(pooled))[: len(pooled)]
+    boxes, scores, labels = heads.postprocess_detections(*heads.box_predictor(regions), proposals, shapes)
+    found = [
+        {"boxes": of_image, "labels": label, "scores": score}
+        for of_image, label, score in zip(boxes, labels, scores, strict=True)
+    ]
+    if heads.has_mask():
+        pooled = heads.mask_roi_pool(features, boxes, shapes)
+        logits = heads.mask_predictor(heads.mask_head(in_blocks(pooled)))[: len(pooled)]
+        for one, masks in zip(found, maskrcnn_inference(logits, labels), strict=True):
+            one["masks"] = masks
+    return found
+
+
+def in_blocks(pooled: Tensor) -> Tensor:
+    """Return the features of N regions, (N, ...), on a GPU with zeros behind them for some more regions.
+
+    cuDNN plans a convolution anew for each N that it has not met, which takes longer than the convolution; so that N
+    recurs, there are but eight between a power of two and the next, and none that is no multiple of `BLOCK`.
+    """
+    return pooled if pooled.device.type != "cuda" else padded_to(pooled, whole_blocks(len(pooled)))
+
+
+def whole_blocks(count: int) -> int:
+    """Return how many regions pass together for so many that are wanted."""
+    block = max(BLOCK, 1 << max(0, count.bit_length() - 4))
+    return -(-count // block) * block
+
+
+def padded_to(pooled: Tensor, count: int) -> Tensor:
+    """Return the features of N regions with zeros behind them, (count, ...), in the same layout."""
+    return F.pad(pooled, (0, 0) * (pooled.ndim - 1) + (0, count - len(pooled)))

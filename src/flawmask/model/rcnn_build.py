@@ -15,7 +15,7 @@ from torchvision.models.detection import (
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
 
-from flawmask.model.layers import Float32Anchors, replace_norms, resize_in
+from flawmask.model.layers import Float32Anchors, replace_norms, take_as_it_is
 from flawmask.model.roi_align import PyramidRoIAlign
 from flawmask.model.spec import TORCHVISION_ANCHORS, ModelSpec
 
@@ -46,7 +46,7 @@ def build(spec: ModelSpec) -> FasterRCNN:
         pool = getattr(model.roi_heads, name)
         setattr(model.roi_heads, name, PyramidRoIAlign(pool.featmap_names, list(pool.output_size), pool.sampling_ratio))
     replace_norms(model, spec.norm, spec.norm_eps)
-    resize_in(model, spec)
+    take_as_it_is(model)
     return model
 
 

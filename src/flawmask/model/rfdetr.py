@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, roi_align
 
 from flawmask.errors import FlawmaskError
-from flawmask.model.layers import (
-    CELLS,
-    IMAGENET_DEVIATION,
-    IMAGENET_MEAN,
-    autocast_to_float32,
-    resized,
-)
+from flawmask.model.layers import CELLS, IMAGENET_DEVIATION, IMAGENET_MEAN, autocast_to_float32
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 
@@ -124,20 +118,20 @@ def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
 infer_in = train_in
 
 
-def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-    """Return what is found on each image: `boxes` (N, 4) in pixels of the image, `labels` (N,), `scores` (N,) and
+def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    """Return what is found on each image: `boxes` (N, 4) in pixels of the original, `labels` (N,), `scores` (N,) and
     `masks` (N, 1, 28, 28) probabilities inside the box.
 
     Args:
         model: in evaluation mode.
-        images: (3, H, W) float32, 0 to 1, of one size.
+        images: (3, S, S) uint8, at the size at which the network sees them.
+        sizes: height and width of each original.
     """
     spec: ModelSpec = model.flawmask
-    size = tuple(images[0].shape[-2:])
-    found = model(_normalised(resized(torch.stack(list(images)), spec)))
+    found = model(_normalised(seen(model, images)))
     floor = getattr(model, "score_thresh", 0.0)
-    each = zip(found["pred_logits"], found["pred_boxes"], found["pred_masks"], strict=True)
-    return [_instances(*one, spec, floor, size) for one in each]
+    each = zip(found["pred_logits"], found["pred_boxes"], found["pred_masks"], sizes, strict=True)
+    return [_instances(logits, boxes, masks, spec, floor, size) for logits, boxes, masks, size in each]
 
 
 def _instances(

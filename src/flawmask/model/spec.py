@@ -11,6 +11,9 @@ Norm = Literal["batch", "frozen", "group"]
 TORCHVISION_SIZE, TORCHVISION_MAX_SIZE = 800, 1333
 TORCHVISION_ANCHORS = (32, 64, 128, 256, 512)
 
+STRIDE = 32
+"""Networks that keep an image's proportions pad it to whole multiples of so many pixels, at the right and below."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -78,6 +81,16 @@ class ModelSpec:
             return self.fixed_size, self.fixed_size
         down, across = self.scales(height, width)
         return max(1, int(height * down)), max(1, int(width * across))
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that an image has once it is resized and padded, alone in a batch.
+
+        Images for which these are the same can share a batch: none is padded more than it would be alone.
+        """
+        if self.fixed_size is not None:
+            return self.resized(height, width)
+        rows, columns = (-(-side // STRIDE) * STRIDE for side in self.resized(height, width))
+        return rows, columns
 
     def scales(self, height: int, width: int) -> tuple[float, float]:
         """Return how many pixels the network sees for one of the image's, down and across."""

@@ -18,14 +18,11 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, roi_align
 
 from flawmask.errors import FlawmaskError
-from flawmask.model.layers import CELLS, autocast_to_float32, replace_norms, resized
-from flawmask.model.spec import ModelSpec
+from flawmask.model.layers import CELLS, autocast_to_float32, replace_norms, to_pixels
+from flawmask.model.spec import STRIDE, ModelSpec
 from flawmask.model.targets import Target, crops
 
 log = logging.getLogger(__name__)
-
-STRIDE = 32
-"""Sides of what the network sees are multiples of this many pixels."""
 
 GREY = 114 / 255
 """What images are padded with, as ultralytics does it."""
@@ -147,23 +144,22 @@ def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
 infer_in = train_in
 
 
-def infer(model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-    """Return what is found on each image: `boxes` (N, 4) in pixels of the image, `labels` (N,), `scores` (N,) and,
+def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    """Return what is found on each image: `boxes` (N, 4) in pixels of the original, `labels` (N,), `scores` (N,) and,
     where it outlines what it finds, `masks` (N, 1, 28, 28) probabilities inside the box.
 
     Args:
         model: in evaluation mode.
-        images: (3, H, W) float32, 0 to 1, of one size.
+        images: (3, H, W) uint8, at the size at which the network sees them, padded to one size by it.
+        sizes: height and width of each original.
     """
     spec: ModelSpec = model.flawmask
-    height, width = images[0].shape[-2:]
-    batch = resized(torch.stack(list(images)), spec)
-    found, _ = model(_padded(list(batch)))
+    found, _ = model(seen(model, images))
     found, prototypes = found if spec.has_masks else (found, [None] * len(images))
-    ratio = batch.new_tensor([width / batch.shape[-1], height / batch.shape[-2]] * 2)
     floor = getattr(model, "score_thresh", 0.0)
-    pairs = zip(found, prototypes, strict=True)
-    return [_instances(one, proto, spec, floor, ratio, (height, width)) for one, proto in pairs]
+    ratios = to_pixels([(image.shape[1], image.shape[2]) for image in images], sizes).to(found.device)
+    each = zip(found, prototypes, ratios, sizes, strict=True)
+    return [_instances(one, proto, spec, floor, ratio, size) for one, proto, ratio, size in each]
 
 
 def _instances(

@@ -73,7 +73,7 @@ class LearnSettings(Seed, Device, Classes):
     trainable_layers: int | None = None
     """How many of the backbone's five stages learn, counted from the heads; by default 3, and 5 from no weights."""
     workers: int | None = None
-    """Processes that read images; by default one less than there are cores, 4 at most."""
+    """Processes that read images; by default one less than there are cores, 4 at most, and for each GPU 16 at most."""
     cache_gb: float = 4.0
     """Gigabytes of temporary disk for images once decoded and resized; 0 decodes them anew each time."""
     max_detections: int = 100

@@ -10,21 +10,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flawmask import images
 from flawmask.coco import CocoSplit
 from flawmask.errors import FlawmaskError
+from flawmask.launch import cores_of_each_process
 from flawmask.model import targets
 from flawmask.model.layers import stacked, upload
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, make_target
+from flawmask.runtime import keep_freed_memory
 from flawmask.training.cache import PixelCache
 
 NEAR = 8
 """So many batches are sorted by their images' ratio together: more pad less, and draw an image's neighbours less
 freely."""
+
+MOST_WORKERS = 16
+"""Reading processes of one that trains on a GPU, by default: each holds a batch or two of images ready."""
 
 Item = tuple[Tensor, Target]
 
@@ -124,22 +128,12 @@ class SplitDataset(Dataset[Item]):
         height, width = pixels.shape[:2]
         if (record["height"], record["width"]) != (height, width):
             raise FlawmaskError(f"{path} is {width}x{height} but its record says {record['width']}x{record['height']}")
-        return resize(pixels, self.shapes[place])
+        return images.resize(pixels, self.shapes[place])
 
 
 def resized_shapes(split: CocoSplit, spec: ModelSpec) -> list[tuple[int, int]]:
     """Return the height and width at which the network sees each image."""
     return [spec.resized(image["height"], image["width"]) for image in split.images]
-
-
-def resize(pixels: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Return the (height, width, 3) image at another size, interpolated as torchvision's transform does it."""
-    if pixels.shape[:2] == shape:
-        return pixels
-    # Not OpenCV: after a fork its thread pool, once used by prepare or augment, hangs.
-    whole = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
-    resized = F.interpolate(whole, size=shape, mode="bilinear", align_corners=False)
-    return np.asarray(resized[0].round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
 class Order(Sampler[list[int]]):
@@ -247,10 +241,10 @@ def make_loader(items: Dataset[Any], order: Sampler[list[int]], *, workers: int 
     Args:
         items: what to read: pairs, an image and what belongs to it; of a `SplitDataset`, batches are `Batch`es.
         order: in which batches.
-        workers: reading processes; None for one less than there are cores, 4 at most; 0 reads in this process.
+        workers: reading processes; None for as many as `default_workers` returns; 0 reads in this process.
         pin: hand tensors over in page-locked memory, for CUDA.
     """
-    count = min(4, (os.cpu_count() or 1) - 1) if workers is None else workers
+    count = default_workers(on_cuda=pin) if workers is None else workers
     return DataLoader(
         _Carrier(items),
         batch_sampler=order,
@@ -260,11 +254,21 @@ def make_loader(items: Dataset[Any], order: Sampler[list[int]], *, workers: int 
         persistent_workers=count > 0,
         # The loader draws a seed for its workers: from its own generator, not from the one that the network draws from.
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_undisturbed,
+        worker_init_fn=_prepared,
     )
 
 
-def _undisturbed(_: int) -> None:
-    """Let a reading process live on when the whole group is told to stop: the one that it reads for ends it."""
+def default_workers(*, on_cuda: bool) -> int:
+    """Return how many processes read for one that trains: one less than it has cores, 4 at most where it computes on
+    the same cores, and 16 at most beside a GPU."""
+    if on_cuda:
+        return min(MOST_WORKERS, cores_of_each_process() - 1)
+    return min(4, (os.cpu_count() or 1) - 1)
+
+
+def _prepared(_: int) -> None:
+    """Keep a reading process' memory for its next image, and let it live on when the whole group is told to stop: the
+    one that it reads for ends it."""
+    keep_freed_memory(torch.device("cpu"))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
