@@ -10,13 +10,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
-from flawmask.model.spec import Norm
+from flawmask.model.spec import STRIDE, Norm
 
 CELLS = 28
 """Rows and columns of a mask's probabilities inside its box."""
-
-SIZE_STEP = 32
-"""Height and width of a batch are multiples of so many pixels, in torchvision's networks and in YOLO."""
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's colours, by which networks that started from it normalise."""
@@ -141,7 +138,7 @@ def stacked(images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         sizes: height and width of each image.
     """
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-    height, width = (-(-max(each) // SIZE_STEP) * SIZE_STEP for each in zip(*sizes, strict=True))
+    height, width = (-(-max(each) // STRIDE) * STRIDE for each in zip(*sizes, strict=True))
     pixels = images[0].new_zeros(len(images), height, width, 3)
     for one, image, (rows, columns) in zip(pixels, images, sizes, strict=True):
         one[:rows, :columns] = image.permute(1, 2, 0)

@@ -334,7 +334,7 @@ class Given:
     """All that a pass through B images begins with.
 
     Attributes:
-        pixels: (B, H, W, 3) uint8, each image in the upper left corner; H and W are multiples of `SIZE_STEP`.
+        pixels: (B, H, W, 3) uint8, each image in the upper left corner; H and W are multiples of `STRIDE`.
         sizes: (B, 2) int64, height and width of each image.
         instances: what is on them.
         quotas: on how much of each the heads learn.
@@ -382,7 +382,7 @@ class RcnnBatch:
         """Return what a pass begins with, on the device; but the pixels stay where they are.
 
         Args:
-            pixels: (B, H, W, 3) uint8, each image in the upper left corner; H and W are multiples of `SIZE_STEP`.
+            pixels: (B, H, W, 3) uint8, each image in the upper left corner; H and W are multiples of `STRIDE`.
             sizes: height and width of each image.
             targets: of each.
             is_rounded: whether there is more room than is needed, so that few different shapes come.

@@ -39,7 +39,7 @@ class Batch:
 
     Attributes:
         pixels: (B, H, W, 3) uint8: each image in the upper left corner of its own, 0 beyond it. H and W are multiples
-            of `SIZE_STEP`.
+            of `STRIDE`.
         sizes: height and width of each image.
         targets: of each image.
     """

@@ -15,7 +15,7 @@ from flawmask.model import rcnn_batch
 from flawmask.model.build import Detector, detector_of
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
-from flawmask.runtime import is_out_of_memory
+from flawmask.runtime import ieee_float32, is_out_of_memory
 from flawmask.settings import require
 from flawmask.training.config import TrainSettings
 from flawmask.training.loader import Batch
@@ -136,7 +136,8 @@ class Step:
             try:
                 # Recorded passes add to the gradients where these lie.
                 self.optimizer.zero_grad(set_to_none=self.passes is None or not self.passes.is_recording)
-                return self._add_gradients(batch, total, outlined)
+                with ieee_float32():
+                    return self._add_gradients(batch, total, outlined)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -171,11 +172,12 @@ class Step:
             total: images of the batch.
             outlined: on how many of those is an instance, (1,).
         """
-        if self.passes is not None:
-            found = self.passes.look(model, part)
-        else:
-            images, targets = part.on(self.device)
-            found = self.detector.losses(model, images, targets, self.roi_samples)
+        with ieee_float32():
+            if self.passes is not None:
+                found = self.passes.look(model, part)
+            else:
+                images, targets = part.on(self.device)
+                found = self.detector.losses(model, images, targets, self.roi_samples)
         return torch.stack([found[name] for name in self.losses]) * shares(self.losses, part.targets, total, outlined)
 
 
