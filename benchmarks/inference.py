@@ -177,19 +177,22 @@ def measure_plain(model: str, data: str, device: str) -> Record:
         image, _ = items[place]
         with autocast(where):
             (found,) = network([image.to(where)])
-        found = {name: tensor.float().cpu() for name, tensor in found.items()}
-        instances = []
-        for label, score, box, mask in zip(
-            *(found[key] for key in ("labels", "scores", "boxes", "masks")), strict=True
-        ):
-            pixels = (mask[0] > 0.5).numpy()
-            corners = tuple(box.tolist())
-            instances.append(
-                Instance(spec.classes[int(label) - 1], float(score), corners, to_rle(pixels), int(pixels.sum()))
-            )
-        predictions.append(Prediction(*image.shape[1:], tuple(instances)))
+        predictions.append(plain_prediction(found, spec, *image.shape[1:]))
         seconds.append(time.perf_counter() - begun)
     return judged(split, predictions, statistics.mean(seconds[1:]))
+
+
+def plain_prediction(found: dict[str, torch.Tensor], spec: ModelSpec, height: int, width: int) -> Prediction:
+    """Return what torchvision's forward pass found on an image, with masks as RLE."""
+    found = {name: tensor.float().cpu() for name, tensor in found.items()}
+    instances = []
+    for label, score, box, mask in zip(*(found[key] for key in ("labels", "scores", "boxes", "masks")), strict=True):
+        pixels = (mask[0] > 0.5).numpy()
+        corners: Any = tuple(box.tolist())
+        instances.append(
+            Instance(spec.classes[int(label) - 1], float(score), corners, to_rle(pixels), int(pixels.sum()))
+        )
+    return Prediction(height, width, tuple(instances))
 
 
 def measure_flawmask(

@@ -81,6 +81,9 @@ def plain_network(spec: ModelSpec) -> Any:
     for name in ("box_roi_pool", "mask_roi_pool"):
         pool = getattr(model.roi_heads, name)
         setattr(model.roi_heads, name, MultiScaleRoIAlign(pool.featmap_names, pool.output_size, pool.sampling_ratio))
+    del model.transform.resize  # which hides the class's: Flawmask's networks take images that are resized already
+    # torchvision draws a size for each image, of one: what it draws next is then what Flawmask draws.
+    model.transform.torch_choice = lambda sizes: sizes[0]
     return model
 
 

@@ -34,7 +34,7 @@ from flawmask.model.roi_align import PyramidRoIAlign
 from flawmask.model.spec import ModelSpec
 from flawmask.runtime import choose_precision, keep_freed_memory
 from flawmask.training.config import TrainConfig
-from flawmask.training.loader import SplitDataset
+from flawmask.training.loader import Batch, SplitDataset
 from flawmask.training.loop import train
 from flawmask.training.start import ready
 from flawmask.training.step import make_step
@@ -147,8 +147,9 @@ def measure_plain(arch: str, size: int, batch: int, data: str, device: str, step
     """Return the seconds per image of the plain step and its first loss."""
     split, where = read_split(Path(data), "train"), torch.device(device)
     torch.manual_seed(0)
-    model = plain_network(spec_of(arch, size, split))
-    freeze(model, 3)
+    spec = spec_of(arch, size, split)
+    model = plain_network(spec)
+    freeze(model, spec, 3)
     model.to(where).train()
     parameters = [one for one in model.parameters() if one.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-5, momentum=0.9, weight_decay=0.0005)
@@ -174,14 +175,14 @@ def flawmask_step(
     dtype = choose_precision("auto", where)
     keep_freed_memory(where)
     torch.manual_seed(0)
-    model = ready(config, build(spec), where, dtype, is_pretrained=True)
+    model = ready(config, build(spec), spec, where, dtype, is_pretrained=True)
     # As `train` has it: frozen norms do not look at the batch.
-    step = make_step(config, model, where, dtype, 1, True, at_once=1 if device == "cpu" else batch)
+    step = make_step(config, model, spec, where, dtype, 1, True, at_once=1 if device == "cpu" else batch)
     items = SplitDataset(split, spec)
 
     def once(at: int) -> float:
-        read = [items[place] for place in places(at, batch, split)]
-        return sum(step(([image for image, _ in read], [target for _, target in read]), batch, 0.5).tolist()[:-1])
+        found = step(Batch.of([items[place] for place in places(at, batch, split)]), batch, 0.5)
+        return sum(found.tolist()[: len(step.losses)])
 
     return once
 
@@ -286,7 +287,8 @@ def losses_part(folder: Path, _: argparse.Namespace) -> None:
     model = build(spec)
     model.load_state_dict(plain.state_dict())
     dtype = choose_precision("auto", cpu)
-    fast = make_step(config, ready(config, model, cpu, dtype, is_pretrained=False), cpu, dtype, 1, False, at_once=4)
+    network = ready(config, model, spec, cpu, dtype, is_pretrained=False)
+    fast = make_step(config, network, spec, cpu, dtype, 1, False, at_once=4)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.0005, weight_decay=0.01)
     full, small = PlainDataset(split), SplitDataset(split, spec)
     rows: list[tuple[float, float]] = []
@@ -303,9 +305,8 @@ def losses_part(folder: Path, _: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(plain.parameters(), config.clip_norm)
         optimizer.step()
         torch.manual_seed(at)
-        read = [small[place] for place in chosen]
-        found = fast(([image for image, _ in read], [target for _, target in read]), 4, (at + 1) / STEPS / 2)
-        rows.append((float(loss.detach()), sum(found.tolist()[:-1])))
+        found = fast(Batch.of([small[place] for place in chosen]), 4, (at + 1) / STEPS / 2)
+        rows.append((float(loss.detach()), sum(found.tolist()[: len(fast.losses)])))
     means = np.array(rows).reshape(4, STEPS // 4, 2).mean(axis=1)
     precision = str(dtype).removeprefix("torch.")
     print(

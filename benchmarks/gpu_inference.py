@@ -1,0 +1,311 @@
+"""Measures inference, evaluation and reading on a GPU, a row at a time, for `gpu.py` beside this file.
+
+    python benchmarks/gpu_inference.py --device cpu --tiny    # tries all of it out; the figures mean nothing
+
+Each function yields rows as soon as they are measured: what was measured by the columns' names.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from inference import plain_prediction, sparing_network
+from measuring import Record, demo_at
+from plain import autocast, plain_network
+
+from flawmask import images
+from flawmask.coco import CocoSplit, read_split
+from flawmask.data.demo import DemoConfig, generate
+from flawmask.data.prepare import PrepareConfig, prepare
+from flawmask.errors import FlawmaskError
+from flawmask.evaluation.config import EvaluateConfig
+from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
+from flawmask.evaluation.measure import measure
+from flawmask.inference.predictor import Prediction, Predictor, infer
+from flawmask.model import checkpoint
+from flawmask.model.arch import Arch
+from flawmask.model.build import for_inference, set_score_floor
+from flawmask.model.spec import ModelSpec
+from flawmask.training.cache import PixelCache
+from flawmask.training.loader import Order, SplitDataset, default_workers, make_loader, read
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from random_network import ARCHITECTURES, patchwork, random_network, spec_of
+
+ROUNDS = 3
+"""The median of so many rounds is shown."""
+
+TOLERANCE = 1e-4
+"""By how much a device's predictions may differ from the CPU's: scores and mask probabilities by so much, boxes by so
+much of the image's longer side."""
+
+
+def images_of(data: Path, count: int) -> CocoSplit:
+    """Return a split of so many images: those of `train`, which come round again where they are fewer."""
+    split = read_split(data, "train")
+    return replace(split, images=(split.images * -(-count // len(split.images)))[:count])
+
+
+def inference(
+    device: torch.device, folder: Path, size: int, count: int, batch: int = 8, pixels: int = 1024, rounds: int = ROUNDS
+) -> Iterator[Record]:
+    """Yield how long an image takes from file to masks, torchvision's own forward pass with autocast first.
+
+    Args:
+        device: where.
+        folder: where images and checkpoint go, or are already.
+        size: at which the network sees the images' shorter side.
+        count: how many images a round has.
+        batch: how many of them torchvision sees at once; Flawmask has its default.
+        pixels: height and width of the images.
+        rounds: of each, in turns.
+    """
+    data = demo_at(folder, pixels, good=12, defective=12, train_good=0)
+    model = sparing_network(folder, data, size)
+    split = images_of(data, count)
+    ways: dict[str, Callable[[CocoSplit], list[Prediction]]] = {
+        "torchvision, fp16 autocast": _plain(model, device, batch),
+        "Flawmask": _flawmask(model, device),
+        "Flawmask, --max_proposals 1000": _flawmask(model, device, max_proposals=1000),
+    }
+    if device.type == "cuda":
+        ways["Flawmask, --max_proposals 1000 --precision fp16"] = _flawmask(
+            model, device, max_proposals=1000, precision="fp16"
+        )
+        ways["Flawmask, --precision fp32"] = _flawmask(model, device, precision="fp32")
+    first, taken = {}, {name: [] for name in ways}
+    found: dict[str, float] = {}
+    for at in range(rounds + 1):
+        for name, way in ways.items():
+            begun = time.perf_counter()
+            predictions = way(split)
+            seconds = (time.perf_counter() - begun) / count
+            found[name] = sum(len(one.instances) for one in predictions) / count
+            if at == 0:
+                first[name] = seconds
+            else:
+                taken[name].append(seconds)
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    plain = next(iter(medians.values()))
+    for name, seconds in medians.items():
+        yield {
+            "resnet50_fpn": f"{size} px, {device.type}",
+            "way": name,
+            "ms per image": f"{1000 * seconds:.1f}",
+            "images/s": f"{1 / seconds:.1f}",
+            "times as fast": f"{plain / seconds:.2f}",
+            "first pass, ms per image": f"{1000 * first[name]:.1f}",
+            "instances per image": f"{found[name]:.1f}",
+        }
+
+
+def _flawmask(model: Path, device: torch.device, **settings: Any) -> Callable[[CocoSplit], list[Prediction]]:
+    predictor = Predictor(model, str(device), **settings)
+    return lambda split: predict_split(predictor.network, predictor.spec, split)[0]
+
+
+def _plain(model: Path, device: torch.device, batch: int) -> Callable[[CocoSplit], list[Prediction]]:
+    loaded, spec = checkpoint.load(model)
+    network = plain_network(spec)
+    network.load_state_dict(loaded.state_dict())
+    network.to(device).eval()
+
+    @torch.inference_mode()
+    def predict(split: CocoSplit) -> list[Prediction]:
+        predictions = []
+        for start in range(0, len(split.images), batch):
+            read = [images.read_image(split.image_path(one)) for one in split.images[start : start + batch]]
+            tensors = [(torch.from_numpy(pixels).permute(2, 0, 1).float() / 255).to(device) for pixels in read]
+            with autocast(device):
+                found = network(tensors)
+            predictions += [
+                plain_prediction(one, spec, *pixels.shape[:2]) for one, pixels in zip(found, read, strict=True)
+            ]
+        return predictions
+
+    return predict
+
+
+def equal(device: torch.device, archs: Sequence[Arch] = ARCHITECTURES) -> Iterator[Record]:
+    """Yield how far a random network's predictions in float32 are from the CPU's, for each architecture."""
+    for arch in archs:
+        spec = spec_of(arch)
+        try:
+            model = random_network(spec)
+        except FlawmaskError as error:
+            yield {"architecture": arch, "within 1e-4": f"not measured: {str(error).split(':')[0]}"}
+            continue
+        here, there = (for_inference(model, spec, where, torch.float32) for where in (torch.device("cpu"), device))
+        for network in (here, there):
+            set_score_floor(network, 0.05)
+        yield {"architecture": arch, **_difference(here, there, spec)}
+
+
+def _difference(here: Any, there: Any, spec: ModelSpec) -> Record:
+    """Return the largest differences over three images; each detection is held against the one next to it."""
+    largest = dict.fromkeys(("scores", "boxes", "masks"), 0.0)
+    counts, is_same = [0, 0], True
+    for seed in range(3):
+        pixels = patchwork(75, 91, seed)
+        (expected,), (found,) = (infer(network, spec, [pixels]) for network in (here, there))
+        counts = [counts[0] + len(expected["labels"]), counts[1] + len(found["labels"])]
+        left = list(range(len(found["labels"])))
+        for at, label in enumerate(expected["labels"].tolist()):
+            same = [one for one in left if int(found["labels"][one]) == label]
+            if not same:
+                is_same = False
+                continue
+            apart = [float((found["boxes"][one] - expected["boxes"][at]).abs().max()) for one in same]
+            one = same[int(np.argmin(apart))]
+            left.remove(one)
+            largest["boxes"] = max(largest["boxes"], min(apart) / max(pixels.shape))
+            for name in ("scores", "masks") if spec.has_masks else ("scores",):
+                difference = float((found[name][one] - expected[name][at]).abs().max())
+                largest[name] = max(largest[name], difference)
+        is_same &= not left
+    within = is_same and max(largest.values()) <= TOLERANCE
+    return {
+        "instances, CPU and device": f"{counts[0]}, {counts[1]}",
+        "same labels": "yes" if is_same else "no",
+        **{f"largest difference of {name}": f"{value:.1e}" for name, value in largest.items()},
+        "within 1e-4": "yes" if within else "no",
+    }
+
+
+def many_sizes(folder: Path, count: int) -> Path:
+    """Return a COCO folder whose `val` has some `count` images of the demo category, all of different sizes."""
+    target = folder / "data_sizes"
+    if not target.is_dir():
+        drawn = DemoConfig(
+            mvtec_root=folder / "demo_sizes", image_size=256, good=count // 2, defective=count // 2, train_good=0
+        )
+        generate(drawn)
+        random = np.random.default_rng(0)
+        category = drawn.mvtec_root / drawn.category
+        sizes: dict[str, tuple[int, int]] = {}
+        for path in sorted(category.rglob("*.png")):
+            of_image = f"{path.parent.name}/{path.stem.removesuffix('_mask')}"
+            width, height = sizes.setdefault(of_image, tuple(random.integers(100, 630, 2).tolist()))
+            pixels = images.read_pixels(path)
+            images.write_png(path, cv2.resize(pixels, (width, height), interpolation=cv2.INTER_NEAREST))  # type: ignore[arg-type]
+        prepare(PrepareConfig(mvtec_root=drawn.mvtec_root, category=drawn.category, output_dir=target, train_ratio=0.2))
+    return target
+
+
+def evaluation(device: torch.device, folder: Path, data: Path, model: Path, name: str = "val") -> Iterator[Record]:
+    """Yield how long `evaluate` takes, as a command and part by part.
+
+    Args:
+        device: where.
+        folder: where results go.
+        data: a COCO folder, of images of many sizes.
+        model: a checkpoint.
+        name: which of its splits is evaluated.
+    """
+
+    def row(what: str, seconds: float, note: str = "") -> Record:
+        return {"evaluate": what, "seconds": f"{seconds:.2f}", "note": note}
+
+    command = [sys.executable, "-m", "flawmask", "evaluate", "--model", model, "--dataset_dir", data]
+    command += ["--split", name, "--device", device, "--conf", "0.5", "--output_dir", folder / "evaluated"]
+    begun = time.perf_counter()
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    yield row("the command", time.perf_counter() - begun, "in a process of its own")
+    begun = time.perf_counter()
+    predictor = Predictor(model, str(device))
+    yield row("start-up", time.perf_counter() - begun, "without the imports")
+    split = read_split(data, name)
+    for which in ("first", "second"):
+        begun = time.perf_counter()
+        predictions, seconds = predict_split(predictor.network, predictor.spec, split)
+        taken = time.perf_counter() - begun
+        medians = ", ".join(f"{part} {1000 * one:.1f}" for part, one in seconds.items())
+        yield row(f"predictions, {which} pass", taken, f"{len(split.images)} images; medians, ms per image: {medians}")
+    begun = time.perf_counter()
+    measure(split, predictions, 0.5, 0, resamples=1000, seed=0)
+    measuring = time.perf_counter() - begun
+    yield row("figures and their intervals", measuring)
+    config = EvaluateConfig(
+        dataset_dir=data, model=model, split=name, output_dir=folder / "evaluated", device=str(device), conf=0.5
+    )
+    facts = {"dataset": str(data), "model": str(model), "threshold": {"value": 0.5, "how": "given"}}
+    begun = time.perf_counter()
+    write_judgement(folder / "judged", split, predictions, 0.5, config, 0, facts, [])
+    yield row("pictures and report", time.perf_counter() - begun - measuring)
+    begun = time.perf_counter()
+    evaluate(config)
+    yield row("all of it once more", time.perf_counter() - begun, "in this process, which has met each size")
+
+
+def reading(
+    folder: Path, size: int, count: int, workers: Sequence[int | None], *, pin: bool, batch: int = 8, pixels: int = 1024
+) -> Iterator[Record]:
+    """Yield how many images a second the training's loader hands over when nobody waits but for it.
+
+    Args:
+        folder: where images go, or are already, and the cache.
+        size: at which the network sees the images' shorter side.
+        count: how many images an epoch has.
+        workers: reading processes; None for the default.
+        pin: whether tensors are handed over as for CUDA.
+        batch: images of a step.
+        pixels: height and width of the images.
+    """
+    split = images_of(demo_at(folder, pixels, good=12, defective=12, train_good=0), count)
+    spec = ModelSpec("maskrcnn_resnet50_fpn", split.class_names, image_size=size)
+    for number in workers:
+        shapes = [spec.resized(one["height"], one["width"]) for one in split.images]
+        with tempfile.TemporaryDirectory(dir=folder) as cache:
+            items = SplitDataset(split, spec, PixelCache(Path(cache) / "pixels", shapes, 10**11))
+            order = Order(shapes, batch, seed=0)
+            loader = make_loader(items, order, workers=number, pin=pin)
+            seconds = []
+            for _ in range(2):
+                begun = time.perf_counter()
+                for _ in read(loader):
+                    pass
+                seconds.append(time.perf_counter() - begun)
+            del loader
+        yield {
+            "size": f"{pixels} px to {size} px",
+            "workers": default_workers(on_cuda=pin) if number is None else number,
+            "first epoch, images/s": f"{count / seconds[0]:.0f}",
+            "second epoch, from the cache": f"{count / seconds[1]:.0f}",
+        }
+
+
+def main() -> None:
+    """Print all rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="try it out")
+    options = parser.parse_args()
+    device, tiny = torch.device(options.device), options.tiny
+    on_cuda = device.type == "cuda"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pixels, size, count = (128, 64, 4) if tiny else (1024, 800, 64)
+        archs = ("maskrcnn_resnet18_fpn", "ssd300_vgg16", "yolo11n-seg") if tiny else ARCHITECTURES
+        sizes = many_sizes(folder, 12 if tiny else 200)
+        for rows in (
+            inference(device, folder, size, count, pixels=pixels, rounds=1 if tiny else ROUNDS),
+            equal(device, archs),
+            evaluation(device, folder, sizes, sparing_network(folder, sizes, size)),
+            reading(folder, size, count, (0, 1) if tiny else (4, None), pin=on_cuda, pixels=pixels),
+        ):
+            for row in rows:
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
