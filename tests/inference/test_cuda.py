@@ -1,0 +1,58 @@
+"""On a GPU a network finds what it finds on a CPU."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_network import BUILDABLE, SPEC, patchwork, random_network, spec_of
+
+from flawmask.inference.predictor import infer
+from flawmask.model.arch import Arch
+from flawmask.model.build import for_inference, set_score_floor
+from flawmask.model.spec import ModelSpec
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+
+SIZES = [(60, 80), (120, 160), (64, 90)]
+"""Padded to one size."""
+
+
+def both(spec: ModelSpec) -> tuple[Any, Any]:
+    """A random network for inference in float32, on the CPU and on the GPU."""
+    model = random_network(spec)
+    places = (torch.device(name) for name in ("cpu", "cuda"))
+    here, there = (for_inference(model, spec, place, torch.float32) for place in places)
+    for network in (here, there):
+        set_score_floor(network, 0.05)
+    return here, there
+
+
+@pytest.mark.parametrize("arch", BUILDABLE)
+def test_predictions_are_within_a_ten_thousandth_of_the_cpus(arch: Arch) -> None:
+    spec = spec_of(arch)
+    here, there = both(spec)
+    batch = [patchwork(*size, seed) for seed, size in enumerate(SIZES)]
+    for expected, found, size in zip(infer(here, spec, batch), infer(there, spec, batch), SIZES, strict=True):
+        assert len(expected["scores"]) > 0
+        assert {name: one.shape for name, one in found.items()} == {name: one.shape for name, one in expected.items()}
+        assert {one.device.type for one in found.values()} == {"cpu"}
+        assert not any(one.is_pinned() for one in found.values())
+        # Of detections whose scores lie closer together than that, either may come first.
+        orders = [torch.from_numpy(np.lexsort((*one["boxes"].round().T, one["labels"]))) for one in (expected, found)]
+        ours, theirs = (
+            {name: one[order] for name, one in of.items()} for of, order in zip((expected, found), orders, strict=True)
+        )
+        assert torch.equal(theirs["labels"], ours["labels"])
+        torch.testing.assert_close(theirs["scores"], ours["scores"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(theirs["boxes"], ours["boxes"], atol=1e-4 * max(size), rtol=0)
+        if spec.has_masks:
+            torch.testing.assert_close(theirs["masks"], ours["masks"], atol=1e-4, rtol=0)
+
+
+def test_the_settings_of_the_program_around_are_left_alone() -> None:
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    _, there = both(SPEC)
+    infer(there, SPEC, [patchwork(60, 80)])
+    assert cudnn.allow_tf32 == before
