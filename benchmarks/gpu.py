@@ -11,19 +11,21 @@ demo category), weights and batches. What is compared takes turns in one process
 
 import argparse
 import gc
+import os
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import gpu_inference
 import numpy as np
 import torch
 import torchvision
-from measuring import demo_at
+from measuring import Record, demo_at
 from plain import PlainDataset, plain_network, plain_step
 from torch.profiler import ProfilerActivity, profile
 
@@ -31,8 +33,9 @@ from flawmask.coco import read_split
 from flawmask.model.build import build, freeze
 from flawmask.model.spec import ModelSpec, anchors_for, proposals_for
 from flawmask.runtime import choose_precision
+from flawmask.training.cache import pixel_cache
 from flawmask.training.config import TrainConfig
-from flawmask.training.loader import Batch, SplitDataset
+from flawmask.training.loader import Batch, Order, SplitDataset, make_loader, read, resized_shapes
 from flawmask.training.start import ready
 from flawmask.training.step import Step, make_step
 
@@ -368,7 +371,82 @@ def losses_part(bench: Bench) -> None:
         row([span, f"{one:.4f}", f"{other:.4f}", f"{100 * (other / one - 1):+.1f} %"])
 
 
-PARTS: dict[str, Callable[[Bench], None]] = {"steps": steps_part, "profile": profile_part, "losses": losses_part}
+def rows_of(bench: Bench, title: str, rows: Iterable[Record]) -> None:
+    """Print a section of rows, each as soon as it is measured."""
+    bench.report.line(f"\n### {title}")
+    add: Callable[[Sequence[object]], None] | None = None
+    heads: list[str] = []
+    for row in rows:
+        if add is None:
+            heads = list(row)
+            add = bench.report.table(heads)
+        add([row.get(head, "") for head in heads])
+
+
+def inference_part(bench: Bench) -> None:
+    """Print how long an image takes from file to masks."""
+    size, count, pixels = (64, 4, 128) if bench.tiny else (800, 96, 1024)
+    title = (
+        f"Inference\n\nFrom files of {pixels} x {pixels} pixels to masks as RLE, ResNet-50 at {size} px, medians of "
+        f"{gpu_inference.ROUNDS} rounds of {count} images. torchvision: images decoded one after the other, its own "
+        "forward pass at batch 8, masks pasted. The network was not trained: it is made sure of some of what it sees."
+    )
+    rounds = 1 if bench.tiny else gpu_inference.ROUNDS
+    rows_of(
+        bench, title, gpu_inference.inference(bench.device, bench.folder, size, count, pixels=pixels, rounds=rounds)
+    )
+
+
+def equal_part(bench: Bench) -> None:
+    """Print how far predictions are from the CPU's."""
+    title = "The same predictions\n\nA random network of each architecture in float32, three images; against the CPU's."
+    rows_of(bench, title, gpu_inference.equal(bench.device, *([("ssd300_vgg16",)] if bench.tiny else [])))
+
+
+def evaluation_part(bench: Bench) -> None:
+    """Print how long it takes to evaluate images of many sizes."""
+    data = gpu_inference.many_sizes(bench.folder, 12 if bench.tiny else 200)
+    model = gpu_inference.sparing_network(bench.folder, data, 64 if bench.tiny else 512)
+    title = "Evaluation of images of many sizes\n\nSides of 100 to 630 pixels, ResNet-50 at 512 px."
+    rows_of(bench, title, gpu_inference.evaluation(bench.device, bench.folder, data, model))
+
+
+def reading_part(bench: Bench) -> None:
+    """Print how fast images are read, and what share of a training waits for them."""
+    size, count, pixels = (64, 8, 128) if bench.tiny else (800, 640, 1024)
+    workers = (0, 1) if bench.tiny else (4, None)
+    pin = bench.device.type == "cuda"
+    rows = gpu_inference.reading(bench.folder, size, count, workers, pin=pin, pixels=pixels)
+    rows_of(bench, f"Reading\n\n{os.cpu_count()} cores; {count} images, the loader alone.", rows)
+    row = bench.report.table(["a training of two epochs", "images/s", "waiting for images, %"])
+    pair = pair_of(bench, "resnet18_fpn" if bench.tiny else "resnet50_fpn", size, 4)
+    data = demo_at(bench.folder, pixels, good=12, defective=12, train_good=0)
+    split = gpu_inference.images_of(data, count)
+    spec = spec_of("resnet18_fpn" if bench.tiny else "resnet50_fpn", size, split.class_names)
+    shapes = resized_shapes(split, spec)
+    with pixel_cache(shapes, 4.0) as cache:
+        batches = make_loader(SplitDataset(split, spec, cache), Order(shapes, 4, seed=0), workers=None, pin=pin)
+        for epoch in ("first", "second"):
+            begun = asked = time.perf_counter()
+            waiting = 0.0
+            for batch in read(batches):
+                waiting += time.perf_counter() - asked
+                pair.step(batch, len(batch), 0.5)
+                asked = time.perf_counter()
+            bench.wait()
+            seconds = time.perf_counter() - begun
+            row([f"{epoch} epoch, batch 4, {size} px", f"{count / seconds:.0f}", f"{100 * waiting / seconds:.1f}"])
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "steps": steps_part,
+    "profile": profile_part,
+    "losses": losses_part,
+    "inference": inference_part,
+    "equal": equal_part,
+    "evaluation": evaluation_part,
+    "reading": reading_part,
+}
 
 if __name__ == "__main__":
     main()
