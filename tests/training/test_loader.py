@@ -254,6 +254,13 @@ def test_a_batch_holds_each_image_in_its_corner_nothing_beyond_and_looks_at_it_w
     assert all(found is expected for found, (_, expected) in zip(batch.targets, items, strict=True))
 
 
+@pytest.mark.xfail(raises=ValueError, strict=True, reason="Batch.of takes no empty list")
+def test_a_batch_of_no_image_is_the_share_of_a_process_where_there_are_fewer_images_than_processes() -> None:
+    batch = Batch.of([])
+    assert len(batch) == 0
+    assert batch.images == batch.targets == list(batch.parts(2)) == []
+
+
 @pytest.mark.parametrize(("at_most", "counts"), [(1, [1] * 5), (2, [2, 2, 1]), (3, [3, 2]), (5, [5]), (9, [5])])
 def test_parts_of_a_batch_are_its_images_in_their_order_padded_as_they_are(at_most: int, counts: list[int]) -> None:
     items = items_of((40, 20), (8, 9), (33, 70), (5, 5), (64, 32))
