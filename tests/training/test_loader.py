@@ -257,8 +257,7 @@ def test_a_batch_holds_each_image_in_its_corner_nothing_beyond_and_looks_at_it_w
 @pytest.mark.xfail(raises=ValueError, strict=True, reason="Batch.of takes no empty list")
 def test_a_batch_of_no_image_is_the_share_of_a_process_where_there_are_fewer_images_than_processes() -> None:
     batch = Batch.of([])
-    assert len(batch) == 0
-    assert batch.images == batch.targets == list(batch.parts(2)) == []
+    assert len(batch) == len(batch.images) == len(batch.targets) == len(list(batch.parts(2))) == 0
 
 
 @pytest.mark.parametrize(("at_most", "counts"), [(1, [1] * 5), (2, [2, 2, 1]), (3, [3, 2]), (5, [5]), (9, [5])])
