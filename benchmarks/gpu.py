@@ -199,75 +199,67 @@ def seconds_per_step(bench: Bench, once: Callable[[int], Any], steps: int) -> fl
     return (time.perf_counter() - begun) / steps
 
 
-def peak_of(bench: Bench, once: Callable[[int], Any]) -> float:
-    """Return the most megabytes of the GPU's memory that two steps hold."""
-    if bench.device.type != "cuda":
-        return float("nan")
-    torch.cuda.reset_peak_memory_stats()
-    once(0)
-    once(1)
-    bench.wait()
-    return torch.cuda.max_memory_allocated() / 2**20
-
-
 def steps_part(bench: Bench) -> None:
     """Print how long a training step takes, and how much memory."""
     bench.report.line(
-        f"\n### A training step\n\nImages read before the clock starts; medians of {ROUNDS} x {bench.steps} steps, ms "
-        "per image. Frozen norms, three of the backbone's five stages learning, SGD. Warm-up is all that comes before "
-        "the clock starts: first uses, and recording each shape that a batch has."
+        f"\n### A training step\n\nImages read before the clock starts; ms per image, medians of {ROUNDS} x {bench.steps} "
+        "steps. Frozen norms, three of the backbone's five stages learning, SGD. Warm-up is all that comes before the "
+        "clock starts: first uses, and recording each shape that a batch has. Peak memory in MB."
     )
-    heads = ["step", "torchvision + fp16 autocast", "--compile off", "recorded", "times as fast"]
-    row = bench.report.table([*heads, "512 regions, recorded", "times as fast", "shapes recorded", "warm-up, s"])
+    heads = [
+        "step",
+        "torchvision + fp16 autocast",
+        "--compile off",
+        "recorded",
+        "times as fast",
+        "shapes",
+        "warm-up, s",
+    ]
+    row = bench.report.table([*heads, "peak, torchvision", "peak, recorded", "ratio"])
     for arch, size, count in bench.networks:
-        pairs = {
-            "fast": pair_of(bench, arch, size, count),
-            "off": pair_of(bench, arch, size, count, compile="off"),
-            "same": pair_of(bench, arch, size, count, roi_samples=512),
-        }
-        ways: dict[str, Callable[[int], Any]] = {name: pair.fast for name, pair in pairs.items()}
-        ways["plain"] = pairs["fast"].plain
+        pair = pair_of(bench, arch, size, count)
+        weights = allocated(bench) / 2  # of each of the two networks
         begun = time.perf_counter()
-        for name, once in ways.items():
-            # Each shape comes as it comes, is recorded, and is replayed.
-            seconds_per_step(bench, once, bench.steps if name in ("plain", "off") else 3 * bench.steps)
-            if name == "fast":
-                warm_up = time.perf_counter() - begun
+        # Each shape comes as it comes, is recorded, and is replayed.
+        peak = peak_of(bench, pair.fast, 3 * bench.steps) - weights
+        warm_up = time.perf_counter() - begun
+        before = allocated(bench)
+        plain_peak = peak_of(bench, pair.plain, bench.steps) - before + weights
+        off = pair_of(bench, arch, size, count, compile="off")
+        ways: dict[str, Callable[[int], Any]] = {"plain": pair.plain, "off": off.fast, "fast": pair.fast}
+        seconds_per_step(bench, off.fast, bench.steps)
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(ROUNDS):
             for name, once in ways.items():
                 taken[name].append(1000 * seconds_per_step(bench, once, bench.steps) / count)
         ms = {name: statistics.median(values) for name, values in taken.items()}
-        passes = pairs["fast"].step.passes
+        shapes = pair.step.passes.recorded if pair.step.passes else 0
         row(
             [
                 f"{arch}, {size} px, batch {count}",
-                *(f"{ms[name]:.2f}" for name in ("plain", "off", "fast")),
+                *(f"{one:.2f}" for one in ms.values()),
                 f"{ms['plain'] / ms['fast']:.2f}",
-                f"{ms['same']:.2f}",
-                f"{ms['plain'] / ms['same']:.2f}",
-                passes.recorded if passes else "none",
-                f"{warm_up:.0f}",
+                shapes,
+                f"{warm_up:.1f}",
+                *(f"{one:.0f}" for one in (plain_peak, peak)),
+                f"{peak / plain_peak:.2f}",
             ]
         )
-        del pairs, ways, once, passes
+        del pair, off, ways, once
         let_go(bench)
-    row = bench.report.table(["peak memory of a step, MB", "torchvision + fp16 autocast", "recorded", "ratio"])
-    for arch, size, count in bench.networks if bench.device.type == "cuda" else ():
-        peaks = []
-        for name in ("plain", "fast"):
-            pair = pair_of(bench, arch, size, count)
-            once = getattr(pair, name)
-            unused = pair.step if name == "plain" else None
-            pair = replace(pair, **{"plain" if name == "fast" else "fast": print}, **({"step": None} if unused else {}))
-            del unused
-            let_go(bench)
-            torch.cuda.reset_peak_memory_stats()
-            seconds_per_step(bench, once, 3 * bench.steps)
-            peaks.append(torch.cuda.max_memory_allocated() / 2**20)
-            del pair, once
-            let_go(bench)
-        row([f"{arch}, {size} px, batch {count}", *(f"{peak:.0f}" for peak in peaks), f"{peaks[1] / peaks[0]:.2f}"])
+
+
+def allocated(bench: Bench) -> float:
+    """Return how many megabytes of the GPU's memory are in use; NaN elsewhere."""
+    return torch.cuda.memory_allocated() / 2**20 if bench.device.type == "cuda" else float("nan")
+
+
+def peak_of(bench: Bench, once: Callable[[int], Any], steps: int) -> float:
+    """Take some steps and return the most megabytes of the GPU's memory that were in use; NaN elsewhere."""
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds_per_step(bench, once, steps)
+    return torch.cuda.max_memory_allocated() / 2**20 if bench.device.type == "cuda" else float("nan")
 
 
 def let_go(bench: Bench) -> None:
@@ -385,7 +377,7 @@ def rows_of(bench: Bench, title: str, rows: Iterable[Record]) -> None:
 
 def inference_part(bench: Bench) -> None:
     """Print how long an image takes from file to masks."""
-    size, count, pixels = (64, 4, 128) if bench.tiny else (800, 96, 1024)
+    size, count, pixels = (64, 4, 128) if bench.tiny else (800, 48, 1024)
     title = (
         f"Inference\n\nFrom files of {pixels} x {pixels} pixels to masks as RLE, ResNet-50 at {size} px, medians of "
         f"{gpu_inference.ROUNDS} rounds of {count} images. torchvision: images decoded one after the other, its own "

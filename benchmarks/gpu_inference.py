@@ -78,11 +78,6 @@ def inference(
         "Flawmask": _flawmask(model, device),
         "Flawmask, --max_proposals 1000": _flawmask(model, device, max_proposals=1000),
     }
-    if device.type == "cuda":
-        ways["Flawmask, --max_proposals 1000 --precision fp16"] = _flawmask(
-            model, device, max_proposals=1000, precision="fp16"
-        )
-        ways["Flawmask, --precision fp32"] = _flawmask(model, device, precision="fp32")
     first, taken = {}, {name: [] for name in ways}
     found: dict[str, float] = {}
     for at in range(rounds + 1):

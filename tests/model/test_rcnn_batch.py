@@ -181,8 +181,8 @@ def test_mask_targets_are_those_of_each_image_alone_and_of_torchvision(
         if not of_image:
             continue
         made, of_instance = boxes_for(of_image, size, np.random.default_rng(at))
-        # On the image; a pixel from its end, since RoIAlign takes thinner boxes for as thick as a pixel.
-        edges = torch.tensor([size[1] - 1, size[0] - 1, size[1], size[0]]).float()
+        # On the image; at its end thinner than a pixel, which RoIAlign takes for as thick as one.
+        edges = torch.tensor([size[1] - 0.5, size[0] - 0.5, size[1], size[0]])
         made = torch.minimum(made.clamp(min=0), edges)
         boxes.append(made)
         numbers.append(of_instance)

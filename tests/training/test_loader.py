@@ -254,7 +254,6 @@ def test_a_batch_holds_each_image_in_its_corner_nothing_beyond_and_looks_at_it_w
     assert all(found is expected for found, (_, expected) in zip(batch.targets, items, strict=True))
 
 
-@pytest.mark.xfail(raises=ValueError, strict=True, reason="Batch.of takes no empty list")
 def test_a_batch_of_no_image_is_the_share_of_a_process_where_there_are_fewer_images_than_processes() -> None:
     batch = Batch.of([])
     assert len(batch) == len(batch.images) == len(batch.targets) == len(list(batch.parts(2))) == 0

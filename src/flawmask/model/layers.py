@@ -130,16 +130,21 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
+def padded_shape(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the height and width of a batch of images of these heights and widths: multiples of `STRIDE`."""
+    height, width = (-(-max((size[at] for size in sizes), default=0) // STRIDE) * STRIDE for at in (0, 1))
+    return height, width
+
+
 def stacked(images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Return (3, H, W) uint8 images as one batch, and their heights and widths.
+    """Return (3, H, W) uint8 images on the CPU as one batch, and their heights and widths.
 
     Returns:
         pixels: (B, H, W, 3) uint8: each image in the upper left corner of its own, 0 beyond it.
         sizes: height and width of each image.
     """
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-    height, width = (-(-max(each) // STRIDE) * STRIDE for each in zip(*sizes, strict=True))
-    pixels = images[0].new_zeros(len(images), height, width, 3)
+    pixels = torch.zeros(len(images), *padded_shape(sizes), 3, dtype=torch.uint8)
     for one, image, (rows, columns) in zip(pixels, images, sizes, strict=True):
         one[:rows, :columns] = image.permute(1, 2, 0)
     return pixels, sizes

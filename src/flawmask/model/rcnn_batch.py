@@ -273,7 +273,7 @@ class Proposed:
     Attributes:
         shape: height and width of a padded image.
         samples: on which anchors is learned.
-        levels: the features that boxes and masks are pooled from, float32.
+        features: of each level, (B, channels, height, width).
         objectness: (B, A) float32 logits of all anchors.
         moves: (B, A, 4) float32, of all anchors.
         candidates: the best boxes of each level.
@@ -282,7 +282,7 @@ class Proposed:
 
     shape: tuple[int, int]
     samples: AnchorSamples
-    levels: list[Tensor]
+    features: dict[str, Tensor]
     objectness: Tensor
     moves: Tensor
     candidates: Candidates
@@ -422,7 +422,7 @@ class RcnnBatch:
 
     def propose(self, given: Given) -> Proposed:
         """Return the network's region proposals, and on which anchors it learns."""
-        rpn, heads = self.model.rpn, self.model.roi_heads
+        rpn = self.model.rpn
         shape = (int(given.pixels.shape[1]), int(given.pixels.shape[2]))
         anchors, _ = self.anchors(shape)
         # Before there are features: its large matrices are gone when memory is scarce.
@@ -437,8 +437,7 @@ class RcnnBatch:
         return Proposed(
             shape,
             samples,
-            # Once, for boxes and masks: torchvision's networks pool both from the same levels.
-            heads.box_roi_pool.levels_of(features),
+            features,
             torch.cat([scores for scores, _ in per_level], dim=1),
             torch.cat([of_level for _, of_level in per_level], dim=1),
             candidates,
@@ -588,7 +587,8 @@ class RcnnBatch:
 
     def _head_losses(self, proposed: Proposed, drawn: Drawn) -> dict[str, Tensor]:
         heads = self.model.roi_heads
-        pooled = heads.box_roi_pool.pool(proposed.levels, drawn.rois, drawn.image_of, [proposed.shape])
+        levels = heads.box_roi_pool.levels_of(proposed.features)
+        pooled = heads.box_roi_pool.pool(levels, drawn.rois, drawn.image_of, [proposed.shape])
         logits, moves = heads.box_predictor(heads.box_head(pooled))
         count = drawn.counts.sum().clamp(min=1)
         classifier = (F.cross_entropy(logits, drawn.labels, reduction="none") * drawn.counts).sum() / count
@@ -598,7 +598,9 @@ class RcnnBatch:
         found = {"loss_classifier": classifier, "loss_box_reg": box}
         if drawn.masks is not None:
             masks = drawn.masks
-            pooled = heads.mask_roi_pool.pool(proposed.levels, masks.rois, masks.image_of, [proposed.shape])
+            # In float32 once more: kept from above, they and their gradients would take up more memory for longer.
+            levels = heads.mask_roi_pool.levels_of(proposed.features)
+            pooled = heads.mask_roi_pool.pool(levels, masks.rois, masks.image_of, [proposed.shape])
             logits = heads.mask_predictor(heads.mask_head(pooled))
             side = logits.shape[-1]
             of_class = logits.gather(1, masks.labels[:, None, None, None].expand(-1, 1, side, side))[:, 0]
@@ -623,9 +625,9 @@ class RcnnBatch:
 def mask_targets(instances: Instances, image_of: Tensor, of_instance: Tensor, boxes: Tensor, side: int) -> Tensor:
     """Return what the mask head should give for each of M boxes: (M, side, side) float32, 0 to 1.
 
-    The same as `rcnn_losses.mask_targets`, by torchvision's own RoIAlign: each instance's mask is laid out as far as
-    its window reaches, and one row and one column further, where it repeats its edge. The window's edges are empty but
-    where the image ends, and there RoIAlign repeats what lies at the edge too.
+    The same as `rcnn_losses.mask_targets`, by torchvision's own RoIAlign: each instance's window is laid out so that it
+    ends where the picture ends that RoIAlign is given, at the right and below. A window ends in empty pixels or with
+    its image; so what RoIAlign finds at the edge and beyond is what it would find in the image.
 
     Args:
         instances: what is on the images.
@@ -634,21 +636,22 @@ def mask_targets(instances: Instances, image_of: Tensor, of_instance: Tensor, bo
         boxes: (M, 4) float32, x1 y1 x2 y2 in pixels of the images, on which they lie.
         side: rows and columns of the result.
     """
-    high, wide = (edge + 1 for edge in instances.window)
+    high, wide = instances.window
     rows, columns = (torch.arange(edge, device=boxes.device) for edge in (high, wide))
     at_once = max(1, MOST_MASK_PIXELS // (high * wide))
     parts = []
     for start in range(0, len(boxes), at_once):
         of = image_of[start : start + at_once], of_instance[start : start + at_once]
         x, y, width, height = instances.windows[of].unbind(1)
-        row = torch.minimum(rows, (height - 1).clamp(min=0)[:, None]) * width[:, None]
-        column = torch.minimum(columns, (width - 1).clamp(min=0)[:, None])
-        places = (instances.starts[of][:, None] + row)[:, :, None] + column[:, None]
-        inside = (rows <= height[:, None])[:, :, None] & (columns <= width[:, None])[:, None]
+        down, right = high - height, wide - width
+        row, column = rows - down[:, None], columns - right[:, None]
+        inside = (row >= 0)[:, :, None] & (column >= 0)[:, None]
+        first = instances.starts[of][:, None] + row.clamp(min=0) * width[:, None]
+        places = first[:, :, None] + column.clamp(min=0)[:, None]
         crops = torch.where(inside, instances.mask_pixels[places], 0).float()[:, None]
-        number = torch.arange(len(x), device=boxes.device)
-        corner = torch.stack((x, y, x, y), dim=1)
-        rois = torch.cat((number[:, None], boxes[start : start + at_once] - corner), dim=1)
+        corner = torch.stack((x - right, y - down) * 2, dim=1)
+        number = torch.arange(len(x), device=boxes.device)[:, None]
+        rois = torch.cat((number, boxes[start : start + at_once] - corner), dim=1)
         parts.append(roi_align(crops, rois, (side, side), 1.0, -1)[:, 0])
     return torch.cat(parts)
 

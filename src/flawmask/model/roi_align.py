@@ -34,8 +34,7 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
         return self.pool(self.levels_of(x), rois, image_of, image_shapes)
 
     def levels_of(self, x: dict[str, Tensor]) -> list[Tensor]:
-        """Return the levels that boxes are pooled from, in float32 and as `pool` wants them laid out: one copy for as
-        many poolings as follow."""
+        """Return the levels that boxes are pooled from, in float32 and laid out as `pool` wants them: copied once."""
         levels = [x[name] for name in self.featmap_names if name in x]
         if levels[0].device.type == "cpu":
             return [level.float() for level in levels]

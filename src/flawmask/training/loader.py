@@ -17,7 +17,7 @@ from flawmask.coco import CocoSplit
 from flawmask.errors import FlawmaskError
 from flawmask.launch import cores_of_each_process
 from flawmask.model import targets
-from flawmask.model.layers import stacked, upload
+from flawmask.model.layers import padded_shape, stacked, upload
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, make_target
 from flawmask.runtime import keep_freed_memory
@@ -65,10 +65,11 @@ class Batch:
         return [pixels[:height, :width].permute(2, 0, 1) for pixels, (height, width) in pairs]
 
     def parts(self, at_most: int) -> Iterator["Batch"]:
-        """Yield the batch in micro-batches of at most so many images."""
+        """Yield the batch in micro-batches of at most so many images, none padded for those of another."""
         for start in range(0, len(self), at_most):
             part = slice(start, start + at_most)
-            yield Batch(self.pixels[part], self.sizes[part], self.targets[part])
+            height, width = padded_shape(self.sizes[part])
+            yield Batch(self.pixels[part, :height, :width], self.sizes[part], self.targets[part])
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory; the loader asks for that."""

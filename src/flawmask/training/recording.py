@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flawmask.model.layers import upload
 from flawmask.model.rcnn_batch import Given, Proposed, RcnnBatch, Regions
-from flawmask.runtime import is_out_of_memory
+from flawmask.runtime import ieee_float32, is_out_of_memory
 from flawmask.training.loader import Batch
 
 log = logging.getLogger(__name__)
@@ -66,16 +66,18 @@ class Passes:
             batch: on the CPU.
             weights: (L,) float32, what each loss is multiplied by, on the device.
         """
-        network, scaled = self.network, self.scaler.scale(weights)
+        with ieee_float32():
+            return self._losses_of(batch, self.scaler.scale(weights)) * weights
+
+    def _losses_of(self, batch: Batch, scaled: Tensor) -> Tensor:
+        network = self.network
         given = network.given(batch.pixels, batch.sizes, batch.targets, is_rounded=self.is_recording)
         recorded = self._recording_of(given, scaled) if self.is_recording else None
-        if recorded is None:
-            given = replace(given, pixels=upload(given.pixels, network.device))
-            proposed = network.propose(given)
-            losses = self.backward(given, proposed, network.settled(proposed.regions, proposed.candidates), scaled)
-        else:
-            losses = recorded(given, scaled)
-        return losses * weights
+        if recorded is not None:
+            return recorded(given, scaled)
+        given = replace(given, pixels=upload(given.pixels, network.device))
+        proposed = network.propose(given)
+        return self.backward(given, proposed, network.settled(proposed.regions, proposed.candidates), scaled)
 
     def look(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Return a micro-batch's losses by name; nothing is learned from them.
@@ -109,10 +111,10 @@ class Passes:
         return len(self._recorded)
 
     def forget(self) -> bool:
-        """Give back the memory of what is recorded, record no more, and return whether anything was."""
+        """Give back the memory of what is recorded, if anything is; record no more then, and return whether it was."""
         was = bool(self._recorded)
         self._recorded.clear()
-        self._pool, self.is_recording = None, False
+        self._pool, self.is_recording = None, self.is_recording and not was
         return was
 
     def _recording_of(self, given: Given, scaled: Tensor) -> "_Recorded | None":
@@ -128,6 +130,7 @@ class Passes:
             recorded = _Recorded(self, self._pool, given, scaled)
         except Exception as error:  # whatever CUDA or its libraries cannot record
             self.forget()
+            self.is_recording = False
             reason = "memory ran out" if is_out_of_memory(error) else f"{type(error).__name__}: {error}".splitlines()[0]
             log.warning("the GPU's work is not recorded (%s): training goes on, more slowly", reason)
             return None

@@ -136,8 +136,7 @@ class Step:
             try:
                 # Recorded passes add to the gradients where these lie.
                 self.optimizer.zero_grad(set_to_none=self.passes is None or not self.passes.is_recording)
-                with ieee_float32():
-                    return self._add_gradients(batch, total, outlined)
+                return self._add_gradients(batch, total, outlined)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -145,11 +144,13 @@ class Step:
                 if not was_recorded and (self.at_once == 1 or len(batch) == 1):
                     raise
             # Outside the except clause, which would hold on to what the failed pass has allocated.
-            if not was_recorded:
-                self.at_once = math.ceil(min(self.at_once, len(batch)) / 2)
             self.optimizer.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+            if was_recorded:
+                log.warning("out of memory: what was recorded is given back, training goes on, more slowly")
+                continue
+            self.at_once = math.ceil(min(self.at_once, len(batch)) / 2)
             log.warning("out of memory: going on with %d images at once, the batch as it is", self.at_once)
 
     def _add_gradients(self, batch: Batch, total: int, outlined: Tensor) -> Tensor:
@@ -158,8 +159,9 @@ class Step:
             if self.passes is not None:
                 figures += self.passes(part, shares(self.losses, part.targets, total, outlined))
                 continue
-            weighed = self.weighed(self.model, part, total, outlined)
-            torch.autograd.backward(self.scaler.scale(weighed.sum()))
+            with ieee_float32():
+                weighed = self.weighed(self.model, part, total, outlined)
+                torch.autograd.backward(self.scaler.scale(weighed.sum()))
             figures += weighed.detach()
         return figures
 
@@ -319,7 +321,8 @@ def make_step(
         passes = Passes(model, losses, config.roi_samples, scaler, is_recording=config.compile != "off")
     require(
         config.compile != "on" or passes is not None,
-        f"--compile on: {spec.arch} on {device.type} cannot be recorded, only R-CNNs on CUDA can: leave it at auto",
+        f"--compile on: {spec.arch} on {device.type} cannot be recorded, only R-CNNs on CUDA can whose heads have no "
+        "BatchNorm: leave it at auto",
     )
     return Step(
         model,
