@@ -26,6 +26,9 @@ SCRIPTS: dict[str, list[str]] = {
 }
 """Each prints its part of the file."""
 
+GPU_HEADING = "## On a GPU"
+"""Begins the section that is written by hand, and kept."""
+
 
 def main() -> None:
     """Run what was asked for and write the file, whole."""
@@ -46,7 +49,8 @@ def main() -> None:
         title, _, text = done.stdout.strip().partition("\n")
         print(done.stdout, file=sys.stderr)
         parts.append(f"{title}\n\n```\n{shown}\n```\n{text}\n")
-    DOCS.write_text(f"# Benchmarks\n\n{machine()}\n\n" + "\n".join(parts))
+    _, heading, by_hand = DOCS.read_text().partition(GPU_HEADING)
+    DOCS.write_text(f"# Benchmarks\n\n{machine()}\n\n" + "\n".join(parts) + f"\n{heading}{by_hand}")
 
 
 def machine() -> str:

