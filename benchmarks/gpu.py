@@ -205,8 +205,8 @@ def steps_part(bench: Bench) -> None:
     """Print how long a training step takes, and how much memory."""
     bench.report.line(
         f"\n### A training step\n\nImages read before the clock starts; ms per image, medians of {ROUNDS} x "
-        f"{bench.steps} steps. Frozen norms, three of the backbone's five stages learning, SGD. Warm-up is all that comes "
-        "before the clock starts: first uses, and recording each shape that a batch has. Peak memory in MB."
+        f"{bench.steps} steps. Frozen norms, three of the backbone's five stages learning, SGD. Warm-up is all that "
+        "comes before the clock starts: first uses, and recording each shape that a batch has. Peak memory in MB."
     )
     heads = [
         "step",
@@ -399,7 +399,7 @@ def equal_part(bench: Bench) -> None:
 
 def evaluation_part(bench: Bench) -> None:
     """Print how long it takes to evaluate images of many sizes."""
-    data = gpu_inference.many_sizes(bench.folder, 12 if bench.tiny else 200)
+    data = gpu_inference.many_sizes(bench.folder, 12 if bench.tiny else 80)
     model = gpu_inference.sparing_network(bench.folder, data, 64 if bench.tiny else 512)
     title = "Evaluation of images of many sizes\n\nSides of 100 to 630 pixels, ResNet-50 at 512 px."
     rows_of(bench, title, gpu_inference.evaluation(bench.device, bench.folder, data, model))
