@@ -22,20 +22,18 @@ from questions import counted, pooled_as_on_a_gpu
 from torch import Tensor
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
-from flawmask.model import nms, rcnn_batch, rcnn_losses
+from flawmask.model import instances as instances_module
+from flawmask.model import matching, nms, rcnn_batch, rcnn_losses
 from flawmask.model.arch import Arch
+from flawmask.model.instances import Instances, Room, mask_targets, rounded
 from flawmask.model.layers import batched, stacked
+from flawmask.model.matching import AnchorSamples
 from flawmask.model.rcnn_batch import (
-    AnchorSamples,
     Drawn,
     DrawnMasks,
-    Instances,
     Proposed,
     RcnnBatch,
     Regions,
-    Room,
-    mask_targets,
-    rounded,
 )
 from flawmask.model.targets import Target
 
@@ -166,13 +164,13 @@ def instances_of(masks: Sequence[Sequence[Any]], size: tuple[int, int]) -> tuple
     return targets, Instances.of(targets, CPU)
 
 
-@pytest.mark.parametrize("most_pixels", [rcnn_batch.MOST_MASK_PIXELS, 20_000, 1])
+@pytest.mark.parametrize("most_pixels", [instances_module.MOST_MASK_PIXELS, 20_000, 1])
 @pytest.mark.parametrize("side", [28, 14])
 @pytest.mark.parametrize("size", [(64, 90), (37, 33)])
 def test_mask_targets_are_those_of_each_image_alone_and_of_torchvision(
     size: tuple[int, int], side: int, most_pixels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rcnn_batch, "MOST_MASK_PIXELS", most_pixels)
+    monkeypatch.setattr(instances_module, "MOST_MASK_PIXELS", most_pixels)
     every = masks_of_all_kinds(size)
     masks = [every[:4], [], every[4:], every[1:2]]
     targets, instances = instances_of(masks, size)
@@ -259,7 +257,7 @@ def test_of_each_image_as_many_regions_as_asked_for_are_drawn_a_quarter_on_an_in
         drawn = together.draw(regions, instances)
         for at, (boxes, labels) in enumerate(known):
             quota = roi_samples or rcnn_losses.samples_for(counts[at])
-            here = (drawn.image_of == at) & drawn.counts
+            here = (drawn.image_of == at) & drawn.used
             rois, found = drawn.rois[here], drawn.labels[here]
             on_instance = min(int((labels > 0).sum()), quota // 4)
             assert int((found > 0).sum()) == on_instance
@@ -268,8 +266,8 @@ def test_of_each_image_as_many_regions_as_asked_for_are_drawn_a_quarter_on_an_in
             places = (rois[:, None] == boxes).all(dim=-1)
             assert bool(places.any(dim=1).all()), "what was drawn is no valid region of this image"
             assert bool((labels[torch.where(places)[1]] == found).all())
-        assert not drawn.rois[~drawn.counts].any()
-        assert not drawn.labels[~drawn.counts].any()
+        assert not drawn.rois[~drawn.used].any()
+        assert not drawn.labels[~drawn.used].any()
 
 
 @pytest.mark.parametrize("roi_samples", [None, 20])
@@ -285,14 +283,14 @@ def test_masks_are_learned_of_regions_on_an_instance_four_for_each_where_their_n
         masks = drawn.masks
         assert masks is not None
         for at, count in enumerate(counts):
-            here = (masks.image_of == at) & masks.counts
+            here = (masks.image_of == at) & masks.used
             assert int(here.sum()) == (4 * count if roi_samples is None else 5 * (count > 0))
             rois = masks.rois[here]
             assert len({tuple(roi) for roi in rois.tolist()}) == len(rois)
             among = drawn.rois[(drawn.image_of == at) & (drawn.labels > 0)]
             assert bool((rois[:, None] == among).all(dim=-1).any(dim=1).all())
-        assert bool((masks.labels[masks.counts] == 2).all())
-        assert not masks.labels[~masks.counts].any()
+        assert bool((masks.labels[masks.used] == 2).all())
+        assert not masks.labels[~masks.used].any()
 
 
 def test_each_region_is_drawn_about_as_often_as_every_other_of_its_kind() -> None:
@@ -310,7 +308,7 @@ def test_each_region_is_drawn_about_as_often_as_every_other_of_its_kind() -> Non
         for at, (boxes, _) in enumerate(known):
             chosen: tuple[tuple[list[Tensor], Drawn | DrawnMasks], ...] = ((times, drawn), (of_masks, drawn.masks))
             for counter, one in chosen:
-                here = (one.image_of == at) & one.counts
+                here = (one.image_of == at) & one.used
                 counter[at] += (boxes[:, None] == one.rois[here]).all(dim=-1).any(dim=1)
     for of_image, masks, (_, labels) in zip(times, of_masks, known, strict=True):
         for is_kind, count, found in (
@@ -325,7 +323,7 @@ def test_each_region_is_drawn_about_as_often_as_every_other_of_its_kind() -> Non
 
 def rows_of(drawn: Any, at: int) -> Tensor:
     """What is learned on each region of an image, as sorted rows."""
-    here = (drawn.image_of == at) & drawn.counts
+    here = (drawn.image_of == at) & drawn.used
     parts = [getattr(drawn, one.name) for one in fields(drawn) if one.name not in ("image_of", "counts", "masks")]
     rows = torch.cat([one[here].flatten(1) if one.ndim > 1 else one[here][:, None] for one in parts], dim=1)
     return rows[torch.from_numpy(np.lexsort(rows.numpy().T))]
@@ -365,7 +363,7 @@ def anchors_of(samples: AnchorSamples, at: int) -> Tensor:
     rows = torch.zeros(samples.places.shape[1], 6)
     rows[:, 0] = samples.places[at]
     rows[:positive, 1], rows[:positive, 2:] = 1, samples.corrections[at]
-    rows = rows[samples.counts[at]]
+    rows = rows[samples.used[at]]
     return rows[rows[:, 0].argsort()]
 
 
@@ -426,7 +424,7 @@ def test_each_anchor_is_drawn_about_as_often_as_every_other_of_its_kind() -> Non
     for _ in range(draws):
         samples = AnchorSamples.draw(model.rpn, anchors, instances)
         for at in range(2):
-            times[at, samples.places[at][samples.counts[at]]] += 1
+            times[at, samples.places[at][samples.used[at]]] += 1
     for of_image, of_labels, quotas in zip(times, labels, ((2, 38), (0, 40)), strict=True):
         for label, quota in zip((1, 0), quotas, strict=True):
             found = of_image[of_labels == label]
@@ -443,8 +441,8 @@ def test_overlaps_worked_out_in_chunks_are_the_same(most: int, monkeypatch: pyte
     _, instances = made_regions((2, 0, 3, 1), 1, 1)
     anchors, _ = RcnnBatch(model, None).anchors(SIZE)
     found = []
-    for limit in (rcnn_batch.MOST_OVERLAPS, most):
-        monkeypatch.setattr(rcnn_batch, "MOST_OVERLAPS", limit)
+    for limit in (matching.MOST_OVERLAPS, most):
+        monkeypatch.setattr(matching, "MOST_OVERLAPS", limit)
         torch.manual_seed(0)
         found.append(AnchorSamples.draw(model.rpn, anchors, instances))
     for one in fields(AnchorSamples):

@@ -3,7 +3,7 @@
 The same losses as in `rcnn_losses.py`, for GPUs. There, each image is gone through by itself, and most steps ask the
 device how many there are of something before they can go on: a GPU then waits for Python most of the time. Here, every
 image has the same number of slots for instances and anchors, all regions have slots in one list, and flags say which
-slots count. The one question that is left is whether suppression is finished (`Proposed.settled`).
+slots count. The one question that is left is whether suppression is finished (`Regions.settled`).
 
 A pass has two halves, so that what needs no decision can be recorded once and replayed (`training/recording.py`):
 `propose`, from pixels to region proposals, and `losses_of`, from these to the losses. What they draw at random is
@@ -18,70 +18,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import roi_align
 
+from flawmask.model.instances import Instances, Room, mask_targets, rounded
 from flawmask.model.layers import stacked, upload
+from flawmask.model.matching import AnchorSamples, decode, encode, ious
 from flawmask.model.nms import BLOCK, ROUNDS, keep_best
 from flawmask.model.rcnn_losses import MASKS_PER_INSTANCE, samples_for
 from flawmask.model.targets import Target
 
-MOST_OVERLAPS = 2**24
-"""Overlaps of instances and anchors that are held at a time: 64 MiB for each of a few float32 matrices."""
-
-MOST_MASK_PIXELS = 2**24
-"""Pixels of masks that are laid out at a time, likewise."""
-
-FEWEST_INSTANCES, SMALLEST_WINDOW, FEWEST_SLOTS = 4, 64, 16
-"""From here on, room for instances, sides of windows and slots for regions and masks are rounded to powers of two."""
+FEWEST_SLOTS = 16
+"""From here on, slots for regions and masks are rounded to powers of two."""
 
 
 def suits(model: Any) -> bool:
     """Return whether a network's losses may be computed here: not where a norm of its heads would take slots
     that do not count for regions."""
     return not any(isinstance(one, torch.nn.BatchNorm2d) for one in model.roi_heads.modules())
-
-
-@dataclass(frozen=True)
-class Room:
-    """How much room there is for what is on a batch's images.
-
-    Attributes:
-        instances: of each image.
-        mask_pixels: of all masks' windows together.
-        window: height and width of a window that each fits into.
-    """
-
-    instances: int
-    mask_pixels: int
-    window: tuple[int, int]
-
-    @classmethod
-    def of(cls, targets: Sequence[Target]) -> "Room":
-        """Return what the targets need: never nothing, so that there is always something to look at."""
-        windows = torch.cat([target["windows"] for target in targets])
-        high, wide = (int(windows[:, at].max()) if len(windows) else 1 for at in (3, 2))
-        pixels = sum(len(target["mask_pixels"]) for target in targets)
-        return cls(max(1, *(len(target["boxes"]) for target in targets)), max(1, pixels), (high, wide))
-
-    def rounded(self, images: int, height: int, width: int) -> "Room":
-        """Return at least as much, so that batches of one size have few different ones.
-
-        Args:
-            images: of the batch.
-            height: of an image, in pixels, with padding.
-            width: likewise.
-        """
-        side = rounded(max(self.window), SMALLEST_WINDOW)
-        return Room(
-            rounded(self.instances, FEWEST_INSTANCES),
-            max(images * height * width, rounded(self.mask_pixels, 1)),
-            (min(side, height), min(side, width)),
-        )
-
-
-def rounded(count: int, least: int) -> int:
-    """Return the next power of two, or the least that is wanted."""
-    return max(least, 1 << (count - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -97,143 +49,6 @@ class Quotas:
     each: Tensor
     regions: int
     masks: int
-
-
-@dataclass(frozen=True)
-class Instances:
-    """What is on B images, each with room for the same number G of instances.
-
-    Attributes:
-        boxes: (B, G, 4) float32, x1 y1 x2 y2; zeros where there is no instance.
-        labels: (B, G) int64, 0 where there is no instance.
-        windows: (B, G, 4) int64, x y width height of the part of the image that holds the mask.
-        starts: (B, G) int64, where the window's pixels begin in `mask_pixels`.
-        mask_pixels: (P,) uint8, 0 or 1, of all windows.
-        counts: how many there are on each image.
-        window: height and width of a window that each fits into.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    windows: Tensor
-    starts: Tensor
-    mask_pixels: Tensor
-    counts: tuple[int, ...]
-    window: tuple[int, int]
-
-    @classmethod
-    def of(cls, targets: Sequence[Target], device: torch.device, room: "Room | None" = None) -> "Instances":
-        """Return the targets of a batch on the device, with room for as many as there are or as is said."""
-        counts = tuple(len(target["boxes"]) for target in targets)
-        room = room or Room.of(targets)
-        boxes = torch.zeros(len(targets), room.instances, 4)
-        whole = torch.zeros(len(targets), room.instances, 6, dtype=torch.int64)
-        pixels = torch.zeros(room.mask_pixels, dtype=torch.uint8)
-        end = 0
-        for at, (target, count) in enumerate(zip(targets, counts, strict=True)):
-            areas = target["windows"][:, 2] * target["windows"][:, 3]
-            boxes[at, :count] = target["boxes"]
-            whole[at, :count, 0] = target["labels"]
-            whole[at, :count, 1:5] = target["windows"]
-            whole[at, :count, 5] = areas.cumsum(0) - areas + end
-            start, end = end, end + len(target["mask_pixels"])
-            pixels[start:end] = target["mask_pixels"]
-        boxes, whole, pixels = (upload(one, device) for one in (boxes, whole, pixels))
-        return cls(boxes, whole[..., 0], whole[..., 1:5], whole[..., 5], pixels, counts, room.window)
-
-
-@dataclass(frozen=True)
-class AnchorSamples:
-    """On which anchors the region proposal network learns: S of each image.
-
-    Attributes:
-        places: (B, S) int64, which anchors; those that lie on an instance come first.
-        counts: (B, S) bool, which of the slots count.
-        corrections: (B, P, 4) float32, how the first P, if they count, are to be moved onto their instance.
-    """
-
-    places: Tensor
-    counts: Tensor
-    corrections: Tensor
-
-    @classmethod
-    def draw(cls, rpn: Any, anchors: Tensor, instances: Instances, draws: Tensor | None = None) -> "AnchorSamples":
-        """Return anchors drawn at random, at most half of them on an instance, as torchvision draws them.
-
-        Args:
-            rpn: torchvision's region proposal network.
-            anchors: (A, 4) float32, of every image.
-            instances: what is on the images.
-            draws: (B, A) float32, random numbers from 0 to 1 that decide it; by default they are drawn here.
-        """
-        images, room = instances.labels.shape
-        at_once = max(1, MOST_OVERLAPS // (room * len(anchors)))
-        parts = [
-            _match_anchors(rpn.proposal_matcher, anchors, instances, slice(start, start + at_once))
-            for start in range(0, images, at_once)
-        ]
-        matched, positive, negative = (torch.cat(each) for each in zip(*parts, strict=True))
-        sampler = rpn.fg_bg_sampler
-        most = min(sampler.batch_size_per_image, len(anchors))
-        most_positive = min(int(sampler.batch_size_per_image * sampler.positive_fraction), len(anchors))
-        draws = torch.rand(positive.shape, device=positive.device) if draws is None else draws
-        key, on_instance = torch.where(positive, draws, -1.0).topk(most_positive)
-        found = key >= 0
-        key, beside = torch.where(negative, draws, -1.0).topk(most)
-        fills_up = torch.arange(most, device=draws.device) < sampler.batch_size_per_image - found.sum(1, keepdim=True)
-        boxes = instances.boxes.gather(1, matched.gather(1, on_instance)[..., None].expand(-1, -1, 4))
-        corrections = _encode(boxes, anchors[on_instance], rpn.box_coder.weights)
-        return cls(
-            torch.cat((on_instance, beside), dim=1),
-            torch.cat((found, (key >= 0) & fills_up), dim=1),
-            torch.where(found[..., None], corrections, 0.0),
-        )
-
-
-def _overlaps(instances: Instances, of: slice, boxes: Tensor) -> Tensor:
-    """Return the IoU of every instance of some images with every box, (b, G, N) float32; -1 where there is no instance.
-
-    Args:
-        instances: what is on the images.
-        of: which images.
-        boxes: (N, 4) of all images, or (b, N, 4).
-    """
-    truth = instances.boxes[of]
-    x1, y1, x2, y2 = truth[:, :, None].unbind(-1)
-    left, top, right, bottom = (boxes if boxes.ndim == 3 else boxes[None])[:, None].unbind(-1)
-    width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp_(min=0)
-    shared = width.mul_((torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp_(min=0))
-    union = ((x2 - x1) * (y2 - y1) + (right - left) * (bottom - top)).sub_(shared)
-    return torch.where(instances.labels[of, :, None] > 0, shared.div_(union), -1.0)
-
-
-def _match_anchors(matcher: Any, anchors: Tensor, instances: Instances, of: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each anchor of some images the instance that it overlaps most, whether it lies on it and whether it
-    lies beside all: (b, A) each. The anchors that overlap an instance most lie on one, however little that is."""
-    overlaps = _overlaps(instances, of, anchors)
-    most, matched = overlaps.max(dim=1)
-    best = overlaps.amax(dim=2, keepdim=True)
-    is_best = ((overlaps == best) & (best >= 0)).any(dim=1)
-    return matched, (most >= matcher.high_threshold) | is_best, (most < matcher.low_threshold) & ~is_best
-
-
-def _encode(truth: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
-    """Return how boxes are to be moved onto others, (..., 4): torchvision's `BoxCoder.encode` for any leading axes."""
-    sides, wanted = boxes[..., 2:] - boxes[..., :2], truth[..., 2:] - truth[..., :2]
-    centres, aims = boxes[..., :2] + 0.5 * sides, truth[..., :2] + 0.5 * wanted
-    x, y = ((aims - centres) / sides).unbind(-1)
-    width, height = torch.log(wanted / sides).unbind(-1)
-    return torch.stack([one * weight for one, weight in zip((x, y, width, height), weights, strict=True)], dim=-1)
-
-
-def _decode(moves: Tensor, boxes: Tensor, coder: Any) -> Tensor:
-    """Return boxes moved, (..., 4): torchvision's `BoxCoder.decode`."""
-    sides = boxes[..., 2:] - boxes[..., :2]
-    centres = boxes[..., :2] + 0.5 * sides
-    x, y, width, height = (one / weight for one, weight in zip(moves.unbind(-1), coder.weights, strict=True))
-    centres = torch.stack((x, y), dim=-1) * sides + centres
-    half = 0.5 * torch.exp(torch.stack((width, height), dim=-1).clamp(max=coder.bbox_xform_clip)) * sides
-    return torch.cat((centres - half, centres + half), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -296,7 +111,7 @@ class Drawn:
     Attributes:
         image_of: (R,) int64, which image each region lies on.
         rois: (R, 4) float32, x1 y1 x2 y2; zeros in slots that do not count.
-        counts: (R,) bool, which of the slots do.
+        used: (R,) bool, which of the slots count.
         labels: (R,) int64, 0 for none.
         corrections: (R, 4) float32, how each is to be moved onto its instance.
         masks: what the mask head learns; None where the network has none.
@@ -304,7 +119,7 @@ class Drawn:
 
     image_of: Tensor
     rois: Tensor
-    counts: Tensor
+    used: Tensor
     labels: Tensor
     corrections: Tensor
     masks: "DrawnMasks | None" = None
@@ -317,14 +132,14 @@ class DrawnMasks:
     Attributes:
         image_of: (M,) int64, which image each region lies on.
         rois: (M, 4) float32, x1 y1 x2 y2; zeros in slots that do not count.
-        counts: (M,) bool, which of the slots do.
+        used: (M,) bool, which of the slots count.
         labels: (M,) int64, 0 in slots that do not count.
         wanted: (M, side, side) float32, 0 to 1.
     """
 
     image_of: Tensor
     rois: Tensor
-    counts: Tensor
+    used: Tensor
     labels: Tensor
     wanted: Tensor
 
@@ -477,7 +292,7 @@ class RcnnBatch:
         boxes, scores = [], []
         for (logits, moves), of_level in zip(per_level, torch.split(anchors, counts), strict=True):
             best, at = logits.detach().topk(min(most, logits.shape[1]))
-            moved = _decode(moves.detach().gather(1, at[..., None].expand(-1, -1, 4)), of_level[at], rpn.box_coder)
+            moved = decode(moves.detach().gather(1, at[..., None].expand(-1, -1, 4)), of_level[at], rpn.box_coder)
             boxes.append(F.pad(moved, (0, 0, 0, most - at.shape[1])))
             scores.append(F.pad(best, (0, most - at.shape[1]), value=-torch.inf))
         limits = sizes.flip(1).to(torch.float32)[:, None, None]  # width, height
@@ -523,7 +338,7 @@ class RcnnBatch:
         quotas = quotas or self.quotas(instances)
         boxes = torch.cat((regions.boxes, instances.boxes), dim=1)
         is_box = torch.cat((regions.is_box, instances.labels > 0), dim=1)
-        overlaps, matched = _overlaps(instances, slice(None), boxes).max(dim=1)
+        overlaps, matched = ious(instances, slice(None), boxes).max(dim=1)
         matcher = heads.proposal_matcher
         positive = is_box & (overlaps >= matcher.high_threshold)
         negative = is_box & (overlaps < matcher.low_threshold)
@@ -542,22 +357,22 @@ class RcnnBatch:
         taken_there = taken[image_of]
         rank = torch.where(slot < taken_there, slot, on_instance[image_of] + slot - taken_there)
         region = order[image_of, rank.clamp(max=order.shape[1] - 1)]
-        counts = is_slot & (slot < taken_there + beside[image_of])
-        found_labels = torch.where(counts, labels[image_of, region], 0)
+        used = is_slot & (slot < taken_there + beside[image_of])
+        found_labels = torch.where(used, labels[image_of, region], 0)
         rois = boxes[image_of, region]
         truth = instances.boxes[image_of, matched[image_of, region]]
-        corrections = torch.where((found_labels > 0)[:, None], _encode(truth, rois, heads.box_coder.weights), 0.0)
-        drawn = Drawn(image_of, torch.where(counts[:, None], rois, 0.0), counts, found_labels, corrections)
+        corrections = torch.where((found_labels > 0)[:, None], encode(truth, rois, heads.box_coder.weights), 0.0)
+        drawn = Drawn(image_of, torch.where(used[:, None], rois, 0.0), used, found_labels, corrections)
         if not heads.has_mask():
             return drawn
         image_of, slot, is_slot = _slots(of_masks, quotas.masks)
         region = order[image_of, slot.clamp(max=order.shape[1] - 1)]
-        counts = is_slot & (slot < taken[image_of])
-        rois = torch.where(counts[:, None], boxes[image_of, region], 0.0)
+        used = is_slot & (slot < taken[image_of])
+        rois = torch.where(used[:, None], boxes[image_of, region], 0.0)
         of_instance = matched[image_of, region]
         wanted = mask_targets(instances, image_of, of_instance, rois, 2 * heads.mask_roi_pool.output_size[0])
-        mask_labels = torch.where(counts, labels[image_of, region], 0)
-        return replace(drawn, masks=DrawnMasks(image_of, rois, counts, mask_labels, wanted))
+        mask_labels = torch.where(used, labels[image_of, region], 0)
+        return replace(drawn, masks=DrawnMasks(image_of, rois, used, mask_labels, wanted))
 
     def quotas(self, instances: Instances, *, is_rounded: bool = False) -> Quotas:
         """Return on how much of each image the heads learn: on as many regions as `roi_samples` says or its instances
@@ -590,8 +405,8 @@ class RcnnBatch:
         levels = heads.box_roi_pool.levels_of(proposed.features)
         pooled = heads.box_roi_pool.pool(levels, drawn.rois, drawn.image_of, [proposed.shape])
         logits, moves = heads.box_predictor(heads.box_head(pooled))
-        count = drawn.counts.sum().clamp(min=1)
-        classifier = (F.cross_entropy(logits, drawn.labels, reduction="none") * drawn.counts).sum() / count
+        count = drawn.used.sum().clamp(min=1)
+        classifier = (F.cross_entropy(logits, drawn.labels, reduction="none") * drawn.used).sum() / count
         moves = moves.view(len(moves), -1, 4)
         of_class = moves.gather(1, drawn.labels[:, None, None].expand(-1, 1, 4))[:, 0]
         box = _smooth_l1(of_class, drawn.corrections, drawn.labels > 0) / count
@@ -605,55 +420,21 @@ class RcnnBatch:
             side = logits.shape[-1]
             of_class = logits.gather(1, masks.labels[:, None, None, None].expand(-1, 1, side, side))[:, 0]
             each = F.binary_cross_entropy_with_logits(of_class, masks.wanted, reduction="none").mean(dim=(1, 2))
-            found["loss_mask"] = (each * masks.counts).sum() / masks.counts.sum().clamp(min=1)
+            found["loss_mask"] = (each * masks.used).sum() / masks.used.sum().clamp(min=1)
         return found
 
     def _proposal_losses(self, proposed: Proposed) -> dict[str, Tensor]:
         samples = proposed.samples
         on_instance = samples.corrections.shape[1]
-        count = samples.counts.sum().clamp(min=1)
+        count = samples.used.sum().clamp(min=1)
         logits = proposed.objectness.gather(1, samples.places)
         wanted = (torch.arange(logits.shape[1], device=logits.device) < on_instance).to(logits.dtype).expand_as(logits)
         each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         moves = proposed.moves.gather(1, samples.places[:, :on_instance, None].expand(-1, -1, 4))
         return {
-            "loss_objectness": (each * samples.counts).sum() / count,
-            "loss_rpn_box_reg": _smooth_l1(moves, samples.corrections, samples.counts[:, :on_instance]) / count,
+            "loss_objectness": (each * samples.used).sum() / count,
+            "loss_rpn_box_reg": _smooth_l1(moves, samples.corrections, samples.used[:, :on_instance]) / count,
         }
-
-
-def mask_targets(instances: Instances, image_of: Tensor, of_instance: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Return what the mask head should give for each of M boxes: (M, side, side) float32, 0 to 1.
-
-    The same as `rcnn_losses.mask_targets`, by torchvision's own RoIAlign: each instance's window is laid out so that it
-    ends where the picture ends that RoIAlign is given, at the right and below. A window ends in empty pixels or with
-    its image; so what RoIAlign finds at the edge and beyond is what it would find in the image.
-
-    Args:
-        instances: what is on the images.
-        image_of: (M,) int64, which image each box lies on.
-        of_instance: (M,) int64, and which of its instances.
-        boxes: (M, 4) float32, x1 y1 x2 y2 in pixels of the images, on which they lie.
-        side: rows and columns of the result.
-    """
-    high, wide = instances.window
-    rows, columns = (torch.arange(edge, device=boxes.device) for edge in (high, wide))
-    at_once = max(1, MOST_MASK_PIXELS // (high * wide))
-    parts = []
-    for start in range(0, len(boxes), at_once):
-        of = image_of[start : start + at_once], of_instance[start : start + at_once]
-        x, y, width, height = instances.windows[of].unbind(1)
-        down, right = high - height, wide - width
-        row, column = rows - down[:, None], columns - right[:, None]
-        inside = (row >= 0)[:, :, None] & (column >= 0)[:, None]
-        first = instances.starts[of][:, None] + row.clamp(min=0) * width[:, None]
-        places = first[:, :, None] + column.clamp(min=0)[:, None]
-        crops = torch.where(inside, instances.mask_pixels[places], 0).float()[:, None]
-        corner = torch.stack((x - right, y - down) * 2, dim=1)
-        number = torch.arange(len(x), device=boxes.device)[:, None]
-        rois = torch.cat((number, boxes[start : start + at_once] - corner), dim=1)
-        parts.append(roi_align(crops, rois, (side, side), 1.0, -1)[:, 0])
-    return torch.cat(parts)
 
 
 def _slots(quotas: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
