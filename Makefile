@@ -22,7 +22,7 @@ bench: .venv/ready
 
 # On a machine with an NVIDIA GPU: at most 7 minutes. PARTS="steps losses" runs some of it.
 bench-gpu: .venv/ready
-	$(BIN)/python benchmarks/gpu.py --output docs/benchmarks-gpu.md $(if $(PARTS),--part $(PARTS))
+	$(BIN)/python benchmarks/gpu.py --output bench-gpu.md $(if $(PARTS),--part $(PARTS))
 
 lint: .venv/ready
 	$(BIN)/ruff check .

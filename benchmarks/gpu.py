@@ -89,12 +89,14 @@ class Bench:
         folder: where data go, and are found again by the next part.
         report: where rows go.
         tiny: whether the script is only tried out.
+        roi_samples: regions of an image that Flawmask's heads learn on; None for its default.
     """
 
     device: torch.device
     folder: Path
     report: Report
     tiny: bool
+    roi_samples: int | None = None
 
     @property
     def networks(self) -> Sequence[tuple[str, int, int]]:
@@ -119,13 +121,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--tiny", action="store_true", help="try the script out")
+    parser.add_argument("--roi_samples", type=int, help="regions per image, 512 in torchvision; by default Flawmask's")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     with tempfile.TemporaryDirectory() as folder:
         report = Report(options.output)
         if options.output is not None:
             options.output.write_text("# Benchmarks on a GPU\n\n")
-        bench = Bench(torch.device(options.device), Path(folder), report, options.tiny)
+        bench = Bench(torch.device(options.device), Path(folder), report, options.tiny, options.roi_samples)
         name = torch.cuda.get_device_name() if options.device.startswith("cuda") else "a CPU"
         report.line(f"Measured on {name}, torch {torch.__version__}, torchvision {torchvision.__version__}.")
         for part in options.part:
@@ -155,9 +158,7 @@ class Pair:
     step: Step
 
 
-def pair_of(
-    bench: Bench, arch: str, size: int, count: int, *, roi_samples: int | None = None, compile: Any = "auto"
-) -> Pair:
+def pair_of(bench: Bench, arch: str, size: int, count: int, *, compile: Any = "auto") -> Pair:
     """Return both steps with a few batches that are read before, as a loader would hand them over."""
     data = demo_at(bench.folder, size, good=8, defective=8, train_good=0)
     split = read_split(data, "train")
@@ -172,7 +173,7 @@ def pair_of(
     optimizer = torch.optim.SGD(parameters, lr=1e-5, momentum=0.9, weight_decay=0.0005)
     scaler = torch.amp.GradScaler("cuda") if bench.device.type == "cuda" else None
     config = TrainConfig(
-        dataset_dir=data, output_dir=data, roi_samples=roi_samples, lr=1e-5, warmup_steps=0, compile=compile
+        dataset_dir=data, output_dir=data, roi_samples=bench.roi_samples, lr=1e-5, warmup_steps=0, compile=compile
     )
     dtype = choose_precision("auto", bench.device)
     ready(config, model, spec, bench.device, dtype, is_pretrained=True)

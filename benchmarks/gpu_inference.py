@@ -1,11 +1,8 @@
 """Measures inference, evaluation and reading on a GPU, a row at a time, for `gpu.py` beside this file.
 
-    python benchmarks/gpu_inference.py --device cpu --tiny    # tries all of it out; the figures mean nothing
-
 Each function yields rows as soon as they are measured: what was measured by the columns' names.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -294,30 +291,3 @@ def reading(
             "first epoch, images/s": f"{count / seconds[0]:.0f}",
             "second epoch, from the cache": f"{count / seconds[1]:.0f}",
         }
-
-
-def main() -> None:
-    """Print all rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="try it out")
-    options = parser.parse_args()
-    device, tiny = torch.device(options.device), options.tiny
-    on_cuda = device.type == "cuda"
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        pixels, size, count = (128, 64, 4) if tiny else (1024, 800, 64)
-        archs = ("maskrcnn_resnet18_fpn", "ssd300_vgg16", "yolo11n-seg") if tiny else ARCHITECTURES
-        sizes = many_sizes(folder, 12 if tiny else 200)
-        for rows in (
-            inference(device, folder, size, count, pixels=pixels, rounds=1 if tiny else ROUNDS),
-            equal(device, archs),
-            evaluation(device, folder, sizes, sparing_network(folder, sizes, size)),
-            reading(folder, size, count, (0, 1) if tiny else (4, None), pin=on_cuda, pixels=pixels),
-        ):
-            for row in rows:
-                print(row, flush=True)
-
-
-if __name__ == "__main__":
-    main()

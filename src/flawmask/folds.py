@@ -55,7 +55,9 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
     origin = {
         "made_by": "flawmask run --folds",
         "version": flawmask.__version__,
-        "settings": as_json(config) | {"category": name, "overwrite": False},
+        # `compile` changes no fold, and what was begun before there was such a setting goes on.
+        "settings": {key: value for key, value in as_json(config).items() if key != "compile"}
+        | {"category": name, "overwrite": False},
         "source": read_json(folders[0] / dataset_info.NAME)["source"],
     }
     run_dir = None if config.overwrite else earlier(f"*_folds/{NAME}", origin)

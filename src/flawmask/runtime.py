@@ -133,7 +133,9 @@ class _Float32:
 
 @contextmanager
 def ieee_float32() -> Iterator[None]:
-    """Within, float32 is IEEE's on NVIDIA's GPUs too, for the whole process; afterwards, all is as it was.
+    """Within, float32 is IEEE's on NVIDIA's GPUs too, for the whole process. Afterwards the settings have the values
+    that they had. PyTorch cannot unset one: a global `torch.backends.fp32_precision` that is changed later does not
+    reach them any more.
 
     By default PyTorch lets cuDNN's convolutions drop 13 of the 23 bits of a float32's fraction (TF32), which moves a
     score by some 1e-3. Several threads may be inside at once: the first one switches, the last one puts back.

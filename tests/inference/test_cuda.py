@@ -2,10 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from random_network import BUILDABLE, SPEC, patchwork, random_network, spec_of
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchvision.ops import box_iou
 
 from flawmask.inference.predictor import infer
 from flawmask.model.arch import Arch
@@ -13,6 +15,8 @@ from flawmask.model.build import for_inference, set_score_floor
 from flawmask.model.spec import ModelSpec
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+
+Detections = dict[str, Tensor]
 
 SIZES = [(60, 80), (120, 160), (64, 90)]
 """Padded to one size."""
@@ -28,6 +32,20 @@ def both(spec: ModelSpec) -> tuple[Any, Any]:
     return here, there
 
 
+def paired(ours: Detections, theirs: Detections, longest: int) -> tuple[Detections, Detections]:
+    """Return both in an order in which partners are in the same place: of one label, near, and equally sure.
+
+    Args:
+        ours: what `infer` returned for an image.
+        theirs: as many from elsewhere.
+        longest: pixels of the image's longer side.
+    """
+    pairs = (ours[name][:, None] - theirs[name][None] for name in ("boxes", "scores", "labels"))
+    boxes, scores, labels = (one.abs() for one in pairs)
+    order, partners = linear_sum_assignment(boxes.amax(dim=-1) / longest + scores + 10 * (labels != 0))
+    return {name: one[order] for name, one in ours.items()}, {name: one[partners] for name, one in theirs.items()}
+
+
 @pytest.mark.parametrize("arch", BUILDABLE)
 def test_scores_and_boxes_are_within_a_ten_thousandth_of_the_cpus_and_masks_within_rounding(arch: Arch) -> None:
     spec = spec_of(arch)
@@ -38,17 +56,19 @@ def test_scores_and_boxes_are_within_a_ten_thousandth_of_the_cpus_and_masks_with
         assert {name: one.shape for name, one in found.items()} == {name: one.shape for name, one in expected.items()}
         assert {one.device.type for one in found.values()} == {"cpu"}
         assert not any(one.is_pinned() for one in found.values())
-        # Of detections whose scores lie closer together than that, either may come first.
-        orders = [torch.from_numpy(np.lexsort((*one["boxes"].round().T, one["labels"]))) for one in (expected, found)]
-        ours, theirs = (
-            {name: one[order] for name, one in of.items()} for of, order in zip((expected, found), orders, strict=True)
-        )
+        ours, theirs = paired(expected, found, max(size))
         assert torch.equal(theirs["labels"], ours["labels"])
         torch.testing.assert_close(theirs["scores"], ours["scores"], atol=1e-4, rtol=0)
-        torch.testing.assert_close(theirs["boxes"], ours["boxes"], atol=1e-4 * max(size), rtol=0)
+        apart = (theirs["boxes"] - ours["boxes"]).abs().amax(dim=1)
+        others = torch.where(apart > 1e-4 * max(size))[0]
+        # Of two that overlap and are equally sure, suppression may keep either.
+        assert len(others) <= 1, apart
+        for at in others:
+            assert float(box_iou(theirs["boxes"][[at]], ours["boxes"][[at]])) > 0.5
         if spec.has_masks:
+            same = [at for at in range(len(apart)) if at not in others]
             # These networks magnify rounding: without oneDNN, the CPU's own probabilities differ by up to 1.2e-3.
-            torch.testing.assert_close(theirs["masks"], ours["masks"], atol=2e-3, rtol=0)
+            torch.testing.assert_close(theirs["masks"][same], ours["masks"][same], atol=2e-3, rtol=0)
 
 
 def test_the_settings_of_the_program_around_are_left_alone() -> None:

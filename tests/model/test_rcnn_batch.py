@@ -19,6 +19,7 @@ from outlined_images import (
     target_of,
 )
 from questions import counted, pooled_as_on_a_gpu
+from random_network import patchwork
 from torch import Tensor
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
@@ -71,6 +72,20 @@ def chosen_of(places: Sequence[int]) -> tuple[list[Tensor], list[Target]]:
     return [images[at] for at in places], [targets[at] for at in places]
 
 
+FLAT = [(40, 200), (20, 200), (64, 96)]
+"""Wide and flat: padding makes the first two taller by a half."""
+
+
+def flat_of(places: Sequence[int]) -> tuple[list[Tensor], list[Target]]:
+    sizes = [FLAT[at] for at in places]
+    images = [
+        torch.from_numpy(patchwork(*size, seed=at).copy()).permute(2, 0, 1)
+        for at, size in zip(places, sizes, strict=True)
+    ]
+    spots = [(2, 3, 12, 20), (5, 60, 9, 35)]  # y x height width
+    return images, [target_of([rectangle(size, *spot) for spot in spots], size) for size in sizes]
+
+
 def assert_same_losses(model: Any, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """To five digits; and all gradients but for 0.00003 of the largest: biases add up thousands of numbers."""
     assert found.keys() == expected.keys()
@@ -99,6 +114,15 @@ def test_losses_and_gradients_are_those_of_the_plain_way_where_nothing_is_left_t
 ) -> None:
     model = without_chance(arch, seed)
     images, targets = chosen_of(chosen)
+    expected = rcnn_losses.losses(model, images, targets, ENOUGH)
+    assert_same_losses(model, RcnnBatch(model, ENOUGH).losses(images, targets), expected)
+
+
+@pytest.mark.parametrize("chosen", [[0], [1], [1, 0], [0, 2], [1, 2]])
+@pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "maskrcnn_mobilenet_v3_large_fpn"])
+def test_losses_and_gradients_on_wide_flat_images_are_those_of_the_plain_way(arch: Arch, chosen: list[int]) -> None:
+    model = without_chance(arch, seed=3)
+    images, targets = flat_of(chosen)
     expected = rcnn_losses.losses(model, images, targets, ENOUGH)
     assert_same_losses(model, RcnnBatch(model, ENOUGH).losses(images, targets), expected)
 
@@ -145,6 +169,21 @@ def test_region_proposals_are_those_of_torchvision_in_their_order(
     sides = torch.cat([wanted[:, 2:] - wanted[:, :2] for wanted in expected])
     assert float(sides.max()) > 30, "all are small"
     assert float(sides.min()) < 10, "all are large"
+
+
+@pytest.mark.parametrize("chosen", [[0], [1], [1, 0], [0, 2], [1, 2]])
+def test_region_proposals_on_wide_flat_images_are_those_of_torchvision(chosen: list[int]) -> None:
+    model = without_chance(seed=0)
+    model.rpn._post_nms_top_n["training"] = 200
+    images, targets = flat_of(chosen)
+    with torch.no_grad():
+        plain = batched(model, images)
+        expected, _ = model.rpn(plain, model.backbone(plain.tensors), targets)
+        regions = proposed_by(model, images, targets).regions
+    assert bool(regions.settled)
+    for boxes, is_box, wanted in zip(regions.boxes, regions.is_box, expected, strict=True):
+        assert len(wanted) > 20
+        torch.testing.assert_close(boxes[is_box], wanted, atol=1e-4, rtol=1e-5)
 
 
 def test_fewer_candidates_than_there_are_anchors_are_those_of_torchvision() -> None:

@@ -48,18 +48,23 @@ def four_images() -> Batch:
     return Batch.of(list(zip(images, targets, strict=True)))
 
 
-def five_on_each(seed: int = 0) -> Batch:
-    """Four images of 64 x 96 with five instances each."""
+def images_with(instances: int, images: int = 4, seed: int = 0) -> Batch:
+    """So many images of 64 x 96 with so many instances each."""
     size = (64, 96)
     draw = torch.Generator().manual_seed(seed)
     items = []
-    for at in range(4):
+    for at in range(images):
         image = torch.from_numpy(patchwork(*size, 10 * seed + at).copy()).permute(2, 0, 1)
-        corners = torch.randint(0, 40, (5, 2), generator=draw).tolist()
-        sides = torch.randint(6, 24, (5, 2), generator=draw).tolist()
+        corners = torch.randint(0, 40, (instances, 2), generator=draw).tolist()
+        sides = torch.randint(6, 24, (instances, 2), generator=draw).tolist()
         masks = [rectangle(size, *corner, *side) for corner, side in zip(corners, sides, strict=True)]
         items.append((image, target_of(masks, size)))
     return Batch.of(items)
+
+
+def five_on_each(seed: int = 0) -> Batch:
+    """Four images of one size."""
+    return images_with(5, seed=seed)
 
 
 def scaler_of(scale: float, device: torch.device = CPU) -> torch.amp.GradScaler:
@@ -90,11 +95,10 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
-@pytest.mark.parametrize(("at_once", "is_of_one_size"), [(4, False), (3, True)])
+@pytest.mark.parametrize(("at_once", "is_of_one_size"), [(4, False), (3, False), (3, True)])
 def test_figures_and_gradients_of_passes_are_those_of_the_plain_way(
     tmp_path: Path, at_once: int, is_of_one_size: bool, scale: float
 ) -> None:
-    # Of several, parts of a batch are padded as the whole batch, and the plain way pads each as it needs.
     model, images = without_chance(), five_on_each() if is_of_one_size else four_images()
     step = step_of(model, tmp_path, at_once=at_once, scale=scale)
     assert step.passes is None
@@ -129,20 +133,25 @@ def test_a_step_by_passes_moves_the_weights_as_one_by_the_plain_way(tmp_path: Pa
         torch.testing.assert_close(one, weights[0][name], atol=1e-5, rtol=1e-3, msg=name)
 
 
-def test_a_pass_asks_the_device_at_most_five_times_and_that_does_not_grow_with_what_is_on_the_images(
+def test_a_pass_asks_the_device_one_question_however_many_images_and_instances_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, images = network(), five_on_each()
+    model = network()
     passes = Passes(model, LOSSES, None, scaler_of(1.0), is_recording=False)
-    given = passes.network.given(images.pixels, images.sizes, images.targets)  # looks at what is on the CPU still
-    monkeypatch.setattr(passes.network, "given", lambda *_, **__: given)
-    shares = torch.ones(len(LOSSES))
-    with pooled_as_on_a_gpu(), counted() as asked:
-        passes(images, shares)
-    assert asked.total() == 1, asked
-    with counted() as plain:
-        gradients(model, rcnn_losses.losses(model, *images.on(CPU), None))
-    assert plain.total() > 50
+    prepare, shares = passes.network.given, torch.ones(len(LOSSES))
+    asked, plain = {}, {}
+    for case in [(1, 2), (5, 2), (1, 4), (5, 4)]:
+        images = images_with(*case)
+        given = prepare(images.pixels, images.sizes, images.targets)  # looks at what is on the CPU still
+        monkeypatch.setattr(passes.network, "given", lambda *_, given=given, **__: given)
+        with pooled_as_on_a_gpu(), counted() as of_pass:
+            passes(images, shares)
+        with counted() as of_plain:
+            gradients(model, rcnn_losses.losses(model, *images.on(CPU), None))
+        asked[case], plain[case] = of_pass.total(), of_plain.total()
+    assert set(asked.values()) == {1}, asked
+    assert 100 < plain[5, 4] < 2 * plain[5, 2], plain
+    assert plain[5, 4] > 1.5 * plain[1, 4], plain
 
 
 @dataclass(frozen=True)
@@ -242,6 +251,7 @@ def test_what_cannot_be_recorded_is_said_once_and_computed_as_it_comes(
 
     monkeypatch.setattr(recording, "_Recorded", refuse)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
     model, images = without_chance(), four_images()
     step = step_of(model, tmp_path)
     outlined = count_outlined(images.targets, CPU)
@@ -262,7 +272,7 @@ def test_a_shape_is_recorded_when_it_comes_again_and_no_more_than_so_many(monkey
     made: list[int] = []
 
     class Pretended:
-        def __init__(self, passes: Any, pool: Any, given: Any, *rest: Any) -> None:
+        def __init__(self, passes: Any, pool: Any, stream: Any, given: Any, *rest: Any) -> None:
             made.append(len(given.pixels))
 
         def __call__(self, *_: Any) -> Tensor:
@@ -271,6 +281,7 @@ def test_a_shape_is_recorded_when_it_comes_again_and_no_more_than_so_many(monkey
     monkeypatch.setattr(recording, "_Recorded", Pretended)
     monkeypatch.setattr(recording, "MOST_RECORDED", 2)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
     passes = Passes(without_chance(), LOSSES, ENOUGH, scaler_of(1.0), is_recording=True)
     images, shares = four_images(), torch.ones(len(LOSSES))
     replayed = []
@@ -419,8 +430,8 @@ def test_a_training_on_a_gpu_has_a_finite_loss_on_both_splits(tmp_path: Path, co
 
 
 @needs_cuda
-def test_losses_of_targets_that_are_on_the_gpu_are_those_of_the_cpu(tmp_path: Path) -> None:
-    """As the validation loss takes them."""
+def test_losses_that_are_only_looked_at_are_on_a_gpu_those_of_the_cpu(tmp_path: Path) -> None:
+    """As validation does."""
     images = four_images()
     outlined = count_outlined(images.targets, CPU)
     expected = step_of(without_chance(), tmp_path)

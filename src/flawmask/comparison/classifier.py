@@ -59,6 +59,10 @@ class _Images(Dataset[tuple[Tensor, float]]):
         return _squeezed(pixels, self._size), float(self._split.is_defective(image))
 
 
+def _together(items: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([pixels for pixels, _ in items]), torch.tensor([defective for _, defective in items])
+
+
 def _squeezed(pixels: Image, size: int) -> Tensor:
     return torch.from_numpy(images.resize(pixels, (size, size))).permute(2, 0, 1)
 
@@ -88,7 +92,7 @@ def learn(config: CompareConfig, training: CocoSplit, path: Path) -> Learned:
     optimizer = kind(model.parameters(), lr=schedule.rate, **decay)
     items = _Images(training, size)
     order = BatchSampler(RandomSampler(items, generator=torch.Generator().manual_seed(config.seed)), BATCH, False)
-    batches = make_loader(items, order, workers=config.workers, pin=False)
+    batches = make_loader(items, order, workers=config.workers, pin=False, collate=_together)
     budget = seconds_in(config.time_budget) if config.time_budget else None
     epochs = 0
     while epochs < config.epochs if budget is None else time.perf_counter() - began < budget:
@@ -97,8 +101,7 @@ def learn(config: CompareConfig, training: CocoSplit, path: Path) -> Learned:
             progress = spent if budget else (epochs + at / len(batches)) / config.epochs
             if progress >= 1:
                 break
-            mirrored = _mirrored(torch.stack(pixels).to(device))
-            _step(model, optimizer, schedule.at(progress), mirrored, torch.tensor(defective, device=device), dtype)
+            _step(model, optimizer, schedule.at(progress), _mirrored(pixels.to(device)), defective.to(device), dtype)
         epochs += 1
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     save_file(path, {"classifier": "resnet18", "image_size": size, "model_state_dict": state})

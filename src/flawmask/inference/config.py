@@ -19,7 +19,7 @@ class InferenceSettings(Device):
     """How the network looks at images: what makes it faster."""
 
     inference_batch_size: int | None = None
-    """Images judged at once, none padded for another, so that results stay; by default 8 on CUDA and 1 elsewhere."""
+    """Images that pass through the network at once; results do not depend on it. By default 8 on CUDA, 1 elsewhere."""
     score_floor: float = SCORE_FLOOR
     """Detections that score no more than this are dropped, 0 to 1. AP wants it low; for verdicts --conf will do."""
     max_proposals: int = MAX_PROPOSALS

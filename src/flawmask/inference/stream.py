@@ -28,7 +28,7 @@ THREADS = min(4, usable_cores())
 """How many read, and how many finish, beside a network that computes on the same cores: Pillow, OpenCV and NumPy let go
 of Python's lock while they work."""
 
-MOST_THREADS = 16
+MOST_THREADS = 8
 
 THREADS_ON_CUDA = max(THREADS, min(MOST_THREADS, cores_of_each_process()))
 """The same beside a network that leaves them all the cores."""

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops import roi_align as torchvision_roi_align
 
+from flawmask.model.layers import padded_shape
+
 NOWHERE = -1e4
 """Where boxes are put that are not pooled from a level: every sample there lies outside and counts nothing."""
 
@@ -87,9 +89,13 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
 
 
 def _scale(level: Tensor, image_shapes: list[tuple[int, int]]) -> float:
-    """Return by how much, a power of two, the level is smaller than the images."""
-    tallest = max(height for height, _ in image_shapes)
-    return 2.0 ** round(math.log2(level.shape[-2] / tallest))
+    """Return by how much, a power of two, the level is smaller than the images.
+
+    Levels are those of images that are padded. torchvision takes their heights without padding, by which the levels of
+    images less than 68 pixels high may come out two or four times too large.
+    """
+    height, _ = padded_shape(image_shapes)
+    return 2.0 ** round(math.log2(level.shape[-2] / height))
 
 
 def roi_align(

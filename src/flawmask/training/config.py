@@ -73,7 +73,7 @@ class LearnSettings(Seed, Device, Classes):
     trainable_layers: int | None = None
     """How many of the backbone's five stages learn, counted from the heads; by default 3, and 5 from no weights."""
     workers: int | None = None
-    """Processes that read images; by default one less than there are cores, 4 at most, and for each GPU 16 at most."""
+    """Processes that read images; by default one less than there are cores: at most 4, or at most 16 beside a GPU."""
     cache_gb: float = 4.0
     """Gigabytes of temporary disk for images once decoded and resized; 0 decodes them anew each time."""
     max_detections: int = 100
@@ -87,8 +87,7 @@ class LearnSettings(Seed, Device, Classes):
     """Five anchor sizes, of an R-CNN or RetinaNet, in pixels of the resized image, smallest first; by default 32 to 512
     times image_size / 800."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Record a step's work and let the GPU replay it: R-CNNs on CUDA, a second or so for each shape of a batch. on
-    refuses what cannot be recorded."""
+    """auto records the GPU's work for each shape of a batch and replays it (R-CNNs on CUDA); on insists on that."""
     select_by: Literal["train_loss", "val_loss", "segm_ap", "f1"] = "train_loss"
     """What decides which epoch becomes best.pt. All but train_loss spend the validation split: its figures flatter."""
     log: Log = "none"
@@ -135,6 +134,10 @@ class TrainSettings(LearnSettings):
         check_weights(self.weights)
         known = self.weights != "imagenet" or not self.arch.startswith(("yolo", "rfdetr"))
         require(known, f"--weights imagenet: there are none for {self.arch}: give coco, none or a file's path")
+        require(
+            self.compile != "on" or "rcnn" in self.arch,
+            f"--compile on: {self.arch} cannot be recorded, only R-CNNs on CUDA can: leave it at auto",
+        )
         outlines = has_masks(self.arch)
         require(
             outlines or self.select_by != "segm_ap",

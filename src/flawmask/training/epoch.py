@@ -3,7 +3,9 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from flawmask.evaluation.evaluate import predict_split
 from flawmask.evaluation.measure import quick_figures
 from flawmask.model.targets import Target
 from flawmask.progress import track
+from flawmask.runtime import is_out_of_memory
 from flawmask.training import loader
 from flawmask.training.resume import Within
 from flawmask.training.run import LARGER_IS_BETTER, Run
@@ -57,9 +60,9 @@ def one_epoch(
     }
     figures["val_loss"] = None
     if val_batches is not None:
-        figures |= validation_loss(run.kept, val_batches, step, setup.config.seed)
+        figures |= _with_memory(step, partial(validation_loss, run.kept, val_batches, step, setup.config.seed))
     if setup.validation is not None and (judge or setup.config.select_by in LARGER_IS_BETTER):
-        figures |= _validation_figures(run, setup.validation)
+        figures |= _with_memory(step, partial(_validation_figures, run, setup.validation))
     figures["learning_rate"] = step.optimizer.param_groups[0]["lr"]
     figures |= {
         "elapsed": run.clock.seconds,
@@ -67,6 +70,18 @@ def one_epoch(
         "images_per_second": within.seen / within.seconds,
     }
     return figures | {"waiting": within.waiting / within.seconds, "skipped_steps": within.skipped}
+
+
+def _with_memory(step: Step, measure: Callable[[], dict[str, float | None]]) -> dict[str, float | None]:
+    """Return what is measured. Where memory runs out, that of recorded passes is given back, and it is tried again."""
+    try:
+        return measure()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or step.passes is None or not step.passes.forget():
+            raise
+    torch.cuda.empty_cache()  # outside the except clause, which would hold on to what had been allocated
+    log.warning("out of memory: what was recorded is given back, training goes on, more slowly")
+    return measure()
 
 
 def train_epoch(run: Run, batches: DataLoader[Any]) -> Within:

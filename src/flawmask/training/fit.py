@@ -97,9 +97,11 @@ def largest_batch(trial: Trial, image_size: int, most: int) -> int:
     with trial.own_draws():
         step = trial.step(image_size, most)
         if trial.device.type == "cuda":
-            # A whole step: the optimiser has its share of the memory too.
-            step(trial.batch(image_size, trial.hardest(image_size, most)), most, 0.0)
-            fits = step.at_once
+            # Whole steps: the optimiser has its share of the memory too, and so has what is recorded.
+            fits = _fitting(trial, step, image_size, most)
+            while _lost_recording(trial, step) and fits > 1:
+                step = trial.step(image_size, math.ceil(fits / 2))
+                fits = _fitting(trial, step, image_size, math.ceil(fits / 2))
         else:
             _let_go(trial.device)
             before = _peak_memory()
@@ -111,6 +113,24 @@ def largest_batch(trial: Trial, image_size: int, most: int) -> int:
     _let_go(trial.device)
     log.info("%d of %d images of a batch pass through the network at once", fits, most)
     return fits
+
+
+def _fitting(trial: Trial, step: Step, image_size: int, most: int) -> int:
+    """Take a step of the largest images as often as it takes to be recorded, and return how many pass at once."""
+    batch = trial.batch(image_size, trial.hardest(image_size, most))
+    for _ in range(_times(step)):
+        step(batch, most, 0.0).tolist()
+    return step.at_once
+
+
+def _times(step: Step) -> int:
+    """Return how often a step is taken until it is as it will be: what is recorded is replayed from the third time."""
+    return 3 if step.passes is not None and step.passes.is_recording else 1
+
+
+def _lost_recording(trial: Trial, step: Step) -> bool:
+    """Return whether the memory was not enough to record."""
+    return trial.config.compile != "off" and step.passes is not None and not step.passes.is_recording
 
 
 def _peak_memory(*, since_start: bool = False) -> int:
@@ -188,8 +208,7 @@ def _seconds_per_image(trial: Trial, image_size: int, batch: int, at_once: int) 
         step = trial.step(image_size, at_once)
         step(trial.batch(image_size, tried[0]), len(tried[0]), 0.0).tolist()
         items = [trial.batch(image_size, places) for places in tried[1:]]
-        # What is recorded is recorded once, and replayed from the third time on.
-        for _ in range(3 if step.passes is not None else 1):
+        for _ in range(_times(step)):
             begun = time.perf_counter()
             for one in items:
                 step(one, len(one), 0.0).tolist()

@@ -2,8 +2,9 @@
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -216,9 +217,9 @@ class _Carrier(Dataset[Any]):
             return error
 
 
-def _collate(items: Sequence[Any]) -> Any:
+def _collate(collate: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
     failed = next((item for item in items if isinstance(item, FlawmaskError)), None)
-    return Batch.of(items) if failed is None else failed
+    return collate(items) if failed is None else failed
 
 
 def read(batches: DataLoader[Any]) -> Iterator[Any]:
@@ -236,21 +237,29 @@ def read(batches: DataLoader[Any]) -> Iterator[Any]:
         yield batch
 
 
-def make_loader(items: Dataset[Any], order: Sampler[list[int]], *, workers: int | None, pin: bool) -> DataLoader[Any]:
+def make_loader(
+    items: Dataset[Any],
+    order: Sampler[list[int]],
+    *,
+    workers: int | None,
+    pin: bool,
+    collate: Callable[[Sequence[Any]], Any] = Batch.of,
+) -> DataLoader[Any]:
     """Return a loader of batches, to be gone through with `read`.
 
     Args:
-        items: what to read: pairs, an image and what belongs to it; of a `SplitDataset`, batches are `Batch`es.
+        items: what to read.
         order: in which batches.
         workers: reading processes; None for as many as `default_workers` returns; 0 reads in this process.
         pin: hand tensors over in page-locked memory, for CUDA.
+        collate: makes a batch of a list of items; of a `SplitDataset`'s, a `Batch`.
     """
     count = default_workers(on_cuda=pin) if workers is None else workers
     return DataLoader(
         _Carrier(items),
         batch_sampler=order,
         num_workers=count,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, collate),
         pin_memory=pin,
         persistent_workers=count > 0,
         # The loader draws a seed for its workers: from its own generator, not from the one that the network draws from.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flawmask.errors import FlawmaskError
 from flawmask.model.layers import upload
 from flawmask.model.rcnn_batch import Given, Proposed, RcnnBatch, Regions
 from flawmask.runtime import ieee_float32, is_out_of_memory
@@ -24,7 +25,7 @@ from flawmask.training.loader import Batch
 
 log = logging.getLogger(__name__)
 
-MOST_RECORDED = 64
+MOST_RECORDED = 32
 """So many shapes of a batch are recorded; further ones are computed as they come."""
 
 Key = tuple[Any, ...]
@@ -42,6 +43,7 @@ class Passes:
         scaler: torch.amp.GradScaler,
         *,
         is_recording: bool,
+        is_required: bool = False,
     ) -> None:
         """Take the network; nothing is recorded yet.
 
@@ -51,12 +53,15 @@ class Passes:
             roi_samples: regions per image on which the heads learn; None follows the number of instances.
             scaler: what the loss is multiplied by before its gradient is taken.
             is_recording: whether passes are recorded; only CUDA can.
+            is_required: whether it is an error if they cannot be.
         """
         self.network = RcnnBatch(model, roi_samples)
-        self.losses, self.scaler, self.is_recording = losses, scaler, is_recording
+        self.losses, self.scaler = losses, scaler
+        self.is_recording, self._is_required = is_recording, is_required
         self._seen: Counter[Key] = Counter()
         self._recorded: dict[Key, _Recorded] = {}
         self._pool: Any = None
+        self._stream: Any = None
         self._average: RcnnBatch | None = None
 
     def __call__(self, batch: Batch, weights: Tensor) -> Tensor:
@@ -127,23 +132,26 @@ class Passes:
         begun = time.perf_counter()
         try:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            recorded = _Recorded(self, self._pool, given, scaled)
+            self._stream = self._stream or torch.cuda.Stream(self.network.device)  # type: ignore[no-untyped-call]
+            recorded = _Recorded(self, self._pool, self._stream, given, scaled)
         except Exception as error:  # whatever CUDA or its libraries cannot record
             self.forget()
             self.is_recording = False
             reason = "memory ran out" if is_out_of_memory(error) else f"{type(error).__name__}: {error}".splitlines()[0]
+            if self._is_required:
+                raise FlawmaskError(f"--compile on: a step could not be recorded ({reason}): try auto") from None
             log.warning("the GPU's work is not recorded (%s): training goes on, more slowly", reason)
             return None
         self._recorded[key] = recorded
         seconds = time.perf_counter() - begun
-        log.info("recorded a step of %d images, %d x %d: %.1f s", *given.pixels.shape[:3], seconds)
+        log.debug("recorded a micro-batch of %d images, %d x %d: %.1f s", *given.pixels.shape[:3], seconds)
         return recorded
 
 
 class _Recorded:
     """A pass through a batch of one shape. Its tensors stay where they are: what goes in is copied into them."""
 
-    def __init__(self, passes: Passes, pool: Any, given: Given, scaled: Tensor) -> None:
+    def __init__(self, passes: Passes, pool: Any, stream: Any, given: Given, scaled: Tensor) -> None:
         """Record the pass. Nothing is computed by that, and the gradients that there are stay as they are."""
         self.network = passes.network
         for parameter in self.network.model.parameters():
@@ -152,7 +160,7 @@ class _Recorded:
         self.given: Given = _copied(given, self.network.device)
         self.scaled = scaled.clone()
         # Other threads go on meanwhile, such as the one that puts images into page-locked memory.
-        mode = {"pool": pool, "capture_error_mode": "thread_local"}
+        mode = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
         self.first, self.second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.first, **mode):
             proposed = self.network.propose(self.given)

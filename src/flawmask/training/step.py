@@ -226,7 +226,7 @@ class OnTheWay:
         values = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
         values.copy_(figures, non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrived.record()
+        arrived.record(torch.cuda.current_stream(figures.device))
         return cls(values, arrived)
 
     def tolist(self) -> list[float]:
@@ -318,7 +318,8 @@ def make_step(
     losses = detector.loss_names(spec)
     passes = None
     if can_record(spec, model, device):
-        passes = Passes(model, losses, config.roi_samples, scaler, is_recording=config.compile != "off")
+        recording = {"is_recording": config.compile != "off", "is_required": config.compile == "on"}
+        passes = Passes(model, losses, config.roi_samples, scaler, **recording)
     require(
         config.compile != "on" or passes is not None,
         f"--compile on: {spec.arch} on {device.type} cannot be recorded, only R-CNNs on CUDA can whose heads have no "
