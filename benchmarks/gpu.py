@@ -384,7 +384,8 @@ def inference_part(bench: Bench) -> None:
     title = (
         f"Inference\n\nFrom files of {pixels} x {pixels} pixels to masks as RLE, ResNet-50 at {size} px, medians of "
         f"{gpu_inference.ROUNDS} rounds of {count} images. torchvision: images decoded one after the other, its own "
-        "forward pass at batch 8, masks pasted. The network was not trained; its scores are set so that it predicts something."
+        "forward pass at batch 8, masks pasted. The network was not trained; its scores are set so that it predicts "
+        "something."
     )
     rounds = 1 if bench.tiny else gpu_inference.ROUNDS
     rows_of(
