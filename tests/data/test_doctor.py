@@ -462,4 +462,5 @@ def test_the_magnetic_tiles_have_no_fault_but_tiles_photographed_twice() -> None
     report = real(SHARED / "magnetic_tile")
     assert {problem.kind for problem in report.problems} == {"near-identical images"}
     assert 0 < len(report.problems) < 15
-    assert sum(count.images for count in report.counts) == 938
+    images = [path for path in (SHARED / "magnetic_tile").glob("t*/*/*") if path.is_file()]
+    assert sum(count.images for count in report.counts) == len(images) > 900

@@ -19,7 +19,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.images import resize, write_png
 from flawmask.launch import usable_cores
 from flawmask.masks import Mask
-from flawmask.model.spec import ModelSpec
+from flawmask.model.spec import STRIDE, ModelSpec
 from flawmask.model.targets import Target, crops
 from flawmask.training.cache import PixelCache
 from flawmask.training.loader import (
@@ -260,12 +260,17 @@ def test_a_batch_of_no_image_is_the_share_of_a_process_where_there_are_fewer_ima
 
 
 @pytest.mark.parametrize(("at_most", "counts"), [(1, [1] * 5), (2, [2, 2, 1]), (3, [3, 2]), (5, [5]), (9, [5])])
-def test_parts_of_a_batch_are_its_images_in_their_order_padded_as_they_are(at_most: int, counts: list[int]) -> None:
+def test_parts_of_a_batch_are_its_images_in_their_order_each_padded_for_itself(at_most: int, counts: list[int]) -> None:
     items = items_of((40, 20), (8, 9), (33, 70), (5, 5), (64, 32))
     batch = Batch.of(items)
     parts = list(batch.parts(at_most))
     assert [len(part) for part in parts] == [len(part.targets) for part in parts] == counts
-    assert torch.equal(torch.cat([part.pixels for part in parts]), batch.pixels)
+    for part in parts:
+        longest = [max(sides) for sides in zip(*part.sizes, strict=True)]
+        assert part.pixels.shape[1:3] == tuple(-(-side // STRIDE) * STRIDE for side in longest)
+        for pixels, (height, width) in zip(part.pixels, part.sizes, strict=True):
+            assert not pixels[height:].any()
+            assert not pixels[:, width:].any()
     for image, (expected, _) in zip([one for part in parts for one in part.images], items, strict=True):
         assert torch.equal(image, expected)
     assert [int(one["image_id"]) for part in parts for one in part.targets] == list(range(5))

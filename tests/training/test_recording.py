@@ -4,6 +4,7 @@ import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from flawmask.model.layers import to_device
 from flawmask.model.rcnn import loss_names
 from flawmask.model.rcnn_compute import train_in
 from flawmask.training import recording
+from flawmask.training.epoch import _with_memory
 from flawmask.training.loader import Batch
 from flawmask.training.loop import train
 from flawmask.training.recording import Passes, _copied, _copy, _tensors
@@ -268,6 +270,26 @@ def test_what_cannot_be_recorded_is_said_once_and_computed_as_it_comes(
     assert not step.passes.is_recording
 
 
+@pytest.mark.parametrize("was_recorded", [True, False])
+def test_validation_that_runs_out_of_memory_is_tried_again_where_something_was_recorded(
+    was_recorded: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def measure() -> dict[str, float | None]:
+        if left:
+            raise left.pop()
+        return {"val_loss": 1.0}
+
+    step: Any = SimpleNamespace(passes=SimpleNamespace(forget=lambda: was_recorded))
+    if was_recorded:
+        assert _with_memory(step, measure) == {"val_loss": 1.0}
+        assert "what was recorded is given back" in caplog.text
+    else:
+        with pytest.raises(torch.OutOfMemoryError):
+            _with_memory(step, measure)
+
+
 def test_a_shape_is_recorded_when_it_comes_again_and_no_more_than_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
@@ -303,7 +325,7 @@ def test_a_cpu_records_nothing(tmp_path: Path, compile: str) -> None:
 @pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "ssdlite320_mobilenet_v3_large"])
 def test_to_insist_on_recording_is_refused_on_a_cpu_before_anything_is_written(tmp_path: Path, arch: Arch) -> None:
     dataset = make_dataset(tmp_path / "data")
-    with pytest.raises(FlawmaskError, match=r"--compile on: .* on cpu cannot be recorded") as caught:
+    with pytest.raises(FlawmaskError, match=rf"--compile on: {arch}.* cannot be recorded") as caught:
         train(settings(dataset, arch=arch, compile="on"))
     assert "\n" not in str(caught.value)
     assert [one.name for one in tmp_path.iterdir()] == ["data"]
