@@ -99,9 +99,12 @@ def largest_batch(trial: Trial, image_size: int, most: int) -> int:
         if trial.device.type == "cuda":
             # Whole steps: the optimiser has its share of the memory too, and so has what is recorded.
             fits = _fitting(trial, step, image_size, most)
-            while _lost_recording(trial, step) and fits > 1:
-                step = trial.step(image_size, math.ceil(fits / 2))
-                fits = _fitting(trial, step, image_size, math.ceil(fits / 2))
+            while step.passes is not None and step.passes.ran_out and fits > 1:
+                fits = math.ceil(fits / 2)
+                del step
+                _let_go(trial.device)
+                step = trial.step(image_size, fits)
+                fits = _fitting(trial, step, image_size, fits)
         else:
             _let_go(trial.device)
             before = _peak_memory()
@@ -126,11 +129,6 @@ def _fitting(trial: Trial, step: Step, image_size: int, most: int) -> int:
 def _times(step: Step) -> int:
     """Return how often a step is taken until it is as it will be: what is recorded is replayed from the third time."""
     return 3 if step.passes is not None and step.passes.is_recording else 1
-
-
-def _lost_recording(trial: Trial, step: Step) -> bool:
-    """Return whether the memory was not enough to record."""
-    return trial.config.compile != "off" and step.passes is not None and not step.passes.is_recording
 
 
 def _peak_memory(*, since_start: bool = False) -> int:

@@ -33,7 +33,15 @@ Key = tuple[Any, ...]
 
 
 class Passes:
-    """Adds up the gradients of one network's passes, recorded or not."""
+    """Adds up the gradients of one network's passes, recorded or not.
+
+    Attributes:
+        network: computes the losses.
+        losses: what they are called, in their order.
+        scaler: what the loss is multiplied by before its gradient is taken.
+        is_recording: whether passes are recorded.
+        ran_out: whether they no longer are since memory ran out.
+    """
 
     def __init__(
         self,
@@ -58,6 +66,7 @@ class Passes:
         self.network = RcnnBatch(model, roi_samples)
         self.losses, self.scaler = losses, scaler
         self.is_recording, self._is_required = is_recording, is_required
+        self.ran_out = False
         self._seen: Counter[Key] = Counter()
         self._recorded: dict[Key, _Recorded] = {}
         self._pool: Any = None
@@ -119,7 +128,7 @@ class Passes:
         """Give back the memory of what is recorded, if anything is; record no more then, and return whether it was."""
         was = bool(self._recorded)
         self._recorded.clear()
-        self._pool, self.is_recording = None, self.is_recording and not was
+        self._pool, self.is_recording, self.ran_out = None, self.is_recording and not was, self.ran_out or was
         return was
 
     def _recording_of(self, given: Given, scaled: Tensor) -> "_Recorded | None":
@@ -136,7 +145,7 @@ class Passes:
             recorded = _Recorded(self, self._pool, self._stream, given, scaled)
         except Exception as error:  # whatever CUDA or its libraries cannot record
             self.forget()
-            self.is_recording = False
+            self.is_recording, self.ran_out = False, is_out_of_memory(error)
             reason = "memory ran out" if is_out_of_memory(error) else f"{type(error).__name__}: {error}".splitlines()[0]
             if self._is_required:
                 raise FlawmaskError(f"--compile on: a step could not be recorded ({reason}): try auto") from None
