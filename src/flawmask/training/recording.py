@@ -152,8 +152,11 @@ class Passes:
             log.warning("the GPU's work is not recorded (%s): training goes on, more slowly", reason)
             return None
         self._recorded[key] = recorded
+        count, height, width, _ = given.pixels.shape
+        # The first tells what it costs; dozens may follow.
+        level = logging.INFO if len(self._recorded) == 1 else logging.DEBUG
         seconds = time.perf_counter() - begun
-        log.debug("recorded a micro-batch of %d images, %d x %d: %.1f s", *given.pixels.shape[:3], seconds)
+        log.log(level, "recorded the GPU's work on %d images of %d x %d: %.1f s", count, height, width, seconds)
         return recorded
 
 
