@@ -29,6 +29,7 @@ THREADS = min(4, usable_cores())
 of Python's lock while they work."""
 
 MOST_THREADS = 8
+"""However many cores there are: each thread holds an image, and a float32 copy of it while it is resized."""
 
 THREADS_ON_CUDA = max(THREADS, min(MOST_THREADS, cores_of_each_process()))
 """The same beside a network that leaves them all the cores."""
