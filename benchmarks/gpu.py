@@ -187,7 +187,7 @@ def pair_of(bench: Bench, arch: str, size: int, count: int, *, compile: Any = "a
         fast = [batch.pin_memory() for batch in fast]
     return Pair(
         lambda at: plain_step(plain, optimizer, slow[at % bench.steps], bench.device, scaler),
-        lambda at: step(fast[at % bench.steps], count, 0.5),
+        lambda at: step(fast[at % bench.steps], 0.5),
         step,
     )
 
@@ -352,7 +352,7 @@ def losses_part(bench: Bench) -> None:
         torch.nn.utils.clip_grad_norm_(plain.parameters(), config.clip_norm)
         optimizer.step()
         torch.manual_seed(at)
-        found = fast(Batch.of([small[place] for place in chosen]), 4, (at + 1) / steps / 2)
+        found = fast(Batch.of([small[place] for place in chosen]), (at + 1) / steps / 2)
         rows.append((float(loss.detach()), sum(found.tolist()[: len(fast.losses)])))
     means = np.array(rows).reshape(4, steps // 4, 2).mean(axis=1)
     bench.report.line(
@@ -427,7 +427,7 @@ def reading_part(bench: Bench) -> None:
             waiting = 0.0
             for batch in read(batches):
                 waiting += time.perf_counter() - asked
-                pair.step(batch, len(batch), 0.5)
+                pair.step(batch, 0.5)
                 asked = time.perf_counter()
             bench.wait()
             seconds = time.perf_counter() - begun

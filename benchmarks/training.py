@@ -181,7 +181,7 @@ def flawmask_step(
     items = SplitDataset(split, spec)
 
     def once(at: int) -> float:
-        found = step(Batch.of([items[place] for place in places(at, batch, split)]), batch, 0.5)
+        found = step(Batch.of([items[place] for place in places(at, batch, split)]), 0.5)
         return sum(found.tolist()[: len(step.losses)])
 
     return once
@@ -305,7 +305,7 @@ def losses_part(folder: Path, _: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(plain.parameters(), config.clip_norm)
         optimizer.step()
         torch.manual_seed(at)
-        found = fast(Batch.of([small[place] for place in chosen]), 4, (at + 1) / STEPS / 2)
+        found = fast(Batch.of([small[place] for place in chosen]), (at + 1) / STEPS / 2)
         rows.append((float(loss.detach()), sum(found.tolist()[: len(fast.losses)])))
     means = np.array(rows).reshape(4, STEPS // 4, 2).mean(axis=1)
     precision = str(dtype).removeprefix("torch.")

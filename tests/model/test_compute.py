@@ -17,7 +17,7 @@ from flawmask.model import rcnn
 from flawmask.model.arch import Arch
 from flawmask.model.build import build, for_inference
 from flawmask.model.layers import to_device
-from flawmask.model.rcnn_compute import train_in
+from flawmask.model.rcnn import train_in
 from flawmask.model.rcnn_losses import losses
 from flawmask.model.spec import ModelSpec, Norm, anchors_for
 from flawmask.model.targets import Target, make_target

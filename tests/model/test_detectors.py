@@ -115,7 +115,7 @@ def trained(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     gradients: list[dict[str, Tensor | None]] = []
     moved: set[str] = set()
     for batch in (batch_for(case.spec, 2, 0), batch_for(case.spec, 0)):
-        figures.append(Figures.read(step(batch, len(batch), 0.0)))
+        figures.append(Figures.read(step(batch, 0.0)))
         learned = {name: one for name, one in model.named_parameters() if one.requires_grad}
         gradients.append({name: None if one.grad is None else one.grad.clone() for name, one in learned.items()})
         moved = moved or {name for name, one in learned.items() if not torch.equal(one, before[name])}

@@ -1,5 +1,6 @@
 """The losses are torchvision's, on the same regions; fewer regions where an image has few instances."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,32 +10,64 @@ from outlined_images import batch, boxes_for, gradients, masks_of_all_kinds, net
 from torch import Tensor
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
+from flawmask.masks import Mask
 from flawmask.model.arch import Arch
-from flawmask.model.rcnn_losses import FEWEST_SAMPLES, MOST_SAMPLES, losses, mask_targets, samples_for
+from flawmask.model.draws import generator_for
+from flawmask.model.rcnn_losses import FEWEST_SAMPLES, MOST_SAMPLES, _draw, losses, mask_targets, samples_for
+from flawmask.model.targets import Target
+
+
+class OfOneImage:
+    """Draws in torchvision's network what Flawmask draws of one image of a batch, and nothing of the others."""
+
+    def __init__(self, sampler: Any, at: int, draw: torch.Generator) -> None:
+        self.count, self.share, self.at, self.draw = sampler.batch_size_per_image, sampler.positive_fraction, at, draw
+
+    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        on, beside = ([torch.zeros(len(one), dtype=torch.bool) for one in labels] for _ in range(2))
+        drawn = _draw(labels[self.at], self.count, self.share, self.draw)
+        on[self.at][drawn[0]] = beside[self.at][drawn[1]] = True
+        return on, beside
+
+
+def torchvisions_losses(
+    model: Any, images: list[Tensor], masks: list[list[Mask]], targets: list[Target]
+) -> dict[str, Tensor]:
+    """Return what torchvision gives for the regions of each image, averaged over the images; of the masks, over those
+    that have any."""
+    given = [image / 255 for image in images]
+    of_images: list[dict[str, Tensor]] = []
+    samplers = [(owner, owner.fg_bg_sampler) for owner in (model.rpn, model.roi_heads)]
+    for at, target in enumerate(targets):
+        draw = generator_for(target, torch.device("cpu"))
+        for owner, sampler in samplers:
+            owner.fg_bg_sampler = OfOneImage(sampler, at, draw)
+        of_images.append(model(given, [whole(*one) for one in zip(images, masks, targets, strict=True)]))
+    for owner, sampler in samplers:
+        owner.fg_bg_sampler = sampler
+    counts = {name: len(images) for name in of_images[0]} | {"loss_mask": max(1, sum(bool(one) for one in masks))}
+    return {name: torch.stack([one[name] for one in of_images]).sum() / counts[name] for name in of_images[0]}
+
+
+def whole(image: Tensor, masks: list[Mask], target: Target) -> dict[str, Tensor]:
+    """Return a target as torchvision wants it."""
+    outlines = torch.from_numpy(np.array(masks, dtype=np.uint8).reshape(-1, *image.shape[1:]))
+    return {"boxes": target["boxes"], "labels": target["labels"], "masks": outlines}
 
 
 @pytest.mark.parametrize("roi_samples", [512, 16])
 @pytest.mark.parametrize("chosen", [[0, 1, 2, 3], [1], [3, 1]])
 @pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "fasterrcnn_mobilenet_v3_large_fpn"])
-def test_the_losses_and_their_gradients_are_those_of_torchvision(
+def test_the_losses_and_their_gradients_are_those_of_torchvision_on_each_image_averaged(
     arch: Arch, chosen: list[int], roi_samples: int
 ) -> None:
     model = network(roi_samples, arch)
     images, masks, targets = batch()
     images, masks, targets = ([every[at] for at in chosen] for every in (images, masks, targets))  # type: ignore[assignment]
-    whole = [
-        {
-            "boxes": target["boxes"],
-            "labels": target["labels"],
-            "masks": torch.from_numpy(np.array(of_image, dtype=np.uint8).reshape(-1, *image.shape[1:])),
-        }
-        for image, of_image, target in zip(images, masks, targets, strict=True)
-    ]
     torch.manual_seed(7)
-    expected = model([image / 255 for image in images], whole)
+    expected = torchvisions_losses(model, images, masks, targets)
     wanted = gradients(model, expected)
-    after = torch.rand(1)
-    torch.manual_seed(7)
+    before = torch.get_rng_state()
     found = losses(model, images, targets, roi_samples)
     assert found.keys() == expected.keys()
     for name, loss in found.items():
@@ -44,7 +77,41 @@ def test_the_losses_and_their_gradients_are_those_of_torchvision(
     longest = max(float(one.abs().max()) for one in wanted.values())
     for name, one in ours.items():
         torch.testing.assert_close(one, wanted[name], atol=1e-4 * longest, rtol=1e-3, msg=name)
-    assert torch.equal(torch.rand(1), after), "more or less was drawn at random"
+    assert torch.equal(torch.get_rng_state(), before), "PyTorch's own generator was drawn from"
+
+
+def test_what_is_drawn_is_of_the_kinds_asked_for_none_twice_and_each_as_likely() -> None:
+    labels = torch.tensor([0, 1, -1, 2, 0, 0, 1, -1, 0, 3])
+    draw = torch.Generator().manual_seed(0)
+    on, beside = [], []
+    for _ in range(3000):
+        some, others = _draw(labels, 5, 0.4, draw)
+        assert (len(set(some.tolist())), len(set(others.tolist()))) == (len(some), len(others)) == (2, 3)
+        on += some.tolist()
+        beside += others.tolist()
+    assert sorted(set(on)) == [1, 3, 6, 9]
+    assert sorted(set(beside)) == [0, 4, 5, 8]
+    for found in (on, beside):  # within four standard deviations
+        counts = np.array(list(Counter(found).values()))
+        share = len(found) / 3000 / 4
+        assert np.abs(counts - 3000 * share).max() < 4 * np.sqrt(3000 * share * (1 - share))
+    # What there is too little of on an instance is filled up beside; all there is where it is not enough.
+    few = torch.tensor([0, 0, 0, 1, 0])
+    assert _draw(few, 4, 0.5, draw)[0].tolist() == [3]
+    assert [len(one) for one in _draw(few, 4, 0.5, draw)] == [1, 3]
+    assert [sorted(one.tolist()) for one in _draw(few, 99, 0.5, draw)] == [[3], [0, 1, 2, 4]]
+
+
+def test_what_is_drawn_of_an_image_follows_from_the_seed_and_its_id_alone() -> None:
+    def drawn(seed: int, image_id: int) -> list[float]:
+        torch.manual_seed(seed)
+        torch.rand(3)
+        return torch.rand(
+            2, generator=generator_for({"image_id": torch.tensor([image_id])}, torch.device("cpu"))
+        ).tolist()
+
+    assert drawn(1, 5) == drawn(1, 5)
+    assert len({tuple(drawn(seed, image_id)) for seed in range(5) for image_id in range(5)}) == 25
 
 
 def test_every_parameter_has_a_gradient_on_an_image_without_an_instance() -> None:

@@ -20,14 +20,13 @@ from flawmask.model import rcnn_losses
 from flawmask.model.arch import Arch
 from flawmask.model.build import build
 from flawmask.model.layers import to_device
-from flawmask.model.rcnn import loss_names
-from flawmask.model.rcnn_compute import train_in
+from flawmask.model.rcnn import loss_names, train_in
 from flawmask.training import recording
 from flawmask.training.epoch import _with_memory
 from flawmask.training.loader import Batch
 from flawmask.training.loop import train
 from flawmask.training.recording import Passes, _copied, _copy, _tensors
-from flawmask.training.step import Figures, Step, can_record, count_outlined, make_step
+from flawmask.training.step import Figures, Step, can_record, make_step
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LOSSES = loss_names(SPEC)
@@ -104,18 +103,17 @@ def test_figures_and_gradients_of_passes_are_those_of_the_plain_way(
     model, images = without_chance(), five_on_each() if is_of_one_size else four_images()
     step = step_of(model, tmp_path, at_once=at_once, scale=scale)
     assert step.passes is None
-    outlined = count_outlined(images.targets, CPU)
-    expected = step.add_gradients(images, 4, outlined)
+    expected = step.add_gradients(images)
     wanted = gradients_of(model)
     step.passes = Passes(model, step.losses, ENOUGH, step.scaler, is_recording=False)
-    found = step.add_gradients(images, 4, outlined)
+    found = step.add_gradients(images)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     assert not found.requires_grad
     assert_close(gradients_of(model), wanted, 3e-5)
     if scale > 1:
         step.scaler = scaler_of(1.0)
         step.passes.scaler = step.scaler
-        step.add_gradients(images, 4, outlined)
+        step.add_gradients(images)
         assert_close({name: one * scale for name, one in gradients_of(model).items()}, wanted, 3e-5)
 
 
@@ -127,7 +125,7 @@ def test_a_step_by_passes_moves_the_weights_as_one_by_the_plain_way(tmp_path: Pa
         if is_by_passes:
             step.passes = Passes(model, step.losses, ENOUGH, step.scaler, is_recording=False)
         for _ in range(2):
-            read = Figures.read(step(five_on_each(), 4, 0.5))
+            read = Figures.read(step(five_on_each(), 0.5))
         figures.append([*read.losses, read.length])
         weights.append({name: one.detach().clone() for name, one in model.named_parameters()})
     assert figures[1] == pytest.approx(figures[0], rel=1e-3)
@@ -234,14 +232,13 @@ def test_where_memory_runs_out_what_is_recorded_goes_first_and_only_then_do_fewe
         return found
 
     monkeypatch.setattr(Passes, "__call__", limited)
-    outlined = count_outlined(images.targets, CPU)
     with caplog.at_level(logging.WARNING):
-        step.add_gradients(images, 4, outlined)
+        step.add_gradients(images)
     assert tried == [(4, True), (4, False), (2, False), (2, False)]
     assert step.at_once == 2
     found = gradients_of(model)
     step.passes = None
-    step.add_gradients(images, 4, outlined)
+    step.add_gradients(images)
     assert_close(found, gradients_of(model), 3e-5)
 
 
@@ -256,13 +253,12 @@ def test_what_cannot_be_recorded_is_said_once_and_computed_as_it_comes(
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
     model, images = without_chance(), four_images()
     step = step_of(model, tmp_path)
-    outlined = count_outlined(images.targets, CPU)
-    expected = step.add_gradients(images, 4, outlined)
+    expected = step.add_gradients(images)
     wanted = gradients_of(model)
     step.passes = Passes(model, step.losses, ENOUGH, step.scaler, is_recording=True)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            found = step.add_gradients(images, 4, outlined)
+            found = step.add_gradients(images)
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
             assert_close(gradients_of(model), wanted, 3e-5)
     (said,) = [one.getMessage() for one in caplog.records]
@@ -418,12 +414,12 @@ def test_a_step_waits_for_the_gpu_at_most_five_times(
 ) -> None:
     step = step_of(to_device(network(), CUDA), tmp_path, compile=compile, roi_samples=None)
     for _ in range(3):
-        step(five_on_each(), 4, 0.5).tolist()
+        step(five_on_each(), 0.5).tolist()
     torch.cuda.synchronize()
     recwarn.clear()
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        step(five_on_each(), 4, 0.5)
+        step(five_on_each(), 0.5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waited = [str(one.message) for one in recwarn if "synchroniz" in str(one.message)]
@@ -437,7 +433,7 @@ def test_the_flag_says_whether_a_gpu_records(tmp_path: Path, compile: str, is_re
     assert step.passes is not None
     assert step.passes.is_recording == is_recording
     for _ in range(3):
-        step(five_on_each(), 4, 0.5).tolist()
+        step(five_on_each(), 0.5).tolist()
     assert bool(step.passes.recorded) == is_recording
 
 
@@ -455,10 +451,9 @@ def test_a_training_on_a_gpu_has_a_finite_loss_on_both_splits(tmp_path: Path, co
 def test_losses_that_are_only_looked_at_are_on_a_gpu_those_of_the_cpu(tmp_path: Path) -> None:
     """As validation does."""
     images = four_images()
-    outlined = count_outlined(images.targets, CPU)
     expected = step_of(without_chance(), tmp_path)
     on_gpu = step_of(on_cuda(torch.float32), tmp_path)
     with torch.no_grad():
-        wanted = expected.weighed(expected.model, images, 4, outlined)
-        found = on_gpu.weighed(on_gpu.model, images, 4, outlined.to(CUDA))
+        wanted = expected.losses_of(expected.model, images)
+        found = on_gpu.losses_of(on_gpu.model, images)
     torch.testing.assert_close(found.cpu(), wanted, atol=1e-3, rtol=1e-3)

@@ -17,8 +17,7 @@ from flawmask.coco import read_split
 from flawmask.errors import FlawmaskError
 from flawmask.model import rcnn, rcnn_losses
 from flawmask.model.build import build
-from flawmask.model.rcnn import loss_names
-from flawmask.model.rcnn_compute import train_in
+from flawmask.model.rcnn import loss_names, train_in
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 from flawmask.training import loader, loop, step
@@ -30,10 +29,8 @@ from flawmask.training.step import (
     EMA_DECAY,
     Schedule,
     Step,
-    count_outlined,
     follow,
     make_step,
-    shares,
 )
 
 CPU = torch.device("cpu")
@@ -160,10 +157,10 @@ def test_a_step_whose_gradient_is_not_finite_changes_no_weight(
 ) -> None:
     taken = made_step(dataset, optimizer=optimizer)
     batch = batch_of(dataset, 2)
-    taken(batch, 2, 0.0)  # so that there is a momentum
+    taken(batch, 0.0)  # so that there is a momentum
     change(taken.model)
     before = {name: one.clone() for name, one in taken.model.state_dict().items()}
-    figures = taken(batch, 2, 0.0)
+    figures = taken(batch, 0.0)
     assert not torch.isfinite(figures.values).all()
     assert all(torch.equal(one, before[name]) for name, one in taken.model.state_dict().items())
 
@@ -181,7 +178,7 @@ def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimiz
     batch = batch_of(dataset, 2)
     for seed in range(2):
         torch.manual_seed(seed)
-        taken(batch, 2, 0.0)
+        taken(batch, 0.0)
         torch.manual_seed(seed)
         expected.zero_grad()
         torch.autograd.backward(list(rcnn_losses.losses(plain, batch.images, batch.targets, 16).values()))
@@ -190,7 +187,7 @@ def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimiz
     for name, one in plain.state_dict().items():
         same = torch.isclose(taken.model.state_dict()[name], one, atol=2e-4, rtol=1e-3)
         # AdamW divides by the gradient's size: where that is the rounding of a sum, it may go either way.
-        rounding = gradients[name] < 1e-6 * gradients[name].max() if name in gradients else torch.zeros_like(same)
+        rounding = gradients[name] < 1e-5 * gradients[name].max() if name in gradients else torch.zeros_like(same)
         assert bool((same | rounding).all()), name
         assert float(same.float().mean()) > 0.999, name
 
@@ -242,13 +239,13 @@ def test_the_optimiser_suits_the_start_unless_one_is_named(
     config = settings(dataset, optimizer=optimizer, scheduler="constant", warmup_steps=0)
     made = make_step(config, small_network(), SPEC, CPU, torch.float32, 100, is_pretrained, at_once=2)
     assert type(made.optimizer) is kind
-    made(batch_of(dataset, 2), 2, 0.5)
+    made(batch_of(dataset, 2), 0.5)
     assert made.optimizer.param_groups[0]["lr"] == made.schedule.at(0.5) == pytest.approx(rate)
 
 
 def test_a_gradient_is_clipped_to_the_length_asked(dataset: Path) -> None:
     taken = made_step(dataset, clip_norm=0.01)
-    figures = taken(batch_of(dataset, 2), 2, 0.0)
+    figures = taken(batch_of(dataset, 2), 0.0)
     gradients = [one.grad for one in taken.model.parameters() if one.grad is not None]
     length = float(torch.stack([one.norm() for one in gradients]).norm())
     assert length == pytest.approx(0.01, rel=1e-3)
@@ -259,80 +256,9 @@ def gradients_of(model: Any) -> dict[str, Tensor]:
     return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3, 4])
-def test_images_that_pass_one_after_the_other_add_up_to_the_mean_over_the_images(dataset: Path, at_once: int) -> None:
-    """Each pass' losses are means over its own regions; a pass counts as much as it has images."""
-    batch = batch_of(dataset, 4)
-    taken = made_step(dataset, at_once)
-    plain: Any = copy.deepcopy(taken.model)
-    torch.manual_seed(3)
-    figures = taken.add_gradients(batch, 4, count_outlined(batch.targets, CPU))
-    torch.manual_seed(3)
-    expected = torch.zeros(len(LOSSES))
-    for first in range(0, 4, at_once):
-        images, targets = (every[first : first + at_once] for every in (batch.images, batch.targets))
-        found = rcnn_losses.losses(plain, images, targets, 16)  # type: ignore[arg-type]
-        share = len(images) / 4  # all four have an instance
-        torch.autograd.backward(list(found.values()), [torch.tensor(share)] * len(found))
-        expected += share * torch.stack([found[name].detach() for name in LOSSES])
-    torch.testing.assert_close(figures, expected)
-    wanted = gradients_of(plain)
-    for name, one in gradients_of(taken.model).items():
-        torch.testing.assert_close(one, wanted[name], atol=1e-6, rtol=1e-4, msg=name)
-
-
-def test_where_all_images_have_as_many_regions_passes_of_one_are_the_pass_of_all(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With nothing drawn, but for the masks' and boxes' own counts, the classifier's loss is the batch's."""
-
-    class All:
-        """A sampler that takes what there is: of each image the same number of regions."""
-
-        def __init__(self, count: int, share: float) -> None:
-            self.count = count
-
-        def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            first = [torch.arange(len(one)) >= len(one) - self.count for one in labels]  # with the true boxes
-            return (
-                [(one >= 1) & there for one, there in zip(labels, first, strict=True)],
-                [(one == 0) & there for one, there in zip(labels, first, strict=True)],
-            )
-
-    monkeypatch.setattr(rcnn_losses, "BalancedPositiveNegativeSampler", All)
-    batch = batch_of(dataset, 4)
-    figures = []
-    for at_once in (4, 2, 1):
-        taken = made_step(dataset, at_once, roi_samples=8)
-        taken.model.rpn.fg_bg_sampler = All(200, 0.5)
-        figures.append(taken.add_gradients(batch, 4, count_outlined(batch.targets, CPU)).tolist())
-    place = [LOSSES.index(name) for name in ("loss_classifier", "loss_objectness", "loss_rpn_box_reg", "loss_box_reg")]
-    for one in figures[1:]:
-        assert [one[at] for at in place] == pytest.approx([figures[0][at] for at in place], rel=1e-4)
-
-
 def emptied(target: Target) -> Target:
     """The target of an image without an instance."""
     return {name: one if name == "image_id" else one[:0] for name, one in target.items()}
-
-
-@pytest.mark.parametrize("at_once", [1, 2, 3, 4])
-@pytest.mark.parametrize("without", [{1}, {0, 3}, {0, 1, 2}, {0, 1, 2, 3}, set()])
-def test_the_passes_of_a_batch_share_each_loss_and_those_without_an_instance_have_none_of_the_masks(
-    dataset: Path, at_once: int, without: set[int]
-) -> None:
-    targets = [emptied(one) if at in without else one for at, one in enumerate(batch_of(dataset, 4).targets)]
-    outlined = count_outlined(targets, CPU)
-    assert outlined.tolist() == [4 - len(without)]
-    passes = [range(4)[first : first + at_once] for first in range(0, 4, at_once)]
-    found = [shares(LOSSES, [targets[at] for at in places], 4, outlined) for places in passes]
-    masks = LOSSES.index("loss_mask")
-    for places, share in zip(passes, found, strict=True):
-        assert share[masks] == len(set(places) - without) / max(1, 4 - len(without))
-        assert (share[torch.arange(5) != masks] == len(places) / 4).all()
-    expected = torch.ones(5)
-    expected[masks] = len(without) < 4
-    torch.testing.assert_close(torch.stack(found).sum(dim=0), expected)
 
 
 def test_the_masks_of_an_image_count_as_much_beside_images_without_any_in_one_pass_or_in_several(dataset: Path) -> None:
@@ -344,7 +270,7 @@ def test_the_masks_of_an_image_count_as_much_beside_images_without_any_in_one_pa
     torch.manual_seed(5)
     expected = rcnn_losses.losses(alone.model, images[:1], targets[:1], 16)["loss_mask"]
     torch.manual_seed(5)
-    figures = alone.add_gradients(batch, 4, count_outlined(batch.targets, CPU))
+    figures = alone.add_gradients(batch)
     assert float(figures[place]) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
@@ -373,50 +299,44 @@ def test_where_memory_runs_out_fewer_images_pass_at_once_and_the_step_is_taken_w
     expected = made_step(dataset, 1)
     for _ in range(2):
         torch.manual_seed(3)
-        expected.add_gradients(batch, 4, count_outlined(batch.targets, CPU))
+        expected.add_gradients(batch)
     taken = made_step(dataset, 4)
     passed = out_of_memory_with_more_than(1, monkeypatch)
     with caplog.at_level(logging.WARNING):
-        taken(batch, 4, 0.0)
+        taken(batch, 0.0)
     assert passed == [4, 2, 1, 1, 1, 1]
     assert taken.at_once == 1
     assert [one.getMessage() for one in caplog.records] == [
         f"out of memory: going on with {count} images at once, the batch as it is" for count in (2, 1)
     ]
     torch.manual_seed(3)
-    taken.add_gradients(batch, 4, count_outlined(batch.targets, CPU))
+    taken.add_gradients(batch)
     assert passed[6:] == [1, 1, 1, 1], "it tries again what did not fit"
 
 
-def test_after_memory_ran_out_the_gradient_is_that_of_the_smaller_passes_alone(
+def test_after_memory_ran_out_the_gradient_is_the_one_that_there_would_have_been(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = batch_of(dataset, 4)
-    plain = made_step(dataset, 2)
+    plain = made_step(dataset, 4)
+    torch.manual_seed(9)
+    expected = plain.add_gradients(batch)
     taken = made_step(dataset, 4)
-    draws = iter([9, 1, 2])
     passed = out_of_memory_with_more_than(2, monkeypatch)
-    limited: Any = vars(rcnn)["losses"]  # as it was replaced
-
-    def seeded(*given: Any) -> Any:
-        torch.manual_seed(next(draws))
-        return limited(*given)
-
-    monkeypatch.setattr(rcnn, "losses", seeded)
-    taken.add_gradients(batch, 4, count_outlined(batch.targets, CPU))
-    draws = iter([1, 2])
-    plain.add_gradients(batch, 4, count_outlined(batch.targets, CPU))
-    assert passed == [4, 2, 2, 2, 2]
+    torch.manual_seed(9)
+    torch.testing.assert_close(taken.add_gradients(batch), expected)
+    assert passed == [4, 2, 2]
     wanted = gradients_of(plain.model)
+    longest = max(float(one.abs().max()) for one in wanted.values())
     for name, one in gradients_of(taken.model).items():
-        torch.testing.assert_close(one, wanted[name], atol=1e-6, rtol=1e-4, msg=name)
+        torch.testing.assert_close(one, wanted[name], atol=1e-4 * longest, rtol=1e-4, msg=name)
 
 
 def test_memory_that_does_not_hold_one_image_is_the_end(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = made_step(dataset, 1)
     out_of_memory_with_more_than(0, monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
-        taken(batch_of(dataset, 4), 4, 0.0)
+        taken(batch_of(dataset, 4), 0.0)
 
 
 def test_other_errors_are_not_taken_for_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,7 +346,7 @@ def test_other_errors_are_not_taken_for_memory(dataset: Path, monkeypatch: pytes
     monkeypatch.setattr(rcnn, "losses", broken)
     taken = made_step(dataset, 4)
     with pytest.raises(RuntimeError, match="multiplied"):
-        taken(batch_of(dataset, 4), 4, 0.0)
+        taken(batch_of(dataset, 4), 0.0)
     assert taken.at_once == 4
 
 
@@ -453,7 +373,7 @@ def test_a_step_lets_the_average_follow(dataset: Path) -> None:
     taken = made_step(dataset)
     taken.averaged = copy.deepcopy(taken.model)
     first = {name: one.clone() for name, one in taken.model.state_dict().items()}
-    taken(batch_of(dataset, 2), 2, 0.0)
+    taken(batch_of(dataset, 2), 0.0)
     assert taken.taken == 1
     for name, one in taken.averaged.state_dict().items():
         expected = first[name] * 2 / 11 + taken.model.state_dict()[name] * 9 / 11

@@ -24,13 +24,8 @@ from flawmask.coco import CocoSplit
 from flawmask.comparison.config import CLASSIFIER, CompareConfig
 from flawmask.comparison.entry import Learned, Scored
 from flawmask.errors import FlawmaskError
-from flawmask.model.layers import (
-    IMAGENET_DEVIATION,
-    IMAGENET_MEAN,
-    autocast_to_float32,
-    count_parameters,
-    to_device,
-)
+from flawmask.model.compute import Layers, compute_in
+from flawmask.model.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, count_parameters, to_device
 from flawmask.model.weights import StateDict, download, find_state_dict, load_file, save_file
 from flawmask.progress import track
 from flawmask.runtime import choose_device, choose_precision, seed_everything
@@ -85,6 +80,7 @@ def learn(config: CompareConfig, training: CocoSplit, path: Path) -> Learned:
     size = _image_size(config, training)
     weights = config.weights_of(CLASSIFIER)
     model = to_device(_network(weights), device).train()
+    _compute_in(model, device, dtype)
     began = time.perf_counter()
     decay: dict[str, Any] = {"weight_decay": 0.01} if weights == "none" else {"momentum": 0.9, "weight_decay": 0.0005}
     kind: Any = torch.optim.AdamW if weights == "none" else torch.optim.SGD
@@ -101,7 +97,7 @@ def learn(config: CompareConfig, training: CocoSplit, path: Path) -> Learned:
             progress = spent if budget else (epochs + at / len(batches)) / config.epochs
             if progress >= 1:
                 break
-            _step(model, optimizer, schedule.at(progress), _mirrored(pixels.to(device)), defective.to(device), dtype)
+            _step(model, optimizer, schedule.at(progress), _mirrored(pixels.to(device)), defective.to(device))
         epochs += 1
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     save_file(path, {"classifier": "resnet18", "image_size": size, "model_state_dict": state})
@@ -131,6 +127,12 @@ def _network(weights: str) -> nn.Module:
     model.fc = nn.Linear(model.fc.in_features, 1)
     network: nn.Module = model
     return network
+
+
+def _compute_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Let all layers but the last compute in `dtype`."""
+    inner = [model.conv1, model.bn1, model.layer1, model.layer2, model.layer3]
+    compute_in(Layers(inner, [model.layer4]), device, dtype)
 
 
 def published_state(weights: str, published: WeightsEnum, wanted: StateDict) -> StateDict:
@@ -166,11 +168,10 @@ def _step(
     rate: float,
     pixels: Tensor,
     defective: Tensor,
-    dtype: torch.dtype,
 ) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-    logits = _logits(model, pixels, dtype)
+    logits = _logits(model, pixels)
     loss = F.binary_cross_entropy_with_logits(logits, defective)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
@@ -186,10 +187,10 @@ def normalised(pixels: Tensor) -> Tensor:
     return (pixels.float() / 255 - mean) / deviation
 
 
-def _logits(model: nn.Module, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+def _logits(model: nn.Module, pixels: Tensor) -> Tensor:
     """Return (B,) float32 of (B, 3, S, S) uint8 images."""
     batch = normalised(pixels).contiguous(memory_format=torch.channels_last)
-    logits: Tensor = autocast_to_float32(model, pixels.device, dtype, batch)
+    logits: Tensor = model(batch)
     return logits[:, 0]
 
 
@@ -205,10 +206,11 @@ def load(config: CompareConfig, path: Path) -> Callable[[Sequence[Image]], list[
     model = _network("none")
     model.load_state_dict(content["model_state_dict"])
     model = to_device(model.eval(), device)
+    _compute_in(model, device, dtype)
 
     @torch.inference_mode()
     def score(batch: Sequence[Image]) -> list[Scored]:
         pixels = torch.stack([_squeezed(one, content["image_size"]) for one in batch]).to(device)
-        return [Scored(one) for one in _logits(model, pixels, dtype).sigmoid().tolist()]
+        return [Scored(one) for one in _logits(model, pixels).sigmoid().tolist()]
 
     return score

@@ -25,8 +25,12 @@ class Detector(Protocol):
     def losses(
         self, model: Any, images: list[Tensor], targets: list[Target], roi_samples: int | None, /
     ) -> dict[str, Tensor]:
-        """Return scalar float32 losses of images, (3, H, W) uint8 at the size that it sees: means over these images, or
-        over all that is found on them."""
+        """Return scalar float32 losses of images, (3, H, W) uint8 at the size that it sees: sums over them, divided by
+        `counts` or, where that is less, by 1."""
+
+    def counts(self, model: Any, targets: list[Target], /) -> dict[str, float]:
+        """Return what each of the losses was divided by in the last pass, which was of the images with these targets.
+        Where `ModelSpec.has_known_counts`, it need not have passed."""
 
     def seen(self, model: Any, images: list[Tensor], /) -> Tensor:
         """Return a batch of (3, H, W) uint8 images as the network sees it, (B, 3, H, W), 0 to 1, padding included."""

@@ -1,7 +1,8 @@
 """Layers that all networks are made of, and what is done to them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,26 +62,18 @@ def to_device(model: Any, device: torch.device) -> Any:
     return model.to(device, memory_format=torch.channels_last)
 
 
-def autocast(forward: Callable[..., Any], device: torch.device, dtype: torch.dtype, *inputs: Any, **named: Any) -> Any:
-    """Call the function with its layers computing in `dtype`."""
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        return forward(*inputs, **named)
-
-
-def autocast_to_float32(
-    forward: Callable[..., Any], device: torch.device, dtype: torch.dtype, *inputs: Any, **named: Any
-) -> Any:
-    """The same, its results being float32."""
-    return cast(autocast(forward, device, dtype, *inputs, **named), torch.float32)
-
-
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Return the tensor in `dtype`, and so those in a list, a tuple or a dictionary."""
-    if isinstance(value, Tensor):
-        return value.to(dtype)
-    if isinstance(value, dict):
-        return {name: cast(item, dtype) for name, item in value.items()}
-    return type(value)(cast(item, dtype) for item in value)
+@contextmanager
+def looking(model: nn.Module) -> Iterator[None]:
+    """Within, a forward pass leaves nothing behind: no gradient, and no trace in a norm that learns."""
+    norms = [one for one in model.modules() if isinstance(one, nn.BatchNorm2d) and one.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def take_as_it_is(model: Any) -> None:

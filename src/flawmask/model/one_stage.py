@@ -18,8 +18,12 @@ from torchvision.models.detection import (
     ssdlite320_mobilenet_v3_large,
 )
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOS, FCOSHead
+from torchvision.models.detection.ssd import SSD
 
-from flawmask.model.layers import autocast_to_float32, replace_norms, take_as_it_is, to_original, unnormalised
+from flawmask.model import compute
+from flawmask.model.compute import Layers
+from flawmask.model.layers import replace_norms, take_as_it_is, to_original, unnormalised
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 
@@ -36,20 +40,54 @@ def build(spec: ModelSpec) -> Any:
     """Return the network that the spec describes, its weights drawn at random."""
     model: Any = _BUILDERS[spec.arch](spec)
     model.detections_per_img = spec.max_detections
+    model.flawmask = spec
     take_as_it_is(model)
     replace_norms(model, spec.norm, spec.norm_eps)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.forward = partial(_normalised, module)  # type: ignore[method-assign]
+            module.__class__ = _BatchNorm2d
+    if isinstance(model, FCOS):
+        model.head.__class__ = _FCOSHead
+    elif isinstance(model, SSD):
+        model.__class__ = _SSD
     return model
 
 
-def _normalised(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Return what BatchNorm gives; of a single value, which has no spread and which SSDlite's last level is of a single
-    image, by the statistics so far."""
-    if norm.training and x.numel() == norm.num_features:
-        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-    return nn.BatchNorm2d.forward(norm, x)
+class _BatchNorm2d(nn.BatchNorm2d):
+    """A BatchNorm that takes a single value, such as SSDlite's last level of a single image. That has no spread: it is
+    normalised by the statistics so far."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == self.num_features:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+class _Counting:
+    """Remembers what the losses of the last pass are divided by: how many anchors, or places, belong to an instance."""
+
+    on_instances: Tensor | int = 0
+
+    def compute_loss(self, targets: Any, found: Any, anchors: Any, matched: list[Tensor]) -> dict[str, Tensor]:
+        """Return the losses as torchvision computes them.
+
+        Args:
+            targets: of each image.
+            found: what the heads give.
+            anchors: of each image.
+            matched: which instance each anchor belongs to, (A,) int64, -1 for none, of each image.
+        """
+        self.on_instances = torch.stack([(one >= 0).sum() for one in matched]).sum()
+        losses: dict[str, Tensor] = super().compute_loss(targets, found, anchors, matched)  # type: ignore[misc]
+        return losses
+
+
+class _SSD(_Counting, SSD):  # type: ignore[misc]  # torchvision has no types
+    pass
+
+
+class _FCOSHead(_Counting, FCOSHead):  # type: ignore[misc]
+    pass
 
 
 def _of_any_size(builder: Callable[..., nn.Module], spec: ModelSpec) -> nn.Module:
@@ -96,17 +134,35 @@ def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | Non
     return {name: loss.float() for name, loss in found.items()}
 
 
+def counts(model: Any, targets: list[Target]) -> dict[str, float]:
+    """Return how many each loss of the last pass was divided by: images, or anchors and places on an instance."""
+    if isinstance(model, FCOS | SSD):
+        owner: _Counting = model.head if isinstance(model, FCOS) else model
+        return dict.fromkeys(loss_names(model.flawmask), float(owner.on_instances))
+    return dict.fromkeys(loss_names(model.flawmask), float(len(targets)))
+
+
 seen = unnormalised
 
 
-def train_in(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Let the network's layers train in `dtype`; boxes and losses stay float32."""
-    network: Any = model
-    for module in (network.backbone, network.head):
-        module.forward = partial(autocast_to_float32, module.forward, device, dtype)
+def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Let the network's layers train in `dtype`; the last ones, boxes and losses stay float32."""
+    compute.train_in(model, _layers(model), device, dtype)
 
 
-infer_in = train_in
+def infer_in(model: Any, _: torch.device, dtype: torch.dtype) -> None:
+    """Let the network's layers hold `dtype`; the last ones and boxes stay float32. It cannot be trained any more."""
+    compute.infer_in(model, _layers(model), dtype)
+
+
+def _layers(model: Any) -> Layers:
+    """Return the layers that compute in lower precision: all but those that give scores and boxes."""
+    heads = (model.head.classification_head, model.head.regression_head)
+    if not isinstance(model, SSD):
+        return Layers([], [model.backbone, *(head.conv for head in heads)])
+    # SSD has one layer at each level, SSDlite has two.
+    levels = [level for head in heads for level in head.module_list]
+    return Layers([], [model.backbone, *(level[0] for level in levels if isinstance(level, nn.Sequential))])
 
 
 def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:

@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 
+from flawmask.model import compute
+from flawmask.model.compute import Layers
 from flawmask.model.layers import to_original
 from flawmask.model.layers import unnormalised as seen
 from flawmask.model.rcnn_build import build, loss_names, stages
-from flawmask.model.rcnn_compute import infer_in, train_in
-from flawmask.model.rcnn_losses import losses
+from flawmask.model.rcnn_losses import counts, losses
 
 __all__ = [
     "build",
+    "counts",
     "infer",
     "infer_in",
     "loss_names",
@@ -27,6 +30,25 @@ __all__ = [
 
 BLOCK = 32
 """On a GPU, the number of regions that pass through convolutions together is a multiple of this."""
+
+
+def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Let the network's layers train in `dtype`; the last ones, boxes and losses stay float32."""
+    compute.train_in(model, _layers(model), device, dtype)
+
+
+def infer_in(model: Any, _: torch.device, dtype: torch.dtype) -> None:
+    """Let the network's layers hold `dtype`; the last ones and boxes stay float32. It cannot be trained any more."""
+    compute.infer_in(model, _layers(model), dtype)
+
+
+def _layers(model: Any) -> Layers:
+    """Return the layers that compute in lower precision: all but those that give scores, moves and masks."""
+    heads = model.roi_heads
+    outer = [model.rpn.head.conv, heads.box_head]
+    if not heads.has_mask():
+        return Layers([model.backbone], outer)
+    return Layers([model.backbone, heads.mask_head], [*outer, heads.mask_predictor.conv5_mask])
 
 
 def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:

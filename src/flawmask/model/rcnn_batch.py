@@ -10,7 +10,7 @@ A pass has two halves, so that what needs no decision can be recorded once and r
 decided by numbers that are drawn before (`Given`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 
+from flawmask.model.draws import generator_for
 from flawmask.model.instances import Instances, Room, mask_targets, rounded
 from flawmask.model.layers import stacked, upload
 from flawmask.model.matching import AnchorSamples, decode, encode, ious
@@ -214,9 +215,14 @@ class RcnnBatch:
             upload(torch.tensor(list(sizes)), self.device),
             instances,
             self.quotas(instances, is_rounded=is_rounded),
-            torch.rand(count, len(anchors), device=self.device),
-            torch.rand(count, regions, device=self.device),
+            *self._draws(targets, len(anchors), regions),
         )
+
+    def _draws(self, targets: Sequence[Target], *counts: int) -> Iterator[Tensor]:
+        """Yield random numbers from 0 to 1 for each count, (B, count) float32, an image's own in each row."""
+        draws = [generator_for(target, self.device) for target in targets]
+        for count in counts:
+            yield torch.stack([torch.rand(count, generator=draw, device=self.device) for draw in draws])
 
     @torch.no_grad()
     def anchors(self, shape: Sequence[int]) -> tuple[Tensor, list[int]]:
@@ -390,7 +396,7 @@ class RcnnBatch:
         return Quotas(upload(torch.tensor(rows), self.device), *slots)
 
     def losses_of(self, given: Given, proposed: Proposed, regions: Regions) -> dict[str, Tensor]:
-        """Return the losses by torchvision's names, each a scalar float32: means over all that counts.
+        """Return the losses by torchvision's names, each a scalar float32: a mean over the images, of an image's mean.
 
         Args:
             given: what the pass began with.
@@ -401,15 +407,15 @@ class RcnnBatch:
         return self._head_losses(proposed, drawn) | self._proposal_losses(proposed)
 
     def _head_losses(self, proposed: Proposed, drawn: Drawn) -> dict[str, Tensor]:
-        heads = self.model.roi_heads
+        heads, images = self.model.roi_heads, len(proposed.objectness)
         levels = heads.box_roi_pool.levels_of(proposed.features)
         pooled = heads.box_roi_pool.pool(levels, drawn.rois, drawn.image_of, [proposed.shape])
         logits, moves = heads.box_predictor(heads.box_head(pooled))
-        count = drawn.used.sum().clamp(min=1)
-        classifier = (F.cross_entropy(logits, drawn.labels, reduction="none") * drawn.used).sum() / count
+        weights = _shares(drawn.used, drawn.image_of, images) / images
+        classifier = (F.cross_entropy(logits, drawn.labels, reduction="none") * weights).sum()
         moves = moves.view(len(moves), -1, 4)
         of_class = moves.gather(1, drawn.labels[:, None, None].expand(-1, 1, 4))[:, 0]
-        box = _smooth_l1(of_class, drawn.corrections, drawn.labels > 0) / count
+        box = (_smooth_l1(of_class, drawn.corrections) * (drawn.labels > 0) * weights).sum()
         found = {"loss_classifier": classifier, "loss_box_reg": box}
         if drawn.masks is not None:
             masks = drawn.masks
@@ -420,20 +426,22 @@ class RcnnBatch:
             side = logits.shape[-1]
             of_class = logits.gather(1, masks.labels[:, None, None, None].expand(-1, 1, side, side))[:, 0]
             each = F.binary_cross_entropy_with_logits(of_class, masks.wanted, reduction="none").mean(dim=(1, 2))
-            found["loss_mask"] = (each * masks.used).sum() / masks.used.sum().clamp(min=1)
+            weights = _shares(masks.used, masks.image_of, images)
+            # Each image that has any has weights that add up to 1.
+            found["loss_mask"] = (each * weights).sum() / weights.sum().clamp(min=1)
         return found
 
     def _proposal_losses(self, proposed: Proposed) -> dict[str, Tensor]:
         samples = proposed.samples
         on_instance = samples.corrections.shape[1]
-        count = samples.used.sum().clamp(min=1)
+        weights = samples.used / samples.used.sum(dim=1, keepdim=True).clamp(min=1) / len(samples.used)
         logits = proposed.objectness.gather(1, samples.places)
         wanted = (torch.arange(logits.shape[1], device=logits.device) < on_instance).to(logits.dtype).expand_as(logits)
         each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         moves = proposed.moves.gather(1, samples.places[:, :on_instance, None].expand(-1, -1, 4))
         return {
-            "loss_objectness": (each * samples.used).sum() / count,
-            "loss_rpn_box_reg": _smooth_l1(moves, samples.corrections, samples.used[:, :on_instance]) / count,
+            "loss_objectness": (each * weights).sum(),
+            "loss_rpn_box_reg": (_smooth_l1(moves, samples.corrections) * weights[:, :on_instance]).sum(),
         }
 
 
@@ -456,6 +464,18 @@ def _of_anchors(moves: Tensor, per_cell: int) -> Tensor:
     return moves.view(images, per_cell, 4, height, width).permute(0, 3, 4, 1, 2).reshape(images, -1, 4)
 
 
-def _smooth_l1(moves: Tensor, wanted: Tensor, counts: Tensor) -> Tensor:
-    """Return the sum of the boxes' losses over those that count, as torchvision weighs them."""
-    return (F.smooth_l1_loss(moves, wanted, beta=1 / 9, reduction="none").sum(dim=-1) * counts).sum()
+def _smooth_l1(moves: Tensor, wanted: Tensor) -> Tensor:
+    """Return each box's loss, (...), as torchvision weighs it."""
+    return F.smooth_l1_loss(moves, wanted, beta=1 / 9, reduction="none").sum(dim=-1)
+
+
+def _shares(used: Tensor, image_of: Tensor, images: int) -> Tensor:
+    """Return what each slot counts for in the mean over its image: (R,) float32, 0 where it does not count.
+
+    Args:
+        used: (R,) bool, which slots count.
+        image_of: (R,) int64, which image each belongs to.
+        images: how many there are.
+    """
+    counts = torch.zeros(images, device=used.device).scatter_add_(0, image_of, used.to(torch.float32))
+    return used / counts.clamp(min=1)[image_of]

@@ -1,8 +1,10 @@
 """The losses of Mask R-CNN in full view, with no more regions and masks than the image has use for.
 
-He et al., "Mask R-CNN", ICCV 2017, as torchvision computes it, with two differences. How many regions and masks of an
+He et al., "Mask R-CNN", ICCV 2017, as torchvision computes it, with three differences. How many regions and masks of an
 image the heads learn on follows how many instances it has; torchvision takes 512, and up to 128 masks, of every image.
-And the masks' targets are looked up inside the instances' boxes, not in masks as large as the image.
+Each loss is a mean over one image, and then over the images: torchvision takes one mean over all regions of a batch, in
+which a crowded image weighs more, and an image more or less for what passes beside it. And the masks' targets are
+looked up inside the instances' boxes, not in masks as large as the image.
 """
 
 from typing import Any
@@ -10,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.models.detection.rpn import concat_box_prediction_layers
 
+from flawmask.model.draws import generator_for
 from flawmask.model.layers import batched
+from flawmask.model.rcnn_build import BOX_LOSSES, RPN_LOSSES
 from flawmask.model.targets import Target, crops
 
 SAMPLES_PER_INSTANCE, FEWEST_SAMPLES, MOST_SAMPLES = 32, 32, 512
@@ -32,7 +36,8 @@ def samples_for(instances: int) -> int:
 
 
 def losses(model: Any, images: list[Tensor], targets: list[Target], roi_samples: int | None) -> dict[str, Tensor]:
-    """Return the five losses by torchvision's names, each a scalar float32, averaged over the images.
+    """Return the five losses by torchvision's names, each a scalar float32: a mean over the images; that of the masks
+    over the images with an instance.
 
     Args:
         model: in training mode.
@@ -41,9 +46,47 @@ def losses(model: Any, images: list[Tensor], targets: list[Target], roi_samples:
         roi_samples: regions per image on which the heads learn; None follows the number of instances.
     """
     batch = batched(model, images)
+    draws = [generator_for(target, batch.tensors.device) for target in targets]
     features = model.backbone(batch.tensors)
-    proposals, proposal_losses = model.rpn(batch, features, targets)
-    return {**_head_losses(model.roi_heads, features, proposals, batch, targets, roi_samples), **proposal_losses}
+    proposals, proposal_losses = _propose(model.rpn, batch, features, targets, draws)
+    heads = _head_losses(model.roi_heads, features, proposals, batch, targets, roi_samples, draws)
+    return heads | proposal_losses
+
+
+def counts(_: Any, targets: list[Target]) -> dict[str, float]:
+    """Return over how many images each loss is a mean."""
+    with_instance = sum(len(target["boxes"]) > 0 for target in targets)
+    return {
+        name: float(with_instance if name == "loss_mask" else len(targets))
+        for name in (*BOX_LOSSES, "loss_mask", *RPN_LOSSES)
+    }
+
+
+def _propose(
+    rpn: Any, batch: ImageList, features: dict[str, Tensor], targets: list[Target], draws: list[torch.Generator]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return the region proposals of each image, (K, 4), and the losses, by the steps of
+    `RegionProposalNetwork.forward`."""
+    levels = list(features.values())
+    per_level = rpn.head(levels)
+    anchors = rpn.anchor_generator(batch, levels)
+    sizes = [scores[0].numel() for scores in per_level[0]]
+    objectness, moves = concat_box_prediction_layers(*per_level)
+    boxes = rpn.box_coder.decode(moves.detach(), anchors).view(len(anchors), -1, 4)
+    proposals, _ = rpn.filter_proposals(boxes, objectness, batch.image_sizes, sizes)
+    labels, truth = rpn.assign_targets_to_anchors(anchors, targets)
+    wanted = rpn.box_coder.encode(truth, anchors)
+    logits = objectness.view(len(anchors), -1)
+    moves = moves.view(len(anchors), -1, 4)
+    sampler = rpn.fg_bg_sampler
+    certain, box = [], []
+    for at, draw in enumerate(draws):
+        on, beside = _draw(labels[at], sampler.batch_size_per_image, sampler.positive_fraction, draw)
+        drawn = torch.cat((on, beside))
+        certain.append(F.binary_cross_entropy_with_logits(logits[at, drawn], labels[at][drawn]))
+        off = F.smooth_l1_loss(moves[at, on], wanted[at][on], beta=1 / 9, reduction="sum")
+        box.append(off / len(drawn))
+    return proposals, {"loss_objectness": torch.stack(certain).mean(), "loss_rpn_box_reg": torch.stack(box).mean()}
 
 
 def _head_losses(
@@ -53,41 +96,48 @@ def _head_losses(
     batch: ImageList,
     targets: list[Target],
     roi_samples: int | None,
+    draws: list[torch.Generator],
 ) -> dict[str, Tensor]:
-    chosen, matched, labels, corrections = _sample(heads, proposals, targets, roi_samples)
+    chosen, matched, labels, corrections = _sample(heads, proposals, targets, roi_samples, draws)
     pooled = heads.box_roi_pool(features, chosen, batch.image_sizes)
     class_logits, box_regression = heads.box_predictor(heads.box_head(pooled))
-    classifier, box = fastrcnn_loss(class_logits, box_regression, labels, corrections)
+    counts = [len(of_image) for of_image in labels]
+    of_images = zip(class_logits.split(counts), box_regression.split(counts), labels, corrections, strict=True)
+    each = [fastrcnn_loss(logits, moves, [label], [wanted]) for logits, moves, label, wanted in of_images]
+    classifier, box = (torch.stack(of_images).mean() for of_images in zip(*each, strict=True))
     if not heads.has_mask():
         return {"loss_classifier": classifier, "loss_box_reg": box}
 
     on_instance = [torch.where(of_image > 0)[0] for of_image in labels]
     if roi_samples is None:
         on_instance = [
-            _some(of_image, MASKS_PER_INSTANCE * len(target["boxes"]))
-            for of_image, target in zip(on_instance, targets, strict=True)
+            _some(of_image, MASKS_PER_INSTANCE * len(target["boxes"]), draw)
+            for of_image, target, draw in zip(on_instance, targets, draws, strict=True)
         ]
     mask_boxes = [boxes[at] for boxes, at in zip(chosen, on_instance, strict=True)]
     pooled = heads.mask_roi_pool(features, mask_boxes, batch.image_sizes)
     logits = heads.mask_predictor(heads.mask_head(pooled))
-    mask_labels = torch.cat([of_image[at] for of_image, at in zip(labels, on_instance, strict=True)])
     side = logits.shape[-1]
-    wanted = torch.cat(
-        [
-            mask_targets(target, boxes, instances[at], side)
-            for target, boxes, instances, at in zip(targets, mask_boxes, matched, on_instance, strict=True)
-        ]
-    )
-    if len(mask_labels):
-        of_class = logits[torch.arange(len(mask_labels), device=logits.device), mask_labels]
-        mask = F.binary_cross_entropy_with_logits(of_class, wanted)
-    else:
-        mask = logits.sum() * 0  # so that every parameter has a gradient
+    counts = [len(of_image) for of_image in on_instance]
+    losses = []
+    for of_image, target, boxes, instances, label, at in zip(
+        logits.split(counts), targets, mask_boxes, matched, labels, on_instance, strict=True
+    ):
+        if len(at):
+            of_class = of_image[torch.arange(len(at), device=at.device), label[at]]
+            wanted = mask_targets(target, boxes, instances[at], side)
+            losses.append(F.binary_cross_entropy_with_logits(of_class, wanted))
+    # Of no mask at all, 0 times what there is, so that every parameter has a gradient.
+    mask = torch.stack(losses).mean() if losses else logits.sum() * 0
     return {"loss_classifier": classifier, "loss_box_reg": box, "loss_mask": mask}
 
 
 def _sample(
-    heads: Any, proposals: list[Tensor], targets: list[Target], roi_samples: int | None
+    heads: Any,
+    proposals: list[Tensor],
+    targets: list[Target],
+    roi_samples: int | None,
+    draws: list[torch.Generator],
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Return for each image the regions drawn, the instance that each lies on, its label (0: none) and the box
     corrections to be learned, (K, 4). At most a quarter of them lie on an instance; the true boxes take part."""
@@ -95,11 +145,9 @@ def _sample(
     proposals = heads.add_gt_proposals(proposals, truth)
     matched, labels = heads.assign_targets_to_proposals(proposals, truth, [target["labels"] for target in targets])
     regions, instances, classes, boxes = [], [], [], []
-    for at, of_image in enumerate(truth):
+    for at, (of_image, draw) in enumerate(zip(truth, draws, strict=True)):
         count = roi_samples or samples_for(len(of_image))
-        draw = BalancedPositiveNegativeSampler(count, heads.fg_bg_sampler.positive_fraction)
-        (positive,), (negative,) = draw([labels[at]])
-        drawn = torch.where(positive.bool() | negative.bool())[0]
+        drawn = torch.cat(_draw(labels[at], count, heads.fg_bg_sampler.positive_fraction, draw)).sort().values
         regions.append(proposals[at][drawn])
         instances.append(matched[at][drawn])
         classes.append(labels[at][drawn])
@@ -107,11 +155,25 @@ def _sample(
     return regions, instances, classes, heads.box_coder.encode(boxes, regions)
 
 
-def _some(places: Tensor, most: int) -> Tensor:
+def _draw(labels: Tensor, count: int, share: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the places of boxes drawn at random, (P,) and (N,) int64: those on an instance, no more than `share` of
+    `count`, and those beside, which fill up to `count` where there are enough.
+
+    Args:
+        labels: (A,), at least 1 on an instance, 0 beside, less for what is not drawn.
+        count: how many are wanted.
+        share: the largest share of those on an instance.
+        draw: decides it.
+    """
+    on = _some(torch.where(labels >= 1)[0], int(count * share), draw)
+    return on, _some(torch.where(labels == 0)[0], count - len(on), draw)
+
+
+def _some(places: Tensor, most: int, draw: torch.Generator) -> Tensor:
     """Return the places, or so many of them drawn at random where there are more."""
     if len(places) <= most:
         return places
-    return places[torch.randperm(len(places), device=places.device)[:most]]
+    return places[torch.randperm(len(places), generator=draw, device=places.device)[:most]]
 
 
 def mask_targets(target: Target, boxes: Tensor, instances: Tensor, side: int) -> Tensor:

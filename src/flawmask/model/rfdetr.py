@@ -8,7 +8,7 @@ https://arxiv.org/abs/2511.09554.
 import logging
 import warnings
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, roi_align
 
 from flawmask.errors import FlawmaskError
-from flawmask.model.layers import CELLS, IMAGENET_DEVIATION, IMAGENET_MEAN, autocast_to_float32
+from flawmask.model import compute
+from flawmask.model.compute import Layers
+from flawmask.model.draws import drawing_for
+from flawmask.model.layers import CELLS, IMAGENET_DEVIATION, IMAGENET_MEAN
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 
@@ -78,12 +81,33 @@ def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | Non
     # Left to itself, it would ask other processes how many there are, and weigh a batch without any by its 13 groups
     # of queries more than one with a single instance.
     instances = max(1, sum(len(target["labels"]) for target in targets))
-    found = model.criterion(model(_normalised(batch)), wanted, float(instances * model.group_detr))
+    found = model(_normalised(batch))
+    of_images = []
+    for at, target in enumerate(targets):
+        with drawing_for(target, batch.device):  # the points at which masks are compared
+            of_image = model.criterion(_of_image(found, at), wanted[at : at + 1], float(instances * model.group_detr))
+        of_images.append(of_image)
     weights: dict[str, float] = model.criterion.weight_dict
     return {
-        name: torch.stack([weight * found[key] for key, weight in weights.items() if key.startswith(name)]).sum()
+        name: torch.stack(
+            [weight * one[key] for one in of_images for key, weight in weights.items() if key.startswith(name)]
+        ).sum()
         for name in loss_names(model.flawmask)
     }
+
+
+def _of_image(found: Any, at: int) -> Any:
+    """Return what the network says of one image of a batch, as it would of that alone."""
+    if isinstance(found, Tensor):
+        return found[at : at + 1]
+    if isinstance(found, list):
+        return [_of_image(one, at) for one in found]
+    return {name: one if name == "bias" else _of_image(one, at) for name, one in found.items()}
+
+
+def counts(model: Any, targets: list[Target]) -> dict[str, float]:
+    """Return how many instances each loss is divided by."""
+    return dict.fromkeys(loss_names(model.flawmask), float(sum(len(target["labels"]) for target in targets)))
 
 
 def seen(_: Any, images: Sequence[Tensor]) -> Tensor:
@@ -108,11 +132,11 @@ def _wanted(target: Target, height: int, width: int) -> Target:
 
 
 def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Let the network's layers train in `dtype`; boxes, what they are worked out from, and losses stay float32."""
+    """Let the network's layers compute in `dtype`; the last ones, boxes, what they are worked out from, and losses stay
+    float32."""
     body, head = model.backbone[0], model.segmentation_head
-    for module in (body.encoder, body.projector, *model.transformer.decoder.layers, head):
-        module.forward = partial(autocast_to_float32, module.forward, device, dtype)
-    head.sparse_forward = partial(autocast_to_float32, head.sparse_forward, device, dtype)
+    outer = [body.encoder, body.projector, *model.transformer.decoder.layers, *head.blocks, head.query_features_block]
+    compute.compute_in(Layers([], outer), device, dtype)
 
 
 infer_in = train_in
@@ -149,13 +173,15 @@ def _instances(
     """
     classes = len(spec.classes)
     scores = logits[:, :classes].sigmoid().flatten()
-    scores, places = scores.topk(min(spec.max_detections, len(scores)))
-    places = places[scores > floor]
+    # A score that is no number is the lowest, where PyTorch would take it for the highest.
+    scores, places = scores.nan_to_num(nan=-1.0).topk(min(spec.max_detections, len(scores)))
+    is_above = scores > floor
+    scores, places = scores[is_above], places[is_above]
     query = places // classes
     shares = box_convert(boxes[query], "cxcywh", "xyxy").clamp(0, 1)
     cells, pixels = (shares * shares.new_tensor([wide, high] * 2) for high, wide in (masks.shape[-2:], size))
     inside = roi_align(masks[:, None], torch.cat((query[:, None], cells), dim=1), CELLS, aligned=True).sigmoid()
-    return {"boxes": pixels, "labels": places % classes + 1, "scores": scores[: len(places)], "masks": inside}
+    return {"boxes": pixels, "labels": places % classes + 1, "scores": scores, "masks": inside}
 
 
 def stages(model: Any) -> list[list[nn.Module]]:

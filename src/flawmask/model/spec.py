@@ -51,10 +51,9 @@ class ModelSpec:
         return has_masks(self.arch)
 
     @property
-    def learns_image_by_image(self) -> bool:
-        """Whether the losses of a pass are a mean over its images; the others divide by all that is found on them, so
-        that it matters which images pass together. (The mask loss of an R-CNN is weighed in `training/step.py`.)"""
-        return "rcnn" in self.arch or self.arch.startswith("retinanet")
+    def has_known_counts(self) -> bool:
+        """Whether the targets tell what the losses are divided by: images or instances. For the others a pass tells."""
+        return "rcnn" in self.arch or self.arch.startswith(("retinanet", "rfdetr"))
 
     @property
     def has_anchor_sizes(self) -> bool:

@@ -7,7 +7,7 @@ part. Jocher, Qiu, "Ultralytics YOLO11", 2024, https://github.com/ultralytics/ul
 import logging
 import os
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, roi_align
 
 from flawmask.errors import FlawmaskError
-from flawmask.model.layers import CELLS, autocast_to_float32, replace_norms, to_pixels
+from flawmask.model import compute
+from flawmask.model.compute import Layers
+from flawmask.model.layers import CELLS, replace_norms, to_pixels
 from flawmask.model.spec import STRIDE, ModelSpec
 from flawmask.model.targets import Target, crops
 
@@ -92,7 +94,8 @@ def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | Non
     height, width = batch.shape[-2:]
     size = batch.new_tensor([width, height, width, height])
     boxes = [target["boxes"] / size for target in targets]
-    found, named = model.loss(
+    found, named = _criterion(model)(
+        model(batch),
         {
             "img": batch,
             "batch_idx": torch.cat([batch.new_full((len(one),), at) for at, one in enumerate(boxes)]),
@@ -102,11 +105,30 @@ def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | Non
             ),
             "masks": torch.stack([_numbered(target, height, width) for target in targets]).to(batch.device),
         },
-        model(batch),
     )
     # It returns sums over the images in the order of the second's keys; one of them is for networks of a later kind.
     both = dict(zip(named, found, strict=True))
     return {name: both[name].float() / len(images) for name in loss_names(model.flawmask)}
+
+
+def counts(model: Any, _: list[Target]) -> dict[str, float]:
+    """Return how much each loss of the last pass was divided by: the number of places that ultralytics assigned to an
+    instance, or the sum of how well they suit theirs."""
+    places, suiting = model.criterion.assigner.counts
+    return {name: float(places if name == "seg_loss" else suiting) for name in loss_names(model.flawmask)}
+
+
+def _criterion(model: Any) -> Any:
+    """Return what computes the losses. It remembers what it divides them by."""
+    if getattr(model, "criterion", None) is None:
+        model.criterion = model.init_criterion()
+        model.criterion.assigner.register_forward_hook(_remember)
+    return model.criterion
+
+
+def _remember(assigner: Any, _: Any, assigned: tuple[Tensor, ...]) -> None:
+    _, _, suiting, is_assigned, _ = assigned
+    assigner.counts = is_assigned.sum(), suiting.sum()
 
 
 def seen(_: Any, images: Sequence[Tensor]) -> Tensor:
@@ -137,11 +159,28 @@ def _numbered(target: Target, height: int, width: int) -> Tensor:
 
 
 def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Let the network's layers train in `dtype`; boxes and losses stay float32."""
-    model.forward = partial(autocast_to_float32, model.forward, device, dtype)
+    """Let the network's layers train in `dtype`; the last ones, boxes and losses stay float32."""
+    compute.train_in(model, _layers(model), device, dtype)
 
 
-infer_in = train_in
+def infer_in(model: Any, _: torch.device, dtype: torch.dtype) -> None:
+    """Let the network's layers hold `dtype`; the last ones and boxes stay float32. It cannot be trained any more."""
+    compute.infer_in(model, _layers(model), dtype)
+
+
+def _layers(model: Any) -> Layers:
+    """Return the layers that compute in lower precision: all but those that give boxes, scores, coefficients and
+    prototypes. What the head sees is float32: it lays out its grid in the same type."""
+    *body, head = model.model
+    inner = [layer for at, layer in enumerate(body) if at not in head.f]
+    outer = [body[at] for at in head.f]
+    for tower in (*head.cv2, *head.cv3, *getattr(head, "cv4", ())):
+        inner += tower[:-2]
+        outer.append(tower[-2])
+    if hasattr(head, "proto"):
+        inner += [head.proto.cv1, head.proto.upsample]
+        outer.append(head.proto.cv2)
+    return Layers(inner, outer)
 
 
 def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:

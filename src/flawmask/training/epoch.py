@@ -22,7 +22,7 @@ from flawmask.runtime import is_out_of_memory
 from flawmask.training import loader
 from flawmask.training.resume import Within
 from flawmask.training.run import LARGER_IS_BETTER, Run
-from flawmask.training.step import Figures, OnTheWay, Step, count_outlined
+from flawmask.training.step import Figures, OnTheWay, Step
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def train_epoch(run: Run, batches: DataLoader[Any]) -> Within:
         if progress >= 1 and within.seen:
             break
         _seed_step(run)
-        figures = step(batch, total, progress, stop=bool(stop.asked))
+        figures = step(batch, progress, stop=bool(stop.asked))
         # Read a step later, so that a GPU has its next step before it is asked about the last.
         told, heard = max(heard, _add(run, late)), 0
         late = figures, total, batch.targets
@@ -135,7 +135,7 @@ def train_epoch(run: Run, batches: DataLoader[Any]) -> Within:
 def _seed_step(run: Run) -> None:
     """Let the next step draw what its number, and nothing else, says: so a training that goes on draws the same."""
     assert run.within is not None
-    places = [run.setup.config.seed, run.epoch, run.setup.team.rank, run.within.batches]
+    places = [run.setup.config.seed, run.epoch, run.within.batches]
     torch.manual_seed(int(np.random.SeedSequence(places).generate_state(1)[0]))
 
 
@@ -188,7 +188,7 @@ def validation_loss(model: Any, batches: DataLoader[Any], step: Step, seed: int)
     torchvision gives losses in training mode only; the norms alone are put into evaluation mode, so that they neither
     look at the batch nor learn from it.
     """
-    total, seen = torch.zeros((), device=step.device), torch.zeros((), device=step.device)
+    sums, counts = (torch.zeros(len(step.losses), device=step.device) for _ in range(2))
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -196,12 +196,13 @@ def validation_loss(model: Any, batches: DataLoader[Any], step: Step, seed: int)
     with torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for batch in loader.read(batches):
-            outlined = count_outlined(batch.targets, step.device)
             for part in batch.parts(step.at_once):
-                total += step.weighed(model, part, len(batch), outlined).sum() * len(batch)
-            seen += len(batch)
-    step.team.add_up([total, seen])
-    return {"val_loss": float(total / seen) if math.isfinite(total) else None}
+                losses, count = step.losses_of(model, part), step.counts_of(model, part)
+                sums += losses * count.clamp(min=1)
+                counts += count
+    step.team.add_up([sums, counts])
+    total = (sums / counts.clamp(min=1)).sum()
+    return {"val_loss": float(total) if math.isfinite(total) else None}
 
 
 def _validation_figures(run: Run, split: CocoSplit) -> dict[str, float | None]:

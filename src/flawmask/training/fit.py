@@ -21,7 +21,7 @@ from flawmask.runtime import memory_of_process
 from flawmask.training.config import TrainSettings
 from flawmask.training.loader import Batch, Order, SplitDataset, resized_shapes
 from flawmask.training.start import spec_for, start
-from flawmask.training.step import Step, count_outlined, make_step
+from flawmask.training.step import Step, make_step
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def largest_batch(trial: Trial, image_size: int, most: int) -> int:
             _let_go(trial.device)
             before = _peak_memory()
             one = trial.batch(image_size, trial.hardest(image_size, 1))
-            step.add_gradients(one, 1, count_outlined(one.targets, trial.device))
+            step.add_gradients(one)
             taken, free = _peak_memory(since_start=True) - before, free_memory()
             fits = most if not (free and taken > 0) else max(1, min(most, int(SPARE * free / taken)))
         del step
@@ -122,7 +122,7 @@ def _fitting(trial: Trial, step: Step, image_size: int, most: int) -> int:
     """Take a step of the largest images as often as it takes to be recorded, and return how many pass at once."""
     batch = trial.batch(image_size, trial.hardest(image_size, most))
     for _ in range(_times(step)):
-        step(batch, most, 0.0).tolist()
+        step(batch, 0.0).tolist()
     return step.at_once
 
 
@@ -204,12 +204,12 @@ def _seconds_per_image(trial: Trial, image_size: int, batch: int, at_once: int) 
     tried = [batches for batches, _ in zip(cycle(order), range(1 + TIMED_STEPS), strict=False)]
     with trial.own_draws():
         step = trial.step(image_size, at_once)
-        step(trial.batch(image_size, tried[0]), len(tried[0]), 0.0).tolist()
+        step(trial.batch(image_size, tried[0]), 0.0).tolist()
         items = [trial.batch(image_size, places) for places in tried[1:]]
         for _ in range(_times(step)):
             begun = time.perf_counter()
             for one in items:
-                step(one, len(one), 0.0).tolist()
+                step(one, 0.0).tolist()
             seconds = time.perf_counter() - begun
         del step
     _let_go(trial.device)

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from flawmask.distributed import Processes
 from flawmask.model import rcnn_batch
 from flawmask.model.build import Detector, detector_of
+from flawmask.model.layers import looking
 from flawmask.model.spec import ModelSpec
-from flawmask.model.targets import Target
 from flawmask.runtime import ieee_float32, is_out_of_memory
 from flawmask.settings import require
 from flawmask.training.config import TrainSettings
@@ -64,6 +64,7 @@ class Step:
         model: in training mode.
         detector: the functions for its kind.
         losses: what its losses are called, in their order everywhere.
+        has_known_counts: whether the targets tell what the losses are divided by.
         optimizer: its rate is set at each step.
         schedule: what it is set to.
         scaler: skips a step whose gradient is not finite, without waiting for the device; in float16 it scales too.
@@ -80,6 +81,7 @@ class Step:
     model: Any
     detector: Detector
     losses: tuple[str, ...]
+    has_known_counts: bool
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
@@ -92,7 +94,7 @@ class Step:
     averaged: Any = None
     taken: int = 0
 
-    def __call__(self, batch: Batch, total: int, progress: float, *, stop: bool = False) -> "OnTheWay":
+    def __call__(self, batch: Batch, progress: float, *, stop: bool = False) -> "OnTheWay":
         """Take one step and return its figures: the losses in their order, the gradient's length, and how many
         processes were told to stop.
 
@@ -100,16 +102,17 @@ class Step:
 
         Args:
             batch: this process' share of the images.
-            total: how many images all processes have together.
             progress: the share of the training that is done, 0 to 1.
             stop: whether this process was told to stop.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.at(progress)
-        outlined = count_outlined(batch.targets, self.device)
         told = torch.full((1,), float(stop), device=self.device)
-        self.team.add_up([outlined, told])
-        figures = self.add_gradients(batch, total, outlined)
+        totals = None
+        if self.team.count > 1:
+            totals = self._in_less_memory(batch, lambda: torch.stack(self._counts(batch)).sum(dim=0))
+            self.team.add_up([totals, told])
+        figures = self.add_gradients(batch, totals)
         gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
         self.team.add_up([figures, *gradients])
         self.scaler.unscale_(self.optimizer)
@@ -121,22 +124,31 @@ class Step:
             follow(self.averaged, self.model, self.taken)
         return OnTheWay.to_host(torch.cat((figures, length.detach()[None], told)))
 
-    def add_gradients(self, batch: Batch, total: int, outlined: Tensor) -> Tensor:
-        """Leave in the parameters the gradient of this process' share of the mean loss, and return its losses.
+    def add_gradients(self, batch: Batch, totals: Tensor | None = None) -> Tensor:
+        """Leave in the parameters the gradient of this process' part of a step's loss, and return its losses, (L,).
 
-        Where memory runs out, that of recorded passes is given back, and then half as many images pass through the
-        network at once from now on.
+        A step's loss is the sum over all its images, divided by what all of them count, in whatever parts and processes
+        they pass through the network.
 
         Args:
             batch: this process' share of the images.
-            total: how many images all processes have together.
-            outlined: on how many of them is an instance, (1,) float32.
+            totals: (L,) float32, what each loss is divided by: the counts of all processes' images together; None where
+                there is no other process.
         """
+
+        def add() -> Tensor:
+            # Recorded passes add to the gradients where these lie.
+            self.optimizer.zero_grad(set_to_none=self.passes is None or not self.passes.is_recording)
+            return self._add_gradients(batch, totals)
+
+        return self._in_less_memory(batch, add)
+
+    def _in_less_memory(self, batch: Batch, work: Callable[[], Tensor]) -> Tensor:
+        """Return what `work` does with a batch. Where memory runs out, that of recorded passes is given back, and then
+        half as many images pass through the network at once from now on."""
         while True:
             try:
-                # Recorded passes add to the gradients where these lie.
-                self.optimizer.zero_grad(set_to_none=self.passes is None or not self.passes.is_recording)
-                return self._add_gradients(batch, total, outlined)
+                return work()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -153,57 +165,56 @@ class Step:
             self.at_once = math.ceil(min(self.at_once, len(batch)) / 2)
             log.warning("out of memory: going on with %d images at once, the batch as it is", self.at_once)
 
-    def _add_gradients(self, batch: Batch, total: int, outlined: Tensor) -> Tensor:
+    def _add_gradients(self, batch: Batch, totals: Tensor | None) -> Tensor:
         figures = torch.zeros(len(self.losses), device=self.device)
-        for part in batch.parts(self.at_once):
+        for part, weights in zip(batch.parts(self.at_once), self._weights(batch, totals), strict=True):
             if self.passes is not None:
-                figures += self.passes(part, shares(self.losses, part.targets, total, outlined))
+                figures += self.passes(part, weights)
                 continue
+            losses = self.losses_of(self.model, part) * weights
             with ieee_float32():
-                weighed = self.weighed(self.model, part, total, outlined)
-                torch.autograd.backward(self.scaler.scale(weighed.sum()))
-            figures += weighed.detach()
+                torch.autograd.backward(self.scaler.scale(losses.sum()))
+            figures += losses.detach()
         return figures
 
-    def weighed(self, model: Any, part: Batch, total: int, outlined: Tensor) -> Tensor:
-        """Return the losses of some images of a batch, in their order, each by its share in the batch's.
+    def _weights(self, batch: Batch, totals: Tensor | None) -> Iterator[Tensor]:
+        """Yield what the losses of each part of a batch count for in the step's: (L,) float32."""
+        if totals is None and len(batch) <= self.at_once:
+            yield torch.ones(len(self.losses), device=self.device)
+            return
+        counts = self._counts(batch)
+        totals = torch.stack(counts).sum(dim=0) if totals is None else totals
+        # A loss is divided by its count where that is 1 at least.
+        yield from (count.clamp(min=1) / totals.clamp(min=1) for count in counts)
+
+    def _counts(self, batch: Batch) -> list[Tensor]:
+        """Return what the losses of each part of a batch are divided by: (L,) float32 each."""
+        counts = []
+        for part in batch.parts(self.at_once):
+            if not self.has_known_counts:
+                with looking(self.model):
+                    self.losses_of(self.model, part)
+            counts.append(self.counts_of(self.model, part))
+        return counts
+
+    def losses_of(self, model: Any, part: Batch) -> Tensor:
+        """Return the losses of images that pass together, in their order: (L,) float32.
 
         Args:
             model: the one that is trained, or its average.
-            part: the images that pass through it together.
-            total: images of the batch.
-            outlined: on how many of those is an instance, (1,).
+            part: the images.
         """
         with ieee_float32():
             if self.passes is not None:
                 found = self.passes.look(model, part)
             else:
-                images, targets = part.on(self.device)
-                found = self.detector.losses(model, images, targets, self.roi_samples)
-        return torch.stack([found[name] for name in self.losses]) * shares(self.losses, part.targets, total, outlined)
+                found = self.detector.losses(model, *part.on(self.device), self.roi_samples)
+        return torch.stack([found[name] for name in self.losses])
 
-
-def count_outlined(targets: list[Target], device: torch.device) -> Tensor:
-    """Return on how many images there is an instance: (1,) float32."""
-    return torch.full((1,), float(sum(len(target["boxes"]) > 0 for target in targets)), device=device)
-
-
-def shares(losses: Sequence[str], targets: list[Target], total: int, outlined: Tensor) -> Tensor:
-    """Return what the losses of some images, in their order, count for in those of a batch: (L,) float32.
-
-    The loss of the masks is a mean over instances, and images without any say nothing about it: so those of a batch
-    that have some share it, however many of the others pass through the network beside them.
-
-    Args:
-        losses: their names.
-        targets: of the images that pass through the network together.
-        total: images of the batch.
-        outlined: on how many of those is an instance, (1,).
-    """
-    by_images = torch.full((len(losses),), len(targets) / total, device=outlined.device)
-    if "loss_mask" in losses:
-        by_images[losses.index("loss_mask")] = (count_outlined(targets, outlined.device) / outlined.clamp(min=1))[0]
-    return by_images
+    def counts_of(self, model: Any, part: Batch) -> Tensor:
+        """Return what these were divided by, or 1 where that was less: (L,) float32."""
+        found = self.detector.counts(model, part.targets)
+        return torch.tensor([found[name] for name in self.losses], device=self.device)
 
 
 @dataclass(frozen=True)
@@ -329,6 +340,7 @@ def make_step(
         model,
         detector,
         losses,
+        spec.has_known_counts,
         optimizer,
         schedule,
         scaler,
