@@ -1,6 +1,7 @@
 """The step: the rate, the gradient, what is not finite, what does not fit into memory, and the averaged weights."""
 
 import copy
+import itertools
 import logging
 import math
 from collections.abc import Callable
@@ -62,7 +63,7 @@ def batch_of(dataset: Path, count: int, split: str = "train") -> loader.Batch:
 
 def made_step(dataset: Path, at_once: int = 4, model: Any = None, **changes: Any) -> Step:
     config = settings(dataset, scheduler="constant", warmup_steps=0, **changes)
-    return make_step(config, model or small_network(), SPEC, CPU, torch.float32, 100, True, at_once=at_once)
+    return make_step(config, model or small_network(), SPEC, CPU, torch.float32, True, at_once=at_once)
 
 
 def with_changed_network(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
@@ -200,31 +201,48 @@ def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimiz
     [(0, 0.01), (0.05, 0.5), (0.09, 0.9), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0), (1.5, 0.0)],
 )
 def test_the_rate_rises_over_the_warm_up_and_falls_along_a_cosine(progress: float, factor: float) -> None:
-    assert Schedule(0.02, "cosine", 0.1).at(progress) == pytest.approx(0.02 * factor, abs=1e-9)
+    assert Schedule(0.02, "cosine", 200).at(progress, round(1000 * progress)) == pytest.approx(0.02 * factor, abs=1e-9)
 
 
 def test_the_rate_falls_in_steps_or_not_at_all_as_asked() -> None:
-    by_steps = [Schedule(1.0, "step", 0.0).at(step / 90) for step in (0, 59, 60.1, 79, 80.1, 90)]
+    by_steps = [Schedule(1.0, "step", 0).at(step / 90, step) for step in (0, 59, 61, 79, 81, 90)]
     assert by_steps == [1, 1, 0.1, 0.1, 0.01, 0.01]
-    assert {Schedule(1.0, "constant", 0.0).at(step / 90) for step in range(91)} == {1.0}
+    assert {Schedule(1.0, "constant", 0).at(step / 90, step) for step in range(91)} == {1.0}
 
 
-@pytest.mark.parametrize("warmup", [0.1, 0.01, 1e-4, 1e-6, 0.0])
+@pytest.mark.parametrize("warmup_steps", [0, 1, 200, 10**9])
 @pytest.mark.parametrize("kind", ["cosine", "step", "constant"])
-def test_the_rate_never_exceeds_the_one_asked_however_short_the_warm_up(kind: str, warmup: float) -> None:
-    schedule = Schedule(0.005, kind, warmup)
-    rates = [schedule.at(progress * warmup) for progress in (0, 0.1, 0.5, 0.99)]
+def test_the_rate_never_exceeds_the_one_asked_however_long_the_warm_up(kind: str, warmup_steps: int) -> None:
+    schedule = Schedule(0.005, kind, warmup_steps)
+    rates = [schedule.at(step / 5000, step) for step in range(5001)]
     assert max(rates) <= 0.005
-    assert warmup == 0 or rates == sorted(rates)
-    assert warmup == 0 or rates[0] < 0.1 * 0.005
+    assert warmup_steps == 0 or rates[0] < 0.1 * 0.005
 
 
-def test_the_warm_up_is_at_most_a_tenth_of_all_steps(dataset: Path) -> None:
-    found = {}
-    for total in (5, 50, 5000):
-        made = make_step(settings(dataset), small_network(), SPEC, CPU, torch.float32, total, True, at_once=2)
-        found[total] = made.schedule.warmup * total
-    assert found == pytest.approx({5: 0.5, 50: 5, 5000: 200})
+@pytest.mark.parametrize(("steps", "warm"), [(50, 5), (500, 50), (1000, 100), (5000, 200), (100_000, 200)])
+def test_the_rate_rises_over_the_warm_up_steps_and_at_most_a_tenth_of_the_training(steps: int, warm: int) -> None:
+    schedule = Schedule(1.0, "cosine", 200)
+    rates = [schedule.at(step / steps, step) for step in range(steps + 1)]
+    assert rates[:warm] == pytest.approx([max(step / warm, 0.01) for step in range(warm)])
+    falling = [0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) for step in range(warm, steps + 1)]
+    assert rates[warm:] == pytest.approx(falling)
+
+
+@pytest.mark.parametrize("slower", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("steps", [100, 1000, 20_000])
+def test_where_the_time_decides_the_rate_rises_once_and_then_falls_without_a_leap(steps: int, slower: float) -> None:
+    """Steps of the first half of the time take longer, or less long, than those of the second."""
+    times = torch.cat((torch.full((steps,), slower), torch.ones(round(steps * slower)))).cumsum(0)
+    schedule = Schedule(1.0, "cosine", 200)
+    rates = [schedule.at(float(time / times[-1]), taken) for taken, time in enumerate(times, start=1)]
+    top = rates.index(max(rates))
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[top] == pytest.approx(1, abs=0.03)
+    assert top <= 200
+    assert times[top] <= 0.12 * times[-1]
+    leap = 1.5 / min(200, 0.1 * steps) + 0.05
+    assert max(abs(one - other) for one, other in itertools.pairwise(rates)) < leap
 
 
 @pytest.mark.parametrize(
@@ -240,10 +258,10 @@ def test_the_optimiser_suits_the_start_unless_one_is_named(
     dataset: Path, optimizer: str, is_pretrained: bool, kind: type, rate: float
 ) -> None:
     config = settings(dataset, optimizer=optimizer, scheduler="constant", warmup_steps=0)
-    made = make_step(config, small_network(), SPEC, CPU, torch.float32, 100, is_pretrained, at_once=2)
+    made = make_step(config, small_network(), SPEC, CPU, torch.float32, is_pretrained, at_once=2)
     assert type(made.optimizer) is kind
     made(batch_of(dataset, 2), 2, 0.5)
-    assert made.optimizer.param_groups[0]["lr"] == made.schedule.at(0.5) == pytest.approx(rate)
+    assert made.optimizer.param_groups[0]["lr"] == made.schedule.at(0.5, 1) == pytest.approx(rate)
 
 
 def test_a_gradient_is_clipped_to_the_length_asked(dataset: Path) -> None:

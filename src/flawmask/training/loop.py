@@ -132,9 +132,10 @@ def _train(setup: Setup, state: State | None, began: float, stop: Stop, part_of:
     with ExitStack() as stack:
         batches = _loader(setup, setup.training, stack, shuffle=True)
         val_batches = _loader(setup, setup.validation, stack, shuffle=False) if setup.validation else None
-        step = _step(setup, config.epochs * len(batches))
+        step = _step(setup)
         budget = seconds_in(config.time_budget) if config.time_budget else None
-        clock = Clock(None if budget else config.epochs * len(batches), budget, state.seconds if state else 0.0, began)
+        before = (state.seconds, state.before_steps) if state else (0.0, 0.0)
+        clock = Clock(None if budget else config.epochs * len(batches), budget, *before, began)
         run = Run(setup, step, clock, stop, part_of, **_so_far(state))
         if state is not None:
             resume.restore(state, step)
@@ -209,7 +210,7 @@ def _loader(setup: Setup, split: CocoSplit, stack: ExitStack, *, shuffle: bool) 
     return loader.make_loader(items, order, workers=config.workers, pin=setup.device.type == "cuda")
 
 
-def _step(setup: Setup, steps: int) -> Step:
+def _step(setup: Setup) -> Step:
     """Return the step with the network as it starts."""
     config = setup.config
     seed_everything(config.seed)
@@ -221,7 +222,6 @@ def _step(setup: Setup, steps: int) -> Step:
         setup.spec,
         setup.device,
         setup.dtype,
-        steps,
         setup.is_pretrained,
         at_once=setup.at_once,
         team=setup.team,

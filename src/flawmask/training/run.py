@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,12 +41,14 @@ class Clock:
         steps: how many there are to be; None where the budget decides.
         budget: seconds that it may take; None where the steps decide.
         before: seconds that it took before it was interrupted.
+        before_steps: seconds that it took before its first step: a budget's share is of what was left then.
         begun: when it was begun or went on, by `time.perf_counter`.
     """
 
     steps: int | None
     budget: float | None
     before: float = 0.0
+    before_steps: float = 0.0
     begun: float = field(default_factory=time.perf_counter)
 
     @property
@@ -62,7 +65,14 @@ class Clock:
         """
         if self.budget is None:
             return taken / max(1, self.steps or 1)
-        return team.from_main(lambda: self.seconds) / self.budget
+        return team.from_main(partial(self._spent, self.budget, taken))
+
+    def _spent(self, budget: float, taken: int) -> float:
+        """Return the share of the time for steps that has gone by; the first step begins it."""
+        seconds = self.seconds
+        if taken == 0:
+            self.before_steps = seconds
+        return (seconds - self.before_steps) / max(budget - self.before_steps, 1e-9)
 
 
 @dataclass
@@ -129,6 +139,7 @@ class Run:
             epoch=self.epoch,
             within=asdict(self.within) if self.within else None,
             seconds=self.clock.seconds,
+            before_steps=self.clock.before_steps,
             history=self.history,
             best_epoch=self.best_epoch,
             best_value=self.best_value,
