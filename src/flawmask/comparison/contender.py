@@ -26,7 +26,7 @@ from flawmask.model import checkpoint
 from flawmask.model.layers import count_parameters
 from flawmask.pipeline import RunConfig, judged, stage
 from flawmask.progress import log_to, show_progress_on
-from flawmask.runtime import choose_device, is_out_of_memory, peak_memory
+from flawmask.runtime import choose_device, is_out_of_memory, on_device, peak_memory
 from flawmask.settings import as_json
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
@@ -44,7 +44,8 @@ def main(config: CompareConfig, ground: Ground, folder: Path, name: str, *, is_s
     begin(is_shown=is_shown)
     entry, status = Entry(name, reason="it ended without a result", failed=True), 0
     try:
-        entry = _compete(config, ground, folder, name)
+        with on_device(choose_device(config.device)):
+            entry = _compete(config, ground, folder, name)
     except NotThereError as error:
         entry = Entry(name, reason=str(error))
     except KeyboardInterrupt:

@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from flawmask.coco import CocoSplit
@@ -90,8 +89,6 @@ def train(config: TrainConfig, *, part_of: Mapping[str, Any] | None = None) -> T
     refuse_wrong_gradients(device)
     dtype = choose_precision(config.precision, device)
     with processes(device) as team, Stop() as stop, ExitStack() as stack:
-        if device.type == "cuda":  # streams and events are those of the current device
-            stack.enter_context(torch.cuda.device(device))
         if team.is_main:
             stack.enter_context(only_one(run_dir))
             remove_partial_files(run_dir)
