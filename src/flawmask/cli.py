@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import tyro
@@ -47,6 +47,9 @@ DESCRIPTION = """Flawmask finds and outlines defects on manufactured parts: a fo
 network, its figures and its outlined defects out. `flawmask demo --run` shows it all on images that it draws itself;
 `flawmask run --category bottle` does it on yours; `flawmask COMMAND --help` explains one step."""
 
+SPARING = ("batch_size", "inference_batch_size", "image_size", "max_proposals")
+"""Settings that take less memory the lower they are: those first that change nothing else."""
+
 OK, DEFECT_FOUND, FAILED, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 
 
@@ -82,7 +85,7 @@ def _guarded(arguments: Sequence[str]) -> int:
         # A process that reads images and was killed for its memory "exited unexpectedly".
         if not (is_out_of_memory(error) or "exited unexpectedly" in str(error)):
             raise
-        reasons = ["memory ran out: lower --batch_size first, then --image_size, and try --workers 0"]
+        reasons = [f"memory ran out: {_sparing(arguments[0])}"]
     except KeyboardInterrupt:
         console.print("interrupted")
         return INTERRUPTED
@@ -91,6 +94,15 @@ def _guarded(arguments: Sequence[str]) -> int:
     for reason in reasons:
         console.print(f"error: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
     return FAILED
+
+
+def _sparing(command: str) -> str:
+    """Return what a command's settings can do for less memory."""
+    names = {field.name for field in fields(COMMANDS[command])}  # type: ignore[arg-type]
+    flags = [f"--{name}" for name in SPARING if name in names]
+    if not flags:
+        return "close other programs"
+    return f"lower {', then '.join(flags)}" + (", and try --workers 0" if "workers" in names else "")
 
 
 def _printed(arguments: Sequence[str]) -> int:
