@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from flawmask.model.rcnn import loss_names
 from flawmask.model.rcnn_compute import train_in
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
-from flawmask.training import loader, loop, step
+from flawmask.training import loader, loop, resume, step
 from flawmask.training.config import TrainConfig
 from flawmask.training.epoch import validation_loss
 from flawmask.training.loop import train
@@ -173,10 +174,17 @@ def test_a_step_whose_gradient_is_not_finite_changes_no_weight(
 def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimizer: str) -> None:
     taken = made_step(dataset, optimizer=optimizer, clip_norm=1e6)
     plain: Any = copy.deepcopy(taken.model)
-    parameters = list(plain.parameters())
+    weights = [one.weight for one in plain.modules() if isinstance(one, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
+    decaying = {id(one) for one in weights}
+    groups = [
+        {"params": weights},
+        {"params": [one for one in plain.parameters() if id(one) not in decaying], "weight_decay": 0.0},
+    ]
+    assert len(weights) > 20
+    assert len(groups[1]["params"]) > 20
     kinds: dict[str, Any] = {
-        "sgd": lambda: torch.optim.SGD(parameters, lr=0.005, momentum=0.9, weight_decay=0.0005),
-        "adamw": lambda: torch.optim.AdamW(parameters, lr=0.005, weight_decay=0.01),
+        "sgd": lambda: torch.optim.SGD(groups, lr=0.005, momentum=0.9, weight_decay=0.0005),
+        "adamw": lambda: torch.optim.AdamW(groups, lr=0.005, weight_decay=0.01),
     }
     expected = kinds[optimizer]()
     batch = batch_of(dataset, 2)
@@ -194,6 +202,39 @@ def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimiz
         rounding = gradients[name] < 1e-6 * gradients[name].max() if name in gradients else torch.zeros_like(same)
         assert bool((same | rounding).all()), name
         assert float(same.float().mean()) > 0.999, name
+
+
+def test_a_norm_and_a_bias_that_have_no_gradient_stay_and_weights_decay(dataset: Path) -> None:
+    taken = made_step(dataset, optimizer="adamw")
+    before = {name: one.clone() for name, one in taken.model.named_parameters()}
+    for one in taken.model.parameters():
+        one.grad = torch.zeros_like(one)
+    taken.optimizer.step()
+    for name, one in taken.model.named_parameters():
+        expected = before[name] if one.ndim == 1 else before[name] * (1 - 0.005 * 0.01)
+        torch.testing.assert_close(one, expected, atol=0, rtol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_training_of_an_older_version_whose_norms_and_biases_decayed_goes_on_as_it_was_begun(
+    dataset: Path, optimizer: str
+) -> None:
+    batch = batch_of(dataset, 2)
+    old = made_step(dataset, optimizer=optimizer)
+    decayed: Any = old.optimizer.param_groups[0]
+    old.optimizer.param_groups = [decayed | {"params": list(old.model.parameters())}]
+    old(batch, 2, 0.0)
+    state = copy.deepcopy(SimpleNamespace(tensors=resume.tensors_of(old), taken=1))
+    assert len(state.tensors["optimizer"]["param_groups"]) == 1
+    new = made_step(dataset, optimizer=optimizer)
+    assert len(new.optimizer.param_groups) == 2
+    resume.restore(state, new)  # type: ignore[arg-type]
+    for one in (old, new):
+        torch.manual_seed(1)
+        one(batch, 2, 0.5)
+    after = new.model.state_dict()
+    assert all(torch.equal(one, after[name]) for name, one in old.model.state_dict().items())
+    assert len(new.optimizer.state_dict()["param_groups"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from flawmask.progress import track
 from flawmask.runtime import choose_device, choose_precision, seed_everything
 from flawmask.training.config import seconds_in
 from flawmask.training.loader import make_loader, read
-from flawmask.training.step import Schedule
+from flawmask.training.step import Schedule, parameter_groups
 
 BATCH = 16
 """Images of a step: BatchNorm's statistics want more than the few of a detector's."""
@@ -89,7 +89,7 @@ def learn(config: CompareConfig, training: CocoSplit, path: Path) -> Learned:
     decay: dict[str, Any] = {"weight_decay": 0.01} if weights == "none" else {"momentum": 0.9, "weight_decay": 0.0005}
     kind: Any = torch.optim.AdamW if weights == "none" else torch.optim.SGD
     schedule = Schedule(config.lr / 10 if weights == "none" else config.lr, config.scheduler, config.warmup_steps)
-    optimizer = kind(model.parameters(), lr=schedule.rate, **decay)
+    optimizer = kind(parameter_groups(model), lr=schedule.rate, **decay)
     items = _Images(training, size)
     order = BatchSampler(RandomSampler(items, generator=torch.Generator().manual_seed(config.seed)), BATCH, False)
     batches = make_loader(items, order, workers=config.workers, pin=False, collate=_together)

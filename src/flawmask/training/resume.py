@@ -101,6 +101,10 @@ def restore(state: State, step: Step) -> None:
     step.model.load_state_dict(found["model"])
     if step.averaged is not None:
         step.averaged.load_state_dict(found["averaged"])
+    if len(found["optimizer"]["param_groups"]) == 1:
+        # Begun by an older version, which let norms and biases decay too: it goes on like that.
+        learning = [one for one in step.model.parameters() if one.requires_grad]
+        step.optimizer.param_groups = [{**step.optimizer.param_groups[0], "params": learning}]
     step.optimizer.load_state_dict(found["optimizer"])
     step.scaler.load_state_dict(found["scaler"])
     step.taken = state.taken

@@ -308,17 +308,17 @@ def make_step(
     AdamW at a tenth of it trains. Transformers have AdamW in either case, as RF-DETR's authors do: 0.0001 for
     pretrained weights.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = parameter_groups(model)
     optimizer: torch.optim.Optimizer
     rate = config.lr
     is_transformer = spec.arch.startswith("rfdetr")
     if config.optimizer == "sgd" or (config.optimizer == "auto" and is_pretrained and not is_transformer):
-        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=0.0005, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, weight_decay=0.0005, fused=True)
     else:
         if config.optimizer == "auto":
             rate = config.lr / (50 if is_pretrained else 10)
         log.info("AdamW at a learning rate of %g", rate)
-        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01, fused=True)
     # Growing scales are for float16; elsewhere a scaler of 1 is there to leave out a step that is not finite.
     scaling = {} if dtype == torch.float16 else {"init_scale": 1.0, "growth_interval": 2**31 - 1}
     scaler = torch.amp.GradScaler(device.type, **scaling)  # type: ignore[arg-type]
@@ -348,6 +348,17 @@ def make_step(
         team or Processes(),
         passes,
     )
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameters that learn for an optimiser: those that decay as it says, and norms and biases, which do
+    not. These have one dimension at most.
+    """
+    learning = [one for one in model.parameters() if one.requires_grad]
+    return [
+        {"params": [one for one in learning if one.ndim > 1]},
+        {"params": [one for one in learning if one.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def can_record(spec: ModelSpec, model: Any, device: torch.device) -> bool:
