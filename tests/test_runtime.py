@@ -17,6 +17,7 @@ import torchvision
 from flawmask.distributed import Processes, processes
 from flawmask.errors import FlawmaskError
 from flawmask.inference import predictor
+from flawmask.model import checkpoint
 from flawmask.model.spec import ModelSpec
 from flawmask.runtime import (
     choose_device,
@@ -292,10 +293,14 @@ def test_a_predictor_loads_and_predicts_with_its_own_gpu_as_the_current_one(
     seen: list[int] = []
 
     def noting(result: Any) -> Callable[..., Any]:
-        return lambda *_, **__: [seen.append(second_gpu[-1]), result][1]
+        def noted(*_: Any, **__: Any) -> Any:
+            seen.append(second_gpu[-1])
+            return result
+
+        return noted
 
     machine.setattr(predictor, "choose_precision", noting(torch.float32))
-    machine.setattr(predictor.checkpoint, "load", noting((None, None)))
+    machine.setattr(checkpoint, "load", noting((None, None)))
     network = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda:1"))]))
     machine.setattr(predictor, "for_inference", noting(network))
     machine.setattr(predictor, "set_score_floor", noting(None))

@@ -3,8 +3,8 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import fields, make_dataclass, replace
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -24,7 +24,7 @@ from flawmask.evaluation.summary import percent, summary
 from flawmask.inference.config import PredictConfig
 from flawmask.launch import is_first
 from flawmask.pipeline import DemoCommand, Finished, RunConfig, demo, run
-from flawmask.progress import log_to, show_progress_on
+from flawmask.progress import log_to, show_details, show_progress_on
 from flawmask.report.config import ReportConfig
 from flawmask.settings import require
 from flawmask.training.config import TrainConfig
@@ -111,20 +111,34 @@ def _printed(arguments: Sequence[str]) -> int:
         if arguments == ["--version"]:
             _print_lines([f"flawmask {flawmask.__version__}"])
             return OK
-        return _dispatch(_parse(arguments))
+        config, is_verbose = _parse(arguments)
+        if is_verbose:
+            show_details()
+        return _dispatch(config)
     finally:
         sys.stdout.flush()
 
 
-def _parse(arguments: Sequence[str]) -> Any:
-    return tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
+def _parse(arguments: Sequence[str]) -> tuple[Any, bool]:
+    """Return the settings of the command, and whether it shows details, which is no setting of its stage's."""
+    given = tyro.extras.subcommand_cli_from_dict(
+        {name: _with_details(kind) for name, kind in COMMANDS.items()},
         prog="flawmask",
         description=DESCRIPTION,
         args=list(arguments),
         use_underscores=True,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    kind = COMMANDS[arguments[0]]
+    return kind(**{field.name: getattr(given, field.name) for field in fields(kind)}), given.verbose  # type: ignore[arg-type]
+
+
+def _with_details(kind: Callable[..., Any]) -> type:
+    """Return a command's settings with one flag more."""
+    flag = Annotated[bool, tyro.conf.arg(help="Show more of what is done, such as what was loaded and recorded.")]
+    made = make_dataclass(kind.__name__, [("verbose", flag, False)], bases=(kind,), frozen=True, kw_only=True)  # type: ignore[arg-type]
+    made.__doc__ = kind.__doc__
+    return made
 
 
 def _dispatch(config: Any) -> int:

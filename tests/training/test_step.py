@@ -176,7 +176,7 @@ def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimiz
     plain: Any = copy.deepcopy(taken.model)
     weights = [one.weight for one in plain.modules() if isinstance(one, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
     decaying = {id(one) for one in weights}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": weights},
         {"params": [one for one in plain.parameters() if id(one) not in decaying], "weight_decay": 0.0},
     ]

@@ -39,9 +39,17 @@ MOST_BYTES = 500 * 2**20
 Judge = Callable[[Sequence[Image]], Any]
 
 
-def main(config: CompareConfig, folder: Path, entries: Sequence[Entry], split: CocoSplit, *, is_shown: bool) -> None:
+def main(
+    config: CompareConfig,
+    folder: Path,
+    entries: Sequence[Entry],
+    split: CocoSplit,
+    *,
+    is_shown: bool,
+    has_details: bool,
+) -> None:
     """Time all models that have a checkpoint and write `speed.json`: the whole work of a process."""
-    begin(is_shown=is_shown)
+    begin(is_shown=is_shown, has_details=has_details)
     with on_device(choose_device(config.device)):
         _time_all(config, folder, entries, split)
 

@@ -17,6 +17,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.files import only_one, remove_partial_files
 from flawmask.model.build import build
 from flawmask.model.layers import count_parameters
+from flawmask.model.weights import loaded, not_loaded
 from flawmask.runtime import (
     choose_device,
     choose_precision,
@@ -212,6 +213,10 @@ def _step(setup: Setup) -> Step:
     config = setup.config
     seed_everything(config.seed)
     model = start(config, setup.spec, setup.given, setup.device, setup.dtype, is_pretrained=setup.is_pretrained)
+    if setup.given.state:
+        log.info("%s", loaded(model, setup.given))
+        for line in not_loaded(model, setup.given):
+            log.debug("  not loaded: %s", line)
     log.info("%s learns %.1f million numbers on %s", config.arch, count_parameters(model) / 1e6, setup.device)
     step = make_step(
         config,

@@ -17,6 +17,7 @@ from flawmask.files import read_json, write_json
 from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR
 from flawmask.model import checkpoint
 from flawmask.model.build import for_inference, set_score_floor
+from flawmask.model.weights import not_loaded
 from flawmask.training import loader, resume
 from flawmask.training.config import seconds_in
 from flawmask.training.curves import VALIDATION_FIGURES, draw_curves
@@ -202,7 +203,8 @@ class Run:
     def _begin(self) -> None:
         """Make the run folder, with what is known before anything is learned."""
         setup = self.setup
-        begin_run(setup, self.part_of)
+        left = not_loaded(self.step.model, setup.given) if setup.given.state else []
+        begin_run(setup, self.part_of, left)
         write_training_images(setup.digests, setup.run_dir)
         draw_labels(setup.training, setup.spec, setup.run_dir / "labels.png")
         # The order of an epoch is its seed's: these are the batches that the first one began with.
