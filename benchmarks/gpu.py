@@ -177,7 +177,7 @@ def pair_of(bench: Bench, arch: str, size: int, count: int, *, compile: Any = "a
     )
     dtype = choose_precision("auto", bench.device)
     ready(config, model, spec, bench.device, dtype, is_pretrained=True)
-    step = make_step(config, model, spec, bench.device, dtype, 1, True, at_once=count)
+    step = make_step(config, model, spec, bench.device, dtype, True, at_once=count)
     full, small = PlainDataset(split), SplitDataset(split, spec)
     draw = np.random.default_rng(0)
     places = [draw.integers(0, len(split.images), count).tolist() for _ in range(bench.steps)]
@@ -334,7 +334,7 @@ def losses_part(bench: Bench) -> None:
     plain.to(bench.device)
     dtype = choose_precision("auto", bench.device)
     network = ready(config, model, spec, bench.device, dtype, is_pretrained=False)
-    fast = make_step(config, network, spec, bench.device, dtype, 1, False, at_once=4)
+    fast = make_step(config, network, spec, bench.device, dtype, False, at_once=4)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.0005, weight_decay=0.01)
     full, small = PlainDataset(split), SplitDataset(split, spec)
     rows: list[tuple[float, float]] = []

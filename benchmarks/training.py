@@ -177,7 +177,7 @@ def flawmask_step(
     torch.manual_seed(0)
     model = ready(config, build(spec), spec, where, dtype, is_pretrained=True)
     # As `train` has it: frozen norms do not look at the batch.
-    step = make_step(config, model, spec, where, dtype, 1, True, at_once=1 if device == "cpu" else batch)
+    step = make_step(config, model, spec, where, dtype, True, at_once=1 if device == "cpu" else batch)
     items = SplitDataset(split, spec)
 
     def once(at: int) -> float:
@@ -288,7 +288,7 @@ def losses_part(folder: Path, _: argparse.Namespace) -> None:
     model.load_state_dict(plain.state_dict())
     dtype = choose_precision("auto", cpu)
     network = ready(config, model, spec, cpu, dtype, is_pretrained=False)
-    fast = make_step(config, network, spec, cpu, dtype, 1, False, at_once=4)
+    fast = make_step(config, network, spec, cpu, dtype, False, at_once=4)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.0005, weight_decay=0.01)
     full, small = PlainDataset(split), SplitDataset(split, spec)
     rows: list[tuple[float, float]] = []

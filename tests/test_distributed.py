@@ -1,6 +1,7 @@
 """Several processes: what they tell each other, that they learn as one would, and what becomes of one left alone."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -20,7 +21,8 @@ from files_read_back import names
 from random_network import SPEC, network
 from stained_plates import make_dataset
 
-from flawmask.distributed import Processes, processes
+from flawmask.distributed import Processes, _peers_alive, processes
+from flawmask.errors import FlawmaskError
 from flawmask.launch import launched, local_rank
 from flawmask.model import checkpoint
 
@@ -85,6 +87,30 @@ def test_one_alone_has_everything_and_waits_for_nobody(monkeypatch: pytest.Monke
     one = torch.ones(3)
     alone.add_up([one])
     assert torch.equal(one, torch.ones(3))
+
+
+def test_what_a_collective_said_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "flawmask")
+    with (
+        pytest.raises(FlawmaskError, match=r"out of reach \(DistBackendError: NCCL error in: utils.hpp\)") as caught,
+        _peers_alive(),
+    ):
+        raise torch.distributed.DistBackendError("NCCL error in: utils.hpp\nLast error: shapes differ")
+    assert "\n" not in str(caught.value)
+    assert "DistBackendError: NCCL error in: utils.hpp\nLast error: shapes differ" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        torch.distributed.DistBackendError("NCCL error in: utils.hpp\nCuda failure 2 'out of memory'"),
+    ],
+)
+def test_a_collective_for_which_memory_ran_out_does_not_say_that_a_process_died(error: RuntimeError) -> None:
+    with pytest.raises(RuntimeError) as caught, _peers_alive():
+        raise error
+    assert caught.value is error
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

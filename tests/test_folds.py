@@ -1,10 +1,13 @@
 """Cross-validation from the outside is tested with the commands; here: what it refuses, and its arithmetic."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flawmask import folds
 from flawmask.errors import FlawmaskError
+from flawmask.files import write_json
 from flawmask.folds import spread
 from flawmask.pipeline import RunConfig
 
@@ -36,3 +39,17 @@ def test_what_does_not_go_with_folds_is_refused_at_once(settings: dict[str, Any]
         RunConfig(**{"category": "bottle", "folds": 5, **settings})
     RunConfig(category="bottle", folds=5, skip_augment=True)
     RunConfig(category="bottle", folds=5, fold=2, conf="auto")
+
+
+def test_folds_that_were_divided_in_different_ways_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image could be in two of them, or in none."""
+    monkeypatch.setattr(folds, "prepared", lambda config, _: tmp_path / str(config.fold))
+    config = RunConfig(category="bottle", folds=2)
+    ways: list[tuple[dict[str, str], dict[str, str]]] = [({}, {}), ({"split_method": "shuffle"},) * 2]
+    for fold, info in [(fold, info) for way in ways for fold, info in enumerate(way, start=1)]:
+        write_json(tmp_path / str(fold) / "dataset_info.json", info)
+        if fold == 2:
+            assert folds.prepared_folds(config, "bottle") == [tmp_path / "1", tmp_path / "2"]
+    write_json(tmp_path / "2" / "dataset_info.json", {})
+    with pytest.raises(FlawmaskError, match="divided by different versions of Flawmask"):
+        folds.prepared_folds(config, "bottle")

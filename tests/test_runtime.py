@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,17 @@ import pytest
 import torch
 import torchvision
 
+from flawmask.distributed import Processes, processes
 from flawmask.errors import FlawmaskError
+from flawmask.inference import predictor
+from flawmask.model import checkpoint
+from flawmask.model.spec import ModelSpec
 from flawmask.runtime import (
     choose_device,
     choose_precision,
     ieee_float32,
     is_out_of_memory,
+    on_device,
     refuse_wrong_gradients,
     seed_everything,
 )
@@ -100,6 +106,7 @@ def test_fp16_is_for_cuda_alone() -> None:
             choose_precision("fp16", device)
 
 
+@pytest.mark.usefixtures("second_gpu")
 @pytest.mark.parametrize("has_it", [True, False])
 def test_auto_is_bf16_where_the_hardware_multiplies_it(monkeypatch: pytest.MonkeyPatch, has_it: bool) -> None:
     expected = torch.bfloat16 if has_it else torch.float32
@@ -248,3 +255,61 @@ def test_float32_stays_ieees_until_the_last_thread_has_done() -> None:
     leave.set()
     thread.join()
     assert tf32() == before
+
+
+@pytest.fixture
+def second_gpu(machine: pytest.MonkeyPatch) -> list[int]:
+    """A machine that has two GPUs, of which the host works on the first: the current one, at the end of the list."""
+    add_cuda(machine, 2)
+    current = [0]
+
+    def exchange(index: int) -> int:
+        current.append(index)
+        return current[-2]
+
+    machine.setattr(torch.cuda, "_exchange_device", exchange)
+    machine.setattr(torch.cuda, "_maybe_exchange_device", exchange)
+    return current
+
+
+def test_within_our_calls_the_current_gpu_is_the_networks_and_afterwards_the_hosts(second_gpu: list[int]) -> None:
+    with processes(torch.device("cuda:1")) as team:
+        assert team == Processes()
+        assert second_gpu[-1] == 1
+    assert second_gpu[-1] == 0
+    with on_device(CPU):
+        assert second_gpu[-1] == 0
+
+
+def test_whether_a_gpu_has_bf16_is_asked_of_that_gpu(second_gpu: list[int], machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(torch.cuda, "is_bf16_supported", lambda **_: second_gpu[-1] == 1)
+    assert choose_precision("auto", torch.device("cuda:1")) == torch.bfloat16
+    assert choose_precision("auto", torch.device("cuda:0")) == torch.float32
+
+
+def test_a_predictor_loads_and_predicts_with_its_own_gpu_as_the_current_one(
+    second_gpu: list[int], machine: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def noting(result: Any) -> Callable[..., Any]:
+        def noted(*_: Any, **__: Any) -> Any:
+            seen.append(second_gpu[-1])
+            return result
+
+        return noted
+
+    machine.setattr(predictor, "choose_precision", noting(torch.float32))
+    machine.setattr(checkpoint, "load", noting((None, None)))
+    network = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda:1"))]))
+    machine.setattr(predictor, "for_inference", noting(network))
+    machine.setattr(predictor, "set_score_floor", noting(None))
+    found = predictor.Predictor("best.pt", "cuda:1")
+    assert seen
+    assert set(seen) == {1}
+    machine.setattr(predictor, "detector_of", lambda _: SimpleNamespace(infer=noting([{"scores": torch.ones(1)}])))
+    machine.setattr(predictor, "uploaded", noting([]))
+    pixels = np.zeros((4, 4, 3), dtype=np.uint8)
+    predictor.infer_resized(found.network, ModelSpec("fcos_resnet50_fpn", ("good", "defect")), [pixels], [(4, 4)])
+    assert set(seen) == {1}
+    assert second_gpu[-1] == 0

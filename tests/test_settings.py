@@ -1,11 +1,14 @@
 """Every number that can be set: at 0, below, far above, and none at all."""
 
+import logging
 import math
+import re
 from dataclasses import fields
 from typing import Any, get_type_hints
 
 import pytest
 
+from flawmask import cli
 from flawmask.cli import COMMANDS
 from flawmask.data.demo import generate
 from flawmask.errors import FlawmaskError
@@ -80,3 +83,50 @@ def test_settings_come_back_from_json(command: str) -> None:
     assert [type(getattr(found, one.name)) for one in fields(config) if one.name not in NEEDED[command]] == [
         type(getattr(config, one.name)) for one in fields(config) if one.name not in NEEDED[command]
     ]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_where_memory_runs_out_each_command_names_flags_that_it_has(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: Any) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "_printed", full)
+    monkeypatch.setattr("sys.argv", ["flawmask", command])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == cli.FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: memory ran out: ")
+    flags = re.findall(r"--(\w+)", line)
+    names = {field.name for field in fields(COMMANDS[command])}  # type: ignore[arg-type]
+    assert set(flags) <= names
+    assert len(flags) == len(names & {"batch_size", "inference_batch_size", "image_size", "max_proposals", "workers"})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_a_flag_for_details_that_is_no_setting_of_its_stage(
+    command: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = []
+
+    def dispatch(config: Any) -> int:
+        shown.append((type(config), logging.getLogger("flawmask").isEnabledFor(logging.DEBUG)))
+        return 0
+
+    monkeypatch.setattr(cli, "_dispatch", dispatch)
+    logger = logging.getLogger("flawmask")
+    monkeypatch.setattr(logger, "handlers", [])
+    caplog.set_level(logger.level, "flawmask")  # puts it back
+    needed = [
+        part
+        for name, value in NEEDED[command].items()
+        for part in (*([] if name == "runs" else [f"--{name}"]), *(value if isinstance(value, tuple) else [str(value)]))
+    ]
+    for flags in ([], ["--verbose"]):
+        monkeypatch.setattr("sys.argv", ["flawmask", command, *needed, *flags])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+    assert shown == [(COMMANDS[command], False), (COMMANDS[command], True)]

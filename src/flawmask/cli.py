@@ -3,8 +3,8 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, make_dataclass, replace
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -24,7 +24,7 @@ from flawmask.evaluation.summary import percent, summary
 from flawmask.inference.config import PredictConfig
 from flawmask.launch import is_first
 from flawmask.pipeline import DemoCommand, Finished, RunConfig, demo, run
-from flawmask.progress import log_to, show_progress_on
+from flawmask.progress import log_to, show_details, show_progress_on
 from flawmask.report.config import ReportConfig
 from flawmask.settings import require
 from flawmask.training.config import TrainConfig
@@ -46,6 +46,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 DESCRIPTION = """Flawmask finds and outlines defects on manufactured parts: a folder of labelled images in, a trained
 network, its figures and its outlined defects out. `flawmask demo --run` shows it all on images that it draws itself;
 `flawmask run --category bottle` does it on yours; `flawmask COMMAND --help` explains one step."""
+
+SPARING = ("batch_size", "inference_batch_size", "image_size", "max_proposals")
+"""Settings that take less memory the lower they are: those first that change nothing else."""
 
 OK, DEFECT_FOUND, FAILED, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 
@@ -82,7 +85,7 @@ def _guarded(arguments: Sequence[str]) -> int:
         # A process that reads images and was killed for its memory "exited unexpectedly".
         if not (is_out_of_memory(error) or "exited unexpectedly" in str(error)):
             raise
-        reasons = ["memory ran out: lower --batch_size first, then --image_size, and try --workers 0"]
+        reasons = [f"memory ran out: {_sparing(arguments[0])}"]
     except KeyboardInterrupt:
         console.print("interrupted")
         return INTERRUPTED
@@ -93,26 +96,49 @@ def _guarded(arguments: Sequence[str]) -> int:
     return FAILED
 
 
+def _sparing(command: str) -> str:
+    """Return what a command's settings can do for less memory."""
+    names = {field.name for field in fields(COMMANDS[command])}  # type: ignore[arg-type]
+    flags = [f"--{name}" for name in SPARING if name in names]
+    if not flags:
+        return "close other programs"
+    return f"lower {', then '.join(flags)}" + (", and try --workers 0" if "workers" in names else "")
+
+
 def _printed(arguments: Sequence[str]) -> int:
     """Run one command, see off what it printed, and return its exit status."""
     try:
         if arguments == ["--version"]:
             _print_lines([f"flawmask {flawmask.__version__}"])
             return OK
-        return _dispatch(_parse(arguments))
+        config, is_verbose = _parse(arguments)
+        if is_verbose:
+            show_details()
+        return _dispatch(config)
     finally:
         sys.stdout.flush()
 
 
-def _parse(arguments: Sequence[str]) -> Any:
-    return tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
+def _parse(arguments: Sequence[str]) -> tuple[Any, bool]:
+    """Return the settings of the command, and whether it shows details, which is no setting of its stage's."""
+    given = tyro.extras.subcommand_cli_from_dict(
+        {name: _with_details(kind) for name, kind in COMMANDS.items()},
         prog="flawmask",
         description=DESCRIPTION,
         args=list(arguments),
         use_underscores=True,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    kind = COMMANDS[arguments[0]]
+    return kind(**{field.name: getattr(given, field.name) for field in fields(kind)}), given.verbose  # type: ignore[arg-type]
+
+
+def _with_details(kind: Callable[..., Any]) -> type:
+    """Return a command's settings with one flag more."""
+    flag = Annotated[bool, tyro.conf.arg(help="Show more of what is done, such as what was loaded and recorded.")]
+    made = make_dataclass(kind.__name__, [("verbose", flag, False)], bases=(kind,), frozen=True, kw_only=True)  # type: ignore[arg-type]
+    made.__doc__ = kind.__doc__
+    return made
 
 
 def _dispatch(config: Any) -> int:

@@ -17,6 +17,9 @@ from torch import distributed as dist
 
 from flawmask.errors import FlawmaskError
 from flawmask.launch import launched
+from flawmask.runtime import is_out_of_memory, on_device
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -78,7 +81,8 @@ class Processes:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Give the processes that a launcher started together, or this one alone where there was none.
+    """Give the processes that a launcher started together, or this one alone where there was none; with the device as
+    CUDA's current one.
 
     Args:
         device: where the network runs: NCCL speaks between GPUs, gloo between all else.
@@ -86,11 +90,16 @@ def processes(device: torch.device) -> Iterator[Processes]:
     Raises:
         FlawmaskError: the others cannot be reached, or one of them died.
     """
-    if launched() == 1:
-        yield Processes()
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    with on_device(device):
+        if launched() == 1:
+            yield Processes()
+            return
+        with _started_together(device) as team:
+            yield team
+
+
+@contextmanager
+def _started_together(device: torch.device) -> Iterator[Processes]:
     with _peers_alive():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     logger = logging.getLogger("flawmask")
@@ -106,15 +115,19 @@ def processes(device: torch.device) -> Iterator[Processes]:
 
 @contextmanager
 def _peers_alive() -> Iterator[None]:
-    """Say in one line that another process has gone.
+    """Say in one line that another process has gone. What gloo, NCCL or the store said of it, whole, is a debug line.
 
     Raises:
         FlawmaskError: it has.
+        RuntimeError: memory ran out.
     """
     try:
         yield
     except RuntimeError as error:  # what gloo, NCCL and the store raise alike
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        if is_out_of_memory(error):
+            raise
+        log.debug("%s: %s", type(error).__name__, error)
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
         raise FlawmaskError(
             f"another process of this run has died or is out of reach ({reason}): "
             "start all of them again; a training goes on with --resume"

@@ -17,7 +17,7 @@ from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgemen
 from flawmask.files import read_json, whole_folder, write_json
 from flawmask.inference.predictor import Prediction, Predictor
 from flawmask.pipeline import Finished, RunConfig, augmented, earlier, new_run_dir, prepared, stage
-from flawmask.settings import as_json
+from flawmask.settings import as_json, require
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
 from flawmask.training.resume import has_state
@@ -68,8 +68,18 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
 
 
 def prepared_folds(config: RunConfig, name: str) -> list[Path]:
-    """Return the COCO folder of each fold of a category, made or reused."""
-    return [prepared(replace(config, category=name, fold=fold), name) for fold in range(1, config.folds + 1)]
+    """Return the COCO folder of each fold of a category, made or reused.
+
+    Raises:
+        FlawmaskError: see `prepare`; or some were divided in another way than others, and may share images.
+    """
+    folders = [prepared(replace(config, category=name, fold=fold), name) for fold in range(1, config.folds + 1)]
+    methods = {read_json(folder / dataset_info.NAME).get("split_method") for folder in folders}
+    require(
+        len(methods) == 1,
+        f"{folders[0]} and others were divided by different versions of Flawmask: make all anew with --overwrite",
+    )
+    return folders
 
 
 def fold_by_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[str, Any]:

@@ -41,6 +41,16 @@ def log_to(console: Console) -> None:
     logger.setLevel(logging.INFO)
 
 
+def show_details() -> None:
+    """Show debug lines too from now on."""
+    logging.getLogger("flawmask").setLevel(logging.DEBUG)
+
+
+def has_details() -> bool:
+    """Return whether debug lines are shown."""
+    return logging.getLogger("flawmask").isEnabledFor(logging.DEBUG)
+
+
 def is_shown() -> bool:
     """Return whether progress is shown."""
     return _console is not None

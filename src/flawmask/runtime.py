@@ -5,7 +5,7 @@ import random
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,12 @@ def choose_device(name: str | None) -> torch.device:
     if wanted not in there:
         raise FlawmaskError(f"--device {name} is not there: this machine has {', '.join(there)}")
     return torch.device(wanted)
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which the device, if it is one of CUDA's, is the current one: that of new streams and events,
+    of page-locked memory, and of what is asked without naming a device. Afterwards the host's is current again."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def refuse_wrong_gradients(device: torch.device) -> None:
@@ -117,7 +123,8 @@ def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
 
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with on_device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False

@@ -1,5 +1,6 @@
 """Prepare: which images are trained on, validated on, held back; what belongs together stays so."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -23,6 +24,20 @@ def test_the_split_is_stratified_and_seeded(tiny_category: Make) -> None:
     assert drawn[0] != drawn[1] or drawn[1] != drawn[2]
     half = run(folder, train_ratio=0.5, overwrite=True)
     assert half.train["by_type"] == {"crack": 3, "good": 5, "hole": 1, "scratch": 1}
+
+
+def test_what_divided_the_images_is_written_down_and_a_data_set_of_an_older_version_is_reused(
+    tiny_category: Make,
+) -> None:
+    folder = tiny_category(good=6, crack=4)
+    made = run(folder)
+    assert info(made)["split_method"] == "shuffle"
+    old = info(made)
+    del old["split_method"]
+    (made.dataset_dir / "dataset_info.json").write_text(json.dumps(old))
+    assert run(folder).reused
+    shutil.copy(folder / "test/good/000.png", folder / "test/good/006.png")
+    assert info(run(folder, overwrite=True))["split_method"] == "integer program"
 
 
 def test_images_with_identical_bytes_are_on_one_side(tiny_category: Make) -> None:

@@ -4,12 +4,14 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawmask.data.split import Member, fold_groups, split_groups
+from flawmask.data import split
+from flawmask.data.split import Member, fold_groups, split_groups, split_method
 
 RATIOS = st.floats(0.02, 0.98)
 SEEDS = st.integers(0, 2**32)
@@ -70,6 +72,29 @@ def test_no_other_division_of_groups_that_may_span_types_is_better(
     assert chosen <= set(groups)
     every = (frozenset(side) for size in range(len(groups) + 1) for side in itertools.combinations(groups, size))
     assert cost(members, chosen, ratio) == min(cost(members, side, ratio) for side in every)
+
+
+def test_single_images_are_shuffled_and_no_version_of_a_library_changes_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    def solved(*_: Any, **__: Any) -> None:
+        raise AssertionError("a solver chose among equally good divisions, as its version pleases")
+
+    monkeypatch.setattr(split, "milp", solved)
+    members = singles(good=6, crack=4)
+    assert split_groups(members, 0.5, 42) == {"crack 0", "crack 3", "good 0", "good 1", "good 5"}
+    assert split_method(members) == "shuffle"
+    assert [len(fold) for fold in fold_groups(members, 2, 42)] == [5, 5]
+
+
+def test_groups_of_several_images_are_divided_by_the_integer_program() -> None:
+    assert split_method([*singles(good=6), Member("good 1", "good")]) == "integer program"
+    assert split_method([*singles(good=6), Member("good 1", "crack")]) == "integer program"
+
+
+def test_an_image_that_is_added_to_a_type_moves_no_image_of_another() -> None:
+    for seed in range(5):
+        before = split_groups(singles(crack=9, good=20), 0.8, seed)
+        after = split_groups(singles(crack=10, good=20), 0.8, seed)
+        assert {name for name in before ^ after if name.startswith("good")} == set()
 
 
 def test_a_group_stays_together_even_where_it_misses_the_ratio() -> None:

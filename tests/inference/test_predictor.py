@@ -26,6 +26,7 @@ from flawmask.inference.predictor import (
     downloaded,
     finish,
     infer,
+    uploaded,
 )
 from flawmask.masks import Mask, box_of, to_rle
 from flawmask.model import checkpoint
@@ -346,3 +347,17 @@ def test_a_model_and_data_of_other_classes_do_not_go_together() -> None:
     check_classes(SPEC, ("scratch", "good", "crack"), Path("data"))
     with pytest.raises(FlawmaskError, match="knows the classes good, crack, scratch, but data has good, defect"):
         check_classes(SPEC, ("good", "defect"), Path("data"))
+
+
+def test_images_go_to_a_device_other_than_cuda_by_a_copy_that_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system may move, and MPS, know no other: the copy would be of what is in the memory by then."""
+    plain, copies = torch.Tensor.to, []
+
+    def to(self: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        copies.append(named.get("non_blocking", False))
+        return plain(self, *given, **named)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    found = uploaded([patchwork(4, 6, 0), patchwork(5, 3, 1)], torch.device("meta"))
+    assert [one.shape for one in found] == [(3, 4, 6), (3, 5, 3)]
+    assert copies == [False]

@@ -100,6 +100,61 @@ def test_a_batch_holds_neighbours_of_one_size_alone(paths: list[Path], batches: 
     assert batches == [[size] for number, size in enumerate(SIZES) if number != BAD], "one by one on a CPU"
 
 
+def holding(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let memory hold so many images at once, and return how many the network was asked about each time."""
+    asked = []
+
+    def infer(model: Any, spec: Any, batch: Any, sizes: Any) -> Any:
+        asked.append(len(batch))
+        if len(batch) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return really(model, spec, batch, sizes)
+
+    monkeypatch.setattr(stream, "infer_resized", infer)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"), [(2, [6, 3, 2, 2, 2, 2, 2, 2]), (1, [6, 3, 2, *[1] * 12]), (3, [6, 3, 3, 3, 3])]
+)
+def test_a_batch_that_memory_does_not_hold_is_halved_with_a_word_and_so_are_those_that_follow(
+    tmp_path: Path,
+    most: int,
+    expected: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    paths = [tmp_path / f"{seed}.png" for seed in range(12)]
+    for seed, path in enumerate(paths):
+        write_png(path, patchwork(40, 48, seed))
+    one_by_one = list(judged(paths))
+    asked = holding(most, monkeypatch)
+    results = list(judged(paths, batch_size=6))
+    assert asked == expected
+    (warning,) = [one.getMessage() for one in caplog.records]
+    assert warning == f"out of memory: going on with {most} images at once"
+    assert [path for path, _ in results] == paths
+    for (_, result), (_, alone) in zip(results, one_by_one, strict=True):
+        assert isinstance(result, Prediction)
+        assert isinstance(alone, Prediction)
+        assert [(one.label, one.rle) for one in result.instances] == [(one.label, one.rle) for one in alone.instances]
+
+
+def test_memory_that_does_not_hold_one_image_and_other_errors_end_it(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding(0, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(judged(paths, batch_size=4))
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(stream, "infer_resized", broken)
+    with pytest.raises(RuntimeError, match="multiplied"):
+        list(judged(paths, batch_size=4))
+
+
 def test_no_image_at_all_and_none_that_can_be_read_are_no_error(tmp_path: Path) -> None:
     assert list(judged([])) == []
     assert [str(result) for _, result in judged([tmp_path / "gone.png"] * 3)] == [

@@ -66,7 +66,7 @@ def step_of(case: Case, at_once: int, tmp_path: Any, **changes: Any) -> Step:
     model = copy.deepcopy(case.network)
     config = settings(tmp_path, arch=case.spec.arch, roi_samples=None)
     detector_of(case.spec).train_in(model, CPU, torch.float32)
-    made = make_step(config, model, case.spec, CPU, torch.float32, 100, True, at_once=at_once)
+    made = make_step(config, model, case.spec, CPU, torch.float32, True, at_once=at_once)
     return replace(made, **changes)
 
 

@@ -17,7 +17,7 @@ from weight_files import State, classifier, detector
 from flawmask.errors import FlawmaskError
 from flawmask.model import published, weights
 from flawmask.model.arch import Arch
-from flawmask.model.weights import Pretrained, from_file, load_file, load_matching, pretrained
+from flawmask.model.weights import Pretrained, from_file, load_file, load_matching, loaded, pretrained
 
 
 def entry(url: str) -> Any:
@@ -145,6 +145,22 @@ def test_a_classifiers_backbone_fills_the_whole_body_of_the_detector(tmp_path: P
     assert not [line for line in left if line.startswith("backbone.body")]
     prefix = "features." if name == "mobilenet" else ""
     assert all(torch.equal(tensor, classifier(name)[prefix + key]) for key, tensor in body.items())
+
+
+def test_what_was_loaded_is_a_line_by_the_parts_of_the_network() -> None:
+    model = detector(norm="frozen")
+    body = {f"backbone.body.{name}": tensor for name, tensor in model.backbone.body.state_dict().items()}
+    classes = {"fc.weight": torch.ones(1), "fc.bias": torch.ones(1)}
+    given = Pretrained(body | classes, "frozen", None, "ImageNet weights")
+    drawn = len(model.state_dict()) - len(body)
+    assert loaded(model, given) == (
+        f"ImageNet weights: {len(body)} tensors loaded (backbone.body); {drawn} drawn at random (backbone.fpn, rpn, "
+        "roi_heads); 2 of the weights not used (fc)"
+    )
+    whole = Pretrained(model.state_dict(), "frozen", None, "own.pt")
+    assert loaded(model, whole) == (
+        f"own.pt: {len(body) + drawn} tensors loaded (backbone.body, backbone.fpn, rpn, roi_heads)"
+    )
 
 
 def test_loading_lists_exactly_what_did_not_fit(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from flawmask.training import fit
 from flawmask.training.fit import Trial, image_size_for, largest_batch
 from flawmask.training.loop import train
 from flawmask.training.run import Clock
+from flawmask.training.step import Step
 
 NOTHING = Pretrained({}, "group", None, "no pretrained weights")
 
@@ -197,8 +199,20 @@ def test_a_time_budget_chooses_the_image_size_by_trying(dataset: Path) -> None:
 
 def test_a_time_budget_decides_when_it_ends(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
-    done = train(light(dataset, epochs=1000, time_budget="5s"))
+    taken: list[float] = []
+    plain = Step.__call__
+
+    def stepping(self: Any, *given: Any, **more: Any) -> Any:
+        found = plain(self, *given, **more)
+        taken.append(self.optimizer.param_groups[0]["lr"])
+        return found
+
+    monkeypatch.setattr(Step, "__call__", stepping)
+    done = train(light(dataset, epochs=10**6, time_budget="5s"))
     rates = done.history["learning_rate"]
+    assert taken[0] == pytest.approx(0.01 * 0.0005), "the first step is taken at the rate of the last of a warm-up"
+    top = taken.index(max(taken))
+    assert 1 <= top <= 0.3 * len(taken)  # a tenth of the time; the first step is slow
     assert len(rates) >= 1
     assert rates[-1] < 0.3 * max(0.0005, *rates), "it did not end with the rate that a training ends with"
     assert done.history["epoch"] == list(range(1, len(rates) + 1))
@@ -220,3 +234,18 @@ def test_clocks_tell_steps_or_time() -> None:
     by_time = Clock(None, 100.0, before=60.0)
     assert by_time.progress(5, Processes()) == pytest.approx(0.6, abs=0.05)
     assert by_time.seconds == pytest.approx(60, abs=5)
+
+
+def test_what_a_time_budget_is_spent_on_before_the_first_step_is_no_part_of_the_training() -> None:
+    begun = time.perf_counter() - 40
+    clock = Clock(None, 100.0, begun=begun)
+    assert clock.progress(0, Processes()) == 0, "there would be no warm-up"
+    assert clock.before_steps == pytest.approx(40, abs=5)
+    clock.begun = begun - 30
+    assert clock.progress(1, Processes()) == pytest.approx(0.5, abs=0.05)
+    clock.begun = begun - 60
+    assert clock.progress(2, Processes()) >= 1
+    assert clock.seconds == pytest.approx(100, abs=5)
+    late = Clock(None, 30.0, begun=begun)
+    assert late.progress(0, Processes()) == 0
+    assert late.progress(1, Processes()) >= 1

@@ -1,6 +1,11 @@
 """What the network learns from: exact targets, every image, an order that the seed alone decides."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -412,3 +417,35 @@ def test_with_a_cache_each_image_is_decoded_once_and_is_the_same(
             assert torch.equal(image, expected[place])
             image.zero_()  # what is handed out is not the cache itself
     assert sorted(decoded) == ["1.png", "2.png", "3.png", "4.png", "5.png"]
+
+
+HANGING = """
+import sys, time
+from torch.utils.data import Dataset
+from flawmask.training.loader import make_loader, read
+
+class Hanging(Dataset):
+    def __getitem__(self, place):
+        if place > 1:
+            time.sleep(10**6)
+        return place
+
+order = [[place] for place in range(8)]
+batches = make_loader(Hanging(), order, workers=2, pin=False, collate=list)
+for place, _ in enumerate(read(batches)):
+    if place == 1:
+        if sys.argv[1] == "done":
+            break
+        raise {"error": ValueError, "interrupted": KeyboardInterrupt}[sys.argv[1]]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "status"), [("done", 0), ("error", 1), ("interrupted", -signal.SIGINT)])
+def test_a_reading_process_that_hangs_does_not_keep_the_program_from_ending(how: str, status: int) -> None:
+    with subprocess.Popen([sys.executable, "-c", HANGING, how], start_new_session=True) as running:
+        try:
+            assert running.wait(timeout=60) == status
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)

@@ -75,7 +75,7 @@ def scaler_of(scale: float, device: torch.device = CPU) -> torch.amp.GradScaler:
 def step_of(model: Any, tmp_path: Path, *, at_once: int = 4, scale: float = 1.0, **changes: Any) -> Step:
     config = settings(tmp_path / "data", scheduler="constant", warmup_steps=0, **({"roi_samples": ENOUGH} | changes))
     device = next(model.parameters()).device
-    made = make_step(config, model, SPEC, device, torch.float32, 100, True, at_once=at_once)
+    made = make_step(config, model, SPEC, device, torch.float32, True, at_once=at_once)
     made.scaler = scaler_of(scale, device)
     if made.passes is not None:
         made.passes.scaler = made.scaler
@@ -457,3 +457,23 @@ def test_losses_that_are_only_looked_at_are_on_a_gpu_those_of_the_cpu(tmp_path: 
         wanted = expected.losses_of(expected.model, images)
         found = on_gpu.losses_of(on_gpu.model, images)
     torch.testing.assert_close(found.cpu(), wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_only_what_is_in_page_locked_memory_is_copied_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Pair:
+        pinned: Tensor
+        other: Tensor
+
+    plain, copies = Tensor.copy_, []
+
+    def copy(self: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        copies.append((source, non_blocking))
+        return plain(self, source)
+
+    new, old = Pair(torch.ones(2), torch.ones(3)), Pair(torch.zeros(2), torch.zeros(3))
+    monkeypatch.setattr(Tensor, "is_pinned", lambda self: self is new.pinned)
+    monkeypatch.setattr(Tensor, "copy_", copy)
+    _copy(new, old)
+    assert [without for _, without in copies] == [True, False]
+    assert bool((old.pinned == 1).all() and (old.other == 1).all())

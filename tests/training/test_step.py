@@ -1,11 +1,13 @@
 """The step: the rate, the gradient, what is not finite, what does not fit into memory, and the averaged weights."""
 
 import copy
+import itertools
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from flawmask.model.build import build
 from flawmask.model.rcnn import loss_names, train_in
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
-from flawmask.training import loader, loop, step
+from flawmask.training import loader, loop, resume, step
 from flawmask.training.config import TrainConfig
 from flawmask.training.epoch import validation_loss
 from flawmask.training.loop import train
@@ -59,7 +61,7 @@ def batch_of(dataset: Path, count: int, split: str = "train") -> loader.Batch:
 
 def made_step(dataset: Path, at_once: int = 4, model: Any = None, **changes: Any) -> Step:
     config = settings(dataset, scheduler="constant", warmup_steps=0, **changes)
-    return make_step(config, model or small_network(), SPEC, CPU, torch.float32, 100, True, at_once=at_once)
+    return make_step(config, model or small_network(), SPEC, CPU, torch.float32, True, at_once=at_once)
 
 
 def with_changed_network(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
@@ -169,10 +171,17 @@ def test_a_step_whose_gradient_is_not_finite_changes_no_weight(
 def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimizer: str) -> None:
     taken = made_step(dataset, optimizer=optimizer, clip_norm=1e6)
     plain: Any = copy.deepcopy(taken.model)
-    parameters = list(plain.parameters())
+    weights = [one.weight for one in plain.modules() if isinstance(one, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
+    decaying = {id(one) for one in weights}
+    groups: list[dict[str, Any]] = [
+        {"params": weights},
+        {"params": [one for one in plain.parameters() if id(one) not in decaying], "weight_decay": 0.0},
+    ]
+    assert len(weights) > 20
+    assert len(groups[1]["params"]) > 20
     kinds: dict[str, Any] = {
-        "sgd": lambda: torch.optim.SGD(parameters, lr=0.005, momentum=0.9, weight_decay=0.0005),
-        "adamw": lambda: torch.optim.AdamW(parameters, lr=0.005, weight_decay=0.01),
+        "sgd": lambda: torch.optim.SGD(groups, lr=0.005, momentum=0.9, weight_decay=0.0005),
+        "adamw": lambda: torch.optim.AdamW(groups, lr=0.005, weight_decay=0.01),
     }
     expected = kinds[optimizer]()
     batch = batch_of(dataset, 2)
@@ -192,36 +201,86 @@ def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimiz
         assert float(same.float().mean()) > 0.999, name
 
 
+def test_a_norm_and_a_bias_that_have_no_gradient_stay_and_weights_decay(dataset: Path) -> None:
+    taken = made_step(dataset, optimizer="adamw")
+    before = {name: one.clone() for name, one in taken.model.named_parameters()}
+    for one in taken.model.parameters():
+        one.grad = torch.zeros_like(one)
+    taken.optimizer.step()
+    for name, one in taken.model.named_parameters():
+        expected = before[name] if one.ndim == 1 else before[name] * (1 - 0.005 * 0.01)
+        torch.testing.assert_close(one, expected, atol=0, rtol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_training_of_an_older_version_whose_norms_and_biases_decayed_goes_on_as_it_was_begun(
+    dataset: Path, optimizer: str
+) -> None:
+    batch = batch_of(dataset, 2)
+    old = made_step(dataset, optimizer=optimizer)
+    decayed: Any = old.optimizer.param_groups[0]
+    old.optimizer.param_groups = [decayed | {"params": list(old.model.parameters())}]
+    old(batch, 0.0)
+    state = copy.deepcopy(SimpleNamespace(tensors=resume.tensors_of(old), taken=1))
+    assert len(state.tensors["optimizer"]["param_groups"]) == 1
+    new = made_step(dataset, optimizer=optimizer)
+    assert len(new.optimizer.param_groups) == 2
+    resume.restore(state, new)  # type: ignore[arg-type]
+    for one in (old, new):
+        torch.manual_seed(1)
+        one(batch, 0.5)
+    after = new.model.state_dict()
+    assert all(torch.equal(one, after[name]) for name, one in old.model.state_dict().items())
+    assert len(new.optimizer.state_dict()["param_groups"]) == 1
+
+
 @pytest.mark.parametrize(
     ("progress", "factor"),
     [(0, 0.01), (0.05, 0.5), (0.09, 0.9), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0), (1.5, 0.0)],
 )
 def test_the_rate_rises_over_the_warm_up_and_falls_along_a_cosine(progress: float, factor: float) -> None:
-    assert Schedule(0.02, "cosine", 0.1).at(progress) == pytest.approx(0.02 * factor, abs=1e-9)
+    assert Schedule(0.02, "cosine", 200).at(progress, round(1000 * progress)) == pytest.approx(0.02 * factor, abs=1e-9)
 
 
 def test_the_rate_falls_in_steps_or_not_at_all_as_asked() -> None:
-    by_steps = [Schedule(1.0, "step", 0.0).at(step / 90) for step in (0, 59, 60.1, 79, 80.1, 90)]
+    by_steps = [Schedule(1.0, "step", 0).at(step / 90, step) for step in (0, 59, 61, 79, 81, 90)]
     assert by_steps == [1, 1, 0.1, 0.1, 0.01, 0.01]
-    assert {Schedule(1.0, "constant", 0.0).at(step / 90) for step in range(91)} == {1.0}
+    assert {Schedule(1.0, "constant", 0).at(step / 90, step) for step in range(91)} == {1.0}
 
 
-@pytest.mark.parametrize("warmup", [0.1, 0.01, 1e-4, 1e-6, 0.0])
+@pytest.mark.parametrize("warmup_steps", [0, 1, 200, 10**9])
 @pytest.mark.parametrize("kind", ["cosine", "step", "constant"])
-def test_the_rate_never_exceeds_the_one_asked_however_short_the_warm_up(kind: str, warmup: float) -> None:
-    schedule = Schedule(0.005, kind, warmup)
-    rates = [schedule.at(progress * warmup) for progress in (0, 0.1, 0.5, 0.99)]
+def test_the_rate_never_exceeds_the_one_asked_however_long_the_warm_up(kind: str, warmup_steps: int) -> None:
+    schedule = Schedule(0.005, kind, warmup_steps)
+    rates = [schedule.at(step / 5000, step) for step in range(5001)]
     assert max(rates) <= 0.005
-    assert warmup == 0 or rates == sorted(rates)
-    assert warmup == 0 or rates[0] < 0.1 * 0.005
+    assert warmup_steps == 0 or rates[0] < 0.1 * 0.005
 
 
-def test_the_warm_up_is_at_most_a_tenth_of_all_steps(dataset: Path) -> None:
-    found = {}
-    for total in (5, 50, 5000):
-        made = make_step(settings(dataset), small_network(), SPEC, CPU, torch.float32, total, True, at_once=2)
-        found[total] = made.schedule.warmup * total
-    assert found == pytest.approx({5: 0.5, 50: 5, 5000: 200})
+@pytest.mark.parametrize(("steps", "warm"), [(50, 5), (500, 50), (1000, 100), (5000, 200), (100_000, 200)])
+def test_the_rate_rises_over_the_warm_up_steps_and_at_most_a_tenth_of_the_training(steps: int, warm: int) -> None:
+    schedule = Schedule(1.0, "cosine", 200)
+    rates = [schedule.at(step / steps, step) for step in range(steps + 1)]
+    assert rates[:warm] == pytest.approx([max(step / warm, 0.01) for step in range(warm)])
+    falling = [0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) for step in range(warm, steps + 1)]
+    assert rates[warm:] == pytest.approx(falling)
+
+
+@pytest.mark.parametrize("slower", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("steps", [100, 1000, 20_000])
+def test_where_the_time_decides_the_rate_rises_once_and_then_falls_without_a_leap(steps: int, slower: float) -> None:
+    """Steps of the first half of the time take longer, or less long, than those of the second."""
+    times = torch.cat((torch.full((steps,), slower), torch.ones(round(steps * slower)))).cumsum(0)
+    schedule = Schedule(1.0, "cosine", 200)
+    rates = [schedule.at(float(time / times[-1]), taken) for taken, time in enumerate(times, start=1)]
+    top = rates.index(max(rates))
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[top] == pytest.approx(1, abs=0.03)
+    assert top <= 200
+    assert times[top] <= 0.12 * times[-1]
+    leap = 1.5 / min(200, 0.1 * steps) + 0.05
+    assert max(abs(one - other) for one, other in itertools.pairwise(rates)) < leap
 
 
 @pytest.mark.parametrize(
@@ -237,10 +296,10 @@ def test_the_optimiser_suits_the_start_unless_one_is_named(
     dataset: Path, optimizer: str, is_pretrained: bool, kind: type, rate: float
 ) -> None:
     config = settings(dataset, optimizer=optimizer, scheduler="constant", warmup_steps=0)
-    made = make_step(config, small_network(), SPEC, CPU, torch.float32, 100, is_pretrained, at_once=2)
+    made = make_step(config, small_network(), SPEC, CPU, torch.float32, is_pretrained, at_once=2)
     assert type(made.optimizer) is kind
     made(batch_of(dataset, 2), 0.5)
-    assert made.optimizer.param_groups[0]["lr"] == made.schedule.at(0.5) == pytest.approx(rate)
+    assert made.optimizer.param_groups[0]["lr"] == made.schedule.at(0.5, 1) == pytest.approx(rate)
 
 
 def test_a_gradient_is_clipped_to_the_length_asked(dataset: Path) -> None:

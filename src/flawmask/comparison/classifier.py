@@ -31,7 +31,7 @@ from flawmask.progress import track
 from flawmask.runtime import choose_device, choose_precision, seed_everything
 from flawmask.training.config import seconds_in
 from flawmask.training.loader import make_loader, read
-from flawmask.training.step import Schedule
+from flawmask.training.step import Schedule, parameter_groups
 
 BATCH = 16
 """Images of a step: BatchNorm's statistics want more than the few of a detector's."""
@@ -84,20 +84,22 @@ def learn(config: CompareConfig, training: CocoSplit, path: Path) -> Learned:
     began = time.perf_counter()
     decay: dict[str, Any] = {"weight_decay": 0.01} if weights == "none" else {"momentum": 0.9, "weight_decay": 0.0005}
     kind: Any = torch.optim.AdamW if weights == "none" else torch.optim.SGD
-    schedule = Schedule(config.lr / 10 if weights == "none" else config.lr, config.scheduler, warmup=0.1)
-    optimizer = kind(model.parameters(), lr=schedule.rate, **decay)
+    schedule = Schedule(config.lr / 10 if weights == "none" else config.lr, config.scheduler, config.warmup_steps)
+    optimizer = kind(parameter_groups(model), lr=schedule.rate, **decay)
     items = _Images(training, size)
     order = BatchSampler(RandomSampler(items, generator=torch.Generator().manual_seed(config.seed)), BATCH, False)
     batches = make_loader(items, order, workers=config.workers, pin=False, collate=_together)
     budget = seconds_in(config.time_budget) if config.time_budget else None
-    epochs = 0
+    epochs = taken = 0
     while epochs < config.epochs if budget is None else time.perf_counter() - began < budget:
         for at, (pixels, defective) in enumerate(track(read(batches), f"epoch {epochs + 1}", total=len(batches))):
             spent = (time.perf_counter() - began) / budget if budget else 0.0
             progress = spent if budget else (epochs + at / len(batches)) / config.epochs
             if progress >= 1:
                 break
-            _step(model, optimizer, schedule.at(progress), _mirrored(pixels.to(device)), defective.to(device))
+            rate = schedule.at(progress, taken)
+            _step(model, optimizer, rate, _mirrored(pixels.to(device)), defective.to(device))
+            taken += 1
         epochs += 1
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     save_file(path, {"classifier": "resnet18", "image_size": size, "model_state_dict": state})

@@ -35,7 +35,7 @@ from flawmask.files import only_one, read_json, write_bytes, write_json
 from flawmask.folds import prepared_folds
 from flawmask.launch import launched
 from flawmask.pipeline import RunConfig, augmented, check_judged, earlier, judged_splits, new_run_dir, prepared
-from flawmask.progress import is_shown
+from flawmask.progress import has_details, is_shown
 from flawmask.report.headline import interval_of
 from flawmask.runtime import choose_device
 from flawmask.settings import as_json, require
@@ -134,7 +134,8 @@ def _entry(config: CompareConfig, ground: Ground, folder: Path, name: str) -> En
         return known
     log.info("%s: %s", name, folder / name)
     entry_file(folder, name).unlink(missing_ok=True)
-    status = _in_own_process(contender.main, config, ground, folder, name, is_shown=is_shown())
+    said = {"is_shown": is_shown(), "has_details": has_details()}
+    status = _in_own_process(contender.main, config, ground, folder, name, **said)
     entry = read_entry(folder, name)
     if entry is None:
         entry = Entry(name, reason=_death(status), failed=True)
@@ -190,7 +191,8 @@ def _speeds(config: CompareConfig, ground: Ground, folder: Path, entries: Sequen
     if wanted and set(known) != {one.name for one in wanted}:
         path.unlink(missing_ok=True)
         split = read_split(ground.prepared[0], ground.splits[-1])
-        status = _in_own_process(speed.main, config, folder, wanted, split, is_shown=is_shown())
+        said = {"is_shown": is_shown(), "has_details": has_details()}
+        status = _in_own_process(speed.main, config, folder, wanted, split, **said)
         known = read_json(path) if path.is_file() else {}
         if not known:
             log.warning("the models could not be timed: %s", _death(status))

@@ -25,8 +25,8 @@ from flawmask.folds import fold_by_fold
 from flawmask.model import checkpoint
 from flawmask.model.layers import count_parameters
 from flawmask.pipeline import RunConfig, judged, stage
-from flawmask.progress import log_to, show_progress_on
-from flawmask.runtime import choose_device, is_out_of_memory, peak_memory
+from flawmask.progress import log_to, show_details, show_progress_on
+from flawmask.runtime import choose_device, is_out_of_memory, on_device, peak_memory
 from flawmask.settings import as_json
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
@@ -35,16 +35,17 @@ from flawmask.training.resume import has_state
 log = logging.getLogger(__name__)
 
 
-def main(config: CompareConfig, ground: Ground, folder: Path, name: str, *, is_shown: bool) -> None:
+def main(config: CompareConfig, ground: Ground, folder: Path, name: str, *, is_shown: bool, has_details: bool) -> None:
     """Train and judge a model, and write its entry to `<name>.json`: the whole work of a process.
 
     What goes wrong is written there, too, but for an interruption: then the process ends with 130 or 143, and there is
     no entry.
     """
-    begin(is_shown=is_shown)
+    begin(is_shown=is_shown, has_details=has_details)
     entry, status = Entry(name, reason="it ended without a result", failed=True), 0
     try:
-        entry = _compete(config, ground, folder, name)
+        with on_device(choose_device(config.device)):
+            entry = _compete(config, ground, folder, name)
     except NotThereError as error:
         entry = Entry(name, reason=str(error))
     except KeyboardInterrupt:
@@ -65,13 +66,15 @@ def main(config: CompareConfig, ground: Ground, folder: Path, name: str, *, is_s
     write_json(entry_file(folder, name), asdict(entry))
 
 
-def begin(*, is_shown: bool) -> None:
+def begin(*, is_shown: bool, has_details: bool) -> None:
     """Begin the work of a process: show what it does, and leave signals to the process that started it, which hands
     them on. Where that one is gone, stop as after SIGTERM, the training saved (on Windows: as if killed)."""
     if is_shown:
         console = Console(stderr=True)
         log_to(console)
         show_progress_on(console)
+        if has_details:
+            show_details()
     if hasattr(os, "setsid"):
         os.setsid()  # a second signal would end a training before it has saved
     parent = multiprocessing.parent_process()

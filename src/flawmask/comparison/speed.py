@@ -19,6 +19,7 @@ from flawmask.comparison.entry import Entry
 from flawmask.files import write_json
 from flawmask.inference.predictor import Predictor, finish, infer
 from flawmask.progress import track
+from flawmask.runtime import choose_device, on_device
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +39,22 @@ MOST_BYTES = 500 * 2**20
 Judge = Callable[[Sequence[Image]], Any]
 
 
-def main(config: CompareConfig, folder: Path, entries: Sequence[Entry], split: CocoSplit, *, is_shown: bool) -> None:
+def main(
+    config: CompareConfig,
+    folder: Path,
+    entries: Sequence[Entry],
+    split: CocoSplit,
+    *,
+    is_shown: bool,
+    has_details: bool,
+) -> None:
     """Time all models that have a checkpoint and write `speed.json`: the whole work of a process."""
-    begin(is_shown=is_shown)
+    begin(is_shown=is_shown, has_details=has_details)
+    with on_device(choose_device(config.device)):
+        _time_all(config, folder, entries, split)
+
+
+def _time_all(config: CompareConfig, folder: Path, entries: Sequence[Entry], split: CocoSplit) -> None:
     models: dict[str, Judge] = {}
     failed: dict[str, Any] = {}
     for one in entries:

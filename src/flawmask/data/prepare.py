@@ -17,7 +17,7 @@ from flawmask import images
 from flawmask.coco import GOOD, Record, cut_annotation, write_split
 from flawmask.data import dataset_info
 from flawmask.data.mvtec import Sample, scan
-from flawmask.data.split import Member, fold_groups, split_groups
+from flawmask.data.split import Member, fold_groups, split_groups, split_method
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json
 from flawmask.masks import Cut, Mask, cut_components, cut_out, looks_inverted
@@ -278,7 +278,12 @@ def _write(
         )
     records = _records(read)
     categories = _categories(category_ids, config.classes)
-    info = {**origin, "version": flawmask.__version__, "mvtec_root": config.mvtec_root.as_posix()}
+    info = {
+        **origin,
+        "split_method": split_method(members),
+        "version": flawmask.__version__,
+        "mvtec_root": config.mvtec_root.as_posix(),
+    }
     with whole_folder(config.dataset_dir) as folder:
         for side in (name for name in SPLITS if name in sides):
             chosen = [(item, *record) for item, record, at in zip(read, records, sides, strict=True) if at == side]

@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
+
+from flawmask.files import sha256
+
+SplitMethod = Literal["shuffle", "integer program"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ def split_groups(members: Sequence[Member], train_ratio: float, seed: int) -> fr
     has only one goes to training, and within that the number of training images of each type is as near to
     `train_ratio` of them as the groups allow. Among the divisions that are equally near, `seed` draws one.
 
-    This is a small integer program, solved exactly: minimise the distance to the wanted counts, summed over types.
+    Where every image is a group of its own, each type is shuffled and cut, which no version of a library changes. Else
+    this is a small integer program, solved exactly: minimise the distance to the wanted counts, summed over types.
     Where wishes contradict each other (groups that span types), being on both sides goes before the ratio.
 
     Args:
@@ -31,6 +37,8 @@ def split_groups(members: Sequence[Member], train_ratio: float, seed: int) -> fr
         train_ratio: between 0 and 1, exclusive.
         seed: 0 is a seed like any other.
     """
+    if split_method(members) == "shuffle":
+        return _shuffled(members, train_ratio, seed)
     groups = sorted({member.group for member in members})
     types = sorted({member.defect_type for member in members})
     counts = np.zeros((len(types), len(groups)))
@@ -62,6 +70,25 @@ def split_groups(members: Sequence[Member], train_ratio: float, seed: int) -> fr
     if solution.x is None:
         raise RuntimeError(f"the split has no solution, which cannot be: {solution.message}")
     return frozenset(group for group, chosen in zip(groups, solution.x, strict=False) if chosen > 0.5)
+
+
+def split_method(members: Sequence[Member]) -> SplitMethod:
+    """Return how `split_groups` divides images: by a shuffle where every one is a group of its own."""
+    return "shuffle" if len({member.group for member in members}) == len(members) else "integer program"
+
+
+def _shuffled(members: Sequence[Member], train_ratio: float, seed: int) -> frozenset[str]:
+    """Return the groups of one image each that go to training: of each type the first in an order that the seed draws.
+
+    SHA-256 draws it, so that it depends on the images and the seed alone.
+    """
+    training: set[str] = set()
+    for kind in {member.defect_type for member in members}:
+        groups = [member.group for member in members if member.defect_type == kind]
+        groups.sort(key=lambda group: sha256(f"{seed} {group}".encode()))
+        wanted = int(train_ratio * len(groups) + 0.5)
+        training.update(groups[: min(max(wanted, 1), max(len(groups) - 1, 1))])
+    return frozenset(training)
 
 
 def fold_groups(members: Sequence[Member], folds: int, seed: int) -> list[frozenset[str]]:

@@ -18,8 +18,9 @@ from flawmask.inference.paste import grown, mask_changes, probabilities_in_box
 from flawmask.masks import Mask
 from flawmask.model import checkpoint
 from flawmask.model.build import detector_of, for_inference, set_score_floor
+from flawmask.model.layers import upload
 from flawmask.model.spec import ModelSpec
-from flawmask.runtime import choose_device, choose_precision, ieee_float32, keep_freed_memory
+from flawmask.runtime import choose_device, choose_precision, ieee_float32, keep_freed_memory, on_device
 from flawmask.settings import Precision
 
 
@@ -193,10 +194,11 @@ class Predictor:
         """
         self.device = choose_device(device)
         keep_freed_memory(self.device)
-        dtype = choose_precision(precision, self.device)
-        network, self.spec = checkpoint.load(Path(model))
-        self.network = for_inference(network, self.spec, self.device, dtype, max_proposals)
-        set_score_floor(self.network, score_floor)
+        with on_device(self.device):
+            dtype = choose_precision(precision, self.device)
+            network, self.spec = checkpoint.load(Path(model))
+            self.network = for_inference(network, self.spec, self.device, dtype, max_proposals)
+            set_score_floor(self.network, score_floor)
 
     @classmethod
     def of(cls, model: Path, settings: InferenceSettings) -> "Predictor":
@@ -285,7 +287,7 @@ def infer_resized(
             one, other = spec.padded(*sizes[0]), spec.padded(*size)
             raise ValueError(f"images of one batch are of one size once they are padded, not {one} and {other}")
     device = next(network.parameters()).device
-    with ieee_float32():
+    with on_device(device), ieee_float32():
         found = detector_of(spec).infer(network, uploaded(batch, device), sizes)
         return found if device.type == "cpu" else downloaded(found)
 
@@ -298,7 +300,7 @@ def uploaded(batch: Sequence[npt.NDArray[np.uint8]], device: torch.device) -> li
     parts = torch.split(flat, [pixels.size for pixels in batch])
     for part, pixels in zip(parts, batch, strict=True):
         part.numpy()[:] = pixels.ravel()
-    there = torch.split(flat.to(device, non_blocking=True), [pixels.size for pixels in batch])
+    there = torch.split(upload(flat, device), [pixels.size for pixels in batch])
     return [one.view(pixels.shape).permute(2, 0, 1) for one, pixels in zip(there, batch, strict=True)]
 
 

@@ -1,5 +1,7 @@
 """Many images in a row: read ahead by threads, judged in batches by the calling thread, finished by threads again."""
 
+import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -18,6 +20,9 @@ from flawmask.errors import FlawmaskError
 from flawmask.inference.predictor import infer_resized, resized
 from flawmask.launch import cores_of_each_process, usable_cores
 from flawmask.model.spec import ModelSpec
+from flawmask.runtime import is_out_of_memory
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -80,7 +85,8 @@ def judge_all(
 
     While the network judges a batch, threads read and resize the images of the next and finish those of the one before.
     Only images that follow each other and that have one size once they are padded share a batch: so none is padded for
-    another, and results are those of one by one. About three batches of images are held at any time, or three images
+    another, and results are those of one by one. Where memory does not hold a batch, half as many pass through the
+    network at once from then on. About three batches of images are held at any time, or three images
     for each thread where that is more. Close the iterator to stop early.
 
     Args:
@@ -96,7 +102,7 @@ def judge_all(
     threads = THREADS_ON_CUDA if on_cuda else THREADS
     with (
         closing(in_order(lambda item: _read(item, read, spec), items, most + threads, threads)) as images,
-        closing(_judged(network, spec, _batches(images, most))) as judged,
+        closing(_judged(network, spec, _batches(images, most), most)) as judged,
         closing(in_order(lambda pair: finish(*pair), judged, max(most, threads), threads)) as finished,
     ):
         yield from finished
@@ -170,16 +176,38 @@ def _batches(images: Iterable[_Read[T]], most: int) -> Generator[list[_Read[T]],
 
 
 def _judged(
-    network: nn.Module, spec: ModelSpec, batches: Iterable[list[_Read[T]]]
+    network: nn.Module, spec: ModelSpec, batches: Iterable[list[_Read[T]]], at_once: int
 ) -> Generator[tuple[T, Seen | FlawmaskError], None, None]:
     for batch in batches:
         small = [one.resized for one in batch if one.resized is not None]
         sizes = [one.image.shape[:2] for one in batch if not isinstance(one.image, FlawmaskError)]
         start = time.perf_counter()
-        found = iter(infer_resized(network, spec, small, sizes) if small else [])
+        inferred, at_once = _inferred(network, spec, small, sizes, at_once)
+        found = iter(inferred)
         seconds = (time.perf_counter() - start) / max(len(small), 1)
         for one in batch:
             if isinstance(one.image, FlawmaskError):
                 yield one.item, one.image
             else:
                 yield one.item, Seen(one.image, next(found), one.seconds, seconds)
+
+
+def _inferred(
+    network: nn.Module, spec: ModelSpec, batch: list[Image], sizes: list[tuple[int, int]], at_once: int
+) -> tuple[list[dict[str, Tensor]], int]:
+    """Return what `infer_resized` finds on each image, and how many of them memory holds at once: at most `at_once`."""
+    found: list[dict[str, Tensor]] = []
+    before = at_once
+    while len(found) < len(batch):
+        part = slice(len(found), len(found) + at_once)
+        try:
+            found += infer_resized(network, spec, batch[part], sizes[part])
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(batch[part]) == 1:
+                raise
+        torch.cuda.empty_cache()  # outside the except clause, which would hold on to what had been allocated
+        at_once = math.ceil(len(batch[part]) / 2)
+    if at_once < before:
+        log.warning("out of memory: going on with %d images at once", at_once)
+    return found, at_once

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import socket
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -280,23 +280,47 @@ def load_matching(model: nn.Module, given: Pretrained) -> tuple[int, list[str]]:
     Raises:
         FlawmaskError: not one tensor fits.
     """
-    own, fitting = model.state_dict(), _fitting(model, given)
+    fitting = _fitting(model, given)
     if not fitting:
         raise FlawmaskError(f"{given.source}: not one tensor fits {type(model).__name__}; is it another architecture?")
     model.load_state_dict(fitting, strict=False)
-    left = [
+    return len(fitting), not_loaded(model, given)
+
+
+def not_loaded(model: nn.Module, given: Pretrained) -> list[str]:
+    """Return a line for each tensor that does not fit: those of the network, then those that the file alone has."""
+    own = model.state_dict()
+    unfilled = [
         f"{name} {list(own[name].shape)}: the file has {list(given.state[name].shape)}"
         if name in given.state
         else f"{name} {list(own[name].shape)}: not in the file"
-        for name in own
-        if name not in fitting and not name.endswith("num_batches_tracked")
+        for name in _unfilled(model, given)
     ]
-    left += [
-        f"{name}: in the file alone"
-        for name in given.state
-        if name not in own and not name.endswith("num_batches_tracked")
-    ]
-    return len(fitting), left
+    return unfilled + [f"{name}: in the file alone" for name in _unused(model, given)]
+
+
+def loaded(model: nn.Module, given: Pretrained) -> str:
+    """Return in a line how many tensors were filled, drawn at random and not used, and in which parts these are."""
+    drawn, unused = _unfilled(model, given), _unused(model, given)
+    line = f"{given.source}: {_counted(_fitting(model, given), 'tensors loaded')}"
+    line += f"; {_counted(drawn, 'drawn at random')}" if drawn else ""
+    return line + (f"; {_counted(unused, 'of the weights not used')}" if unused else "")
+
+
+def _counted(names: Collection[str], what: str) -> str:
+    parts = (name.split(".") for name in names)
+    found = dict.fromkeys(".".join(part[: 2 if part[0] == "backbone" else 1]) for part in parts)
+    return f"{len(names)} {what} ({', '.join(found)})"
+
+
+def _unfilled(model: nn.Module, given: Pretrained) -> list[str]:
+    fitting = _fitting(model, given)
+    return [name for name in model.state_dict() if name not in fitting and not name.endswith("num_batches_tracked")]
+
+
+def _unused(model: nn.Module, given: Pretrained) -> list[str]:
+    own = model.state_dict()
+    return [name for name in given.state if name not in own and not name.endswith("num_batches_tracked")]
 
 
 def _fitting(model: nn.Module, given: Pretrained) -> StateDict:

@@ -336,7 +336,8 @@ def data(results: Results, split: CocoSplit) -> str:
     for info in chain:
         source = {f"source {key}": value for key, value in (info.get("source") or {}).items()}
         parts.append(f"<h3>{esc(info.get('made_by', 'made by'))}</h3>")
-        parts.append(facts(source | _written(info.get("settings") or {})))
+        divided = {"images divided by": info.get("split_method")}
+        parts.append(facts(source | _written(info.get("settings") or {}) | divided))
     left_out = [item for info in chain for item in info.get("left_out") or []]
     if left_out:
         rows = [(esc(item["file"]), esc(item["reason"])) for item in left_out]

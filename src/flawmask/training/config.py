@@ -64,7 +64,7 @@ class LearnSettings(Seed, Device, Classes):
     scheduler: Literal["cosine", "step", "constant"] = "cosine"
     """How the learning rate falls: along a cosine to 0, to a tenth after 2/3 and 8/9 of the steps, or not at all."""
     warmup_steps: int = 200
-    """Steps over which the learning rate rises from nothing; at most a tenth of all steps."""
+    """Steps over which the learning rate rises from nothing; at most a tenth of the training."""
     clip_norm: float = 5.0
     """The longest gradient that a step may follow, as its 2-norm."""
     norm: Literal["auto", "batch", "frozen", "group"] = "auto"

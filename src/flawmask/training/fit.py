@@ -68,7 +68,7 @@ class Trial:
         with self.own_draws():
             spec = spec_for(self.config, self.training, self.given, image_size, at_once)
             model = start(self.config, spec, self.given, self.device, self.dtype, is_pretrained=is_pretrained)
-        return make_step(self.config, model, spec, self.device, self.dtype, 1, is_pretrained, at_once=at_once)
+        return make_step(self.config, model, spec, self.device, self.dtype, is_pretrained, at_once=at_once)
 
     def own_draws(self) -> AbstractContextManager[None]:
         """Return a context that leaves the random state as it was."""

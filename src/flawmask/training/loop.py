@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from flawmask.coco import CocoSplit
@@ -18,6 +17,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.files import only_one, remove_partial_files
 from flawmask.model.build import build
 from flawmask.model.layers import count_parameters
+from flawmask.model.weights import loaded, not_loaded
 from flawmask.runtime import (
     choose_device,
     choose_precision,
@@ -90,8 +90,6 @@ def train(config: TrainConfig, *, part_of: Mapping[str, Any] | None = None) -> T
     refuse_wrong_gradients(device)
     dtype = choose_precision(config.precision, device)
     with processes(device) as team, Stop() as stop, ExitStack() as stack:
-        if device.type == "cuda":  # streams and events are those of the current device
-            stack.enter_context(torch.cuda.device(device))
         if team.is_main:
             stack.enter_context(only_one(run_dir))
             remove_partial_files(run_dir)
@@ -132,9 +130,10 @@ def _train(setup: Setup, state: State | None, began: float, stop: Stop, part_of:
     with ExitStack() as stack:
         batches = _loader(setup, setup.training, stack, shuffle=True)
         val_batches = _loader(setup, setup.validation, stack, shuffle=False) if setup.validation else None
-        step = _step(setup, config.epochs * len(batches))
+        step = _step(setup)
         budget = seconds_in(config.time_budget) if config.time_budget else None
-        clock = Clock(None if budget else config.epochs * len(batches), budget, state.seconds if state else 0.0, began)
+        before = (state.seconds, state.before_steps) if state else (0.0, 0.0)
+        clock = Clock(None if budget else config.epochs * len(batches), budget, *before, began)
         run = Run(setup, step, clock, stop, part_of, **_so_far(state))
         if state is not None:
             resume.restore(state, step)
@@ -209,11 +208,15 @@ def _loader(setup: Setup, split: CocoSplit, stack: ExitStack, *, shuffle: bool) 
     return loader.make_loader(items, order, workers=config.workers, pin=setup.device.type == "cuda")
 
 
-def _step(setup: Setup, steps: int) -> Step:
+def _step(setup: Setup) -> Step:
     """Return the step with the network as it starts."""
     config = setup.config
     seed_everything(config.seed)
     model = start(config, setup.spec, setup.given, setup.device, setup.dtype, is_pretrained=setup.is_pretrained)
+    if setup.given.state:
+        log.info("%s", loaded(model, setup.given))
+        for line in not_loaded(model, setup.given):
+            log.debug("  not loaded: %s", line)
     log.info("%s learns %.1f million numbers on %s", config.arch, count_parameters(model) / 1e6, setup.device)
     step = make_step(
         config,
@@ -221,7 +224,6 @@ def _step(setup: Setup, steps: int) -> Step:
         setup.spec,
         setup.device,
         setup.dtype,
-        steps,
         setup.is_pretrained,
         at_once=setup.at_once,
         team=setup.team,

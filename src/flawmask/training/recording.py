@@ -217,4 +217,4 @@ def _copied(value: Any, device: torch.device) -> Any:
 def _copy(given: Any, kept: Any) -> None:
     """Copy the tensors of one dataclass into those of another; what is in page-locked memory makes nobody wait."""
     for new, old in zip(_tensors(given), _tensors(kept), strict=True):
-        old.copy_(new, non_blocking=True)
+        old.copy_(new, non_blocking=new.is_pinned())

@@ -1,7 +1,7 @@
 """What a training needs to go on from its last saved step: `state.pt` in the run folder, and the one before it."""
 
 import logging
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class State:
         at_once: images that pass through the network together.
         batch_size: images that a step learns from, over all processes, of which there may be others now.
         taken: steps taken.
+        before_steps: seconds of the training before its first step; 0 in states of older versions.
     """
 
     spec: dict[str, Any]
@@ -76,6 +77,7 @@ class State:
     at_once: int
     batch_size: int
     taken: int
+    before_steps: float = 0.0
 
     @property
     def model_spec(self) -> ModelSpec:
@@ -99,6 +101,10 @@ def restore(state: State, step: Step) -> None:
     step.model.load_state_dict(found["model"])
     if step.averaged is not None:
         step.averaged.load_state_dict(found["averaged"])
+    if len(found["optimizer"]["param_groups"]) == 1:
+        # Begun by an older version, which let norms and biases decay too: it goes on like that.
+        learning = [one for one in step.model.parameters() if one.requires_grad]
+        step.optimizer.param_groups = [{**step.optimizer.param_groups[0], "params": learning}]
     step.optimizer.load_state_dict(found["optimizer"])
     step.scaler.load_state_dict(found["scaler"])
     step.taken = state.taken
@@ -162,7 +168,8 @@ def load(run_dir: Path, name: str | None) -> tuple[TrainConfig, State | None]:
 def _read(path: Path) -> State:
     content = load_file(path)
     names = {one.name for one in fields(State)}
-    if not isinstance(content, dict) or set(content) != names:
+    needed = {one.name for one in fields(State) if one.default is MISSING}
+    if not isinstance(content, dict) or not needed <= set(content) <= names:
         raise FlawmaskError(f"{path} was written by another version of Flawmask: start the training anew")
     return State(**content)
 

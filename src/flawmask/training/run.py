@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from flawmask.files import read_json, write_json
 from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR
 from flawmask.model import checkpoint
 from flawmask.model.build import for_inference, set_score_floor
+from flawmask.model.weights import not_loaded
 from flawmask.training import loader, resume
 from flawmask.training.config import seconds_in
 from flawmask.training.curves import VALIDATION_FIGURES, draw_curves
@@ -40,12 +42,14 @@ class Clock:
         steps: how many there are to be; None where the budget decides.
         budget: seconds that it may take; None where the steps decide.
         before: seconds that it took before it was interrupted.
+        before_steps: seconds that it took before its first step: a budget's share is of what was left then.
         begun: when it was begun or went on, by `time.perf_counter`.
     """
 
     steps: int | None
     budget: float | None
     before: float = 0.0
+    before_steps: float = 0.0
     begun: float = field(default_factory=time.perf_counter)
 
     @property
@@ -62,7 +66,14 @@ class Clock:
         """
         if self.budget is None:
             return taken / max(1, self.steps or 1)
-        return team.from_main(lambda: self.seconds) / self.budget
+        return team.from_main(partial(self._spent, self.budget, taken))
+
+    def _spent(self, budget: float, taken: int) -> float:
+        """Return the share of the time for steps that has gone by; the first step begins it."""
+        seconds = self.seconds
+        if taken == 0:
+            self.before_steps = seconds
+        return (seconds - self.before_steps) / max(budget - self.before_steps, 1e-9)
 
 
 @dataclass
@@ -129,6 +140,7 @@ class Run:
             epoch=self.epoch,
             within=asdict(self.within) if self.within else None,
             seconds=self.clock.seconds,
+            before_steps=self.clock.before_steps,
             history=self.history,
             best_epoch=self.best_epoch,
             best_value=self.best_value,
@@ -191,7 +203,8 @@ class Run:
     def _begin(self) -> None:
         """Make the run folder, with what is known before anything is learned."""
         setup = self.setup
-        begin_run(setup, self.part_of)
+        left = not_loaded(self.step.model, setup.given) if setup.given.state else []
+        begin_run(setup, self.part_of, left)
         write_training_images(setup.digests, setup.run_dir)
         draw_labels(setup.training, setup.spec, setup.run_dir / "labels.png")
         # The order of an epoch is its seed's: these are the batches that the first one began with.

@@ -159,12 +159,13 @@ def check_run_folder(config: TrainConfig) -> None:
         )
 
 
-def begin_run(setup: Setup, part_of: Mapping[str, Any] | None) -> None:
+def begin_run(setup: Setup, part_of: Mapping[str, Any] | None, left: list[str]) -> None:
     """Make the run folder and write what the run is made with: settings, network, machine and versions.
 
     Args:
         setup: of the training.
         part_of: the settings of the pipeline that it is a stage of.
+        left: a line for each tensor of the network, or of the weights that it starts from, which these do not fill.
     """
     config, device, run_dir = setup.config, setup.device, setup.run_dir
     check_run_folder(config)  # once more: somebody may have used the folder during the first epoch
@@ -178,6 +179,7 @@ def begin_run(setup: Setup, part_of: Mapping[str, Any] | None) -> None:
             "part_of": part_of,
             "model": as_json(setup.spec),
             "weights": setup.given.source,
+            "not_loaded": left,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
             "precision": str(setup.dtype).removeprefix("torch."),
             "processes": setup.team.count,

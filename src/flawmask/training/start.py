@@ -1,6 +1,5 @@
 """The network as a training starts with it: its spec, its weights, what of it learns."""
 
-import logging
 from typing import Any
 
 import torch
@@ -12,8 +11,6 @@ from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec, Norm, anchors_for, proposals_for
 from flawmask.model.weights import Pretrained, draw_for_frozen_norms, load_matching
 from flawmask.training.config import TrainSettings
-
-log = logging.getLogger(__name__)
 
 SMALLEST_NORM_BATCH = 4
 """Below this many images, BatchNorm's statistics are too noisy to learn with."""
@@ -71,10 +68,7 @@ def start(
     """
     model = build(spec)
     if given.state:
-        filled, left = load_matching(model, given)
-        log.info("%s: %d tensors loaded, %d left as drawn", given.source, filled, len(left))
-        for line in left:
-            log.info("  not loaded: %s", line)
+        load_matching(model, given)
         if spec.arch.startswith(DRAWN_FOR_NORMS):
             draw_for_frozen_norms(model, given)
     return ready(config, model, spec, device, dtype, is_pretrained=is_pretrained)

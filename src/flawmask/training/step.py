@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 SLOWEST_START = 0.01
 """The share of the learning rate that the warm-up begins with."""
 
+MOST_WARMUP = 0.1
+"""The share of the training that the warm-up takes at most."""
+
 EMA_DECAY = 0.9998
 """Of the averaged weights, once there were many steps."""
 
@@ -37,18 +40,26 @@ class Schedule:
     Attributes:
         rate: after the warm-up.
         kind: `cosine`, `step` or `constant`.
-        warmup: over which share of the training it rises from nothing, 0 to 1.
+        warmup_steps: over how many steps it rises from nothing; over a tenth of the training where that is less.
     """
 
     rate: float
     kind: str
-    warmup: float
+    warmup_steps: int
 
-    def at(self, progress: float) -> float:
-        """Return the learning rate when a share of the training, 0 to 1, is done."""
-        if progress < self.warmup:
-            return self.rate * max(progress / self.warmup, SLOWEST_START)
-        done = min((progress - self.warmup) / max(1e-9, 1 - self.warmup), 1.0)
+    def at(self, progress: float, taken: int) -> float:
+        """Return the learning rate of a step.
+
+        Args:
+            progress: the share of the training that is done, 0 to 1.
+            taken: how many steps that were.
+        """
+        risen = max(taken / self.warmup_steps, progress / MOST_WARMUP) if self.warmup_steps else 1.0
+        if risen < 1:
+            return self.rate * max(risen, SLOWEST_START)
+        # Nobody knows how many steps a time budget allows: the share of the warm-up is reckoned by those so far.
+        warmup = min(self.warmup_steps * progress / max(1, taken), MOST_WARMUP)
+        done = min((progress - warmup) / (1 - warmup), 1.0)
         if self.kind == "cosine":
             return self.rate * 0.5 * (1 + math.cos(math.pi * done))
         if self.kind == "step":
@@ -106,7 +117,7 @@ class Step:
             stop: whether this process was told to stop.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.at(progress)
+            group["lr"] = self.schedule.at(progress, self.taken)
         told = torch.full((1,), float(stop), device=self.device)
         totals = None
         if self.team.count > 1:
@@ -297,7 +308,6 @@ def make_step(
     spec: ModelSpec,
     device: torch.device,
     dtype: torch.dtype,
-    steps: int,
     is_pretrained: bool,
     *,
     at_once: int,
@@ -309,22 +319,21 @@ def make_step(
     AdamW at a tenth of it trains. Transformers have AdamW in either case, as RF-DETR's authors do: 0.0001 for
     pretrained weights.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = parameter_groups(model)
     optimizer: torch.optim.Optimizer
     rate = config.lr
     is_transformer = spec.arch.startswith("rfdetr")
     if config.optimizer == "sgd" or (config.optimizer == "auto" and is_pretrained and not is_transformer):
-        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=0.0005, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, weight_decay=0.0005, fused=True)
     else:
         if config.optimizer == "auto":
             rate = config.lr / (50 if is_pretrained else 10)
         log.info("AdamW at a learning rate of %g", rate)
-        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, fused=True)
-    warmup = min(config.warmup_steps / max(1, steps), 0.1)
+        optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01, fused=True)
     # Growing scales are for float16; elsewhere a scaler of 1 is there to leave out a step that is not finite.
     scaling = {} if dtype == torch.float16 else {"init_scale": 1.0, "growth_interval": 2**31 - 1}
     scaler = torch.amp.GradScaler(device.type, **scaling)  # type: ignore[arg-type]
-    schedule = Schedule(rate, config.scheduler, warmup)
+    schedule = Schedule(rate, config.scheduler, config.warmup_steps)
     detector = detector_of(spec)
     losses = detector.loss_names(spec)
     passes = None
@@ -351,6 +360,17 @@ def make_step(
         team or Processes(),
         passes,
     )
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameters that learn for an optimiser: those that decay as it says, and norms and biases, which do
+    not. These have one dimension at most.
+    """
+    learning = [one for one in model.parameters() if one.requires_grad]
+    return [
+        {"params": [one for one in learning if one.ndim > 1]},
+        {"params": [one for one in learning if one.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def can_record(spec: ModelSpec, model: Any, device: torch.device) -> bool:
