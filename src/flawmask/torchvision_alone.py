@@ -13,27 +13,28 @@ COMPILER = "torch._dynamo.utils"
 """Where torchvision takes the function from."""
 
 
-def _of_compiler(name: str) -> Any:
-    """Return a function that does what the compiler's of this name does, and imports it when it is called."""
+class _StandIn(ModuleType):
+    """Has each function that the compiler has, but imports that only when one is called."""
 
-    def call(*inputs: Any, **named: Any) -> Any:
-        return getattr(import_module(COMPILER), name)(*inputs, **named)
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
-    return call
+        def call(*inputs: Any, **named: Any) -> Any:
+            return getattr(import_module(COMPILER), name)(*inputs, **named)
+
+        return call
 
 
 def _import_torchvision() -> None:
     """Import torchvision while something stands in for the compiler, if neither is there yet."""
     if {"torchvision", COMPILER} & sys.modules.keys():
         return
-    stand_in = ModuleType(COMPILER)
-    stand_in.__getattr__ = _of_compiler  # type: ignore[method-assign]
-    sys.modules[COMPILER] = stand_in
+    sys.modules[COMPILER] = _StandIn(COMPILER)
     try:
         import_module("torchvision")
     finally:
-        if sys.modules.get(COMPILER) is stand_in:
-            del sys.modules[COMPILER]
+        del sys.modules[COMPILER]
 
 
 _import_torchvision()
