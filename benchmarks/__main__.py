@@ -22,6 +22,7 @@ SCRIPTS: dict[str, list[str]] = {
     "inference.py": [],
     "postprocess.py": [],
     "preparing.py": [],
+    "busy.py": [],
     "metrics.py": ["--images", "100", "--size", "1024"],
 }
 """Each prints its part of the file."""

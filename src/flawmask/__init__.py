@@ -3,9 +3,12 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from flawmask.launch import set_environment
+
 if TYPE_CHECKING:
     from flawmask.inference.predictor import Predictor
 
+set_environment()
 try:
     __version__ = version("flawmask")
 except PackageNotFoundError:  # a source tree that nobody installed

@@ -1,6 +1,5 @@
 """Prepare: every mask comes through exactly, every image byte for byte, and records say what they are."""
 
-import os
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -71,18 +70,19 @@ def test_annotations_are_those_of_each_region_laid_out_on_its_own_in_reading_ord
         assert by_image[image["id"]] == expected
 
 
-@pytest.mark.parametrize("cores", [1, 7, None])
+@pytest.mark.parametrize("cores", [1, 7])
 def test_the_number_of_cores_changes_nothing(
-    tiny_category: Make, digests: Digests, monkeypatch: pytest.MonkeyPatch, cores: int | None
+    tiny_category: Make, digests: Digests, monkeypatch: pytest.MonkeyPatch, cores: int
 ) -> None:
     folder = tiny_category(good=9, crack=9)
     expected = digests(run(folder).dataset_dir)
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr("flawmask.data.prepare.usable_cores", lambda: cores)
     assert digests(run(folder, overwrite=True).dataset_dir) == expected
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tiny_category: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # how many images meet in memory is else a matter of chance
+    # How many images meet in memory is else a matter of chance.
+    monkeypatch.setattr("flawmask.data.prepare.usable_cores", lambda: 1)
     side = 300
     peaks = []
     for name, count in (("few", 4), ("many", 24)):

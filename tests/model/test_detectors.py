@@ -15,10 +15,11 @@ from stained_plates import settings
 from torch import Tensor
 
 from flawmask.coco import annotation
+from flawmask.inference.config import MAX_PROPOSALS
 from flawmask.inference.predictor import Prediction, Predictor, detect, finish, infer
 from flawmask.model import checkpoint
 from flawmask.model.arch import Arch
-from flawmask.model.build import Detector, build, detector_of, set_score_floor
+from flawmask.model.build import Detector, build, detector_of, for_inference, set_score_floor
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, make_target
@@ -179,6 +180,27 @@ def assert_same(one: Prediction, other: Prediction) -> None:
         assert mine.score == pytest.approx(theirs.score, abs=1e-4)
         assert mine.box == pytest.approx(theirs.box, abs=2e-2)
         assert np.count_nonzero(mine.mask != theirs.mask) <= 0.02 * mine.mask.size
+
+
+def test_a_network_from_a_file_is_to_the_bit_what_was_drawn_and_then_filled(
+    case: Case, path: Path, predictor: Predictor
+) -> None:
+    filled = build(case.spec).eval()
+    filled.load_state_dict(case.network.state_dict())
+    loaded, _ = checkpoint.load(path)
+    learning = [{name for name, one in model.named_parameters() if one.requires_grad} for model in (filled, loaded)]
+    assert learning[0] == learning[1]
+    narrow = for_inference(filled, case.spec, CPU, next(predictor.network.parameters()).dtype, MAX_PROPOSALS)
+    for model in (filled, loaded, narrow):
+        set_score_floor(model, FLOOR)
+    for old, new in ((to_device(filled, CPU), to_device(loaded, CPU)), (narrow, predictor.network)):
+        states = old.state_dict(), new.state_dict()
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+        (expected,), (found,) = (infer(model, case.spec, [patchwork(80, 90)]) for model in (old, new))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+        assert len(found["scores"])
 
 
 def test_the_network_for_inference_finds_the_same_as_the_one_that_was_trained(case: Case, predictor: Predictor) -> None:

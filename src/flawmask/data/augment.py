@@ -1,7 +1,6 @@
 """Variants of the training images: image and masks are transformed together, and exactly."""
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from flawmask.data import dataset_info
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, whole_folder, write_json, write_json_lines
 from flawmask.images import Pixels
+from flawmask.launch import usable_cores
 from flawmask.masks import Cut, cut_out
 from flawmask.progress import track
 from flawmask.settings import Overwrite, Seed, as_json, require
@@ -162,7 +162,7 @@ def _write(splits: dict[str, CocoSplit], originals: int, origin: dict[str, Any],
 
 def _augment_split(split: CocoSplit, folder: Path, config: AugmentSettings) -> list[_Variant]:
     """Write the variants of every image of the split into `folder/images` and return their records."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         jobs = pool.map(lambda image: _variants_of(split, image, folder, config), split.images)
         by_image = list(track(jobs, f"augmenting {split.name}", total=len(split.images)))
     variants = [variant for of_image in by_image for variant in of_image]

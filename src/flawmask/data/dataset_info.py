@@ -1,7 +1,6 @@
 """`dataset_info.json`: what a COCO folder was made from, with which settings, and what is in it."""
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from flawmask.coco import GOOD, CocoSplit, Record
 from flawmask.errors import FlawmaskError
 from flawmask.files import check_output_folder, fingerprint, read_json, sha256
 from flawmask.images import read_bytes
+from flawmask.launch import usable_cores
 
 NAME = "dataset_info.json"
 
@@ -62,7 +62,7 @@ def content_of(splits: Mapping[str, CocoSplit]) -> str:
         for split in splits.values()
         for path in (split.annotation_file, *(split.image_path(image) for image in split.images))
     ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         digests = list(pool.map(lambda path: sha256(read_bytes(path)), paths))
     root = next(iter(splits.values())).folder.parent
     return fingerprint((path.relative_to(root).as_posix(), digest) for path, digest in zip(paths, digests, strict=True))

@@ -12,7 +12,6 @@ from typing import Literal
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import uniform_filter1d
 
 from flawmask.masks import Mask, components
 
@@ -137,6 +136,8 @@ def _clouds(rng: Rng, size: int, cells: int) -> Field:
 
 def _grain(rng: Rng, along: Field, across: Field, length: int) -> Field:
     """Return brush strokes of standard deviation 1 at the given coordinates, `length` times longer than wide."""
+    from scipy.ndimage import uniform_filter1d
+
     strokes = rng.normal(0, 1, (256, 256))
     for _ in range(2):
         strokes = uniform_filter1d(strokes, length, axis=1, mode="wrap")

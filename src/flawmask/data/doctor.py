@@ -3,7 +3,6 @@
 Every image is read once, by all cores; a fault becomes a row of the report, never an exception.
 """
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from flawmask.data.duplicates import Compared, Look, alike, identical, look_of
 from flawmask.draw import Picture
 from flawmask.errors import ImageError
 from flawmask.files import sha256
+from flawmask.launch import usable_cores
 from flawmask.masks import Mask
 from flawmask.progress import track
 from flawmask.settings import require
@@ -133,7 +133,7 @@ def examine(config: DoctorConfig) -> Report:
 
 
 def _see_all(items: Sequence[Item], on_sheet: frozenset[Path]) -> list[_Seen]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         seen = pool.map(lambda item: _see(item, item.path in on_sheet), items)
         return list(track(seen, "checking", total=len(items)))
 

@@ -1,7 +1,6 @@
 """MVTec layout to COCO folder: every mask comes through exactly, and no image is on both sides of the split."""
 
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from flawmask.data.mvtec import Sample, scan
 from flawmask.data.split import Member, fold_groups, split_groups, split_method
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json
+from flawmask.launch import usable_cores
 from flawmask.masks import Cut, Mask, cut_components, cut_out, looks_inverted
 from flawmask.progress import track
 from flawmask.settings import Overwrite, Seed, as_json, require
@@ -177,7 +177,7 @@ def _read_all(
             return error
 
     read, left_out = [], []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for sample, result in zip(
             samples, track(pool.map(attempt, samples), "reading", total=len(samples)), strict=True
         ):
@@ -384,7 +384,7 @@ def _categories(category_ids: dict[str, int], classes: Literal["defect", "type"]
 
 def _place_all(files: Sequence[tuple[Path, Path]], link: Literal["copy", "hardlink", "symlink"], label: str) -> None:
     """Place every (source, target), several at a time."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         placed = pool.map(lambda pair: _place(pair[0], pair[1], link), files)
         for _ in track(placed, label, total=len(files)):
             pass

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
+
+if TYPE_CHECKING:
+    from scipy.optimize import LinearConstraint
 
 from flawmask.files import sha256
 
@@ -39,6 +40,8 @@ def split_groups(members: Sequence[Member], train_ratio: float, seed: int) -> fr
     """
     if split_method(members) == "shuffle":
         return _shuffled(members, train_ratio, seed)
+    from scipy.optimize import Bounds, milp
+
     groups = sorted({member.group for member in members})
     types = sorted({member.defect_type for member in members})
     counts = np.zeros((len(types), len(groups)))
@@ -110,5 +113,8 @@ def fold_groups(members: Sequence[Member], folds: int, seed: int) -> list[frozen
     return [*found, frozenset(member.group for member in rest)]
 
 
-def _at_least(matrix: np.ndarray, lower: np.ndarray) -> LinearConstraint:
+def _at_least(matrix: np.ndarray, lower: np.ndarray) -> "LinearConstraint":
+    from scipy.optimize import LinearConstraint
+    from scipy.sparse import csr_array
+
     return LinearConstraint(csr_array(matrix), lower, np.inf)

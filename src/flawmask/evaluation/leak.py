@@ -1,6 +1,5 @@
 """Whether a model has seen the images that it is judged on, by their content."""
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +8,7 @@ from flawmask.coco import CocoSplit, Record
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json
 from flawmask.images import content_digest, read_image
+from flawmask.launch import usable_cores
 from flawmask.progress import track
 
 NAME = "training_images.json"
@@ -25,7 +25,7 @@ def content_digests(split: CocoSplit) -> dict[str, str]:
     def digest(image: Record) -> str:
         return content_digest(read_image(split.image_path(image)))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         digests = track(pool.map(digest, split.images), f"reading {split.name}", total=len(split.images))
         return {str(image["file_name"]): one for image, one in zip(split.images, digests, strict=True)}
 

@@ -10,14 +10,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from flawmask import images, masks
+from flawmask import images, masks, torchvision_alone  # noqa: F401  # before what imports torchvision
 from flawmask.coco import GOOD
 from flawmask.errors import FlawmaskError
 from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR, InferenceSettings
 from flawmask.inference.paste import grown, mask_changes, probabilities_in_box
 from flawmask.masks import Mask
 from flawmask.model import checkpoint
-from flawmask.model.build import detector_of, for_inference, set_score_floor
+from flawmask.model.build import detector_of, made_fast, set_score_floor
 from flawmask.model.layers import upload
 from flawmask.model.spec import ModelSpec
 from flawmask.runtime import choose_device, choose_precision, ieee_float32, keep_freed_memory, on_device
@@ -196,8 +196,8 @@ class Predictor:
         keep_freed_memory(self.device)
         with on_device(self.device):
             dtype = choose_precision(precision, self.device)
-            network, self.spec = checkpoint.load(Path(model))
-            self.network = for_inference(network, self.spec, self.device, dtype, max_proposals)
+            network, self.spec = checkpoint.load(Path(model), max_proposals)
+            self.network = made_fast(network, self.spec, self.device, dtype)
             set_score_floor(self.network, score_floor)
 
     @classmethod

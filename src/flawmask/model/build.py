@@ -1,16 +1,20 @@
 """The networks by name, each kind through one interface: a further kind is a module that has these functions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from flawmask.model import one_stage, rcnn, rfdetr, yolo
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
+
+DRAWS = {nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_}
+"""What PyTorch's layers draw their weights with, as far as a `TorchFunctionMode` gets to see it."""
 
 
 class Detector(Protocol):
@@ -65,6 +69,38 @@ def build(spec: ModelSpec) -> Any:
     return detector_of(spec).build(spec)
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights as the memory happens to be, where they would be drawn at random.
+
+    Other functions that draw end in `normal_` or `uniform_`, which make zeros here: some draw until all lies within
+    bounds.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], _: Any, inputs: Sequence[Any] = (), named: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = named or {}
+        if function in DRAWS:
+            return named["tensor"]
+        if function in (Tensor.normal_, Tensor.uniform_):
+            return inputs[0].zero_()
+        return function(*inputs, **named)
+
+
+def build_to_fill(spec: ModelSpec, max_proposals: int | None = None) -> Any:
+    """Return the network that the spec describes, for a state dict with all of its tensors to be loaded: what `build`
+    would draw, which takes longer than all else, has no value yet.
+
+    Args:
+        spec: describes it.
+        max_proposals: regions of an image that heads look at, the surest ones; None for as many as the spec says.
+    """
+    if max_proposals is not None:
+        spec = replace(spec, proposals=min(spec.proposals, max_proposals))
+    with _Undrawn():
+        return build(spec)
+
+
 def for_inference(
     model: nn.Module, spec: ModelSpec, device: torch.device, dtype: torch.dtype, max_proposals: int | None = None
 ) -> Any:
@@ -77,13 +113,23 @@ def for_inference(
         dtype: what its layers compute in: float32, or bfloat16 where the hardware has it.
         max_proposals: regions of an image that heads look at, the surest ones; None for as many as the spec says.
     """
-    if max_proposals is not None:
-        spec = replace(spec, proposals=min(spec.proposals, max_proposals))
-    fast = build(spec)
+    fast = build_to_fill(spec, max_proposals)
     fast.load_state_dict(model.state_dict())
-    fast = to_device(fast.eval().requires_grad_(False), device)
-    detector_of(spec).infer_in(fast, device, dtype)
-    return fast
+    return made_fast(fast, spec, device, dtype)
+
+
+def made_fast(model: Any, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return the network itself, on the device, in evaluation mode and faster; it cannot be trained any more.
+
+    Args:
+        model: a network that `build` made.
+        spec: what `build` made it from.
+        device: where it goes.
+        dtype: what its layers compute in: float32, or bfloat16 where the hardware has it.
+    """
+    model = to_device(model.eval().requires_grad_(False), device)
+    detector_of(spec).infer_in(model, device, dtype)
+    return model
 
 
 def set_score_floor(model: Any, floor: float) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 import flawmask
 from flawmask.coco import GOOD
 from flawmask.errors import FlawmaskError
-from flawmask.model.build import build
+from flawmask.model.build import build_to_fill
 from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import StateDict, find_state_dict, load_file, save_file
 
@@ -33,11 +33,15 @@ def save(path: Path, model: nn.Module, spec: ModelSpec, **facts: float | int | s
     save_file(path, content)
 
 
-def load(path: Path) -> tuple[Any, ModelSpec]:
+def load(path: Path, max_proposals: int | None = None) -> tuple[Any, ModelSpec]:
     """Return the network in a checkpoint, in evaluation mode on the CPU, and its spec.
 
     Besides Flawmask's own, it takes `{"model_state_dict": state dict of torchvision's maskrcnn_resnet50_fpn, ...}`
     and gives it torchvision's own sizes and limits.
+
+    Args:
+        path: the file.
+        max_proposals: regions of an image that the network's heads look at, if the spec says more.
 
     Raises:
         FlawmaskError: the file is missing, damaged, carries code, or holds something else.
@@ -45,13 +49,13 @@ def load(path: Path) -> tuple[Any, ModelSpec]:
     content = load_file(path)
     state = find_state_dict(content, path)
     spec = _read_spec(content, path) if {"flawmask", "spec"} <= set(content) else _torchvision_spec(state, path)
-    model = build(spec)
+    model = build_to_fill(spec, max_proposals)
     own = model.state_dict()
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     wrong += [name for name in state if name not in own]
     if wrong:
         raise FlawmaskError(f"{path} does not fit {spec.arch}: {len(wrong)} tensors differ, {wrong[0]} among them")
-    model.load_state_dict(state)
+    model.load_state_dict({name: state[name].detach().to(own[name].dtype) for name in own}, assign=True)
     return model.eval(), spec
 
 

@@ -1,7 +1,6 @@
 """The images of the gallery: a small JPEG each, outlines as SVG paths, and the score of every detection."""
 
 import base64
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +12,7 @@ from pycocotools import mask as rle_tools
 from flawmask import images, masks
 from flawmask.coco import CocoSplit, Record, instance_masks
 from flawmask.draw import Picture, fit
+from flawmask.launch import usable_cores
 from flawmask.masks import Mask
 from flawmask.progress import track
 
@@ -59,7 +59,7 @@ def gallery(
         image, entry = pair
         _add_picture(entry, split, image, detections[image["id"]], side)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for _ in track(pool.map(draw, shown), "report", total=len(shown)):
             pass
     return [entry for _, entry in pairs]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from flawmask.coco import CocoSplit
+from flawmask.launch import PROCESS, control_groups
 from flawmask.model.arch import FIXED_SIZES
 from flawmask.model.weights import Pretrained
 from flawmask.runtime import memory_of_process
@@ -39,6 +40,13 @@ pretrained weights (True) and from none. A judgement, not a measurement; docs/re
 
 TIMED_STEPS = 5
 """So many steps tell how long one takes."""
+
+MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Where a control group of cgroup v2 and one of v1 keep their limit and what they use, and what `memory.stat` calls
+the part of it that is given back when it is needed."""
 
 OVERHEAD = 0.15
 """The share of a time budget that validation, checkpoints and reading take."""
@@ -140,25 +148,24 @@ def _peak_memory(*, since_start: bool = False) -> int:
     return memory_of_process("VmHWM" if since_start else "VmRSS") or 0
 
 
-def free_memory() -> int:
-    """Return how many bytes of memory are free, to this process' control group; 0 where the system does not say."""
+def free_memory(process: Path = PROCESS) -> int:
+    """Return how many bytes of memory are free, to this process' control groups; 0 where the system does not say.
+
+    Args:
+        process: a folder with `cgroup` and `mountinfo` as in proc(5).
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return 0
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        cached = next(
-            int(line.split()[1])
-            for line in (group / "memory.stat").read_text().splitlines()
-            if line.startswith("inactive_file ")
-        )
-    except (OSError, ValueError, StopIteration):  # no control group, or no limit ("max")
-        return free
-    return min(free, max(0, limit - used + cached))
+    for group in control_groups("memory", process):
+        for most, now, cached in MEMORY_FILES:
+            with suppress(OSError, ValueError, KeyError):  # of the other version, or no limit ("max")
+                limit, used = (int((group / name).read_text()) for name in (most, now))
+                facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                free = min(free, max(0, limit - used + int(facts[cached])))
+    return free
 
 
 def image_size_for(trial: Trial, seconds: float, batch: int, at_once: int) -> int:

@@ -1,6 +1,5 @@
 """From a split on disk to batches of tensors, in an order that the seed and the epoch alone decide."""
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from flawmask import images
 from flawmask.coco import CocoSplit
 from flawmask.errors import FlawmaskError
-from flawmask.launch import cores_of_each_process
+from flawmask.launch import cores_of_each_process, usable_cores
 from flawmask.model import targets
 from flawmask.model.layers import padded_shape, stacked, upload
 from flawmask.model.spec import ModelSpec
@@ -278,7 +277,7 @@ def default_workers(*, on_cuda: bool) -> int:
     the same cores, and 16 at most beside a GPU."""
     if on_cuda:
         return min(MOST_WORKERS, cores_of_each_process() - 1)
-    return min(4, (os.cpu_count() or 1) - 1)
+    return min(4, usable_cores() - 1)
 
 
 def _prepared(_: int) -> None:

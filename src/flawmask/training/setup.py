@@ -1,7 +1,6 @@
 """What a training is made of: decided before its first step, and written into its run folder."""
 
 import math
-import os
 import platform
 import shutil
 import time
@@ -20,6 +19,7 @@ from flawmask.distributed import Processes
 from flawmask.evaluation.leak import NAME as TRAINING_IMAGES
 from flawmask.evaluation.leak import content_digests
 from flawmask.files import check_output_folder, read_json, write_json
+from flawmask.launch import usable_cores
 from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import Pretrained, pretrained
 from flawmask.settings import as_json, require
@@ -185,7 +185,7 @@ def begin_run(setup: Setup, part_of: Mapping[str, Any] | None, left: list[str]) 
             "processes": setup.team.count,
             "images_at_once": setup.at_once,
             "images_per_step": setup.batch_size,
-            "cores": os.cpu_count(),
+            "cores": usable_cores(),
             "versions": {
                 "flawmask": flawmask.__version__,
                 "torch": torch.__version__,
