@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, make_dataclass, replace
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from flawmask.errors import FlawmaskError, RecordsError
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.summary import percent, summary
 from flawmask.inference.config import PredictConfig
-from flawmask.launch import is_first
+from flawmask.launch import THREAD_NAME, is_first
 from flawmask.pipeline import DemoCommand, Finished, RunConfig, demo, run
 from flawmask.progress import log_to, show_details, show_progress_on
 from flawmask.report.config import ReportConfig
@@ -60,7 +61,12 @@ def main(command: str | None = None) -> None:
     Args:
         command: a subcommand's name, for the scripts that are one subcommand each.
     """
-    sys.exit(_guarded([*([command] if command else []), *sys.argv[1:]]))
+    status = _guarded([*([command] if command else []), *sys.argv[1:]])
+    if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
+        # One hangs, in a file on a dead mount say, and Python would wait for it.
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _guarded(arguments: Sequence[str]) -> int:

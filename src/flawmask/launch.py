@@ -11,6 +11,9 @@ from pathlib import Path, PurePosixPath
 PROCESS = Path("/proc/self")
 """Where Linux says which control groups this process is in, and where they are mounted."""
 
+THREAD_NAME = "flawmask-image"
+"""What the names of threads begin with that read images and finish them."""
+
 WAITING = {"OMP_WAIT_POLICY": "passive"}
 """How the threads of OpenMP, with which PyTorch computes on a CPU, wait for each other: asleep. Left to themselves they
 spin, which keeps a thread that one of them waits for off the core where other processes compute, too; a wake-up costs

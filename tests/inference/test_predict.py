@@ -1,6 +1,12 @@
 """The stage `predict`: which images, what is written about them, and what stops it."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +314,31 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], says: str) 
 @pytest.mark.parametrize("settings", [{"conf": 0.0}, {"conf": "auto", "score_floor": 0.9}, {"score_floor": 0.5}])
 def test_a_floor_that_no_threshold_lies_below_is_taken(settings: dict[str, Any]) -> None:
     PredictConfig(model=Path("best.pt"), input=("x.png",), **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_an_interrupt_ends_it_though_a_file_hangs(model: Path, parts: Path, tmp_path: Path) -> None:
+    """A pipe that nobody writes into hangs whoever reads it, as a file on a dead mount does."""
+    os.mkfifo(parts / "hanging.png")
+    command = ["predict", "--model", model, "--input", parts, "--conf", "0.3", "--output", tmp_path / "out"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "flawmask", *map(str, command), "--device", "cpu"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while True:  # until it is being read; held open, it does not end
+            with suppress(OSError):
+                held = os.open(parts / "hanging.png", os.O_WRONLY | os.O_NONBLOCK)
+                break
+            assert running.poll() is None
+            time.sleep(0.1)
+        time.sleep(1)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+        os.close(held)
+    finally:
+        running.kill()
+    assert running.returncode == 130, said
+    assert not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flawmask.errors import FlawmaskError
 from flawmask.inference.predictor import infer_resized, resized
-from flawmask.launch import cores_of_each_process, usable_cores
+from flawmask.launch import THREAD_NAME, cores_of_each_process, usable_cores
 from flawmask.model.spec import ModelSpec
 from flawmask.runtime import is_out_of_memory
 
@@ -41,6 +41,10 @@ THREADS_ON_CUDA = max(THREADS, min(MOST_THREADS, cores_of_each_process()))
 
 BATCH_ON_CUDA = 8
 """How many images are judged at once there by default; a CPU gains nothing by more than one."""
+
+
+PATIENCE = 5.0
+"""Seconds that are waited for threads that read or finish an image when the others are no longer wanted."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,8 @@ def in_order(
         threads: how many work at once, each on one core: PyTorch starts no further threads inside of them.
     """
     pending: deque[Future[R]] = deque()
-    with _one_core_each() as alone, ThreadPoolExecutor(threads, initializer=alone) as pool:
+    with _one_core_each() as alone:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix=THREAD_NAME, initializer=alone)
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
@@ -128,9 +133,10 @@ def in_order(
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
-        finally:  # the pool waits for what has begun
-            for future in pending:
-                future.cancel()
+        finally:
+            # What has begun is waited for, but not for ever: a file on a dead mount is never read.
+            begun = [future for future in pending if not future.cancel()]
+            pool.shutdown(wait=not wait(begun, PATIENCE).not_done)
 
 
 @contextmanager
