@@ -130,9 +130,11 @@ def in_order(
             for item in items:
                 pending.append(pool.submit(function, item))
                 if len(pending) == most:
-                    yield pending.popleft().result()
+                    yield pending[0].result()
+                    pending.popleft()
             while pending:
-                yield pending.popleft().result()
+                yield pending[0].result()
+                pending.popleft()
         finally:
             # What has begun is waited for, but not for ever: a file on a dead mount is never read.
             begun = [future for future in pending if not future.cancel()]
