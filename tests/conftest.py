@@ -1,6 +1,7 @@
 """What several test files need: a tiny category to prepare, and the real images where they are."""
 
 import hashlib
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,19 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--start_method",
+        choices=multiprocessing.get_all_start_methods(),
+        help="how processes are started where nothing else is said: as on macOS and Windows with spawn",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if method := config.getoption("--start_method"):
+        multiprocessing.set_start_method(method)
 
 
 @pytest.fixture

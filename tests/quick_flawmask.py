@@ -1,7 +1,7 @@
-"""`python quick_flawmask.py train ...` is `flawmask train ...` with the small network, nothing drawn, and little timed.
+"""`python quick_flawmask.py train ...` is `flawmask train ...` with the small network, without pictures, timing little.
 
-For tests of what becomes of processes: whom a signal reaches, who goes on. A process that is spawned imports this module
-again, so that what is replaced here is replaced there, too.
+For tests of processes: who gets a signal, who goes on. A spawned process imports this module again, so what is replaced
+here is replaced there, too.
 """
 
 import sys

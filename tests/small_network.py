@@ -1,8 +1,8 @@
 """A Mask R-CNN of a million weights that stands in for the smallest real one where it does not matter which it is.
 
 With a real one, a training in a test writes 600 MB of states. No setting asks for this one: it is built where
-`maskrcnn_resnet18_fpn` is asked for, in a test or in a process that a test starts. Its stages have the names and the
-strides of a ResNet's, so that what freezes, loads and writes them need not know.
+`maskrcnn_resnet18_fpn` is asked for, in a test or in a process that a test starts. Its stages have the names and
+strides of a ResNet, so it is frozen, loaded and written like one.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from torch import nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -23,10 +22,10 @@ STANDS_IN_FOR = "maskrcnn_resnet18_fpn"
 CHANNELS, BOX_HEAD = 64, 128
 
 
-class _Narrow(ResNet):
+class _Narrow(ResNet):  # type: ignore[misc]
     """A ResNet-18 of half the depth whose stages are all as wide as the first."""
 
-    def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
+    def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> Any:
         return super()._make_layer(block, CHANNELS, blocks, stride, dilate)
 
 

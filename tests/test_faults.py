@@ -6,7 +6,6 @@ With TORTURE=1 in the environment (`make torture`) as often as docs/reliability.
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -16,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from dying_reader import DyingDataset
 from files_read_back import names
+from small_network import STANDS_IN_FOR
 from stained_plates import light, make_dataset, same_weights
 
 from flawmask.data.demo import DemoConfig, generate
@@ -29,9 +29,11 @@ from flawmask.training import loader, step
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("small_network", "undrawn")
+
 SMALL: dict[str, Any] = {
     **{"category": "demo", "mvtec_root": Path("datasets/demo"), "weights": "none", "image_size": 64},
-    **{"arch": "ssdlite320_mobilenet_v3_large", "augmentation_factor": 1, "workers": 0},
+    **{"arch": STANDS_IN_FOR, "proposals": 30, "roi_samples": 16, "augmentation_factor": 1, "workers": 0},
     **{"precision": "fp32", "device": "cpu", "resamples": 20, "overlays": 3},
 }
 """A run of the whole pipeline that takes a moment."""
@@ -77,6 +79,7 @@ import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 sys.argv[1:2] = []
+import quick_flawmask
 from flawmask.cli import main
 main()
 """
@@ -86,11 +89,16 @@ def with_room_for(bytes_: int, *command: str) -> "subprocess.CompletedProcess[st
     """Run a command that may write no file of more bytes, as on a disk that is full."""
     return subprocess.run(
         [sys.executable, "-c", FULL, str(bytes_), *command],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": with_these_tests()},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def with_these_tests() -> str:
+    """The PYTHONPATH for a process that imports a module of this folder."""
+    return os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def more_epochs(data: Path) -> Path:
@@ -145,8 +153,8 @@ def test_a_small_disk_keeps_its_files_when_it_is_full_and_the_training_goes_on_w
 ) -> None:
     run, disk = more_epochs(make_dataset(tmp_path / "data")), tmp_path / "disk"
     disk.mkdir()
-    room = sum(path.stat().st_size for path in run.iterdir()) + 20_000_000
-    train_on = [sys.executable, "-m", "flawmask", "train", "--resume", str(disk / "run")]
+    room = sum(path.stat().st_size for path in run.iterdir()) + 5_000_000
+    train_on = [sys.executable, str(HERE / "quick_flawmask.py"), "train", "--resume", str(disk / "run")]
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", ON_A_SMALL_DISK, "sh", str(room), str(disk), str(run), *train_on],
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
@@ -261,14 +269,7 @@ def test_what_a_killed_process_left_beside_a_folder_goes_and_what_it_put_aside_c
 
 
 def test_a_reading_process_that_dies_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = loader.SplitDataset._read
-
-    def dying(self: Any, place: int) -> Any:
-        if torch.utils.data.get_worker_info() is not None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return read(self, place)
-
-    monkeypatch.setattr(loader.SplitDataset, "_read", dying)
+    monkeypatch.setattr(loader, "SplitDataset", DyingDataset)
     with pytest.raises(FlawmaskError, match=r"a process that reads images died \(DataLoader worker") as caught:
         train(light(make_dataset(tmp_path / "data"), workers=1))
     assert "--workers" in str(caught.value)
@@ -320,6 +321,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn")
 def test_a_whole_run_speaks_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*given: Any, **_: Any) -> Any:
         raise AssertionError(f"it wants to speak to {given}")

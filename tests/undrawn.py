@@ -1,4 +1,4 @@
-"""Trainings and reports without what Matplotlib draws, which takes longer than a short training or a few predictions."""
+"""Trainings and reports without their pictures, which take longer to draw than a short training takes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
