@@ -1,5 +1,6 @@
 """What several test files need: a tiny category to prepare, and the real images where they are."""
 
+import gc
 import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -22,6 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if method := config.getoption("--start_method"):
         multiprocessing.set_start_method(method)
+
+
+def pytest_runtest_teardown() -> None:
+    """Let go of what a test has left to the garbage collector, where processes that read images are among it: pytest
+    waits for them in the end, and they for it."""
+    if multiprocessing.active_children():
+        gc.collect()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from files_read_back import names
 from random_network import SPEC, network
 from small_network import put_in_place
 from stained_plates import light, make_dataset
-from undrawn import STUBS, patched
+from undrawn import REAL, STUBS, patched
 
 from flawmask.data.augment import AugmentConfig, augment
 from flawmask.data.demo import DemoConfig, generate
@@ -131,7 +131,7 @@ def state_of(path: Path) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     put_in_place()
-    with patched({} if os.environ.get("TORTURE") else STUBS):
+    with patched(REAL if os.environ.get("TORTURE") else STUBS):
         kill_and_look()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from files_read_back import names
+from forked import Forked
 from random_network import SPEC, network
 from small_network import STANDS_IN_FOR
 from stained_plates import make_dataset
@@ -30,7 +31,7 @@ from flawmask.model import checkpoint
 pytestmark = pytest.mark.usefixtures("small_network")
 
 TASKS, QUICK = (str(Path(__file__).parent / name) for name in ("process_tasks.py", "quick_flawmask.py"))
-Started = list[subprocess.Popen[str]]
+Started = list[subprocess.Popen[str] | Forked]
 
 
 def free_port() -> int:
@@ -50,20 +51,18 @@ def started(command: list[str], count: int = 2) -> Iterator[Started]:
             told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
             environment = os.environ | {name: str(value) for name, value in told.items()}
             environment |= {"MASTER_PORT": port, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-            running.append(
-                subprocess.Popen(
-                    [sys.executable, *command],
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
+            if command[0] == "-m":  # a launcher, which starts others
+                pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+                running.append(subprocess.Popen([sys.executable, *command], env=environment, **pipes))
+            else:
+                running.append(Forked(command, environment))
         yield running
     finally:
         for one in running:
             one.kill()
             one.communicate()
+            if isinstance(one, Forked):
+                one.close()
 
 
 def run(command: list[str], count: int = 2) -> list[str]:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from dying_reader import DyingDataset
 from files_read_back import names
+from forked import Forked
 from small_network import STANDS_IN_FOR
 from stained_plates import light, make_dataset, same_weights
 
@@ -40,19 +42,17 @@ SMALL: dict[str, Any] = {
 
 TORTURE = bool(os.environ.get("TORTURE"))
 HERE = Path(__file__).parent
+QUICK = HERE / "quick_flawmask.py"
 
 
 def killed(task: str, folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
     """Return what `killed.py` says."""
     folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, str(HERE / "killed.py"), task, str(folder), str(kills), str(seed)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    running = Forked([HERE / "killed.py", task, folder, str(kills), str(seed)], os.environ)
+    printed, _ = running.communicate()
+    running.close()
+    assert running.returncode == 0, printed
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     print(task, found)  # what docs/reliability.md tells
     return found
 
@@ -74,31 +74,20 @@ def test_a_stage_killed_at_random_moments_leaves_a_whole_folder_or_none(tmp_path
     assert found["absent"] + found["complete"] == found["rounds"]
 
 
-FULL = """
-import resource, sys
-from pathlib import Path
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-sys.argv[1:2] = []
-import quick_flawmask
-from flawmask.cli import main
-main()
-"""
+@dataclass(frozen=True)
+class Done:
+    """What a command came to."""
+
+    returncode: int | None
+    stderr: str
 
 
-def with_room_for(bytes_: int, *command: str) -> "subprocess.CompletedProcess[str]":
+def with_room_for(bytes_: int, *command: str) -> Done:
     """Run a command that may write no file of more bytes, as on a disk that is full."""
-    return subprocess.run(
-        [sys.executable, "-c", FULL, str(bytes_), *command],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": with_these_tests()},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def with_these_tests() -> str:
-    """The PYTHONPATH for a process that imports a module of this folder."""
-    return os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    running = Forked([QUICK, *command], os.environ | {"COLUMNS": "200"}, most_bytes=bytes_)
+    printed, _ = running.communicate(timeout=300)
+    running.close()
+    return Done(running.returncode, printed)
 
 
 def more_epochs(data: Path) -> Path:
@@ -154,7 +143,7 @@ def test_a_small_disk_keeps_its_files_when_it_is_full_and_the_training_goes_on_w
     run, disk = more_epochs(make_dataset(tmp_path / "data")), tmp_path / "disk"
     disk.mkdir()
     room = sum(path.stat().st_size for path in run.iterdir()) + 5_000_000
-    train_on = [sys.executable, str(HERE / "quick_flawmask.py"), "train", "--resume", str(disk / "run")]
+    train_on = [sys.executable, str(QUICK), "train", "--resume", str(disk / "run")]
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", ON_A_SMALL_DISK, "sh", str(room), str(disk), str(run), *train_on],
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},

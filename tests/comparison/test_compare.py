@@ -61,7 +61,8 @@ def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_
     weights = tmp_path / "other.pth"
     torch.save({"stem.weight": torch.zeros(2, 2)}, weights)
     said = command(mvtec_root, weights)
-    process = subprocess.Popen(said, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wide = {**os.environ, "COLUMNS": "200", "FORKED": "1"}
+    process = subprocess.Popen(said, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=wide)
     state = wait_for(tmp_path, "model_maskrcnn/*_comparison/yolo11n-seg/state.pt", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -70,7 +71,6 @@ def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_
     assert not (folder / "yolo11n-seg.json").exists()
     finished = (folder / "yolo11n" / "best.pt").stat().st_mtime_ns
 
-    wide = {**os.environ, "COLUMNS": "200"}
     again = subprocess.run(said, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False, env=wide)
 
     assert again.returncode == 2, again.stderr  # yolo11s failed

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from files_read_back import names
+from forked import Forked
 from stained_plates import make_dataset, same_weights
 
 from flawmask.training.stop import Stop
@@ -22,13 +21,11 @@ FLAGS = (
 ).split()
 
 
-def started(folder: Path, name: str, *more: str) -> "subprocess.Popen[str]":
+def started(folder: Path, name: str, *more: str) -> Forked:
     """Start a training in a process group of its own, as a terminal does."""
-    command = [sys.executable, str(QUICK), "train", "--dataset_dir", str(folder / "data")]
+    command = [str(QUICK), "train", "--dataset_dir", str(folder / "data")]
     command += ["--output_dir", str(folder / name), *FLAGS, *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload,no-any-return]
+    return Forked(command, os.environ | {"COLUMNS": "200"})
 
 
 @pytest.mark.slow
