@@ -9,12 +9,11 @@ import os
 import resource
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from runpy import run_path
-
-HERE = Path(__file__).parent
+from threading import Thread
 
 
 class Forked:
@@ -26,10 +25,19 @@ class Forked:
         """Start `python PROGRAM`, which may write no file of more than `most_bytes`."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["quick_flawmask", "process_tasks", "flawmask.pipeline", "flawmask.cli"])
-        self._printed = Path(tempfile.mkstemp(prefix="printed_by_a_test_")[1])
-        arguments = ([str(one) for one in program], dict(environment), str(self._printed), most_bytes)
+        printed, output = context.Pipe(duplex=False)
+        arguments = ([str(one) for one in program], dict(environment), output, most_bytes)
         self._process = context.Process(target=_run, args=arguments)
         self._process.start()
+        output.close()
+        self._text: list[bytes] = []
+        self._reader = Thread(target=self._read, args=(printed,), daemon=True)
+        self._reader.start()
+
+    def _read(self, printed: Connection) -> None:
+        while data := os.read(printed.fileno(), 65536):
+            self._text.append(data)
+        printed.close()
 
     @property
     def pid(self) -> int:
@@ -59,22 +67,17 @@ class Forked:
         """Wait for its end and return what it printed."""
         self._process.join(timeout)
         assert self.poll() is not None, f"it still runs after {timeout} s"
-        printed = self._printed.read_text() if self._printed.exists() else ""
-        return printed, None
-
-    def close(self) -> None:
-        """Forget it, once it has ended."""
-        self._process.join()
-        self._printed.unlink(missing_ok=True)
+        self._reader.join(10)  # a process that it started may hold the other end for longer
+        return b"".join(self._text).decode(), None
 
 
-def _run(program: list[str], environment: dict[str, str], printed: str, most_bytes: int | None) -> None:
+def _run(program: list[str], environment: dict[str, str], output: Connection, most_bytes: int | None) -> None:
     import torch
 
     os.setsid()
-    with Path(printed).open("wb", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    for number in (1, 2):
+        os.dup2(output.fileno(), number)
+    output.close()
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     os.environ.clear()
     os.environ.update(environment)

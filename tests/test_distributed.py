@@ -61,8 +61,6 @@ def started(command: list[str], count: int = 2) -> Iterator[Started]:
         for one in running:
             one.kill()
             one.communicate()
-            if isinstance(one, Forked):
-                one.close()
 
 
 def run(command: list[str], count: int = 2) -> list[str]:

@@ -50,7 +50,6 @@ def killed(task: str, folder: Path, kills: int, seed: int = 0) -> dict[str, Any]
     folder.mkdir()
     running = Forked([HERE / "killed.py", task, folder, str(kills), str(seed)], os.environ)
     printed, _ = running.communicate()
-    running.close()
     assert running.returncode == 0, printed
     found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     print(task, found)  # what docs/reliability.md tells
@@ -86,7 +85,6 @@ def with_room_for(bytes_: int, *command: str) -> Done:
     """Run a command that may write no file of more bytes, as on a disk that is full."""
     running = Forked([QUICK, *command], os.environ | {"COLUMNS": "200"}, most_bytes=bytes_)
     printed, _ = running.communicate(timeout=300)
-    running.close()
     return Done(running.returncode, printed)
 
 

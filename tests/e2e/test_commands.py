@@ -148,9 +148,10 @@ def test_the_pipeline_prints_the_metrics_and_where_to_look(workplace: Path) -> N
         assert f"{stage} " in printed
 
 
+@pytest.mark.services  # of no other program, but of a minute: .ci/run has both
 @pytest.mark.slow
 def test_the_network_that_is_trained_by_default_goes_through_it_at_the_size_it_has_by_default(
-    workplace: Path, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     """As `flawmask run` does where only the images are named; but one epoch, and without downloaded weights."""
     drawn = "demo --mvtec_root mvtec --category nut --image_size 64 --good 3 --defective 1 --train_good 0"
