@@ -148,7 +148,7 @@ def test_the_pipeline_prints_the_metrics_and_where_to_look(workplace: Path) -> N
         assert f"{stage} " in printed
 
 
-@pytest.mark.services  # of no other program, but of a minute: .ci/run has both
+@pytest.mark.services  # since it takes a minute
 @pytest.mark.slow
 def test_the_network_that_is_trained_by_default_goes_through_it_at_the_size_it_has_by_default(
     tmp_path: Path,
