@@ -25,11 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
         multiprocessing.set_start_method(method)
 
 
-def pytest_runtest_teardown() -> None:
-    """Let go of what a test has left to the garbage collector, where processes that read images are among it: pytest
-    waits for them in the end, and they for it."""
-    if multiprocessing.active_children():
-        gc.collect()
+def pytest_sessionfinish() -> None:
+    """End processes that read images and that a failed training has left to the garbage collector: Python would wait
+    for them, and they for it."""
+    gc.collect()
+    for one in multiprocessing.active_children():
+        one.kill()
 
 
 @pytest.fixture
