@@ -32,8 +32,6 @@ from flawmask.masks import Mask, box_of, to_rle
 from flawmask.model import checkpoint
 from flawmask.model.build import detector_of
 
-pytestmark = pytest.mark.usefixtures("small_network")
-
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
