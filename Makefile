@@ -2,15 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test torture bench bench-gpu lint format lock
+.PHONY: demo test test-services torture bench bench-gpu lint format lock
 
 demo: .venv/ready
 	$(BIN)/flawmask demo --run
 
-# Two files at a time, each on one thread: as fast on two cores as it gets, and no faster to fail on a large machine.
+# At most 8 minutes. Two files at a time, each on one thread: as fast on two cores as it gets, and no faster to fail on a large machine.
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not services"
+
+# Those that read images, or train, with processes of their own.
+SPAWNING := $(addprefix tests/,training/test_loader.py training/test_cache.py training/test_run_folder.py comparison/test_yardsticks.py test_faults.py::test_a_reading_process_that_dies_is_told_in_a_line)
+
+# At most 6 minutes. What needs a browser (the report's tests need chromium, and are skipped where there is none), a run with
+# the default network at its full size, and processes that read images, started as on macOS and Windows.
+test-services: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m services
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --start_method spawn $(SPAWNING)
 
 # What docs/reliability.md tells: processes killed and files damaged by the thousand; 40 minutes or so on two cores.
 torture: .venv/ready

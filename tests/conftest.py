@@ -1,13 +1,36 @@
 """What several test files need: a tiny category to prepare, and the real images where they are."""
 
+import gc
 import hashlib
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--start_method",
+        choices=multiprocessing.get_all_start_methods(),
+        help="how processes are started where nothing else is said: as on macOS and Windows with spawn",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if method := config.getoption("--start_method"):
+        multiprocessing.set_start_method(method)
+
+
+def pytest_sessionfinish() -> None:
+    """End processes that read images and that a failed training has left to the garbage collector: Python would wait
+    for them, and they for it."""
+    gc.collect()
+    for one in multiprocessing.active_children():
+        one.kill()
 
 
 @pytest.fixture
@@ -57,3 +80,34 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here: the real images are no part of the repository")
     return folder
+
+
+# Below, imports within: these modules import PyTorch and Matplotlib, which not all tests need.
+
+
+@pytest.fixture(scope="module")
+def small_network() -> Iterator[None]:
+    """Let a small network stand in for the smallest Mask R-CNN, in this process, while the module's tests run."""
+    from small_network import in_place
+
+    with in_place():
+        yield
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Let trainings write a word in the place of each picture and reports leave theirs out, while the module's tests
+    run."""
+    from undrawn import STUBS, patched
+
+    with patched(STUBS):
+        yield
+
+
+@pytest.fixture
+def drawn() -> Iterator[None]:
+    """Let pictures be drawn all the same, in a test of what they show."""
+    from undrawn import REAL, patched
+
+    with patched(REAL):
+        yield

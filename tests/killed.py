@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from files_read_back import names
 from random_network import SPEC, network
+from small_network import put_in_place
 from stained_plates import light, make_dataset
+from undrawn import REAL, STUBS, patched
 
 from flawmask.data.augment import AugmentConfig, augment
 from flawmask.data.demo import DemoConfig, generate
@@ -128,6 +130,12 @@ def state_of(path: Path) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
+    put_in_place()
+    with patched(REAL if os.environ.get("TORTURE") else STUBS):
+        kill_and_look()
+
+
+def kill_and_look() -> None:
     name, base, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     make_dataset(base / "data", training=4 if name == "train" else 12)
     if name == "prepare":

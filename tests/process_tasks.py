@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_network import put_in_place
 from stained_plates import settings
+from undrawn import STUBS, patched
 
 from flawmask.coco import read_split
 from flawmask.distributed import Processes, processes
@@ -81,11 +83,13 @@ def train(_: Processes, folder: Path) -> None:
     replaced.one_epoch = epoch
     # One image to validate on: a process has none. What is logged, the main process alone is told.
     changes: dict[str, Any] = {"norm": "batch", "ema": True, "select_by": "f1", "log": "tensorboard"}
-    loop.train(settings(folder / "data", epochs=2, **changes))
+    with patched(STUBS):
+        loop.train(settings(folder / "data", epochs=2, **changes))
 
 
 def main() -> None:
     torch.set_num_threads(1)
+    put_in_place()
     task, folder = {"speak": speak, "take_steps": take_steps, "train": train}[sys.argv[1]], Path(sys.argv[2])
     if task is train:  # which makes its own
         train(Processes(), folder)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from small_network import STANDS_IN_FOR, is_in_place
 
 from flawmask.coco import annotation, write_split
 from flawmask.images import write_png
@@ -71,8 +72,9 @@ def settings(dataset: Path, **changes: Any) -> TrainConfig:
 
 
 def light(dataset: Path, **changes: Any) -> TrainConfig:
-    """The same with a network of a fourteenth of the weights, for what does not depend on which network it is."""
-    return settings(dataset, arch="ssdlite320_mobilenet_v3_large", **changes)
+    """The same with the network that trains fastest, for what does not depend on which it is."""
+    arch = STANDS_IN_FOR if is_in_place() else "ssdlite320_mobilenet_v3_large"
+    return settings(dataset, **({"arch": arch} | changes))
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:

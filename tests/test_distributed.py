@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 import torch
 from files_read_back import names
+from forked import Forked
 from random_network import SPEC, network
+from small_network import STANDS_IN_FOR
 from stained_plates import make_dataset
 
 from flawmask.distributed import Processes, _peers_alive, processes
@@ -26,8 +28,10 @@ from flawmask.errors import FlawmaskError
 from flawmask.launch import launched, local_rank
 from flawmask.model import checkpoint
 
-TASKS = Path(__file__).parent / "process_tasks.py"
-Started = list[subprocess.Popen[str]]
+pytestmark = pytest.mark.usefixtures("small_network")
+
+TASKS, QUICK = (str(Path(__file__).parent / name) for name in ("process_tasks.py", "quick_flawmask.py"))
+Started = list[subprocess.Popen[str] | Forked]
 
 
 def free_port() -> int:
@@ -47,15 +51,11 @@ def started(command: list[str], count: int = 2) -> Iterator[Started]:
             told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
             environment = os.environ | {name: str(value) for name, value in told.items()}
             environment |= {"MASTER_PORT": port, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-            running.append(
-                subprocess.Popen(
-                    [sys.executable, *command],
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
+            if command[0] == "-m":  # a launcher, which starts others
+                pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+                running.append(subprocess.Popen([sys.executable, *command], env=environment, **pipes))
+            else:
+                running.append(Forked(command, environment))
         yield running
     finally:
         for one in running:
@@ -122,7 +122,7 @@ def test_every_item_is_in_exactly_one_share(count: int) -> None:
 
 @pytest.mark.slow
 def test_three_processes_add_up_gather_and_are_told(tmp_path: Path) -> None:
-    run([str(TASKS), "speak", str(tmp_path)], 3)
+    run([TASKS, "speak", str(tmp_path)], 3)
     for rank in range(3):
         found = load(tmp_path / f"{rank}.pt")
         assert torch.equal(found["sums"][0], torch.tensor([111.0, 222.0]))
@@ -144,7 +144,7 @@ def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_pa
     # An image without an instance, so that the masks of the others are not spread evenly over the two.
     make_good(make_dataset(tmp_path / "data") / "train", 1)
     for count in (1, 2):
-        run([str(TASKS), "take_steps", str(tmp_path)], count)
+        run([TASKS, "take_steps", str(tmp_path)], count)
     alone, *both = (load(tmp_path / f"steps_{name}.pt") for name in ("0_of_1", "0_of_2", "1_of_2"))
     for name, one in both[0]["weights"].items():
         assert torch.equal(one, both[1]["weights"][name]), "the two have drifted apart"
@@ -157,7 +157,7 @@ def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_pa
 @pytest.mark.slow
 def test_a_training_by_two_processes_is_written_by_one_and_known_to_both(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", training=5, validation=1)
-    run([str(TASKS), "train", str(tmp_path)])
+    run([TASKS, "train", str(tmp_path)])
     for epoch in (1, 2):
         first, second = (load(tmp_path / f"epoch_{epoch}_{rank}.pt") for rank in range(2))
         assert first["figures"] == second["figures"]
@@ -194,7 +194,7 @@ def test_two_processes_judge_as_one_does_whatever_started_them(tmp_path: Path) -
     for name, launcher in {"alone": [], **TWO}.items():
         out = tmp_path / name
         flags = ["--model", tmp_path / "model.pt", "--dataset_dir", tmp_path / "data", "--output_dir", out]
-        command = ["-m", "flawmask", "evaluate", *map(str, flags), "--conf", "auto", "--device", "cpu"]
+        command = [QUICK, "evaluate", *map(str, flags), "--conf", "auto", "--device", "cpu"]
         run(["-m", *launcher, str(free_port()), *command] if launcher else command, 1)
         content = json.loads((out / "metrics.json").read_text())
         assert set(content["seconds"]) == {"read", "network", "post"}
@@ -210,7 +210,10 @@ def train_command(folder: Path, epochs: int) -> list[str]:
     flags: dict[str, object] = {
         "dataset_dir": folder / "data",
         "output_dir": folder / "run",
-        "arch": "ssdlite320_mobilenet_v3_large",
+        "arch": STANDS_IN_FOR,
+        "image_size": 64,
+        "proposals": 30,
+        "roi_samples": 16,
         "weights": "none",
         "epochs": epochs,
         "batch_size": 1,
@@ -218,14 +221,14 @@ def train_command(folder: Path, epochs: int) -> list[str]:
         "precision": "fp32",
         "workers": 0,
     }
-    return ["-m", "flawmask", "train", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
+    return [QUICK, "train", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_whose_partner_was_killed_says_so_in_a_line_and_the_run_goes_on_later(tmp_path: Path, killed: int) -> None:
     make_dataset(tmp_path / "data", validation=1)
-    with started(train_command(tmp_path, epochs=3)) as running:
+    with started(train_command(tmp_path, epochs=10)) as running:
         wait_for(tmp_path / "run" / "state.pt", running)
         running[killed].send_signal(signal.SIGKILL)
         left = running[1 - killed]
@@ -237,11 +240,11 @@ def test_one_whose_partner_was_killed_says_so_in_a_line_and_the_run_goes_on_late
     assert "Traceback" not in printed
     assert not [name for name in names(tmp_path) if name not in ("data", "run")]
 
-    run(["-m", "flawmask", "train", "--resume", str(tmp_path / "run")], 1)
+    run([QUICK, "train", "--resume", str(tmp_path / "run")], 1)
     history = json.loads((tmp_path / "run" / "history.json").read_text())
-    assert history["epoch"] == [1, 2, 3]
+    assert history["epoch"] == list(range(1, 11))
     # Two images a step still, of a process alone now: as far along the cosine as ever.
-    assert load(tmp_path / "run" / "state.pt")["taken"] == 6
+    assert load(tmp_path / "run" / "state.pt")["taken"] == 20
 
 
 @pytest.mark.slow

@@ -6,18 +6,20 @@ With TORTURE=1 in the environment (`make torture`) as often as docs/reliability.
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from dying_reader import DyingDataset
 from files_read_back import names
+from forked import Forked
+from small_network import STANDS_IN_FOR
 from stained_plates import light, make_dataset, same_weights
 
 from flawmask.data.demo import DemoConfig, generate
@@ -29,28 +31,27 @@ from flawmask.training import loader, step
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("small_network", "undrawn")
+
 SMALL: dict[str, Any] = {
     **{"category": "demo", "mvtec_root": Path("datasets/demo"), "weights": "none", "image_size": 64},
-    **{"arch": "ssdlite320_mobilenet_v3_large", "augmentation_factor": 1, "workers": 0},
+    **{"arch": STANDS_IN_FOR, "proposals": 30, "roi_samples": 16, "augmentation_factor": 1, "workers": 0},
     **{"precision": "fp32", "device": "cpu", "resamples": 20, "overlays": 3},
 }
 """A run of the whole pipeline that takes a moment."""
 
 TORTURE = bool(os.environ.get("TORTURE"))
 HERE = Path(__file__).parent
+QUICK = HERE / "quick_flawmask.py"
 
 
 def killed(task: str, folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
     """Return what `killed.py` says."""
     folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, str(HERE / "killed.py"), task, str(folder), str(kills), str(seed)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    running = Forked([HERE / "killed.py", task, folder, str(kills), str(seed)], os.environ)
+    printed, _ = running.communicate()
+    assert running.returncode == 0, printed
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     print(task, found)  # what docs/reliability.md tells
     return found
 
@@ -72,25 +73,19 @@ def test_a_stage_killed_at_random_moments_leaves_a_whole_folder_or_none(tmp_path
     assert found["absent"] + found["complete"] == found["rounds"]
 
 
-FULL = """
-import resource, sys
-from pathlib import Path
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-sys.argv[1:2] = []
-from flawmask.cli import main
-main()
-"""
+@dataclass(frozen=True)
+class Done:
+    """What a command came to."""
+
+    returncode: int | None
+    stderr: str
 
 
-def with_room_for(bytes_: int, *command: str) -> "subprocess.CompletedProcess[str]":
+def with_room_for(bytes_: int, *command: str) -> Done:
     """Run a command that may write no file of more bytes, as on a disk that is full."""
-    return subprocess.run(
-        [sys.executable, "-c", FULL, str(bytes_), *command],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    running = Forked([QUICK, *command], os.environ | {"COLUMNS": "200"}, most_bytes=bytes_)
+    printed, _ = running.communicate(timeout=300)
+    return Done(running.returncode, printed)
 
 
 def more_epochs(data: Path) -> Path:
@@ -145,8 +140,8 @@ def test_a_small_disk_keeps_its_files_when_it_is_full_and_the_training_goes_on_w
 ) -> None:
     run, disk = more_epochs(make_dataset(tmp_path / "data")), tmp_path / "disk"
     disk.mkdir()
-    room = sum(path.stat().st_size for path in run.iterdir()) + 20_000_000
-    train_on = [sys.executable, "-m", "flawmask", "train", "--resume", str(disk / "run")]
+    room = sum(path.stat().st_size for path in run.iterdir()) + 5_000_000
+    train_on = [sys.executable, str(QUICK), "train", "--resume", str(disk / "run")]
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", ON_A_SMALL_DISK, "sh", str(room), str(disk), str(run), *train_on],
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
@@ -261,14 +256,7 @@ def test_what_a_killed_process_left_beside_a_folder_goes_and_what_it_put_aside_c
 
 
 def test_a_reading_process_that_dies_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = loader.SplitDataset._read
-
-    def dying(self: Any, place: int) -> Any:
-        if torch.utils.data.get_worker_info() is not None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return read(self, place)
-
-    monkeypatch.setattr(loader.SplitDataset, "_read", dying)
+    monkeypatch.setattr(loader, "SplitDataset", DyingDataset)
     with pytest.raises(FlawmaskError, match=r"a process that reads images died \(DataLoader worker") as caught:
         train(light(make_dataset(tmp_path / "data"), workers=1))
     assert "--workers" in str(caught.value)
@@ -320,6 +308,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn")
 def test_a_whole_run_speaks_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*given: Any, **_: Any) -> Any:
         raise AssertionError(f"it wants to speak to {given}")

@@ -7,27 +7,32 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from small_network import STANDS_IN_FOR
 
+from flawmask.comparison import compare as comparing
+from flawmask.comparison import contender, speed
 from flawmask.comparison.compare import Compared, compare
 from flawmask.comparison.config import CompareConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
-ARCHS = ("yolo11n", "yolo11s", "yolo11n-seg")
+QUICK = Path(__file__).parents[1] / "quick_flawmask.py"
+ARCHS, EPOCHS = ("yolo11n", "yolo11s", "yolo11n-seg"), 3
 
 
 def command(mvtec_root: Path, weights: Path) -> list[str]:
     # A file of another network makes yolo11s fail; patchcore takes no part.
-    flags = f"--category plate --archs {','.join(ARCHS)} --epochs 8 --batch_size 4 --workers 0"
+    flags = f"--category plate --archs {','.join(ARCHS)} --epochs {EPOCHS} --batch_size 4 --workers 0"
     more = "--image_size 64 --device cpu --test_ratio 0.3 --conf auto --skip_augment --resamples 50 --overlays 0"
     given = ["--mvtec_root", str(mvtec_root), "--weights", f"none,yolo11s={weights}"]
-    return [sys.executable, "-m", "flawmask", "compare", *flags.split(), *more.split(), *given]
+    return [sys.executable, str(QUICK), "compare", *flags.split(), *more.split(), *given]
 
 
 def wait_for(path: Path, pattern: str, process: "subprocess.Popen[bytes]", seconds: int = 300) -> Path:
@@ -56,7 +61,8 @@ def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_
     weights = tmp_path / "other.pth"
     torch.save({"stem.weight": torch.zeros(2, 2)}, weights)
     said = command(mvtec_root, weights)
-    process = subprocess.Popen(said, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wide = {**os.environ, "COLUMNS": "200", "FORKED": "1"}
+    process = subprocess.Popen(said, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=wide)
     state = wait_for(tmp_path, "model_maskrcnn/*_comparison/yolo11n-seg/state.pt", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -65,7 +71,6 @@ def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_
     assert not (folder / "yolo11n-seg.json").exists()
     finished = (folder / "yolo11n" / "best.pt").stat().st_mtime_ns
 
-    wide = {**os.environ, "COLUMNS": "200"}
     again = subprocess.run(said, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False, env=wide)
 
     assert again.returncode == 2, again.stderr  # yolo11s failed
@@ -73,7 +78,7 @@ def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_
     assert "yolo11n was finished before" in again.stderr
     assert sorted(tmp_path.glob("model_maskrcnn/*")) == [folder]
     assert (folder / "yolo11n" / "best.pt").stat().st_mtime_ns == finished
-    assert len(read(folder / "yolo11n-seg" / "history.json")["epoch"]) == 8
+    assert len(read(folder / "yolo11n-seg" / "history.json")["epoch"]) == EPOCHS
     content = read(folder / "comparison.json")
     assert list(content["models"]) == [*ARCHS, "resnet18_classifier", "patchcore"]
     failed = content["models"]["yolo11s"]
@@ -116,15 +121,15 @@ def check_figures(folder: Path, content: dict[str, Any], done: list[str]) -> Non
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_stop_it_saves_and_says_so_by_its_status(mvtec_root: Path, tmp_path: Path, number: int) -> None:
     said = [*command(mvtec_root, Path("none")), "--yardsticks", "none"]
-    for flag, value in {"--archs": "yolo11n", "--weights": "none", "--workers": "1", "--epochs": "999"}.items():
+    for flag, value in {"--archs": STANDS_IN_FOR, "--weights": "none", "--workers": "1", "--epochs": "999"}.items():
         said[said.index(flag) + 1] = value
     process = subprocess.Popen(
         said, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    state = wait_for(tmp_path, "model_maskrcnn/*_comparison/yolo11n/state.pt", process)
+    state = wait_for(tmp_path, f"model_maskrcnn/*_comparison/{STANDS_IN_FOR}/state.pt", process)
     os.killpg(process.pid, number)  # as Ctrl-C and schedulers do: all processes get it
     assert process.wait(timeout=120) == 128 + number
-    assert not (state.parent.parent / "yolo11n.json").exists()
+    assert not (state.parent.parent / f"{STANDS_IN_FOR}.json").exists()
     assert not (state.parent.parent / "comparison.md").exists()
 
 
@@ -132,6 +137,11 @@ def test_over_folds_each_model_is_judged_on_all_images_by_models_that_have_not_s
     mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # In this process, since a new one needs seconds to import PyTorch; the tests above start real ones.
+    monkeypatch.setattr(comparing, "_in_own_process", _here)
+    monkeypatch.setattr(contender, "begin", lambda **_: None)
+    monkeypatch.setattr(speed, "begin", lambda **_: None)
+    monkeypatch.setattr(speed, "ROUNDS", speed.FEWEST_ROUNDS)
     compared = _over_folds(mvtec_root)
     content = read(compared.folder / "comparison.json")
     assert not compared.failed
@@ -145,6 +155,11 @@ def test_over_folds_each_model_is_judged_on_all_images_by_models_that_have_not_s
     before = (compared.folder / "yolo11n-seg" / "fold_2" / "best.pt").stat().st_mtime_ns
     assert _over_folds(mvtec_root).body == compared.body
     assert (compared.folder / "yolo11n-seg" / "fold_2" / "best.pt").stat().st_mtime_ns == before
+
+
+def _here(work: Callable[..., None], *given: Any, **named: Any) -> int:
+    work(*given, **named)
+    return 0
 
 
 def _over_folds(mvtec_root: Path) -> Compared:

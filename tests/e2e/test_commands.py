@@ -3,17 +3,23 @@
 import contextlib
 import io
 import json
+import math
+import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from small_network import in_place
 
 from flawmask.cli import main
+
+# The pipeline that makes the workplace is a process of its own, in which all is real and all is drawn.
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,8 +45,9 @@ def run_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.Co
 
 
 def call_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Do what `run_in` does with a subcommand, in this process: a new one needs seconds to import PyTorch."""
+    """Do what `run_in` does, in this process: a new one needs seconds to import PyTorch."""
     out, err = io.StringIO(), io.StringIO()
+    first, *rest = map(str, command)
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(out),
@@ -48,8 +55,12 @@ def call_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.C
         pytest.raises(SystemExit) as stopped,
     ):
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["flawmask", *map(str, command)])
-        main()
+        if first.endswith(".py"):
+            patch.setattr(sys, "argv", [first, *rest])
+            runpy.run_path(str(ROOT / first), run_name="__main__")
+        else:
+            patch.setattr(sys, "argv", ["flawmask", first, *rest])
+            main()
     done = subprocess.CompletedProcess(command, int(stopped.value.code or 0), out.getvalue(), err.getvalue())
     assert done.returncode == status, f"{command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -65,6 +76,14 @@ def test_an_output_that_nobody_reads_to_its_end_is_no_error(tmp_path: Path, comm
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+@pytest.fixture
+def small() -> Iterator[None]:
+    """Let a small network stand in for the one of SMALL, in this process, for a test that uses no other run than its
+    own."""
+    with in_place():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -129,16 +148,35 @@ def test_the_pipeline_prints_the_metrics_and_where_to_look(workplace: Path) -> N
         assert f"{stage} " in printed
 
 
+@pytest.mark.services  # since it takes a minute
+@pytest.mark.slow
+def test_the_network_that_is_trained_by_default_goes_through_it_at_the_size_it_has_by_default(
+    tmp_path: Path,
+) -> None:
+    """As `flawmask run` does where only the images are named; but one epoch, and without downloaded weights."""
+    drawn = "demo --mvtec_root mvtec --category nut --image_size 64 --good 3 --defective 1 --train_good 0"
+    call_in(tmp_path, *drawn.split())
+    done = call_in(tmp_path, *"run --category nut --mvtec_root mvtec --epochs 1 --weights none --skip_augment".split())
+    assert "OVERALL METRICS" in done.stdout
+    (run_dir,) = runs(tmp_path)
+    written = json.loads((run_dir / "config.json").read_text())
+    assert (written["model"]["arch"], written["model"]["image_size"]) == ("maskrcnn_resnet50_fpn", 800)
+    history = json.loads((run_dir / "history.json").read_text())
+    assert all(math.isfinite(values[0]) for name, values in history.items() if name.startswith("loss_"))
+    metrics = json.loads((run_dir / "inference_val/metrics.json").read_text())
+    assert metrics["total_images"] >= 1
+
+
 @pytest.mark.slow
 def test_the_five_scripts_work_with_the_flags_as_written(workplace: Path) -> None:
     prepare = "--mvtec_root datasets/mvtec --category bottle --output_dir datasets/own --train_ratio 0.5 --seed 0"
-    run_in(workplace, "prepare_maskrcnn_dataset.py", *prepare.split())
+    call_in(workplace, "prepare_maskrcnn_dataset.py", *prepare.split())
     augment = "--dataset_dir datasets/own --output_dir datasets/own_more --augmentation_factor 3"
-    run_in(workplace, "augment_maskrcnn_dataset.py", *augment.split())
+    call_in(workplace, "augment_maskrcnn_dataset.py", *augment.split())
     train = "--dataset_dir datasets/own_more --output_dir own_run --epochs 1 --batch_size 4 --lr 0.005 --device cpu"
-    run_in(workplace, "train_maskrcnn.py", *train.split(), "--num_classes", "2", *SMALL)
+    call_in(workplace, "train_maskrcnn.py", *train.split(), "--num_classes", "2", *SMALL)
     judge = "--model own_run/best.pt --dataset_dir datasets/own --split val --output_dir judged --conf 0.5 --device cpu"
-    done = run_in(workplace, "inference_maskrcnn.py", *judge.split(), "--num_classes", "2")
+    done = call_in(workplace, "inference_maskrcnn.py", *judge.split(), "--num_classes", "2")
     assert done.stdout.startswith("OVERALL METRICS\n")
     assert (workplace / "judged/metrics.json").is_file()
     images = json.loads((workplace / "datasets/own_more/train/annotations.json").read_text())["images"]
@@ -179,16 +217,17 @@ def test_training_alone_stops_before_inference(workplace: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_several_categories_end_with_a_table_and_one_that_fails_does_not_stop_the_others(workplace: Path) -> None:
     flags = "--epochs 1 --skip_augment".split()
-    done = call_in(workplace, "run", "--category", "all", *flags, *LIGHT)
+    done = call_in(workplace, "run", "--category", "all", *flags, *SMALL)
     assert "bottle" in done.stdout
     assert "cable" in done.stdout
     mask = next((workplace / "datasets/mvtec/cable/ground_truth").rglob("*_mask.png"))
     content = mask.read_bytes()
     try:
         mask.unlink()
-        done = call_in(workplace, "run", "--category", "cable,bottle", *flags, *LIGHT, status=2)
+        done = call_in(workplace, "run", "--category", "cable,bottle", *flags, *SMALL, status=2)
     finally:
         mask.write_bytes(content)
     assert "has no mask" in done.stderr
@@ -196,6 +235,7 @@ def test_several_categories_end_with_a_table_and_one_that_fails_does_not_stop_th
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_cross_validation_judges_every_image_once_and_goes_on_where_it_stopped(workplace: Path) -> None:
     command = [
         "run",
@@ -238,6 +278,7 @@ def test_cross_validation_judges_every_image_once_and_goes_on_where_it_stopped(w
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_a_threshold_is_chosen_on_val_and_test_is_judged_with_it(workplace: Path) -> None:
     before = runs(workplace)
     drawn = "demo --mvtec_root others --category nut --image_size 64 --good 6 --defective 3 --train_good 0"
@@ -283,9 +324,10 @@ def test_runs_are_set_side_by_side_on_one_page(workplace: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_a_labelled_coco_folder_is_enough(workplace: Path) -> None:
     flags = "--dataset_dir datasets/maskrcnn_mvtec_bottle --epochs 1 --skip_augment".split()
-    done = call_in(workplace, "run", *flags, *LIGHT)
+    done = call_in(workplace, "run", *flags, *SMALL)
     assert "OVERALL METRICS" in done.stdout
 
 
@@ -307,7 +349,7 @@ def test_predict_tells_a_script_what_it_found(workplace: Path) -> None:
     always: list[str | Path] = ["predict", "--model", model, "--input", images, "--conf", "0"]
     call_in(workplace, *always, "--output", "found")
     never: list[str | Path] = ["predict", "--model", model, "--input", images, "--conf", "1", "--fail_on_defect"]
-    run_in(workplace, *never, "--output", "found")
+    call_in(workplace, *never, "--output", "found")
     verdicts = json.loads((workplace / "found/predictions.json").read_text())["images"]
     assert [record["verdict"] for record in verdicts] == ["good", "good"]
     (workplace / "broken.png").write_text("no image")
@@ -418,6 +460,6 @@ def test_a_mask_of_another_size_stops_the_pipeline_before_anything_is_written(wo
         cv2.imwrite(str(folder / name), np.zeros((*shape, 3), np.uint8))
     (folder / "ground_truth/dent").mkdir(parents=True)
     cv2.imwrite(str(folder / "ground_truth/dent/000_mask.png"), np.full((20, 30), 255, np.uint8))
-    done = run_in(tmp_path, "run_maskrcnn_pipeline.py", "--category", "part", "--mvtec_root", "mvtec", status=2)
+    done = call_in(tmp_path, "run_maskrcnn_pipeline.py", "--category", "part", "--mvtec_root", "mvtec", status=2)
     assert "000_mask.png is 30x20 but its image is 40x40" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mvtec"]

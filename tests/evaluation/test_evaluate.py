@@ -30,12 +30,14 @@ from flawmask.inference import predictor, stream
 from flawmask.inference.predictor import detect
 from flawmask.model import checkpoint
 
+pytestmark = pytest.mark.usefixtures("undrawn", "small_network")
+
 SPEC = replace(random_network.SPEC, classes=("good", "defect"))
 CATEGORIES = [{"id": 1, "name": "good"}, {"id": 2, "name": "defect"}]
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_dir(small_network: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     checkpoint.save(folder / "best.pt", network(SPEC), SPEC)
     return folder

@@ -22,6 +22,8 @@ from flawmask.inference.config import PredictConfig
 from flawmask.inference.predict import Predicted, find_images, predict
 from flawmask.model import checkpoint
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

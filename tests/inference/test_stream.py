@@ -23,6 +23,8 @@ from flawmask.inference.predictor import infer_resized as really
 from flawmask.inference.stream import THREADS, Seen, in_order, judge_all
 from flawmask.model.arch import Arch
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 SPEC = replace(random_network.SPEC, max_detections=8)
 """Of a network that soon has done, since it is masks that take an image's time."""
 

@@ -22,6 +22,8 @@ from flawmask.model import checkpoint
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 
 def test_a_network_comes_back_from_its_file_with_the_same_answers(tmp_path: Path) -> None:
     model = network()

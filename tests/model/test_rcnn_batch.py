@@ -38,6 +38,8 @@ from flawmask.model.rcnn_batch import (
 )
 from flawmask.model.targets import Target
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 CPU = torch.device("cpu")
 PROPOSALS, ENOUGH = 20, 96
 """Of an image. A quarter of so many regions is more than the proposals and true boxes that can lie on an instance."""

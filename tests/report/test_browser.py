@@ -16,7 +16,7 @@ from report.made import make_dataset, make_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install flawmask[dev]")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.services
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MIN_AREA = 60

@@ -31,6 +31,7 @@ def dataset(tmp_path: Path) -> Path:
     return make_dataset(tmp_path / "data", training=2, validation=1)
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("arch", KINDS)
 def test_a_training_is_written_with_its_own_losses_and_predicts(dataset: Path, arch: Arch) -> None:
     done = train(settings(dataset, arch=arch, select_by="f1"))

@@ -69,7 +69,7 @@ def interrupted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, after: int
     ("make", "changes"),
     [
         (settings, {}),
-        (light, {"norm": "batch", "ema": True, "select_by": "val_loss"}),
+        (light, {"arch": "ssdlite320_mobilenet_v3_large", "norm": "batch", "ema": True, "select_by": "val_loss"}),
         (settings, {"precision": "bf16", "norm": "frozen", "anchor_sizes": (4, 8, 16, 24, 32)}),
     ],
 )

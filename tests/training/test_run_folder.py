@@ -37,6 +37,7 @@ def dataset(tmp_path: Path) -> Path:
     return make_dataset(tmp_path / "data")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_is_written_whole_and_says_what_happened(dataset: Path) -> None:
     done = train(settings(dataset, epochs=3))
     assert names(done.run_dir) == RUN_FILES

@@ -1,0 +1,30 @@
+"""`python quick_flawmask.py train ...` is `flawmask train ...` with the small network, without pictures, timing little.
+
+For tests of processes: who gets a signal, who goes on. A spawned process imports this module again, so what is replaced
+here is replaced there, too.
+"""
+
+import multiprocessing
+import os
+import sys
+from unittest.mock import patch
+
+from small_network import put_in_place
+from undrawn import STUBS, patched
+
+drawing = patched(STUBS)
+drawing.__enter__()
+put_in_place()
+if os.environ.get("FORKED"):  # a spawned process takes seconds to import PyTorch
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["quick_flawmask"])
+    patch("multiprocessing.get_context", lambda _: server).start()
+if "compare" in sys.argv:
+    from flawmask.comparison import speed
+
+    speed.ROUNDS = speed.FEWEST_ROUNDS
+
+if __name__ == "__main__":
+    from flawmask.cli import main
+
+    main()

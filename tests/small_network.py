@@ -1,0 +1,61 @@
+"""A Mask R-CNN of a million weights that stands in for the smallest real one where it does not matter which it is.
+
+With a real one, a training in a test writes 600 MB of states. No setting asks for this one: it is built where
+`maskrcnn_resnet18_fpn` is asked for, in a test or in a process that a test starts. Its stages have the names and
+strides of a ResNet, so it is frozen, loaded and written like one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from flawmask.model import rcnn_build
+
+STANDS_IN_FOR = "maskrcnn_resnet18_fpn"
+CHANNELS, BOX_HEAD = 64, 128
+
+
+class _Narrow(ResNet):  # type: ignore[misc]
+    """A ResNet-18 of half the depth whose stages are all as wide as the first."""
+
+    def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> Any:
+        return super()._make_layer(block, CHANNELS, blocks, stride, dilate)
+
+
+def build(classes: int, limits: dict[str, Any]) -> MaskRCNN:
+    """Return the network, its weights drawn at random, as the builders in `rcnn_build` do."""
+    stages = {f"layer{number}": str(number - 1) for number in range(1, 5)}
+    backbone = BackboneWithFPN(_Narrow(BasicBlock, [1, 1, 1, 1]), stages, [CHANNELS] * 4, CHANNELS)
+    return MaskRCNN(
+        backbone,
+        num_classes=None,
+        box_head=TwoMLPHead(CHANNELS * 7 * 7, BOX_HEAD),
+        box_predictor=FastRCNNPredictor(BOX_HEAD, classes),
+        mask_head=MaskRCNNHeads(CHANNELS, [CHANNELS] * 4, 1),
+        mask_predictor=MaskRCNNPredictor(CHANNELS, CHANNELS, classes),
+        **limits,
+    )
+
+
+@contextmanager
+def in_place() -> Iterator[None]:
+    """Let it be built wherever this process asks for the smallest Mask R-CNN, until the context ends."""
+    with patch.dict(rcnn_build._BUILDERS, {STANDS_IN_FOR: build}):
+        yield
+
+
+def is_in_place() -> bool:
+    """Return whether it is built now where the smallest Mask R-CNN is asked for."""
+    return rcnn_build._BUILDERS[STANDS_IN_FOR] is build
+
+
+def put_in_place() -> None:
+    """Let it be built from now on: for a process that a test starts."""
+    rcnn_build._BUILDERS[STANDS_IN_FOR] = build

@@ -1,0 +1,47 @@
+"""Trainings and reports without their pictures, which take longer to draw than a short training takes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from flawmask.report import figures
+from flawmask.report.results import Results
+from flawmask.training import curves, pictures
+
+
+def _word(*given: Any) -> None:
+    """What stands in for a training's picture; it is given the path as the last of several things."""
+    path: Path = given[-1]
+    path.write_bytes(b"picture")
+
+
+def _nothing(results: Results, _: Sequence[tuple[bool, float]]) -> dict[str, str]:
+    """What stands in for a report's figures: a report leaves out one that cannot be drawn."""
+    (results.folder / "figures").mkdir(exist_ok=True)
+    return {}
+
+
+STUBS: dict[str, Callable[..., Any]] = {
+    "flawmask.training.run.draw_labels": _word,
+    "flawmask.training.run.draw_curves": _word,
+    "flawmask.training.run.draw_train_batch": _word,
+    "flawmask.report.report.draw_figures": _nothing,
+}
+
+REAL: dict[str, Callable[..., Any]] = {
+    "flawmask.training.run.draw_labels": pictures.draw_labels,
+    "flawmask.training.run.draw_curves": curves.draw_curves,
+    "flawmask.training.run.draw_train_batch": pictures.draw_train_batch,
+    "flawmask.report.report.draw_figures": figures.draw_figures,
+}
+
+
+@contextmanager
+def patched(what: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    """Let these functions, STUBS or REAL, be the ones that draw, until the context ends."""
+    with ExitStack() as stack:
+        for place, function in what.items():
+            stack.enter_context(patch(place, function))
+        yield
