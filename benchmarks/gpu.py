@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_inference
+import gpu_networks
 import numpy as np
 import torch
 import torchvision
@@ -393,10 +394,14 @@ def inference_part(bench: Bench) -> None:
     )
 
 
-def equal_part(bench: Bench) -> None:
-    """Print how far predictions are from the CPU's."""
-    title = "The same predictions\n\nA random network of each architecture in float32, three images; against the CPU's."
-    rows_of(bench, title, gpu_inference.equal(bench.device, *([("ssd300_vgg16",)] if bench.tiny else [])))
+def networks_part(bench: Bench) -> None:
+    """Print what became of every architecture."""
+    title = (
+        "Every architecture\n\nA random network of each: a step at the default precision; gradients in float32 of four "
+        "images at once and one by one; scores of a batch of 8; memory that three networks leave behind; predictions "
+        "in float32 on three images against the CPU's."
+    )
+    rows_of(bench, title, gpu_networks.networks(bench.device, *([("ssd300_vgg16",)] if bench.tiny else [])))
 
 
 def evaluation_part(bench: Bench) -> None:
@@ -439,7 +444,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "profile": profile_part,
     "losses": losses_part,
     "inference": inference_part,
-    "equal": equal_part,
+    "networks": networks_part,
     "evaluation": evaluation_part,
     "reading": reading_part,
 }

@@ -24,27 +24,17 @@ from flawmask import images
 from flawmask.coco import CocoSplit, read_split
 from flawmask.data.demo import DemoConfig, generate
 from flawmask.data.prepare import PrepareConfig, prepare
-from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
 from flawmask.evaluation.measure import measure
-from flawmask.inference.predictor import Prediction, Predictor, infer
+from flawmask.inference.predictor import Prediction, Predictor
 from flawmask.model import checkpoint
-from flawmask.model.arch import Arch
-from flawmask.model.build import for_inference, set_score_floor
 from flawmask.model.spec import ModelSpec
 from flawmask.training.cache import PixelCache
 from flawmask.training.loader import Order, SplitDataset, default_workers, make_loader, read
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from random_network import ARCHITECTURES, patchwork, random_network, spec_of
-
 ROUNDS = 3
 """The median of so many rounds is shown."""
-
-TOLERANCE = 1e-4
-"""By how much a device's predictions may differ from the CPU's: scores and mask probabilities by so much, boxes by so
-much of the image's longer side."""
 
 
 def images_of(data: Path, count: int) -> CocoSplit:
@@ -126,69 +116,6 @@ def _plain(model: Path, device: torch.device, batch: int) -> Callable[[CocoSplit
         return predictions
 
     return predict
-
-
-def equal(device: torch.device, archs: Sequence[Arch] = ARCHITECTURES) -> Iterator[Record]:
-    """Yield how far a random network's predictions in float32 are from the CPU's, for each architecture.
-
-    Beside it stands how far the CPU's are from themselves when it convolves without oneDNN: sums in another order,
-    whose rounding a network of random weights, magnified so that it is sure of something, may magnify in turn.
-    """
-    cpu = torch.device("cpu")
-    for arch in archs:
-        spec = spec_of(arch)
-        try:
-            model = random_network(spec)
-        except FlawmaskError as error:
-            yield {"architecture": arch, "within 1e-4": f"not measured: {str(error).split(':')[0]}"}
-            continue
-        here, there = (for_inference(model, spec, where, torch.float32) for where in (cpu, device))
-        for network in (here, there):
-            set_score_floor(network, 0.05)
-        batches = [[patchwork(75, 91, seed)] for seed in range(3)]
-        expected, found = ([infer(network, spec, one)[0] for one in batches] for network in (here, there))
-        with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
-            otherwise = [infer(here, spec, one)[0] for one in batches]
-        largest, rounding = (differences(expected, others, 91) for others in (found, otherwise))
-        yield {
-            "architecture": arch,
-            "instances": sum(len(one["labels"]) for one in expected),
-            **{
-                f"largest difference of {name}": "n/a" if name not in largest else f"{largest[name]:.1e}"
-                for name in ("scores", "boxes", "masks")
-            },
-            "within 1e-4": "yes" if max(largest.values()) <= TOLERANCE else "no",
-            "of the CPU without oneDNN": ", ".join(f"{value:.1e}" for value in rounding.values()),
-        }
-
-
-def differences(
-    expected: Sequence[dict[str, torch.Tensor]], found: Sequence[dict[str, torch.Tensor]], longest: int
-) -> dict[str, float]:
-    """Return the largest differences of `scores`, `boxes` (as a share of the image's longer side) and, where there are
-    any, `masks`: each detection is held against the nearest of its class. Infinite where one has none.
-
-    Args:
-        expected: what `infer` returned for each image.
-        found: the same from elsewhere.
-        longest: pixels of the longer side of the images.
-    """
-    worst = {name: 0.0 for name in ("scores", "boxes", "masks") if name in expected[0]}
-    for ours, theirs in zip(expected, found, strict=True):
-        left = list(range(len(theirs["labels"])))
-        for at, label in enumerate(ours["labels"].tolist()):
-            same = [one for one in left if int(theirs["labels"][one]) == label]
-            if not same:
-                return dict.fromkeys(worst, float("inf"))
-            apart = [float((theirs["boxes"][one] - ours["boxes"][at]).abs().max()) for one in same]
-            one = same[int(np.argmin(apart))]
-            left.remove(one)
-            for name, before in worst.items():
-                difference = float((theirs[name][one] - ours[name][at]).abs().max())
-                worst[name] = max(before, difference / longest if name == "boxes" else difference)
-        if left:
-            return dict.fromkeys(worst, float("inf"))
-    return worst
 
 
 def many_sizes(folder: Path, count: int) -> Path:

@@ -5,32 +5,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from random_network import BUILDABLE, patchwork, random_network, spec_of
+from random_network import BUILDABLE, random_network, spec_of
+from splitting import batch_for
 from stained_plates import settings
 from torch import Tensor
 
-from flawmask.coco import annotation
 from flawmask.model.build import detector_of
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
-from flawmask.model.targets import Target, make_target
 from flawmask.training.epoch import validation_loss
 from flawmask.training.loader import Batch
 from flawmask.training.recording import Passes
 from flawmask.training.step import Step, make_step
 
 CPU = torch.device("cpu")
-BOXES = [(8, 12, 20, 15), (30, 20, 24, 40), (2, 40, 18, 18), (40, 4, 12, 10), (20, 30, 30, 14)]
-"""x y width height of defects on an image of 64 x 64 pixels."""
-
-INSTANCES = (5, 0, 2, 1)
-"""On each of four images."""
-
-
 BY_WHAT_IS_DIVIDED = ["maskrcnn_resnet18_fpn", "fcos_resnet50_fpn", "ssdlite320_mobilenet_v3_large", "yolo11n-seg"]
 """A network for each of: images, places on an instance, anchors on one, and what the network itself finds suitable."""
 
@@ -50,24 +40,6 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     """One of each architecture, one after the other, its norms as they are by default without and with weights."""
     spec = spec_of(request.param)
     yield Case(spec, to_device(random_network(spec), CPU).train())
-
-
-def target_of(size: int, image_id: int, count: int) -> Target:
-    records: list[dict[str, Any]] = []
-    for at, box in enumerate(BOXES[:count]):
-        x, y, width, height = (round(side * size / 64) for side in box)
-        mask: npt.NDArray[np.bool_] = np.zeros((size, size), dtype=bool)
-        mask[y : y + height, x : x + width] = True
-        records.append(annotation(mask, id=at + 1, image_id=image_id, category_id=2 + at % 2))
-    return make_target(records, {2: 2, 3: 3}, image_id, (size, size), (size, size), "an image")
-
-
-def batch_for(spec: ModelSpec) -> Batch:
-    """Four images with five, no, two and one instance."""
-    size = spec.resized(64, 64)[0]
-    images = [torch.from_numpy(patchwork(size, size, at).copy()).permute(2, 0, 1) for at in range(len(INSTANCES))]
-    targets = [target_of(size, 10 + at, count) for at, count in enumerate(INSTANCES)]
-    return Batch.of(list(zip(images, targets, strict=True)))
 
 
 def step_of(case: Case, at_once: int, tmp_path: Any, **changes: Any) -> Step:
