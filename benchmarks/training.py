@@ -110,8 +110,8 @@ def speed_part(folder: Path, options: argparse.Namespace) -> None:
     print(f"\n{PUBLISHED} {' and '.join(f'{hours:.1f} hours {name}' for name, hours in whole.items())}.")
     print(
         "\nFrozen norms do not look at the batch, so that a CPU takes its images one by one, as fast and in less "
-        "memory. The mask loss is then the mean of the images' means, not of all masks: at a batch of 4 the first "
-        "losses differ by that."
+        "memory. Losses are means of the images' means, torchvision's are means over all regions of the batch: at a "
+        "batch of 4 the first losses differ by that."
     )
     print("\n### Where a step's time goes\n\nPyTorch's profiler, one step of Flawmask after two others, in per cent.\n")
     names = list(profiles[0][1])
