@@ -302,7 +302,7 @@ def test_a_predictor_loads_and_predicts_with_its_own_gpu_as_the_current_one(
     machine.setattr(predictor, "choose_precision", noting(torch.float32))
     machine.setattr(checkpoint, "load", noting((None, None)))
     network = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda:1"))]))
-    machine.setattr(predictor, "for_inference", noting(network))
+    machine.setattr(predictor, "made_fast", noting(network))
     machine.setattr(predictor, "set_score_floor", noting(None))
     found = predictor.Predictor("best.pt", "cuda:1")
     assert seen

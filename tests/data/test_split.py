@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawmask.data import split
 from flawmask.data.split import Member, fold_groups, split_groups, split_method
 
 RATIOS = st.floats(0.02, 0.98)
@@ -78,7 +78,7 @@ def test_single_images_are_shuffled_and_no_version_of_a_library_changes_how(monk
     def solved(*_: Any, **__: Any) -> None:
         raise AssertionError("a solver chose among equally good divisions, as its version pleases")
 
-    monkeypatch.setattr(split, "milp", solved)
+    monkeypatch.setattr(scipy.optimize, "milp", solved)
     members = singles(good=6, crack=4)
     assert split_groups(members, 0.5, 42) == {"crack 0", "crack 3", "good 0", "good 1", "good 5"}
     assert split_method(members) == "shuffle"
