@@ -32,14 +32,16 @@ KIND_BY_KIND: tuple[Arch, ...] = (
 masks and for MobileNets; larger networks of YOLO and RF-DETR differ in widths and depths only."""
 
 
-def built(archs: Iterable[Arch]) -> list[Any]:
+def built(archs: Iterable[Arch], *marks: pytest.MarkDecorator) -> list[Any]:
     """Return architectures as parameters of a test that builds them."""
-    return [pytest.param(arch, marks=needs_rfdetr) if arch.startswith("rfdetr") else arch for arch in archs]
+    return [pytest.param(arch, marks=[*marks, needs_rfdetr] if arch.startswith("rfdetr") else marks) for arch in archs]
 
 
-BUILDABLE, KINDS = built(ARCHITECTURES), built(KIND_BY_KIND)
-OTHERS = built(arch for arch in ARCHITECTURES if arch not in KIND_BY_KIND)
-"""As such parameters: all architectures; one of each kind, for properties that are the kind's; all others."""
+LARGER = tuple(arch for arch in ARCHITECTURES if arch not in KIND_BY_KIND)
+BUILDABLE, KINDS, OTHERS = built(ARCHITECTURES), built(KIND_BY_KIND), built(LARGER)
+KINDS_AND_MORE = [*KINDS, *built(LARGER, pytest.mark.services)]
+"""As such parameters: all architectures; one of each kind, for properties that are the kind's; all others; and one of
+each kind, with all others for `make test-services`."""
 
 REGIONS: tuple[Arch, ...] = tuple(arch for arch in ARCHITECTURES if "rcnn" in arch)
 OUTLINING_REGIONS: tuple[Arch, ...] = tuple(arch for arch in REGIONS if arch.startswith("maskrcnn"))

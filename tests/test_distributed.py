@@ -185,7 +185,7 @@ TWO = {
 """What starts two processes, up to the port that they speak through."""
 
 
-@pytest.mark.slow
+@pytest.mark.services
 def test_two_processes_judge_as_one_does_whatever_started_them(tmp_path: Path) -> None:
     make_good(make_dataset(tmp_path / "data", validation=7) / "val", 2)
     spec = replace(SPEC, classes=("good", "defect"), max_detections=5)

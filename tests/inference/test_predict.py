@@ -325,13 +325,13 @@ def test_an_interrupt_ends_it_though_a_file_hangs(model: Path, parts: Path, tmp_
     os.mkfifo(parts / "hanging.png")
     command = ["predict", "--model", model, "--input", parts, "--conf", "0.3", "--output", tmp_path / "out"]
     # Whoever started the tests may have let them ignore interrupts.
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from flawmask.cli import main; main()"
-    )
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code += "; import quick_flawmask; from flawmask.cli import main; main()"
     running = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, command), "--device", "cpu"],
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     try:
         while True:  # until it is being read; held open, it does not end

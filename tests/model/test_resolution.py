@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_network import BUILDABLE, patchwork, random_network, resized, spec_of
+from random_network import KINDS_AND_MORE, patchwork, random_network, resized, spec_of
 from torch import Tensor
 
 from flawmask.model.arch import Arch
@@ -32,7 +32,7 @@ class Case:
     network: Any
 
 
-@pytest.fixture(scope="module", params=BUILDABLE)
+@pytest.fixture(scope="module", params=KINDS_AND_MORE)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     """One of each architecture, one after the other."""
     arch: Arch = request.param

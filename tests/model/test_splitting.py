@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_network import BUILDABLE, random_network, spec_of
+from random_network import KINDS_AND_MORE, random_network, spec_of
 from splitting import batch_for
 from stained_plates import settings
 from torch import Tensor
@@ -35,7 +35,7 @@ class Case:
     network: Any
 
 
-@pytest.fixture(scope="module", params=BUILDABLE)
+@pytest.fixture(scope="module", params=KINDS_AND_MORE)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     """One of each architecture, one after the other, its norms as they are by default without and with weights."""
     spec = spec_of(request.param)
