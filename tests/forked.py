@@ -67,7 +67,7 @@ class Forked:
         """Wait for its end and return what it printed."""
         self._process.join(timeout)
         assert self.poll() is not None, f"it still runs after {timeout} s"
-        self._reader.join(10)  # a process that it started may hold the other end for longer
+        self._reader.join(1)  # what it printed is there; a process that it started may hold the other end for longer
         return b"".join(self._text).decode(), None
 
 

@@ -52,13 +52,16 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
         FlawmaskError: see `prepare`, `augment`, `train` and `evaluate`.
     """
     folders = prepared_folds(config, name)
+    info = read_json(folders[0] / dataset_info.NAME)
+    method = info.get("split_method")  # folds that were divided in another way go on with none of these
     origin = {
         "made_by": "flawmask run --folds",
         "version": flawmask.__version__,
         # `compile` changes no fold, and what was begun before there was such a setting goes on.
         "settings": {key: value for key, value in as_json(config).items() if key != "compile"}
         | {"category": name, "overwrite": False},
-        "source": read_json(folders[0] / dataset_info.NAME)["source"],
+        "source": info["source"],
+        **({"split_method": method} if method else {}),
     }
     run_dir = None if config.overwrite else earlier(f"*_folds/{NAME}", origin)
     if run_dir is None:

@@ -87,8 +87,11 @@ def control_groups(controller: str, process: Path = PROCESS) -> Iterator[Path]:
         process: a folder with `cgroup` and `mountinfo` as in proc(5).
     """
     try:
-        groups = [line.split(":", 2) for line in (process / "cgroup").read_text().splitlines()]
-        mounts = [line.split(" - ") for line in (process / "mountinfo").read_text().splitlines()]
+        # The names of other mounts may be of any encoding.
+        groups, mounts = (
+            [line.split(between, 2) for line in (process / name).read_text(errors="surrogateescape").splitlines()]
+            for name, between in (("cgroup", ":"), ("mountinfo", " - "))
+        )
     except OSError:
         return
     for _, controllers, path in groups:

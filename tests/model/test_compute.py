@@ -132,6 +132,26 @@ def test_in_bfloat16_layers_compute_so_and_boxes_and_scores_in_float32(norm: Nor
     assert found == pytest.approx(learned(exact)[0], rel=0.2, abs=0.03)
 
 
+def test_an_interrupt_within_a_pass_leaves_no_autocast_behind() -> None:
+    """In a notebook, what comes after it would compute in bfloat16, and with weights that were cast before."""
+    model = lively(SPEC).train()
+    train_in(to_device(model, CPU), CPU, torch.bfloat16)
+
+    def interrupt(*_: Any) -> None:
+        assert torch.is_autocast_enabled("cpu")
+        raise KeyboardInterrupt
+
+    hook = model.backbone.body.layer2.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        learned(model)
+    assert not torch.is_autocast_enabled("cpu")
+    hook.remove()
+    again = learned(model)[0]
+    fresh = lively(SPEC).train()
+    train_in(to_device(fresh, CPU), CPU, torch.bfloat16)
+    assert again == learned(fresh)[0]
+
+
 def detections(model: Any, image: Tensor) -> dict[str, Tensor]:
     with torch.inference_mode():
         (found,) = model([image])

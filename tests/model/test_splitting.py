@@ -1,4 +1,7 @@
-"""A batch teaches the same however it is split: at once, in parts, in several processes; with every network."""
+"""A batch teaches the same however it is split: at once, in parts, in several processes; with every network.
+
+Its images are of one size: others are padded for each other.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -59,11 +62,18 @@ def learned(step: Step, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
 def assert_same(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict[str, Tensor]]) -> None:
     """Sums in another order end in other digits, by which ultralytics' assignment moves a little, and layers with kinks
-    now and then by more: the whole gradient is compared, not each of its numbers."""
+    now and then by more: gradients of the network's parts are compared, not each of their numbers."""
     torch.testing.assert_close(found[0], expected[0], atol=1e-6, rtol=1e-3)
     assert found[1].keys() == expected[1].keys()
-    ours, theirs = (torch.cat([each[1][name].flatten() for name in expected[1]]).double() for each in (found, expected))
-    assert float((ours - theirs).norm() / theirs.norm()) < 0.01
+    for part in {part_of(name) for name in expected[1]}:
+        names = [name for name in expected[1] if part_of(name) == part]
+        ours, theirs = (torch.cat([each[1][name].flatten() for name in names]).double() for each in (found, expected))
+        assert float((ours - theirs).norm()) <= 0.01 * float(theirs.norm()), part
+
+
+def part_of(name: str) -> str:
+    """Return the backbone, or one of the heads' parts, or one of ultralytics' layers."""
+    return ".".join(name.split(".")[: 1 if name.startswith("backbone") else 2])
 
 
 def test_the_gradient_of_four_images_is_the_same_however_many_pass_at_once(case: Case, tmp_path: Any) -> None:

@@ -5,12 +5,13 @@ around the whole network would make boxes bfloat16, which cannot tell 286 from 2
 width, whose regression target is not a number. Scores in bfloat16 move in steps of 0.004, and tie.
 
 Nothing here replaces a module's `forward`: what replaces it would refer to the module, which would then refer to itself
-and stay in memory until Python's cyclic collector runs.
+and stay in memory until Python's cyclic collector runs. A module gets another class instead, as
+`torch.nn.utils.parametrize` does it.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +26,7 @@ class Layers:
     """The layers that compute in lower precision, as modules that share none. All others compute in float32.
 
     Attributes:
-        inner: those whose results only other ones of these see.
+        inner: those whose results stay as they are; what sees them casts them where it has to.
         outer: those whose results become float32.
     """
 
@@ -40,7 +41,6 @@ def train_in(model: nn.Module, layers: Layers, device: torch.device, dtype: torc
     """
     for conv, _, norm, _ in list(_pairs(model)):
         if isinstance(norm, FrozenBatchNorm2d):
-            # As `torch.nn.utils.parametrize` does it: another class, and the same object.
             conv.__class__, conv.norm = _FoldedConv2d, (norm,)  # in a tuple: it is no part of the convolution
             norm.__class__ = _FoldedNorm
     compute_in(layers, device, dtype)
@@ -50,10 +50,11 @@ def compute_in(layers: Layers, device: torch.device, dtype: torch.dtype) -> None
     """Let some layers compute in `dtype`, by autocast."""
     if dtype == torch.float32:
         return
-    for module in layers.inner:
-        _Autocast(device, dtype).around(module)
+    every: list[Any] = [*layers.inner, *layers.outer]
+    for module in every:
+        module.__class__ = _autocast(type(module))  # type: ignore[arg-type]  # mypy takes a class for one of its objects
+        module.autocast_to = (device.type, dtype)
     for module in layers.outer:
-        _Autocast(device, dtype).around(module)
         module.register_forward_hook(_give_float32)
 
 
@@ -75,24 +76,23 @@ def infer_in(model: nn.Module, layers: Layers, dtype: torch.dtype) -> None:
         module.register_forward_hook(_give_float32)
 
 
-class _Autocast:
-    """Hooks that enter autocast before a module computes, and leave it afterwards."""
+class _Autocast(nn.Module):
+    """What makes a module compute under autocast. By inheritance: a hook would not leave autocast where an interrupt
+    ends the pass."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
-        self.entered: list[torch.autocast] = []
+    autocast_to: tuple[str, torch.dtype]
 
-    def around(self, module: nn.Module) -> None:
-        module.register_forward_pre_hook(self.enter)
-        module.register_forward_hook(self.leave, always_call=True)
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Return what the module gives."""
+        device, dtype = self.autocast_to
+        with torch.autocast(device, dtype=dtype):
+            return super().forward(*inputs, **named)
 
-    def enter(self, _: nn.Module, __: Any) -> None:
-        context = torch.autocast(self.device.type, dtype=self.dtype)
-        context.__enter__()  # type: ignore[no-untyped-call]
-        self.entered.append(context)
 
-    def leave(self, _: nn.Module, __: Any, ___: Any) -> None:
-        self.entered.pop().__exit__(None, None, None)
+@cache
+def _autocast(kind: Any) -> Any:
+    """Return the class of modules of this kind that compute under autocast; it has the same name."""
+    return type(kind.__name__, (_Autocast, kind), {})
 
 
 class _FoldedConv2d(nn.Conv2d):

@@ -1,6 +1,7 @@
 """What is drawn at random of an image: it follows from the seed and from the image, not from what passes beside it.
 
-So a batch teaches the same whether it passes through the network at once, in parts, or in several processes.
+So a batch of images of one padded size teaches the same whether it passes through the network at once, in parts, or in
+several processes, unless norms look at the batch. Padding adds anchors, and with them other ones are drawn.
 """
 
 import hashlib

@@ -83,9 +83,11 @@ def _propose(
     for at, draw in enumerate(draws):
         on, beside = _draw(labels[at], sampler.batch_size_per_image, sampler.positive_fraction, draw)
         drawn = torch.cat((on, beside))
-        certain.append(F.binary_cross_entropy_with_logits(logits[at, drawn], labels[at][drawn]))
+        count = max(1, len(drawn))
+        wrong = F.binary_cross_entropy_with_logits(logits[at, drawn], labels[at][drawn], reduction="sum")
         off = F.smooth_l1_loss(moves[at, on], wanted[at][on], beta=1 / 9, reduction="sum")
-        box.append(off / len(drawn))
+        certain.append(wrong / count)
+        box.append(off / count)
     return proposals, {"loss_objectness": torch.stack(certain).mean(), "loss_rpn_box_reg": torch.stack(box).mean()}
 
 
@@ -103,7 +105,11 @@ def _head_losses(
     class_logits, box_regression = heads.box_predictor(heads.box_head(pooled))
     counts = [len(of_image) for of_image in labels]
     of_images = zip(class_logits.split(counts), box_regression.split(counts), labels, corrections, strict=True)
-    each = [fastrcnn_loss(logits, moves, [label], [wanted]) for logits, moves, label, wanted in of_images]
+    none = (class_logits.sum() * 0, box_regression.sum() * 0)  # of an image without a single region
+    each = [
+        fastrcnn_loss(logits, moves, [label], [wanted]) if len(label) else none
+        for logits, moves, label, wanted in of_images
+    ]
     classifier, box = (torch.stack(of_images).mean() for of_images in zip(*each, strict=True))
     if not heads.has_mask():
         return {"loss_classifier": classifier, "loss_box_reg": box}

@@ -73,11 +73,12 @@ def one_epoch(
 
 
 def _with_memory(step: Step, measure: Callable[[], dict[str, float | None]]) -> dict[str, float | None]:
-    """Return what is measured. Where memory runs out, that of recorded passes is given back, and it is tried again."""
+    """Return what is measured. Where memory runs out, that of recorded passes is given back, and it is tried again; but
+    not by one of several processes, whose others may be waiting for it already."""
     try:
         return measure()
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or step.passes is None or not step.passes.forget():
+        if not is_out_of_memory(error) or step.team.count > 1 or step.passes is None or not step.passes.forget():
             raise
     torch.cuda.empty_cache()  # outside the except clause, which would hold on to what had been allocated
     log.warning("out of memory: what was recorded is given back, training goes on, more slowly")

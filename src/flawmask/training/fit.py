@@ -224,7 +224,7 @@ def _seconds_per_image(trial: Trial, image_size: int, batch: int, at_once: int) 
 
 
 def _let_go(device: torch.device) -> None:
-    """Give back the memory of networks that were tried out, which refer to themselves and would stay for a while.
+    """Give back the memory of networks that were tried out.
 
     To the system too: what a process keeps for later is taken without a trace in its size.
     """

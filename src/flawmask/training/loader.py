@@ -231,7 +231,7 @@ def read(batches: DataLoader[Any]) -> Iterator[Any]:
     for worker in getattr(under_way, "_workers", ()):
         # PyTorch terminates one that has not ended after seconds, and Python one that is left at its own end, which
         # `_prepared` lets it ignore: one that hangs in a read, on a mount that is gone, would be waited for for ever.
-        worker._popen.terminate = worker._popen.kill  # it owns nothing
+        worker._popen.terminate = worker._popen.kill  # it has nothing to put in order
     for batch in under_way:
         if isinstance(batch, FlawmaskError):
             try:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from flawmask.distributed import Processes
 from flawmask.model import rcnn_batch
 from flawmask.model.build import Detector, detector_of
-from flawmask.model.layers import looking
+from flawmask.model.layers import looking, upload
 from flawmask.model.spec import ModelSpec
 from flawmask.runtime import ieee_float32, is_out_of_memory
 from flawmask.settings import require
@@ -177,26 +177,26 @@ class Step:
             log.warning("out of memory: going on with %d images at once, the batch as it is", self.at_once)
 
     def _add_gradients(self, batch: Batch, totals: Tensor | None) -> Tensor:
+        if totals is None and len(batch) > self.at_once:
+            totals = torch.stack(self._counts(batch)).sum(dim=0)
         figures = torch.zeros(len(self.losses), device=self.device)
-        for part, weights in zip(batch.parts(self.at_once), self._weights(batch, totals), strict=True):
+        for part in batch.parts(self.at_once):
             if self.passes is not None:
-                figures += self.passes(part, weights)
+                figures += self.passes(part, self._weights(part, totals))
                 continue
-            losses = self.losses_of(self.model, part) * weights
+            losses = self.losses_of(self.model, part)
+            losses = losses * self._weights(part, totals)
             with ieee_float32():
                 torch.autograd.backward(self.scaler.scale(losses.sum()))
             figures += losses.detach()
         return figures
 
-    def _weights(self, batch: Batch, totals: Tensor | None) -> Iterator[Tensor]:
-        """Yield what the losses of each part of a batch count for in the step's: (L,) float32."""
-        if totals is None and len(batch) <= self.at_once:
-            yield torch.ones(len(self.losses), device=self.device)
-            return
-        counts = self._counts(batch)
-        totals = torch.stack(counts).sum(dim=0) if totals is None else totals
+    def _weights(self, part: Batch, totals: Tensor | None) -> Tensor:
+        """Return what the losses of the last pass, which was of `part`, count for in the step's: (L,) float32."""
+        if totals is None:
+            return torch.ones(len(self.losses), device=self.device)
         # A loss is divided by its count where that is 1 at least.
-        yield from (count.clamp(min=1) / totals.clamp(min=1) for count in counts)
+        return self.counts_of(self.model, part).clamp(min=1) / totals.clamp(min=1)
 
     def _counts(self, batch: Batch) -> list[Tensor]:
         """Return what the losses of each part of a batch are divided by: (L,) float32 each."""
@@ -225,7 +225,7 @@ class Step:
     def counts_of(self, model: Any, part: Batch) -> Tensor:
         """Return what these were divided by, or 1 where that was less: (L,) float32."""
         found = self.detector.counts(model, part.targets)
-        return torch.tensor([found[name] for name in self.losses], device=self.device)
+        return upload(torch.tensor([found[name] for name in self.losses]), self.device)
 
 
 @dataclass(frozen=True)
