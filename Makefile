@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/flawmask demo --run
 
-# At most 8 minutes. Two files at a time, each on one thread: as fast on two cores as it gets, and no faster to fail on a large machine.
+# Two files at a time, each on one thread: as fast on two cores as it gets, and no faster to fail on a large machine.
 # In their own order: otherwise files with few tests, which take long, come last.
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not services"
@@ -15,7 +15,7 @@ test: .venv/ready
 # Those that read images, or train, with processes of their own.
 SPAWNING := $(addprefix tests/,training/test_loader.py training/test_cache.py training/test_run_folder.py comparison/test_yardsticks.py test_faults.py::test_a_reading_process_that_dies_is_told_in_a_line)
 
-# At most 6 minutes. What needs a browser (the report's tests need chromium, and are skipped where there is none), a run with
+# What needs a browser (the report's tests need chromium, and are skipped where there is none), a run with
 # the default network at its full size, and processes that read images, started as on macOS and Windows.
 test-services: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m services

@@ -15,6 +15,7 @@ from random_network import SPEC, patchwork
 from stained_plates import make_dataset, settings
 from torch import Tensor
 
+from flawmask.distributed import Processes
 from flawmask.errors import FlawmaskError
 from flawmask.model import rcnn_losses
 from flawmask.model.arch import Arch
@@ -266,9 +267,9 @@ def test_what_cannot_be_recorded_is_said_once_and_computed_as_it_comes(
     assert not step.passes.is_recording
 
 
-@pytest.mark.parametrize("was_recorded", [True, False])
-def test_validation_that_runs_out_of_memory_is_tried_again_where_something_was_recorded(
-    was_recorded: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("was_recorded", "processes"), [(True, 1), (False, 1), (True, 2)])
+def test_validation_that_runs_out_of_memory_is_tried_again_where_something_was_recorded_and_nobody_waits(
+    was_recorded: bool, processes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     left = [torch.OutOfMemoryError("CUDA out of memory")]
 
@@ -277,8 +278,9 @@ def test_validation_that_runs_out_of_memory_is_tried_again_where_something_was_r
             raise left.pop()
         return {"val_loss": 1.0}
 
-    step: Any = SimpleNamespace(passes=SimpleNamespace(forget=lambda: was_recorded))
-    if was_recorded:
+    recorded = SimpleNamespace(forget=lambda: was_recorded)
+    step: Any = SimpleNamespace(passes=recorded, team=Processes(0, processes))
+    if was_recorded and processes == 1:
         assert _with_memory(step, measure) == {"val_loss": 1.0}
         assert "what was recorded is given back" in caplog.text
     else:
