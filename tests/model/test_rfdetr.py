@@ -216,6 +216,17 @@ def test_freezing_leaves_the_layers_nearest_the_heads_and_all_outside_the_encode
     assert any(name.startswith(inside) for name in learned) == (trainable > 0)
 
 
+def test_a_score_that_is_no_number_is_left_out_and_takes_nobodys_place() -> None:
+    logits, boxes, masks = outputs(SPEC)
+    spec = ModelSpec("rfdetr_seg_nano", CLASSES, max_detections=5)
+    logits[0] = -20.0
+    expected = rfdetr._instances(logits, boxes, masks, spec, 0.1, (100, 200))
+    logits[0] = torch.nan
+    found = rfdetr._instances(logits, boxes, masks, spec, 0.1, (100, 200))
+    assert len(expected["scores"]) == 5
+    assert all(torch.equal(found[name], one) for name, one in expected.items())
+
+
 @needs_rfdetr
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
 def test_the_copy_for_inference_finds_the_same_and_shares_nothing(dtype: torch.dtype, tolerance: float) -> None:
