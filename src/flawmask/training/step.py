@@ -223,7 +223,7 @@ class Step:
         return torch.stack([found[name] for name in self.losses])
 
     def counts_of(self, model: Any, part: Batch) -> Tensor:
-        """Return what these were divided by, or 1 where that was less: (L,) float32."""
+        """Return what the losses of the last pass, of `part`, were divided by, if that is 1 at least: (L,) float32."""
         found = self.detector.counts(model, part.targets)
         return upload(torch.tensor([found[name] for name in self.losses]), self.device)
 
