@@ -1,6 +1,7 @@
 """What the network learns from: exact targets, every image, an order that the seed alone decides."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -37,6 +38,7 @@ from flawmask.training.loader import (
     resized_shapes,
 )
 
+HANGING_READER = Path(__file__).parents[1] / "hanging_reader.py"
 HEIGHT, WIDTH = 24, 32
 AS_IT_IS = replace(SPEC, image_size=HEIGHT)
 """A network that sees images of this size pixel by pixel."""
@@ -419,33 +421,16 @@ def test_with_a_cache_each_image_is_decoded_once_and_is_the_same(
     assert sorted(decoded) == ["1.png", "2.png", "3.png", "4.png", "5.png"]
 
 
-HANGING = """
-import sys, time
-from torch.utils.data import Dataset
-from flawmask.training.loader import make_loader, read
-
-class Hanging(Dataset):
-    def __getitem__(self, place):
-        if place > 1:
-            time.sleep(10**6)
-        return place
-
-order = [[place] for place in range(8)]
-batches = make_loader(Hanging(), order, workers=2, pin=False, collate=list)
-for place, _ in enumerate(read(batches)):
-    if place == 1:
-        if sys.argv[1] == "done":
-            break
-        raise {"error": ValueError, "interrupted": KeyboardInterrupt}[sys.argv[1]]
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "status"), [("done", 0), ("error", 1), ("interrupted", -signal.SIGINT)])
 def test_a_reading_process_that_hangs_does_not_keep_the_program_from_ending(how: str, status: int) -> None:
-    with subprocess.Popen([sys.executable, "-c", HANGING, how], start_new_session=True) as running:
+    command = [sys.executable, str(HANGING_READER), how, multiprocessing.get_start_method()]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as running:
         try:
-            assert running.wait(timeout=60) == status
+            _, printed = running.communicate(timeout=60)
+            assert running.returncode == status, printed
+            said = {"done": "", "error": "ValueError\n", "interrupted": "KeyboardInterrupt\n"}[how]
+            assert printed.endswith(said) if said else not printed
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)
