@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from flawmask.coco import CocoSplit, annotation
-from flawmask.inference.predictor import Instance, Prediction
 from flawmask.masks import Mask, box_of, to_rle
+from flawmask.prediction import Instance, Prediction
 
 HEIGHT, WIDTH = 60, 80
 NAMES = {1: "good", 3: "crack", 7: "scratch"}

@@ -1,6 +1,6 @@
 """Small random networks of every kind that are sure of some of what they see, and something for them to look at."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -15,9 +15,13 @@ from small_network import STANDS_IN_FOR, is_in_place
 from torch import Tensor
 
 from flawmask.images import resize
+from flawmask.inference import backend
+from flawmask.inference.predictor import Predictor
+from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model.arch import FIXED_SIZES, Arch
 from flawmask.model.build import build
 from flawmask.model.spec import ModelSpec, anchors_for
+from flawmask.prediction import Prediction, RawDetections
 
 needs_rfdetr = pytest.mark.skipif(
     find_spec("rfdetr") is None, reason='rfdetr is not installed: pip install "flawmask[rfdetr]"'
@@ -56,6 +60,28 @@ SPEC = ModelSpec(
     max_detections=20,
     proposals=50,
 )
+
+
+def infer(network: Any, spec: ModelSpec, batch: Sequence[npt.NDArray[np.uint8]]) -> list[RawDetections]:
+    """What a network gives for images of one size."""
+    return TorchBackend(network, spec).infer([backend.resized(pixels, spec) for pixels in batch])
+
+
+def network_of(predictor: Predictor) -> Any:
+    """The network that a predictor asks."""
+    assert isinstance(predictor.backend, TorchBackend)
+    return predictor.backend.network
+
+
+def tensors_of(found: RawDetections) -> dict[str, Tensor]:
+    """The same as PyTorch's tensors by name, to be compared."""
+    parts = {"boxes": found.boxes, "labels": found.labels, "scores": found.scores, "masks": found.masks}
+    return {name: torch.from_numpy(part) for name, part in parts.items() if part is not None}
+
+
+def detect(network: Any, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) -> Prediction:
+    """What a network finds on an image."""
+    return backend.detect(TorchBackend(network, spec), pixels)
 
 
 def spec_of(arch: Arch, **changes: Any) -> ModelSpec:

@@ -16,7 +16,9 @@ import torchvision
 
 from flawmask.distributed import Processes, processes
 from flawmask.errors import FlawmaskError
-from flawmask.inference import predictor
+from flawmask.inference import torch_backend
+from flawmask.inference.backend import Resized
+from flawmask.inference.predictor import Predictor
 from flawmask.model import checkpoint
 from flawmask.model.spec import ModelSpec
 from flawmask.runtime import (
@@ -299,17 +301,18 @@ def test_a_predictor_loads_and_predicts_with_its_own_gpu_as_the_current_one(
 
         return noted
 
-    machine.setattr(predictor, "choose_precision", noting(torch.float32))
-    machine.setattr(checkpoint, "load", noting((None, None)))
+    spec = ModelSpec("fcos_resnet50_fpn", ("good", "defect"))
+    machine.setattr(torch_backend, "choose_precision", noting(torch.float32))
+    machine.setattr(checkpoint, "load", noting((None, spec)))
     network = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda:1"))]))
-    machine.setattr(predictor, "made_fast", noting(network))
-    machine.setattr(predictor, "set_score_floor", noting(None))
-    found = predictor.Predictor("best.pt", "cuda:1")
+    machine.setattr(torch_backend, "made_fast", noting(network))
+    machine.setattr(torch_backend, "set_score_floor", noting(None))
+    found = Predictor("best.pt", "cuda:1").backend
     assert seen
     assert set(seen) == {1}
-    machine.setattr(predictor, "detector_of", lambda _: SimpleNamespace(infer=noting([{"scores": torch.ones(1)}])))
-    machine.setattr(predictor, "uploaded", noting([]))
-    pixels = np.zeros((4, 4, 3), dtype=np.uint8)
-    predictor.infer_resized(found.network, ModelSpec("fcos_resnet50_fpn", ("good", "defect")), [pixels], [(4, 4)])
+    nothing = {name: torch.zeros(0) for name in ("boxes", "labels", "scores")}
+    machine.setattr(torch_backend, "detector_of", lambda _: SimpleNamespace(infer=noting([nothing])))
+    machine.setattr(torch_backend, "uploaded", noting([]))
+    found.infer([Resized(np.zeros((4, 4, 3), dtype=np.uint8), 4, 4)])
     assert set(seen) == {1}
     assert second_gpu[-1] == 0

@@ -1,25 +1,68 @@
-"""Flawmask: from a folder of inspection images to a trained Mask R-CNN, honest numbers and outlined defects."""
+"""Flawmask: from a folder of inspection images to a trained Mask R-CNN, honest numbers and outlined defects.
 
+>>> import flawmask
+>>> run = flawmask.train(dataset_dir="parts_coco", output_dir="run", epochs=20)    # doctest: +SKIP
+>>> flawmask.evaluate(model="run/best.pt", dataset_dir="parts_coco").metrics       # doctest: +SKIP
+>>> flawmask.Predictor("run/best.pt")("part.png").is_defect                        # doctest: +SKIP
+"""
+
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from flawmask.launch import set_environment
 
 if TYPE_CHECKING:
+    from flawmask.api import augment, compare, demo, doctor, download, evaluate, predict, prepare, run, train
+    from flawmask.errors import FlawmaskError, ImageError
     from flawmask.inference.predictor import Predictor
+    from flawmask.prediction import Instance, Prediction, RawDetections, Verdict
 
 set_environment()
 try:
     __version__ = version("flawmask")
 except PackageNotFoundError:  # a source tree that nobody installed
     __version__ = "0+source"
-__all__ = ["Predictor", "__version__"]
+
+__all__ = [
+    "FlawmaskError",
+    "ImageError",
+    "Instance",
+    "Prediction",
+    "Predictor",
+    "RawDetections",
+    "Verdict",
+    "__version__",
+    "augment",
+    "compare",
+    "demo",
+    "doctor",
+    "download",
+    "evaluate",
+    "predict",
+    "prepare",
+    "run",
+    "train",
+]
+
+_HOMES = {
+    "FlawmaskError": "errors",
+    "ImageError": "errors",
+    "Instance": "prediction",
+    "Prediction": "prediction",
+    "Predictor": "inference.predictor",
+    "RawDetections": "prediction",
+    "Verdict": "prediction",
+}
+"""In which module a name is; the stages, which are not listed, are in `flawmask.api`."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Predictor` when it is asked for: it brings torch, which most commands' `--help` can do without."""
-    if name == "Predictor":
-        from flawmask.inference.predictor import Predictor
+    """Import what is asked for: much of it brings libraries that `--help` can do without."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"flawmask.{_HOMES.get(name, 'api')}"), name)
 
-        return Predictor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

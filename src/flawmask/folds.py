@@ -15,8 +15,9 @@ from flawmask.data import dataset_info
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
 from flawmask.files import read_json, whole_folder, write_json
-from flawmask.inference.predictor import Prediction, Predictor
+from flawmask.inference.backend import load
 from flawmask.pipeline import Finished, RunConfig, augmented, earlier, new_run_dir, prepared, stage
+from flawmask.prediction import Prediction
 from flawmask.settings import as_json, require
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
@@ -152,8 +153,8 @@ def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple
     predictions: list[Prediction] = []
     parts = [read_split(folder, "val") for folder in folders]
     for fold, part in enumerate(parts, start=1):
-        predictor = Predictor.of(run_dir / f"fold_{fold}" / "best.pt", config)
-        predictions += predict_split(predictor.network, predictor.spec, part, config.inference_batch_size)[0]
+        backend = load(run_dir / f"fold_{fold}" / "best.pt", config)
+        predictions += predict_split(backend, part, config.inference_batch_size)[0]
     with whole_folder(run_dir / POOLED) as folder:
         (folder / "images").mkdir()
         for part in parts:

@@ -7,10 +7,11 @@ truncated JPEG), knows every container's EXIF orientation and prints nothing.
 import hashlib
 import io
 import os
+import sys
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import cv2
 import numpy as np
@@ -19,6 +20,9 @@ from PIL import Image, ImageOps
 
 from flawmask.errors import FlawmaskError, ImageError
 from flawmask.files import write_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
@@ -30,6 +34,17 @@ LIMIT = "FLAWMASK_MAX_PIXELS"
 """The environment variable that says how many pixels an image may have."""
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+Source = "str | Path | Image.Image | npt.NDArray[Any] | torch.Tensor"
+"""What `pixels_of` makes an image of."""
+
+Colour = Literal["rgb", "bgr"]
+
+ACCEPTED = (
+    "an image is a file's path, a picture of Pillow's, an array (height, width) or (height, width, channels), or a "
+    "tensor (height, width) or (channels, height, width), with 1, 3 or 4 channels of uint8 or uint16, or of floats "
+    "from 0 to 1"
+)
 
 
 @cache
@@ -72,13 +87,7 @@ def decode(data: bytes, path: Path) -> Pixels:
                 raise Image.DecompressionBombError
             _refuse_several(picture, path)
             ImageOps.exif_transpose(picture, in_place=True)  # each copy costs a tenth of decoding a PNG
-            if picture.mode.startswith("I"):
-                return _sixteen_bit(np.asarray(picture))
-            if picture.mode == "F":
-                raise ImageError(f"{path} holds floating-point numbers: export it with 8 or 16 bits")
-            wanted = "L" if picture.mode in ("L", "LA", "1") else "RGB"
-            # A copy, since PyTorch wants to own what it is given and Pillow's own buffer cannot be written to.
-            return np.array(picture if picture.mode == wanted else picture.convert(wanted), dtype=np.uint8)
+            return _pixels_in(picture, str(path))
     except ImageError:
         raise
     except Image.DecompressionBombError:
@@ -89,6 +98,16 @@ def decode(data: bytes, path: Path) -> Pixels:
     except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them trip over
         reason = str(error).split("<_io")[0].strip() or type(error).__name__
         raise ImageError(f"{path} cannot be read as an image ({reason}): replace it or take it out") from None
+
+
+def _pixels_in(picture: Image.Image, name: str) -> Pixels:
+    if picture.mode.startswith("I"):
+        return _sixteen_bit(np.asarray(picture))
+    if picture.mode == "F":
+        raise ImageError(f"{name} holds floating-point numbers: export it with 8 or 16 bits")
+    wanted = "L" if picture.mode in ("L", "LA", "1") else "RGB"
+    # A copy, since PyTorch wants to own what it is given and Pillow's own buffer cannot be written to.
+    return np.array(picture if picture.mode == wanted else picture.convert(wanted), dtype=np.uint8)
 
 
 def _refuse_several(picture: Image.Image, path: Path) -> None:
@@ -128,8 +147,12 @@ def read_pixels(path: Path) -> Pixels:
 
 def to_rgb(pixels: Pixels) -> npt.NDArray[np.uint8]:
     """Return (height, width, 3) uint8 RGB: 16-bit values keep their upper 8 bits, grey is repeated."""
-    eight = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels.astype(np.uint8, copy=False)
+    eight = _upper_bits(pixels)
     return np.repeat(eight[:, :, None], 3, axis=2) if eight.ndim == 2 else eight
+
+
+def _upper_bits(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    return (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels.astype(np.uint8, copy=False)
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
@@ -139,6 +162,61 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         ImageError: the file cannot be read as an image.
     """
     return to_rgb(read_pixels(path))
+
+
+def is_source(value: Any) -> "TypeGuard[Source]":
+    """Return whether the value is one image of those that `pixels_of` takes, and not several."""
+    return isinstance(value, str | Path | Image.Image | np.ndarray) or _is_tensor(value)
+
+
+def _is_tensor(value: Any) -> "TypeGuard[torch.Tensor]":
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def pixels_of(source: "Source", colour: Colour = "rgb") -> npt.NDArray[np.uint8]:
+    """Return the image as `read_image` returns it, from a file, a picture of Pillow's, an array or a tensor.
+
+    As in files, grey is repeated, transparency is dropped, and 16-bit values keep their upper 8 bits. Floats are
+    multiplied by 255 and rounded.
+
+    Args:
+        source: see `ACCEPTED`.
+        colour: the order of the colours in an array or a tensor of 3 or 4 channels.
+
+    Raises:
+        ImageError: it cannot be read, or is nothing of this; the message says what is taken.
+    """
+    if isinstance(source, str | Path):
+        return read_image(Path(source))
+    if isinstance(source, Image.Image):
+        return to_rgb(_pixels_in(ImageOps.exif_transpose(source), "this picture"))
+    if _is_tensor(source):
+        values = source.detach().cpu().numpy()
+        values = values.transpose(1, 2, 0) if values.ndim == 3 else values
+    elif isinstance(source, np.ndarray):
+        values = source
+    else:
+        raise ImageError(f"this is a {type(source).__name__}, but {ACCEPTED}")
+    channels = values.shape[2] if values.ndim == 3 else 1
+    if values.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in values.shape:
+        raise ImageError(f"this is of shape {tuple(source.shape)}, but {ACCEPTED}")
+    pixels = _to_eight_bits(values)
+    if channels == 1:
+        return to_rgb(pixels.reshape(values.shape[:2]))
+    coloured = pixels[:, :, :3] if colour == "rgb" else pixels[:, :, 2::-1]
+    return np.ascontiguousarray(coloured)
+
+
+def _to_eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return uint8 and uint16 values, and floats from 0 to 1, as uint8."""
+    if values.dtype in (np.uint8, np.uint16):
+        return _upper_bits(values)
+    if values.dtype.kind != "f":
+        raise ImageError(f"this is of {values.dtype}, but {ACCEPTED}")
+    if not (values.min() >= 0 and values.max() <= 1):  # nor for NaN
+        raise ImageError(f"these floats go from {values.min():g} to {values.max():g}, but {ACCEPTED}")
+    return np.asarray(np.rint(values * 255).astype(np.uint8))
 
 
 def resize(image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:

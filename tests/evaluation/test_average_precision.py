@@ -18,8 +18,8 @@ from flawmask.evaluation.average_precision import (
     evaluate_instances,
     mask_precision_curve,
 )
-from flawmask.inference.predictor import Prediction
 from flawmask.masks import decode, to_rle
+from flawmask.prediction import Prediction
 
 KEYS = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_large": 5, "ar": 8}
 """The places of the figures among pycocotools' twelve."""

@@ -28,9 +28,9 @@ from flawmask.evaluation.summary import summary
 from flawmask.images import write_png
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.predict import predict
-from flawmask.inference.predictor import Instance, Prediction
 from flawmask.masks import Mask, rle_of_box
 from flawmask.model import checkpoint
+from flawmask.prediction import Instance, Prediction
 
 MASK_FIGURES = ("mask_ap", "mask_ap50", "mask_ap75", "mask_ar", "mask_ap_small", "mask_ap_medium", "mask_ap_large")
 PIXEL_FIGURES = ("auroc", "ap", "aupro", "aupro_05", "iou", "dice", "f1_max", "f1_max_threshold")

@@ -13,7 +13,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.evaluation.average_precision import coco_results
 from flawmask.evaluation.compare import Other, compare, read_other, read_predictions
 from flawmask.evaluation.measure import measure
-from flawmask.inference.predictor import Prediction
+from flawmask.prediction import Prediction
 
 
 def case(seed: int, sharp: float, images: int = 24) -> tuple[CocoSplit, list[Prediction]]:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 import random_network
 from files_read_back import names, rows
 from pycocotools.coco import COCO
-from random_network import network, patchwork
+from random_network import detect, network, patchwork
 
 from flawmask.coco import annotation, read_split, write_split
 from flawmask.errors import FlawmaskError
@@ -26,8 +26,8 @@ from flawmask.evaluation.evaluate import Evaluated, evaluate, predict_split
 from flawmask.evaluation.leak import content_digests, write_training_images
 from flawmask.evaluation.summary import summary
 from flawmask.images import read_image, write_png
-from flawmask.inference import predictor, stream
-from flawmask.inference.predictor import detect
+from flawmask.inference.backend import Resized
+from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model import checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn", "small_network")
@@ -418,14 +418,14 @@ def test_predictions_are_in_the_splits_order_though_images_go_by_size_through_th
         records.append({"id": number + 1, "file_name": f"{number}.png", "height": height, "width": width})
     write_split(tmp_path / "val", records, [], CATEGORIES)
     batches: list[list[tuple[int, int]]] = []
-    really = predictor.infer_resized
+    really = TorchBackend._infer
 
-    def infer(model: Any, spec: Any, batch: Any, given: Any) -> Any:
-        batches.append(list(given))
-        return really(model, spec, batch, given)
+    def infer(self: TorchBackend, batch: Sequence[Resized]) -> Any:
+        batches.append([(image.height, image.width) for image in batch])
+        return really(self, batch)
 
-    monkeypatch.setattr(stream, "infer_resized", infer)
-    predictions, seconds = predict_split(network(SPEC), SPEC, read_split(tmp_path, "val"), batch_size=4)
+    monkeypatch.setattr(TorchBackend, "_infer", infer)
+    predictions, seconds = predict_split(TorchBackend(network(SPEC), SPEC), read_split(tmp_path, "val"), batch_size=4)
     # Seen at 64 by 85 and 64 by 90, padded to 64 by 96, are the second batch's.
     assert batches == [[(64, 64)], [(60, 80)] * 3 + [(64, 90)], [(70, 50)] * 2]
     assert seconds.keys() == {"read", "network", "post"}

@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from random_network import BUILDABLE, SPEC, patchwork, random_network, spec_of
+from random_network import BUILDABLE, SPEC, infer, patchwork, random_network, spec_of, tensors_of
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from flawmask.inference.predictor import infer
 from flawmask.model.arch import Arch
 from flawmask.model.build import for_inference, set_score_floor
 from flawmask.model.spec import ModelSpec
@@ -51,10 +50,10 @@ def test_scores_and_boxes_are_within_a_ten_thousandth_of_the_cpus_and_masks_with
     spec = spec_of(arch)
     here, there = both(spec)
     batch = [patchwork(*size, seed) for seed, size in enumerate(SIZES)]
-    for expected, found, size in zip(infer(here, spec, batch), infer(there, spec, batch), SIZES, strict=True):
+    on_both = [[tensors_of(one) for one in infer(network, spec, batch)] for network in (here, there)]
+    for expected, found, size in zip(*on_both, SIZES, strict=True):
         assert len(expected["scores"]) > 0
         assert {name: one.shape for name, one in found.items()} == {name: one.shape for name, one in expected.items()}
-        assert {one.device.type for one in found.values()} == {"cpu"}
         assert not any(one.is_pinned() for one in found.values())
         ours, theirs = paired(expected, found, max(size))
         assert torch.equal(theirs["labels"], ours["labels"])

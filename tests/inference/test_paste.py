@@ -106,10 +106,9 @@ def test_a_hundred_masks_on_a_large_image_need_little_memory() -> None:
     code = """
 import re
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
 from random_network import SPEC
-from flawmask.inference.predict import describe
-from flawmask.inference.predictor import finish
+from flawmask.prediction import RawDetections, post_process
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 random = np.random.default_rng(0)
@@ -117,14 +116,10 @@ sides = np.geomspace(20, 3990, 100)[:, None] * [1, 0.9]
 corners = random.random((100, 2)) * (4000 - sides)
 y, x = np.mgrid[-1:1:28j, -1:1:28j]
 disc = (1 / (1 + np.exp(8 * np.hypot(x, y) - 7))).astype(np.float32)
-found = {
-    "boxes": torch.from_numpy(np.hstack((corners, corners + sides)).astype(np.float32)),
-    "labels": torch.full((100,), 2),
-    "scores": torch.linspace(0.5, 1, 100),
-    "masks": torch.from_numpy(np.repeat(disc[None, None], 100, axis=0)),
-}
+boxes, scores = np.hstack((corners, corners + sides)).astype(np.float32), np.linspace(0.5, 1, 100, dtype=np.float32)
+found = RawDetections(boxes, np.full(100, 2), scores, np.repeat(disc[None], 100, axis=0))
 before = peak()
-record = describe(Path("x.png"), finish(found, SPEC, 4000, 4000), 0.5, 0)
+record = post_process(found, SPEC.classes, 4000, 4000).to_dict(0.5)
 print(len(record["instances"]), record["defect_area_px"], before, peak())
 """
     done = subprocess.run(

@@ -11,26 +11,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from random_network import SPEC, network, patchwork, torchvision_finds
+from random_network import SPEC, detect, infer, network, network_of, patchwork, tensors_of, torchvision_finds
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-import flawmask
 from flawmask.errors import FlawmaskError, ImageError
 from flawmask.images import write_png
-from flawmask.inference.predictor import (
-    Instance,
-    Prediction,
-    Predictor,
-    check_classes,
-    detect,
-    downloaded,
-    finish,
-    infer,
-    uploaded,
-)
+from flawmask.inference.backend import check_classes
+from flawmask.inference.predictor import Predictor
+from flawmask.inference.torch_backend import downloaded, uploaded
 from flawmask.masks import Mask, box_of, to_rle
 from flawmask.model import checkpoint
 from flawmask.model.build import detector_of
+from flawmask.prediction import Instance, Prediction, Verdict, post_process
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +78,7 @@ def test_defects_score_at_least_conf_and_cover_at_least_min_area(
 
 
 def test_the_score_of_an_image_is_its_best_defects_whatever_conf_and_of_those_large_enough() -> None:
-    assert PREDICTION.verdict(0.9) == flawmask.inference.predictor.Verdict(is_defect=False, score=0.8)
+    assert PREDICTION.verdict(0.9) == Verdict(is_defect=False, score=0.8)
     assert PREDICTION.verdict(0.5, min_area=25).score == 0.6
     assert PREDICTION.verdict(0.5, min_area=999).score == 0.0
 
@@ -159,9 +151,9 @@ def test_masks_are_those_of_torchvisions_forward() -> None:
 
 def test_the_score_map_is_the_highest_score_times_probability_that_torchvision_pastes() -> None:
     pixels = patchwork(70, 90)
-    (found,) = infer(network(), SPEC, [pixels])
-    prediction = finish(found, SPEC, 70, 90)
-    pasted = paste_masks_in_image(found["masks"], found["boxes"], (70, 90))[:, 0]
+    (raw,) = infer(network(), SPEC, [pixels])
+    prediction, found = post_process(raw, SPEC.classes, 70, 90), tensors_of(raw)
+    pasted = paste_masks_in_image(found["masks"][:, None], found["boxes"], (70, 90))[:, 0]
     defects = found["labels"] > 1  # 1 is good
     assert defects.sum() > 3
     expected = (pasted[defects] * found["scores"][defects][:, None, None]).amax(dim=0).numpy()
@@ -205,7 +197,7 @@ def test_an_array_that_is_no_rgb_image_is_refused_with_what_is_expected(model_pa
 
 def test_images_of_one_size_are_judged_together_as_they_are_one_by_one() -> None:
     batch = [patchwork(60, 90, seed) for seed in range(3)]
-    together = [finish(found, SPEC, 60, 90) for found in infer(network(), SPEC, batch)]
+    together = [post_process(found, SPEC.classes, 60, 90) for found in infer(network(), SPEC, batch)]
     assert sum(len(one.instances) for one in together) > 10
     for one, pixels in zip(together, batch, strict=True):
         assert_same(one, detect(network(), SPEC, pixels))
@@ -249,7 +241,7 @@ def test_the_network_computes_in_ieees_float32(monkeypatch: pytest.MonkeyPatch) 
         inside.append(cudnn.allow_tf32)
         return detector_of(SPEC).infer(*given)
 
-    monkeypatch.setattr("flawmask.inference.predictor.detector_of", lambda _: SimpleNamespace(infer=infer))
+    monkeypatch.setattr("flawmask.inference.torch_backend.detector_of", lambda _: SimpleNamespace(infer=infer))
     assert detect(network(), SPEC, patchwork(60, 90)).instances
     assert inside == [False]
     assert cudnn.allow_tf32 == before
@@ -273,7 +265,7 @@ def test_no_more_proposals_are_looked_at_than_asked_for_nor_than_there_are(model
     def looked_at(path: Path = model_path, **limit: Any) -> int:
         seen: list[int] = []
         predictor = Predictor(path, "cpu", **limit)
-        network: Any = predictor.network
+        network: Any = network_of(predictor)
         network.roi_heads.box_head.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
         predictor(patchwork(60, 90))
         return seen[0]

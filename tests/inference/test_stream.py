@@ -1,7 +1,7 @@
 """Many images in a row: in order, as they are one by one, no more of them at once than must be, and no thread left."""
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,12 @@ from random_network import patchwork
 from flawmask import images
 from flawmask.errors import FlawmaskError
 from flawmask.images import read_image, write_png
-from flawmask.inference import stream
-from flawmask.inference.predictor import Prediction, detect, finish
-from flawmask.inference.predictor import infer_resized as really
+from flawmask.inference.backend import Resized, detect
 from flawmask.inference.stream import THREADS, Seen, in_order, judge_all
+from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model.arch import Arch
+from flawmask.model.spec import ModelSpec
+from flawmask.prediction import Prediction, post_process
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -33,8 +34,11 @@ BAD = 4
 """Which of the images is none."""
 
 
-def network() -> Any:
-    return random_network.network(SPEC)
+REALLY = TorchBackend._infer
+
+
+def backend(spec: ModelSpec = SPEC) -> TorchBackend:
+    return TorchBackend(random_network.network(spec), spec)
 
 
 @pytest.fixture
@@ -52,21 +56,24 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
     """The sizes of the images in each batch that the network has seen so far."""
     seen = []
 
-    def infer(model: Any, spec: Any, batch: Any, sizes: Any) -> Any:
-        assert [image.shape[:2] for image in batch] == [spec.resized(*size) for size in sizes]
+    def infer(self: TorchBackend, batch: Sequence[Resized]) -> Any:
+        sizes = [(image.height, image.width) for image in batch]
+        assert [image.pixels.shape[:2] for image in batch] == [self.spec.resized(*size) for size in sizes]
         seen.append(sizes)
-        return really(model, spec, batch, sizes)
+        return REALLY(self, batch)
 
-    monkeypatch.setattr(stream, "infer_resized", infer)
+    monkeypatch.setattr(TorchBackend, "_infer", infer)
     return seen
 
 
 def outcome(path: Path, seen: Seen | FlawmaskError) -> tuple[Path, Prediction | FlawmaskError]:
-    return path, seen if isinstance(seen, FlawmaskError) else finish(seen.found, SPEC, *seen.pixels.shape[:2])
+    if isinstance(seen, FlawmaskError):
+        return path, seen
+    return path, post_process(seen.found, SPEC.classes, *seen.pixels.shape[:2])
 
 
 def judged(paths: list[Path], **settings: Any) -> Generator[tuple[Path, Prediction | FlawmaskError], None, None]:
-    return judge_all(network(), SPEC, paths, read_image, outcome, **settings)
+    return judge_all(backend(), paths, read_image, outcome, **settings)
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 50])
@@ -82,7 +89,7 @@ def test_batches_give_what_one_by_one_gives_in_order_and_an_error_in_its_place(
             assert str(path) in str(result)
             continue
         assert isinstance(result, Prediction)
-        alone = detect(network(), SPEC, read_image(path))
+        alone = detect(backend(), read_image(path))
         assert (result.height, result.width) == SIZES[number]
         assert [(one.label, one.rle) for one in result.instances] == [(one.label, one.rle) for one in alone.instances]
         for one, other in zip(result.instances, alone.instances, strict=True):
@@ -106,13 +113,13 @@ def holding(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let memory hold so many images at once, and return how many the network was asked about each time."""
     asked = []
 
-    def infer(model: Any, spec: Any, batch: Any, sizes: Any) -> Any:
+    def infer(self: TorchBackend, batch: Sequence[Resized]) -> Any:
         asked.append(len(batch))
         if len(batch) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return really(model, spec, batch, sizes)
+        return REALLY(self, batch)
 
-    monkeypatch.setattr(stream, "infer_resized", infer)
+    monkeypatch.setattr(TorchBackend, "_infer", infer)
     return asked
 
 
@@ -152,7 +159,7 @@ def test_memory_that_does_not_hold_one_image_and_other_errors_end_it(
     def broken(*_: Any) -> Any:
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(stream, "infer_resized", broken)
+    monkeypatch.setattr(TorchBackend, "_infer", broken)
     with pytest.raises(RuntimeError, match="multiplied"):
         list(judged(paths, batch_size=4))
 
@@ -171,7 +178,7 @@ def test_threads_read_and_finish_and_the_caller_alone_uses_the_network(
 
     def infer(*arguments: Any) -> Any:
         who["infer"].add(threading.get_ident())
-        return really(*arguments)
+        return REALLY(*arguments)
 
     def read(path: Path) -> npt.NDArray[np.uint8]:
         who["read"].add(threading.get_ident())
@@ -180,8 +187,8 @@ def test_threads_read_and_finish_and_the_caller_alone_uses_the_network(
     def last(_: Path, __: Seen | FlawmaskError) -> None:
         who["finish"].add(threading.get_ident())
 
-    monkeypatch.setattr(stream, "infer_resized", infer)
-    assert len(list(judge_all(network(), SPEC, paths, read, last))) == len(paths)
+    monkeypatch.setattr(TorchBackend, "_infer", infer)
+    assert len(list(judge_all(backend(), paths, read, last))) == len(paths)
     assert who["infer"] == {threading.get_ident()}
     assert threading.get_ident() not in who["read"] | who["finish"]
 
@@ -191,15 +198,15 @@ def test_the_next_images_are_read_while_the_network_is_busy(paths: list[Path], m
 
     def infer(*arguments: Any) -> Any:
         assert third_is_read.wait(timeout=60), "the network would wait for ever"
-        return really(*arguments)
+        return REALLY(*arguments)
 
     def read(path: Path) -> npt.NDArray[np.uint8]:
         if path == paths[1 + THREADS - 1]:
             third_is_read.set()
         return read_image(path)
 
-    monkeypatch.setattr(stream, "infer_resized", infer)
-    assert len(list(judge_all(network(), SPEC, paths, read, outcome))) == len(paths)
+    monkeypatch.setattr(TorchBackend, "_infer", infer)
+    assert len(list(judge_all(backend(), paths, read, outcome))) == len(paths)
 
 
 def test_a_thread_that_reads_computes_on_one_core_and_leaves_the_others_theirs() -> None:
@@ -234,7 +241,7 @@ def test_images_that_are_padded_to_one_size_share_a_batch_and_are_judged_as_they
     arch: Arch, tmp_path: Path, batches: list[list[tuple[int, ...]]]
 ) -> None:
     spec = random_network.spec_of(arch)
-    model = random_network.network(spec)
+    model = backend(spec)
     sizes = [(60, 80), (120, 160), (64, 90), (60, 80)]  # seen at 64 by 85 and 64 by 90, padded to 64 by 96
     paths = [tmp_path / f"{number}.png" for number in range(len(sizes))]
     for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
@@ -242,12 +249,12 @@ def test_images_that_are_padded_to_one_size_share_a_batch_and_are_judged_as_they
 
     def last(_: Path, seen: Seen | FlawmaskError) -> Prediction:
         assert isinstance(seen, Seen)
-        return finish(seen.found, spec, *seen.pixels.shape[:2])
+        return post_process(seen.found, spec.classes, *seen.pixels.shape[:2])
 
-    results = list(judge_all(model, spec, paths, read_image, last, batch_size=4))
+    results = list(judge_all(model, paths, read_image, last, batch_size=4))
     assert batches == [sizes]
     for path, size, result in zip(paths, sizes, results, strict=True):
-        alone = detect(model, spec, read_image(path))
+        alone = detect(model, read_image(path))
         assert (result.height, result.width) == size
         assert len(result.instances) == len(alone.instances) > 0
         for one, other in zip(result.instances, alone.instances, strict=True):
@@ -258,7 +265,7 @@ def test_images_that_are_padded_to_one_size_share_a_batch_and_are_judged_as_they
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_no_more_images_are_in_flight_than_a_few_batches(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "infer_resized", lambda _, __, batch, ___: [{} for _ in batch])
+    monkeypatch.setattr(TorchBackend, "_infer", lambda _, batch: [None for _ in batch])
     read, done = 0, 0
     most = 0
 
@@ -269,7 +276,7 @@ def test_no_more_images_are_in_flight_than_a_few_batches(batch_size: int, monkey
             most = max(most, read - done)
             yield number
 
-    for _ in judge_all(network(), SPEC, numbers(), lambda seed: patchwork(32, 32, seed), lambda *_: None, batch_size):
+    for _ in judge_all(backend(), numbers(), lambda seed: patchwork(32, 32, seed), lambda *_: None, batch_size):
         done += 1
     assert done == 60
     assert most <= 2 * batch_size + THREADS + max(batch_size, THREADS)
@@ -308,7 +315,7 @@ def test_an_exception_in_a_thread_stops_it_all_and_is_raised_here(paths: list[Pa
     before = set(threading.enumerate())
     functions: dict[str, Any] = {"read": read_image, "finish": outcome, which: broken}
     with pytest.raises(OSError, match="No space left") as caught:  # kept, and the frames in it
-        list(judge_all(network(), SPEC, paths, **functions))
+        list(judge_all(backend(), paths, **functions))
     assert caught.value.errno == 28
     assert set(threading.enumerate()) == before
 
@@ -317,7 +324,7 @@ def test_an_exception_of_the_network_is_raised_and_no_thread_is_left(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = set(threading.enumerate())
-    monkeypatch.setattr(stream, "infer_resized", broken)
+    monkeypatch.setattr(TorchBackend, "_infer", broken)
     with pytest.raises(OSError, match="No space left") as caught:
         list(judged(paths))
     assert caught.value.errno == 28

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_network import SPEC, network, patchwork
+from random_network import SPEC, detect, network, patchwork
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 import flawmask
 from flawmask.errors import FlawmaskError
-from flawmask.inference.predictor import Prediction, detect
 from flawmask.model import checkpoint
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
+from flawmask.prediction import Prediction
 
 pytestmark = pytest.mark.usefixtures("small_network")
 

@@ -10,19 +10,31 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from random_network import KINDS, OTHERS, patchwork, random_network, resized, spec_of
+from random_network import (
+    KINDS,
+    OTHERS,
+    detect,
+    infer,
+    network_of,
+    patchwork,
+    random_network,
+    resized,
+    spec_of,
+    tensors_of,
+)
 from stained_plates import settings
 from torch import Tensor
 
 from flawmask.coco import annotation
 from flawmask.inference.config import MAX_PROPOSALS
-from flawmask.inference.predictor import Prediction, Predictor, detect, finish, infer
+from flawmask.inference.predictor import Predictor
 from flawmask.model import checkpoint
 from flawmask.model.arch import Arch
 from flawmask.model.build import Detector, build, detector_of, for_inference, set_score_floor
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, make_target
+from flawmask.prediction import Prediction, post_process
 from flawmask.training.loader import Batch
 from flawmask.training.step import Figures, make_step
 
@@ -196,14 +208,14 @@ def test_a_network_from_a_file_is_to_the_bit_what_was_drawn_and_then_filled(
     loaded, _ = checkpoint.load(path)
     learning = [{name for name, one in model.named_parameters() if one.requires_grad} for model in (filled, loaded)]
     assert learning[0] == learning[1]
-    narrow = for_inference(filled, case.spec, CPU, next(predictor.network.parameters()).dtype, MAX_PROPOSALS)
+    narrow = for_inference(filled, case.spec, CPU, next(network_of(predictor).parameters()).dtype, MAX_PROPOSALS)
     for model in (filled, loaded, narrow):
         set_score_floor(model, FLOOR)
-    for old, new in ((to_device(filled, CPU), to_device(loaded, CPU)), (narrow, predictor.network)):
+    for old, new in ((to_device(filled, CPU), to_device(loaded, CPU)), (narrow, network_of(predictor))):
         states = old.state_dict(), new.state_dict()
         assert states[0].keys() == states[1].keys()
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-        (expected,), (found,) = (infer(model, case.spec, [patchwork(80, 90)]) for model in (old, new))
+        expected, found = (tensors_of(infer(model, case.spec, [patchwork(80, 90)])[0]) for model in (old, new))
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[name], found[name]) for name in expected)
         assert len(found["scores"])
@@ -213,7 +225,7 @@ def test_the_network_for_inference_finds_the_same_as_the_one_that_was_trained(ca
     pixels = patchwork(75, 91, 2)
     with torch.inference_mode():
         (expected,) = case.detector.infer(case.network, *resized(case.spec, pixels))
-        (found,) = case.detector.infer(predictor.network, *resized(case.spec, pixels))
+        (found,) = case.detector.infer(network_of(predictor), *resized(case.spec, pixels))
     assert len(expected["scores"]) > 5
     assert found.keys() == expected.keys() == {"boxes", "labels", "scores"} | ({"masks"} & expected.keys())
     assert ("masks" in found) == case.spec.has_masks
@@ -225,7 +237,7 @@ def test_the_network_for_inference_finds_the_same_as_the_one_that_was_trained(ca
 
 
 def test_the_network_for_inference_does_not_learn(predictor: Predictor) -> None:
-    network: Any = predictor.network
+    network: Any = network_of(predictor)
     assert not network.training
     assert not any(one.requires_grad for one in network.parameters())
 
@@ -276,7 +288,9 @@ def test_labels_are_places_in_the_classes_counted_from_1(case: Case) -> None:
 
 def test_two_images_judged_together_are_judged_as_they_are_alone(case: Case, predictor: Predictor) -> None:
     pair = [patchwork(75, 91, seed) for seed in (4, 5)]
-    together = [finish(found, case.spec, 75, 91) for found in infer(predictor.network, case.spec, pair)]
+    together = [
+        post_process(found, case.spec.classes, 75, 91) for found in infer(network_of(predictor), case.spec, pair)
+    ]
     assert sum(len(one.instances) for one in together) > 5
     for one, pixels in zip(together, pair, strict=True):
         assert_same(one, predictor(pixels))
@@ -287,11 +301,11 @@ def test_a_higher_score_floor_drops_what_scores_less_and_nothing_else(case: Case
     pixels = patchwork(75, 91, 6)
     everything = predictor(pixels)
     floor = sorted(one.score for one in everything.instances)[len(everything.instances) // 2]
-    set_score_floor(predictor.network, floor)
+    set_score_floor(network_of(predictor), floor)
     try:
         above = predictor(pixels)
     finally:
-        set_score_floor(predictor.network, FLOOR)
+        set_score_floor(network_of(predictor), FLOOR)
     kept = [one.score for one in everything.instances if one.score > floor]
     assert kept
     assert [one.score for one in above.instances] == pytest.approx(kept, abs=1e-4)

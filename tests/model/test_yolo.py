@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_network import patchwork, random_network, resized, spec_of
+from random_network import detect, patchwork, random_network, resized, spec_of
 from torch import Tensor
 from torch.nn import functional as F
 from ultralytics.utils.nms import non_max_suppression
@@ -18,7 +18,6 @@ from ultralytics.utils.ops import process_mask, scale_boxes
 
 from flawmask.coco import annotation
 from flawmask.errors import FlawmaskError
-from flawmask.inference.predictor import finish
 from flawmask.masks import Mask
 from flawmask.model import yolo
 from flawmask.model.arch import Arch
@@ -91,12 +90,11 @@ def test_masks_cover_the_pixels_that_ultralytics_masks_cover() -> None:
     set_score_floor(model, FLOOR)
     # As smooth as those of a trained network: of noise, 28 cells along a box and one to 4 pixels are two samples.
     model.model[-1].proto.register_forward_hook(lambda _, __, output: F.avg_pool2d(output, 9, 1, 4) * 9)
-    seen, sizes = resized(spec, patchwork(96, 128, 2))  # as it is: neither smaller nor padded
+    seen, _ = resized(spec, patchwork(96, 128, 2))  # as it is: neither smaller nor padded
     found, prototypes = ultralytics_finds(model, seen[0][None] / 255)
     assert prototypes is not None
     masks = process_mask(prototypes, found[:, 6:], found[:, :4], (96, 128), upsample=True).bool().numpy()
-    with torch.inference_mode():
-        prediction = finish(yolo.infer(model, seen, sizes)[0], spec, 96, 128)
+    prediction = detect(model, spec, patchwork(96, 128, 2))
     assert len(prediction.instances) == len(masks)
     overlaps = []
     for one, mask in zip(prediction.instances, masks, strict=True):

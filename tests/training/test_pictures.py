@@ -12,6 +12,7 @@ from random_network import SPEC, network, patchwork, spec_of
 from flawmask.coco import CocoSplit, annotation, read_split, write_split
 from flawmask.draw import SURROUND, TRUTH
 from flawmask.images import read_image, write_png
+from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model import rcnn
 from flawmask.training import loader
 from flawmask.training.pictures import (
@@ -209,9 +210,9 @@ def validation(tmp_path: Path) -> CocoSplit:
 
 
 def test_the_same_four_defective_images_are_drawn_each_time_truth_on_the_left(validation: CocoSplit) -> None:
-    drawn = draw_predictions(network(), SPEC, validation)
+    drawn = draw_predictions(TorchBackend(network(), SPEC), validation)
     assert list(drawn) == ["3.png", "5.png", "7.png", "9.png"]
-    again = draw_predictions(network(), SPEC, validation)
+    again = draw_predictions(TorchBackend(network(), SPEC), validation)
     assert all((again[name] == picture).all() for name, picture in drawn.items())
     for picture in drawn.values():
         middle = picture.shape[1] // 2
@@ -222,7 +223,7 @@ def test_the_same_four_defective_images_are_drawn_each_time_truth_on_the_left(va
 
 def test_a_split_without_defects_shows_good_images(validation: CocoSplit) -> None:
     good = CocoSplit(validation.folder, validation.images[:2], validation.annotations, validation.categories)
-    assert list(draw_predictions(network(), SPEC, good)) == ["1.png", "2.png"]
+    assert list(draw_predictions(TorchBackend(network(), SPEC), good)) == ["1.png", "2.png"]
 
 
 def test_labels_hold_arrays_as_documented() -> None:

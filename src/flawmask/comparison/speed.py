@@ -17,7 +17,8 @@ from flawmask.comparison.config import YARDSTICKS, CompareConfig
 from flawmask.comparison.contender import begin
 from flawmask.comparison.entry import Entry
 from flawmask.files import write_json
-from flawmask.inference.predictor import Predictor, finish, infer
+from flawmask.inference.backend import load, resized
+from flawmask.prediction import post_process
 from flawmask.progress import track
 from flawmask.runtime import choose_device, on_device
 
@@ -75,11 +76,12 @@ def _judge(config: CompareConfig, name: str, path: Path) -> Judge:
     """Return a function that does with a batch what `predict` does: network and masks."""
     if name in YARDSTICKS:
         return yardstick.load(config, name, path)
-    predictor = Predictor.of(path, config)
+    backend = load(path, config)
 
     def judge(batch: Sequence[Image]) -> Any:
-        found = infer(predictor.network, predictor.spec, batch)
-        return [finish(one, predictor.spec, *pixels.shape[:2]) for one, pixels in zip(found, batch, strict=True)]
+        found = backend.infer([resized(pixels, backend.spec) for pixels in batch])
+        classes = backend.spec.classes
+        return [post_process(one, classes, *pixels.shape[:2]) for one, pixels in zip(found, batch, strict=True)]
 
     return judge
 

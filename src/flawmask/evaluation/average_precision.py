@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pycocotools import mask as rle_tools
 
 from flawmask.coco import CocoSplit, Record, instance_rles
-from flawmask.inference.predictor import Prediction
+from flawmask.prediction import Prediction
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -86,17 +86,8 @@ def coco_results(split: CocoSplit, predictions: Sequence[Prediction]) -> list[Re
     """Return the predictions, one per image of the split, in COCO's results format; without `segmentation` where the
     network outlines nothing."""
     ids = {category["name"]: category["id"] for category in split.categories}
-    return [
-        {
-            "image_id": image["id"],
-            "category_id": ids[instance.label],
-            "bbox": instance.xywh,
-            "score": instance.score,
-            **({"segmentation": instance.rle} if prediction.has_masks else {}),
-        }
-        for image, prediction in zip(split.images, predictions, strict=True)
-        for instance in prediction.instances
-    ]
+    pairs = zip(split.images, predictions, strict=True)
+    return [record for image, prediction in pairs for record in prediction.to_coco(image["id"], ids)]
 
 
 def evaluate_instances(

@@ -14,7 +14,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.evaluation.measure import gather, resampled_figures
 from flawmask.evaluation.uncertainty import mcnemar, percentiles, resample
 from flawmask.files import read_json
-from flawmask.inference.predictor import Instance, Prediction
+from flawmask.prediction import Instance, Prediction
 
 COMPARED = (
     *("accuracy", "precision", "recall", "f1_score", "image_auroc", "image_ap", "mean_mask_iou"),

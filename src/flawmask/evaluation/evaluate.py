@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from flawmask import images
 from flawmask.coco import CocoSplit, Record, read_split
-from flawmask.distributed import Processes, processes
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.aim import choose
 from flawmask.evaluation.compare import compare, read_other
@@ -25,14 +23,16 @@ from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
 from flawmask.files import check_output_folder, read_json
 from flawmask.inference import threshold
-from flawmask.inference.predictor import Prediction, Predictor, check_classes, finish
+from flawmask.inference.backend import Backend, check_classes, load
 from flawmask.inference.stream import Seen, judge_all
 from flawmask.inference.threshold import Threshold
-from flawmask.model.spec import ModelSpec
+from flawmask.prediction import Prediction, post_process
 from flawmask.progress import track
 from flawmask.report.report import ENTRIES as REPORT_ENTRIES
-from flawmask.runtime import choose_device
 from flawmask.settings import require
+
+if TYPE_CHECKING:
+    from flawmask.distributed import Processes
 
 log = logging.getLogger(__name__)
 
@@ -63,27 +63,30 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
             read or was trained on, there is no threshold to be had, or the output folder holds something else. Nothing
             is written then.
     """
+    from flawmask.distributed import processes
+    from flawmask.runtime import choose_device
+
     with processes(choose_device(config.device)) as team:
         return _evaluate(config, team)
 
 
-def _evaluate(config: EvaluateConfig, team: Processes) -> Evaluated:
+def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
     """Judge a split together with other processes, or alone; the first one writes."""
     check_output_folder(config.results_dir, "metrics.json", overwrite=True, what="evaluation", entries=ENTRIES)
     split = read_split(config.dataset_dir, config.split)
-    predictor = Predictor.of(config.model, config)
-    check_classes(predictor.spec, split.class_names, config.dataset_dir)
-    classes = len(predictor.spec.classes)
+    backend = load(config.model, config)
+    check_classes(backend.spec, split.class_names, config.dataset_dir)
+    classes = len(backend.spec.classes)
     require(
         config.num_classes in (None, classes),
-        f"--num_classes is {config.num_classes}, but {config.model} has {classes}: {', '.join(predictor.spec.classes)}",
+        f"--num_classes is {config.num_classes}, but {config.model} has {classes}: {', '.join(backend.spec.classes)}",
     )
     conf = threshold.DEFAULT if config.conf == "auto" else config.conf
     other = read_other(config.against, split, conf, config.min_area) if config.against else None
     digests = team.from_main(lambda: content_digests(split))
     seen = seen_in_training(split, digests, config.model, allow=config.allow_leak)
-    predictions, seconds = _predict(config, predictor, split, team)
-    chosen = _threshold(config, predictor, split, digests, predictions, team)
+    predictions, seconds = _predict(config, backend, split, team)
+    chosen = _threshold(config, backend, split, digests, predictions, team)
     facts: dict[str, Any] = {
         "seconds": seconds,
         "seconds_per_image": sum(seconds.values()),
@@ -117,7 +120,7 @@ def _evaluate(config: EvaluateConfig, team: Processes) -> Evaluated:
 
 
 def _predict(
-    config: EvaluateConfig, predictor: Predictor, split: CocoSplit, team: Processes
+    config: EvaluateConfig, backend: Backend, split: CocoSplit, team: "Processes"
 ) -> tuple[list[Prediction], dict[str, float]]:
     """Return what `predict_split` does of the whole split, of which each process looks at its share."""
     require(
@@ -125,7 +128,7 @@ def _predict(
         f"{split.folder} has {len(split.images)} images: start no more processes than that, not {team.count}",
     )
     mine = replace(split, images=tuple(team.share(split.images)))
-    predictions, seconds = predict_split(predictor.network, predictor.spec, mine, config.inference_batch_size)
+    predictions, seconds = predict_split(backend, mine, config.inference_batch_size)
     return team.gather(predictions), seconds
 
 
@@ -168,11 +171,11 @@ def write_judgement(
 
 def _threshold(
     config: EvaluateConfig,
-    predictor: Predictor,
+    backend: Backend,
     split: CocoSplit,
     digests: Mapping[str, str],
     predictions: Sequence[Prediction],
-    team: Processes,
+    team: "Processes",
 ) -> Threshold:
     """Return the threshold that the settings ask for.
 
@@ -188,7 +191,7 @@ def _threshold(
         split = read_split(config.dataset_dir, VALIDATION)
         digests = team.from_main(lambda: content_digests(split))
         seen_in_training(split, digests, config.model, allow=config.allow_leak)
-        predictions, _ = _predict(config, predictor, split, team)
+        predictions, _ = _predict(config, backend, split, team)
     judged = judge(split, predictions, threshold.DEFAULT, config.min_area)
     truth, scores = np.array([one.truth for one in judged]), np.array([one.score for one in judged])
     weights = resample(truth, config.resamples, config.seed)
@@ -240,7 +243,7 @@ def threshold_notes(chosen: Threshold, shared: int, judged: int) -> list[str]:
 
 
 def predict_split(
-    network: nn.Module, spec: ModelSpec, split: CocoSplit, batch_size: int | None = None
+    backend: Backend, split: CocoSplit, batch_size: int | None = None
 ) -> tuple[list[Prediction], dict[str, float]]:
     """Return a prediction for each image of the split, and the median seconds that an image took.
 
@@ -249,10 +252,9 @@ def predict_split(
     a whole split takes less than the sum for each image.
 
     Args:
-        network: in evaluation mode.
-        spec: the network's.
+        backend: what runs the network.
         split: whose images are judged.
-        batch_size: the most images that the network sees at once; by default 8 on CUDA and 1 elsewhere.
+        batch_size: the most images that the network sees at once; by default as many as the backend says.
 
     Raises:
         FlawmaskError: an image cannot be read or is not of the size that its record says.
@@ -272,13 +274,13 @@ def predict_split(
         if isinstance(seen, FlawmaskError):
             raise seen
         start = time.perf_counter()
-        prediction = finish(seen.found, spec, *seen.pixels.shape[:2])
+        prediction = post_process(seen.found, backend.spec.classes, *seen.pixels.shape[:2])
         return prediction, (seen.read, seen.network, time.perf_counter() - start)
 
     # By size, so that batches fill, and so that a GPU, which takes long over the first of a size, meets each size once.
     sizes = [(image["height"], image["width"]) for image in split.images]
-    order = sorted(range(len(sizes)), key=lambda place: (spec.padded(*sizes[place]), sizes[place]))
-    with closing(judge_all(network, spec, (split.images[place] for place in order), read, post, batch_size)) as judged:
+    order = sorted(range(len(sizes)), key=lambda place: (backend.spec.padded(*sizes[place]), sizes[place]))
+    with closing(judge_all(backend, (split.images[place] for place in order), read, post, batch_size)) as judged:
         both = list(track(judged, f"judging {split.name}", total=len(split.images)))
     seconds = np.median([one for _, one in both], axis=0).tolist()
     predictions = {place: prediction for place, (prediction, _) in zip(order, both, strict=True)}

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pycocotools import mask as rle_tools
 
 from flawmask.coco import CocoSplit, Record, instance_rles
-from flawmask.inference.predictor import Instance, Prediction
+from flawmask.prediction import Instance, Prediction
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]

@@ -31,7 +31,7 @@ from flawmask.evaluation.ranking import (
 )
 from flawmask.evaluation.uncertainty import Interval, auroc_interval, f1_interval, percentiles, resample, wilson
 from flawmask.evaluation.verdicts import Judged, image_metrics, rates
-from flawmask.inference.predictor import Prediction
+from flawmask.prediction import Prediction
 from flawmask.progress import track
 
 Floats = npt.NDArray[np.float64]

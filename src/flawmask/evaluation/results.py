@@ -13,9 +13,9 @@ from flawmask.evaluation.measure import Measured
 from flawmask.evaluation.verdicts import Judged
 from flawmask.files import whole_folder, write_json
 from flawmask.inference.overlay import truth_beside_prediction
-from flawmask.inference.predictor import Prediction
 from flawmask.inference.stream import MOST_THREADS, in_order
 from flawmask.launch import usable_cores
+from flawmask.prediction import Prediction
 from flawmask.progress import track
 from flawmask.report.report import write_report
 

@@ -17,7 +17,7 @@ from flawmask.draw import (
     side_by_side,
     title_bar,
 )
-from flawmask.inference.predictor import Instance
+from flawmask.prediction import Instance
 
 Image = npt.NDArray[np.uint8]
 

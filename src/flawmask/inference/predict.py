@@ -17,12 +17,12 @@ from flawmask.draw import PREDICTION, title_bar
 from flawmask.errors import FlawmaskError
 from flawmask.files import check_output_folder, real_path, whole_folder, write_json
 from flawmask.inference import threshold
+from flawmask.inference.backend import load
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.overlay import draw_instances, viewing_size
-from flawmask.inference.predictor import Instance, Prediction, Predictor, finish
 from flawmask.inference.stream import Seen, judge_all
 from flawmask.masks import Mask
-from flawmask.model.spec import ModelSpec
+from flawmask.prediction import post_process
 from flawmask.progress import track
 from flawmask.settings import require
 
@@ -61,18 +61,18 @@ def predict(config: PredictConfig) -> Predicted:
     check_output_folder(config.output, "predictions.json", overwrite=True, what="prediction", entries=ENTRIES)
     paths = find_images(config.input, config.output)
     region = _read_region(config.roi) if config.roi else None
-    predictor = Predictor.of(config.model, config)
+    backend = load(config.model, config)
     require(
-        predictor.spec.has_masks or not config.save_masks,
-        f"--save_masks: {predictor.spec.arch} finds boxes and outlines nothing",
+        backend.spec.has_masks or not config.save_masks,
+        f"--save_masks: {backend.spec.arch} finds boxes and outlines nothing",
     )
     conf = threshold.of(config.conf, config.model, config.min_area).value
     records: list[dict[str, Any]] = []
     with whole_folder(config.output) as folder:
         for name in ("overlays", "masks") if config.save_masks else ("overlays",):
             (folder / name).mkdir()
-        job = _Job(config, predictor.spec, conf, region, folder, _unique_names(paths))
-        judged = judge_all(predictor.network, predictor.spec, paths, job.read, job.write, config.inference_batch_size)
+        job = _Job(config, backend.spec.classes, conf, region, folder, _unique_names(paths))
+        judged = judge_all(backend, paths, job.read, job.write, config.inference_batch_size)
         with closing(judged):
             for record in track(judged, "predicting", total=len(paths)):
                 if "error" in record:
@@ -101,7 +101,7 @@ class _Job:
 
     Attributes:
         config: the stage's.
-        spec: the network's.
+        classes: the network's.
         conf: the verdict's threshold.
         region: (height, width) bool, where defects count; None for everywhere.
         folder: where the results go.
@@ -109,7 +109,7 @@ class _Job:
     """
 
     config: PredictConfig
-    spec: ModelSpec
+    classes: tuple[str, ...]
     conf: float
     region: Mask | None
     folder: Path
@@ -124,11 +124,11 @@ class _Job:
         """Write the pictures of an image and return its record."""
         if isinstance(seen, FlawmaskError):
             return {"file": path.as_posix(), "error": str(seen)}
-        prediction = finish(seen.found, self.spec, *seen.pixels.shape[:2])
+        prediction = post_process(seen.found, self.classes, *seen.pixels.shape[:2])
         if self.region is not None:
             prediction = prediction.within(self.region)
         limits = (self.conf, self.config.min_area)
-        record = describe(path, prediction, *limits)
+        record: dict[str, Any] = {"file": path.as_posix(), **prediction.to_dict(*limits)}
         caption = f"{path.name}: {record['verdict']} ({record['score']:.2f})"
         size = viewing_size(seen.pixels)
         picture = title_bar(draw_instances(seen.pixels, prediction.defects(*limits), PREDICTION, size), caption)
@@ -201,41 +201,6 @@ def _unique_names(paths: list[Path]) -> dict[Path, str]:
         taken.add(name.lower())
         names[path] = name
     return names
-
-
-def describe(path: Path, prediction: Prediction, conf: float, min_area: int) -> dict[str, Any]:
-    """Return the record of an image in `predictions.json`.
-
-    Keys: `file`; `width`, `height`; `verdict`, `good` or `defect`; `score`, the highest of a defect; `instances`, the
-    defects at or above `conf` that cover at least `min_area` pixels, each with `class`, `score`, `box` [x, y, width,
-    height], `area` in pixels and `segmentation`, compressed COCO RLE at the image's size; `defect_area_px` and
-    `defect_area_percent`, what they cover together. Of a network that outlines nothing, the last three are null and the
-    area is the box's. `predict` adds `overlay` and, with `save_masks`, `mask`: paths
-    inside its folder.
-    """
-    verdict = prediction.verdict(conf, min_area)
-    area = prediction.defect_area(conf, min_area) if prediction.has_masks else None
-    size = prediction.height * prediction.width
-    return {
-        "file": path.as_posix(),
-        "width": prediction.width,
-        "height": prediction.height,
-        "verdict": "defect" if verdict.is_defect else "good",
-        "score": verdict.score,
-        "defect_area_px": area,
-        "defect_area_percent": None if area is None else 100 * area / size,
-        "instances": [_describe_instance(one, prediction.has_masks) for one in prediction.defects(conf, min_area)],
-    }
-
-
-def _describe_instance(instance: Instance, has_mask: bool) -> dict[str, Any]:
-    return {
-        "class": instance.label,
-        "score": instance.score,
-        "box": instance.xywh,
-        "area": instance.area,
-        "segmentation": instance.rle if has_mask else None,
-    }
 
 
 def _write_table(path: Path, records: list[dict[str, Any]]) -> None:

@@ -210,5 +210,5 @@ def _validation_figures(run: Run, split: CocoSplit) -> dict[str, float | None]:
     """Return mask AP and F1 at a confidence of 0.5 on the validation split."""
     team = run.setup.team
     mine = replace(split, images=tuple(team.share(split.images)))
-    predictions = predict_split(run.for_judging(), run.setup.spec, mine)[0] if mine.images else []
+    predictions = predict_split(run.for_judging(), mine)[0] if mine.images else []
     return quick_figures(split, team.gather(predictions))

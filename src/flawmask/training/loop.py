@@ -155,7 +155,7 @@ def _train(setup: Setup, state: State | None, began: float, stop: Stop, part_of:
             if team.is_main:
                 run.write()
                 if record is not None and setup.validation:
-                    record(figures, draw_predictions(run.for_judging(), setup.spec, setup.validation))
+                    record(figures, draw_predictions(run.for_judging(), setup.validation))
                 elif record is not None:
                     record(figures, {})
             _log_epoch(figures, None if budget else config.epochs, _remaining(run), is_best)

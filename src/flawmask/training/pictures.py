@@ -30,8 +30,8 @@ from flawmask.draw import (
     outline,
 )
 from flawmask.files import write_bytes
+from flawmask.inference.backend import Backend, detect
 from flawmask.inference.overlay import truth_beside_prediction
-from flawmask.inference.predictor import detect
 from flawmask.model.build import Detector
 from flawmask.model.spec import TORCHVISION_ANCHORS, ModelSpec
 from flawmask.model.targets import Target, crops
@@ -125,24 +125,22 @@ def _colour(name: str, classes: tuple[str, ...]) -> Colour:
     return CLASS_COLOURS[defects.index(name) % len(CLASS_COLOURS)]
 
 
-def draw_predictions(network: Any, spec: ModelSpec, split: CocoSplit, conf: float = 0.5) -> dict[str, Picture]:
+def draw_predictions(backend: Backend, split: CocoSplit, conf: float = 0.5) -> dict[str, Picture]:
     """Return truth beside prediction by file name, for the same few images each time: up to four with a defect.
 
     Args:
-        network: what predicts; it is left in evaluation mode.
-        spec: what it was built from.
+        backend: what predicts.
         split: where the images are; one without a defect gives some of its good images.
         conf: the score from which on an instance is drawn.
     """
-    network.eval()
     shown = [image for image in split.images if split.is_defective(image)] or list(split.images)
     places = np.linspace(0, len(shown) - 1, min(EXAMPLES, len(shown))).round().astype(int)
-    return {str(shown[place]["file_name"]): _predicted(network, spec, split, shown[place], conf) for place in places}
+    return {str(shown[place]["file_name"]): _predicted(backend, split, shown[place], conf) for place in places}
 
 
-def _predicted(network: Any, spec: ModelSpec, split: CocoSplit, image: Record, conf: float) -> Picture:
+def _predicted(backend: Backend, split: CocoSplit, image: Record, conf: float) -> Picture:
     pixels = images.read_image(split.image_path(image))
-    prediction = detect(network, spec, pixels)
+    prediction = detect(backend, pixels)
     found = prediction.defects(conf)
     title = f"{len(found)} found from {conf:g} on, best score {prediction.verdict(conf).score:.2f}"
     captions = f"truth: {image.get('defect_type', 'as marked')}", title

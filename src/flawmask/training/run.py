@@ -15,6 +15,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.evaluation.leak import write_training_images
 from flawmask.files import read_json, write_json
 from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR
+from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model import checkpoint
 from flawmask.model.build import for_inference, set_score_floor
 from flawmask.model.weights import not_loaded
@@ -153,12 +154,12 @@ class Run:
         resume.save(state, setup.run_dir)
         self.saved = time.perf_counter()
 
-    def for_judging(self) -> Any:
-        """Return a copy of it that predicts."""
+    def for_judging(self) -> TorchBackend:
+        """Return what predicts with a copy of it."""
         setup = self.setup
         network = for_inference(self.kept, setup.spec, setup.device, setup.dtype, MAX_PROPOSALS)
         set_score_floor(network, SCORE_FLOOR)
-        return network
+        return TorchBackend(network, setup.spec)
 
     def add(self, figures: Mapping[str, Any]) -> bool:
         """Add the figures of an epoch to the history and return whether it is the best so far.

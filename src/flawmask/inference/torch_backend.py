@@ -1,0 +1,128 @@
+"""PyTorch runs the network: on the CPU or on a GPU, with what is found in float32, and the same whatever was asked
+before."""
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from flawmask import torchvision_alone  # noqa: F401  # before what imports torchvision
+from flawmask.inference.backend import Resized, check_padding
+from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR
+from flawmask.model import checkpoint
+from flawmask.model.build import detector_of, made_fast, set_score_floor
+from flawmask.model.layers import upload
+from flawmask.model.spec import ModelSpec
+from flawmask.prediction import RawDetections
+from flawmask.runtime import choose_device, choose_precision, ieee_float32, is_out_of_memory, on_device
+from flawmask.settings import Precision
+
+log = logging.getLogger(__name__)
+
+BATCH_ON_CUDA = 8
+"""How many images pass through the network at once there by default; a CPU gains nothing by more than one."""
+
+
+class TorchBackend:
+    """A network in PyTorch. See `Backend` for its attributes and for `infer`."""
+
+    def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
+        """Take a network that `build.for_inference` or `build.made_fast` returned, and what it was built from."""
+        self.network = network
+        self.spec = spec
+        self.device = next(network.parameters()).device
+        self.uses_cores = self.device.type != "cuda"
+        self.batch_size = 1 if self.uses_cores else BATCH_ON_CUDA
+        self._micro_batch = 2**31
+        """How many images memory holds at once."""
+
+    @classmethod
+    def load(
+        cls,
+        model: Path,
+        device: str | None = None,
+        *,
+        precision: Precision = "auto",
+        score_floor: float = SCORE_FLOOR,
+        max_proposals: int = MAX_PROPOSALS,
+    ) -> "TorchBackend":
+        """Return the backend of a checkpoint; see `Predictor` for the arguments.
+
+        Raises:
+            FlawmaskError: the file is no checkpoint, or the device or the precision is not there.
+        """
+        chosen = choose_device(device)
+        with on_device(chosen):
+            dtype = choose_precision(precision, chosen)
+            network, spec = checkpoint.load(model, max_proposals)
+            network = made_fast(network, spec, chosen, dtype)
+            set_score_floor(network, score_floor)
+        return cls(network, spec)
+
+    def infer(self, batch: Sequence[Resized], /) -> list[RawDetections]:
+        """Return what the network finds on each image. Where memory does not hold the batch, half as many pass through
+        the network at once from then on."""
+        check_padding(batch, self.spec)
+        found: list[RawDetections] = []
+        before = self._micro_batch
+        while len(found) < len(batch):
+            part = batch[len(found) : len(found) + self._micro_batch]
+            try:
+                found += self._infer(part)
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or len(part) == 1:
+                    raise
+            torch.cuda.empty_cache()  # outside the except clause, which would hold on to what had been allocated
+            self._micro_batch = math.ceil(len(part) / 2)
+        if self._micro_batch < before:
+            log.warning("out of memory: going on with %d images at once", self._micro_batch)
+        return found
+
+    @torch.inference_mode()
+    def _infer(self, batch: Sequence[Resized]) -> list[RawDetections]:
+        """Return the same. To a GPU images go as whole numbers, in one piece that the system may not move, and what is
+        found comes back in one."""
+        sizes = [(image.height, image.width) for image in batch]
+        with on_device(self.device), ieee_float32():
+            images = uploaded([image.pixels for image in batch], self.device)
+            found = detector_of(self.spec).infer(self.network, images, sizes)
+            return [_raw(one) for one in (found if self.device.type == "cpu" else downloaded(found))]
+
+
+def _raw(found: dict[str, Tensor]) -> RawDetections:
+    masks = found["masks"].numpy()[:, 0] if "masks" in found else None
+    return RawDetections(found["boxes"].numpy(), found["labels"].numpy(), found["scores"].numpy(), masks)
+
+
+def uploaded(batch: Sequence[npt.NDArray[np.uint8]], device: torch.device) -> list[Tensor]:
+    """Return (height, width, 3) uint8 images as (3, height, width) on the device, copied there at once."""
+    if device.type == "cpu":
+        return [torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1) for pixels in batch]
+    flat = torch.empty(sum(pixels.size for pixels in batch), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    parts = torch.split(flat, [pixels.size for pixels in batch])
+    for part, pixels in zip(parts, batch, strict=True):
+        part.numpy()[:] = pixels.ravel()
+    there = torch.split(upload(flat, device), [pixels.size for pixels in batch])
+    return [one.view(pixels.shape).permute(2, 0, 1) for one, pixels in zip(there, batch, strict=True)]
+
+
+def downloaded(found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Return what was found on each image of a batch on the CPU, copied there at once.
+
+    One copy of each tensor would make the processor wait for the device as often as there are tensors.
+
+    Args:
+        found: tensors by name, the same names for each image, of float32 or of whole numbers below 2^24.
+    """
+    tensors = [tensor for one in found for tensor in one.values()]
+    flat = torch.cat([tensor.to(torch.float32).flatten() for tensor in tensors])
+    host = torch.empty(flat.shape, dtype=torch.float32, pin_memory=flat.device.type == "cuda")
+    # Copied once more: memory that the system may not move is dear, and predictions may be kept for long.
+    parts = iter(torch.split(host.copy_(flat).clone(), [tensor.numel() for tensor in tensors]))
+    return [{name: next(parts).view(tensor.shape).to(tensor.dtype) for name, tensor in one.items()} for one in found]

@@ -1,0 +1,409 @@
+"""What was found on an image, and how it follows from what a network gives. Without torch: any runtime can use it.
+
+>>> found = RawDetections(np.float32([[4, 2, 8, 6], [0, 0, 3, 9]]), np.array([2, 2]), np.float32([0.8, 0.4]))
+>>> prediction = post_process(found, ("good", "crack"), height=20, width=30)
+>>> prediction.is_defect, prediction.labels.tolist(), prediction.boxes[0].tolist()
+(True, ['crack', 'crack'], [4.0, 2.0, 8.0, 6.0])
+>>> len(prediction[prediction.scores > 0.5]), prediction.verdict(conf=0.9).is_defect
+(1, False)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flawmask import masks
+from flawmask.coco import GOOD
+from flawmask.errors import FlawmaskError
+from flawmask.inference.paste import grown, mask_changes, probabilities_in_box
+from flawmask.masks import Mask
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RawDetections:
+    """What a network gives for one image, as NumPy arrays of whatever runtime computed it.
+
+    Attributes:
+        boxes: (N, 4) float32, x1 y1 x2 y2 in pixels of the image as it was read, not as the network saw it.
+        labels: (N,) whole numbers: 1 for the first class.
+        scores: (N,) float32, 0 to 1.
+        masks: (N, M, M) float32, how likely each cell of the box belongs to the instance, 0 to 1, for any M; None of a
+            network that finds boxes.
+        image_score: how likely the image has a defect, 0 to 1, of a network that says so itself; else None.
+        score_map: (height, width) float32 of the image as it was read, how likely each pixel is defective, 0 to 1, of a
+            network that says so itself; else None.
+    """
+
+    boxes: Floats
+    labels: npt.NDArray[np.integer[Any]]
+    scores: Floats
+    masks: Floats | None = None
+    image_score: float | None = None
+    score_map: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One thing found on an image.
+
+    Attributes:
+        label: the class's name.
+        score: 0 to 1.
+        box: (x1, y1, x2, y2) in pixels of the image, edges of the box.
+        rle: the mask as compressed COCO RLE at the image's size; of a detector without masks, the box's pixels.
+        area: how many pixels these are.
+        probabilities: (M, M) float32, how likely each cell of the box belongs to it; None: only the mask is known.
+    """
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+    rle: dict[str, Any]
+    area: int
+    probabilities: Floats | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def is_defect(self) -> bool:
+        """Whether the class is a defect."""
+        return self.label != GOOD
+
+    @property
+    def xywh(self) -> list[float]:
+        """The box as COCO writes it: [x, y, width, height]."""
+        x1, y1, x2, y2 = self.box
+        return [x1, y1, x2 - x1, y2 - y1]
+
+    @property
+    def mask(self) -> Mask:
+        """The mask: (height, width) bool, at the image's size."""
+        return masks.decode(self.rle, *self.rle["size"])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Good or defect.
+
+    Attributes:
+        is_defect: whether the image is rejected.
+        score: the highest score of a defect instance, 0 where there is none; of a network that scores images itself,
+            the image's.
+    """
+
+    is_defect: bool
+    score: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found on one image.
+
+    It has a length, the number of instances, and can be indexed as an array can: `prediction[prediction.scores > 0.7]`
+    holds the instances that score more than 0.7, and `prediction[0]` the surest one.
+
+    Attributes:
+        height: the image's, in pixels.
+        width: the image's, in pixels.
+        instances: everything above the score floor, 0.05 by default, of every class, the highest score first.
+        has_masks: whether the network outlines what it finds; if not, boxes stand in for masks.
+        classes: the names of the network's classes in the order of its labels 1, 2, ...
+        conf: the threshold of the verdict where no other is given, 0 to 1.
+        min_area: how many pixels a defect must cover to count where no other number is given.
+        image_score: see `RawDetections`.
+        map_of_scores: the `score_map` of `RawDetections`.
+        image: (height, width, 3) uint8 RGB, what it was found on; None where that is not kept.
+    """
+
+    height: int
+    width: int
+    instances: tuple[Instance, ...]
+    has_masks: bool = True
+    classes: tuple[str, ...] = ()
+    conf: float = 0.5
+    min_area: int = 0
+    image_score: float | None = None
+    map_of_scores: Floats | None = field(default=None, compare=False, repr=False)
+    image: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        """Return how many instances there are."""
+        return len(self.instances)
+
+    def __getitem__(self, which: Any) -> "Prediction":
+        """Return the prediction with some of its instances.
+
+        Args:
+            which: what indexes an array of as many entries as there are instances: a number, a slice, numbers, or as
+                many bools.
+
+        Raises:
+            IndexError: there is no such instance, or the bools are not as many.
+        """
+        places = np.atleast_1d(np.arange(len(self.instances))[which])
+        return replace(self, instances=tuple(self.instances[place] for place in places))
+
+    @property
+    def is_defect(self) -> bool:
+        """The verdict at the prediction's own threshold, `conf`."""
+        return self.verdict().is_defect
+
+    @property
+    def labels(self) -> npt.NDArray[np.str_]:
+        """(N,) the instances' class names."""
+        return np.array([one.label for one in self.instances], dtype=np.str_)
+
+    @property
+    def scores(self) -> Floats:
+        """(N,) float32, the instances' scores, 0 to 1, the highest first."""
+        return np.array([one.score for one in self.instances], dtype=np.float32)
+
+    @property
+    def boxes(self) -> Floats:
+        """(N, 4) float32, the instances' boxes, x1 y1 x2 y2 in pixels of the image."""
+        return np.array([one.box for one in self.instances], dtype=np.float32).reshape(-1, 4)
+
+    @property
+    def masks(self) -> Mask:
+        """(N, height, width) bool, the instances' masks. They are decoded at each call."""
+        found = np.zeros((len(self.instances), self.height, self.width), dtype=bool)
+        for mask, instance in zip(found, self.instances, strict=True):
+            mask[:] = instance.mask
+        return found
+
+    def defects(self, conf: float = 0.0, min_area: int = 0) -> list[Instance]:
+        """Return the defect instances that score at least `conf` and cover at least `min_area` pixels."""
+        return [
+            instance
+            for instance in self.instances
+            if instance.is_defect and instance.score >= conf and instance.area >= min_area
+        ]
+
+    def verdict(self, conf: float | None = None, min_area: int | None = None) -> Verdict:
+        """Return whether any defect instance scores at least `conf` and covers at least `min_area` pixels; of a network
+        that scores images itself, whether the image's score is at least `conf`. By default, these are the prediction's
+        own."""
+        conf, min_area = self._limits(conf, min_area)
+        score = self.image_score
+        if score is None:
+            score = max((instance.score for instance in self.defects(min_area=min_area)), default=0.0)
+            return Verdict(bool(self.defects(conf, min_area)), score)
+        return Verdict(score >= conf, score)
+
+    def defect_mask(self, conf: float | None = None, min_area: int | None = None) -> Mask:
+        """Return the union of the defect instances' masks: (height, width) bool."""
+        return masks.decode(self._union(conf, min_area), self.height, self.width)
+
+    def defect_area(self, conf: float | None = None, min_area: int | None = None) -> int:
+        """Return how many pixels the defect instances cover together, without laying out a mask."""
+        return masks.area(self._union(conf, min_area))
+
+    def _union(self, conf: float | None, min_area: int | None) -> dict[str, Any]:
+        found = self.defects(*self._limits(conf, min_area))
+        return masks.union([one.rle for one in found], self.height, self.width)
+
+    def _limits(self, conf: float | None, min_area: int | None) -> tuple[float, int]:
+        return self.conf if conf is None else conf, self.min_area if min_area is None else min_area
+
+    def score_map(self, min_area: int = 0) -> Floats:
+        """Return how sure the network is of a defect at each pixel: (height, width), 0 to 1, 0 outside all boxes.
+
+        It is the highest score x mask probability over the defect instances whose box holds the pixel; an instance of
+        which only the mask is known has a probability of 1 in it. A network's own map is taken as it is.
+        """
+        if self.map_of_scores is not None:
+            return self.map_of_scores
+        scores = np.zeros((self.height, self.width), dtype=np.float32)
+        for instance in self.defects(min_area=min_area):
+            if instance.probabilities is None:
+                window, local = np.s_[0 : self.height, 0 : self.width], instance.mask.astype(np.float32)
+            else:
+                (box,) = grown(np.array([instance.box], dtype=np.float32), len(instance.probabilities))
+                local, x, y = probabilities_in_box(instance.probabilities, box, self.height, self.width)
+                window = np.s_[y : y + local.shape[0], x : x + local.shape[1]]
+            scores[window] = np.maximum(scores[window], np.float32(instance.score) * local)
+        return scores
+
+    def within(self, region: Mask) -> "Prediction":
+        """Return the prediction with defects cut to the region; those wholly outside it are gone.
+
+        Args:
+            region: (height, width) bool, True where defects count.
+
+        Raises:
+            FlawmaskError: the region is of another size than the image.
+        """
+        if region.shape != (self.height, self.width):
+            raise FlawmaskError(
+                f"the region of interest is {region.shape[1]}x{region.shape[0]} but the image is "
+                f"{self.width}x{self.height}: draw it at the images' size"
+            )
+        rle = masks.to_rle(region)
+        return replace(self, instances=tuple(cut for one in self.instances if (cut := _cut(one, rle)) is not None))
+
+    def to_dict(self, conf: float | None = None, min_area: int | None = None) -> dict[str, Any]:
+        """Return what `predictions.json` says of an image, ready for JSON.
+
+        Keys: `width`, `height`; `verdict`, `good` or `defect`; `score`, the highest of a defect; `instances`, the
+        defects at or above the threshold that cover at least `min_area` pixels, each with `class`, `score`, `box`
+        [x, y, width, height], `area` in pixels and `segmentation`, compressed COCO RLE at the image's size;
+        `defect_area_px` and `defect_area_percent`, what they cover together. Of a network that outlines nothing, the
+        last three are null and the area is the box's.
+
+        Args:
+            conf: the threshold, 0 to 1; by default the prediction's own.
+            min_area: in pixels; by default the prediction's own.
+        """
+        conf, min_area = self._limits(conf, min_area)
+        verdict = self.verdict(conf, min_area)
+        area = self.defect_area(conf, min_area) if self.has_masks else None
+        return {
+            "width": self.width,
+            "height": self.height,
+            "verdict": "defect" if verdict.is_defect else "good",
+            "score": verdict.score,
+            "defect_area_px": area,
+            "defect_area_percent": None if area is None else 100 * area / (self.height * self.width),
+            "instances": [
+                {
+                    "class": one.label,
+                    "score": one.score,
+                    "box": one.xywh,
+                    "area": one.area,
+                    "segmentation": one.rle if self.has_masks else None,
+                }
+                for one in self.defects(conf, min_area)
+            ],
+        }
+
+    def to_coco(self, image_id: int, category_ids: dict[str, int] | None = None) -> list[dict[str, Any]]:
+        """Return all instances in COCO's results format (https://cocodataset.org/#format-results): a list of records
+        with `image_id`, `category_id`, `bbox` [x, y, width, height], `score` and, of a network that outlines what it
+        finds, `segmentation`, compressed RLE.
+
+        Args:
+            image_id: the image's id in the data set.
+            category_ids: the id of each class in the data set, by its name; by default the network's own labels.
+
+        Raises:
+            KeyError: a class has no id there.
+        """
+        ids = category_ids or {name: label for label, name in enumerate(self.classes, start=1)}
+        return [
+            {
+                "image_id": image_id,
+                "category_id": ids[one.label],
+                "bbox": one.xywh,
+                "score": one.score,
+                **({"segmentation": one.rle} if self.has_masks else {}),
+            }
+            for one in self.instances
+        ]
+
+    def to_supervision(self) -> Any:
+        """Return all instances as `supervision.Detections`: boxes, masks where the network outlines what it finds,
+        scores, class ids (the network's labels, from 1) and, in `data["class_name"]`, class names.
+
+        Raises:
+            FlawmaskError: the package `supervision` is not installed.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise FlawmaskError("supervision is not installed: pip install supervision") from None
+        names = list(self.classes)
+        return supervision.Detections(
+            xyxy=self.boxes,
+            mask=self.masks if self.has_masks and self.instances else None,
+            confidence=self.scores,
+            class_id=np.array([names.index(one.label) + 1 for one in self.instances], dtype=int),
+            data={"class_name": self.labels},
+        )
+
+    def overlay(self, image: npt.NDArray[np.uint8] | None = None) -> "PIL.Image.Image":
+        """Return a picture of the image with its defects outlined, and tagged with class and score where there is room:
+        those that make the verdict at the prediction's own threshold. It is enlarged or shrunk so that it can be
+        looked at.
+
+        Args:
+            image: (height, width, 3) uint8 RGB; by default the one that it was found on.
+
+        Raises:
+            FlawmaskError: the image is not kept, and none is given.
+        """
+        from PIL import Image
+
+        from flawmask.draw import PREDICTION
+        from flawmask.inference.overlay import draw_instances, viewing_size
+
+        shown = self.image if image is None else image
+        if shown is None:
+            raise FlawmaskError("this prediction does not hold its image: give it to overlay()")
+        found = self.defects(self.conf, self.min_area)
+        return Image.fromarray(draw_instances(shown, found, PREDICTION, viewing_size(shown)))
+
+
+def _cut(instance: Instance, region: dict[str, Any]) -> Instance | None:
+    """Return the instance with its mask cut to the region, an RLE; None for a defect of which nothing is left."""
+    if not instance.is_defect:
+        return instance
+    rle = masks.intersection(instance.rle, region)
+    area = masks.area(rle)
+    if not area:
+        return None
+    x, y, width, height = masks.box_of_rle(rle)
+    box = (float(x), float(y), float(x + width), float(y + height))
+    return replace(instance, box=box, rle=rle, area=area, probabilities=None)
+
+
+def post_process(found: RawDetections, classes: Sequence[str], height: int, width: int) -> Prediction:
+    """Return what a network gave for an image as instances, the highest score first; masks never leave their boxes.
+
+    Args:
+        found: what it gave.
+        classes: the names of its classes in the order of its labels 1, 2, ...
+        height: the image's, in pixels.
+        width: the image's, in pixels.
+    """
+    make = _of_boxes if found.masks is None else _of_masks
+    instances = sorted(make(found, classes, height, width), key=lambda instance: -instance.score)
+    return Prediction(
+        height,
+        width,
+        tuple(instances),
+        has_masks=found.masks is not None,
+        classes=tuple(classes),
+        image_score=found.image_score,
+        map_of_scores=found.score_map,
+    )
+
+
+def _of_masks(found: RawDetections, classes: Sequence[str], height: int, width: int) -> list[Instance]:
+    assert found.masks is not None
+    instances = []
+    for at, box in enumerate(grown(found.boxes, found.masks.shape[-1])):
+        probabilities = found.masks[at]
+        rle, area = masks.rle_of_changes(mask_changes(probabilities, box, height, width), height, width)
+        x1, y1, x2, y2 = found.boxes[at].tolist()
+        label, score = classes[int(found.labels[at]) - 1], float(found.scores[at])
+        instances.append(Instance(label, score, (x1, y1, x2, y2), rle, area, probabilities))
+    return instances
+
+
+def _of_boxes(found: RawDetections, classes: Sequence[str], height: int, width: int) -> list[Instance]:
+    """Return those boxes that lie on the image, at least in part."""
+    instances = []
+    for (x1, y1, x2, y2), label, score in zip(
+        found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+    ):
+        box = (max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2))
+        rle = masks.rle_of_box(box, height, width)
+        if area := masks.area(rle):
+            instances.append(Instance(classes[label - 1], score, box, rle, area))
+    return instances
