@@ -27,9 +27,10 @@ from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
 from flawmask.evaluation.measure import measure
-from flawmask.inference.predictor import Prediction, Predictor
+from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model import checkpoint
 from flawmask.model.spec import ModelSpec
+from flawmask.prediction import Prediction
 from flawmask.training.cache import PixelCache
 from flawmask.training.loader import Order, SplitDataset, default_workers, make_loader, read
 
@@ -92,8 +93,8 @@ def inference(
 
 
 def _flawmask(model: Path, device: torch.device, **settings: Any) -> Callable[[CocoSplit], list[Prediction]]:
-    predictor = Predictor(model, str(device), **settings)
-    return lambda split: predict_split(predictor.network, predictor.spec, split)[0]
+    backend = TorchBackend.load(model, str(device), **settings)
+    return lambda split: predict_split(backend, split)[0]
 
 
 def _plain(model: Path, device: torch.device, batch: int) -> Callable[[CocoSplit], list[Prediction]]:
@@ -158,12 +159,12 @@ def evaluation(device: torch.device, folder: Path, data: Path, model: Path, name
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
     yield row("the command", time.perf_counter() - begun, "in a process of its own")
     begun = time.perf_counter()
-    predictor = Predictor(model, str(device))
+    backend = TorchBackend.load(model, str(device))
     yield row("start-up", time.perf_counter() - begun, "without the imports")
     split = read_split(data, name)
     for which in ("first", "second"):
         begun = time.perf_counter()
-        predictions, seconds = predict_split(predictor.network, predictor.spec, split)
+        predictions, seconds = predict_split(backend, split)
         taken = time.perf_counter() - begun
         medians = ", ".join(f"{part} {1000 * one:.1f}" for part, one in seconds.items())
         yield row(f"predictions, {which} pass", taken, f"{len(split.images)} images; medians, ms per image: {medians}")

@@ -7,13 +7,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from measuring import Record
 
 from flawmask.errors import FlawmaskError
-from flawmask.inference.predictor import infer
 from flawmask.model.arch import Arch
 from flawmask.model.build import detector_of, for_inference, set_score_floor
 from flawmask.model.layers import to_device
@@ -23,7 +23,7 @@ from flawmask.training.config import TrainConfig
 from flawmask.training.step import Figures, Step, make_step
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from random_network import ARCHITECTURES, patchwork, random_network, spec_of
+from random_network import ARCHITECTURES, infer, patchwork, random_network, spec_of, tensors_of
 from splitting import batch_for
 
 TOLERANCE = 1e-4
@@ -81,11 +81,15 @@ def _apart(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> flo
     return float((gradients[0] - gradients[1]).norm() / gradients[0].norm())
 
 
+def _inferred(network: Any, spec: ModelSpec, batch: Sequence[Any]) -> list[dict[str, torch.Tensor]]:
+    return [tensors_of(one) for one in infer(network, spec, batch)]
+
+
 def _predicting(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> list[dict[str, torch.Tensor]]:
     """Return what a network at the default precision finds on a batch of eight images."""
     network = for_inference(model, spec, device, choose_precision("auto", device))
     set_score_floor(network, 0.001)
-    return infer(network, spec, [patchwork(170, 201, seed) for seed in range(8)])
+    return _inferred(network, spec, [patchwork(170, 201, seed) for seed in range(8)])
 
 
 def _distinct(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> str:
@@ -116,9 +120,9 @@ def _against_the_cpu(model: torch.nn.Module, spec: ModelSpec, device: torch.devi
     for network in (here, there):
         set_score_floor(network, 0.05)
     batches = [[patchwork(75, 91, seed)] for seed in range(3)]
-    expected, found = ([infer(network, spec, one)[0] for one in batches] for network in (here, there))
+    expected, found = ([_inferred(network, spec, one)[0] for one in batches] for network in (here, there))
     with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
-        otherwise = [infer(here, spec, one)[0] for one in batches]
+        otherwise = [_inferred(here, spec, one)[0] for one in batches]
     largest, rounding = (differences(expected, others, 91) for others in (found, otherwise))
     return {
         "instances": sum(len(one["labels"]) for one in expected),

@@ -27,10 +27,11 @@ from flawmask.evaluation.evaluate import predict_split
 from flawmask.evaluation.measure import judge, quick_figures
 from flawmask.evaluation.ranking import auroc, rank
 from flawmask.inference.config import MAX_PROPOSALS
-from flawmask.inference.predictor import Instance, Prediction, Predictor
+from flawmask.inference.torch_backend import TorchBackend
 from flawmask.masks import to_rle
 from flawmask.model import checkpoint
 from flawmask.model.spec import ModelSpec
+from flawmask.prediction import Instance, Prediction
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
 
@@ -205,13 +206,13 @@ def measure_flawmask(
     batch_size: int | None = None,
 ) -> Record:
     """Return the same of Flawmask's `predict_split`."""
-    predictor = Predictor(
+    backend = TorchBackend.load(
         Path(model), device, precision=precision, max_proposals=max_proposals, score_floor=score_floor
     )
     split = read_split(Path(data), "val")
-    predict_split(predictor.network, predictor.spec, replace(split, images=split.images[:1]))
+    predict_split(backend, replace(split, images=split.images[:1]))
     begun = time.perf_counter()
-    predictions, _ = predict_split(predictor.network, predictor.spec, split, batch_size)
+    predictions, _ = predict_split(backend, split, batch_size)
     return judged(split, predictions, (time.perf_counter() - begun) / len(split.images))
 
 

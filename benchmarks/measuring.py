@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from peak import peak_megabytes
 
+from flawmask.launch import own_process
+
+own_process()  # what is timed is what the command line does
+
 Record = dict[str, Any]
 
 BY_ROUND = {"seconds", "megabytes", "imports"}

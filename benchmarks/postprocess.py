@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ AT_ONCE = 5
 """How many masks torchvision is given at a time."""
 
 NAMES = {
-    "flawmask": "Flawmask: `finish` and `describe`",
+    "flawmask": "Flawmask: `post_process` and `to_dict`",
     "torchvision": f"torchvision: `paste_masks_in_image`, {AT_ONCE} masks at a time, and their pixels",
 }
 
@@ -96,13 +95,12 @@ def make_detections(count: int, size: int) -> dict[str, Tensor]:
 
 def with_flawmask(found: dict[str, Tensor], size: int) -> tuple[float, int]:
     """Return the seconds to the record of the image, and how many pixels its masks have."""
-    from flawmask.inference.predict import describe
-    from flawmask.inference.predictor import finish
-    from flawmask.model.spec import ModelSpec
+    from flawmask.prediction import RawDetections, post_process
 
-    spec = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"))
+    boxes, labels, scores = (found[name].numpy() for name in ("boxes", "labels", "scores"))
+    raw = RawDetections(boxes, labels, scores, found["masks"].numpy()[:, 0])
     start = time.perf_counter()
-    record = describe(Path("part.png"), finish(found, spec, size, size), conf=0.5, min_area=0)
+    record = post_process(raw, ("good", "defect"), size, size).to_dict(conf=0.5, min_area=0)
     return time.perf_counter() - start, sum(one["area"] for one in record["instances"])
 
 

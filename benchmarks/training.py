@@ -28,7 +28,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from flawmask.coco import CocoSplit, read_split
 from flawmask.evaluation.evaluate import predict_split
 from flawmask.evaluation.measure import quick_figures
-from flawmask.inference.predictor import Predictor
+from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model.build import build, freeze
 from flawmask.model.roi_align import PyramidRoIAlign
 from flawmask.model.spec import ModelSpec
@@ -342,8 +342,8 @@ def sampling_part(folder: Path, options: argparse.Namespace) -> None:
             done = train(TrainConfig(**settings, output_dir=folder / "run", roi_samples=samples, seed=seed))
             seconds.append(time.perf_counter() - begun)
             waiting += done.history["waiting"]
-            predictor = Predictor(done.run_dir / "best.pt", "cpu")
-            figures.append(quick_figures(split, predict_split(predictor.network, predictor.spec, split)[0]))
+            backend = TorchBackend.load(done.run_dir / "best.pt", "cpu")
+            figures.append(quick_figures(split, predict_split(backend, split)[0]))
         shown = [[100 * one[key] for one in figures] for key in ("f1", "segm_ap")]
         cells = [f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" for values in shown]
         rows.append([name, *cells, f"{statistics.median(seconds):.0f}", f"{100 * statistics.median(waiting):.1f}"])

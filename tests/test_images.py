@@ -270,17 +270,35 @@ def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path:
         assert tracemalloc.get_traced_memory()[1] < 10**7
     finally:
         tracemalloc.stop()
-    code = "import sys; from pathlib import Path; from flawmask.images import read_pixels; "
-    code += "print(read_pixels(Path(sys.argv[1])).shape)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a.png")],
-        env=os.environ | {"FLAWMASK_MAX_PIXELS": "400000000"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "(20000, 20000)\n"
-    assert not done.stderr
+    code = """
+import sys, warnings
+from pathlib import Path
+from flawmask import launch
+from flawmask.errors import ImageError
+from flawmask.images import read_pixels
+from PIL import Image
+before = list(warnings.filters), Image.MAX_IMAGE_PIXELS
+if sys.argv[2] == "own":
+    launch.own_process()
+try:
+    print(read_pixels(Path(sys.argv[1])).shape)
+except ImageError as error:
+    print(error)
+    assert before == (list(warnings.filters), Image.MAX_IMAGE_PIXELS)"""
+    printed = []
+    for whose in ("own", "host"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "a.png"), whose],
+            env=os.environ | {"FLAWMASK_MAX_PIXELS": "400000000"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        printed.append(done.stdout)
+        assert not done.stderr
+    assert printed[0] == "(20000, 20000)\n"
+    assert "178 million pixels" in printed[1]
+    assert "raise the limit by PIL.Image.MAX_IMAGE_PIXELS" in printed[1]
 
 
 @pytest.mark.parametrize("value", ["many", "-5", "0", "1e9"])

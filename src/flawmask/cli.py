@@ -23,7 +23,7 @@ from flawmask.errors import FlawmaskError, RecordsError
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.summary import percent, summary
 from flawmask.inference.config import PredictConfig
-from flawmask.launch import THREAD_NAME, is_first
+from flawmask.launch import THREAD_NAME, is_first, own_process
 from flawmask.pipeline import DemoCommand, Finished, RunConfig, demo, run
 from flawmask.progress import log_to, show_details, show_progress_on
 from flawmask.report.config import ReportConfig
@@ -71,6 +71,7 @@ def main(command: str | None = None) -> None:
 
 def _guarded(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status; what the user can mend is one line on stderr, no traceback."""
+    own_process()
     console = Console(stderr=True)
     log_to(console)
     show_progress_on(console if is_first() else None)

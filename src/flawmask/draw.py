@@ -3,7 +3,9 @@
 Images are (height, width, 3) uint8 RGB, masks (height, width) bool. What is passed in is never changed.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import cv2
@@ -28,6 +30,14 @@ SURROUND: Colour = (226, 226, 226)  # beside a letterboxed image, so that its ow
 
 FILL = 0.25  # opacity inside a mask: its place is seen and so is the defect
 CASING = 0.6  # opacity of the dark rim that parts the line from a background of its own colour
+
+
+@contextmanager
+def in_any_script() -> Iterator[None]:
+    """Within, Matplotlib writes names in letters that its font lacks, as boxes, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield
 
 
 def outline(image: Picture, mask: Mask, colour: Colour, thickness: int | None = None) -> Picture:

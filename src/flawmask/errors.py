@@ -12,7 +12,7 @@ class FlawmaskError(Exception):
 
 
 class ImageError(FlawmaskError):
-    """A file that cannot be read as an image."""
+    """A file that cannot be read as an image, or a value that is none."""
 
 
 class RecordsError(FlawmaskError):

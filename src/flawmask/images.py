@@ -20,15 +20,12 @@ from PIL import Image, ImageOps
 
 from flawmask.errors import FlawmaskError, ImageError
 from flawmask.files import write_bytes
+from flawmask.launch import is_own_process
 
 if TYPE_CHECKING:
     import torch
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
-
-# Pillow warns of odd metadata; the pixels are what counts. (`warnings.catch_warnings` around each decode would not do:
-# images are read by many threads, and it is one list of filters that they would put back in any order.)
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 LIMIT = "FLAWMASK_MAX_PIXELS"
 """The environment variable that says how many pixels an image may have."""
@@ -57,7 +54,11 @@ def most_pixels() -> int:
     given = os.environ.get(LIMIT) or str(2 * 89_478_485)  # at twice of which Pillow refuses an image
     if not given.isdecimal() or not int(given):
         raise FlawmaskError(f"the environment variable {LIMIT} is {given!r}: it must be a number of pixels")
-    Image.MAX_IMAGE_PIXELS = int(given)  # Pillow warns at once, which is not shown here
+    if is_own_process():
+        Image.MAX_IMAGE_PIXELS = int(given)  # Pillow warns at once, which is not shown here
+        # Pillow warns of odd metadata; the pixels are what counts. (`warnings.catch_warnings` around each decode would
+        # not do: images are read by many threads, and it is one list of filters that they would put back in any order.)
+        warnings.filterwarnings("ignore", module=r"PIL\.")
     return int(given)
 
 
@@ -91,9 +92,12 @@ def decode(data: bytes, path: Path) -> Pixels:
     except ImageError:
         raise
     except Image.DecompressionBombError:
+        # In a program of others, Pillow's own limit holds, too.
+        pillows = limit if is_own_process() else 2 * (Image.MAX_IMAGE_PIXELS or limit)
+        where = f"the environment variable {LIMIT}" if limit <= pillows else "PIL.Image.MAX_IMAGE_PIXELS"
         raise ImageError(
-            f"{path} has more than {limit // 10**6} million pixels: if it is meant to be so large, raise the limit by "
-            f"the environment variable {LIMIT}"
+            f"{path} has more than {min(limit, pillows) // 10**6} million pixels: if it is meant to be so large, raise "
+            f"the limit by {where}"
         ) from None
     except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them trip over
         reason = str(error).split("<_io")[0].strip() or type(error).__name__

@@ -15,7 +15,7 @@ import torchvision
 from packaging.version import Version
 
 from flawmask.errors import FlawmaskError
-from flawmask.launch import local_rank
+from flawmask.launch import is_own_process, local_rank
 from flawmask.settings import Precision
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -72,9 +72,10 @@ def keep_freed_memory(device: torch.device) -> None:
 
     A CPU's memory comes from the C library, and glibc's gives large blocks back to the system at once: then the system
     has to clear each page of the next layer's output again, which took an eighth of the time of a training step and of
-    an inference (docs/benchmarks.md). Other C libraries, and other devices, are left as they are.
+    an inference (docs/benchmarks.md). Other C libraries, and other devices, are left as they are, and so is a process
+    that is not Flawmask's own.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or not is_own_process():
         return
     with suppress(AttributeError, OSError, TypeError):  # glibc alone has it
         libc = ctypes.CDLL(None)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,15 +15,16 @@ from PIL import Image
 from random_network import SPEC, detect, infer, network, network_of, patchwork, tensors_of, torchvision_finds
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from flawmask import images
 from flawmask.errors import FlawmaskError, ImageError
 from flawmask.images import write_png
+from flawmask.inference import threshold as thresholds
 from flawmask.inference.backend import check_classes
 from flawmask.inference.predictor import Predictor
 from flawmask.inference.torch_backend import downloaded, uploaded
-from flawmask.masks import Mask, box_of, to_rle
 from flawmask.model import checkpoint
 from flawmask.model.build import detector_of
-from flawmask.prediction import Instance, Prediction, Verdict, post_process
+from flawmask.prediction import Prediction, post_process
 
 
 @pytest.fixture(scope="module")
@@ -30,91 +32,6 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "best.pt"
     checkpoint.save(path, network(), SPEC)
     return path
-
-
-def instance(label: str, score: float, mask: Mask) -> Instance:
-    x, y, width, height = box_of(mask)
-    return Instance(
-        label, score, (float(x), float(y), float(x + width), float(y + height)), to_rle(mask), int(mask.sum())
-    )
-
-
-def rectangle(y: int, x: int, height: int, width: int) -> Mask:
-    mask = np.zeros((20, 30), dtype=bool)
-    mask[y : y + height, x : x + width] = True
-    return mask
-
-
-GOOD = instance("good", 0.99, rectangle(0, 0, 20, 30))
-CRACK = instance("crack", 0.8, rectangle(2, 3, 4, 5))  # 20 pixels
-SCRATCH = instance("scratch", 0.6, rectangle(10, 0, 1, 30))  # 30 pixels
-SPECK = instance("crack", 0.3, rectangle(5, 7, 1, 1))  # on the crack
-PREDICTION = Prediction(20, 30, (GOOD, CRACK, SCRATCH, SPECK))
-
-
-def test_an_instance_gives_its_mask_at_the_images_size() -> None:
-    assert (CRACK.mask == rectangle(2, 3, 4, 5)).all()
-
-
-@pytest.mark.parametrize(
-    ("conf", "min_area", "expected"),
-    [
-        (0.0, 0, [CRACK, SCRATCH, SPECK]),
-        (0.3, 0, [CRACK, SCRATCH, SPECK]),
-        (0.31, 0, [CRACK, SCRATCH]),
-        (0.6, 0, [CRACK, SCRATCH]),
-        (0.61, 0, [CRACK]),
-        (0.81, 0, []),
-        (0.0, 20, [CRACK, SCRATCH]),
-        (0.0, 21, [SCRATCH]),
-        (0.7, 21, []),
-    ],
-)
-def test_defects_score_at_least_conf_and_cover_at_least_min_area(
-    conf: float, min_area: int, expected: list[Instance]
-) -> None:
-    assert PREDICTION.defects(conf, min_area) == expected
-    assert PREDICTION.verdict(conf, min_area).is_defect == bool(expected)
-
-
-def test_the_score_of_an_image_is_its_best_defects_whatever_conf_and_of_those_large_enough() -> None:
-    assert PREDICTION.verdict(0.9) == Verdict(is_defect=False, score=0.8)
-    assert PREDICTION.verdict(0.5, min_area=25).score == 0.6
-    assert PREDICTION.verdict(0.5, min_area=999).score == 0.0
-
-
-def test_the_class_good_takes_no_part_in_the_verdict_and_the_mask() -> None:
-    only_good = Prediction(20, 30, (GOOD,))
-    assert not only_good.verdict(0.0).is_defect
-    assert only_good.verdict().score == 0.0
-    assert not only_good.defect_mask(0.0).any()
-    assert only_good.within(rectangle(0, 0, 1, 1)).instances == (GOOD,)
-
-
-def test_the_defect_mask_is_the_union_of_the_defects_that_count() -> None:
-    assert (PREDICTION.defect_mask() == (CRACK.mask | SCRATCH.mask)).all()
-    assert (PREDICTION.defect_mask(0.7) == CRACK.mask).all()
-    assert (PREDICTION.defect_mask(0.0, 25) == SCRATCH.mask).all()
-
-
-@pytest.mark.parametrize(("conf", "min_area"), [(0.5, 0), (0.0, 0), (0.7, 0), (0.0, 25), (0.9, 0)])
-def test_the_defect_area_is_that_of_the_defect_mask(conf: float, min_area: int) -> None:
-    assert PREDICTION.defect_area(conf, min_area) == PREDICTION.defect_mask(conf, min_area).sum()
-
-
-def test_a_region_cuts_defects_and_drops_those_outside() -> None:
-    cut = PREDICTION.within(rectangle(0, 0, 20, 5))  # the five columns on the left
-    assert [(one.label, one.area, one.box) for one in cut.defects()] == [
-        ("crack", 8, (3.0, 2.0, 5.0, 6.0)),
-        ("scratch", 5, (0.0, 10.0, 5.0, 11.0)),
-    ]
-    assert (cut.defect_mask(0.0) == (PREDICTION.defect_mask(0.0) & rectangle(0, 0, 20, 5))).all()
-    assert not PREDICTION.within(rectangle(18, 0, 1, 1)).verdict(0.0).is_defect
-
-
-def test_a_region_of_another_size_is_refused() -> None:
-    with pytest.raises(FlawmaskError, match="is 20x30 but the image is 30x20"):
-        PREDICTION.within(np.ones((30, 20), dtype=bool))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (90, 50), (31, 200), (300, 260)])
@@ -165,13 +82,6 @@ def test_the_score_map_is_the_highest_score_times_probability_that_torchvision_p
     assert (small == 0).all()
 
 
-def test_a_mask_of_which_no_more_is_known_has_its_score_all_over() -> None:
-    scores = PREDICTION.score_map()
-    assert np.allclose(scores[CRACK.mask], 0.8)
-    assert np.allclose(scores[SCRATCH.mask], 0.6)
-    assert (scores[~(CRACK.mask | SCRATCH.mask)] == 0).all()
-
-
 def test_a_cut_instance_counts_inside_the_region_only() -> None:
     region = np.zeros((70, 90), dtype=bool)
     region[:, :45] = True
@@ -180,19 +90,123 @@ def test_a_cut_instance_counts_inside_the_region_only() -> None:
     assert scores.max() > 0
 
 
+PIXELS = patchwork(60, 90)
+GREY = np.ascontiguousarray(PIXELS[:, :, 1])
+AS_RGB = np.repeat(GREY[:, :, None], 3, axis=2)
+ALPHA = np.full((60, 90, 1), 7, dtype=np.uint8)
+SIXTEEN = (GREY.astype(np.uint16) << 8) + 200
+SOURCES: list[tuple[Any, dict[str, Any], Any]] = [
+    (PIXELS, {}, PIXELS),
+    (PIXELS[:, :, ::-1], {"colour": "bgr"}, PIXELS),
+    (np.concatenate([PIXELS, ALPHA], axis=2), {}, PIXELS),
+    (np.concatenate([PIXELS[:, :, ::-1], ALPHA], axis=2), {"colour": "bgr"}, PIXELS),
+    (GREY, {}, AS_RGB),
+    (GREY[:, :, None], {"colour": "bgr"}, AS_RGB),
+    (SIXTEEN, {}, AS_RGB),
+    (np.repeat(SIXTEEN[:, :, None], 3, axis=2), {}, AS_RGB),
+    (PIXELS / 255, {}, PIXELS),
+    ((GREY / 255).astype(np.float32), {}, AS_RGB),
+    (torch.from_numpy(PIXELS).permute(2, 0, 1), {}, PIXELS),
+    (torch.from_numpy(PIXELS).permute(2, 0, 1) / 255, {}, PIXELS),
+    (torch.from_numpy(GREY), {}, AS_RGB),
+    (torch.from_numpy(GREY)[None], {}, AS_RGB),
+    (Image.fromarray(PIXELS), {"colour": "bgr"}, PIXELS),
+    (Image.fromarray(PIXELS).convert("RGBA"), {}, PIXELS),
+    (Image.fromarray(GREY), {}, AS_RGB),
+    (Image.fromarray(SIXTEEN), {}, AS_RGB),
+]
+"""What is given, how, and the image that it is."""
+
+
+@pytest.mark.parametrize(("source", "how", "expected"), SOURCES)
+def test_every_kind_of_source_is_the_image_that_a_file_of_it_would_be(
+    source: Any, how: dict[str, Any], expected: Any
+) -> None:
+    found = images.pixels_of(source, **how)
+    assert found.dtype == np.uint8
+    assert (found == expected).all()
+
+
+def test_a_picture_is_turned_as_its_camera_says_and_left_as_it_was() -> None:
+    picture = Image.fromarray(np.ascontiguousarray(np.rot90(PIXELS, 1)))
+    picture.getexif()[0x0112] = 6
+    assert (images.pixels_of(picture) == PIXELS).all()
+    assert picture.size == (60, 90)
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "why"),
     [
-        np.zeros((20, 30), np.uint8),
-        np.zeros((20, 30, 4), np.uint8),
-        np.zeros((3, 20, 30), np.uint8),
-        np.zeros((20, 30, 3), np.float32),
-        np.zeros((20, 30, 3), np.uint16),
+        (np.zeros((20, 30, 2), np.uint8), r"of shape \(20, 30, 2\)"),
+        (np.zeros((3, 20, 30), np.uint8), r"of shape \(3, 20, 30\)"),
+        (np.zeros((2, 20, 30, 3), np.uint8), r"of shape \(2, 20, 30, 3\)"),
+        (np.zeros((0, 30, 3), np.uint8), r"of shape \(0, 30, 3\)"),
+        (torch.zeros(20, 30, 3), r"of shape \(20, 30, 3\)"),
+        (np.zeros((20, 30), np.int64), "of int64"),
+        (np.zeros((20, 30), bool), "of bool"),
+        (np.full((20, 30), 200.0), "from 200 to 200"),
+        (np.full((20, 30), -0.1), "from -0.1 to -0.1"),
+        (np.full((20, 30, 3), np.nan, np.float32), "from nan to nan"),
+        (None, "a NoneType"),
+        ([[1]], "a list"),
+        (Image.fromarray(np.zeros((4, 4), np.float32)), "floating-point numbers"),
     ],
 )
-def test_an_array_that_is_no_rgb_image_is_refused_with_what_is_expected(model_path: Path, wrong: Any) -> None:
-    with pytest.raises(ValueError, match=r"\(height, width, 3\) uint8 RGB, not \("):
-        Predictor(model_path, "cpu")(wrong)
+def test_what_is_no_image_is_refused_with_what_is_accepted(wrong: Any, why: str) -> None:
+    accepted = (
+        "" if isinstance(wrong, Image.Image) else ".*but an image is a file's path, a picture of Pillow's, an array"
+    )
+    with pytest.raises(ImageError, match=why + accepted):
+        images.pixels_of(wrong)
+
+
+def test_many_images_of_every_kind_are_predicted_in_order_as_they_are_alone(model_path: Path, tmp_path: Path) -> None:
+    write_png(tmp_path / "file.png", PIXELS)
+    predictor = Predictor(model_path, "cpu", threshold=0.3, min_area=5)
+    sources = [tmp_path / "file.png", str(tmp_path / "file.png"), GREY, Image.fromarray(PIXELS), torch.from_numpy(GREY)]
+    alone = [predictor(source) for source in sources]
+    for size in (None, 1, 8):
+        found = list(predictor.predict(iter(sources), batch_size=size))
+        for one, other in zip(found, alone, strict=True):
+            assert_same(one, other)
+            assert (one.conf, one.min_area, one.classes) == (0.3, 5, SPEC.classes)
+            assert one.image is not None
+            assert other.image is not None
+            assert (one.image == other.image).all()
+    assert len(list(predictor.predict(GREY))) == len(list(predictor.predict(str(tmp_path / "file.png")))) == 1
+    (mirrored,) = predictor.predict([PIXELS[:, :, ::-1]], colour="bgr")
+    assert_same(mirrored, alone[0])
+    assert predictor(PIXELS[:, :, ::-1], colour="bgr") == alone[0]
+
+
+def test_one_that_cannot_be_read_is_raised_in_its_turn_and_frames_are_not_read_far_ahead(model_path: Path) -> None:
+    taken = 0
+
+    def frames() -> Iterator[Any]:
+        nonlocal taken
+        for frame in [GREY, GREY, "missing.png", *[GREY] * 60]:
+            taken += 1
+            yield frame
+
+    found = Predictor(model_path, "cpu").predict(frames(), batch_size=2)
+    assert next(found).instances
+    assert next(found).instances
+    with pytest.raises(ImageError, match=r"missing\.png cannot be opened"):
+        next(found)
+    assert taken < 20
+
+
+def test_the_threshold_is_the_one_given_or_the_one_chosen_for_the_checkpoint(model_path: Path) -> None:
+    assert Predictor(model_path, "cpu").conf == 0.5
+    with pytest.raises(FlawmaskError, match="has no threshold chosen"):
+        Predictor(model_path, "cpu", threshold="auto")
+    thresholds.save(thresholds.Threshold(0.123, "aim", min_area=4), model_path)
+    assert Predictor(model_path, "cpu", threshold="auto", min_area=4).conf == 0.123
+    with pytest.raises(FlawmaskError, match="has no threshold chosen"):
+        Predictor(model_path, "cpu", threshold="auto")
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(FlawmaskError, match="must lie between 0 and 1"):
+            Predictor(model_path, "cpu", threshold=wrong)
 
 
 def test_images_of_one_size_are_judged_together_as_they_are_one_by_one() -> None:
@@ -297,11 +311,11 @@ def test_a_file_an_array_and_a_string_give_the_same_and_an_image_turned_by_exif_
 
 
 def test_an_answer_depends_on_the_image_alone_not_on_what_was_asked_before(model_path: Path) -> None:
-    images = [patchwork(60, 90, seed) for seed in range(3)]
+    asked = [patchwork(60, 90, seed) for seed in range(3)]
     one, other = Predictor(model_path, "cpu"), Predictor(model_path, "cpu")
-    forward = [one(image) for image in images]
-    backward = [other(image) for image in reversed(images)][::-1]
-    assert forward == backward == [one(image) for image in images]
+    forward = [one(image) for image in asked]
+    backward = [other(image) for image in reversed(asked)][::-1]
+    assert forward == backward == [one(image) for image in asked]
     assert forward[0] != forward[1]
 
 

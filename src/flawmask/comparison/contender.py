@@ -22,6 +22,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.files import only_one, read_json, remove_partial_files, write_json
 from flawmask.folds import NAME as FOLDS
 from flawmask.folds import fold_by_fold
+from flawmask.launch import own_process
 from flawmask.model import checkpoint
 from flawmask.model.layers import count_parameters
 from flawmask.pipeline import RunConfig, judged, stage
@@ -69,6 +70,7 @@ def main(config: CompareConfig, ground: Ground, folder: Path, name: str, *, is_s
 def begin(*, is_shown: bool, has_details: bool) -> None:
     """Begin the work of a process: show what it does, and leave signals to the process that started it, which hands
     them on. Where that one is gone, stop as after SIGTERM, the training saved (on Windows: as if killed)."""
+    own_process()
     if is_shown:
         console = Console(stderr=True)
         log_to(console)

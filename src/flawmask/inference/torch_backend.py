@@ -19,7 +19,14 @@ from flawmask.model.build import detector_of, made_fast, set_score_floor
 from flawmask.model.layers import upload
 from flawmask.model.spec import ModelSpec
 from flawmask.prediction import RawDetections
-from flawmask.runtime import choose_device, choose_precision, ieee_float32, is_out_of_memory, on_device
+from flawmask.runtime import (
+    choose_device,
+    choose_precision,
+    ieee_float32,
+    is_out_of_memory,
+    keep_freed_memory,
+    on_device,
+)
 from flawmask.settings import Precision
 
 log = logging.getLogger(__name__)
@@ -57,6 +64,7 @@ class TorchBackend:
             FlawmaskError: the file is no checkpoint, or the device or the precision is not there.
         """
         chosen = choose_device(device)
+        keep_freed_memory(chosen)
         with on_device(chosen):
             dtype = choose_precision(precision, chosen)
             network, spec = checkpoint.load(model, max_proposals)

@@ -3,7 +3,6 @@
 import io
 import math
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
@@ -15,6 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from flawmask.coco import GOOD
+from flawmask.draw import in_any_script
 from flawmask.files import write_bytes
 from flawmask.report.headline import decimal, lookup, percent
 from flawmask.report.results import Results
@@ -58,9 +58,6 @@ LONGEST = 18  # letters of a class's name on an axis
 
 LOSSES = {"train_loss": "training", "val_loss": "validation"}
 
-# A defect type may be named in letters that Matplotlib's font lacks; the SVG shows them in the reader's font.
-warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-
 Drawing = Callable[[Results, Sequence[tuple[bool, float]], Axes], bool]
 
 
@@ -92,7 +89,8 @@ def draw_figures(results: Results, scores: Sequence[tuple[bool, float]]) -> dict
 def saved(figure: Figure, kind: str) -> bytes:
     """Return the figure as a file; the same figure gives the same bytes."""
     data = io.BytesIO()
-    figure.savefig(data, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
+    with in_any_script():  # of letters that the font lacks, an SVG shows the reader's own
+        figure.savefig(data, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
     return data.getvalue()
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flawmask.draw import in_any_script
 from flawmask.files import write_bytes
 
 # Okabe and Ito's palette, which colour-blind people can tell apart.
@@ -62,5 +63,6 @@ def _plot(axes: Axes, history: dict[str, list[Any]], names: Sequence[str]) -> No
 def write_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG, whole or not at all."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    with in_any_script():
+        figure.savefig(picture, format="png", dpi=110)
     write_bytes(path, picture.getvalue())

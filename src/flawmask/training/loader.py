@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from flawmask import images
 from flawmask.coco import CocoSplit
 from flawmask.errors import FlawmaskError
-from flawmask.launch import cores_of_each_process, usable_cores
+from flawmask.launch import cores_of_each_process, own_process, usable_cores
 from flawmask.model import targets
 from flawmask.model.layers import padded_shape, stacked, upload
 from flawmask.model.spec import ModelSpec
@@ -283,6 +283,7 @@ def default_workers(*, on_cuda: bool) -> int:
 def _prepared(_: int) -> None:
     """Keep a reading process' memory for its next image, and let it live on when the whole group is told to stop: the
     one that it reads for ends it."""
+    own_process()
     keep_freed_memory(torch.device("cpu"))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

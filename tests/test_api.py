@@ -1,0 +1,48 @@
+"""The stages from Python: settings by name, typed results, and every name where people look for it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import flawmask
+from flawmask import api
+from flawmask.data.prepare import PrepareConfig
+from flawmask.errors import FlawmaskError
+
+
+def test_every_name_is_there_and_listed() -> None:
+    assert dir(flawmask) == sorted(flawmask.__all__)
+    for name in flawmask.__all__:
+        assert getattr(flawmask, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        flawmask.nothing  # noqa: B018
+    stages = {name for name, one in vars(api).items() if callable(one) and one.__module__ == api.__name__}
+    assert stages <= set(flawmask.__all__)
+
+
+def test_importing_it_and_asking_for_errors_loads_no_torch() -> None:
+    code = (
+        "import sys, flawmask; flawmask.FlawmaskError, flawmask.prepare, dir(flawmask); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_stage_takes_its_settings_by_name_or_as_one_object(
+    tiny_category: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tiny_category(good=6, crack=6).parent
+    made = flawmask.prepare(category="part", mvtec_root=str(root), output_dir=str(tmp_path / "one"), seed=3)
+    config = PrepareConfig(category="part", mvtec_root=root, output_dir=tmp_path / "other", seed=3)
+    other = flawmask.prepare(config)
+    assert (made.dataset_dir, other.dataset_dir) == (tmp_path / "one", tmp_path / "other")
+    assert (made.train, made.val) == (other.train, other.val)
+    report = flawmask.doctor(dataset_dir=str(tmp_path / "one"))
+    assert sum(count.images for count in report.counts) == 12
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        flawmask.prepare(category="part", colour="red")
+    with pytest.raises(FlawmaskError):
+        flawmask.prepare(category="nothing", mvtec_root=str(root))

@@ -1,0 +1,275 @@
+"""What was found on an image: verdicts, masks, arrays, and what other tools take."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+import flawmask
+from flawmask.errors import FlawmaskError
+from flawmask.masks import Mask, box_of, decode, to_rle
+from flawmask.prediction import Instance, Prediction, RawDetections, Verdict, post_process
+
+
+def instance(label: str, score: float, mask: Mask) -> Instance:
+    x, y, width, height = box_of(mask)
+    return Instance(
+        label, score, (float(x), float(y), float(x + width), float(y + height)), to_rle(mask), int(mask.sum())
+    )
+
+
+def rectangle(y: int, x: int, height: int, width: int) -> Mask:
+    mask = np.zeros((20, 30), dtype=bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+GOOD = instance("good", 0.99, rectangle(0, 0, 20, 30))
+CRACK = instance("crack", 0.8, rectangle(2, 3, 4, 5))  # 20 pixels
+SCRATCH = instance("scratch", 0.6, rectangle(10, 0, 1, 30))  # 30 pixels
+SPECK = instance("crack", 0.3, rectangle(5, 7, 1, 1))  # on the crack
+PREDICTION = Prediction(20, 30, (GOOD, CRACK, SCRATCH, SPECK))
+
+
+def test_an_instance_gives_its_mask_at_the_images_size() -> None:
+    assert (CRACK.mask == rectangle(2, 3, 4, 5)).all()
+
+
+@pytest.mark.parametrize(
+    ("conf", "min_area", "expected"),
+    [
+        (0.0, 0, [CRACK, SCRATCH, SPECK]),
+        (0.3, 0, [CRACK, SCRATCH, SPECK]),
+        (0.31, 0, [CRACK, SCRATCH]),
+        (0.6, 0, [CRACK, SCRATCH]),
+        (0.61, 0, [CRACK]),
+        (0.81, 0, []),
+        (0.0, 20, [CRACK, SCRATCH]),
+        (0.0, 21, [SCRATCH]),
+        (0.7, 21, []),
+    ],
+)
+def test_defects_score_at_least_conf_and_cover_at_least_min_area(
+    conf: float, min_area: int, expected: list[Instance]
+) -> None:
+    assert PREDICTION.defects(conf, min_area) == expected
+    assert PREDICTION.verdict(conf, min_area).is_defect == bool(expected)
+
+
+def test_the_score_of_an_image_is_its_best_defects_whatever_conf_and_of_those_large_enough() -> None:
+    assert PREDICTION.verdict(0.9) == Verdict(is_defect=False, score=0.8)
+    assert PREDICTION.verdict(0.5, min_area=25).score == 0.6
+    assert PREDICTION.verdict(0.5, min_area=999).score == 0.0
+
+
+def test_the_class_good_takes_no_part_in_the_verdict_and_the_mask() -> None:
+    only_good = Prediction(20, 30, (GOOD,))
+    assert not only_good.verdict(0.0).is_defect
+    assert only_good.verdict().score == 0.0
+    assert not only_good.defect_mask(0.0).any()
+    assert only_good.within(rectangle(0, 0, 1, 1)).instances == (GOOD,)
+
+
+def test_the_defect_mask_is_the_union_of_the_defects_that_count() -> None:
+    assert (PREDICTION.defect_mask() == (CRACK.mask | SCRATCH.mask)).all()
+    assert (PREDICTION.defect_mask(0.7) == CRACK.mask).all()
+    assert (PREDICTION.defect_mask(0.0, 25) == SCRATCH.mask).all()
+
+
+@pytest.mark.parametrize(("conf", "min_area"), [(0.5, 0), (0.0, 0), (0.7, 0), (0.0, 25), (0.9, 0)])
+def test_the_defect_area_is_that_of_the_defect_mask(conf: float, min_area: int) -> None:
+    assert PREDICTION.defect_area(conf, min_area) == PREDICTION.defect_mask(conf, min_area).sum()
+
+
+def test_a_region_cuts_defects_and_drops_those_outside() -> None:
+    cut = PREDICTION.within(rectangle(0, 0, 20, 5))  # the five columns on the left
+    assert [(one.label, one.area, one.box) for one in cut.defects()] == [
+        ("crack", 8, (3.0, 2.0, 5.0, 6.0)),
+        ("scratch", 5, (0.0, 10.0, 5.0, 11.0)),
+    ]
+    assert (cut.defect_mask(0.0) == (PREDICTION.defect_mask(0.0) & rectangle(0, 0, 20, 5))).all()
+    assert not PREDICTION.within(rectangle(18, 0, 1, 1)).verdict(0.0).is_defect
+
+
+def test_a_region_of_another_size_is_refused() -> None:
+    with pytest.raises(FlawmaskError, match="is 20x30 but the image is 30x20"):
+        PREDICTION.within(np.ones((30, 20), dtype=bool))
+
+
+def test_a_mask_of_which_no_more_is_known_has_its_score_all_over() -> None:
+    scores = PREDICTION.score_map()
+    assert np.allclose(scores[CRACK.mask], 0.8)
+    assert np.allclose(scores[SCRATCH.mask], 0.6)
+    assert (scores[~(CRACK.mask | SCRATCH.mask)] == 0).all()
+
+
+CLASSES = ("good", "crack", "scratch")
+WHOLE = replace(PREDICTION, classes=CLASSES, conf=0.7, image=np.full((20, 30, 3), 90, dtype=np.uint8))
+
+
+def test_arrays_are_those_of_the_instances() -> None:
+    assert PREDICTION.labels.tolist() == ["good", "crack", "scratch", "crack"]
+    assert PREDICTION.scores.dtype == PREDICTION.boxes.dtype == np.float32
+    assert PREDICTION.scores.tolist() == pytest.approx([0.99, 0.8, 0.6, 0.3])
+    assert PREDICTION.boxes.tolist() == [list(one.box) for one in PREDICTION.instances]
+    assert PREDICTION.masks.shape == (4, 20, 30)
+    assert all((mask == one.mask).all() for mask, one in zip(PREDICTION.masks, PREDICTION.instances, strict=True))
+    nothing = Prediction(20, 30, ())
+    assert (nothing.labels.shape, nothing.scores.shape, nothing.boxes.shape) == ((0,), (0,), (0, 4))
+    assert nothing.masks.shape == (0, 20, 30)
+    assert len(nothing) == 0
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [
+        (0, (GOOD,)),
+        (-1, (SPECK,)),
+        (slice(1, 3), (CRACK, SCRATCH)),
+        ([2, 0], (SCRATCH, GOOD)),
+        (PREDICTION.scores > 0.7, (GOOD, CRACK)),
+        (PREDICTION.labels == "crack", (CRACK, SPECK)),
+        (np.zeros(4, dtype=bool), ()),
+    ],
+)
+def test_it_is_indexed_as_an_array_is(which: Any, expected: tuple[Instance, ...]) -> None:
+    chosen = WHOLE[which]
+    assert chosen.instances == expected
+    assert replace(chosen, instances=WHOLE.instances) == WHOLE
+
+
+@pytest.mark.parametrize("which", [4, [0, 7], np.ones(3, dtype=bool)])
+def test_what_is_not_there_cannot_be_taken(which: Any) -> None:
+    with pytest.raises(IndexError):
+        WHOLE[which]
+
+
+def test_it_can_be_gone_through_instance_by_instance() -> None:
+    assert [one.instances for one in WHOLE] == [(one,) for one in WHOLE.instances]  # type: ignore[attr-defined]
+
+
+def test_its_own_limits_make_the_verdict_where_none_are_given() -> None:
+    assert WHOLE.is_defect
+    assert WHOLE.verdict() == Verdict(is_defect=True, score=0.8)
+    assert not replace(WHOLE, min_area=21).is_defect
+    assert replace(WHOLE, min_area=21).verdict(0.5).is_defect
+    assert (WHOLE.defect_mask() == CRACK.mask).all()
+    assert WHOLE.defect_area() == 20
+
+
+def test_a_network_that_scores_images_itself_is_believed() -> None:
+    scored = replace(PREDICTION, image_score=0.4, map_of_scores=np.full((20, 30), 0.25, dtype=np.float32))
+    assert scored.verdict() == Verdict(is_defect=False, score=0.4)
+    assert scored.verdict(0.4).is_defect
+    assert (scored.score_map() == 0.25).all()
+
+
+def test_a_dictionary_is_ready_for_json_and_masks_come_back() -> None:
+    content = json.loads(json.dumps(WHOLE.to_dict()))
+    assert (content["verdict"], content["score"]) == ("defect", 0.8)
+    assert (content["width"], content["height"], content["defect_area_px"]) == (30, 20, 20)
+    (only,) = content["instances"]
+    assert (only["class"], only["box"], only["area"]) == ("crack", [3.0, 2.0, 5.0, 4.0], 20)
+    assert (decode(only["segmentation"], 20, 30) == CRACK.mask).all()
+    assert len(WHOLE.to_dict(conf=0.0)["instances"]) == 3
+
+
+def test_pycocotools_reads_what_to_coco_returns() -> None:
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": 7, "height": 20, "width": 30}],
+        "categories": [{"id": 40 + number, "name": name} for number, name in enumerate(CLASSES)],
+        "annotations": [],
+    }
+    truth.createIndex()
+    results = WHOLE.to_coco(7, {name: 40 + number for number, name in enumerate(CLASSES)})
+    read = truth.loadRes(json.loads(json.dumps(results)))
+    assert [one["category_id"] for one in read.dataset["annotations"]] == [40, 41, 42, 41]
+    for one, instance in zip(read.dataset["annotations"], WHOLE.instances, strict=True):
+        assert (read.annToMask(one).astype(bool) == instance.mask).all()
+        assert (one["score"], one["area"]) == (instance.score, instance.area)
+    assert [one["category_id"] for one in WHOLE.to_coco(7)] == [1, 2, 3, 2]
+    assert "segmentation" not in replace(WHOLE, has_masks=False).to_coco(7)[0]
+
+
+def test_supervision_has_the_same_boxes_masks_scores_and_names() -> None:
+    pytest.importorskip("supervision", reason="supervision is not installed")
+    found = WHOLE.to_supervision()
+    assert (found.xyxy == WHOLE.boxes).all()
+    assert (found.mask == WHOLE.masks).all()
+    assert (found.confidence == WHOLE.scores).all()
+    assert found.class_id.tolist() == [1, 2, 3, 2]
+    assert found["class_name"].tolist() == WHOLE.labels.tolist()
+    assert len(Prediction(20, 30, (), classes=CLASSES).to_supervision()) == 0
+    assert replace(WHOLE, has_masks=False).to_supervision().mask is None
+
+
+def test_an_overlay_shows_the_defects_of_the_verdict_on_the_image() -> None:
+    picture = WHOLE.overlay()
+    assert (picture.mode, picture.width / picture.height) == ("RGB", 1.5)
+    changed = np.asarray(picture) != 90
+    _, columns = np.nonzero(changed.any(axis=2))
+    scale = picture.width / 30
+    assert columns.min() >= 3 * scale - 5  # the crack's left edge; its tag runs to the right
+    assert (
+        np.asarray(WHOLE[WHOLE.labels == "good"].overlay()).tolist() == np.full_like(np.asarray(picture), 90).tolist()
+    )
+    assert np.asarray(PREDICTION.overlay(np.zeros((20, 30, 3), dtype=np.uint8))).any()
+    with pytest.raises(FlawmaskError, match="does not hold its image: give it to overlay"):
+        PREDICTION.overlay()
+
+
+@pytest.mark.parametrize("cells", [1, 7, 28, 56])
+def test_probabilities_of_any_size_fill_their_box(cells: int) -> None:
+    found = RawDetections(
+        np.float32([[4, 2, 14, 12], [0, 0, 30, 20]]),
+        np.array([2, 3]),
+        np.float32([0.4, 0.9]),
+        np.stack([np.full((cells, cells), 0.9, np.float32), np.full((cells, cells), 0.1, np.float32)]),
+    )
+    prediction = post_process(found, CLASSES, 20, 30)
+    assert prediction.labels.tolist() == ["scratch", "crack"]
+    assert [one.area for one in prediction.instances] == [0, prediction.masks[1].sum()]
+    inside = prediction.masks[1][2:12, 4:14]
+    assert inside[1:-1, 1:-1].all()
+    assert prediction.masks[1].sum() == inside.sum()
+    assert (prediction.classes, prediction.has_masks) == (CLASSES, True)
+
+
+def test_raw_scores_of_images_and_pixels_are_handed_on() -> None:
+    nothing = RawDetections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    heat = np.zeros((20, 30), dtype=np.float32)
+    scored = post_process(replace(nothing, image_score=0.6, score_map=heat), CLASSES, 20, 30)
+    assert scored.is_defect
+    assert scored.score_map() is heat
+    assert not scored.has_masks
+    assert not post_process(nothing, CLASSES, 20, 30).is_defect
+
+
+LOOKED_THROUGH = "evaluation", "report", "data"
+ALSO = (
+    *("api", "draw", "prediction", "comparison.page", "comparison.table", "inference.backend", "inference.overlay"),
+    *("inference.predict", "inference.predictor", "inference.stream", "inference.threshold"),
+)
+
+
+def test_what_evaluates_reports_and_draws_loads_no_torch() -> None:
+    """One after the other in a fresh process: the first that loads it is named."""
+    source = Path(flawmask.__file__).parent
+    modules = [
+        f"{package}.{path.stem}" for package in LOOKED_THROUGH for path in sorted((source / package).glob("*.py"))
+    ]
+    code = f"""
+import sys
+from importlib import import_module
+for name in {[*modules, *ALSO]}:
+    import_module(f"flawmask.{{name}}")
+    assert not {{"torch", "torchvision"}} & sys.modules.keys(), name"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
