@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
+from flawmask.launch import own_process
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -21,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    own_process()  # messages are those of the command line; what a library does is tested in processes of its own
     if method := config.getoption("--start_method"):
         multiprocessing.set_start_method(method)
 

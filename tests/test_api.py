@@ -31,6 +31,53 @@ def test_importing_it_and_asking_for_errors_loads_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
+def test_errors_speak_of_arguments_and_on_the_command_line_of_flags(tmp_path: Path) -> None:
+    code = """
+import flawmask
+for call in (
+    lambda: flawmask.Predictor("best.pt", "tpu"),
+    lambda: flawmask.predict(model="best.pt", input=("a.png",), conf=2.0),
+    lambda: flawmask.evaluate(model="best.pt", dataset_dir="nowhere", conf="auto", min_area=-1),
+):
+    try:
+        call()
+    except flawmask.FlawmaskError as error:
+        print(error)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[0].startswith("device='tpu' is not there: this machine has ")
+    assert done.stdout.splitlines()[1:] == [
+        "conf is 2.0: it must lie between 0 and 1, or be auto",
+        "min_area is -1: it must be 0 or more",
+    ]
+    command = [sys.executable, "-m", "flawmask", "predict", "--model", "best.pt", "--input", "a.png", "--conf", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        2,
+        ["error: --conf is 2.0: it must lie between 0 and 1, or be auto"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("x.pt has no threshold: run flawmask evaluate --conf auto --min_area 3 first", None),
+        (
+            "lower --image_size; flawmask train --resume run goes on",
+            "lower image_size; flawmask train --resume run goes on",
+        ),
+        ("--conf auto: there is no good image", "conf='auto': there is no good image"),
+        ("--folds trains: leave out --skip_train and --split", "folds trains: leave out skip_train and split"),
+        ("a-b--c.png is no image", None),
+    ],
+)
+def test_a_commands_flags_stay_where_it_is_to_be_typed(
+    written: str, read: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert str(FlawmaskError(written)) == written
+    monkeypatch.setattr("flawmask.errors.is_own_process", lambda: False)
+    assert str(FlawmaskError(written)) == (written if read is None else read)
+
+
 def test_a_stage_takes_its_settings_by_name_or_as_one_object(
     tiny_category: Callable[..., Path], tmp_path: Path
 ) -> None:

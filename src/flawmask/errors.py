@@ -1,14 +1,30 @@
 """The errors that Flawmask raises on purpose."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from flawmask.launch import is_own_process
+
+_SETTING = re.compile(r"flawmask \w+[^:;,()]*|(?<!\S)--(\w+)(?: ([^\s:;,]+)(?=:| is not there))?")
+"""A setting in a message, as the command line has it, perhaps with its value; or a command to be typed."""
 
 
 class FlawmaskError(Exception):
     """Something the user can mend: the message names the file, what is wrong with it and what to do.
 
-    The command line prints it as one line and exits with status 2.
+    The command line prints it as one line and exits with status 2. A message is written with the flags of the command
+    line; in a program that imports Flawmask, it speaks of arguments: `device='tpu' is not there`.
     """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if is_own_process() else _SETTING.sub(_argument, text)
+
+
+def _argument(setting: re.Match[str]) -> str:
+    name, value = setting.groups()
+    return setting[0] if name is None else name if value is None else f"{name}={value!r}"
 
 
 class ImageError(FlawmaskError):
