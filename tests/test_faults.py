@@ -26,7 +26,8 @@ from flawmask.data.demo import DemoConfig, generate
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation import evaluate
 from flawmask.files import only_one, whole_folder
-from flawmask.pipeline import RunConfig, run
+from flawmask.pipeline import run
+from flawmask.stages import RunConfig
 from flawmask.training import loader, step
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train

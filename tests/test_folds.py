@@ -9,7 +9,7 @@ from flawmask import folds
 from flawmask.errors import FlawmaskError
 from flawmask.files import write_json
 from flawmask.folds import spread
-from flawmask.pipeline import RunConfig
+from flawmask.stages import RunConfig
 
 
 def test_the_spread_is_that_of_the_folds_that_have_a_value() -> None:

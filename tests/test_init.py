@@ -1,7 +1,9 @@
 """The package itself: what importing it takes."""
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import flawmask
@@ -13,3 +15,26 @@ def test_a_source_tree_that_nobody_installed_can_be_imported() -> None:
     # Without site-packages, and so without what an installation left there.
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.returncode) == ("0+source", 0), done.stderr
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Not even inside a function."""
+    source = Path(flawmask.__file__).parent
+    modules = {
+        ".".join(("flawmask", *path.relative_to(source).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in source.rglob("*.py")
+    }
+    graph = {
+        name: imported(ast.parse(path.read_text(encoding="utf-8"))) & modules.keys() for name, path in modules.items()
+    }
+    assert "flawmask.stages" in graph["flawmask.pipeline"]
+    TopologicalSorter(graph).prepare()  # a CycleError names the circle
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Return what a module imports but for its type hints, with names that may be modules."""
+    hints = [one for one in ast.walk(tree) if isinstance(one, ast.If) and ast.unparse(one.test) == "TYPE_CHECKING"]
+    left_out = {id(inner) for one in hints for inner in ast.walk(one)}
+    statements = [one for one in ast.walk(tree) if isinstance(one, ast.ImportFrom) and id(one) not in left_out]
+    names = {f"{one.module}.{name.name}" for one in statements for name in one.names}
+    return names | {str(one.module) for one in statements if one.module != "flawmask"}

@@ -14,8 +14,9 @@ from flawmask.data.download import DownloadConfig
 from flawmask.data.prepare import PrepareConfig
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.inference.config import PredictConfig
-from flawmask.pipeline import DemoCommand, RunConfig
+from flawmask.pipeline import DemoCommand
 from flawmask.settings import from_json
+from flawmask.stages import RunConfig
 from flawmask.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from flawmask.data.prepare import Prepared
     from flawmask.evaluation.evaluate import Evaluated
     from flawmask.inference.predict import Predicted
-    from flawmask.pipeline import Finished
+    from flawmask.stages import Finished
     from flawmask.training.loop import Trained
 
 

@@ -24,10 +24,11 @@ from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.summary import percent, summary
 from flawmask.inference.config import PredictConfig
 from flawmask.launch import THREAD_NAME, is_first, own_process
-from flawmask.pipeline import DemoCommand, Finished, RunConfig, demo, run
+from flawmask.pipeline import DemoCommand, demo, run
 from flawmask.progress import log_to, show_details, show_progress_on
 from flawmask.report.config import ReportConfig
 from flawmask.settings import require
+from flawmask.stages import Finished, RunConfig
 from flawmask.training.config import TrainConfig
 
 COMMANDS: dict[str, Callable[..., Any]] = {

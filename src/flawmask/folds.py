@@ -15,20 +15,16 @@ from flawmask.data import dataset_info
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
 from flawmask.files import read_json, whole_folder, write_json
-from flawmask.inference.backend import load
-from flawmask.pipeline import Finished, RunConfig, augmented, earlier, new_run_dir, prepared, stage
+from flawmask.inference.predictor import load
 from flawmask.prediction import Prediction
-from flawmask.settings import as_json, require
+from flawmask.runs import FOLDS, POOLED, earlier, new_run_dir
+from flawmask.settings import as_json, require, stage
+from flawmask.stages import Finished, RunConfig, augmented, prepared
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
 from flawmask.training.resume import has_state
 
 log = logging.getLogger(__name__)
-
-NAME = "folds.json"
-
-POOLED = "pooled"
-"""The split of all images together; its results are in `inference_pooled`."""
 
 SPREAD = (
     "accuracy",
@@ -64,10 +60,10 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
         "source": info["source"],
         **({"split_method": method} if method else {}),
     }
-    run_dir = None if config.overwrite else earlier(f"*_folds/{NAME}", origin)
+    run_dir = None if config.overwrite else earlier(f"*_folds/{FOLDS}", origin)
     if run_dir is None:
         with new_run_dir("_folds") as run_dir:
-            write_json(run_dir / NAME, {**origin, "done": []})
+            write_json(run_dir / FOLDS, {**origin, "done": []})
     return Finished(name, run_dir, fold_by_fold(config, folders, run_dir))
 
 
@@ -94,14 +90,14 @@ def fold_by_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[
         folders: the COCO folder of each fold.
         run_dir: holds `folds.json`.
     """
-    content = read_json(run_dir / NAME)
+    content = read_json(run_dir / FOLDS)
     done = list(content["done"])
     for fold, folder in enumerate(folders, start=1):
         log.info("fold %d of %d%s", fold, len(folders), " was finished before" if fold in done else "")
         if fold not in done:
             _one_fold(config, folder, run_dir / f"fold_{fold}")
             done.append(fold)
-            write_json(run_dir / NAME, {**content, "done": done})
+            write_json(run_dir / FOLDS, {**content, "done": done})
     return _judge_all(config, folders, run_dir)
 
 

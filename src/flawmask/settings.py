@@ -104,3 +104,10 @@ def from_json(kind: type[T], found: Mapping[str, Any]) -> T:
         return tuple(value) if isinstance(value, list) else value
 
     return kind(**{name: typed(name, value) for name, value in found.items()})
+
+
+def stage(kind: type[T], config: Settings, **given: Any) -> T:
+    """Return the stage's own config: what `given` does not say comes from the run's settings of the same name."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    shared = {field.name: getattr(config, field.name) for field in fields(config) if field.name in names}
+    return kind(**{**shared, **given})

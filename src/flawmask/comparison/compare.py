@@ -34,11 +34,12 @@ from flawmask.evaluation.uncertainty import resample
 from flawmask.files import only_one, read_json, write_bytes, write_json
 from flawmask.folds import prepared_folds
 from flawmask.launch import launched
-from flawmask.pipeline import RunConfig, augmented, check_judged, earlier, judged_splits, new_run_dir, prepared
 from flawmask.progress import has_details, is_shown
 from flawmask.report.headline import interval_of
+from flawmask.runs import earlier, new_run_dir
 from flawmask.runtime import choose_device
 from flawmask.settings import as_json, require
+from flawmask.stages import RunConfig, augmented, check_judged, judged_splits, prepared
 from flawmask.training.stop import SIGNALS
 
 log = logging.getLogger(__name__)

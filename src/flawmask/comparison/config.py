@@ -8,8 +8,8 @@ from flawmask.data.augment import AugmentSettings
 from flawmask.data.prepare import PrepareSettings
 from flawmask.evaluation.config import EvaluateSettings
 from flawmask.model.arch import Arch
-from flawmask.pipeline import NAME_DATA, DataPaths, RunConfig, stage
-from flawmask.settings import Overwrite, require
+from flawmask.settings import Overwrite, require, stage
+from flawmask.stages import NAME_DATA, DataPaths, RunConfig
 from flawmask.training.config import LearnSettings, check_weights
 
 CLASSIFIER, PATCHCORE = "resnet18_classifier", "patchcore"

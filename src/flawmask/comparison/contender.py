@@ -20,15 +20,15 @@ from flawmask.comparison.config import YARDSTICKS, CompareConfig
 from flawmask.comparison.entry import Entry, Ground, Learned, NotThereError, entry_file
 from flawmask.errors import FlawmaskError
 from flawmask.files import only_one, read_json, remove_partial_files, write_json
-from flawmask.folds import NAME as FOLDS
 from flawmask.folds import fold_by_fold
 from flawmask.launch import own_process
 from flawmask.model import checkpoint
 from flawmask.model.layers import count_parameters
-from flawmask.pipeline import RunConfig, judged, stage
 from flawmask.progress import log_to, show_details, show_progress_on
+from flawmask.runs import FOLDS
 from flawmask.runtime import choose_device, is_out_of_memory, on_device, peak_memory
-from flawmask.settings import as_json
+from flawmask.settings import as_json, stage
+from flawmask.stages import RunConfig, judged
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
 from flawmask.training.resume import has_state

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from flawmask.coco import CocoSplit, read_split
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
-from flawmask.folds import POOLED
+from flawmask.runs import POOLED
 
 
 class NotThereError(FlawmaskError):

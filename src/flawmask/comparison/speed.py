@@ -17,7 +17,8 @@ from flawmask.comparison.config import YARDSTICKS, CompareConfig
 from flawmask.comparison.contender import begin
 from flawmask.comparison.entry import Entry
 from flawmask.files import write_json
-from flawmask.inference.backend import load, resized
+from flawmask.inference.backend import resized
+from flawmask.inference.predictor import load
 from flawmask.prediction import post_process
 from flawmask.progress import track
 from flawmask.runtime import choose_device, on_device

@@ -23,10 +23,10 @@ from flawmask.evaluation.pixels import PixelTally
 from flawmask.evaluation.results import write_scores
 from flawmask.evaluation.uncertainty import percentiles, resample
 from flawmask.evaluation.verdicts import Judged
-from flawmask.folds import POOLED
 from flawmask.inference import threshold
 from flawmask.inference.threshold import Threshold
 from flawmask.progress import track
+from flawmask.runs import POOLED
 from flawmask.runtime import choose_device, peak_memory
 
 Scorer = Callable[[Sequence[npt.NDArray[np.uint8]]], list[Scored]]

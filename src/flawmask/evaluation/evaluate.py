@@ -23,7 +23,8 @@ from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
 from flawmask.files import check_output_folder, read_json
 from flawmask.inference import threshold
-from flawmask.inference.backend import Backend, check_classes, load
+from flawmask.inference.backend import Backend, check_classes
+from flawmask.inference.predictor import load
 from flawmask.inference.stream import Seen, judge_all
 from flawmask.inference.threshold import Threshold
 from flawmask.prediction import Prediction, post_process

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from flawmask import images
 from flawmask.errors import FlawmaskError
-from flawmask.inference.config import InferenceSettings
 from flawmask.model.spec import ModelSpec
 from flawmask.prediction import Prediction, RawDetections, post_process
 
@@ -56,23 +55,6 @@ class Backend(Protocol):
             ValueError: an image would be padded more than alone.
         """
         ...
-
-
-def load(model: Path, settings: InferenceSettings) -> Backend:
-    """Return the backend that runs a checkpoint, with the settings of a stage.
-
-    Raises:
-        FlawmaskError: the file is no checkpoint, or the device or the precision is not there.
-    """
-    from flawmask.inference.torch_backend import TorchBackend
-
-    return TorchBackend.load(
-        model,
-        settings.device,
-        precision=settings.precision,
-        score_floor=settings.score_floor,
-        max_proposals=settings.max_proposals,
-    )
 
 
 def resized(pixels: Image, spec: ModelSpec) -> Resized:

@@ -1,6 +1,7 @@
 """Pictures of what was found, at a size at which they can be looked at."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,9 @@ from flawmask.draw import (
     side_by_side,
     title_bar,
 )
-from flawmask.prediction import Instance
+
+if TYPE_CHECKING:
+    from flawmask.prediction import Instance
 
 Image = npt.NDArray[np.uint8]
 
@@ -38,7 +41,7 @@ def viewing_size(image: Image, panels: int = 1) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def draw_instances(image: Image, instances: Sequence[Instance], colour: Colour, size: tuple[int, int]) -> Image:
+def draw_instances(image: Image, instances: "Sequence[Instance]", colour: Colour, size: tuple[int, int]) -> Image:
     """Return the image with each instance outlined, and tagged with class and score where there is room.
 
     Args:
@@ -57,7 +60,7 @@ def draw_instances(image: Image, instances: Sequence[Instance], colour: Colour, 
 
 
 def truth_beside_prediction(
-    split: CocoSplit, image: Record, pixels: Image, found: Sequence[Instance], captions: tuple[str, str]
+    split: CocoSplit, image: Record, pixels: Image, found: "Sequence[Instance]", captions: tuple[str, str]
 ) -> Image:
     """Return what a person marked on an image beside what was found on it, each under its caption.
 

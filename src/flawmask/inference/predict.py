@@ -17,9 +17,9 @@ from flawmask.draw import PREDICTION, title_bar
 from flawmask.errors import FlawmaskError
 from flawmask.files import check_output_folder, real_path, whole_folder, write_json
 from flawmask.inference import threshold
-from flawmask.inference.backend import load
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.overlay import draw_instances, viewing_size
+from flawmask.inference.predictor import load
 from flawmask.inference.stream import Seen, judge_all
 from flawmask.masks import Mask
 from flawmask.prediction import post_process

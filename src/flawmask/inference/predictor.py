@@ -10,7 +10,7 @@ from flawmask import images
 from flawmask.errors import FlawmaskError
 from flawmask.images import Colour, Source
 from flawmask.inference import threshold as thresholds
-from flawmask.inference.backend import Image, detect, load
+from flawmask.inference.backend import Backend, Image, detect
 from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR, InferenceSettings
 from flawmask.inference.stream import Seen, judge_all
 from flawmask.prediction import Prediction, post_process
@@ -105,3 +105,20 @@ class Predictor:
 
     def _own(self, prediction: Prediction, pixels: Image) -> Prediction:
         return replace(prediction, conf=self.conf, min_area=self.min_area, image=pixels)
+
+
+def load(model: Path, settings: InferenceSettings) -> Backend:
+    """Return the backend that runs a checkpoint, with the settings of a stage.
+
+    Raises:
+        FlawmaskError: the file is no checkpoint, or the device or the precision is not there.
+    """
+    from flawmask.inference.torch_backend import TorchBackend
+
+    return TorchBackend.load(
+        model,
+        settings.device,
+        precision=settings.precision,
+        score_floor=settings.score_floor,
+        max_proposals=settings.max_proposals,
+    )
