@@ -16,6 +16,10 @@ from runpy import run_path
 from threading import Thread
 
 
+PRELOADED = ["flawmask.cli", "flawmask.training.loop", "flawmask.evaluation.evaluate", "flawmask.inference.predict"]
+"""What a fork need not import. These are installed: the server does not look where the tests are."""
+
+
 class Forked:
     """A running Python program, with what the tests use of `subprocess.Popen`; what it prints goes to one place."""
 
@@ -24,9 +28,10 @@ class Forked:
     ) -> None:
         """Start `python PROGRAM`, which may write no file of more than `most_bytes`."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["quick_flawmask", "process_tasks", "flawmask.pipeline", "flawmask.cli"])
+        context.set_forkserver_preload(PRELOADED)
         printed, output = context.Pipe(duplex=False)
-        arguments = ([str(one) for one in program], dict(environment), output, most_bytes)
+        method = multiprocessing.get_start_method()
+        arguments = ([str(one) for one in program], dict(environment), output, most_bytes, method)
         self._process = context.Process(target=_run, args=arguments)
         self._process.start()
         output.close()
@@ -71,9 +76,12 @@ class Forked:
         return b"".join(self._text).decode(), None
 
 
-def _run(program: list[str], environment: dict[str, str], output: Connection, most_bytes: int | None) -> None:
+def _run(
+    program: list[str], environment: dict[str, str], output: Connection, most_bytes: int | None, method: str
+) -> None:
     import torch
 
+    multiprocessing.set_start_method(method, force=True)  # as it is elsewhere; here it would be this process's own
     os.setsid()
     for number in (1, 2):
         os.dup2(output.fileno(), number)

@@ -9,6 +9,7 @@ import os
 import sys
 from unittest.mock import patch
 
+from forked import PRELOADED
 from small_network import put_in_place
 from undrawn import STUBS, patched
 
@@ -17,7 +18,7 @@ drawing.__enter__()
 put_in_place()
 if os.environ.get("FORKED"):  # a spawned process takes seconds to import PyTorch
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["quick_flawmask"])
+    server.set_forkserver_preload([*PRELOADED, "flawmask.comparison.contender", "flawmask.comparison.speed"])
     patch("multiprocessing.get_context", lambda _: server).start()
 if "compare" in sys.argv:
     from flawmask.comparison import speed
