@@ -232,7 +232,8 @@ def read(batches: DataLoader[Any]) -> Iterator[Any]:
     for worker in getattr(under_way, "_workers", ()):
         # PyTorch terminates one that has not ended after seconds, and Python one that is left at its own end, which
         # `_prepared` lets it ignore: one that hangs in a read, on a mount that is gone, would be waited for for ever.
-        worker._popen.terminate = partial(_kill, weakref.ref(under_way), worker._popen)  # it has nothing to put in order
+        # It has nothing to put in order.
+        worker._popen.terminate = partial(_kill, weakref.ref(under_way), worker._popen)
     for batch in under_way:
         if isinstance(batch, FlawmaskError):
             try:
