@@ -25,7 +25,7 @@ test-services: .venv/ready
 torture: .venv/ready
 	TORTURE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 0 -rP --durations 0 --hypothesis-show-statistics tests/test_faults.py tests/test_fuzz.py
 
-# Writes docs/benchmarks.md anew: an hour and a half on two cores, which should have nothing else to do.
+# Writes docs/benchmarks.md anew: close to two hours on two cores, which should have nothing else to do.
 bench: .venv/ready
 	$(BIN)/python benchmarks
 

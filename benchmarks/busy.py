@@ -1,6 +1,6 @@
 """Times training and inference on a machine that others use too, and start-up; prints a section of docs/benchmarks.md.
 
-    python benchmarks/busy.py                  # at most ten minutes on two cores, with nothing else to do
+    python benchmarks/busy.py                  # some 20 minutes on two cores, with nothing else to do
     python benchmarks/busy.py --parts start
 
 Busy processes count, one for each core. What is compared takes turns, each in a process of its own.

@@ -15,18 +15,26 @@ from pathlib import Path
 from runpy import run_path
 from threading import Thread
 
+PRELOADED = ["flawmask.cli", "flawmask.training.loop", "flawmask.evaluation.evaluate", "flawmask.inference.predict"]
+"""What a fork need not import. These are installed: the server does not look where the tests are."""
+
 
 class Forked:
     """A running Python program, with what the tests use of `subprocess.Popen`; what it prints goes to one place."""
 
     def __init__(
-        self, program: Sequence[str | Path], environment: Mapping[str, str], most_bytes: int | None = None
+        self,
+        program: Sequence[str | Path],
+        environment: Mapping[str, str],
+        most_bytes: int | None = None,
+        cwd: Path | None = None,
     ) -> None:
-        """Start `python PROGRAM`, which may write no file of more than `most_bytes`."""
+        """Start `python PROGRAM`, which may write no file of more than `most_bytes`, in a folder."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["quick_flawmask", "process_tasks", "flawmask.pipeline", "flawmask.cli"])
+        context.set_forkserver_preload(PRELOADED)
         printed, output = context.Pipe(duplex=False)
-        arguments = ([str(one) for one in program], dict(environment), output, most_bytes)
+        method = multiprocessing.get_start_method()
+        arguments = ([str(one) for one in program], dict(environment), output, most_bytes, method, cwd)
         self._process = context.Process(target=_run, args=arguments)
         self._process.start()
         output.close()
@@ -71,9 +79,19 @@ class Forked:
         return b"".join(self._text).decode(), None
 
 
-def _run(program: list[str], environment: dict[str, str], output: Connection, most_bytes: int | None) -> None:
+def _run(
+    program: list[str],
+    environment: dict[str, str],
+    output: Connection,
+    most_bytes: int | None,
+    method: str,
+    cwd: Path | None,
+) -> None:
     import torch
 
+    if cwd is not None:
+        os.chdir(cwd)
+    multiprocessing.set_start_method(method, force=True)  # as it is elsewhere; here it would be this process's own
     os.setsid()
     for number in (1, 2):
         os.dup2(output.fileno(), number)

@@ -9,6 +9,7 @@ import os
 import sys
 from unittest.mock import patch
 
+import cv2
 from small_network import put_in_place
 from undrawn import STUBS, patched
 
@@ -16,9 +17,9 @@ drawing = patched(STUBS)
 drawing.__enter__()
 put_in_place()
 if os.environ.get("FORKED"):  # a spawned process takes seconds to import PyTorch
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["quick_flawmask"])
-    patch("multiprocessing.get_context", lambda _: server).start()
+    cv2.setNumThreads(0)  # its threads would be missing in the fork
+    forks = multiprocessing.get_context("fork")
+    patch("multiprocessing.get_context", lambda _: forks).start()
 if "compare" in sys.argv:
     from flawmask.comparison import speed
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 from sklearn.metrics import roc_auc_score
 from small_network import STANDS_IN_FOR
 
@@ -32,10 +33,10 @@ def command(mvtec_root: Path, weights: Path) -> list[str]:
     flags = f"--category plate --archs {','.join(ARCHS)} --epochs {EPOCHS} --batch_size 4 --workers 0"
     more = "--image_size 64 --device cpu --test_ratio 0.3 --conf auto --skip_augment --resamples 50 --overlays 0"
     given = ["--mvtec_root", str(mvtec_root), "--weights", f"none,yolo11s={weights}"]
-    return [sys.executable, str(QUICK), "compare", *flags.split(), *more.split(), *given]
+    return [str(QUICK), "compare", *flags.split(), *more.split(), *given]
 
 
-def wait_for(path: Path, pattern: str, process: "subprocess.Popen[bytes]", seconds: int = 300) -> Path:
+def wait_for(path: Path, pattern: str, process: "Forked | subprocess.Popen[str]", seconds: int = 300) -> Path:
     """Return the first file of the pattern, once it is there."""
     for _ in range(10 * seconds):
         if found := sorted(path.glob(pattern)):
@@ -62,20 +63,21 @@ def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_
     torch.save({"stem.weight": torch.zeros(2, 2)}, weights)
     said = command(mvtec_root, weights)
     wide = {**os.environ, "COLUMNS": "200", "FORKED": "1"}
-    process = subprocess.Popen(said, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=wide)
+    process = Forked(said, wide, cwd=tmp_path)
     state = wait_for(tmp_path, "model_maskrcnn/*_comparison/yolo11n-seg/state.pt", process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate(timeout=60)
     folder = state.parent.parent
     assert read(folder / "yolo11s.json")["failed"]
     assert not (folder / "yolo11n-seg.json").exists()
     finished = (folder / "yolo11n" / "best.pt").stat().st_mtime_ns
 
-    again = subprocess.run(said, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False, env=wide)
+    again = Forked(said, wide, cwd=tmp_path)
+    printed, _ = again.communicate(timeout=500)
 
-    assert again.returncode == 2, again.stderr  # yolo11s failed
-    assert "going on with" in again.stderr
-    assert "yolo11n was finished before" in again.stderr
+    assert again.returncode == 2, printed  # yolo11s failed
+    assert "going on with" in printed
+    assert "yolo11n was finished before" in printed
     assert sorted(tmp_path.glob("model_maskrcnn/*")) == [folder]
     assert (folder / "yolo11n" / "best.pt").stat().st_mtime_ns == finished
     assert len(read(folder / "yolo11n-seg" / "history.json")["epoch"]) == EPOCHS
@@ -89,7 +91,7 @@ def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_
     done = [name for name in content["models"] if name not in ("yolo11s", "patchcore")]
     assert set(content["seconds_per_image"]) == set(done)
     check_figures(folder, content, done)
-    for text in (again.stdout, (folder / "comparison.md").read_text(), (folder / "comparison.html").read_text()):
+    for text in (printed, (folder / "comparison.md").read_text(), (folder / "comparison.html").read_text()):
         assert "yolo11s failed: " in text
         assert all(name in text for name in (*done, "Image AUROC", "n/a"))
 
@@ -118,24 +120,26 @@ def check_figures(folder: Path, content: dict[str, Any], done: list[str]) -> Non
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop_it_saves_and_says_so_by_its_status(mvtec_root: Path, tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "is_spawned"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.services)],
+)
+def test_told_to_stop_it_saves_and_says_so_by_its_status(
+    mvtec_root: Path, tmp_path: Path, number: int, is_spawned: bool
+) -> None:
     said = [*command(mvtec_root, Path("none")), "--yardsticks", "none"]
     for flag, value in {"--archs": STANDS_IN_FOR, "--weights": "none", "--workers": "1", "--epochs": "999"}.items():
         said[said.index(flag) + 1] = value
-    # As on macOS and Windows for one of them; forked, it does not import PyTorch again.
-    how = {} if number == signal.SIGINT else {"FORKED": "1"}
-    process = subprocess.Popen(
-        said,
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=os.environ | how,
-    )
+    process: Forked | subprocess.Popen[str]
+    if is_spawned:  # as on macOS and Windows
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen([sys.executable, *said], cwd=tmp_path, start_new_session=True, text=True, **silent)
+    else:
+        process = Forked(said, os.environ | {"FORKED": "1"}, cwd=tmp_path)
     state = wait_for(tmp_path, f"model_maskrcnn/*_comparison/{STANDS_IN_FOR}/state.pt", process)
     os.killpg(process.pid, number)  # as Ctrl-C and schedulers do: all processes get it
-    assert process.wait(timeout=120) == 128 + number
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + number
     assert not (state.parent.parent / f"{STANDS_IN_FOR}.json").exists()
     assert not (state.parent.parent / "comparison.md").exists()
 

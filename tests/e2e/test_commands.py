@@ -168,6 +168,7 @@ def test_the_network_that_is_trained_by_default_goes_through_it_at_the_size_it_h
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_the_five_scripts_work_with_the_flags_as_written(workplace: Path) -> None:
     prepare = "--mvtec_root datasets/mvtec --category bottle --output_dir datasets/own --train_ratio 0.5 --seed 0"
     call_in(workplace, "prepare_maskrcnn_dataset.py", *prepare.split())

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from files_read_back import names, rows
+from forked import Forked
 from random_network import SPEC, network, patchwork
 
 from flawmask import masks
@@ -318,21 +317,16 @@ def test_a_floor_that_no_threshold_lies_below_is_taken(settings: dict[str, Any])
     PredictConfig(model=Path("best.pt"), input=("x.png",), **settings)
 
 
+QUICK = Path(__file__).parents[1] / "quick_flawmask.py"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
 def test_an_interrupt_ends_it_though_a_file_hangs(model: Path, parts: Path, tmp_path: Path) -> None:
     """A pipe that nobody writes into hangs whoever reads it, as a file on a dead mount does."""
     os.mkfifo(parts / "hanging.png")
     command = ["predict", "--model", model, "--input", parts, "--conf", "0.3", "--output", tmp_path / "out"]
-    # Whoever started the tests may have let them ignore interrupts.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code += "; import quick_flawmask; from flawmask.cli import main; main()"
-    running = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, command), "--device", "cpu"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    running = Forked([QUICK, *map(str, command), "--device", "cpu"], os.environ)
     try:
         while True:  # until it is being read; held open, it does not end
             with suppress(OSError):
@@ -342,7 +336,7 @@ def test_an_interrupt_ends_it_though_a_file_hangs(model: Path, parts: Path, tmp_
             time.sleep(0.1)
         time.sleep(1)
         running.send_signal(signal.SIGINT)
-        _, said = running.communicate(timeout=60)
+        said, _ = running.communicate(timeout=60)
         os.close(held)
     finally:
         running.kill()

@@ -236,7 +236,9 @@ def test_an_image_is_resized_where_it_is_read(paths: list[Path], monkeypatch: py
     assert threading.get_ident() not in who
 
 
-@pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "retinanet_resnet50_fpn", "ssd300_vgg16", "yolo11n-seg"])
+@pytest.mark.parametrize(
+    "arch", ["maskrcnn_resnet18_fpn", "retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large", "yolo11n-seg"]
+)
 def test_images_that_are_padded_to_one_size_share_a_batch_and_are_judged_as_they_are_alone(
     arch: Arch, tmp_path: Path, batches: list[list[tuple[int, ...]]]
 ) -> None:

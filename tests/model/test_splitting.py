@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_network import KINDS_AND_MORE, random_network, spec_of
+from random_network import KIND_BY_KIND, LARGER, built, random_network, spec_of
 from splitting import batch_for
 from stained_plates import settings
 from torch import Tensor
@@ -30,6 +30,14 @@ BY_WHAT_IS_DIVIDED = ["maskrcnn_resnet18_fpn", "fcos_resnet50_fpn", "ssdlite320_
 one_of_each = pytest.mark.parametrize("case", BY_WHAT_IS_DIVIDED, indirect=True)
 
 
+BIG = "ssd300_vgg16"
+"""As slow as all others together. Another SSD, which divides its losses alike, takes its place in `make test`."""
+CASES = [
+    *built(arch for arch in KIND_BY_KIND if arch != BIG),
+    *built([BIG, *LARGER], pytest.mark.services),
+]
+
+
 @dataclass(frozen=True)
 class Case:
     """A random network that finds something, in training mode; nobody may change it."""
@@ -38,7 +46,7 @@ class Case:
     network: Any
 
 
-@pytest.fixture(scope="module", params=KINDS_AND_MORE)
+@pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     """One of each architecture, one after the other, its norms as they are by default without and with weights."""
     spec = spec_of(request.param)

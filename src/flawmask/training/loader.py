@@ -1,6 +1,7 @@
 """From a split on disk to batches of tensors, in an order that the seed and the epoch alone decide."""
 
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -231,7 +232,8 @@ def read(batches: DataLoader[Any]) -> Iterator[Any]:
     for worker in getattr(under_way, "_workers", ()):
         # PyTorch terminates one that has not ended after seconds, and Python one that is left at its own end, which
         # `_prepared` lets it ignore: one that hangs in a read, on a mount that is gone, would be waited for for ever.
-        worker._popen.terminate = worker._popen.kill  # it has nothing to put in order
+        # It has nothing to put in order.
+        worker._popen.terminate = partial(_kill, weakref.ref(under_way), worker._popen)
     for batch in under_way:
         if isinstance(batch, FlawmaskError):
             try:
@@ -239,6 +241,15 @@ def read(batches: DataLoader[Any]) -> Iterator[Any]:
             finally:
                 del batch  # or the error and this frame hold each other, and the loader with its processes too
         yield batch
+
+
+def _kill(iterator: Callable[[], Any], process: Any) -> None:
+    """End a reading process that PyTorch need not mind: it raises, in whatever is done then, where one was killed."""
+    under_way = iterator()
+    if under_way is not None and under_way._worker_pids_set:
+        torch._C._remove_worker_pids(id(under_way))
+        under_way._worker_pids_set = False
+    process.kill()
 
 
 def make_loader(
