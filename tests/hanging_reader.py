@@ -4,6 +4,7 @@ an image."""
 import multiprocessing
 import sys
 import time
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -22,7 +23,8 @@ class Hanging(Dataset[int]):
 if __name__ == "__main__":
     how, start_method = sys.argv[1:]
     multiprocessing.set_start_method(start_method)
-    batches = make_loader(Hanging(), [[place] for place in range(8)], workers=2, pin=False, collate=list)
+    order: Any = [[place] for place in range(8)]
+    batches = make_loader(Hanging(), order, workers=2, pin=False, collate=list)
     for place, _ in enumerate(read(batches)):
         if place == 1:
             if how == "done":

@@ -132,8 +132,8 @@ def test_told_to_stop_it_saves_and_says_so_by_its_status(
         said[said.index(flag) + 1] = value
     process: Forked | subprocess.Popen[str]
     if is_spawned:  # as on macOS and Windows
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen([sys.executable, *said], cwd=tmp_path, start_new_session=True, text=True, **silent)
+        silent: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "text": True}
+        process = subprocess.Popen([sys.executable, *said], cwd=tmp_path, start_new_session=True, **silent)
     else:
         process = Forked(said, os.environ | {"FORKED": "1"}, cwd=tmp_path)
     state = wait_for(tmp_path, f"model_maskrcnn/*_comparison/{STANDS_IN_FOR}/state.pt", process)

@@ -15,6 +15,7 @@ from splitting import batch_for
 from stained_plates import settings
 from torch import Tensor
 
+from flawmask.model.arch import Arch
 from flawmask.model.build import detector_of
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
@@ -30,7 +31,7 @@ BY_WHAT_IS_DIVIDED = ["maskrcnn_resnet18_fpn", "fcos_resnet50_fpn", "ssdlite320_
 one_of_each = pytest.mark.parametrize("case", BY_WHAT_IS_DIVIDED, indirect=True)
 
 
-BIG = "ssd300_vgg16"
+BIG: Arch = "ssd300_vgg16"
 """As slow as all others together. Another SSD, which divides its losses alike, takes its place in `make test`."""
 CASES = [
     *built(arch for arch in KIND_BY_KIND if arch != BIG),
