@@ -228,9 +228,9 @@ def test_an_overlay_shows_the_defects_of_the_verdict_on_the_image() -> None:
 @pytest.mark.parametrize("cells", [1, 7, 28, 56])
 def test_probabilities_of_any_size_fill_their_box(cells: int) -> None:
     found = RawDetections(
-        np.float32([[4, 2, 14, 12], [0, 0, 30, 20]]),
+        np.array([[4, 2, 14, 12], [0, 0, 30, 20]], dtype=np.float32),
         np.array([2, 3]),
-        np.float32([0.4, 0.9]),
+        np.array([0.4, 0.9], dtype=np.float32),
         np.stack([np.full((cells, cells), 0.9, np.float32), np.full((cells, cells), 0.1, np.float32)]),
     )
     prediction = post_process(found, CLASSES, 20, 30)

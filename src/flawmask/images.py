@@ -11,7 +11,7 @@ import sys
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 import cv2
 import numpy as np
@@ -32,7 +32,7 @@ LIMIT = "FLAWMASK_MAX_PIXELS"
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-Source = "str | Path | Image.Image | npt.NDArray[Any] | torch.Tensor"
+Source: TypeAlias = "str | Path | Image.Image | npt.NDArray[Any] | torch.Tensor"
 """What `pixels_of` makes an image of."""
 
 Colour = Literal["rgb", "bgr"]
@@ -195,13 +195,7 @@ def pixels_of(source: "Source", colour: Colour = "rgb") -> npt.NDArray[np.uint8]
         return read_image(Path(source))
     if isinstance(source, Image.Image):
         return to_rgb(_pixels_in(ImageOps.exif_transpose(source), "this picture"))
-    if _is_tensor(source):
-        values = source.detach().cpu().numpy()
-        values = values.transpose(1, 2, 0) if values.ndim == 3 else values
-    elif isinstance(source, np.ndarray):
-        values = source
-    else:
-        raise ImageError(f"this is a {type(source).__name__}, but {ACCEPTED}")
+    values = _values_in(source)
     channels = values.shape[2] if values.ndim == 3 else 1
     if values.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in values.shape:
         raise ImageError(f"this is of shape {tuple(source.shape)}, but {ACCEPTED}")
@@ -210,6 +204,16 @@ def pixels_of(source: "Source", colour: Colour = "rgb") -> npt.NDArray[np.uint8]
         return to_rgb(pixels.reshape(values.shape[:2]))
     coloured = pixels[:, :, :3] if colour == "rgb" else pixels[:, :, 2::-1]
     return np.ascontiguousarray(coloured)
+
+
+def _values_in(source: Any) -> npt.NDArray[Any]:
+    """Return an array, or a tensor as one, its channels last."""
+    if isinstance(source, np.ndarray):
+        return source
+    if not _is_tensor(source):
+        raise ImageError(f"this is a {type(source).__name__}, but {ACCEPTED}")
+    values: npt.NDArray[Any] = source.detach().cpu().numpy()
+    return values.transpose(1, 2, 0) if values.ndim == 3 else values
 
 
 def _to_eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

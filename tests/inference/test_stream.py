@@ -54,11 +54,13 @@ def paths(tmp_path: Path) -> list[Path]:
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
     """The sizes of the images in each batch that the network has seen so far."""
-    seen = []
+    seen: list[list[tuple[int, ...]]] = []
 
     def infer(self: TorchBackend, batch: Sequence[Resized]) -> Any:
-        sizes = [(image.height, image.width) for image in batch]
-        assert [image.pixels.shape[:2] for image in batch] == [self.spec.resized(*size) for size in sizes]
+        sizes: list[tuple[int, ...]] = [(image.height, image.width) for image in batch]
+        assert [image.pixels.shape[:2] for image in batch] == [
+            self.spec.resized(image.height, image.width) for image in batch
+        ]
         seen.append(sizes)
         return REALLY(self, batch)
 

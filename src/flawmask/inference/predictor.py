@@ -99,8 +99,8 @@ class Predictor:
         def read(source: Source) -> Image:
             return images.pixels_of(source, colour)
 
-        alone = images.is_source(sources)
-        with closing(judge_all(self.backend, [sources] if alone else sources, read, finish, batch_size)) as judged:  # type: ignore[list-item]
+        several = [sources] if images.is_source(sources) else sources
+        with closing(judge_all(self.backend, several, read, finish, batch_size)) as judged:
             yield from judged
 
     def _own(self, prediction: Prediction, pixels: Image) -> Prediction:
