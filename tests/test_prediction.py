@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 import flawmask
 from flawmask.errors import FlawmaskError
@@ -226,20 +228,19 @@ def test_an_overlay_shows_the_defects_of_the_verdict_on_the_image() -> None:
 
 
 @pytest.mark.parametrize("cells", [1, 7, 28, 56])
-def test_probabilities_of_any_size_fill_their_box(cells: int) -> None:
-    found = RawDetections(
-        np.array([[4, 2, 14, 12], [0, 0, 30, 20]], dtype=np.float32),
-        np.array([2, 3]),
-        np.array([0.4, 0.9], dtype=np.float32),
-        np.stack([np.full((cells, cells), 0.9, np.float32), np.full((cells, cells), 0.1, np.float32)]),
-    )
-    prediction = post_process(found, CLASSES, 20, 30)
-    assert prediction.labels.tolist() == ["scratch", "crack"]
-    assert [one.area for one in prediction.instances] == [0, prediction.masks[1].sum()]
-    inside = prediction.masks[1][2:12, 4:14]
-    assert inside[1:-1, 1:-1].all()
-    assert prediction.masks[1].sum() == inside.sum()
+def test_probabilities_of_any_size_become_the_mask_that_torchvision_pastes(cells: int) -> None:
+    draw = np.random.default_rng(cells)
+    boxes = np.array([[4, 2, 14, 12], [1.5, 0.5, 29, 19.5], [20, 10, 40, 30]], dtype=np.float32)
+    probabilities = draw.random((3, cells, cells), dtype=np.float32)
+    scores = np.array([0.4, 0.9, 0.6], dtype=np.float32)
+    prediction = post_process(RawDetections(boxes, np.array([2, 3, 1]), scores, probabilities), CLASSES, 20, 30)
+    assert prediction.labels.tolist() == ["scratch", "good", "crack"]
     assert (prediction.classes, prediction.has_masks) == (CLASSES, True)
+    pasted = paste_masks_in_image(torch.from_numpy(probabilities)[:, None], torch.from_numpy(boxes), (20, 30))[:, 0]
+    expected = pasted.numpy()[[1, 2, 0]]
+    different = prediction.masks != (expected > 0.5)
+    assert (np.abs(expected[different] - 0.5) < 1e-5).all()
+    assert [one.area for one in prediction.instances] == prediction.masks.sum(axis=(1, 2)).tolist()
 
 
 def test_raw_scores_of_images_and_pixels_are_handed_on() -> None:

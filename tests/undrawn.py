@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from flawmask.report import figures
 from flawmask.report.results import Results
-from flawmask.training import curves, pictures
+from flawmask.training import curves, label_plots, pictures
 
 
 def _word(*given: Any) -> None:
@@ -24,16 +24,16 @@ def _nothing(results: Results, _: Sequence[tuple[bool, float]]) -> dict[str, str
 
 
 STUBS: dict[str, Callable[..., Any]] = {
-    "flawmask.training.run.draw_labels": _word,
-    "flawmask.training.run.draw_curves": _word,
-    "flawmask.training.run.draw_train_batch": _word,
+    "flawmask.training.callbacks.draw_labels": _word,
+    "flawmask.training.callbacks.draw_curves": _word,
+    "flawmask.training.callbacks.draw_train_batch": _word,
     "flawmask.report.report.draw_figures": _nothing,
 }
 
 REAL: dict[str, Callable[..., Any]] = {
-    "flawmask.training.run.draw_labels": pictures.draw_labels,
-    "flawmask.training.run.draw_curves": curves.draw_curves,
-    "flawmask.training.run.draw_train_batch": pictures.draw_train_batch,
+    "flawmask.training.callbacks.draw_labels": label_plots.draw_labels,
+    "flawmask.training.callbacks.draw_curves": curves.draw_curves,
+    "flawmask.training.callbacks.draw_train_batch": pictures.draw_train_batch,
     "flawmask.report.report.draw_figures": figures.draw_figures,
 }
 

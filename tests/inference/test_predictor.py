@@ -163,7 +163,13 @@ def test_what_is_no_image_is_refused_with_what_is_accepted(wrong: Any, why: str)
 def test_many_images_of_every_kind_are_predicted_in_order_as_they_are_alone(model_path: Path, tmp_path: Path) -> None:
     write_png(tmp_path / "file.png", PIXELS)
     predictor = Predictor(model_path, "cpu", threshold=0.3, min_area=5)
-    sources = [tmp_path / "file.png", str(tmp_path / "file.png"), GREY, Image.fromarray(PIXELS), torch.from_numpy(GREY)]
+    sources: list[Any] = [
+        tmp_path / "file.png",
+        str(tmp_path / "file.png"),
+        GREY,
+        Image.fromarray(PIXELS),
+        torch.from_numpy(GREY),
+    ]
     alone = [predictor(source) for source in sources]
     for size in (None, 1, 8):
         found = list(predictor.predict(iter(sources), batch_size=size))

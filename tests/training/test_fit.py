@@ -16,9 +16,9 @@ from flawmask.coco import CocoSplit, read_split
 from flawmask.distributed import Processes
 from flawmask.model.weights import Pretrained
 from flawmask.training import fit
+from flawmask.training.clock import Clock
 from flawmask.training.fit import Trial, image_size_for, largest_batch
 from flawmask.training.loop import train
-from flawmask.training.run import Clock
 from flawmask.training.step import Step
 
 NOTHING = Pretrained({}, "group", None, "no pretrained weights")

@@ -15,14 +15,8 @@ from flawmask.images import read_image, write_png
 from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model import rcnn
 from flawmask.training import loader
-from flawmask.training.pictures import (
-    GRID,
-    Labels,
-    draw_labels,
-    draw_predictions,
-    draw_train_batch,
-    measure_labels,
-)
+from flawmask.training.label_plots import GRID, Labels, draw_labels, measure_labels
+from flawmask.training.pictures import draw_predictions, draw_train_batch
 
 CATEGORIES = ({"id": 1, "name": "good"}, {"id": 2, "name": "crack"}, {"id": 5, "name": "scratch"})
 

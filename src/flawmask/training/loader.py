@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flawmask import images
-from flawmask.coco import CocoSplit
+from flawmask.coco import CocoSplit, annotation, instance_masks
 from flawmask.errors import FlawmaskError
 from flawmask.launch import cores_of_each_process, own_process, usable_cores
 from flawmask.model import targets
@@ -22,6 +22,7 @@ from flawmask.model.layers import padded_shape, stacked, upload
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, make_target
 from flawmask.runtime import keep_freed_memory
+from flawmask.settings import require
 from flawmask.training.cache import PixelCache
 
 NEAR = 8
@@ -32,6 +33,27 @@ MOST_WORKERS = 16
 """Reading processes of one that trains on a GPU, by default: each holds a batch or two of images ready."""
 
 Item = tuple[Tensor, Target]
+
+Transform = Callable[
+    [npt.NDArray[np.uint8], npt.NDArray[np.bool_], list[str], np.random.Generator],
+    tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], list[str]],
+]
+"""What makes another image of a training image, each time that it is shown.
+
+It takes the image, (height, width, 3) uint8 RGB, the masks of its N instances, (N, height, width) bool, their N class
+names, and a generator, which follows from seed, epoch and image: whoever draws from no other, goes on with an
+interrupted training to the bit. It returns image, masks and names, of any size, of any number of instances, and may
+change what it was given. Processes that read images call it: where these are not forked, it has to be a function of a
+module.
+"""
+
+
+@dataclass(frozen=True)
+class Augmenting:
+    """A transform, and the seed of what it draws."""
+
+    transform: Transform
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -89,17 +111,24 @@ class SplitDataset(Dataset[Item]):
     An item is a (3, H, W) uint8 image and its `Target`.
     """
 
-    def __init__(self, split: CocoSplit, spec: ModelSpec, cache: PixelCache | None = None) -> None:
+    def __init__(
+        self,
+        split: CocoSplit,
+        spec: ModelSpec,
+        cache: PixelCache | None = None,
+        augmenting: Augmenting | None = None,
+    ) -> None:
         """Take the split; images are read when they are asked for.
 
         Args:
             split: what to read.
             spec: the network's, which says how images are resized.
             cache: where resized images are kept, laid out for `resized_shapes`; None keeps none.
+            augmenting: what is made of each image; its places are those of an `Order` that marks epochs.
         """
-        self.split = split
+        self.split, self.spec = split, spec
         self.shapes = resized_shapes(split, spec)
-        self.cache = cache
+        self.cache, self.augmenting = cache, augmenting
 
     def __len__(self) -> int:
         """Return how many images there are."""
@@ -111,6 +140,8 @@ class SplitDataset(Dataset[Item]):
         Raises:
             FlawmaskError: the image cannot be read, or does not fit its record.
         """
+        if self.augmenting is not None:
+            return self._augmented(self.augmenting, *divmod(place, len(self)))
         record = self.split.images[place]
         where = str(self.split.image_path(record))
         pixels = self.cache.get(place) if self.cache else None
@@ -123,14 +154,49 @@ class SplitDataset(Dataset[Item]):
         target = make_target(annotations, self.split.labels, record["id"], original, self.shapes[place], where)
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), target
 
+    def _augmented(self, augmenting: Augmenting, epoch: int, place: int) -> Item:
+        record = self.split.images[place]
+        path, names = self.split.image_path(record), {label: name for name, label in self._labels.items()}
+        one_by_one = [one for one in self.split.annotations[record["id"]] if not one.get("iscrowd")]
+        masks = instance_masks(one_by_one, record["height"], record["width"], str(path))
+        kept = [(mask, one) for mask, one in zip(masks, one_by_one, strict=True) if mask.any()]
+        pixels, changed, labels = augmenting.transform(
+            self._whole(place).copy(),
+            np.array([mask for mask, _ in kept], dtype=bool).reshape(-1, record["height"], record["width"]),
+            [names[self.split.labels[one["category_id"]]] for _, one in kept],
+            np.random.default_rng([augmenting.seed, epoch, record["id"]]),
+        )
+        size = pixels.shape[:2]
+        fits = pixels.dtype == np.uint8 and pixels.shape[2:] == (3,) and changed.shape == (len(labels), *size)
+        require(fits and changed.dtype == bool, f"{path}: the transform returned no image with masks of its size")
+        strange = set(labels) - self._labels.keys()
+        require(not strange, f"{path}: the transform returned {', '.join(map(repr, strange))}, which is no class")
+        shown = self.spec.resized(*size)
+        records = [
+            annotation(mask, id=number, image_id=record["id"], category_id=self._labels[name])
+            for number, (mask, name) in enumerate(zip(changed, labels, strict=True))
+            if mask.any()
+        ]
+        own = {label: label for label in names}
+        target = make_target(records, own, record["id"], size, shown, str(path))
+        return torch.from_numpy(images.resize(pixels, shown)).permute(2, 0, 1), target
+
+    @property
+    def _labels(self) -> dict[str, int]:
+        """The network's label of each class name."""
+        return {name: label for label, name in enumerate(self.split.class_names, start=1)}
+
     def _read(self, place: int) -> npt.NDArray[np.uint8]:
+        return images.resize(self._whole(place), self.shapes[place])
+
+    def _whole(self, place: int) -> npt.NDArray[np.uint8]:
         record = self.split.images[place]
         path = self.split.image_path(record)
         pixels = images.read_image(path)
         height, width = pixels.shape[:2]
         if (record["height"], record["width"]) != (height, width):
             raise FlawmaskError(f"{path} is {width}x{height} but its record says {record['width']}x{record['height']}")
-        return images.resize(pixels, self.shapes[place])
+        return pixels
 
 
 def resized_shapes(split: CocoSplit, spec: ModelSpec) -> list[tuple[int, int]]:
@@ -158,6 +224,7 @@ class Order(Sampler[list[int]]):
         seed: int | None,
         rank: int = 0,
         processes: int = 1,
+        marks_epochs: bool = False,
     ) -> None:
         """Lay out the batches.
 
@@ -167,7 +234,9 @@ class Order(Sampler[list[int]]):
             seed: decides the order of each epoch; None sorts all images by their ratio, in the split's own order.
             rank: which process this is, from 0.
             processes: how many take part.
+            marks_epochs: add, for each epoch, the number of images to each place: who takes them learns the epoch.
         """
+        self.marks_epochs = marks_epochs
         self.ratios = [height / width for height, width in shapes]
         self.batch_size, self.seed, self.rank, self.processes = batch_size, seed, rank, processes
         ends = list(range(batch_size, len(shapes), batch_size))
@@ -184,7 +253,8 @@ class Order(Sampler[list[int]]):
         """Yield this process' places of each batch of the epoch that `epoch` says, counted from 1, behind the first
         `done`."""
         for batch in self._batches()[self.done :]:
-            yield batch[self.rank :: self.processes]
+            marked = self.epoch * len(self.ratios) if self.marks_epochs else 0
+            yield [marked + place for place in batch[self.rank :: self.processes]]
 
     def _batches(self) -> list[list[int]]:
         """Return the places of each batch of the epoch, over all processes."""

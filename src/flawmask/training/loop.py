@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,12 +29,14 @@ from flawmask.runtime import (
 from flawmask.settings import as_json
 from flawmask.training import loader, resume
 from flawmask.training.cache import pixel_cache
+from flawmask.training.callbacks import Callback, Pictures, Tracking
+from flawmask.training.clock import Clock
 from flawmask.training.config import TrainConfig, seconds_in
 from flawmask.training.curves import VALIDATION_FIGURES
 from flawmask.training.epoch import one_epoch
-from flawmask.training.pictures import draw_predictions
+from flawmask.training.loader import Transform
 from flawmask.training.resume import State, Within
-from flawmask.training.run import Clock, Run, resume_command
+from flawmask.training.run import Run, resume_command
 from flawmask.training.setup import Setup, check_run_folder, set_up
 from flawmask.training.start import ready, start
 from flawmask.training.step import Step, make_step
@@ -63,7 +65,13 @@ class Trained:
     history: dict[str, list[Any]]
 
 
-def train(config: TrainConfig, *, part_of: Mapping[str, Any] | None = None) -> Trained:
+def train(
+    config: TrainConfig,
+    *,
+    part_of: Mapping[str, Any] | None = None,
+    transform: Transform | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Trained:
     """Train a network on the `train` split of a COCO folder and write the run folder.
 
     The validation split, where there is one, gives `val_loss` and, with `select_by`, chooses the epoch.
@@ -71,6 +79,9 @@ def train(config: TrainConfig, *, part_of: Mapping[str, Any] | None = None) -> T
     Args:
         config: the settings.
         part_of: the settings of the whole pipeline that this is a stage of, to be kept in the run's `config.json`.
+        transform: what is made of each training image each time that it is shown; see `loader.Transform`. A training
+            that goes on wants it again.
+        callbacks: what is told of the training at its named moments.
 
     Raises:
         FlawmaskError: the data set or the weights cannot be used, the device is not there, the output folder holds
@@ -99,9 +110,9 @@ def train(config: TrainConfig, *, part_of: Mapping[str, Any] | None = None) -> T
             # Another process may have saved until it gave the lock back; and what one can read, all have to go on from.
             name = team.from_main(lambda: resume.newest(given))
             config, state = resume.load(given, name)
-        setup = set_up(config, state, team, device, dtype, began)
+        setup = set_up(config, state, team, device, dtype, began, transform)
         try:
-            return _train(setup, state, began, stop, part_of)
+            return _train(setup, state, began, stop, part_of, callbacks)
         except (RuntimeError, MemoryError) as error:
             reason = _why(error, setup, part_of)
             if reason is None:
@@ -124,7 +135,14 @@ def _why(error: BaseException, setup: Setup, part_of: Mapping[str, Any] | None) 
     return None
 
 
-def _train(setup: Setup, state: State | None, began: float, stop: Stop, part_of: Mapping[str, Any] | None) -> Trained:
+def _train(
+    setup: Setup,
+    state: State | None,
+    began: float,
+    stop: Stop,
+    part_of: Mapping[str, Any] | None,
+    callbacks: Sequence[Callback],
+) -> Trained:
     """Take all epochs that are left to take."""
     config, team = setup.config, setup.team
     with ExitStack() as stack:
@@ -134,13 +152,14 @@ def _train(setup: Setup, state: State | None, began: float, stop: Stop, part_of:
         budget = seconds_in(config.time_budget) if config.time_budget else None
         before = (state.seconds, state.before_steps) if state else (0.0, 0.0)
         clock = Clock(None if budget else config.epochs * len(batches), budget, *before, began)
-        run = Run(setup, step, clock, stop, part_of, **_so_far(state))
+        logging_to = config.log if team.is_main else "none"
+        record = stack.enter_context(track_run(logging_to, setup.run_dir, as_json(config)))
+        told = [Pictures(), *([Tracking(record)] if record else []), *callbacks] if team.is_main else []
+        run = Run(setup, step, clock, stop, part_of, told, **_so_far(state))
         if state is not None:
             resume.restore(state, step)
             if team.is_main and run.history and run.within is None and not run.is_written():
                 run.write()
-        logging_to = config.log if team.is_main else "none"
-        record = stack.enter_context(track_run(logging_to, setup.run_dir, as_json(config)))
         while not _is_done(run):
             try:
                 figures = one_epoch(run, batches, val_batches, judge=config.log != "none")
@@ -154,14 +173,14 @@ def _train(setup: Setup, state: State | None, began: float, stop: Stop, part_of:
             run.save()
             if team.is_main:
                 run.write()
-                if record is not None and setup.validation:
-                    record(figures, draw_predictions(run.for_judging(), setup.validation))
-                elif record is not None:
-                    record(figures, {})
+                for one in run.callbacks:
+                    one.on_epoch_end(run, figures)
             _log_epoch(figures, None if budget else config.epochs, _remaining(run), is_best)
             stop.waits = False
             if stop.asked and team.count == 1:  # of several processes, each may have heard of it or not: see the steps
                 run.end()
+        for one in run.callbacks:
+            one.on_end(run)
     log.info("trained %s: best.pt is epoch %d by %s", setup.run_dir, run.best_epoch, config.select_by)
     return Trained(setup.run_dir, run.best_epoch, run.history)
 
@@ -202,9 +221,16 @@ def _loader(setup: Setup, split: CocoSplit, stack: ExitStack, *, shuffle: bool) 
     # One limit for both splits and all processes.
     both = len(setup.training.images) + (len(setup.validation.images) if setup.validation else 0)
     cache = stack.enter_context(pixel_cache(shapes, config.cache_gb * len(shapes) / both / team.count))
-    items = loader.SplitDataset(split, setup.spec, cache)
-    seed = config.seed if shuffle else None
-    order = loader.Order(shapes, setup.batch_size, seed=seed, rank=team.rank, processes=team.count)
+    augmenting = setup.augmenting if shuffle else None
+    items = loader.SplitDataset(split, setup.spec, cache, augmenting)
+    order = loader.Order(
+        shapes,
+        setup.batch_size,
+        seed=config.seed if shuffle else None,
+        rank=team.rank,
+        processes=team.count,
+        marks_epochs=augmenting is not None,
+    )
     return loader.make_loader(items, order, workers=config.workers, pin=setup.device.type == "cuda")
 
 

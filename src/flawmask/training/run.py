@@ -4,13 +4,11 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flawmask.distributed import Processes
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.leak import write_training_images
 from flawmask.files import read_json, write_json
@@ -19,10 +17,11 @@ from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model import checkpoint
 from flawmask.model.build import for_inference, set_score_floor
 from flawmask.model.weights import not_loaded
-from flawmask.training import loader, resume
+from flawmask.training import resume
+from flawmask.training.callbacks import Callback
+from flawmask.training.clock import Clock
 from flawmask.training.config import seconds_in
-from flawmask.training.curves import VALIDATION_FIGURES, draw_curves
-from flawmask.training.pictures import draw_labels, draw_train_batch
+from flawmask.training.curves import VALIDATION_FIGURES
 from flawmask.training.resume import State, Within
 from flawmask.training.setup import Setup, begin_run
 from flawmask.training.step import Step
@@ -36,48 +35,6 @@ LARGER_IS_BETTER = set(VALIDATION_FIGURES)
 
 
 @dataclass
-class Clock:
-    """How far the training is: by its steps, or by the time where it has a budget.
-
-    Attributes:
-        steps: how many there are to be; None where the budget decides.
-        budget: seconds that it may take; None where the steps decide.
-        before: seconds that it took before it was interrupted.
-        before_steps: seconds that it took before its first step: a budget's share is of what was left then.
-        begun: when it was begun or went on, by `time.perf_counter`.
-    """
-
-    steps: int | None
-    budget: float | None
-    before: float = 0.0
-    before_steps: float = 0.0
-    begun: float = field(default_factory=time.perf_counter)
-
-    @property
-    def seconds(self) -> float:
-        """How long the training has taken."""
-        return self.before + time.perf_counter() - self.begun
-
-    def progress(self, taken: int, team: Processes) -> float:
-        """Return the share of the training that is done, the same in all processes.
-
-        Args:
-            taken: steps so far.
-            team: all processes, whose clocks differ: the main one's counts.
-        """
-        if self.budget is None:
-            return taken / max(1, self.steps or 1)
-        return team.from_main(partial(self._spent, self.budget, taken))
-
-    def _spent(self, budget: float, taken: int) -> float:
-        """Return the share of the time for steps that has gone by; the first step begins it."""
-        seconds = self.seconds
-        if taken == 0:
-            self.before_steps = seconds
-        return (seconds - self.before_steps) / max(budget - self.before_steps, 1e-9)
-
-
-@dataclass
 class Run:
     """A training that is going on: what changes from epoch to epoch.
 
@@ -87,6 +44,7 @@ class Run:
         clock: how far it is.
         stop: whether it was told to stop.
         part_of: the settings of the pipeline that it is a stage of.
+        callbacks: what is told of it.
         epoch: the last one begun, counted from 1.
         within: how far into that one it is; None where it is done.
         history: the content of `history.json`.
@@ -103,6 +61,7 @@ class Run:
     clock: Clock
     stop: Stop
     part_of: Mapping[str, Any] | None
+    callbacks: Sequence[Callback] = ()
     epoch: int = 0
     within: Within | None = None
     history: dict[str, list[Any]] = field(default_factory=dict)
@@ -182,7 +141,7 @@ class Run:
         end(self.stop.asked or signal.SIGTERM)
 
     def write(self) -> None:
-        """Write what the last epoch leaves: checkpoints, curves, history.
+        """Write what the last epoch leaves: checkpoints, what callbacks write, history.
 
         The state was saved before: of a run that was killed among these, all are written anew. The history comes last.
         """
@@ -190,7 +149,8 @@ class Run:
         facts = {name: self.history[name][-1] for name in ("epoch", "train_loss", "val_loss")}
         for name in ("best.pt", "last.pt") if self.best_epoch == self.epoch else ("last.pt",):
             checkpoint.save(setup.run_dir / name, self.kept, setup.spec, **facts)
-        draw_curves(self.history, self.best_epoch, setup.config.select_by, setup.run_dir / "curves.png")
+        for one in self.callbacks:
+            one.on_write(self)
         write_json(setup.run_dir / HISTORY, self.history)
 
     def is_written(self) -> bool:
@@ -207,12 +167,8 @@ class Run:
         left = not_loaded(self.step.model, setup.given) if setup.given.state else []
         begin_run(setup, self.part_of, left)
         write_training_images(setup.digests, setup.run_dir)
-        draw_labels(setup.training, setup.spec, setup.run_dir / "labels.png")
-        # The order of an epoch is its seed's: these are the batches that the first one began with.
-        items = loader.SplitDataset(setup.training, setup.spec)
-        order = loader.Order(items.shapes, setup.batch_size, seed=setup.config.seed)
-        shown = loader.read(loader.make_loader(items, order, workers=0, pin=False))
-        draw_train_batch(self.step.model, self.step.detector, shown, setup.training, setup.run_dir / "train_batch.jpg")
+        for one in self.callbacks:
+            one.on_begin(self)
 
 
 def _compare(value: float | None, best: float, select_by: str) -> tuple[float, bool]:

@@ -25,6 +25,7 @@ from flawmask.model.weights import Pretrained, pretrained
 from flawmask.settings import as_json, require
 from flawmask.training import fit
 from flawmask.training.config import TrainConfig, seconds_in
+from flawmask.training.loader import Augmenting, Transform
 from flawmask.training.resume import State
 from flawmask.training.start import spec_for
 
@@ -53,6 +54,7 @@ class Setup:
         at_once: images that pass through the network together.
         batch_size: images that a step learns from, over all processes.
         digests: of the training images' pixels, in the main process.
+        augmenting: what changes training images each time that they are shown; None for nothing.
     """
 
     config: TrainConfig
@@ -68,6 +70,7 @@ class Setup:
     at_once: int
     batch_size: int
     digests: dict[str, str]
+    augmenting: Augmenting | None = None
 
 
 def set_up(
@@ -77,6 +80,7 @@ def set_up(
     device: torch.device,
     dtype: torch.dtype,
     began: float,
+    transform: Transform | None = None,
 ) -> Setup:
     """Return what the training is made of: as it was, or as settings, data, memory and time budget have it."""
     training, validation = _splits(config)
@@ -89,7 +93,16 @@ def set_up(
         "raise --effective_batch_size, or start fewer",
     )
     setup = partial(
-        Setup, config, Path(str(config.output_dir)), team, device, dtype, training, validation, batch_size=batch_size
+        Setup,
+        config,
+        Path(str(config.output_dir)),
+        team,
+        device,
+        dtype,
+        training,
+        validation,
+        batch_size=batch_size,
+        augmenting=Augmenting(transform, config.seed) if transform else None,
     )
     if state is not None:
         _check_images_are_the_same(digests, config)
