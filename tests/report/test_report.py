@@ -429,5 +429,5 @@ def test_a_one_pixel_defect_has_an_outline_and_an_empty_mask_has_none() -> None:
 
 
 def test_reporting_needs_no_torch() -> None:
-    code = "import sys, flawmask.report.compare; sys.exit('torch' in sys.modules)"
+    code = "import sys, flawmask.report.side_by_side; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -27,7 +27,7 @@ from flawmask.comparison.entry import Entry, Ground, entry_file, read_entry
 from flawmask.comparison.page import write_page
 from flawmask.comparison.table import Column, markdown, rows
 from flawmask.data import dataset_info
-from flawmask.evaluation.compare import read_other
+from flawmask.evaluation.against import read_other
 from flawmask.evaluation.measure import gather, resampled_figures
 from flawmask.evaluation.ranking import auroc, rank
 from flawmask.evaluation.uncertainty import resample

@@ -9,7 +9,7 @@ import tyro
 
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json
-from flawmask.report.compare import best_of, compare_reports, report
+from flawmask.report.side_by_side import best_of, compare_reports, report
 from flawmask.report.config import ReportConfig
 from flawmask.report.headline import Figure
 from report.made import make_run
