@@ -129,9 +129,8 @@ def _write(
     # A distance has no natural threshold; a probability has one at 0.5, and so do the detectors' scores.
     has_threshold = name == CLASSIFIER or chosen is not None
     if not has_threshold:
-        dropped = [one.key for one in METRICS.values() if one.group == "verdicts" and one.key != "total_images"] + [
-            "ece"
-        ]
+        of_verdicts = (one.key for one in METRICS.values() if one.group == "verdicts" and one.key != "total_images")
+        dropped = [*of_verdicts, "ece"]
         names = {key.replace(".", "_") for key in dropped}
         intervals = {name: bounds for name, bounds in metrics["intervals"].items() if name not in names}
         nothing = dict.fromkeys([*(key.partition(".")[0] for key in dropped), "recall_by_type"])
