@@ -173,7 +173,7 @@ def _dispatch(config: Any) -> int:
         case CompareConfig():
             return _compare(config)
         case ReportConfig():
-            from flawmask.report.compare import report
+            from flawmask.report.side_by_side import report
 
             _print_lines(f"look at {page.as_posix()}" for page in report(config))
         case DoctorConfig():

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from flawmask.coco import CocoSplit, read_split, write_split
 from flawmask.data import dataset_info
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
+from flawmask.evaluation.metrics import METRICS
 from flawmask.files import read_json, whole_folder, write_json
 from flawmask.inference.predictor import load
 from flawmask.prediction import Prediction
+from flawmask.report.headline import lookup
 from flawmask.runs import FOLDS, POOLED, earlier, new_run_dir
 from flawmask.settings import as_json, require, stage
 from flawmask.stages import Finished, RunConfig, augmented, prepared
@@ -25,19 +28,6 @@ from flawmask.training.loop import train
 from flawmask.training.resume import has_state
 
 log = logging.getLogger(__name__)
-
-SPREAD = (
-    "accuracy",
-    "precision",
-    "recall",
-    "f1_score",
-    "image_auroc",
-    "mask_ap",
-    "box_ap",
-    "pixel_auroc",
-    "pixel_aupro",
-)
-"""The figures of which each fold's value, their mean and their spread are told."""
 
 
 def cross_validate(config: RunConfig, name: str) -> Finished:
@@ -125,7 +115,7 @@ def _judge_all(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[st
         "threshold": by_fold[0]["threshold"],
         "seconds": seconds,
         "seconds_per_image": sum(seconds.values()),
-        "folds": {name: spread([one[name] for one in by_fold]) for name in SPREAD},
+        "folds": spreads(by_fold),
     }
     said = [
         f"{config.folds}-fold cross-validation: each image was judged by the one of {config.folds} models that was not "
@@ -171,6 +161,12 @@ def _place(source: Path, target: Path) -> None:
         target.hardlink_to(source.resolve())
     except OSError:
         shutil.copyfile(source, target)
+
+
+def spreads(by_fold: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the spread of each metric of which it is told, from the folds' `metrics.json`."""
+    told = [one.key for one in METRICS.values() if one.in_folds]
+    return {key: spread([lookup(of_fold, key)[1] for of_fold in by_fold]) for key in told}
 
 
 def spread(values: list[float | None]) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """What a comparison says, from draws that are made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from flawmask.comparison.differences import Difference, Ranked, rank_models, recommendation, sentences
+from flawmask.evaluation.metrics import METRICS
 
 DRAWS = np.random.default_rng(3).normal(0, 0.01, 4000)
 
@@ -68,6 +71,20 @@ def test_sentences_say_what_is_shown_and_what_is_not() -> None:
     ]
     assert sentences([Ranked("mask_ap", "a", 0.0, ())]) == [
         "Outlining defects (mask AP): a alone has this figure, 0.0%."
+    ]
+
+
+def test_where_less_is_better_the_lowest_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = replace(METRICS["false_alarm_rate"], question="Sparing good parts (false-alarm rate)")
+    monkeypatch.setitem(METRICS, metric.key, metric)
+    ranked = rank_models(metric.key, {"a": drawn(0.3, 0.0), "b": drawn(0.1, 0.0), "c": drawn(0.2, 0.0)})
+    assert ranked is not None
+    assert ranked.best == "b"
+    assert [one.name for one in ranked.others] == ["c", "a"]
+    assert [one.value for one in ranked.others] == pytest.approx([0.1, 0.2])
+    assert sentences([ranked]) == [
+        "Sparing good parts (false-alarm rate): no figure is lower than that of b, 10.0%. Shown to be worse: "
+        "c (10.0 points more, interval 10.0 to 10.0) and a (20.0 points more, interval 20.0 to 20.0)."
     ]
 
 

@@ -18,8 +18,8 @@ from random_network import network, patchwork, spec_of
 
 from flawmask.coco import CocoSplit, annotation, read_split, write_split
 from flawmask.errors import FlawmaskError
+from flawmask.evaluation.against import Other, compare, read_other, read_predictions
 from flawmask.evaluation.average_precision import coco_results
-from flawmask.evaluation.compare import Other, compare, read_other, read_predictions
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import evaluate
 from flawmask.evaluation.instances import instance_errors

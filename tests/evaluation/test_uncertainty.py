@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from flawmask.evaluation.ranking import auroc, rank
-from flawmask.evaluation.uncertainty import auroc_interval, f1_interval, mcnemar, percentiles, resample, wilson
+from flawmask.evaluation.uncertainty import (
+    LEVEL,
+    Z,
+    auroc_interval,
+    f1_interval,
+    mcnemar,
+    percentiles,
+    resample,
+    wilson,
+)
 
 
 @given(st.integers(1, 300).flatmap(lambda whole: st.tuples(st.integers(0, whole), st.just(whole))))
@@ -17,6 +26,10 @@ def test_wilsons_interval_is_scipys(counts: tuple[int, int]) -> None:
     part, whole = counts
     expected = binomtest(part, whole).proportion_ci(0.95, method="wilson")
     assert wilson(part, whole) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_the_number_of_standard_deviations_is_scipys() -> None:
+    assert norm.ppf((1 + LEVEL) / 2) == Z
 
 
 def test_wilsons_interval_of_the_readmes_example() -> None:

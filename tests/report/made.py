@@ -9,7 +9,8 @@ import numpy as np
 
 from flawmask.coco import GOOD, CocoSplit, annotation, instance_masks, read_split, write_split
 from flawmask.data.demo_drawing import DEFECTS, PRODUCTS, Defect, draw
-from flawmask.evaluation.verdicts import Judged, image_metrics
+from flawmask.evaluation.measure import measure_scores
+from flawmask.evaluation.verdicts import Judged
 from flawmask.files import write_json
 from flawmask.images import encode_png
 from flawmask.masks import Mask, box_of, components, decode, to_rle
@@ -130,7 +131,7 @@ def _judged(split: CocoSplit, predictions: Sequence[dict[str, Any]], conf: float
 
 def _metrics(judged: list[Judged], dataset: Path, run: Path, conf: float, min_area: int) -> dict[str, Any]:
     """Figures that follow from the verdicts are right; those of instances and pixels are made up."""
-    figures = image_metrics(judged)
+    figures = measure_scores(judged, resamples=0, seed=0)
     good = figures["fp_defect"] + figures["tn_good"]
     defective = figures["tp_defect"] + figures["fn_defect"]
     figures["false_alarm_rate"] = figures["fp_defect"] / good if good else None

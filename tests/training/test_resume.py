@@ -20,8 +20,7 @@ from flawmask.files import whole_folder, write_json
 from flawmask.images import write_png
 from flawmask.model import checkpoint, weights
 from flawmask.settings import as_json
-from flawmask.training import epoch, fit, resume
-from flawmask.training import run as run_module
+from flawmask.training import callbacks, epoch, fit, resume
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import Trained, train
 from flawmask.training.step import Step
@@ -141,7 +140,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_a_training_that_ended_while_an_epoch_was_written_has_that_epoch_once(
     dataset: Path, whole: Trained, monkeypatch: pytest.MonkeyPatch, written: str, number: int
 ) -> None:
-    place: Any = checkpoint if written == "checkpoint.save" else run_module
+    place: Any = checkpoint if written == "checkpoint.save" else callbacks
     name, count = written.removeprefix("checkpoint."), [0]
     plain = getattr(place, name)
 

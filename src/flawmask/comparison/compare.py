@@ -22,13 +22,14 @@ import flawmask
 from flawmask.coco import CocoSplit, read_split, split_names
 from flawmask.comparison import contender, speed
 from flawmask.comparison.config import YARDSTICKS, CompareConfig
-from flawmask.comparison.differences import QUESTIONS, Ranked, rank_models, recommendation, sentences
+from flawmask.comparison.differences import Ranked, questions, rank_models, recommendation, sentences
 from flawmask.comparison.entry import Entry, Ground, entry_file, read_entry
 from flawmask.comparison.page import write_page
 from flawmask.comparison.table import Column, markdown, rows
 from flawmask.data import dataset_info
-from flawmask.evaluation.compare import read_other
-from flawmask.evaluation.measure import gather, resampled_figures
+from flawmask.evaluation.against import read_other
+from flawmask.evaluation.measure import gather
+from flawmask.evaluation.metrics import METRICS, values
 from flawmask.evaluation.ranking import auroc, rank
 from flawmask.evaluation.uncertainty import resample
 from flawmask.files import only_one, read_json, write_bytes, write_json
@@ -241,7 +242,7 @@ def _ranked(
     config: CompareConfig, ground: Ground, folder: Path, entries: Sequence[Entry], metrics: Mapping[str, Any]
 ) -> list[Ranked]:
     """Return how the models rank in each figure, by the same resampled images for all."""
-    drawn: dict[str, dict[str, Floats]] = {key: {} for key in QUESTIONS}
+    drawn: dict[str, dict[str, Floats]] = {key: {} for key in questions()}
     for one in entries:
         results = folder / str(one.results)
         if one.name in YARDSTICKS:
@@ -251,10 +252,9 @@ def _ranked(
         split: CocoSplit = ground.judged(folder / one.name)
         found = read_other(results, split, metrics[one.name]["conf"], config.min_area)
         evidence = gather(split, found.predictions, found.conf, found.min_area)
-        figures = resampled_figures(evidence, _weights(config, evidence.truth))
-        for key in QUESTIONS:
-            if metrics[one.name].get(key) is not None:
-                drawn[key][one.name] = figures[key]
+        asked = [METRICS[key] for key in drawn if metrics[one.name].get(key) is not None]
+        for key, figures in values(asked, evidence, _weights(config, evidence.truth)).items():
+            drawn[key][one.name] = figures
     ranked = [rank_models(key, of_models) for key, of_models in drawn.items()]
     return [one for one in ranked if one is not None]
 

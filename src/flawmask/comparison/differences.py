@@ -7,16 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from flawmask.evaluation.metrics import METRICS
 from flawmask.evaluation.uncertainty import LEVEL, Interval, percentiles
 
 Floats = npt.NDArray[np.float64]
-
-QUESTIONS = {
-    "image_auroc": "Telling good from defective (image AUROC)",
-    "mask_ap": "Outlining defects (mask AP)",
-    "box_ap": "Locating defects (box AP)",
-}
-"""What models are compared in, and what that means."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +19,7 @@ class Difference:
 
     Attributes:
         name: the model.
-        value: the best one's figure less its own, 0 or more.
+        value: by how much the best one's figure is better than its own, 0 or more.
         interval: of that, over resampled images; None where too few of these have the figure.
     """
 
@@ -45,7 +39,7 @@ class Ranked:
 
     Attributes:
         figure: its key.
-        best: the model with the highest value.
+        best: the model with the best value, the highest or the lowest as the figure has it.
         value: that value.
         others: all others, the best of them first.
     """
@@ -62,6 +56,11 @@ class Ranked:
         return (self.best, *(one.name for one in tested if not one.is_shown))
 
 
+def questions() -> dict[str, str]:
+    """Return the figures by which models are ranked, and what each stands for."""
+    return {one.key: one.question for one in METRICS.values() if one.question}
+
+
 def rank_models(figure: str, drawn: Mapping[str, Floats]) -> Ranked | None:
     """Return how the models rank in a figure; None where none has it.
 
@@ -73,13 +72,14 @@ def rank_models(figure: str, drawn: Mapping[str, Floats]) -> Ranked | None:
     known = {name: values for name, values in drawn.items() if not np.isnan(values[0])}
     if not known:
         return None
-    best = max(known, key=lambda name: float(known[name][0]))
+    sign = -1 if METRICS[figure].lower_is_better else 1
+    best = max(known, key=lambda name: sign * float(known[name][0]))
     # Bonferroni: which one is the best is seen from the same images, so each pair has to stand for all of them.
     level = 1 - (1 - LEVEL) / max(1, math.comb(len(known), 2))
     others = []
     for name, values in known.items():
         if name != best:
-            difference = known[best] - values
+            difference = sign * (known[best] - values)
             others.append(Difference(name, float(difference[0]), percentiles(difference[1:], level)))
     others.sort(key=lambda one: one.value)
     return Ranked(figure, best, float(known[best][0]), tuple(others))
@@ -91,14 +91,15 @@ def sentences(ranked: Sequence[Ranked]) -> list[str]:
 
 
 def _sentence(ranked: Ranked) -> str:
-    about = f"{QUESTIONS[ranked.figure]}: "
+    about = f"{METRICS[ranked.figure].question}: "
     if not ranked.others:
         return about + f"{ranked.best} alone has this figure, {ranked.value:.1%}."
-    about += f"no figure is higher than that of {ranked.best}, {ranked.value:.1%}."
+    higher, less = ("lower", "more") if METRICS[ranked.figure].lower_is_better else ("higher", "less")
+    about += f"no figure is {higher} than that of {ranked.best}, {ranked.value:.1%}."
     tested = [one for one in ranked.others if one.interval is not None]
     for said, names in {
-        "No difference shown from": [_with_interval(one) for one in tested if not one.is_shown],
-        "Shown to be worse:": [_with_interval(one) for one in tested if one.is_shown],
+        "No difference shown from": [_with_interval(one, less) for one in tested if not one.is_shown],
+        "Shown to be worse:": [_with_interval(one, less) for one in tested if one.is_shown],
         "Not tested, for too few of the resampled images have the figure:": [
             one.name for one in ranked.others if one.interval is None
         ],
@@ -108,9 +109,9 @@ def _sentence(ranked: Ranked) -> str:
     return about
 
 
-def _with_interval(one: Difference) -> str:
+def _with_interval(one: Difference, less: str) -> str:
     low, high = (100 * bound for bound in one.interval or (0, 0))
-    return f"{one.name} ({100 * one.value:.1f} points less, interval {low:.1f} to {high:.1f})"
+    return f"{one.name} ({100 * one.value:.1f} points {less}, interval {low:.1f} to {high:.1f})"
 
 
 def _listed(names: Sequence[str]) -> str:

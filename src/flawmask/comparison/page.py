@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from flawmask.comparison.differences import QUESTIONS
+from flawmask.comparison.differences import questions
 from flawmask.comparison.table import NOT_THERE, Column, rows
 from flawmask.files import write_bytes
 from flawmask.report.figures import BLUE, INK, STYLE, inline, saved
@@ -75,7 +75,7 @@ def _picture(columns: Sequence[Column]) -> str:
     judged = [one for one in columns if one.metrics]
     panels: list[tuple[str, Callable[[Axes, Sequence[Column]], None]]] = [
         (title, partial(_figures, key))
-        for key, title in QUESTIONS.items()
+        for key, title in questions().items()
         if any(one.metrics.get(key) is not None for one in judged)
     ]
     if any("1" in one.speed for one in judged):

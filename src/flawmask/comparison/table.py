@@ -5,27 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from flawmask.comparison.entry import Entry
-from flawmask.report.headline import interval_of, lookup, percent, percent_range
+from flawmask.evaluation.metrics import Metric, placed
+from flawmask.report.headline import interval_of, lookup, written, written_range
 
 NOT_THERE = "n/a"
 
 LONGEST = 60
 """Letters of a reason in a cell; the whole of it stands below the table."""
-
-FIGURES = {
-    "image_auroc": "Image AUROC",
-    "image_ap": "Image AP",
-    "image_f1_max": "Best F1 of any threshold",
-    "f1_score": "F1 at its threshold",
-    "recall": "Recall",
-    "false_alarm_rate": "False-alarm rate",
-    "mask_ap": "Mask AP",
-    "mask_ap50": "Mask AP 50",
-    "box_ap": "Box AP",
-    "box_ap50": "Box AP 50",
-    "pixel_aupro": "Pixel AUPRO",
-}
-"""The figures of `metrics.json` that are shown, and what they are called."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +33,7 @@ def rows(columns: Sequence[Column]) -> list[tuple[str, ...]]:
     """Return the table's rows: what each is of, then a cell for each model. What a model does not have reads n/a."""
     return [
         ("Result", *(_result(one.entry) for one in columns)),
-        *((label, *(_figure(one, key) for one in columns)) for key, label in FIGURES.items()),
+        *((label, *(_figure(one, metric) for one in columns)) for metric, label in _figures()),
         *((label, *(cell(one) for one in columns)) for label, cell in COSTS.items()),
     ]
 
@@ -59,10 +45,16 @@ def _result(entry: Entry) -> str:
     return f"{'failed' if entry.failed else NOT_THERE}: {reason}"
 
 
-def _figure(column: Column, key: str) -> str:
-    _, value = lookup(column.metrics, key)
-    bounds = interval_of(column.metrics, key) if value is not None else None
-    return percent(value) + (f" ({percent_range(bounds)})" if bounds else "")
+def _figures() -> list[tuple[Metric, str]]:
+    """Return the metrics that are shown, and what they are called."""
+    shown = placed(lambda one: one.comparison and one.comparison[0])
+    return [(one, one.comparison[1]) for one in shown if one.comparison]
+
+
+def _figure(column: Column, metric: Metric) -> str:
+    _, value = lookup(column.metrics, metric.key)
+    bounds = interval_of(column.metrics, metric.key) if value is not None else None
+    return written(value, metric.shown) + (f" ({written_range(bounds, metric.shown)})" if bounds else "")
 
 
 def _learned(text: Callable[[Any], str]) -> Callable[[Column], str]:

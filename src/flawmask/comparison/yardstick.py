@@ -19,6 +19,7 @@ from flawmask.evaluation.aim import choose
 from flawmask.evaluation.evaluate import VALIDATION, threshold_notes
 from flawmask.evaluation.leak import content_digests
 from flawmask.evaluation.measure import measure_scores, true_mask
+from flawmask.evaluation.metrics import METRICS
 from flawmask.evaluation.pixels import PixelTally
 from flawmask.evaluation.results import write_scores
 from flawmask.evaluation.uncertainty import percentiles, resample
@@ -30,10 +31,6 @@ from flawmask.runs import POOLED
 from flawmask.runtime import choose_device, peak_memory
 
 Scorer = Callable[[Sequence[npt.NDArray[np.uint8]]], list[Scored]]
-
-COUNTS = ("tp_defect", "fp_defect", "tn_good", "fn_defect")
-RATES = ("accuracy", "precision", "recall", "f1_score", "false_alarm_rate", "defect_detection_rate", "composite_score")
-"""The counts and the figures that need a threshold."""
 
 OUTLINED = ("pixel_iou", "pixel_dice")
 """The figures of pixels that are marked, which takes a threshold for pixels."""
@@ -132,9 +129,12 @@ def _write(
     # A distance has no natural threshold; a probability has one at 0.5, and so do the detectors' scores.
     has_threshold = name == CLASSIFIER or chosen is not None
     if not has_threshold:
-        dropped = (*COUNTS, *RATES, "ece", "recall_by_type")
-        intervals = {key: bounds for key, bounds in metrics["intervals"].items() if key not in dropped}
-        metrics |= dict.fromkeys(dropped) | {"intervals": intervals}
+        of_verdicts = (one.key for one in METRICS.values() if one.group == "verdicts" and one.key != "total_images")
+        dropped = [*of_verdicts, "ece"]
+        names = {key.replace(".", "_") for key in dropped}
+        intervals = {name: bounds for name, bounds in metrics["intervals"].items() if name not in names}
+        nothing = dict.fromkeys([*(key.partition(".")[0] for key in dropped), "recall_by_type"])
+        metrics |= nothing | {"intervals": intervals}
     if all(one.map is not None for one in scored):
         pixels = _pixels(config, pairs, scored)
         metrics |= pixels | {"intervals": metrics["intervals"] | pixels["intervals"]}

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from flawmask import images
 from flawmask.coco import CocoSplit, Record, read_split
 from flawmask.errors import FlawmaskError
+from flawmask.evaluation.against import compare, read_other
 from flawmask.evaluation.aim import choose
-from flawmask.evaluation.compare import compare, read_other
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.leak import content_digests, seen_in_training
 from flawmask.evaluation.measure import judge, measure

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,29 +17,16 @@ from flawmask.evaluation.average_precision import (
     mask_precision_curve,
 )
 from flawmask.evaluation.instances import InstanceErrors, instance_errors
+from flawmask.evaluation.metrics import METRICS, Group, Metric, values
 from flawmask.evaluation.pixels import PixelTally
-from flawmask.evaluation.ranking import (
-    auroc,
-    average_precision_score,
-    best_f1,
-    calibration,
-    confusion,
-    expected_calibration_error,
-    false_alarms_at,
-    precision_recall_curve,
-    rank,
-    roc_curve,
-)
-from flawmask.evaluation.uncertainty import Interval, auroc_interval, f1_interval, percentiles, resample, wilson
-from flawmask.evaluation.verdicts import Judged, image_metrics, rates
+from flawmask.evaluation.ranking import calibration, confusion, precision_recall_curve, rank, roc_curve
+from flawmask.evaluation.uncertainty import Interval, percentiles, resample
+from flawmask.evaluation.verdicts import Judged, recall_by_type
 from flawmask.prediction import Prediction
 from flawmask.progress import track
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
-
-RECALL_LEVELS = {"100": 1.0, "99": 0.99, "95": 0.95}
-"""At which recalls the false-alarm rate is read."""
 
 
 @dataclass(frozen=True)
@@ -74,32 +62,68 @@ def judge(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What the figures of a split come from, each image judged and matched once.
+class Detections:
+    """What a detector found on the images of a split, matched with the truth once, and that only when it is asked for.
 
     Attributes:
-        judged: truth and verdict of each image.
-        predictions: what was found on each.
-        evaluations: COCO's, of masks and boxes; None without a true defect.
-        errors: defects found and not found at the verdict's threshold.
-        conf: that threshold.
+        split: the truth.
+        predictions: one per image of the split.
+        conf: the verdict's threshold.
+        min_area: defects of fewer pixels do not count for verdicts and scores.
     """
 
-    judged: list[Judged]
+    split: CocoSplit
     predictions: Sequence[Prediction]
-    evaluations: dict[str, Evaluation] | None
-    errors: InstanceErrors
     conf: float
+    min_area: int
 
     @property
     def has_masks(self) -> bool:
         """Whether the network outlines what it finds."""
         return all(prediction.has_masks for prediction in self.predictions)
 
+    @cached_property
+    def evaluations(self) -> dict[str, Evaluation] | None:
+        """COCO's evaluations, of masks and boxes; None without a true defect."""
+        return _evaluate(self.split, self.predictions)
+
+    @cached_property
+    def precision(self) -> dict[str, Any]:
+        """COCO's figures, see `average_precision`."""
+        return average_precision(self.split, self.evaluations)
+
+    @cached_property
+    def errors(self) -> InstanceErrors:
+        """Defects found and not found at the threshold."""
+        return instance_errors(self.split, self.predictions, self.conf, self.min_area)
+
+    @cached_property
+    def pixels(self) -> PixelTally | None:
+        """The pixels, counted; None without masks."""
+        return _tally_pixels(self) if self.has_masks else None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the metrics of a split are computed from.
+
+    Attributes:
+        judged: truth, verdict and score of each image.
+        detections: what was found on them; None of a model that gives scores alone.
+    """
+
+    judged: Sequence[Judged]
+    detections: Detections | None = None
+
     @property
     def truth(self) -> Flags:
         """(N,) whether each image is defective."""
         return np.array([one.truth for one in self.judged], dtype=bool)
+
+    @property
+    def verdicts(self) -> Flags:
+        """(N,) whether each image was rejected."""
+        return np.array([one.verdict for one in self.judged], dtype=bool)
 
     @property
     def scores(self) -> Floats:
@@ -108,38 +132,13 @@ class Evidence:
 
 
 def gather(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> Evidence:
-    """Judge and match the predictions, one per image of the split."""
-    return Evidence(
-        judge(split, predictions, conf, min_area),
-        predictions,
-        _evaluate(split, predictions),
-        instance_errors(split, predictions, conf, min_area),
-        conf,
-    )
+    """Judge the predictions, one per image of the split; they are matched with the truth when that is asked for."""
+    return Evidence(judge(split, predictions, conf, min_area), Detections(split, predictions, conf, min_area))
 
 
 def _evaluate(split: CocoSplit, predictions: Sequence[Prediction]) -> dict[str, Evaluation] | None:
     has_masks = all(prediction.has_masks for prediction in predictions)
     return evaluate_instances(split, coco_results(split, predictions), has_masks=has_masks)
-
-
-def resampled_figures(evidence: Evidence, weights: Floats) -> dict[str, Floats]:
-    """Return the image- and instance-level figures of weighted images.
-
-    Args:
-        evidence: of N images.
-        weights: (B, N), how often each image counts in each of B samples.
-
-    Returns:
-        (B,) for each figure, NaN where it is undefined.
-    """
-    return {
-        **_resampled_verdicts(evidence.judged, weights),
-        **_resampled_ranking(evidence.truth, evidence.scores, weights),
-        "confidence": _resampled_confidence(evidence.predictions, evidence.conf, weights),
-        **_resampled_precision(evidence.evaluations, weights),
-        **({"mean_mask_iou": evidence.errors.resampled_iou(weights)} if evidence.has_masks else {}),
-    }
 
 
 def measure(
@@ -158,39 +157,38 @@ def measure(
     Raises:
         FlawmaskError: a prediction's score or mask makes no sense; the message names the image.
     """
-    evidence = gather(split, predictions, conf, min_area)
-    pixels = _tally_pixels(split, predictions, conf, min_area) if evidence.has_masks else None
-    errors, truth, scores = evidence.errors, evidence.truth, evidence.scores
+    detections = Detections(split, predictions, conf, min_area)
+    evidence = Evidence(judge(split, predictions, conf, min_area), detections)
+    errors, pixels, truth = detections.errors, detections.pixels, evidence.truth
+    figures = _figures(evidence)
     metrics = {
-        **image_metrics(evidence.judged),
-        **_ranked(truth, scores),
-        "confidence": _confidence(predictions, conf),
+        **_nested(figures, "verdicts"),
+        "recall_by_type": recall_by_type(evidence.judged),
+        **_nested(figures, "ranking"),
         "confusion": _confusion(split, predictions, conf, min_area),
-        **average_precision(split, evidence.evaluations),
-        "mean_mask_iou": errors.mean_iou if evidence.has_masks else None,
+        **_nested(figures, "precision"),
+        "ap_by_class": detections.precision["ap_by_class"],
+        **_nested(figures, "overlap"),
         "instances": {"truth": errors.truths, "found": errors.found, "matched": errors.truths - len(errors.missed)},
         "instance_errors": errors.counts,
         "missed_instances": errors.missed,
         "spurious_instances": errors.spurious,
-        **(pixels or PixelTally()).figures(),
-        "finds": "masks" if evidence.has_masks else "boxes",
+        **_nested(figures, "pixels"),
+        "finds": "masks" if detections.has_masks else "boxes",
         "resamples": resamples,
-        "notes": _undefined(truth, evidence.has_masks),
+        "notes": _undefined(truth, detections.has_masks),
+        **_intervals(figures, evidence, resamples, seed),
     }
-    weights = resample(truth, resamples, seed)
-    drawn: dict[str, Floats] = {}
-    if resamples:
-        drawn = {**resampled_figures(evidence, weights), **(pixels.resampled(weights) if pixels else {})}
-    metrics |= _intervals(metrics, drawn)
-    ranking = rank(truth, scores)
+    ranking = rank(truth, evidence.scores)
     curves = {
         "roc": roc_curve(ranking),
         "pr": precision_recall_curve(ranking),
-        "mask_pr": mask_precision_curve(evidence.evaluations),
-        "calibration": calibration(truth, scores),
+        "mask_pr": mask_precision_curve(detections.evaluations),
+        "calibration": calibration(truth, evidence.scores),
         **(pixels.curves() if pixels else {}),
     }
-    return Measured(evidence.judged, metrics, {name: curve for name, curve in curves.items() if curve is not None})
+    curves = {name: curve for name, curve in curves.items() if curve is not None}
+    return Measured(list(evidence.judged), metrics, curves)
 
 
 def measure_scores(judged: Sequence[Judged], *, resamples: int, seed: int) -> dict[str, Any]:
@@ -201,51 +199,72 @@ def measure_scores(judged: Sequence[Judged], *, resamples: int, seed: int) -> di
         resamples: how many bootstrap samples the intervals come from; 0 for none.
         seed: decides these samples.
     """
-    truth = np.array([one.truth for one in judged], dtype=bool)
-    scores = np.array([one.score for one in judged], dtype=np.float64)
-    metrics = {**image_metrics(judged), **_ranked(truth, scores), "resamples": resamples}
-    drawn: dict[str, Floats] = {}
-    if resamples:
-        weights = resample(truth, resamples, seed)
-        drawn = {**_resampled_verdicts(judged, weights), **_resampled_ranking(truth, scores, weights)}
-    return metrics | _intervals(metrics, drawn)
-
-
-def _intervals(metrics: Mapping[str, Any], drawn: Mapping[str, Floats]) -> dict[str, Any]:
-    """Return `intervals`, and by which method each was made: by a formula where there is one, else by the bootstrap."""
-    by_method: dict[str, Mapping[str, Interval | None]] = {
-        "bootstrap": {name: percentiles(values) for name, values in drawn.items()},
-        "wilson": _wilson_intervals(metrics),
-        "newcombe": _newcombe_interval(metrics),
+    evidence = Evidence(judged)
+    figures = _figures(evidence)
+    return {
+        **_nested(figures, "verdicts"),
+        "recall_by_type": recall_by_type(judged),
+        **_nested(figures, "ranking"),
+        "resamples": resamples,
+        **_intervals(figures, evidence, resamples, seed),
     }
-    found, methods = {}, {}
-    for method, intervals in by_method.items():  # the last one that has an interval gives it
-        for name, interval in intervals.items():
-            if interval is not None and metrics.get(name, 0.0) is not None:
-                found[name], methods[name] = interval, method
-    return {"intervals": found, "interval_method": methods}
 
 
-def _newcombe_interval(metrics: Mapping[str, Any]) -> dict[str, Interval]:
-    if metrics["image_auroc"] is None:
-        return {}
-    positives, negatives = metrics["tp_defect"] + metrics["fn_defect"], metrics["fp_defect"] + metrics["tn_good"]
-    return {"image_auroc": auroc_interval(metrics["image_auroc"], positives, negatives)}
+def _figures(evidence: Evidence) -> dict[str, float | None]:
+    """Return the figures by the keys of `METRICS`; None where one is undefined."""
+    return {key: _number(METRICS[key], found[0]) for key, found in values(METRICS.values(), evidence).items()}
+
+
+def _number(metric: Metric, value: float) -> float | None:
+    if np.isnan(value):
+        return None
+    return int(value) if metric.shown == "count" else float(value)
+
+
+def _nested(figures: Mapping[str, float | None], group: Group) -> dict[str, Any]:
+    """Return the figures of a group as `metrics.json` has them, `a.b` as key `b` of an object under `a`."""
+    nested: dict[str, Any] = {}
+    for key, value in figures.items():
+        if METRICS[key].group == group:
+            outer, _, inner = key.partition(".")
+            nested[outer] = {**nested.get(outer, {}), inner: value} if inner else value
+    return nested
+
+
+def _intervals(
+    figures: Mapping[str, float | None], evidence: Evidence, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return `intervals`, and by which method each was made: by a formula where there is one, else by the bootstrap."""
+    known = [one for key, one in METRICS.items() if figures.get(key) is not None and one.has_interval]
+    drawn = values(known, evidence, resample(evidence.truth, resamples, seed)) if resamples else {}
+    found: list[tuple[str, str, Interval | None]] = [
+        *((key, "bootstrap", percentiles(of_key)) for key, of_key in drawn.items()),
+        *((one.key, one.formula.method, one.formula.bounds(figures)) for one in known if one.formula),
+    ]
+    intervals, methods = {}, {}
+    for key, method, interval in found:  # the last one that has an interval gives it
+        if interval is not None:
+            name = key.replace(".", "_")
+            intervals[name], methods[name] = interval, method
+    return {"intervals": intervals, "interval_method": methods}
 
 
 def quick_figures(split: CocoSplit, predictions: Sequence[Prediction]) -> dict[str, float | None]:
     """Return `segm_ap`, the mask AP, and `f1`, at a threshold of 0.5: what an epoch is chosen by."""
-    evaluations = _evaluate(split, predictions)
-    verdicts = image_metrics(judge(split, predictions, 0.5, 0))
-    return {"segm_ap": average_precision(split, evaluations)["mask_ap"], "f1": verdicts["f1_score"]}
+    evidence = gather(split, predictions, 0.5, 0)
+    found = values([METRICS["mask_ap"], METRICS["f1_score"]], evidence)
+    return {
+        name: _number(METRICS[key], found[key][0]) for name, key in {"segm_ap": "mask_ap", "f1": "f1_score"}.items()
+    }
 
 
-def _tally_pixels(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> PixelTally:
+def _tally_pixels(detections: Detections) -> PixelTally:
     tally = PixelTally()
+    split, predictions, min_area = detections.split, detections.predictions, detections.min_area
     pairs = zip(split.images, predictions, strict=True)
     for image, prediction in track(pairs, "counting pixels", total=len(predictions)):
-        truth = true_mask(split, image)
-        tally.add(image["file_name"], prediction.score_map(min_area), truth, prediction.defect_mask(conf, min_area))
+        truth, predicted = true_mask(split, image), prediction.defect_mask(detections.conf, min_area)
+        tally.add(image["file_name"], prediction.score_map(min_area), truth, predicted)
     return tally
 
 
@@ -255,83 +274,6 @@ def true_mask(split: CocoSplit, image: Record) -> Flags:
     for mask in instance_masks(split.defects(image), *union.shape, image["file_name"]):
         union |= mask
     return union
-
-
-def _ranked(truth: Flags, scores: Floats) -> dict[str, Any]:
-    """Return the image-level figures that need no threshold."""
-    one = {
-        name: _number(values) for name, values in _resampled_ranking(truth, scores, np.ones((1, len(truth)))).items()
-    }
-    at_recall = {name: one.pop(f"false_alarms_at_recall_{name}") for name in RECALL_LEVELS}
-    _, threshold = best_f1(rank(truth, scores))
-    both = one["image_f1_max"] is not None
-    return {**one, "image_f1_max_threshold": _number(threshold) if both else None, "false_alarms_at_recall": at_recall}
-
-
-def _number(values: Floats) -> float | None:
-    return None if np.isnan(values[0]) else float(values[0])
-
-
-def _resampled_ranking(truth: Flags, scores: Floats, weights: Floats) -> dict[str, Floats]:
-    if truth.all() or not truth.any():
-        names = ("auroc", "ap", "f1_max")
-        nothing = np.full(len(weights), np.nan)
-        levels = [f"false_alarms_at_recall_{name}" for name in RECALL_LEVELS]
-        return dict.fromkeys([*(f"image_{name}" for name in names), "ece", *levels], nothing)
-    ranking = rank(truth, scores, weights)
-    return {
-        "image_auroc": auroc(ranking),
-        "image_ap": average_precision_score(ranking),
-        "image_f1_max": best_f1(ranking)[0],
-        "ece": expected_calibration_error(truth, scores, weights),
-        **{f"false_alarms_at_recall_{name}": false_alarms_at(ranking, level) for name, level in RECALL_LEVELS.items()},
-    }
-
-
-def _confidence(predictions: Sequence[Prediction], conf: float) -> float | None:
-    """Return the mean score of the detections at or above `conf`, of every class."""
-    scores = [one.score for prediction in predictions for one in prediction.instances if one.score >= conf]
-    return float(np.mean(scores)) if scores else None
-
-
-def _resampled_confidence(predictions: Sequence[Prediction], conf: float, weights: Floats) -> Floats:
-    sums, counts = (
-        np.array([float(function([one.score for one in each.instances if one.score >= conf])) for each in predictions])
-        for function in (sum, len)
-    )
-    total = weights @ counts
-    return np.asarray(np.divide(weights @ sums, total, out=np.full(len(weights), np.nan), where=total > 0))
-
-
-def _resampled_verdicts(judged: Sequence[Judged], weights: Floats) -> dict[str, Floats]:
-    """Return the figures of `rates` of each sample, NaN where undefined."""
-    outcomes = np.array([[one.truth and one.verdict, one.verdict and not one.truth, one.truth, True] for one in judged])
-    tp, fp, positives, total = (weights @ outcomes.astype(float)).T
-    found = [rates(*counts) for counts in zip(tp, fp, positives - tp, total - positives - fp, strict=True)]
-    return {name: np.array([one[name] for one in found], dtype=float) for name in found[0]}
-
-
-def _resampled_precision(evaluations: Mapping[str, Evaluation] | None, weights: Floats) -> dict[str, Floats]:
-    if evaluations is None:
-        return {}
-    return {
-        f"{kind}_{name}": values
-        for kind, evaluation in track(list(evaluations.items()), "resampling")
-        for name, values in evaluation.resampled(weights).items()
-    }
-
-
-def _wilson_intervals(metrics: Mapping[str, Any]) -> dict[str, Interval | None]:
-    tp, fp, fn, tn = (metrics[name] for name in ("tp_defect", "fp_defect", "fn_defect", "tn_good"))
-    recall = wilson(tp, tp + fn)
-    return {
-        "accuracy": wilson(tp + tn, metrics["total_images"]),
-        "precision": wilson(tp, tp + fp),
-        "recall": recall,
-        "defect_detection_rate": recall,
-        "false_alarm_rate": wilson(fp, fp + tn),
-        "f1_score": f1_interval(tp, fp, fn),
-    }
 
 
 def _confusion(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> dict[str, Any]:

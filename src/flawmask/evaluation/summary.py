@@ -3,17 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from flawmask.evaluation.metrics import METRICS, Line, Metric, Shown
+from flawmask.report.headline import interval_of, lookup, shown_of
+
 RULE = "=" * 60
-
-HEADLINE = {
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "recall",
-    "F1": "f1_score",
-    "false alarms": "false_alarm_rate",
-}
-
-PIXELS = {"AUROC": "auroc", "AUPRO": "aupro", "AP": "ap", "IoU": "iou", "Dice": "dice"}
 
 
 def percent(value: float | None) -> str:
@@ -23,35 +16,29 @@ def percent(value: float | None) -> str:
 
 def metrics_block(metrics: Mapping[str, Any]) -> str:
     """Return the block that `evaluate` ends with."""
-    lines = {
-        "Accuracy ": "accuracy",
-        "Precision": "precision",
-        "Recall   ": "recall",
-        "F1-Score ": "f1_score",
-        "Defect detection rate": "defect_detection_rate",
-        "Composite": "composite_score",
-        "Confidence": "confidence",
-    }
-    body = [f"{label}: {percent(metrics[key])}" for label, key in lines.items()]
+    body = [f"{label:<9}: {_value(metrics, one)}" for one, label in _on(metrics, "block")]
     return "\n".join(["OVERALL METRICS", RULE, *body, RULE])
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
     """Return the metrics block, and below it what it has no line for: counts, intervals, notes."""
+    intervals = (text.format(_interval(metrics, one)) for one, text in _on(metrics, "intervals"))
+    # Their intervals are told even where there is none.
+    false_alarms = (
+        text.format(f"{_value(metrics, one)} ({_interval(metrics, one)})") for one, text in _on(metrics, "false alarms")
+    )
     lines = [
         metrics_block(metrics),
-        "95 % intervals: " + ", ".join(f"{label} {_interval(metrics, name)}" for label, name in HEADLINE.items()),
+        f"95 % intervals: {', '.join(intervals)}",
         f"Verdicts: {metrics['tp_defect']} defects found, {metrics['fn_defect']} missed; "
         f"{metrics['tn_good']} good parts passed, {metrics['fp_defect']} rejected",
         f"Found by type: {_by_type(metrics) or 'n/a'}",
         f"Threshold: {_threshold(metrics['threshold'])}",
-        f"Ranking of images: AUROC {_with_interval(metrics, 'image_auroc')}, AP {_with_interval(metrics, 'image_ap')}, "
-        f"best F1 {_with_interval(metrics, 'image_f1_max')}",
-        "False alarms at a recall of " + "; ".join(_false_alarms(metrics)),
-        f"Mask AP: {_with_interval(metrics, 'mask_ap')} at IoU 0.50:0.95, "
-        f"{_with_interval(metrics, 'mask_ap50')} at 0.50, {_with_interval(metrics, 'mask_ap75')} at 0.75",
-        f"Box AP: {_with_interval(metrics, 'box_ap')}; mean mask IoU: {_with_interval(metrics, 'mean_mask_iou')}",
-        "Pixels: " + ", ".join(f"{label} {_with_interval(metrics, f'pixel_{name}')}" for label, name in PIXELS.items()),
+        f"Ranking of images: {', '.join(_line(metrics, 'ranking'))}",
+        f"False alarms at a recall of {'; '.join(false_alarms)}",
+        f"Mask AP: {', '.join(_line(metrics, 'masks'))}",
+        "; ".join(_line(metrics, "boxes")),
+        f"Pixels: {', '.join(_line(metrics, 'pixels'))}",
         f"Instances: {metrics['instances']['matched']} of {metrics['instances']['truth']} found; wrong: "
         + ", ".join(f"{count} {kind}" for kind, count in metrics["instance_errors"].items() if kind != "missed"),
         "Seconds per image: "
@@ -65,21 +52,43 @@ def summary(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _interval(metrics: Mapping[str, Any], name: str) -> str:
-    bounds = metrics["intervals"].get(name)
-    return "n/a" if bounds is None else f"{bounds[0]:.1%} to {bounds[1]:.1%}"
+def _on(metrics: Mapping[str, Any], line: Line) -> list[tuple[Metric, str]]:
+    """Return what stands on a line, and how; earlier results may lack some of it."""
+    return [(one, one.console[line]) for one in METRICS.values() if line in one.console and lookup(metrics, one.key)[0]]
 
 
-def _with_interval(metrics: Mapping[str, Any], name: str) -> str:
-    has_interval = metrics["intervals"].get(name) is not None
-    return percent(metrics[name]) + (f" ({_interval(metrics, name)})" if has_interval else "")
+def _line(metrics: Mapping[str, Any], line: Line) -> list[str]:
+    """Return the parts of a line, each a value with its interval where there is one."""
+    return [text.format(_with_interval(metrics, one)) for one, text in _on(metrics, line)]
 
 
-def _false_alarms(metrics: Mapping[str, Any]) -> list[str]:
-    rates = metrics["false_alarms_at_recall"].items()
-    return [
-        f"{level} %: {percent(rate)} ({_interval(metrics, f'false_alarms_at_recall_{level}')})" for level, rate in rates
-    ]
+def _value(metrics: Mapping[str, Any], metric: Metric) -> str:
+    value = lookup(metrics, metric.key)[1]
+    return "n/a" if value is None else _written(value, metric.shown)
+
+
+def _interval(metrics: Mapping[str, Any], metric: Metric) -> str:
+    bounds = interval_of(metrics, metric.key)
+    return "n/a" if bounds is None else " to ".join(_written(bound, metric.shown, digits=1) for bound in bounds)
+
+
+def _with_interval(metrics: Mapping[str, Any], metric: Metric) -> str:
+    has_interval = interval_of(metrics, metric.key) is not None
+    return _value(metrics, metric) + (f" ({_interval(metrics, metric)})" if has_interval else "")
+
+
+def _written(value: float, shown: Shown, sign: str = "", digits: int = 2) -> str:
+    """Return a value as text.
+
+    Args:
+        value: the value.
+        shown: how it is shown.
+        sign: `+` for a difference.
+        digits: of per cent.
+    """
+    if shown == "percent":
+        return f"{value:{sign}.{digits}%}"
+    return f"{value:{sign}.3f}" if shown == "decimal" else f"{value:{sign}.1f}".removesuffix(".0")
 
 
 def _by_type(metrics: Mapping[str, Any]) -> str:
@@ -99,25 +108,34 @@ def _folds(metrics: Mapping[str, Any]) -> list[str]:
     if "folds" not in metrics:
         return []
     count = len(next(iter(metrics["folds"].values()))["values"])
-    rows = ", ".join(
-        f"{name} {percent(row['mean'])}" + (f" ± {100 * row['sd']:.1f}" if row["sd"] is not None else "")
-        for name, row in metrics["folds"].items()
-    )
+    rows = ", ".join(f"{name} {_spread(row, shown_of(name))}" for name, row in metrics["folds"].items())
     return [f"Mean and spread of {count} folds: {rows}"]
+
+
+def _spread(row: Mapping[str, Any], shown: Shown) -> str:
+    mean, deviation = row["mean"], row["sd"]
+    if mean is None:
+        return "n/a"
+    if deviation is None:
+        return _written(mean, shown)
+    return f"{_written(mean, shown)} ± {_written(deviation, shown, digits=1).removesuffix('%')}"
 
 
 def _against(metrics: Mapping[str, Any]) -> list[str]:
     if "against" not in metrics:
         return []
     found = metrics["against"]
-    rows = [
-        f"  {name}: {row['difference']:+.2%}"
-        + (f" ({row['interval'][0]:+.1%} to {row['interval'][1]:+.1%})" if row["interval"] else "")
-        for name, row in found["figures"].items()
-    ]
+    rows = [f"  {name}: {_difference(row, shown_of(name))}" for name, row in found["figures"].items()]
     test = found["mcnemar"]
     verdicts = (
         f"  verdicts: {test['only_this_right']} images only this one gets right, {test['only_other_right']} only the "
         f"other; McNemar's exact p = {test['p']:.3f}"
     )
     return [f"Compared with {found['other']}, this one less the other:", *rows, verdicts]
+
+
+def _difference(row: Mapping[str, Any], shown: Shown) -> str:
+    difference = _written(row["difference"], shown, "+")
+    if not row["interval"]:
+        return difference
+    return f"{difference} ({' to '.join(_written(bound, shown, '+', digits=1) for bound in row['interval'])})"

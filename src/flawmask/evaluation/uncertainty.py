@@ -10,15 +10,15 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Interval = tuple[float, float]
 
 LEVEL = 0.95
-Z = float(norm.ppf((1 + LEVEL) / 2))
+Z = 1.959963984540054
+"""How many standard deviations of a normal distribution hold `LEVEL` of it: `scipy.stats.norm.ppf((1 + LEVEL) / 2)`,
+written out since importing SciPy takes longer than printing a summary."""
 
 
 def wilson(part: int, whole: int) -> Interval | None:
@@ -47,6 +47,8 @@ def auroc_interval(auroc: float, positives: int, negatives: int) -> Interval:
     Its variance is Hanley's and McNeil's (Radiology 1982) with the groups' sizes averaged, taken not at the area that
     was seen but at the bound itself, as Wilson does: so the interval has a width even where the area is 1.
     """
+    from scipy.optimize import brentq
+
     spare = (positives + negatives) / 2 - 1
 
     def beyond(area: float) -> float:
@@ -87,6 +89,8 @@ def mcnemar(right: Flags, other_right: Flags) -> float:
     Only images that exactly one of them gets right count: were the models equally good, either would be as likely
     (McNemar, Psychometrika 1947). 1 where there is no such image.
     """
+    from scipy.stats import binomtest
+
     only_one, only_other = int((right & ~other_right).sum()), int((other_right & ~right).sum())
     if only_one + only_other == 0:
         return 1.0

@@ -60,18 +60,9 @@ def rates(tp: float, fp: float, fn: float, tn: float) -> dict[str, float | None]
     return {**figures, "defect_detection_rate": figures["recall"], "composite_score": composite}
 
 
-def image_metrics(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Return counts, ratios and the recall of each defect type with its 95 % interval, as `metrics.json` has them."""
-    tp = sum(one.truth and one.verdict for one in judged)
-    fp = sum(one.verdict and not one.truth for one in judged)
-    fn = sum(one.truth and not one.verdict for one in judged)
-    tn = len(judged) - tp - fp - fn
-    counts = {"tp_defect": tp, "fp_defect": fp, "tn_good": tn, "fn_defect": fn, "total_images": len(judged)}
-    false_alarms = {"false_alarm_rate": ratio(fp, fp + tn)}
-    return {**rates(tp, fp, fn, tn), **false_alarms, **counts, "recall_by_type": _recall_by_type(judged)}
-
-
-def _recall_by_type(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+def recall_by_type(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+    """Return how many images there are of each defect type, how many of them are found, and the recall with its 95 %
+    interval, as `metrics.json` has them."""
     defective = [one for one in judged if one.truth and one.defect_type != GOOD]
     table = {}
     for name in sorted({one.defect_type for one in defective}):

@@ -15,8 +15,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from flawmask.coco import GOOD
 from flawmask.draw import in_any_script
+from flawmask.evaluation.metrics import METRICS
 from flawmask.files import write_bytes
-from flawmask.report.headline import decimal, lookup, percent
+from flawmask.report.headline import decimal, lookup, written
 from flawmask.report.results import Results
 
 # Okabe and Ito's palette, which colour-blind people can tell apart; good and defective differ in lightness too.
@@ -164,20 +165,23 @@ def _unit_axes(axes: Axes, x: str, y: str, title: str) -> None:
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
-def _titled(results: Results, title: str, figures: dict[str, str]) -> str:
-    """Return the title with the figures that the results have, as in `ROC: AUROC 98.1 %`.
+def _titled(results: Results, title: str, curve: str) -> str:
+    """Return the title with the figures that the results have of a curve, as in `ROC: AUROC 98.1 %`.
 
     Args:
         results: what was read.
         title: what the axes show.
-        figures: keys of `metrics.json` by the name they get in the title.
+        curve: its key in `curves.json`.
     """
-    known = {name: lookup(results.metrics, key) for name, key in figures.items()}
-    parts = [f"{name} {percent(value)}" for name, (there, value) in known.items() if there]
+    parts = []
+    for one in METRICS.values():
+        there, value = lookup(results.metrics, one.key)
+        if there and one.curve and one.curve[0] == curve:
+            parts.append(f"{one.curve[1]} {written(value, one.shown)}")
     return f"{title}: {', '.join(parts)}" if parts else title
 
 
-def _curve(key: str, x: str, y: str, title: str, figures: dict[str, str]) -> Drawing:
+def _curve(key: str, x: str, y: str, title: str) -> Drawing:
     """Return what draws a curve of `curves.json` on axes from 0 to 100 %."""
 
     def draw(results: Results, scores: Sequence[tuple[bool, float]], axes: Axes) -> bool:
@@ -192,7 +196,7 @@ def _curve(key: str, x: str, y: str, title: str, figures: dict[str, str]) -> Dra
             label = f"threshold {decimal(results.metrics['conf'])}"
             axes.plot(*point, "o", color=VERMILLION, ms=7, label=label, clip_on=False, zorder=5)
             axes.legend(loc="lower right" if key == "roc" else "lower left")
-        _unit_axes(axes, x, y, _titled(results, title, figures))
+        _unit_axes(axes, x, y, _titled(results, title, key))
         return True
 
     return draw
@@ -220,7 +224,7 @@ def _pro(results: Results, scores: Sequence[tuple[bool, float]], axes: Axes) -> 
         axes,
         "false-positive rate over pixels",
         "overlap per region",
-        _titled(results, "PRO", {"AUPRO": "pixel_aupro", "up to 0.05": "pixel_aupro_05"}),
+        _titled(results, "PRO", "pro"),
     )
     axes.set_xlim(-0.006, 0.306)  # beyond it Bergmann et al. look at nothing
     axes.axvline(0.05, color=RULE, linestyle="--", linewidth=1)
@@ -242,7 +246,7 @@ def _calibration(results: Results, scores: Sequence[tuple[bool, float]], axes: A
         color=BLUE,
         zorder=3,
     )
-    _unit_axes(axes, "mean score", "share that is defective", _titled(results, "Calibration", {"error": "ece"}))
+    _unit_axes(axes, "mean score", "share that is defective", _titled(results, "Calibration", "calibration"))
     return True
 
 
@@ -294,15 +298,13 @@ def confusion_of(results: Results) -> tuple[list[str], list[list[int]]]:
 DRAWINGS: dict[str, Drawing] = {
     "scores": _scores,
     "confusion_matrix": _confusion,
-    "precision_recall": _curve("pr", "recall", "precision", "Precision and recall", {"AP": "image_ap"}),
-    "roc": _curve("roc", "good parts rejected", "defective parts found", "ROC", {"AUROC": "image_auroc"}),
+    "precision_recall": _curve("pr", "recall", "precision", "Precision and recall"),
+    "roc": _curve("roc", "good parts rejected", "defective parts found", "ROC"),
     "calibration": _calibration,
-    "mask_precision_recall": _curve(
-        "mask_pr", "recall", "precision", "Outlines at mask IoU 0.5", {"mask AP 50": "mask_ap50"}
-    ),
+    "mask_precision_recall": _curve("mask_pr", "recall", "precision", "Outlines at mask IoU 0.5"),
     "pro": _pro,
-    "pixel_precision_recall": _curve("pixel_pr", "recall", "precision", "Pixels", {"AP": "pixel_ap"}),
-    "pixel_roc": _curve("pixel_roc", "false-positive rate", "recall", "Pixel ROC", {"AUROC": "pixel_auroc"}),
+    "pixel_precision_recall": _curve("pixel_pr", "recall", "precision", "Pixels"),
+    "pixel_roc": _curve("pixel_roc", "false-positive rate", "recall", "Pixel ROC"),
     "loss": _loss,
 }
 """Every figure by the name of its file, in the order of the page."""

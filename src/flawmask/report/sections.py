@@ -9,17 +9,21 @@ from typing import Any
 
 import flawmask
 from flawmask.coco import CocoSplit
+from flawmask.evaluation.metrics import METRICS, Shown
 from flawmask.report.figures import EXPLANATIONS, confusion_of, inline
 from flawmask.report.headline import (
     DASH,
-    GROUPS,
     NBSP,
+    by_level,
     decimal,
     interval_of,
     lookup,
     percent,
     percent_range,
+    shown_of,
     whole_percent,
+    written,
+    written_range,
 )
 from flawmask.report.page import esc, facts, table
 from flawmask.report.results import Results
@@ -101,15 +105,16 @@ def threshold_sentence(metrics: Mapping[str, Any]) -> str:
 def headline(metrics: Mapping[str, Any]) -> str:
     """Return a table of figures with their intervals for each level: images, instances, pixels."""
     parts = []
-    for title, group in GROUPS.items():
+    for title, group in by_level().items():
         rows = []
-        for figure in group:
-            there, value = lookup(metrics, figure.key)
+        for one in group:
+            there, value = lookup(metrics, one.key)
             if there:
-                bounds = interval_of(metrics, figure.key)
-                name = f'{esc(figure.name)}<span class="meaning">{esc(figure.meaning)}</span>'
-                written = percent_range(bounds) if bounds else ""
-                rows.append((name, percent(value), written, _range(value, bounds)))
+                bounds = interval_of(metrics, one.key)
+                name = f'{esc(one.label)}<span class="meaning">{esc(one.meaning)}</span>'
+                interval = written_range(bounds, one.shown) if bounds else ""
+                line = _range(value, bounds) if one.shown == "percent" else ""
+                rows.append((name, written(value, one.shown), interval, line))
         if rows:
             head = (esc(title), "value", "95 % interval", "from 0 to 100 %")
             parts.append(table(head, rows, "figures"))
@@ -139,19 +144,19 @@ def _speed(metrics: Mapping[str, Any]) -> str:
 
 
 def by_class(metrics: Mapping[str, Any]) -> str:
-    """Return the average precision of each class where there are several."""
+    """Return the average precision of each class where there are several: what a comparison shows of all classes."""
     classes = metrics.get("ap_by_class") or {}
     if len(classes) < 2:
         return ""
-    keys = ("mask_ap", "mask_ap50", "box_ap", "box_ap50")
-    rows = [(esc(name), *(percent(row.get(key)) for key in keys)) for name, row in classes.items()]
-    return table(("class", "mask AP", "mask AP 50", "box AP", "box AP 50"), rows)
+    told = [one for one in METRICS.values() if one.comparison and any(one.key in row for row in classes.values())]
+    rows = [(esc(name), *(written(row.get(one.key), one.shown) for one in told)) for name, row in classes.items()]
+    return table(("class", *(esc(one.label[0].lower() + one.label[1:]) for one in told)), rows)
 
 
 def folds(metrics: Mapping[str, Any]) -> str:
     """Return the value of each fold of a cross-validation, their mean and their spread."""
     rows = [
-        (esc(name), percent(row["mean"]), percent(row["sd"]), *(percent(value) for value in row["values"]))
+        (esc(name), *(written(value, shown_of(name)) for value in (row["mean"], row["sd"], *row["values"])))
         for name, row in (metrics.get("folds") or {}).items()
     ]
     if not rows:
@@ -169,10 +174,9 @@ def against(metrics: Mapping[str, Any]) -> str:
     rows = [
         (
             esc(name),
-            percent(row["this"]),
-            percent(row["other"]),
-            f"{100 * row['difference']:+.1f} points",
-            f"{100 * row['interval'][0]:+.1f} to {100 * row['interval'][1]:+.1f}" if row["interval"] else "",
+            written(row["this"], shown_of(name)),
+            written(row["other"], shown_of(name)),
+            *_difference(row, shown_of(name)),
         )
         for name, row in found["figures"].items()
     ]
@@ -184,6 +188,13 @@ def against(metrics: Mapping[str, Any]) -> str:
         + f"<p>{test['only_this_right']} images only this one gets right, {test['only_other_right']} only the other; "
         f"McNemar's exact p = {test['p']:.3f}.</p>"
     )
+
+
+def _difference(row: Mapping[str, Any], shown: Shown) -> tuple[str, str]:
+    """Return a difference, of percentages in points, and its interval."""
+    scale, form, unit = (100, "+.1f", " points") if shown == "percent" else (1, "+.3g", "")
+    interval = " to ".join(format(scale * bound, form) for bound in row["interval"] or ())
+    return f"{scale * row['difference']:{form}}{unit}", interval
 
 
 def curves(results: Results, drawn: Mapping[str, str]) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from flawmask.errors import FlawmaskError
+from flawmask.evaluation.metrics import Metric
 from flawmask.files import write_bytes
 from flawmask.report.config import ReportConfig
 from flawmask.report.figures import draw_losses, inline
-from flawmask.report.headline import GROUPS, Figure, interval_of, lookup, percent, percent_range
+from flawmask.report.headline import by_level, interval_of, lookup, percent, written, written_range
 from flawmask.report.page import GENERATOR, esc, page, section, table
 from flawmask.report.report import write_report
 from flawmask.report.results import Results, read_results
@@ -144,10 +145,8 @@ def _judged(results: Results) -> frozenset[tuple[str, ...]]:
 def _figures(named: Mapping[str, Results]) -> str:
     """Return a table of figures for each level, a column per run."""
     parts = []
-    for title, group in GROUPS.items():
-        rows = [
-            _row(figure, named) for figure in group if any(lookup(o.metrics, figure.key)[0] for o in named.values())
-        ]
+    for title, group in by_level().items():
+        rows = [_row(one, named) for one in group if any(lookup(run.metrics, one.key)[0] for run in named.values())]
         if rows:
             parts.append(table((esc(title), *map(esc, named)), rows, "compare"))
     return "".join(parts) + (
@@ -157,27 +156,28 @@ def _figures(named: Mapping[str, Results]) -> str:
     )
 
 
-def _row(figure: Figure, named: Mapping[str, Results]) -> list[str]:
-    best = best_of(figure, [one.metrics for one in named.values()])
+def _row(metric: Metric, named: Mapping[str, Results]) -> list[str]:
+    best = best_of(metric, [one.metrics for one in named.values()])
     cells = []
     for place, one in enumerate(named.values()):
-        there, value = lookup(one.metrics, figure.key)
-        bounds = interval_of(one.metrics, figure.key)
-        text = percent(value) if there else ""
+        there, value = lookup(one.metrics, metric.key)
+        bounds = interval_of(one.metrics, metric.key)
+        text = written(value, metric.shown) if there else ""
         mark = f'<strong class="best">{text} best</strong>' if place == best else text
-        cells.append(mark + (f' <span class="small">({percent_range(bounds)})</span>' if bounds else ""))
-    return [esc(figure.name), *cells]
+        interval = f' <span class="small">({written_range(bounds, metric.shown)})</span>' if bounds else ""
+        cells.append(mark + interval)
+    return [esc(metric.label), *cells]
 
 
-def best_of(figure: Figure, metrics: Sequence[Mapping[str, Any]]) -> int | None:
+def best_of(metric: Metric, metrics: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the place of the run whose interval lies beyond those of all others; None where there is no such run."""
-    intervals = [interval_of(one, figure.key) for one in metrics]
+    intervals = [interval_of(one, metric.key) for one in metrics]
     known = [bounds for bounds in intervals if bounds is not None]
     if len(known) < len(intervals) or len(known) < 2:
         return None
     for place, (low, high) in enumerate(known):
         others = known[:place] + known[place + 1 :]
-        if all(high < other[0] if figure.lower_is_better else low > other[1] for other in others):
+        if all(high < other[0] if metric.lower_is_better else low > other[1] for other in others):
             return place
     return None
 

@@ -10,8 +10,8 @@ from handmade_split import blob, instance, make_split, predicted, rectangle, sha
 
 from flawmask.coco import CocoSplit
 from flawmask.errors import FlawmaskError
+from flawmask.evaluation.against import Other, compare, read_other, read_predictions
 from flawmask.evaluation.average_precision import coco_results
-from flawmask.evaluation.compare import Other, compare, read_other, read_predictions
 from flawmask.evaluation.measure import measure
 from flawmask.prediction import Prediction
 

@@ -11,16 +11,11 @@ from pycocotools import mask as rle_tools
 
 from flawmask.coco import CocoSplit, Record, read_results
 from flawmask.errors import FlawmaskError
-from flawmask.evaluation.measure import gather, resampled_figures
+from flawmask.evaluation.measure import gather
+from flawmask.evaluation.metrics import placed, values
 from flawmask.evaluation.uncertainty import mcnemar, percentiles, resample
 from flawmask.files import read_json
 from flawmask.prediction import Instance, Prediction
-
-COMPARED = (
-    *("accuracy", "precision", "recall", "f1_score", "image_auroc", "image_ap", "mean_mask_iou"),
-    *(f"{kind}_{name}" for kind in ("mask", "box") for name in ("ap", "ap50", "ap75")),
-)
-"""The figures that are compared."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +125,11 @@ def compare(
     mine = gather(split, predictions, conf, min_area)
     theirs = gather(split, other.predictions, other.conf, other.min_area)
     weights = np.vstack((np.ones(len(mine.judged)), resample(mine.truth, resamples, seed)))
-    figures, others = resampled_figures(mine, weights), resampled_figures(theirs, weights)
+    compared = placed(lambda one: one.against)
+    figures, others = (values(compared, evidence, weights) for evidence in (mine, theirs))
     right, other_right = (np.array([one.outcome == "right" for one in each.judged]) for each in (mine, theirs))
     table = {}
-    for name in COMPARED:
+    for name in (one.key for one in compared):
         if name not in figures.keys() & others.keys() or np.isnan(figures[name][0] - others[name][0]):
             continue
         difference = figures[name] - others[name]

@@ -2,16 +2,17 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tyro
 
 from flawmask.errors import FlawmaskError
+from flawmask.evaluation.metrics import METRICS
 from flawmask.files import read_json, write_json
-from flawmask.report.compare import best_of, compare_reports, report
 from flawmask.report.config import ReportConfig
-from flawmask.report.headline import Figure
+from flawmask.report.side_by_side import best_of, compare_reports, report
 from report.made import make_run
 from report.test_report import change, parsed, words
 
@@ -43,7 +44,7 @@ def test_best_is_only_what_lies_apart_from_all_others() -> None:
     def metrics(*bounds: float | None) -> dict[str, object]:
         return {"x": 0.5, "intervals": {"x": None if None in bounds else list(bounds)}}
 
-    more, less = Figure("x", "x", "x"), Figure("x", "x", "x", lower_is_better=True)
+    more, less = (replace(METRICS["recall"], key="x", lower_is_better=is_lower) for is_lower in (False, True))
     apart, touching = [metrics(0.1, 0.3), metrics(0.4, 0.6)], [metrics(0.1, 0.4), metrics(0.4, 0.6)]
     assert best_of(more, apart) == 1
     assert best_of(less, apart) == 0

@@ -1,0 +1,135 @@
+"""How the metrics follow from the evidence, those that share work together.
+
+Each function takes the evidence of N images and weights, (B, N): how often each image counts in each of B samples. None
+stands for the images as they are. It returns (B,) values for each key, (1,) without weights, NaN where a metric is
+undefined. What the evidence does not have, such as masks of a model that gives scores alone, has no key.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from flawmask.evaluation.pixels import PixelTally
+from flawmask.evaluation.ranking import (
+    auroc,
+    average_precision_score,
+    best_f1,
+    expected_calibration_error,
+    false_alarms_at,
+    rank,
+)
+from flawmask.evaluation.verdicts import rates
+from flawmask.progress import track
+
+if TYPE_CHECKING:  # console and report read the table of metrics, and start faster without what evaluates
+    from flawmask.evaluation.measure import Evidence
+
+Floats = npt.NDArray[np.float64]
+Values = dict[str, Floats]
+
+RECALL_LEVELS = {"100": 1.0, "99": 0.99, "95": 0.95}
+"""At which recalls the false-alarm rate is read."""
+
+
+def verdict_rates(evidence: "Evidence", weights: Floats | None) -> Values:
+    """Return the figures of `rates`."""
+    found = [rates(*(float(one) for one in counts)) for counts in zip(*outcomes(evidence, weights), strict=True)]
+    return {name: np.array([one[name] for one in found], dtype=float) for name in found[0]}
+
+
+def false_alarm_rate(evidence: "Evidence", weights: Floats | None) -> Values:
+    """Return the share of good images that are rejected."""
+    _, fp, _, tn = outcomes(evidence, weights)
+    return {"false_alarm_rate": share(fp, fp + tn)}
+
+
+def verdict_counts(evidence: "Evidence", weights: Floats | None) -> Values:
+    """Return how many images were judged, and with which outcome."""
+    tp, fp, fn, tn = outcomes(evidence, weights)
+    return {"tp_defect": tp, "fp_defect": fp, "tn_good": tn, "fn_defect": fn, "total_images": tp + fp + fn + tn}
+
+
+def outcomes(evidence: "Evidence", weights: Floats | None) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return true positives, false positives, false negatives and true negatives of the verdicts, (B,) each."""
+    truth, verdicts = evidence.truth, evidence.verdicts
+    weights = np.ones((1, len(truth))) if weights is None else weights
+    kinds = np.stack([truth & verdicts, ~truth & verdicts, truth & ~verdicts, ~truth & ~verdicts], axis=1)
+    tp, fp, fn, tn = (weights @ kinds.astype(np.float64)).T
+    return tp, fp, fn, tn
+
+
+def share(part: Floats, whole: Floats) -> Floats:
+    """Return part / whole, NaN where there is nothing to divide by."""
+    return np.asarray(np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0))
+
+
+def ranking(evidence: "Evidence", weights: Floats | None) -> Values:
+    """Return the image-level metrics that need no threshold; all undefined without good or without defective images."""
+    truth, scores = evidence.truth, evidence.scores
+    weights = np.ones((1, len(truth))) if weights is None else weights
+    levels = {f"false_alarms_at_recall.{name}": level for name, level in RECALL_LEVELS.items()}
+    if truth.all() or not truth.any():
+        keys = ("image_auroc", "image_ap", "image_f1_max", "ece", "image_f1_max_threshold", *levels)
+        return dict.fromkeys(keys, np.full(len(weights), np.nan))
+    ranked = rank(truth, scores, weights)
+    highest, threshold = best_f1(ranked)
+    return {
+        "image_auroc": auroc(ranked),
+        "image_ap": average_precision_score(ranked),
+        "image_f1_max": highest,
+        "ece": expected_calibration_error(truth, scores, weights),
+        "image_f1_max_threshold": threshold,
+        **{key: false_alarms_at(ranked, level) for key, level in levels.items()},
+    }
+
+
+def confidence(evidence: "Evidence", weights: Floats | None) -> Values:
+    """Return the mean score of the detections at or above the threshold, of every class."""
+    detections = evidence.detections
+    if detections is None:
+        return {}
+    scores = [[one.score for one in each.instances if one.score >= detections.conf] for each in detections.predictions]
+    if weights is None:
+        pooled = [score for of_image in scores for score in of_image]
+        return {"confidence": _one(float(np.mean(pooled)) if pooled else None)}
+    sums, counts = (np.array([float(function(of_image)) for of_image in scores]) for function in (sum, len))
+    return {"confidence": share(weights @ sums, weights @ counts)}
+
+
+def precision(evidence: "Evidence", weights: Floats | None) -> Values:
+    """Return COCO's figures, or of weighted images their average precision at 0.50:0.95, 0.50 and 0.75 alone."""
+    detections = evidence.detections
+    if detections is None:
+        return {}
+    if weights is None:
+        return {key: _one(value) for key, value in detections.precision.items() if key != "ap_by_class"}
+    return {
+        f"{kind}_{name}": values
+        for kind, evaluation in track(list((detections.evaluations or {}).items()), "resampling")
+        for name, values in evaluation.resampled(weights).items()
+    }
+
+
+def mask_iou(evidence: "Evidence", weights: Floats | None) -> Values:
+    """Return how well true defects are covered."""
+    detections = evidence.detections
+    if detections is None:
+        return {}
+    if weights is None:
+        return {"mean_mask_iou": _one(detections.errors.mean_iou if detections.has_masks else None)}
+    return {"mean_mask_iou": detections.errors.resampled_iou(weights)} if detections.has_masks else {}
+
+
+def pixels(evidence: "Evidence", weights: Floats | None) -> Values:
+    """Return the pixel-level metrics, of weighted images from each image's scores in groups, see `PixelTally`."""
+    if evidence.detections is None:
+        return {}
+    tally = evidence.detections.pixels
+    if weights is None:
+        return {key: _one(value) for key, value in (tally or PixelTally()).figures().items()}
+    return tally.resampled(weights) if tally else {}
+
+
+def _one(value: float | None) -> Floats:
+    return np.array([np.nan if value is None else value])

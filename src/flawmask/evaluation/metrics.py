@@ -1,0 +1,301 @@
+"""The table of metrics: what each is called, which direction is good, how it is shown and where, how it is computed.
+
+Summary, report, comparison, folds and `--against` read this table. A further metric is one entry here.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from flawmask.evaluation import formulas
+from flawmask.evaluation.uncertainty import Interval, auroc_interval, f1_interval, wilson
+
+if TYPE_CHECKING:  # see `formulas`
+    from flawmask.evaluation.measure import Evidence
+
+Floats = npt.NDArray[np.float64]
+Figures = Mapping[str, Any]
+
+Group = Literal["verdicts", "ranking", "precision", "overlap", "pixels"]
+"""What a metric is of: verdicts on images, the images' scores, instances as COCO counts them, how well instances are
+covered, pixels."""
+
+Line = Literal["block", "intervals", "ranking", "false alarms", "masks", "boxes", "pixels"]
+"""The lines of the console summary."""
+
+Shown = Literal["percent", "decimal", "count"]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """An interval that needs no bootstrap.
+
+    Attributes:
+        method: its name in `interval_method`.
+        bounds: the interval, from all metrics by key; None where there is none.
+    """
+
+    method: str
+    bounds: Callable[[Figures], Interval | None]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of `metrics.json`.
+
+    Attributes:
+        key: its key there; `a.b` is key `b` of the object under `a`.
+        label: what the report calls it, under the heading of its group.
+        meaning: what it says, in a few words.
+        group: what it is of.
+        compute: a function as in `formulas`, which returns this key among others.
+        lower_is_better: whether a small value is a good one.
+        shown: how it is written; `percent` is for fractions from 0 to 1.
+        has_interval: whether its interval is told, if only by the bootstrap.
+        formula: what gives the interval instead of the bootstrap.
+        console: on which lines of the console summary it stands, and how: its value replaces `{}`.
+        report: its place in the report's table of its level. None: not there.
+        comparison: its place in the table of a comparison, and what it is called there. None: not there.
+        against: its place among what `--against` compares. None: not there. Equal places, here as above, are in the
+            order of `METRICS`.
+        in_folds: whether each fold's value, their mean and their spread are told.
+        curve: the curve of `curves.json` in whose title it stands, and what it is called there.
+        question: what models are ranked by it for in a comparison; empty where they are not.
+    """
+
+    key: str
+    label: str
+    meaning: str
+    group: Group
+    compute: "Callable[[Evidence, Floats | None], dict[str, Floats]]"
+    lower_is_better: bool = False
+    shown: Shown = "percent"
+    has_interval: bool = True
+    formula: Formula | None = None
+    console: Mapping[Line, str] = field(default_factory=dict)
+    report: int | None = None
+    comparison: tuple[int, str] | None = None
+    against: int | None = None
+    in_folds: bool = False
+    curve: tuple[str, str] | None = None
+    question: str = ""
+
+
+def proportion(part: Sequence[str], whole: Sequence[str]) -> Formula:
+    """Return Wilson's interval of a proportion.
+
+    Args:
+        part: keys of counts, whose sum is the part.
+        whole: keys of counts, whose sum is the whole.
+    """
+    return Formula("wilson", lambda found: wilson(sum(found[key] for key in part), sum(found[key] for key in whole)))
+
+
+def _f1_interval(found: Figures) -> Interval | None:
+    return f1_interval(found["tp_defect"], found["fp_defect"], found["fn_defect"])
+
+
+def _auroc_interval(found: Figures) -> Interval:
+    positives, negatives = found["tp_defect"] + found["fn_defect"], found["fp_defect"] + found["tn_good"]
+    return auroc_interval(found["image_auroc"], positives, negatives)
+
+
+RECALL = proportion(["tp_defect"], ["tp_defect", "fn_defect"])
+
+_ENTRIES = (
+    Metric(
+        "accuracy", "Accuracy", "verdicts that are right", "verdicts", formulas.verdict_rates,
+        formula=proportion(["tp_defect", "tn_good"], ["total_images"]),
+        console={"block": "Accuracy", "intervals": "accuracy {}"}, report=4, against=1, in_folds=True,
+    ),
+    Metric(
+        "precision", "Precision", "rejected parts that are defective", "verdicts", formulas.verdict_rates,
+        formula=proportion(["tp_defect"], ["tp_defect", "fp_defect"]),
+        console={"block": "Precision", "intervals": "precision {}"}, report=2, against=1, in_folds=True,
+    ),
+    Metric(
+        "recall", "Recall", "defective parts that are found", "verdicts", formulas.verdict_rates, formula=RECALL,
+        console={"block": "Recall", "intervals": "recall {}"}, report=1, comparison=(3, "Recall"), against=1,
+        in_folds=True,
+    ),
+    Metric(
+        "f1_score", "F1", "harmonic mean of recall and precision", "verdicts", formulas.verdict_rates,
+        formula=Formula("wilson", _f1_interval), console={"block": "F1-Score", "intervals": "F1 {}"}, report=3,
+        comparison=(2, "F1 at its threshold"), against=1, in_folds=True,
+    ),
+    Metric(
+        "defect_detection_rate", "Defect detection rate", "the recall, by its name on the line", "verdicts",
+        formulas.verdict_rates, formula=RECALL, console={"block": "Defect detection rate"},
+    ),
+    Metric(
+        "composite_score", "Composite", "0.3 accuracy + 0.2 precision + 0.3 recall + 0.2 F1", "verdicts",
+        formulas.verdict_rates, console={"block": "Composite"}, report=9,
+    ),
+    Metric(
+        "image_auroc", "AUROC", "chance that a defective part scores above a good one", "ranking", formulas.ranking,
+        formula=Formula("newcombe", _auroc_interval), console={"ranking": "AUROC {}"}, report=6,
+        comparison=(1, "Image AUROC"), against=1, in_folds=True, curve=("roc", "AUROC"),
+        question="Telling good from defective (image AUROC)",
+    ),
+    Metric(
+        "image_ap", "Average precision", "precision over all recalls, whatever the threshold", "ranking",
+        formulas.ranking, console={"ranking": "AP {}"}, report=6, comparison=(1, "Image AP"), against=1,
+        curve=("pr", "AP"),
+    ),
+    Metric(
+        "image_f1_max", "Best F1", "at the threshold that suits these very images best", "ranking", formulas.ranking,
+        console={"ranking": "best F1 {}"}, report=6, comparison=(1, "Best F1 of any threshold"),
+    ),
+    Metric(
+        "image_f1_max_threshold", "Threshold of the best F1", "fitted to these very images", "ranking",
+        formulas.ranking, shown="decimal", has_interval=False,
+    ),
+    Metric(
+        "ece", "Calibration error", "how far scores are from the share of defects, on average", "ranking",
+        formulas.ranking, lower_is_better=True, report=8, curve=("calibration", "error"),
+    ),
+    Metric(
+        "false_alarms_at_recall.100", "False alarms at 100 % recall", "if every defect must be found", "ranking",
+        formulas.ranking, lower_is_better=True, console={"false alarms": "100 %: {}"}, report=7,
+    ),
+    Metric(
+        "false_alarms_at_recall.99", "False alarms at 99 % recall", "if 1 defect in 100 may slip", "ranking",
+        formulas.ranking, lower_is_better=True, console={"false alarms": "99 %: {}"}, report=7,
+    ),
+    Metric(
+        "false_alarms_at_recall.95", "False alarms at 95 % recall", "if 5 defects in 100 may slip", "ranking",
+        formulas.ranking, lower_is_better=True, console={"false alarms": "95 %: {}"}, report=7,
+    ),
+    Metric(
+        "confidence", "Confidence", "mean score of the detections at or above the threshold", "ranking",
+        formulas.confidence, console={"block": "Confidence"},
+    ),
+    Metric(
+        "mask_ap", "Mask AP", "COCO, mask IoU 0.50 to 0.95", "precision", formulas.precision,
+        console={"masks": "{} at IoU 0.50:0.95"}, report=1, comparison=(4, "Mask AP"), against=3, in_folds=True,
+        question="Outlining defects (mask AP)",
+    ),
+    Metric(
+        "mask_ap50", "Mask AP 50", "at a mask IoU of 0.50", "precision", formulas.precision,
+        console={"masks": "{} at 0.50"}, report=1, comparison=(4, "Mask AP 50"), against=3,
+        curve=("mask_pr", "mask AP 50"),
+    ),
+    Metric(
+        "mask_ap75", "Mask AP 75", "at a mask IoU of 0.75", "precision", formulas.precision,
+        console={"masks": "{} at 0.75"}, report=1, against=3,
+    ),
+    Metric("mask_ap_small", "Mask AP, small", "below 32 x 32 pixels", "precision", formulas.precision, report=1),
+    Metric("mask_ap_medium", "Mask AP, medium", "32 x 32 to 96 x 96 pixels", "precision", formulas.precision, report=1),
+    Metric("mask_ap_large", "Mask AP, large", "above 96 x 96 pixels", "precision", formulas.precision, report=1),
+    Metric(
+        "mask_ar", "Mask AR", "average recall of at most 100 detections an image", "precision", formulas.precision,
+        report=1,
+    ),
+    Metric(
+        "box_ap", "Box AP", "COCO, box IoU 0.50 to 0.95", "precision", formulas.precision,
+        console={"boxes": "Box AP: {}"}, report=1, comparison=(4, "Box AP"), against=3, in_folds=True,
+        question="Locating defects (box AP)",
+    ),
+    Metric(
+        "box_ap50", "Box AP 50", "at a box IoU of 0.50", "precision", formulas.precision, report=1,
+        comparison=(4, "Box AP 50"), against=3,
+    ),
+    Metric("box_ap75", "Box AP 75", "at a box IoU of 0.75", "precision", formulas.precision, report=1, against=3),
+    Metric("box_ap_small", "Box AP, small", "below 32 x 32 pixels", "precision", formulas.precision),
+    Metric("box_ap_medium", "Box AP, medium", "32 x 32 to 96 x 96 pixels", "precision", formulas.precision),
+    Metric("box_ap_large", "Box AP, large", "above 96 x 96 pixels", "precision", formulas.precision),
+    Metric(
+        "box_ar", "Box AR", "average recall of at most 100 detections an image", "precision", formulas.precision,
+        report=1,
+    ),
+    Metric(
+        "mean_mask_iou", "Mean mask IoU", "how well each true defect is covered", "overlap", formulas.mask_iou,
+        console={"boxes": "mean mask IoU: {}"}, report=1, against=2,
+    ),
+    Metric(
+        "pixel_auroc", "Pixel AUROC", "chance that a defect pixel scores above a good one", "pixels", formulas.pixels,
+        console={"pixels": "AUROC {}"}, report=1, in_folds=True, curve=("pixel_roc", "AUROC"),
+    ),
+    Metric(
+        "pixel_aupro", "AUPRO", "overlap per region, false-positive rate up to 0.3", "pixels", formulas.pixels,
+        console={"pixels": "AUPRO {}"}, report=2, comparison=(4, "Pixel AUPRO"), in_folds=True,
+        curve=("pro", "AUPRO"),
+    ),
+    Metric(
+        "pixel_ap", "Pixel AP", "precision over all recalls", "pixels", formulas.pixels, console={"pixels": "AP {}"},
+        report=1, curve=("pixel_pr", "AP"),
+    ),
+    Metric(
+        "pixel_aupro_05", "AUPRO 0.05", "the same, false-positive rate up to 0.05", "pixels", formulas.pixels,
+        report=2, curve=("pro", "up to 0.05"),
+    ),
+    Metric(
+        "pixel_iou", "Pixel IoU", "defect area, predicted against true", "pixels", formulas.pixels,
+        console={"pixels": "IoU {}"}, report=2,
+    ),
+    Metric(
+        "pixel_dice", "Pixel Dice", "the same, as F1 over pixels", "pixels", formulas.pixels,
+        console={"pixels": "Dice {}"}, report=2,
+    ),
+    Metric(
+        "pixel_f1_max", "Best pixel F1", "at the threshold that suits these very pixels best", "pixels",
+        formulas.pixels, report=2,
+    ),
+    Metric(
+        "pixel_f1_max_threshold", "Threshold of the best pixel F1", "fitted to these very pixels", "pixels",
+        formulas.pixels, shown="decimal", has_interval=False,
+    ),
+    # Last, because `intervals` has it last.
+    Metric(
+        "false_alarm_rate", "False-alarm rate", "good parts that are rejected", "verdicts",
+        formulas.false_alarm_rate, lower_is_better=True, formula=proportion(["fp_defect"], ["fp_defect", "tn_good"]),
+        console={"intervals": "false alarms {}"}, report=5, comparison=(3, "False-alarm rate"),
+    ),
+    *(
+        Metric(
+            key, label, "", "verdicts", formulas.verdict_counts, lower_is_better=key in ("fp_defect", "fn_defect"),
+            shown="count", has_interval=False,
+        )
+        for key, label in {
+            "tp_defect": "Defects found",
+            "fp_defect": "Good parts rejected",
+            "tn_good": "Good parts passed",
+            "fn_defect": "Defects missed",
+            "total_images": "Images",
+        }.items()
+    ),
+)  # fmt: skip
+
+METRICS: dict[str, Metric] = {one.key: one for one in _ENTRIES}
+"""All metrics by key. Where a place does not say otherwise, they stand in this order."""
+
+
+def placed(place: Callable[[Metric], int | None]) -> list[Metric]:
+    """Return the metrics that have a place, in its order."""
+    places = [(at, one) for one in METRICS.values() if (at := place(one)) is not None]
+    return [one for _, one in sorted(places, key=lambda pair: pair[0])]
+
+
+def values(metrics: Iterable[Metric], evidence: "Evidence", weights: Floats | None = None) -> dict[str, Floats]:
+    """Return the values of metrics by key.
+
+    Args:
+        metrics: which.
+        evidence: of N images.
+        weights: (B, N), how often each image counts in each of B samples; None for the images as they are.
+
+    Returns:
+        (B,) for each metric that the evidence has, (1,) without weights; NaN where it is undefined.
+    """
+    functions: dict[Any, set[str]] = {}
+    for one in metrics:
+        functions.setdefault(one.compute, set()).add(one.key)
+    return {
+        key: found
+        for compute, keys in functions.items()
+        for key, found in compute(evidence, weights).items()
+        if key in keys
+    }
