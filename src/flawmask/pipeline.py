@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 from flawmask.coco import read_split, split_names
 from flawmask.data.augment import AugmentConfig, AugmentSettings, augment
 from flawmask.data.demo import DemoConfig, generate
-from flawmask.data.mvtec import chosen_categories, names_in
+from flawmask.data.layouts import chosen_categories, names_in
 from flawmask.data.prepare import PrepareConfig, PrepareSettings, prepare
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.files import read_json
 from flawmask.inference.config import PredictConfig
 from flawmask.launch import launched
-from flawmask.settings import Overwrite, Settings, as_json, from_json, require
+from flawmask.settings import Overwrite, Settings, as_json, from_json, is_of, require
 from flawmask.training.config import TrainConfig, TrainSettings
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class DataPaths(Settings):
     category: str | None = None
     """The category: a folder name under --mvtec_root; several as a,b,c; or all."""
     mvtec_root: Path = Path("datasets/mvtec")
-    """The folder that holds the categories, each with test/ and ground_truth/."""
+    """The folder that holds the categories."""
     dataset_dir: Path | None = None
     """Start from this labelled COCO folder (train/, val/) instead of a category."""
     skip_prepare: bool = False
@@ -141,7 +141,7 @@ def run(config: RunConfig) -> list[Finished]:
     _check_device(config)
     wanted = str(config.category)
     reads_root = not config.skip_prepare or wanted == "all"
-    names = chosen_categories(config.mvtec_root, wanted) if reads_root else names_in(wanted)
+    names = chosen_categories(config.mvtec_root, wanted, config.layout) if reads_root else names_in(wanted)
     require(bool(names), f"--category {wanted!r} names none: give one, several as a,b,c, or all")
     finished = []
     for name in names:
@@ -302,7 +302,7 @@ def earlier(pattern: str, origin: Mapping[str, Any]) -> Path | None:
     there is none. What else it says, of how far that came, is left aside."""
     for path in sorted(RUNS.glob(pattern), reverse=True):
         content = read_json(path)
-        if isinstance(content, dict) and all(content.get(key) == value for key, value in origin.items()):
+        if is_of(content, origin):
             log.info("going on with %s", path.parent)
             return path.parent
     return None
