@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -12,7 +13,7 @@ from flawmask import cli
 from flawmask.cli import COMMANDS
 from flawmask.data.demo import generate
 from flawmask.errors import FlawmaskError
-from flawmask.settings import as_json, from_json
+from flawmask.settings import as_json, from_json, is_of
 
 NEEDED: dict[str, dict[str, Any]] = {
     "run": {"category": "bottle", "weights": "none"},
@@ -98,6 +99,49 @@ def test_settings_come_back_from_json(command: str) -> None:
     assert [type(getattr(found, one.name)) for one in fields(config) if one.name not in NEEDED[command]] == [
         type(getattr(config, one.name)) for one in fields(config) if one.name not in NEEDED[command]
     ]
+
+
+@pytest.mark.parametrize("command", ["run", "download", "prepare", "demo", "compare", "doctor"])
+def test_root_is_another_name_of_mvtec_root(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = []
+
+    def dispatch(config: Any) -> int:
+        given.append(config.mvtec_root)
+        return cli.OK
+
+    monkeypatch.setattr(cli, "_dispatch", dispatch)
+    needed = [] if command == "demo" else ["--category", "bottle"]
+    for flags in (["--root", "here"], ["--mvtec_root", "here"], ["--mvtec-root", "here"]):
+        monkeypatch.setattr("sys.argv", ["flawmask", command, *needed, *flags])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == cli.OK
+    assert given == [Path("here")] * 3
+    monkeypatch.setattr("sys.argv", ["flawmask", command, "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().out
+    assert "--root" in shown
+    assert ("--layout {auto,mvtec}" in shown) == (command in ("run", "prepare", "compare", "doctor"))
+
+
+@pytest.mark.parametrize("command", ["run", "prepare", "compare", "doctor"])
+def test_a_layout_that_there_is_not_is_refused_with_those_there_are(command: str) -> None:
+    with pytest.raises(FlawmaskError, match="--layout lowco: there are auto, mvtec"):
+        COMMANDS[command](**NEEDED[command], layout="lowco")
+
+
+def test_a_setting_that_there_was_not_yet_counts_as_what_it_came_to() -> None:
+    origin = {"made_by": "flawmask prepare", "settings": {"seed": 1, "layout": "mvtec"}, "source": "a"}
+    assert is_of(origin | {"version": "0.1"}, origin)
+    assert is_of(origin | {"settings": {"seed": 1}}, origin)
+    assert not is_of(origin | {"settings": {"seed": 1, "layout": "visa"}}, origin)
+    assert not is_of(origin | {"settings": {}}, origin)
+    assert not is_of(origin | {"settings": {"seed": 1}}, origin | {"settings": {"seed": 1, "layout": "visa"}})
+    others: list[Any] = [None, [], {}, origin | {"settings": None}]
+    assert not any(is_of(other, origin) for other in others)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

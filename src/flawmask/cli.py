@@ -17,7 +17,7 @@ from flawmask.data.augment import AugmentConfig, augment
 from flawmask.data.doctor import DoctorConfig, examine
 from flawmask.data.doctor_tables import tables
 from flawmask.data.download import DownloadConfig, download
-from flawmask.data.mvtec import chosen_categories
+from flawmask.data.layouts import AUTO, LAYOUTS, chosen_categories
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError, RecordsError
 from flawmask.evaluation.config import EvaluateConfig
@@ -48,6 +48,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 DESCRIPTION = """Flawmask finds and outlines defects on manufactured parts: a folder of labelled images in, a trained
 network, its figures and its outlined defects out. `flawmask demo --run` shows it all on images that it draws itself;
 `flawmask run --category bottle` does it on yours; `flawmask COMMAND --help` explains one step."""
+
+FLAGS = {
+    "mvtec_root": tyro.conf.arg(aliases=("--root",)),
+    "layout": tyro.conf.arg(metavar=f"{{{','.join((AUTO, *LAYOUTS))}}}"),
+}
+"""What a setting is on the command line beside what its field says."""
 
 SPARING = ("batch_size", "inference_batch_size", "image_size", "max_proposals")
 """Settings that take less memory the lower they are: those first that change nothing else."""
@@ -130,7 +136,7 @@ def _printed(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> tuple[Any, bool]:
     """Return the settings of the command, and whether it shows details, which is no setting of its stage's."""
     given = tyro.extras.subcommand_cli_from_dict(
-        {name: _with_details(kind) for name, kind in COMMANDS.items()},
+        {name: _as_flags(kind) for name, kind in COMMANDS.items()},
         prog="flawmask",
         description=DESCRIPTION,
         args=list(arguments),
@@ -141,10 +147,13 @@ def _parse(arguments: Sequence[str]) -> tuple[Any, bool]:
     return kind(**{field.name: getattr(given, field.name) for field in fields(kind)}), given.verbose  # type: ignore[arg-type]
 
 
-def _with_details(kind: Callable[..., Any]) -> type:
-    """Return a command's settings with one flag more."""
+def _as_flags(kind: Callable[..., Any]) -> type:
+    """Return a command's settings with what `FLAGS` says of them, and with one flag more."""
     flag = Annotated[bool, tyro.conf.arg(help="Show more of what is done, such as what was loaded and recorded.")]
-    made = make_dataclass(kind.__name__, [("verbose", flag, False)], bases=(kind,), frozen=True, kw_only=True)  # type: ignore[arg-type]
+    known = [field for field in fields(kind) if field.name in FLAGS]  # type: ignore[arg-type]
+    changed = [(field.name, Annotated[field.type, FLAGS[field.name]], field.default) for field in known]
+    flags = [("verbose", flag, False), *changed]
+    made = make_dataclass(kind.__name__, flags, bases=(kind,), frozen=True, kw_only=True)  # type: ignore[arg-type]
     made.__doc__ = kind.__doc__
     return made
 
@@ -190,7 +199,7 @@ def _print_lines(lines: Iterable[str]) -> None:
 
 
 def _prepare(config: PrepareConfig) -> int:
-    names = chosen_categories(config.mvtec_root, config.category)
+    names = chosen_categories(config.mvtec_root, config.category, config.layout)
     require(len(names) == 1 or config.output_dir is None, "--output_dir takes one category: leave it out for several")
     table = Table("category", "train", "val", "test", "defective", "left out", "data set")
     status = OK

@@ -12,7 +12,7 @@ import numpy as np
 
 import flawmask
 from flawmask.coco import CocoSplit, read_split, write_split
-from flawmask.data import dataset_info
+from flawmask.data import dataset_info, layouts
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
 from flawmask.evaluation.metrics import METRICS
@@ -46,7 +46,7 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
         "version": flawmask.__version__,
         # `compile` changes no fold, and what was begun before there was such a setting goes on.
         "settings": {key: value for key, value in as_json(config).items() if key != "compile"}
-        | {"category": name, "overwrite": False},
+        | {"category": name, "overwrite": False, "layout": layouts.layout_of(config.mvtec_root, config.layout)},
         "source": info["source"],
         **({"split_method": method} if method else {}),
     }

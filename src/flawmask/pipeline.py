@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flawmask.data.demo import DemoConfig, generate
-from flawmask.data.mvtec import chosen_categories, names_in
+from flawmask.data.layouts import chosen_categories, names_in
 from flawmask.data.prepare import PrepareConfig
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
@@ -46,7 +46,7 @@ def run(config: RunConfig) -> list[Finished]:
     _check_device(config)
     wanted = str(config.category)
     reads_root = not config.skip_prepare or wanted == "all"
-    names = chosen_categories(config.mvtec_root, wanted) if reads_root else names_in(wanted)
+    names = chosen_categories(config.mvtec_root, wanted, config.layout) if reads_root else names_in(wanted)
     require(bool(names), f"--category {wanted!r} names none: give one, several as a,b,c, or all")
     finished = []
     for name in names:

@@ -9,6 +9,9 @@ from flawmask.errors import FlawmaskError
 
 T = TypeVar("T")
 
+BEFORE: Mapping[str, Any] = {"layout": "mvtec"}
+"""What a setting came to before it was one: a file that does not say it was written then."""
+
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
 
@@ -86,6 +89,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return value.as_posix()
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def is_of(content: Any, origin: Mapping[str, Any]) -> bool:
+    """Return whether what a JSON file holds says this very origin: stage, settings, source. What else it says is left
+    aside; of a setting that there was not yet when it was written, it says what `BEFORE` does."""
+    if not isinstance(content, dict):
+        return False
+    found = content.get("settings")
+    if isinstance(found, dict):
+        before = {name: value for name, value in BEFORE.items() if name in origin.get("settings", {})}
+        content = content | {"settings": before | found}
+    return all(content.get(key) == value for key, value in origin.items())
 
 
 def from_json(kind: type[T], found: Mapping[str, Any]) -> T:

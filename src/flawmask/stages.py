@@ -23,7 +23,7 @@ class DataPaths(Settings):
     category: str | None = None
     """The category: a folder name under --mvtec_root; several as a,b,c; or all."""
     mvtec_root: Path = Path("datasets/mvtec")
-    """The folder that holds the categories, each with test/ and ground_truth/."""
+    """The folder that holds the categories."""
     dataset_dir: Path | None = None
     """Start from this labelled COCO folder (train/, val/) instead of a category."""
     skip_prepare: bool = False

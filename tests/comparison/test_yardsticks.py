@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import side_by_side
 import torch
 from stained_plates import good_plate, part
 from torchvision.models import wide_resnet50_2
@@ -19,6 +20,7 @@ from flawmask.comparison import classifier, patchcore
 from flawmask.comparison.config import CompareConfig
 from flawmask.comparison.entry import Ground, NotThereError
 from flawmask.comparison.yardstick import train_and_judge
+from flawmask.data.layouts import LAYOUTS
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.leak import content_digests
@@ -110,12 +112,29 @@ def test_patchcore_does_not_see_what_it_is_judged_on(
     folder = tmp_path / "mvtec" / "plate" / "train" / "good"
     for seed in range(3):
         write_png(folder / f"{seed}.png", good_plate(seed))
+    write_png(tmp_path / "mvtec" / "plate" / "test" / "good" / "0.png", good_plate(9))
     settings = config(tmp_path / "mvtec", weights=f"none,patchcore={random_features}")
     digests = content_digests(_split_of(folder))
     learned = patchcore.learn(settings, _split_of(folder), [digests["1.png"]], tmp_path / "best.pt")
     assert learned.protocol.startswith("learns from 2 good images of train/good")
     with pytest.raises(NotThereError, match="train/good has none"):
         patchcore.learn(settings, _split_of(folder), list(digests.values()), tmp_path / "best.pt")
+
+
+def test_patchcore_takes_the_good_training_images_whatever_the_layout(
+    mvtec_root: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LAYOUTS, "side_by_side", side_by_side)
+    for name in ("train/0", "train/1", "test/0", "test/1", "test/1_GT_stain", "train/2", "train/2_GT_stain"):
+        write_png(tmp_path / "plate" / f"{name}.png", good_plate(3))
+    training = read_split(prepared, "train")
+    where, files = patchcore.good_images(config(tmp_path), training)
+    assert (where, files) == ("train", [tmp_path / "plate/train/0.png", tmp_path / "plate/train/1.png"])
+    good = [training.image_path(image) for image in training.images if not training.is_defective(image)]
+    for without in (config(tmp_path, good_images="all"), config(tmp_path / "gone"), config(tmp_path, layout="mvtec")):
+        assert patchcore.good_images(without, training) == ("the training split", good)
+    where, files = patchcore.good_images(config(mvtec_root), training)
+    assert (where, files) == ("train/good", sorted((mvtec_root / "plate/train/good").iterdir()))
 
 
 def _split_of(folder: Path) -> CocoSplit:

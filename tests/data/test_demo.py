@@ -12,7 +12,7 @@ import pytest
 from flawmask.data import demo
 from flawmask.data.demo import DemoConfig, generate
 from flawmask.data.demo_drawing import DEFECTS, LEAST_AREA, PRODUCTS, Defect, Product, draw
-from flawmask.data.mvtec import scan
+from flawmask.data.layouts import samples
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, sha256
 from flawmask.images import read_image, read_mask, read_pixels
@@ -63,20 +63,20 @@ def test_larger_counts_leave_earlier_images_as_they_were(tmp_path: Path) -> None
 
 def test_the_folder_is_a_category_as_mvtec_lays_it_out(tmp_path: Path) -> None:
     made = generate(replace(SMALL, mvtec_root=tmp_path, image_size=72))
-    samples = scan(tmp_path, "demo", good_images="all")
-    assert made == demo.Demo(tmp_path / "demo", images=len(samples), defective=8)
-    assert {sample.defect_type for sample in samples} == {"good", *DEFECTS}
+    found = samples(tmp_path, "demo")
+    assert made == demo.Demo(tmp_path / "demo", images=len(found), defective=8)
+    assert {sample.defect_type for sample in found} == {"good", *DEFECTS}
     assert (made.folder / "test/scratch/001.png").is_file()
     assert (made.folder / "ground_truth/scratch/001_mask.png").is_file()
     assert read_json(made.folder / "demo_info.json")["made_by"] == "flawmask demo"
-    for sample in samples:
+    for sample in found:
         assert read_image(sample.image).shape == (72, 72, 3)
-        assert (sample.mask is None) == sample.is_good
-        if sample.mask is not None:
-            pixels = read_pixels(sample.mask)
+        assert len(sample.masks) == (0 if sample.is_good else 1)
+        for mask in sample.masks:
+            pixels = read_pixels(mask.path)
             assert pixels.shape == (72, 72)
             assert set(np.unique(pixels)) == {0, 255}
-            assert read_mask(sample.mask).sum() >= LEAST_AREA * 72 * 72
+            assert read_mask(mask.path).sum() >= LEAST_AREA * 72 * 72
 
 
 @pytest.mark.parametrize("defect", list(DEFECTS))

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from flawmask.coco import annotation, write_split
 from flawmask.data.doctor import Count, DoctorConfig, Report, Size, examine
-from flawmask.data.doctor_checks import Problem
 from flawmask.data.doctor_tables import tables
+from flawmask.data.layouts import Problem
 from flawmask.draw import Picture
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json
@@ -168,6 +168,17 @@ def test_masks_without_an_image_are_reported(category: Path) -> None:
         ("warning", "orphan masks", "part/ground_truth/crack/7_mask.png"),
         ("warning", "orphan masks", "part/ground_truth/dent"),
     ]
+
+
+def test_masks_of_one_image_are_reported_and_the_rest_still_checked(category: Path) -> None:
+    write_png(category / "ground_truth/crack/0_mask.tif", np.zeros((SIDE, SIDE), np.uint8))
+    report = check(category)
+    assert found(report) == [
+        ("error", "mask empty", "part/ground_truth/crack/0_mask.tif"),
+        ("error", "masks of one image", "part/ground_truth/crack/0_mask.tif"),
+    ]
+    assert report.problems[1].message == "and 0_mask.png are masks of one image: take one of them out"
+    assert sum(count.images for count in report.counts) == 9
 
 
 def test_a_defect_type_without_an_image_is_reported(category: Path) -> None:

@@ -249,6 +249,7 @@ def test_dataset_info_says_what_was_made_from_what(tiny_category: Make) -> None:
     assert found["made_by"] == "flawmask prepare"
     assert found["settings"] == {
         "seed": 7,
+        "layout": "mvtec",
         "train_ratio": 0.8,
         "test_ratio": 0.0,
         "folds": 1,

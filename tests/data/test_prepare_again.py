@@ -13,6 +13,7 @@ from prepared import Digests, Make, content, draw_image, info, run, sides, write
 
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError
+from flawmask.files import write_json
 
 # What is made, and made again
 
@@ -33,6 +34,21 @@ def test_the_same_images_and_settings_are_reused_and_nothing_is_touched(
     assert (second.train, second.val, second.left_out) == (first.train, first.val, first.left_out)
     assert times(first.dataset_dir) == before
     assert "reused" in caplog.text
+
+
+def test_what_was_made_before_there_were_layouts_is_reused(tiny_category: Make) -> None:
+    folder = tiny_category()
+    made = run(folder)
+    content = info(made)
+    assert content["settings"].pop("layout") == "mvtec"
+    write_json(made.dataset_dir / "dataset_info.json", content)
+    before = times(made.dataset_dir)
+    assert run(folder).reused
+    assert run(folder, layout="mvtec").reused
+    assert times(made.dataset_dir) == before
+    write_json(made.dataset_dir / "dataset_info.json", content | {"settings": content["settings"] | {"layout": "visa"}})
+    with pytest.raises(FlawmaskError, match="made from other images or settings"):
+        run(folder)
 
 
 def test_the_same_images_and_settings_give_the_same_bytes(tiny_category: Make, digests: Digests) -> None:
@@ -144,6 +160,18 @@ def cut_in_half(path: Path) -> None:
 def replace_by_link(path: Path, target: str) -> None:
     path.unlink()
     path.symlink_to(target)
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_two_masks_of_one_image_stop_before_anything_is_written(tiny_category: Make, on_error: str) -> None:
+    folder = tiny_category()
+    mask = folder / "ground_truth/crack/001_mask.png"
+    write_mask(mask.with_suffix(".tif"), np.ones((14, 18), np.uint8))
+    with pytest.raises(FlawmaskError) as caught:
+        run(folder, on_error=on_error)
+    also = "and 001_mask.png are masks of one image: take one of them out"
+    assert str(caught.value) == f"{mask.with_suffix('.tif')} {also}"
+    assert not (folder.parents[1] / "out").exists()
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {

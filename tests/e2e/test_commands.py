@@ -266,7 +266,8 @@ def test_cross_validation_judges_every_image_once_and_goes_on_where_it_stopped(w
 
     state = json.loads((folder / "folds.json").read_text())
     assert state["done"] == [1, 2]
-    (folder / "folds.json").write_text(json.dumps(state | {"done": [1]}))
+    older = {name: value for name, value in state["settings"].items() if name != "layout"}  # before there were any
+    (folder / "folds.json").write_text(json.dumps(state | {"done": [1], "settings": older}))
     (folder / "fold_2/state.pt").unlink()  # as if the second training had been interrupted in its first epoch
     first, second = ((folder / f"fold_{fold}/best.pt").stat().st_mtime_ns for fold in (1, 2))
     again = call_in(workplace, *command)

@@ -51,8 +51,9 @@ DRAWN_PER_PAIR = 400
 """So many samples are drawn for each pair of models, and never fewer than --resamples: then ten lie beyond each bound
 of an interval, however many models share the 5 %."""
 
-SAME_ANYWAY = ("archs", "yardsticks", "overwrite", "workers", "cache_gb", "save_every", "compile")
-"""The settings that change no model: with others of these, a comparison goes on."""
+SAME_ANYWAY = ("archs", "yardsticks", "overwrite", "workers", "cache_gb", "save_every", "compile", "layout")
+"""The settings that change no model: with others of these, a comparison goes on. What a layout makes of a category, the
+content of the data sets says."""
 
 GUESSING = {"image_auroc": 0.5, "mask_ap": 0.0}
 """The figures of a model that guesses."""

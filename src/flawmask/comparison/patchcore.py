@@ -6,6 +6,7 @@ those of good parts by the features of a network that was trained on something e
 
 import logging
 import os
+import posixpath
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +22,13 @@ from torch import Tensor
 from torchvision.models import Wide_ResNet50_2_Weights
 
 from flawmask import images
-from flawmask.coco import GOOD, CocoSplit
+from flawmask.coco import CocoSplit
 from flawmask.comparison.classifier import normalised, published_state
 from flawmask.comparison.config import PATCHCORE, CompareConfig
 from flawmask.comparison.entry import Learned, NotThereError, Scored
+from flawmask.data import layouts
 from flawmask.errors import FlawmaskError
-from flawmask.images import content_digest, is_image
+from flawmask.images import content_digest
 from flawmask.inference.stream import THREADS, in_order
 from flawmask.model.weights import load_file, save_file
 from flawmask.progress import track
@@ -51,8 +53,8 @@ def learn(config: CompareConfig, training: CocoSplit, judged: Sequence[str], pat
 
     Args:
         config: the settings.
-        training: what the others learn from. PatchCore takes the category's `train/good`; of a data set that has none,
-            the good images of `training`.
+        training: what the others learn from. PatchCore takes the good ones of the category's training images; of a data
+            set that has none, the good images of `training`.
         judged: digests of images that it must not see (`images.content_digest`).
         path: the file, `.pt`.
 
@@ -66,7 +68,7 @@ def learn(config: CompareConfig, training: CocoSplit, judged: Sequence[str], pat
             f"torchvision's {BACKBONE}), or coco or imagenet, which fetch it"
         )
     model = _network(config)
-    where, files = _good_images(config, training)
+    where, files = good_images(config, training)
     seed_everything(config.seed)
     extractor = model.feature_extractor.feature_extractor
     try:
@@ -125,13 +127,25 @@ def _quiet() -> Iterator[None]:
             yield
 
 
-def _good_images(config: CompareConfig, training: CocoSplit) -> tuple[str, list[Path]]:
-    """Return where they are from, and the files; with `--good_images all`, `train/good` is divided among the splits."""
-    folder = config.mvtec_root / str(config.category) / "train" / GOOD
-    if config.category and config.good_images != "all" and folder.is_dir():
-        return "train/good", sorted(path for path in folder.iterdir() if is_image(path))
+def good_images(config: CompareConfig, training: CocoSplit) -> tuple[str, list[Path]]:
+    """Return where the good images that it learns from come from, and the files.
+
+    With `--good_images all`, the category's own training images are divided among the splits.
+    """
+    own = _own_training_images(config) if config.category and config.good_images != "all" else []
+    if own:
+        where = posixpath.commonpath([posixpath.dirname(sample.original_file) for sample in own])
+        return where.removeprefix(f"{config.category}/"), [sample.image for sample in own]
     found = [image for image in training.images if not training.is_defective(image) and "augmentation" not in image]
     return "the training split", [training.image_path(image) for image in found]
+
+
+def _own_training_images(config: CompareConfig) -> list[layouts.Sample]:
+    try:
+        samples = layouts.samples(config.mvtec_root, str(config.category), config.layout)
+    except FlawmaskError:  # with --skip_prepare, the category need not be there any more
+        return []
+    return [sample for sample in samples if sample.is_good and sample.origin == "train"]
 
 
 def _batch(pixels: Sequence[Image], model: Any) -> Tensor:

@@ -12,6 +12,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.files import check_output_folder, fingerprint, read_json, sha256
 from flawmask.images import read_bytes
 from flawmask.launch import usable_cores
+from flawmask.settings import is_of
 
 NAME = "dataset_info.json"
 
@@ -36,7 +37,7 @@ def is_made_already(folder: Path, origin: dict[str, Any], *, overwrite: bool) ->
         maker = found.get("made_by") if isinstance(found, dict) else None
         if maker != origin["made_by"]:
             raise FlawmaskError(f"{folder} holds something else ({NAME} says made by {maker}): name a new folder")
-        if not overwrite and all(found.get(key) == value for key, value in origin.items()):
+        if not overwrite and is_of(found, origin):
             log.info("reused %s: it was made from the same images with the same settings", folder)
             return True
     check_output_folder(folder, NAME, overwrite=overwrite, what="data set made from other images or settings")

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, before hours go into training on it: an MVTec-layout category or a COCO folder.
+"""What is wrong with a data set, before hours go into training on it: a category or a COCO folder.
 
 Every image is read once, by all cores; a fault becomes a row of the report, never an exception.
 """
@@ -13,8 +13,9 @@ from typing import Literal
 
 from flawmask import draw, images
 from flawmask.coco import GOOD
-from flawmask.data.doctor_checks import Item, Problem, category_items, coco_items, unreadable
+from flawmask.data.doctor_checks import Item, category_items, coco_items, unreadable
 from flawmask.data.duplicates import Compared, Look, alike, identical, look_of
+from flawmask.data.layouts import LayoutName, Problem
 from flawmask.draw import Picture
 from flawmask.errors import ImageError
 from flawmask.files import sha256
@@ -28,8 +29,8 @@ COLUMNS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorConfig:
-    """Check a category in MVTec AD's layout or a COCO folder: counts, masks, damaged and doubled images."""
+class DoctorConfig(LayoutName):
+    """Check a category or a COCO folder: counts, masks, damaged and doubled images."""
 
     mvtec_root: Path = Path("datasets/mvtec")
     """The folder that holds the categories."""
@@ -38,13 +39,14 @@ class DoctorConfig:
     dataset_dir: Path | None = None
     """The COCO folder to check, with train/, val/ or test/. Either this or category."""
     good_images: Literal["test", "all"] = "all"
-    """Which good images of a category are checked: those in test/good, or those in train/good too."""
+    """Which good images of a category are checked: those of the test images, or those of the training images too."""
     contact_sheet: Path | None = None
     """Where the sheet of outlined images goes; by default doctor_<name>.png in the current folder."""
     sheet_images: int = 48
     """Most images on the contact sheet, taken evenly from all defect types; 0 makes no sheet."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             (self.category is None) != (self.dataset_dir is None),
             "name either a --category or a --dataset_dir to check, and not both",
@@ -116,7 +118,7 @@ def examine(config: DoctorConfig) -> Report:
         FlawmaskError: there is no such category or COCO folder, or no image in it.
     """
     if config.category:
-        items, problems = category_items(config.mvtec_root, config.category, config.good_images)
+        items, problems = category_items(config.mvtec_root, config.category, config.layout, config.good_images)
     else:
         items, problems = coco_items(config.dataset_dir or Path())
     seen = _see_all(items, _spread(items, config.sheet_images))

@@ -1,4 +1,4 @@
-"""What can be wrong with one image, its masks or its annotations: in MVTec AD's layout, or in a COCO folder."""
+"""What can be wrong with one image, its masks or its annotations: of a category, or of a COCO folder."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ import numpy as np
 
 from flawmask import images
 from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, read_split, split_folder
-from flawmask.data.mvtec import Sample, scan
+from flawmask.data import layouts
+from flawmask.data.layouts import MaskFile, Problem, Sample
 from flawmask.errors import FlawmaskError, ImageError, RecordsError
 from flawmask.images import Pixels
 from flawmask.masks import Mask, box_of, looks_inverted
@@ -21,23 +22,6 @@ SPLITS = ("train", "val", "test")
 # Other tools measure the polygon where Flawmask counts pixels: a difference below these is theirs, not a fault.
 BOX_TOLERANCE = 1.5  # pixels
 AREA_TOLERANCE = 0.05  # of the mask's pixels
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing found.
-
-    Attributes:
-        severity: `error` where training would stop or its figures would be wrong, `warning` where a person should look.
-        kind: two or three words, the same for all problems of the kind.
-        where: the file it is about, relative to what is checked, or a split.
-        message: what is wrong and what to do; it reads on from `where`.
-    """
-
-    severity: Literal["error", "warning"]
-    kind: str
-    where: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -63,15 +47,15 @@ class Item:
 
 
 def category_items(
-    mvtec_root: Path, category: str, good_images: Literal["test", "all"]
+    root: Path, category: str, layout: str, good_images: Literal["test", "all"]
 ) -> tuple[list[Item], list[Problem]]:
-    """Return the images of a category in MVTec AD's layout, and what is wrong with its folders and file names.
+    """Return the images of a category, and what is wrong with its folders and file names.
 
     Raises:
         FlawmaskError: there is no such category, or no image in it.
     """
-    items = [_sample_item(sample) for sample in scan(mvtec_root, category, good_images)]
-    return items, _empty_types(mvtec_root, category) + _orphan_masks(mvtec_root, category)
+    samples = layouts.taking_part(layouts.samples(root, category, layout), good_images)
+    return [_sample_item(sample, root) for sample in samples], layouts.problems(root, category, layout)
 
 
 def unreadable(error: ImageError, path: Path, where: str) -> Problem:
@@ -79,82 +63,64 @@ def unreadable(error: ImageError, path: Path, where: str) -> Problem:
     return Problem("error", "unreadable image", where, str(error).removeprefix(f"{path} "))
 
 
-# A category in MVTec AD's layout.
+# A category.
 
 
-def _sample_item(sample: Sample) -> Item:
+def _sample_item(sample: Sample, root: Path) -> Item:
     return Item(
         path=sample.image,
         where=sample.original_file,
-        split=Path(sample.original_file).parts[1],
+        split=sample.origin,
         type=sample.defect_type,
         defective=not sample.is_good,
         variant=False,
-        truth=partial(_sample_truth, sample),
+        truth=partial(_sample_truth, sample, root),
     )
 
 
-def _sample_truth(sample: Sample, height: int, width: int) -> Truth:
-    """Read the sample's mask, and return what is wrong with it."""
-    if sample.is_good:
-        return Truth(None, 0, [])
-    if sample.mask is None:
-        advice = f"draw ground_truth/{sample.defect_type}/{sample.image.stem}_mask.png, or move it to test/good"
+def _sample_truth(sample: Sample, root: Path, height: int, width: int) -> Truth:
+    """Read the sample's masks, and return what is wrong with them."""
+    if not sample.is_good and not sample.masks:
+        advice = f"draw {sample.mask_wanted}, or move it to {sample.good_folder}"
         return Truth(None, 0, [Problem("error", "mask missing", sample.original_file, f"has no mask: {advice}")])
-    where = sample.mask.relative_to(sample.image.parents[3]).as_posix()
+    truths = [_mask_truth(file, sample, root, height, width) for file in sample.masks]
+    masks = [truth.mask for truth in truths if truth.mask is not None]
+    return Truth(
+        np.logical_or.reduce(masks) if masks else None,
+        sum(truth.instances for truth in truths),
+        [problem for truth in truths for problem in truth.problems],
+    )
+
+
+def _mask_truth(file: MaskFile, sample: Sample, root: Path, height: int, width: int) -> Truth:
+    """Read one mask, and return what is wrong with it."""
+    where = file.path.relative_to(root).as_posix()
     try:
-        pixels = images.read_pixels(sample.mask)
+        pixels = images.read_pixels(file.path)
     except ImageError as error:
-        return Truth(None, 0, [unreadable(error, sample.mask, where)])
+        return Truth(None, 0, [unreadable(error, file.path, where)])
     if pixels.shape[:2] != (height, width):
         sizes = f"is {pixels.shape[1]}x{pixels.shape[0]} but its image is {width}x{height}"
         return Truth(None, 0, [Problem("error", "mask size", where, f"{sizes}: export the mask at the image's size")])
-    mask = images.to_mask(pixels)
+    mask = file.rule(pixels)
     count, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    return Truth(mask, count - 1, list(_mask_problems(pixels, mask, where)))
+    problems = [*(_value_problems(pixels, where) if file.rule is images.to_mask else ())]
+    if not mask.any():
+        message = f"has no defect pixel: draw the defect white, or move the image to {sample.good_folder}"
+        problems.append(Problem("error", "mask empty", where, message))
+    if looks_inverted(mask):
+        message = "is white in all four corners: if the defect is what is black, invert it"
+        problems.append(Problem("warning", "mask inverted", where, message))
+    return Truth(mask, count - 1, problems)
 
 
-def _mask_problems(pixels: Pixels, mask: Mask, where: str) -> Iterator[Problem]:
+def _value_problems(pixels: Pixels, where: str) -> Iterator[Problem]:
+    """Yield a problem for a mask that is not black and white."""
     values = np.unique(pixels)
     if len(values) > 2 or (len(values) == 2 and values[0] != 0):
         shown = ", ".join(str(value) for value in values[:3]) + (", ..." if len(values) > 3 else "")
         message = f"holds the values {shown}, and only those above half count as defect: export it as black and white"
         yield Problem("warning", "mask not binary", where, message)
-    if not mask.any():
-        message = "has no defect pixel: draw the defect white, or move the image to test/good"
-        yield Problem("error", "mask empty", where, message)
-    if looks_inverted(mask):
-        message = "is white in all four corners: if the defect is what is black, invert it"
-        yield Problem("warning", "mask inverted", where, message)
-
-
-def _empty_types(mvtec_root: Path, category: str) -> list[Problem]:
-    """Return a problem for each folder under `test` that holds no image."""
-    seen = {sample.defect_type for sample in scan(mvtec_root, category)}
-    folders = [path for path in sorted((mvtec_root / category / "test").iterdir()) if path.is_dir()]
-    message = "holds no image: add some, or delete the folder"
-    wheres = [path.relative_to(mvtec_root).as_posix() for path in folders if path.name not in seen]
-    return [Problem("warning", "empty category", where, message) for where in wheres]
-
-
-def _orphan_masks(mvtec_root: Path, category: str) -> list[Problem]:
-    """Return a problem for each folder of masks without a folder of images, and for each mask without an image."""
-    root, problems = mvtec_root / category, []
-    used = {sample.mask for sample in scan(mvtec_root, category)}
-    folders = [path for path in (root / "ground_truth").glob("*") if path.is_dir()]
-    for folder in folders:
-        where = folder.relative_to(mvtec_root).as_posix()
-        if not (root / "test" / folder.name).is_dir():
-            message = f"has no folder test/{folder.name} beside it: its masks are not used; add the images"
-            problems.append(Problem("warning", "orphan masks", where, message))
-            continue
-        for mask in folder.iterdir():
-            if images.is_image(mask) and mask not in used:
-                message = (
-                    f"belongs to no defective image of test/{folder.name}: add the image, or name the mask after it"
-                )
-                problems.append(Problem("warning", "orphan masks", f"{where}/{mask.name}", message))
-    return problems
 
 
 # A COCO folder.

@@ -1,4 +1,4 @@
-"""MVTec layout to COCO folder: every mask comes through exactly, and no image is on both sides of the split."""
+"""A category to a COCO folder: every mask comes through exactly, and no image is on both sides of the split."""
 
 import logging
 import re
@@ -14,8 +14,8 @@ import numpy as np
 import flawmask
 from flawmask import images
 from flawmask.coco import GOOD, Record, cut_annotation, write_split
-from flawmask.data import dataset_info
-from flawmask.data.mvtec import Sample, scan
+from flawmask.data import dataset_info, layouts
+from flawmask.data.layouts import LayoutName, MaskFile, Sample
 from flawmask.data.split import Member, fold_groups, split_groups, split_method
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json
@@ -30,7 +30,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings(Seed):
+class PrepareSettings(LayoutName, Seed):
     """How a category becomes a COCO folder."""
 
     train_ratio: float = 0.8
@@ -42,7 +42,7 @@ class PrepareSettings(Seed):
     fold: int | None = None
     """With --folds, which part validates: 1 to folds. run takes them all in turn by default."""
     good_images: Literal["test", "all"] = "test"
-    """Which good images take part: those in test/good, or those in train/good too."""
+    """Which good images take part: those of the test images, or those of the training images too."""
     good_as: Literal["instance", "empty"] = "instance"
     """What a good image carries: one instance of class good that covers all of it, or none."""
     instances: Literal["component", "image"] = "component"
@@ -74,10 +74,10 @@ class PrepareSettings(Seed):
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig(PrepareSettings, Overwrite):
-    """Turn a category in MVTec AD's layout into a COCO folder with a training and a validation split."""
+    """Turn a category into a COCO folder with a training and a validation split."""
 
     mvtec_root: Path = Path("datasets/mvtec")
-    """The folder that holds the categories, each with test/ and ground_truth/."""
+    """The folder that holds the categories."""
     category: str
     """The category: a folder name; several as a,b,c; or all."""
     output_dir: Path | None = None
@@ -122,7 +122,7 @@ class _Read:
     height: int
     width: int
     annotations: list[Record]
-    is_inverted: bool
+    inverted: list[Path]
 
 
 def prepare(config: PrepareConfig) -> Prepared:
@@ -133,17 +133,14 @@ def prepare(config: PrepareConfig) -> Prepared:
             `stop`; the output folder holds something else, or a data set made otherwise and `overwrite` is off.
     """
     require(config.folds == 1 or config.fold is not None, f"--folds {config.folds} needs --fold: which part validates")
-    samples = scan(config.mvtec_root, config.category, config.good_images)
-    if all(sample.is_good for sample in samples):
-        raise FlawmaskError(
-            f"{config.mvtec_root / config.category / 'test'} holds no defective image: there is nothing to learn from"
-        )
+    layout = layouts.layout_of(config.mvtec_root, config.layout)
+    samples = _samples(config, layout)
     category_ids = _category_ids(samples, config.classes)
     read, left_out = _read_all(samples, category_ids, config)
     contents = [(item.sample.original_file, item.digest + item.mask_digest) for item in read]
     origin = {
         "made_by": "flawmask prepare",
-        "settings": as_json(config, PrepareSettings),
+        "settings": as_json(config, PrepareSettings) | {"layout": layout},
         "source": {"category": config.category, "sha256": fingerprint(contents)},
     }
     if dataset_info.is_made_already(config.dataset_dir, origin, overwrite=config.overwrite):
@@ -159,9 +156,28 @@ def _prepared(config: PrepareConfig, info: dict[str, Any], *, reused: bool) -> P
     return Prepared(config.dataset_dir, info["train"], info["val"], info.get("test"), info["left_out"], reused)
 
 
+def _samples(config: PrepareConfig, layout: str) -> list[Sample]:
+    """Return the samples that take part.
+
+    Raises:
+        FlawmaskError: none of them is defective, or something is wrong with the folders.
+    """
+    found = layouts.taking_part(layouts.samples(config.mvtec_root, config.category, layout), config.good_images)
+    for problem in layouts.problems(config.mvtec_root, config.category, layout):
+        if problem.severity == "error":
+            raise FlawmaskError(f"{config.mvtec_root / problem.where} {problem.message}")
+    if all(sample.is_good for sample in found):
+        beside_good = config.mvtec_root / config.category / Path(found[0].good_folder).parent
+        raise FlawmaskError(f"{beside_good} holds no defective image: there is nothing to learn from")
+    return found
+
+
 def _category_ids(samples: Sequence[Sample], classes: Literal["defect", "type"]) -> dict[str, int]:
     """Return the category id of each defect type; good is 1."""
-    types = sorted({sample.defect_type for sample in samples if not sample.is_good})
+    defective = [sample for sample in samples if not sample.is_good]
+    types = sorted(
+        {kind for sample in defective for kind in [mask.defect_type for mask in sample.masks] or [sample.defect_type]}
+    )
     return {GOOD: 1, **{name: 2 if classes == "defect" else number for number, name in enumerate(types, start=2)}}
 
 
@@ -172,7 +188,7 @@ def _read_all(
 
     def attempt(sample: Sample) -> _Read | FlawmaskError:
         try:
-            return _read(sample, category_ids[sample.defect_type], config)
+            return _read(sample, category_ids, config)
         except FlawmaskError as error:
             return error
 
@@ -192,7 +208,7 @@ def _read_all(
         log.warning("left out: %s", item["reason"])
     if not any(not item.sample.is_good for item in read):
         raise FlawmaskError(f"{config.mvtec_root / config.category}: no defective image is left to learn from")
-    inverted = [item.sample.mask for item in read if item.is_inverted]
+    inverted = [path for item in read for path in item.inverted]
     if inverted:
         log.warning(
             "%d masks are white in all four corners, %s for one: if their defects are black, invert them",
@@ -202,44 +218,50 @@ def _read_all(
     return read, left_out
 
 
-def _read(sample: Sample, category_id: int, config: PrepareSettings) -> _Read:
-    """Read one image and its mask, and encode what is on it; ids are given later."""
+def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings) -> _Read:
+    """Read one image and its masks, and encode what is on it; ids are given later."""
     data = images.read_bytes(sample.image)
     image = images.to_rgb(images.decode(data, sample.image))
     height, width = image.shape[:2]
-    regions: list[Cut] = []
-    mask_digest, is_inverted = "", False
-    if sample.is_good:
-        if config.good_as == "instance":
-            regions = [Cut(np.ones((height, width), dtype=bool), 0, 0)]
-    else:
-        mask, mask_digest = _read_truth(sample, height, width)
-        is_inverted = looks_inverted(mask)
-        regions = cut_components(mask) if config.instances == "component" else [cut_out(mask)]
-    records = [cut_annotation(cut, height, width, id=0, image_id=0, category_id=category_id) for cut in regions]
-    return _Read(sample, sha256(data), images.content_digest(image), mask_digest, height, width, records, is_inverted)
+    regions: list[tuple[str, Cut]] = []
+    mask_digest, inverted = "", []
+    if sample.is_good and config.good_as == "instance":
+        regions.append((GOOD, Cut(np.ones((height, width), dtype=bool), 0, 0)))
+    if not sample.is_good and not sample.masks:
+        instead = f"draw {sample.mask_wanted}, or move the image to {sample.good_folder}"
+        raise FlawmaskError(f"{sample.image} has no mask: {instead}")
+    for file in sample.masks:
+        mask, digest = _read_mask(file, sample, height, width)
+        mask_digest += digest
+        cuts = cut_components(mask) if config.instances == "component" else [cut_out(mask)]
+        regions += [(file.defect_type, cut) for cut in cuts]
+        if looks_inverted(mask):
+            inverted.append(file.path)
+    records = [
+        cut_annotation(cut, height, width, id=0, image_id=0, category_id=category_ids[kind]) for kind, cut in regions
+    ]
+    return _Read(sample, sha256(data), images.content_digest(image), mask_digest, height, width, records, inverted)
 
 
-def _read_truth(sample: Sample, height: int, width: int) -> tuple[Mask, str]:
-    """Return the defective sample's mask and the SHA-256 of its file, after checking that it fits the image."""
-    if sample.mask is None:
-        wanted = f"ground_truth/{sample.defect_type}/{sample.image.stem}_mask.png"
-        raise FlawmaskError(f"{sample.image} has no mask: draw {wanted}, or move the image to test/good")
-    data = images.read_bytes(sample.mask)
-    mask = images.to_mask(images.decode(data, sample.mask))
+def _read_mask(file: MaskFile, sample: Sample, height: int, width: int) -> tuple[Mask, str]:
+    """Return one of the sample's masks and the SHA-256 of its file, after checking that it fits the image."""
+    data = images.read_bytes(file.path)
+    mask = file.rule(images.decode(data, file.path))
     if mask.shape != (height, width):
         raise FlawmaskError(
-            f"{sample.mask} is {mask.shape[1]}x{mask.shape[0]} but its image is {width}x{height}: "
+            f"{file.path} is {mask.shape[1]}x{mask.shape[0]} but its image is {width}x{height}: "
             "export the mask at the image's size"
         )
     if not mask.any():
-        raise FlawmaskError(f"{sample.mask} has no defect pixel: draw the defect white, or move the image to test/good")
+        instead = f"draw the defect white, or move the image to {sample.good_folder}"
+        raise FlawmaskError(f"{file.path} has no defect pixel: {instead}")
     return mask, sha256(data)
 
 
 def _groups(read: Sequence[_Read], pattern: str | None) -> list[str]:
-    """Return each image's group: images with identical pixels share one, and so do those whose names match alike."""
-    keys = [[f"pixels {item.content}", *_name_key(item.sample, pattern)] for item in read]
+    """Return each image's group: images with identical pixels share one, and so do those whose names match alike and
+    those that the layout puts together."""
+    keys = [[f"pixels {item.content}", *_further_keys(item.sample, pattern)] for item in read]
     parent = {key: key for image_keys in keys for key in image_keys}
 
     def root(key: str) -> str:
@@ -253,7 +275,9 @@ def _groups(read: Sequence[_Read], pattern: str | None) -> list[str]:
     return [root(image_keys[0]) for image_keys in keys]
 
 
-def _name_key(sample: Sample, pattern: str | None) -> Iterator[str]:
+def _further_keys(sample: Sample, pattern: str | None) -> Iterator[str]:
+    if sample.group is not None:
+        yield f"group {sample.group}"
     match = re.search(pattern, sample.image.name) if pattern else None
     if match:
         yield f"name {match.groups() or match.group()}"
@@ -364,7 +388,7 @@ def _records(read: Sequence[_Read]) -> list[tuple[Record, list[Record]]]:
 
 def _file_name(sample: Sample, taken: set[str]) -> str:
     """Return a flat name that no other image has, not even one that differs in case only; `taken` grows by it."""
-    before = "train_" if sample.original_file.split("/")[1] == "train" else ""
+    before = "train_" if sample.origin == "train" else ""
     stem, suffix = f"{before}{sample.defect_type}_{sample.image.stem}", sample.image.suffix
     name, number = stem + suffix, 2
     while name.lower() in taken:

@@ -1,0 +1,116 @@
+"""What a layout is: it says which samples a category has, and what is wrong with its folders."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from flawmask.coco import GOOD
+from flawmask.images import Pixels
+from flawmask.masks import Mask
+
+SHOWN = 12  # names in a message that says what is there
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A file that marks a defect, and how it is read.
+
+    Attributes:
+        path: the file. Several masks may come from the same one, each by another rule.
+        rule: takes the file's pixels as `images.decode` gives them, and returns (height, width) bool, True on the
+            defect. `images.to_mask` is the usual one: what is white.
+        defect_type: the type of the defect that it marks.
+    """
+
+    path: Path
+    rule: Callable[[Pixels], Mask]
+    defect_type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image of a category.
+
+    Attributes:
+        image: its file.
+        masks: what marks its defects; empty for a good image, and for a defective one whose mask is missing.
+        defect_type: the type that the image counts for, `good` for a good one.
+        group: what images of the same part share; None where the layout says none.
+        origin: whether the data set has the image for training or for testing.
+        original_file: the image's POSIX path relative to the root.
+        mask_wanted: where its mask should be, for messages: a POSIX path relative to the category; empty for a good
+            image.
+        good_folder: where it would lie if it were good, for messages: a POSIX path relative to the category.
+    """
+
+    image: Path
+    masks: tuple[MaskFile, ...] = ()
+    defect_type: str
+    group: str | None = None
+    origin: Literal["train", "test"]
+    original_file: str
+    mask_wanted: str = ""
+    good_folder: str
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the image shows no defect."""
+        return self.defect_type == GOOD
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing found wrong with a data set.
+
+    Attributes:
+        severity: `error` where training would stop or its figures would be wrong, `warning` where a person should look.
+        kind: two or three words, the same for all problems of the kind.
+        where: the file it is about, relative to what is checked, or a split.
+        message: what is wrong and what to do; it reads on from `where`.
+    """
+
+    severity: Literal["error", "warning"]
+    kind: str
+    where: str
+    message: str
+
+
+class Layout(Protocol):
+    """How the folders of a data set lie. A module with these functions is one.
+
+    `root` is a folder that is there, and `category` one of `categories(root)`.
+    """
+
+    def recognised(self, root: Path) -> bool:
+        """Return whether the folders under `root` lie like this."""
+
+    def categories(self, root: Path) -> list[str]:
+        """Return the names of the categories under `root`, sorted.
+
+        Raises:
+            FlawmaskError: there is none; the message says what one would be.
+        """
+
+    def samples(self, root: Path, category: str) -> list[Sample]:
+        """Return the images of a category, always in the same order.
+
+        Raises:
+            FlawmaskError: there is no image to test with.
+        """
+
+    def problems(self, root: Path, category: str) -> list[Problem]:
+        """Return what is wrong with the folders and file names of a category; `where` is relative to `root`.
+
+        With an error among them, no data set is made of the category.
+
+        Raises:
+            FlawmaskError: there is no image to test with.
+        """
+
+
+def listed(folder: Path) -> str:
+    """Return what is in a folder, in a few words."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more or "nothing"
