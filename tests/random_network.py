@@ -18,7 +18,8 @@ from flawmask.images import resize
 from flawmask.inference import backend
 from flawmask.inference.predictor import Predictor
 from flawmask.inference.torch_backend import TorchBackend
-from flawmask.model.arch import FIXED_SIZES, Arch
+from flawmask.model import rcnn_archs, rfdetr_archs, yolo_archs
+from flawmask.model.arch import Arch, architecture
 from flawmask.model.build import build
 from flawmask.model.spec import ModelSpec, anchors_for
 from flawmask.prediction import Prediction, RawDetections
@@ -38,7 +39,8 @@ masks and for MobileNets; larger networks of YOLO and RF-DETR differ in widths a
 
 def built(archs: Iterable[Arch], *marks: pytest.MarkDecorator) -> list[Any]:
     """Return architectures as parameters of a test that builds them."""
-    return [pytest.param(arch, marks=[*marks, needs_rfdetr] if arch.startswith("rfdetr") else marks) for arch in archs]
+    transformers = [record.name for record in rfdetr_archs.RECORDS]
+    return [pytest.param(arch, marks=[*marks, needs_rfdetr] if arch in transformers else marks) for arch in archs]
 
 
 LARGER = tuple(arch for arch in ARCHITECTURES if arch not in KIND_BY_KIND)
@@ -47,8 +49,8 @@ KINDS_AND_MORE = [*KINDS, *built(LARGER, pytest.mark.services)]
 """As such parameters: all architectures; one of each kind, for properties that are the kind's; all others; and one of
 each kind, with all others for `make test-services`."""
 
-REGIONS: tuple[Arch, ...] = tuple(arch for arch in ARCHITECTURES if "rcnn" in arch)
-OUTLINING_REGIONS: tuple[Arch, ...] = tuple(arch for arch in REGIONS if arch.startswith("maskrcnn"))
+REGIONS: tuple[Arch, ...] = tuple(arch for arch in ARCHITECTURES if architecture(arch).kind is rcnn_archs.kind)
+OUTLINING_REGIONS: tuple[Arch, ...] = tuple(arch for arch in REGIONS if architecture(arch).has_masks)
 """Mask R-CNN and Faster R-CNN; the former."""
 
 SPEC = ModelSpec(
@@ -86,7 +88,7 @@ def detect(network: Any, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) -> Pred
 
 def spec_of(arch: Arch, **changes: Any) -> ModelSpec:
     """SPEC for another architecture, as small as that can be."""
-    size = FIXED_SIZES.get(arch, SPEC.image_size)
+    size = architecture(arch).image_size(SPEC.image_size)
     return replace(SPEC, arch=arch, image_size=size, anchor_sizes=anchors_for(size), **changes)
 
 
@@ -114,9 +116,9 @@ def wake(model: Any, spec: ModelSpec) -> None:
     """Let a network that was just built, by Flawmask or by torchvision, be sure of some of what it sees."""
     if spec.arch in REGIONS:
         _wake_regions(model, spec)
-    elif spec.arch.startswith("yolo"):
+    elif spec.architecture.kind is yolo_archs.kind:
         _wake_yolo(model, spec)
-    elif spec.arch.startswith("rfdetr"):
+    elif spec.architecture.kind is rfdetr_archs.kind:
         model.class_embed.weight *= 5
         model.class_embed.bias.fill_(-1)
     elif spec.arch == "ssd300_vgg16":  # without a norm it is sure of everything
@@ -135,7 +137,7 @@ def wake(model: Any, spec: ModelSpec) -> None:
 def _wake_regions(model: Any, spec: ModelSpec) -> None:
     model.rpn.head.bbox_pred.weight *= 10
     model.roi_heads.box_predictor.bbox_pred.weight *= 10
-    if spec.arch in OUTLINING_REGIONS:
+    if spec.has_masks:
         model.roi_heads.mask_predictor.mask_fcn_logits.weight *= 3
     scores = model.roi_heads.box_predictor.cls_score.weight
     scores *= 10
@@ -152,7 +154,7 @@ def _wake_yolo(model: Any, spec: ModelSpec) -> None:
         scores[-1].bias.fill_(-2)
     for boxes in head.cv2:
         boxes[-1].weight *= 5
-    for coefficients in head.cv4 if spec.arch.endswith("-seg") else ():
+    for coefficients in head.cv4 if spec.has_masks else ():
         coefficients[-1].weight *= 5
 
 

@@ -7,6 +7,7 @@ strides of a ResNet, so it is frozen, loaded and written like one.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -16,7 +17,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from flawmask.model import rcnn_build
+from flawmask.model.arch import ARCHITECTURES
 
 STANDS_IN_FOR = "maskrcnn_resnet18_fpn"
 CHANNELS, BOX_HEAD = 64, 128
@@ -30,7 +31,7 @@ class _Narrow(ResNet):  # type: ignore[misc]
 
 
 def build(classes: int, limits: dict[str, Any]) -> MaskRCNN:
-    """Return the network, its weights drawn at random, as the builders in `rcnn_build` do."""
+    """Return the network, its weights drawn at random, as an R-CNN's record does it."""
     stages = {f"layer{number}": str(number - 1) for number in range(1, 5)}
     backbone = BackboneWithFPN(_Narrow(BasicBlock, [1, 1, 1, 1]), stages, [CHANNELS] * 4, CHANNELS)
     return MaskRCNN(
@@ -44,18 +45,21 @@ def build(classes: int, limits: dict[str, Any]) -> MaskRCNN:
     )
 
 
+SMALL = replace(ARCHITECTURES[STANDS_IN_FOR], network=build)
+
+
 @contextmanager
 def in_place() -> Iterator[None]:
     """Let it be built wherever this process asks for the smallest Mask R-CNN, until the context ends."""
-    with patch.dict(rcnn_build._BUILDERS, {STANDS_IN_FOR: build}):
+    with patch.dict(ARCHITECTURES, {STANDS_IN_FOR: SMALL}):
         yield
 
 
 def is_in_place() -> bool:
     """Return whether it is built now where the smallest Mask R-CNN is asked for."""
-    return rcnn_build._BUILDERS[STANDS_IN_FOR] is build
+    return ARCHITECTURES[STANDS_IN_FOR] is SMALL
 
 
 def put_in_place() -> None:
     """Let it be built from now on: for a process that a test starts."""
-    rcnn_build._BUILDERS[STANDS_IN_FOR] = build
+    ARCHITECTURES[STANDS_IN_FOR] = SMALL

@@ -139,7 +139,7 @@ def test_its_losses_are_those_that_it_names(case: Case) -> None:
     model = copy.deepcopy(case.network).train()
     with torch.no_grad():
         found = case.detector.losses(model, *batch_for(case.spec, 1).on(CPU), None)
-    assert set(found) == set(case.detector.loss_names(case.spec))
+    assert set(found) == set(case.spec.architecture.loss_names)
     assert all(loss.shape == () and loss.dtype == torch.float32 for loss in found.values())
 
 
@@ -345,7 +345,7 @@ def test_others_of_a_kind_learn_and_come_back_from_their_files_with_the_same_wei
     spec = spec_of(arch)
     network = random_network(spec).train()
     found = detector_of(spec).losses(network, *batch_for(spec, 1).on(CPU), None)
-    assert set(found) == set(detector_of(spec).loss_names(spec))
+    assert set(found) == set(spec.architecture.loss_names)
     torch.autograd.backward(list(found.values()))
     gradients = [one.grad for one in network.parameters() if one.grad is not None]
     assert len(gradients) > 0.99 * len(list(network.parameters()))

@@ -3,10 +3,11 @@
 import os
 import re
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from torch.utils._pytree import tree_leaves
 from weight_files import detector, epsilons, shaken
 
 from flawmask.errors import FlawmaskError
-from flawmask.model import checkpoint, published, yolo
-from flawmask.model.arch import Arch
+from flawmask.model import checkpoint, yolo, yolo_archs
+from flawmask.model.arch import ARCHITECTURES, Arch
+from flawmask.model.published import Elsewhere
 from flawmask.model.weights import load_matching, pretrained
 
 
@@ -82,13 +84,13 @@ def test_yolos_file_gives_a_state_dict_with_which_the_network_gives_what_ultraly
 def test_yolos_file_is_fetched_from_ultralytics_address_and_kept_in_torchs_cache(
     served: tuple[Path, str], hub: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    known = {arch: file.url for arch, file in published.ELSEWHERE.items() if arch.startswith("yolo")}
-    assert set(known) == {arch for arch in get_args(Arch) if arch.startswith("yolo")}
-    assert all(url.startswith("https://github.com/ultralytics/assets/releases/download/") for url in known.values())
+    theirs = "https://github.com/ultralytics/assets/releases/download/"
+    assert all(record.coco and record.coco.url.startswith(theirs) for record in yolo_archs.RECORDS)
     folder, address = served
     ultralytics_file(folder / "yolo11n.pt")
-    for arch in known:
-        monkeypatch.setitem(published.ELSEWHERE, arch, published.Elsewhere(f"{address}/{arch}.pt"))
+    for record in yolo_archs.RECORDS:
+        ours = replace(record, coco=Elsewhere(f"{address}/{record.name}.pt"))
+        monkeypatch.setitem(ARCHITECTURES, record.name, ours)
     with caplog.at_level("INFO"):
         pretrained("yolo11n", "coco")
     assert f"downloading {address}/yolo11n.pt" in caplog.text

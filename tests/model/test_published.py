@@ -17,9 +17,10 @@ from torchvision.models.vgg import cfgs, make_layers
 from weight_files import State, detector, epsilons, shaken
 
 from flawmask.errors import FlawmaskError
-from flawmask.model import published
-from flawmask.model.arch import FIXED_SIZES, Arch
+from flawmask.model.arch import ARCHITECTURES, Arch, architecture
+from flawmask.model.architecture import FixedSquare
 from flawmask.model.build import build
+from flawmask.model.published import Elsewhere
 from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import Pretrained, load_matching, pretrained
 from flawmask.training.config import TrainSettings
@@ -40,9 +41,9 @@ def as_published(state: State) -> State:
     return state
 
 
-def in_hub(hub: Path, weights_entry: Any, state: State) -> None:
+def in_hub(hub: Path, published: Any, state: State) -> None:
     hub.mkdir(parents=True)
-    torch.save(state, hub / weights_entry.url.rsplit("/", 1)[1])
+    torch.save(state, hub / published.url.rsplit("/", 1)[1])
 
 
 @pytest.fixture
@@ -100,9 +101,9 @@ def test_cocos_weights_fill_all_but_the_class_heads_and_give_what_torchvisions_n
     hub: Path, arch: Arch, class_heads: set[str], eps: float | None
 ) -> None:
     torch.manual_seed(4)
-    weights_entry = published.COCO[arch]
+    record = architecture(arch)
     state = shaken(get_model(arch, weights=None, weights_backbone=None, num_classes=91).state_dict())
-    in_hub(hub, weights_entry, as_published(state))
+    in_hub(hub, record.coco, as_published(state))
     given = pretrained(arch, "coco")
     assert (given.norm, given.source) == ("frozen", "COCO weights")
 
@@ -115,9 +116,9 @@ def test_cocos_weights_fill_all_but_the_class_heads_and_give_what_torchvisions_n
     for name, tensor in loaded.items():
         assert torch.equal(tensor, drawn[name] if name in class_heads else state[name]), name
 
-    sizes: Any = {} if arch in FIXED_SIZES else {"min_size": 96, "max_size": 160}
-    theirs = get_model(arch, weights=weights_entry, **sizes)
-    ours = detector(90, arch, norm=given.norm, norm_eps=given.norm_eps, image_size=FIXED_SIZES.get(arch, 96))
+    sizes: Any = {} if isinstance(record.size, FixedSquare) else {"min_size": 96, "max_size": 160}
+    theirs = get_model(arch, weights="COCO_V1", **sizes)
+    ours = detector(90, arch, norm=given.norm, norm_eps=given.norm_eps, image_size=record.image_size(96))
     assert load_matching(ours, given)[1] == []
     assert epsilons(ours) == epsilons(theirs)
     assert set(epsilons(ours).values()) == (set() if eps is None else {eps})
@@ -135,7 +136,7 @@ def test_vggs_features_go_into_ssd_up_to_the_last_convolution(hub: Path) -> None
     features = make_layers(cfgs["D"], batch_norm=False)
     state = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
     nothing = {"classifier.0.weight": torch.full((2, 2), torch.nan)}  # as in the published file
-    in_hub(hub, published.IMAGENET["ssd300_vgg16"], state | nothing)
+    in_hub(hub, architecture("ssd300_vgg16").imagenet, state | nothing)
     model = detector(arch="ssd300_vgg16")
     filled, left = load_matching(model, pretrained("ssd300_vgg16", "imagenet"))
     assert filled == len(state) == 26
@@ -155,7 +156,7 @@ def test_ssdlite_takes_of_mobilenet_what_its_narrow_tail_lets_it_and_the_rest_st
     arch: Arch = "ssdlite320_mobilenet_v3_large"
     classifier_ = mobilenet_v3_large(weights=None)
     classifier_.load_state_dict(shaken(classifier_.state_dict()))
-    in_hub(hub, published.IMAGENET[arch], classifier_.state_dict())
+    in_hub(hub, architecture(arch).imagenet, classifier_.state_dict())
     given = pretrained(arch, "imagenet")
     assert given.norm == "frozen"
     spec = ModelSpec(arch, ("a", "b"), image_size=320, norm=given.norm, norm_eps=given.norm_eps)
@@ -192,11 +193,12 @@ def test_rfdetrs_file_is_checked_and_loads_with_the_settings_that_it_was_trained
     tensor = torch.rand(3, 3)
     torch.save({"model": {"backbone.0.level": tensor}, "args": argparse.Namespace(lr=1e-4)}, folder / "nano.pth")
     md5 = hashlib.md5((folder / "nano.pth").read_bytes()).hexdigest()
-    file = published.Elsewhere(f"{address}/nano.pth", md5)
-    monkeypatch.setitem(published.ELSEWHERE, "rfdetr_seg_nano", file)
+    record = replace(architecture("rfdetr_seg_nano"), coco=Elsewhere(f"{address}/nano.pth", md5))
+    monkeypatch.setitem(ARCHITECTURES, record.name, record)
     given = pretrained("rfdetr_seg_nano", "coco")
     assert list(given.state) == ["backbone.0.level"]
     assert torch.equal(given.state["backbone.0.level"], tensor)
-    monkeypatch.setitem(published.ELSEWHERE, "rfdetr_seg_nano", replace(file, md5=md5[::-1]))
+    changed = replace(record, coco=Elsewhere(f"{address}/nano.pth", md5[::-1]))
+    monkeypatch.setitem(ARCHITECTURES, record.name, changed)
     with pytest.raises(FlawmaskError, match=r"nano\.pth is not the file that was published.*delete it"):
         pretrained("rfdetr_seg_nano", "coco")

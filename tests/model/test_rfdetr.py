@@ -137,7 +137,7 @@ def test_the_losses_add_up_to_rfdetrs_own(dataset: Path, monkeypatch: pytest.Mon
         ours = rfdetr.losses(model, images, targets, None)
         wanted = [rfdetr._wanted(target, 120, 120) for target in targets]
         theirs = model.criterion(model(rfdetr._normalised(rfdetr.seen(model, images))), wanted)
-    assert tuple(ours) == rfdetr.loss_names(SPEC)
+    assert tuple(ours) == SPEC.architecture.loss_names
     total = sum(weight * theirs[name] for name, weight in model.criterion.weight_dict.items())
     assert float(sum(ours.values())) == pytest.approx(float(total), rel=1e-5)
 
@@ -286,7 +286,7 @@ def test_its_loss_falls(dataset: Path, dtype: torch.dtype) -> None:
 @pytest.mark.slow
 def test_it_is_trained_saved_loaded_and_judged(dataset: Path, tmp_path: Path) -> None:
     trained = train(settings(dataset, output_dir=tmp_path / "run", arch="rfdetr_seg_nano"))
-    assert set(rfdetr.loss_names(SPEC)) < set(trained.history)
+    assert set(SPEC.architecture.loss_names) < set(trained.history)
     assert trained.history["skipped_steps"] == [0]
     pixels, _ = part(100)
     best = tmp_path / "run" / "best.pt"

@@ -5,24 +5,26 @@ import io
 import pickle
 import socket
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torchvision.models import Weights, WeightsEnum
 from weight_files import State, classifier, detector
 
 from flawmask.errors import FlawmaskError
-from flawmask.model import published, weights
-from flawmask.model.arch import Arch
+from flawmask.model import weights
+from flawmask.model.arch import ARCHITECTURES, Arch, architecture
+from flawmask.model.published import TorchvisionFile
 from flawmask.model.weights import Pretrained, from_file, load_file, load_matching, loaded, pretrained
 
 
-def entry(url: str) -> Any:
-    """A torchvision weights entry like its own ones, at another address."""
-    return WeightsEnum("Local", {"V1": Weights(url=url, transforms=nn.Identity, meta={})})["V1"]
+def publish(monkeypatch: pytest.MonkeyPatch, arch: Arch, choice: str, url: str) -> None:
+    """Let the architecture's weights be at another address."""
+    changed: dict[str, Any] = {choice: TorchvisionFile(url)}
+    monkeypatch.setitem(ARCHITECTURES, arch, replace(architecture(arch), **changed))
 
 
 def put(folder: Path, state: State, *, wrong_hash: bool = False) -> str:
@@ -46,7 +48,7 @@ def test_weights_are_fetched_checked_and_kept_in_torchvisions_cache(
 ) -> None:
     folder, address = served
     name = put(folder, classifier("resnet18"))
-    monkeypatch.setitem(published.IMAGENET, "maskrcnn_resnet18_fpn", entry(f"{address}/{name}"))
+    publish(monkeypatch, "maskrcnn_resnet18_fpn", "imagenet", f"{address}/{name}")
     given = pretrained("maskrcnn_resnet18_fpn", "imagenet")
     assert (hub / name).read_bytes() == (folder / name).read_bytes()
     assert given.norm == "frozen"
@@ -63,7 +65,7 @@ def test_where_there_are_no_coco_weights_imagenets_are_taken_and_it_is_said(
 ) -> None:
     folder, address = served
     url = f"{address}/{put(folder, classifier('resnet18'))}"
-    monkeypatch.setitem(published.IMAGENET, "maskrcnn_resnet18_fpn", entry(url))
+    publish(monkeypatch, "maskrcnn_resnet18_fpn", "imagenet", url)
     with caplog.at_level("INFO"):
         given = pretrained("maskrcnn_resnet18_fpn", "coco")
     assert given.source == "ImageNet weights"
@@ -77,7 +79,7 @@ def test_a_file_with_another_hash_than_its_name_says_is_refused_and_not_kept(
     folder, address = served
     name = put(folder, {"layer": torch.ones(2)}, wrong_hash=True)
     with pytest.raises(FlawmaskError, match="hash") as caught:
-        weights.download(entry(f"{address}/{name}"))
+        weights.download(f"{address}/{name}")
     assert "--weights none" in str(caught.value)
     assert not list(hub.iterdir())
 
@@ -86,9 +88,8 @@ def test_a_file_with_another_hash_than_its_name_says_is_refused_and_not_kept(
 def test_without_a_network_the_error_names_the_file_the_folder_and_the_way_out(
     hub: Path, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    table = published.COCO if choice == "coco" else published.IMAGENET
-    name = table["maskrcnn_resnet50_fpn"].url.rsplit("/", 1)[1]
-    monkeypatch.setitem(table, "maskrcnn_resnet50_fpn", entry(f"{closed_port()}/{name}"))
+    name = getattr(architecture("maskrcnn_resnet50_fpn"), choice).url.rsplit("/", 1)[1]
+    publish(monkeypatch, "maskrcnn_resnet50_fpn", choice, f"{closed_port()}/{name}")
     with pytest.raises(FlawmaskError) as caught:
         pretrained("maskrcnn_resnet50_fpn", choice)
     message = str(caught.value)
@@ -100,7 +101,7 @@ def test_without_a_network_the_error_names_the_file_the_folder_and_the_way_out(
 
 def test_a_server_that_has_not_got_the_file_is_told_from_one_that_is_not_there(served: tuple[Path, str]) -> None:
     with pytest.raises(FlawmaskError, match=r"cannot be fetched .*not found"):
-        weights.download(entry(f"{served[1]}/missing-00000000.pth"))
+        weights.download(f"{served[1]}/missing-00000000.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>Sign in</html>", b"PK\x03\x04 cut off"])
@@ -108,7 +109,7 @@ def test_a_damaged_file_in_the_cache_is_named_with_what_to_do(hub: Path, content
     hub.mkdir(parents=True)
     (hub / "network-00000000.pth").write_bytes(content)
     with pytest.raises(FlawmaskError, match=r"network-00000000\.pth is damaged .*delete it") as caught:
-        weights.download(entry(f"{closed_port()}/network-00000000.pth"))
+        weights.download(f"{closed_port()}/network-00000000.pth")
     assert "\n" not in str(caught.value)
 
 

@@ -160,7 +160,7 @@ def test_losses_are_those_of_ultralytics_on_a_batch_as_it_makes_them(arch: Arch)
     with torch.no_grad():
         found = yolo.losses(model, images, targets(), None)
         total, expected = model.loss(ultralytics_batch(images))
-    names = yolo.loss_names(model.flawmask)
+    names = model.flawmask.architecture.loss_names
     assert set(names) <= set(expected)
     for name in names:
         assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-5), name

@@ -8,12 +8,15 @@ import pytest
 import torch
 from stained_plates import make_dataset, part, same_weights, settings
 from torch import Tensor
+from toy_network import TOY
 
+from flawmask.comparison.config import CompareConfig
+from flawmask.errors import FlawmaskError
 from flawmask.inference.predictor import Predictor
 from flawmask.model import checkpoint, yolo
-from flawmask.model.arch import Arch
-from flawmask.model.build import detector_of
-from flawmask.training.config import TrainConfig
+from flawmask.model.arch import ARCHITECTURES, Arch
+from flawmask.model.weights import pretrained
+from flawmask.training.config import TrainConfig, TrainSettings
 from flawmask.training.loop import train
 
 KINDS: tuple[Arch, ...] = (
@@ -31,13 +34,19 @@ def dataset(tmp_path: Path) -> Path:
     return make_dataset(tmp_path / "data", training=2, validation=1)
 
 
-@pytest.mark.usefixtures("drawn")
-@pytest.mark.parametrize("arch", KINDS)
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of a further kind, which is one module."""
+    monkeypatch.setitem(ARCHITECTURES, TOY.name, TOY)
+
+
+@pytest.mark.usefixtures("drawn", "toy")
+@pytest.mark.parametrize("arch", [*KINDS, TOY.name])
 def test_a_training_is_written_with_its_own_losses_and_predicts(dataset: Path, arch: Arch) -> None:
     done = train(settings(dataset, arch=arch, select_by="f1"))
     _, spec = checkpoint.load(done.run_dir / "best.pt")
     assert spec.arch == arch
-    names = detector_of(spec).loss_names(spec)
+    names = spec.architecture.loss_names
     assert all(math.isfinite(done.history[name][0]) for name in names)
     assert done.history["train_loss"][0] == pytest.approx(sum(done.history[name][0] for name in names), rel=1e-5)
     assert done.history["val_loss"][0] > 0
@@ -46,6 +55,20 @@ def test_a_training_is_written_with_its_own_losses_and_predicts(dataset: Path, a
         assert (done.run_dir / picture).stat().st_size > 1000
     prediction = Predictor(done.run_dir / "last.pt", "cpu", score_floor=0.0)(part(7)[0])
     assert prediction.has_masks == spec.has_masks
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("asked", [{"weights": "imagenet"}, {"compile": "on"}, {"select_by": "segm_ap"}])
+def test_what_a_further_network_cannot_do_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(FlawmaskError, match="toy"):
+        TrainSettings(**{"arch": TOY.name, **asked})
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_further_network_can_be_compared_and_need_not_have_published_weights() -> None:
+    assert CompareConfig(category="bottle", archs="toy,yolo11n", weights="none").arch_names == ("toy", "yolo11n")
+    with pytest.raises(FlawmaskError, match="there are no ImageNet weights for toy; give none or a file's path"):
+        pretrained(TOY.name, "coco")
 
 
 class PowerCutError(Exception):

@@ -25,7 +25,8 @@ from flawmask.errors import FlawmaskError
 from flawmask.images import resize, write_png
 from flawmask.launch import usable_cores
 from flawmask.masks import Mask
-from flawmask.model.spec import STRIDE, ModelSpec
+from flawmask.model.architecture import STRIDE
+from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 from flawmask.training.cache import PixelCache
 from flawmask.training.loader import (

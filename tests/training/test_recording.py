@@ -21,7 +21,7 @@ from flawmask.model import rcnn_losses
 from flawmask.model.arch import Arch
 from flawmask.model.build import build
 from flawmask.model.layers import to_device
-from flawmask.model.rcnn import loss_names, train_in
+from flawmask.model.rcnn import train_in
 from flawmask.training import recording
 from flawmask.training.epoch import _with_memory
 from flawmask.training.loader import Batch
@@ -30,7 +30,7 @@ from flawmask.training.recording import Passes, _copied, _copy, _tensors
 from flawmask.training.step import Figures, Step, can_record, make_step
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-LOSSES = loss_names(SPEC)
+LOSSES = SPEC.architecture.loss_names
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA records")
 
 ENOUGH = 128

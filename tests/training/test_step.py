@@ -19,7 +19,7 @@ from flawmask.coco import read_split
 from flawmask.errors import FlawmaskError
 from flawmask.model import rcnn, rcnn_losses
 from flawmask.model.build import build
-from flawmask.model.rcnn import loss_names, train_in
+from flawmask.model.rcnn import train_in
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 from flawmask.training import loader, loop, resume, step
@@ -38,7 +38,7 @@ from flawmask.training.step import (
 CPU = torch.device("cpu")
 SPEC = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, norm="group", proposals=20)
 
-LOSSES = loss_names(SPEC)
+LOSSES = SPEC.architecture.loss_names
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def published_state(weights: str, published: WeightsEnum, wanted: StateDict) -> 
         FlawmaskError: they cannot be had, or are another network's.
     """
     given = weights in ("coco", "imagenet")
-    state = download(published) if given else find_state_dict(load_file(Path(weights)), Path(weights))
+    state = download(published.url) if given else find_state_dict(load_file(Path(weights)), Path(weights))
     # Old files lack the counters, which nothing reads.
     names = [name for name in wanted if not name.startswith("fc.") and not name.endswith("num_batches_tracked")]
     wrong = [name for name in names if name not in state or state[name].shape != wanted[name].shape]

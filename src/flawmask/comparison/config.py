@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from flawmask.data.augment import AugmentSettings
 from flawmask.data.prepare import PrepareSettings
 from flawmask.evaluation.config import EvaluateSettings
-from flawmask.model.arch import Arch
+from flawmask.model.arch import ARCHITECTURES
 from flawmask.settings import Overwrite, require, stage
 from flawmask.stages import NAME_DATA, DataPaths, RunConfig
 from flawmask.training.config import LearnSettings, check_weights
@@ -45,9 +44,9 @@ class CompareConfig(Overwrite, EvaluateSettings, LearnSettings, AugmentSettings,
         single = self.category is None or ("," not in self.category and self.category != "all")
         require(single, f"--category {self.category}: compare takes one category at a time")
         require(self.fold is None, "--fold is for a single training: compare trains each fold, or one split")
-        archs, known = self.arch_names, get_args(Arch)
-        unknown = [name for name in archs if name not in known]
-        require(bool(archs) and not unknown, f"--archs {','.join(unknown)}: there are {', '.join(known)}")
+        archs = self.arch_names
+        unknown = [name for name in archs if name not in ARCHITECTURES]
+        require(bool(archs) and not unknown, f"--archs {','.join(unknown)}: there are {', '.join(ARCHITECTURES)}")
         unknown = [name for name in self.yardstick_names if name not in YARDSTICKS]
         require(not unknown, f"--yardsticks {','.join(unknown)}: there are {', '.join(YARDSTICKS)} and none")
         for_all, for_single = self._weights
@@ -82,7 +81,7 @@ class CompareConfig(Overwrite, EvaluateSettings, LearnSettings, AugmentSettings,
         """What is given for all, at most one, and for single models by name. A path may have a = or a comma in it."""
         if Path(self.weights).is_file():
             return [self.weights], {}
-        known = (*get_args(Arch), *YARDSTICKS)
+        known = (*ARCHITECTURES, *YARDSTICKS)
         given = _names(self.weights)
         single = dict(one.split("=", 1) for one in given if one.partition("=")[0] in known)
         return [one for one in given if one.partition("=")[0] not in known], single

@@ -1,6 +1,10 @@
-"""The names of the architectures, apart from the networks, so that `--help` need not import torch."""
+"""The architectures by name. No PyTorch is imported for them, so `--help` answers at once."""
 
 from typing import Literal
+
+from flawmask.errors import FlawmaskError
+from flawmask.model import one_stage_archs, rcnn_archs, rfdetr_archs, yolo_archs
+from flawmask.model.architecture import Architecture
 
 Arch = Literal[
     "maskrcnn_resnet50_fpn",
@@ -20,17 +24,21 @@ Arch = Literal[
     "rfdetr_seg_nano",
     "rfdetr_seg_small",
 ]
+"""What `--arch` takes: the names of the records below, in the same order."""
 
-FIXED_SIZES = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
-"""Architectures that see every image squeezed to a square of so many pixels."""
-
-SQUARES = {"rfdetr_seg_nano": 12, "rfdetr_seg_small": 24}
-"""Architectures that see every image squeezed to a square of any size, its sides multiples of so many pixels."""
-
-SMALLEST_SQUARE = 120
-"""Sides of such a square, in pixels: on a smaller one there are fewer patches than the network has queries."""
+ARCHITECTURES: dict[str, Architecture] = {
+    record.name: record
+    for record in (*rcnn_archs.RECORDS, *one_stage_archs.RECORDS, *yolo_archs.RECORDS, *rfdetr_archs.RECORDS)
+}
+"""The record of each. Whoever brings a network of their own adds its record here, in each process that is started."""
 
 
-def has_masks(arch: Arch) -> bool:
-    """Return whether the network outlines what it finds; the others find boxes."""
-    return arch.startswith("maskrcnn") or "seg" in arch
+def architecture(name: str) -> Architecture:
+    """Return the record of an architecture.
+
+    Raises:
+        FlawmaskError: there is none of that name.
+    """
+    if name not in tuple(ARCHITECTURES):  # a damaged file may hold something in its place that has no hash
+        raise FlawmaskError(f"there is no architecture {name}: there are {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]

@@ -1,4 +1,4 @@
-"""The networks by name, each kind through one interface: a further kind is a module that has these functions."""
+"""The networks, each kind through one interface: a further kind is a module that has these functions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flawmask.model import one_stage, rcnn, rfdetr, yolo
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
@@ -20,21 +19,18 @@ DRAWS = {nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_}
 class Detector(Protocol):
     """What training and judging need to know of a kind of network."""
 
-    def loss_names(self, spec: ModelSpec, /) -> tuple[str, ...]:
-        """Return the keys of `losses`, always in this order."""
-
     def build(self, spec: ModelSpec, /) -> nn.Module:
         """Return the network that the spec describes, its weights drawn at random."""
 
     def losses(
         self, model: Any, images: list[Tensor], targets: list[Target], roi_samples: int | None, /
     ) -> dict[str, Tensor]:
-        """Return scalar float32 losses of images, (3, H, W) uint8 at the size that it sees: sums over them, divided by
-        `counts` or, where that is less, by 1."""
+        """Return scalar float32 losses of images, (3, H, W) uint8 at the size that it sees, by the names in
+        `Architecture.loss_names`: sums over the images, divided by `counts` or, where that is less, by 1."""
 
     def counts(self, model: Any, targets: list[Target], /) -> dict[str, float]:
         """Return what each of the losses was divided by in the last pass, which was of the images with these targets.
-        Where `ModelSpec.has_known_counts`, it need not have passed."""
+        Where `Architecture.has_known_counts`, it need not have passed."""
 
     def seen(self, model: Any, images: list[Tensor], /) -> Tensor:
         """Return a batch of (3, H, W) uint8 images as the network sees it, (B, 3, H, W), 0 to 1, padding included."""
@@ -57,11 +53,7 @@ class Detector(Protocol):
 
 def detector_of(spec: ModelSpec) -> Detector:
     """Return the functions for a network's kind."""
-    if spec.arch.startswith("yolo"):
-        return yolo
-    if spec.arch.startswith("rfdetr"):
-        return rfdetr
-    return rcnn if "rcnn" in spec.arch else one_stage
+    return spec.architecture.kind()
 
 
 def build(spec: ModelSpec) -> Any:

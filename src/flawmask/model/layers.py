@@ -11,7 +11,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
-from flawmask.model.spec import STRIDE, Norm
+from flawmask.model.architecture import STRIDE
+from flawmask.model.spec import Norm
 
 CELLS = 28
 """Rows and columns of a mask's probabilities inside its box."""

@@ -4,20 +4,12 @@ Lin et al., "Focal loss for dense object detection", ICCV 2017; Tian et al., "FC
 shot multibox detector", ECCV 2016; Howard et al., "Searching for MobileNetV3", ICCV 2019.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection import (
-    fcos_resnet50_fpn,
-    retinanet_resnet50_fpn,
-    ssd300_vgg16,
-    ssdlite320_mobilenet_v3_large,
-)
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS, FCOSHead
 from torchvision.models.detection.ssd import SSD
 
@@ -27,18 +19,10 @@ from flawmask.model.layers import replace_norms, take_as_it_is, to_original, unn
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 
-OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-"""RetinaNet has an anchor of each of these sizes, relative to the level's, at each place."""
-
-
-def loss_names(spec: ModelSpec) -> tuple[str, ...]:
-    """Return what the losses are called, in torchvision's words."""
-    return ("classification", "bbox_regression", *(("bbox_ctrness",) if spec.arch.startswith("fcos") else ()))
-
 
 def build(spec: ModelSpec) -> Any:
     """Return the network that the spec describes, its weights drawn at random."""
-    model: Any = _BUILDERS[spec.arch](spec)
+    model: Any = spec.architecture.network(spec)
     model.detections_per_img = spec.max_detections
     model.flawmask = spec
     take_as_it_is(model)
@@ -90,36 +74,6 @@ class _FCOSHead(_Counting, FCOSHead):  # type: ignore[misc]
     pass
 
 
-def _of_any_size(builder: Callable[..., nn.Module], spec: ModelSpec) -> nn.Module:
-    return builder(
-        weights=None,
-        weights_backbone=None,
-        num_classes=len(spec.classes) + 1,
-        min_size=spec.image_size,
-        max_size=spec.max_size,
-    )
-
-
-def _retinanet(spec: ModelSpec) -> nn.Module:
-    model: Any = _of_any_size(retinanet_resnet50_fpn, spec)
-    sizes = tuple(tuple(int(size * octave) for octave in OCTAVES) for size in spec.anchor_sizes)
-    model.anchor_generator = AnchorGenerator(sizes, model.anchor_generator.aspect_ratios)
-    network: nn.Module = model
-    return network
-
-
-def _of_fixed_size(builder: Callable[..., nn.Module], spec: ModelSpec) -> nn.Module:
-    return builder(weights=None, weights_backbone=None, num_classes=len(spec.classes) + 1)
-
-
-_BUILDERS: dict[str, Callable[[ModelSpec], nn.Module]] = {
-    "retinanet_resnet50_fpn": _retinanet,
-    "fcos_resnet50_fpn": partial(_of_any_size, fcos_resnet50_fpn),
-    "ssd300_vgg16": partial(_of_fixed_size, ssd300_vgg16),
-    "ssdlite320_mobilenet_v3_large": partial(_of_fixed_size, ssdlite320_mobilenet_v3_large),
-}
-
-
 def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | None) -> dict[str, Tensor]:
     """Return the losses by torchvision's names, each a scalar float32: of RetinaNet averaged over the images, of the
     others over all anchors or places that belong to an instance. SSD learns nothing from an image without any.
@@ -138,8 +92,8 @@ def counts(model: Any, targets: list[Target]) -> dict[str, float]:
     """Return how many each loss of the last pass was divided by: images, or anchors and places on an instance."""
     if isinstance(model, FCOS | SSD):
         owner: _Counting = model.head if isinstance(model, FCOS) else model
-        return dict.fromkeys(loss_names(model.flawmask), float(owner.on_instances))
-    return dict.fromkeys(loss_names(model.flawmask), float(len(targets)))
+        return dict.fromkeys(model.flawmask.architecture.loss_names, float(owner.on_instances))
+    return dict.fromkeys(model.flawmask.architecture.loss_names, float(len(targets)))
 
 
 seen = unnormalised

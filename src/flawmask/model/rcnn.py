@@ -12,7 +12,7 @@ from flawmask.model import compute
 from flawmask.model.compute import Layers
 from flawmask.model.layers import to_original
 from flawmask.model.layers import unnormalised as seen
-from flawmask.model.rcnn_build import build, loss_names, stages
+from flawmask.model.rcnn_build import build, stages
 from flawmask.model.rcnn_losses import counts, losses
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "counts",
     "infer",
     "infer_in",
-    "loss_names",
     "losses",
     "seen",
     "stages",

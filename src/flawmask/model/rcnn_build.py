@@ -1,31 +1,13 @@
 """Mask R-CNN (He et al., ICCV 2017) and Faster R-CNN (Ren et al., NeurIPS 2015): regions, then what is in them."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch import nn
-from torchvision.models.detection import (
-    FasterRCNN,
-    MaskRCNN,
-    fasterrcnn_resnet50_fpn,
-    maskrcnn_resnet50_fpn,
-    maskrcnn_resnet50_fpn_v2,
-)
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
+from torchvision.models.detection import FasterRCNN
 
 from flawmask.model.layers import Float32Anchors, replace_norms, take_as_it_is
 from flawmask.model.roi_align import PyramidRoIAlign
-from flawmask.model.spec import TORCHVISION_ANCHORS, ModelSpec
-
-BOX_LOSSES = ("loss_classifier", "loss_box_reg")
-RPN_LOSSES = ("loss_objectness", "loss_rpn_box_reg")
-
-
-def loss_names(spec: ModelSpec) -> tuple[str, ...]:
-    """Return what the losses are called, in torchvision's words."""
-    return (*BOX_LOSSES, *(("loss_mask",) if spec.has_masks else ()), *RPN_LOSSES)
+from flawmask.model.spec import ModelSpec
 
 
 def build(spec: ModelSpec) -> FasterRCNN:
@@ -39,7 +21,7 @@ def build(spec: ModelSpec) -> FasterRCNN:
         "rpn_pre_nms_top_n_test": spec.proposals,
         "rpn_post_nms_top_n_test": spec.proposals,
     }
-    model: FasterRCNN = _BUILDERS[spec.arch](len(spec.classes) + 1, limits)
+    model: FasterRCNN = spec.architecture.network(len(spec.classes) + 1, limits)
     ratios = model.rpn.anchor_generator.aspect_ratios
     model.rpn.anchor_generator = Float32Anchors(_anchors_per_level(spec.anchor_sizes, levels=len(ratios)), ratios)
     for name in ("box_roi_pool", "mask_roi_pool") if spec.has_masks else ("box_roi_pool",):
@@ -53,37 +35,6 @@ def build(spec: ModelSpec) -> FasterRCNN:
 def _anchors_per_level(sizes: tuple[int, ...], levels: int) -> tuple[tuple[int, ...], ...]:
     """Return one size per pyramid level, or all of them on each where there are fewer levels, as torchvision does."""
     return tuple((size,) for size in sizes) if levels == len(sizes) else (sizes,) * levels
-
-
-def _resnet18(classes: int, limits: dict[str, Any]) -> FasterRCNN:
-    backbone = resnet_fpn_backbone(
-        backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
-    )
-    return MaskRCNN(backbone, classes, **limits)
-
-
-def _resnet50(torchvision_builder: Callable[..., FasterRCNN], classes: int, limits: dict[str, Any]) -> FasterRCNN:
-    return torchvision_builder(weights=None, weights_backbone=None, num_classes=classes, **limits)
-
-
-def _mobilenet(kind: type[FasterRCNN], classes: int, limits: dict[str, Any]) -> FasterRCNN:
-    # MobileNetV3 was trained with this epsilon and momentum; torchvision's detectors drop them.
-    norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.01)
-    backbone = mobilenet_backbone(
-        backbone_name="mobilenet_v3_large", weights=None, fpn=True, norm_layer=norm, trainable_layers=6
-    )
-    generator = AnchorGenerator((TORCHVISION_ANCHORS,) * 3, ((0.5, 1.0, 2.0),) * 3)
-    return kind(backbone, classes, rpn_anchor_generator=generator, **limits)
-
-
-_BUILDERS: dict[str, Callable[[int, dict[str, Any]], FasterRCNN]] = {
-    "maskrcnn_resnet50_fpn": partial(_resnet50, maskrcnn_resnet50_fpn),
-    "maskrcnn_resnet50_fpn_v2": partial(_resnet50, maskrcnn_resnet50_fpn_v2),
-    "maskrcnn_resnet18_fpn": _resnet18,
-    "maskrcnn_mobilenet_v3_large_fpn": partial(_mobilenet, MaskRCNN),
-    "fasterrcnn_resnet50_fpn": partial(_resnet50, fasterrcnn_resnet50_fpn),
-    "fasterrcnn_mobilenet_v3_large_fpn": partial(_mobilenet, FasterRCNN),
-}
 
 
 def stages(model: Any) -> list[list[nn.Module]]:

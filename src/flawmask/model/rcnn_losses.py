@@ -18,7 +18,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from flawmask.model.draws import generator_for
 from flawmask.model.layers import batched
-from flawmask.model.rcnn_build import BOX_LOSSES, RPN_LOSSES
+from flawmask.model.rcnn_archs import LOSSES
 from flawmask.model.targets import Target, crops
 
 SAMPLES_PER_INSTANCE, FEWEST_SAMPLES, MOST_SAMPLES = 32, 32, 512
@@ -56,10 +56,7 @@ def losses(model: Any, images: list[Tensor], targets: list[Target], roi_samples:
 def counts(_: Any, targets: list[Target]) -> dict[str, float]:
     """Return over how many images each loss is a mean."""
     with_instance = sum(len(target["boxes"]) > 0 for target in targets)
-    return {
-        name: float(with_instance if name == "loss_mask" else len(targets))
-        for name in (*BOX_LOSSES, "loss_mask", *RPN_LOSSES)
-    }
+    return {name: float(with_instance if name == "loss_mask" else len(targets)) for name in LOSSES}
 
 
 def _propose(

@@ -23,9 +23,6 @@ from flawmask.model.layers import CELLS, IMAGENET_DEVIATION, IMAGENET_MEAN
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 
-CONFIGS = {"rfdetr_seg_nano": "RFDETRSegNanoConfig", "rfdetr_seg_small": "RFDETRSegSmallConfig"}
-"""What rfdetr calls the networks."""
-
 
 @cache
 def _rfdetr() -> tuple[Any, Any]:
@@ -46,11 +43,6 @@ def _rfdetr() -> tuple[Any, Any]:
     return config, lwdetr
 
 
-def loss_names(_: ModelSpec) -> tuple[str, ...]:
-    """Return what the losses are called, in rfdetr's words."""
-    return ("loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice")
-
-
 def build(spec: ModelSpec) -> Any:
     """Return the network that the spec describes, its weights drawn at random. There is no BatchNorm in it.
 
@@ -59,7 +51,7 @@ def build(spec: ModelSpec) -> Any:
     """
     config, lwdetr = _rfdetr()
     # Nothing is read from or written to the folders, nor is the file of weights that the configuration names.
-    network = getattr(config, CONFIGS[spec.arch])(num_classes=len(spec.classes), device="cpu")
+    network = getattr(config, spec.architecture.network)(num_classes=len(spec.classes), device="cpu")
     training = config.SegmentationTrainConfig(dataset_dir=".", output_dir=".")
     model = lwdetr.build_model_from_config(network, training)
     model.criterion, _ = lwdetr.build_criterion_from_config(network, training)
@@ -92,7 +84,7 @@ def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | Non
         name: torch.stack(
             [weight * one[key] for one in of_images for key, weight in weights.items() if key.startswith(name)]
         ).sum()
-        for name in loss_names(model.flawmask)
+        for name in model.flawmask.architecture.loss_names
     }
 
 
@@ -107,7 +99,9 @@ def _of_image(found: Any, at: int) -> Any:
 
 def counts(model: Any, targets: list[Target]) -> dict[str, float]:
     """Return how many instances each loss is divided by."""
-    return dict.fromkeys(loss_names(model.flawmask), float(sum(len(target["labels"]) for target in targets)))
+    return dict.fromkeys(
+        model.flawmask.architecture.loss_names, float(sum(len(target["labels"]) for target in targets))
+    )
 
 
 def seen(_: Any, images: Sequence[Tensor]) -> Tensor:

@@ -4,15 +4,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from flawmask.errors import FlawmaskError
-from flawmask.model.arch import FIXED_SIZES, SMALLEST_SQUARE, SQUARES, Arch, has_masks
+from flawmask.model.arch import Arch, architecture
+from flawmask.model.architecture import Architecture, FixedSquare, Proportional, SteppedSquare
 
 Norm = Literal["batch", "frozen", "group"]
 
 TORCHVISION_SIZE, TORCHVISION_MAX_SIZE = 800, 1333
 TORCHVISION_ANCHORS = (32, 64, 128, 256, 512)
-
-STRIDE = 32
-"""Networks that keep an image's proportions pad it to whole multiples of so many pixels, at the right and below."""
 
 
 @dataclass(frozen=True)
@@ -40,33 +38,30 @@ class ModelSpec:
     proposals: int = 1000
 
     def __post_init__(self) -> None:
-        if self.arch not in get_args(Arch):
-            raise FlawmaskError(f"there is no architecture {self.arch}: there are {', '.join(get_args(Arch))}")
+        architecture(self.arch)
         if self.norm not in get_args(Norm) or not self.classes or len(self.anchor_sizes) != len(TORCHVISION_ANCHORS):
             raise FlawmaskError(f"{self} does not describe a network")
 
     @property
+    def architecture(self) -> Architecture:
+        """What is to be known of every network of this architecture."""
+        return architecture(self.arch)
+
+    @property
     def has_masks(self) -> bool:
         """Whether the network outlines what it finds."""
-        return has_masks(self.arch)
-
-    @property
-    def has_known_counts(self) -> bool:
-        """Whether the targets tell what the losses are divided by: images or instances. For the others a pass tells."""
-        return "rcnn" in self.arch or self.arch.startswith(("retinanet", "rfdetr"))
-
-    @property
-    def has_anchor_sizes(self) -> bool:
-        """Whether `anchor_sizes` mean anything to it; the others have anchors of their own, or none."""
-        return "rcnn" in self.arch or self.arch.startswith("retinanet")
+        return self.architecture.has_masks
 
     @property
     def fixed_size(self) -> int | None:
         """The width and height, in pixels, to which every image is squeezed; None where proportions are kept."""
-        if self.arch not in SQUARES:
-            return FIXED_SIZES.get(self.arch)
-        step = SQUARES[self.arch]
-        return max(SMALLEST_SQUARE, -(-self.image_size // step) * step)
+        match self.architecture.size:
+            case FixedSquare(side):
+                return side
+            case SteppedSquare(step, smallest):
+                return max(smallest, -(-self.image_size // step) * step)
+            case Proportional():
+                return None
 
     @property
     def max_size(self) -> int:
@@ -86,9 +81,10 @@ class ModelSpec:
 
         Images for which these are the same can share a batch: none is padded more than it would be alone.
         """
-        if self.fixed_size is not None:
+        size = self.architecture.size
+        if not isinstance(size, Proportional):
             return self.resized(height, width)
-        rows, columns = (-(-side // STRIDE) * STRIDE for side in self.resized(height, width))
+        rows, columns = (-(-side // size.stride) * size.stride for side in self.resized(height, width))
         return rows, columns
 
     def scales(self, height: int, width: int) -> tuple[float, float]:

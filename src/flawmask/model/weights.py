@@ -21,18 +21,10 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from flawmask.errors import FlawmaskError
 from flawmask.files import whole_file
+from flawmask.model.arch import architecture
+from flawmask.model.architecture import Architecture
 from flawmask.model.pickled import stand_ins, without_objects
-from flawmask.model.published import (
-    COCO,
-    COCO_EPS,
-    ELSEWHERE,
-    IMAGENET,
-    OLD_NAMES,
-    OLD_NAMES_OF,
-    Elsewhere,
-    in_backbone,
-    renamed,
-)
+from flawmask.model.published import OLD_NAMES, Elsewhere, TorchvisionFile, in_backbone, renamed
 from flawmask.model.spec import Norm
 from flawmask.progress import is_shown
 from flawmask.settings import require
@@ -80,46 +72,49 @@ def pretrained(arch: str, weights: str) -> Pretrained:
     """
     if weights == "none":
         return Pretrained({}, "group", None, "no pretrained weights")
-    if weights == "coco" and arch in ELSEWHERE:
-        return replace(_from_elsewhere(ELSEWHERE[arch], arch), source="COCO weights")
-    if weights == "coco" and arch in COCO:
-        state = _with_new_names(download(COCO[arch]), arch)
-        return Pretrained(state, "frozen", COCO_EPS.get(arch), "COCO weights")
-    require(
-        weights != "imagenet" or arch in IMAGENET,
-        f"--weights imagenet: there are no ImageNet weights for {arch}; give coco, none or a file's path",
-    )
-    if weights == "coco":
-        log.info("there are no COCO weights for %s: its backbone starts from ImageNet's", arch)
+    record = architecture(arch)
+    if weights == "coco" and isinstance(record.coco, Elsewhere):
+        return replace(_from_elsewhere(record.coco, arch), source="COCO weights")
+    if weights == "coco" and isinstance(record.coco, TorchvisionFile):
+        state = _with_new_names(download(record.coco.url), record)
+        return Pretrained(state, "frozen", record.coco.eps, "COCO weights")
     if weights in ("coco", "imagenet"):
-        return Pretrained(in_backbone(download(IMAGENET[arch]), arch), "frozen", None, "ImageNet weights")
+        if record.imagenet is None:
+            others = "none" if record.coco is None else "coco, none"
+            raise FlawmaskError(
+                f"--weights {weights}: there are no ImageNet weights for {arch}; give {others} or a file's path"
+            )
+        if weights == "coco":
+            log.info("there are no COCO weights for %s: its backbone starts from ImageNet's", arch)
+        state = in_backbone(download(record.imagenet.url), record.backbone_names)
+        return Pretrained(state, "frozen", None, "ImageNet weights")
     require(Path(weights).exists(), f"--weights {weights}: no such file; give coco, imagenet, none or a file's path")
     return from_file(Path(weights), arch)
 
 
-def download(weights: Any) -> StateDict:
-    """Return a torchvision weights entry's state dict, from torchvision's cache or the network.
+def download(url: str) -> StateDict:
+    """Return the state dict in a file that torchvision publishes, from torch's cache or the network.
 
-    torchvision checks the file against the hash in its name and loads it with `weights_only=True`.
+    It is checked against the hash in its name and loaded with `weights_only=True`.
 
     Raises:
         FlawmaskError: it can be had from neither, or the file in the cache is damaged.
     """
-    folder, name = _place(weights.url)
+    folder, name = _place(url)
     is_there = (folder / name).is_file()
     if not is_there:
-        log.info("downloading %s into %s", weights.url, folder)
+        log.info("downloading %s into %s", url, folder)
     try:
         with _impatient():
-            state: StateDict = weights.get_state_dict(
-                progress=is_shown(), check_hash=True, map_location="cpu", weights_only=True
+            state: StateDict = torch.hub.load_state_dict_from_url(
+                url, progress=is_shown(), check_hash=True, map_location="cpu", weights_only=True
             )
     except (URLError, HTTPException, OSError, RuntimeError, EOFError, KeyError, UnpicklingError) as error:
-        if is_there:  # torchvision looks at the hash of what it downloads, not of what lies there
+        if is_there:  # torch looks at the hash of what it downloads, not of what lies there
             raise FlawmaskError(
                 f"{folder / name} is damaged ({_first_line(error)}): delete it, and it is fetched again"
             ) from None
-        raise _out_of_reach(weights.url, error) from None
+        raise _out_of_reach(url, error) from None
     return state
 
 
@@ -191,9 +186,10 @@ def from_file(path: Path, arch: str) -> Pretrained:
     """
     with stand_ins(path):
         content = without_objects(load_file(path), path)
-    state = _with_new_names(find_state_dict(content, path), arch)
+    record = architecture(arch)
+    state = _with_new_names(find_state_dict(content, path), record)
     if not any(name.startswith(DETECTOR) for name in state):
-        state = in_backbone(state, arch)
+        state = in_backbone(state, record.backbone_names)
     norm: Norm = "frozen" if any(name.endswith("running_mean") for name in state) else "group"
     spec = content.get("spec")
     eps = spec.get("norm_eps") if isinstance(spec, dict) else None
@@ -262,12 +258,12 @@ def find_state_dict(content: Any, path: Path) -> StateDict:
     return renamed({str(name).removeprefix("module."): tensor for name, tensor in content.items()}, OLD_NAMES)
 
 
-def _with_new_names(state: StateDict, arch: str) -> StateDict:
+def _with_new_names(state: StateDict, record: Architecture) -> StateDict:
     """Return the state dict with its layers called as torchvision calls them today.
 
     torchvision translates old names itself, but only while it loads, when what fits has been chosen already.
     """
-    return renamed(state, OLD_NAMES + OLD_NAMES_OF.get(arch, ()))
+    return renamed(state, OLD_NAMES + record.old_names)
 
 
 def load_matching(model: nn.Module, given: Pretrained) -> tuple[int, list[str]]:

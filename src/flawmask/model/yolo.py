@@ -19,9 +19,10 @@ from torchvision.ops import batched_nms, roi_align
 
 from flawmask.errors import FlawmaskError
 from flawmask.model import compute
+from flawmask.model.architecture import STRIDE
 from flawmask.model.compute import Layers
 from flawmask.model.layers import CELLS, replace_norms, to_pixels
-from flawmask.model.spec import STRIDE, ModelSpec
+from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 
 log = logging.getLogger(__name__)
@@ -60,11 +61,6 @@ def _tasks() -> Any:
     cv2.setNumThreads(threads)  # which ultralytics sets to none, for all
     logging.getLogger("ultralytics").setLevel(logging.ERROR)
     return tasks
-
-
-def loss_names(spec: ModelSpec) -> tuple[str, ...]:
-    """Return what the losses are called, in ultralytics' words."""
-    return ("box_loss", *(("seg_loss",) if spec.has_masks else ()), "cls_loss", "dfl_loss")
 
 
 def build(spec: ModelSpec) -> Any:
@@ -108,14 +104,14 @@ def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | Non
     )
     # It returns sums over the images in the order of the second's keys; one of them is for networks of a later kind.
     both = dict(zip(named, found, strict=True))
-    return {name: both[name].float() / len(images) for name in loss_names(model.flawmask)}
+    return {name: both[name].float() / len(images) for name in model.flawmask.architecture.loss_names}
 
 
 def counts(model: Any, _: list[Target]) -> dict[str, float]:
     """Return how much each loss of the last pass was divided by: the number of places that ultralytics assigned to an
     instance, or the sum of how well they suit theirs."""
     places, suiting = model.criterion.assigner.counts
-    return {name: float(places if name == "seg_loss" else suiting) for name in loss_names(model.flawmask)}
+    return {name: float(places if name == "seg_loss" else suiting) for name in model.flawmask.architecture.loss_names}
 
 
 def _criterion(model: Any) -> Any:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from flawmask.model.arch import Arch, has_masks
+from flawmask.model.arch import Arch, architecture
 from flawmask.settings import Classes, Device, Overwrite, Seed, require
 
 Log = Literal["none", "tensorboard", "mlflow"]
@@ -132,15 +132,15 @@ class TrainSettings(LearnSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_weights(self.weights)
-        known = self.weights != "imagenet" or not self.arch.startswith(("yolo", "rfdetr"))
+        record = architecture(self.arch)
+        known = self.weights != "imagenet" or record.imagenet is not None
         require(known, f"--weights imagenet: there are none for {self.arch}: give coco, none or a file's path")
         require(
-            self.compile != "on" or "rcnn" in self.arch,
+            self.compile != "on" or record.is_recordable,
             f"--compile on: {self.arch} cannot be recorded, only R-CNNs on CUDA can: leave it at auto",
         )
-        outlines = has_masks(self.arch)
         require(
-            outlines or self.select_by != "segm_ap",
+            record.has_masks or self.select_by != "segm_ap",
             f"--select_by segm_ap is for networks that outline what they find, and {self.arch} does not: take f1",
         )
 

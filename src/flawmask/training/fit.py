@@ -16,7 +16,8 @@ import torch
 
 from flawmask.coco import CocoSplit
 from flawmask.launch import PROCESS, control_groups
-from flawmask.model.arch import FIXED_SIZES
+from flawmask.model.arch import architecture
+from flawmask.model.architecture import FixedSquare
 from flawmask.model.weights import Pretrained
 from flawmask.runtime import memory_of_process
 from flawmask.training.config import TrainSettings
@@ -175,8 +176,9 @@ def image_size_for(trial: Trial, seconds: float, batch: int, at_once: int) -> in
     no larger than `--image_size` or than the images themselves are. Variants of a photograph count as the photograph.
     Of a network that sees all images at one size, it is that.
     """
-    if fixed := FIXED_SIZES.get(trial.config.arch):
-        return fixed
+    size = architecture(trial.config.arch).size
+    if isinstance(size, FixedSquare):
+        return size.side
     images = trial.training.images
     sides = [min(image["height"], image["width"]) for image in images]
     native = math.ceil(float(np.median(sides)) / LARGEST_STEP) * LARGEST_STEP

@@ -142,7 +142,7 @@ def _plot_per_image(axes: Axes, per_image: npt.NDArray[np.int64]) -> None:
 
 
 def _plot_sizes(axes: Axes, sizes: npt.NDArray[np.float64], spec: ModelSpec) -> None:
-    anchors = spec.anchor_sizes if spec.has_anchor_sizes else ()
+    anchors = spec.anchor_sizes if spec.architecture.has_anchor_sizes else ()
     ends = np.append(sizes, anchors) if anchors or len(sizes) else np.array(TORCHVISION_ANCHORS)
     low, high = (ends.min(), ends.max()) if ends.min() < ends.max() else (ends[0] / 2, 2 * ends[0])
     axes.hist(sizes, bins=np.geomspace(low, high, _bins(sizes)).tolist(), color=COLOURS[0])

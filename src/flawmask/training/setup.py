@@ -117,7 +117,7 @@ def set_up(
         left = seconds_in(config.time_budget) - (time.perf_counter() - began)
         image_size = team.from_main(lambda: fit.image_size_for(trial, left, batch_size, at_once))
     tried = spec_for(config, training, given, image_size, at_once)
-    if device.type == "cpu" and tried.norm != "batch" and tried.has_known_counts:
+    if device.type == "cpu" and tried.norm != "batch" and tried.architecture.has_known_counts:
         at_once = 1  # as fast as several on a CPU, in less than half the memory, and nothing looks at the others
     elif config.batch_size == "auto":
         at_once = team.from_main(lambda: fit.largest_batch(trial, image_size, share))

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from flawmask.coco import CocoSplit
-from flawmask.model.arch import FIXED_SIZES
+from flawmask.model.arch import architecture
 from flawmask.model.build import build, detector_of, freeze
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec, Norm, anchors_for, proposals_for
@@ -14,9 +14,6 @@ from flawmask.training.config import TrainSettings
 
 SMALLEST_NORM_BATCH = 4
 """Below this many images, BatchNorm's statistics are too noisy to learn with."""
-
-DRAWN_FOR_NORMS = ("ssdlite", "yolo")
-"""Architectures whose layers are drawn for norms that even out what they give; the others' do without."""
 
 
 def spec_for(config: TrainSettings, training: CocoSplit, given: Pretrained, image_size: int, at_once: int) -> ModelSpec:
@@ -29,7 +26,7 @@ def spec_for(config: TrainSettings, training: CocoSplit, given: Pretrained, imag
         image_size: the shorter side of the images as the network sees them, in pixels.
         at_once: how many images pass through it together.
     """
-    image_size = FIXED_SIZES.get(config.arch, image_size)
+    image_size = architecture(config.arch).image_size(image_size)
     return ModelSpec(
         arch=config.arch,
         classes=training.class_names,
@@ -49,8 +46,7 @@ def _norm(config: TrainSettings, given: Pretrained, at_once: int) -> Norm:
         return config.norm
     if given.state:
         return given.norm
-    # Of one image, as an epoch may end with, BatchNorm cannot take the mean of the single cell of SSDlite's last level.
-    return "batch" if at_once >= SMALLEST_NORM_BATCH and not config.arch.startswith("ssdlite") else "group"
+    return "batch" if at_once >= SMALLEST_NORM_BATCH and architecture(config.arch).may_learn_norms else "group"
 
 
 def start(
@@ -69,7 +65,7 @@ def start(
     model = build(spec)
     if given.state:
         load_matching(model, given)
-        if spec.arch.startswith(DRAWN_FOR_NORMS):
+        if spec.architecture.is_drawn_for_norms:
             draw_for_frozen_norms(model, given)
     return ready(config, model, spec, device, dtype, is_pretrained=is_pretrained)
 

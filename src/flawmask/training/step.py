@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flawmask.distributed import Processes
 from flawmask.model import rcnn_batch
+from flawmask.model.architecture import DefaultOptimizer
 from flawmask.model.build import Detector, detector_of
 from flawmask.model.layers import looking, upload
 from flawmask.model.spec import ModelSpec
@@ -313,21 +314,15 @@ def make_step(
     at_once: int,
     team: Processes | None = None,
 ) -> Step:
-    """Return the step with the optimiser that suits how the network starts.
-
-    SGD at 0.005 is what pretrained weights are tuned for; from none it was seen to reach NaN within 100 images, and
-    AdamW at a tenth of it trains. Transformers have AdamW in either case, as RF-DETR's authors do: 0.0001 for
-    pretrained weights.
-    """
+    """Return the step with the optimiser that is asked for, or that suits the architecture and how it starts."""
     groups = parameter_groups(model)
     optimizer: torch.optim.Optimizer
-    rate = config.lr
-    is_transformer = spec.arch.startswith("rfdetr")
-    if config.optimizer == "sgd" or (config.optimizer == "auto" and is_pretrained and not is_transformer):
+    suitable = spec.architecture.from_pretrained if is_pretrained else spec.architecture.from_nothing
+    chosen = suitable if config.optimizer == "auto" else DefaultOptimizer(config.optimizer)
+    rate = config.lr / chosen.divisor
+    if chosen.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, weight_decay=0.0005, fused=True)
     else:
-        if config.optimizer == "auto":
-            rate = config.lr / (50 if is_pretrained else 10)
         log.info("AdamW at a learning rate of %g", rate)
         optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01, fused=True)
     # Growing scales are for float16; elsewhere a scaler of 1 is there to leave out a step that is not finite.
@@ -335,7 +330,7 @@ def make_step(
     scaler = torch.amp.GradScaler(device.type, **scaling)  # type: ignore[arg-type]
     schedule = Schedule(rate, config.scheduler, config.warmup_steps)
     detector = detector_of(spec)
-    losses = detector.loss_names(spec)
+    losses = spec.architecture.loss_names
     passes = None
     if can_record(spec, model, device):
         recording = {"is_recording": config.compile != "off", "is_required": config.compile == "on"}
@@ -349,7 +344,7 @@ def make_step(
         model,
         detector,
         losses,
-        spec.has_known_counts,
+        spec.architecture.has_known_counts,
         optimizer,
         schedule,
         scaler,
@@ -375,4 +370,4 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 def can_record(spec: ModelSpec, model: Any, device: torch.device) -> bool:
     """Return whether the passes of a network can be recorded on the device."""
-    return device.type == "cuda" and "rcnn" in spec.arch and rcnn_batch.suits(model)
+    return device.type == "cuda" and spec.architecture.is_recordable and rcnn_batch.suits(model)

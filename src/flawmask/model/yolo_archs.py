@@ -1,0 +1,34 @@
+"""YOLO11's networks by name. Ultralytics has its descriptions of them under the same names."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from flawmask.model.architecture import Architecture
+from flawmask.model.published import Elsewhere
+
+if TYPE_CHECKING:
+    from flawmask.model.build import Detector
+
+
+def kind() -> "Detector":
+    """Return the functions for YOLO."""
+    from flawmask.model import yolo
+
+    return yolo
+
+
+def _weights(name: str) -> Elsewhere:
+    return Elsewhere(f"https://github.com/ultralytics/assets/releases/download/v8.3.0/{name}.pt")
+
+
+_yolo = partial(Architecture, kind=kind, is_drawn_for_norms=True)
+_boxes = partial(_yolo, has_masks=False, loss_names=("box_loss", "cls_loss", "dfl_loss"))
+_masks = partial(_yolo, has_masks=True, loss_names=("box_loss", "seg_loss", "cls_loss", "dfl_loss"))
+"""Losses in ultralytics' words."""
+
+RECORDS = (
+    _boxes(name="yolo11n", coco=_weights("yolo11n")),
+    _masks(name="yolo11n-seg", coco=_weights("yolo11n-seg")),
+    _boxes(name="yolo11s", coco=_weights("yolo11s")),
+    _masks(name="yolo11s-seg", coco=_weights("yolo11s-seg")),
+)

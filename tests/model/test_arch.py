@@ -1,0 +1,65 @@
+"""The records of the architectures: complete, known to everybody, and read without PyTorch."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from torchvision.models import get_model_weights, get_weight, list_models
+
+import flawmask
+from flawmask.model.arch import ARCHITECTURES, Arch, architecture
+from flawmask.model.architecture import Architecture
+
+
+def test_the_names_that_arch_takes_are_those_of_the_records() -> None:
+    assert get_args(Arch) == tuple(ARCHITECTURES)
+
+
+def test_the_records_and_the_command_line_are_imported_without_pytorch() -> None:
+    code = "import sys, flawmask.model.arch, flawmask.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def asked(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield what is compared, looked up or looked into."""
+    if isinstance(node, ast.Compare):
+        yield from (node.left, *node.comparators)
+    elif isinstance(node, ast.Subscript):
+        yield node.slice
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        yield node.func.value
+        yield from node.args if node.func.attr == "get" else ()
+
+
+def test_nothing_asks_for_an_architecture_by_its_name() -> None:
+    """Whoever wants to know something of one reads its record."""
+    for path in Path(flawmask.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = {getattr(one, "attr", getattr(one, "id", None)) for one in asked(node)}
+            assert "arch" not in names, f"{path}:{getattr(node, 'lineno', 0)}"
+
+
+OF_TORCHVISION = [record for name, record in ARCHITECTURES.items() if name in list_models()]
+CLASSIFIERS = {
+    "mobilenet": "MobileNet_V3_Large_Weights.IMAGENET1K_V1",
+    "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
+    "resnet50": "ResNet50_Weights.IMAGENET1K_V1",
+    "vgg16": "VGG16_Weights.IMAGENET1K_FEATURES",
+}
+
+
+@pytest.mark.parametrize("record", OF_TORCHVISION, ids=lambda record: record.name)
+def test_cocos_weights_are_where_torchvision_has_them(record: Architecture) -> None:
+    assert record.coco is not None
+    assert record.coco.url == get_model_weights(record.name)["COCO_V1"].url
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_backbones_weights_are_where_torchvision_has_them(name: str) -> None:
+    backbone = next((weights for part, weights in CLASSIFIERS.items() if part in name), None)
+    found = architecture(name).imagenet
+    assert (found and found.url) == (backbone and get_weight(backbone).url)
