@@ -25,6 +25,9 @@ RUNS = Path("model_maskrcnn")
 FOLDS = "folds.json"
 """Of a cross-validation: its settings, and which folds are done."""
 
+COMPARISON = "comparison.json"
+"""Of a comparison: its settings and, in the end, what it came to."""
+
 POOLED = "pooled"
 """The split of all folds' images together; its results are in `inference_pooled`."""
 

@@ -149,7 +149,7 @@ def test_over_folds_each_model_is_judged_on_all_images_by_models_that_have_not_s
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # In this process, since a new one needs seconds to import PyTorch; the tests above start real ones.
-    monkeypatch.setattr(comparing, "_in_own_process", _here)
+    monkeypatch.setattr(comparing, "in_own_process", _here)
     monkeypatch.setattr(contender, "begin", lambda **_: None)
     monkeypatch.setattr(speed, "begin", lambda **_: None)
     monkeypatch.setattr(speed, "ROUNDS", speed.FEWEST_ROUNDS)

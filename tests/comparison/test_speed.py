@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flawmask.comparison import speed
-from flawmask.comparison.compare import _to_mind
+from flawmask.comparison.conclusions import _to_mind
 from flawmask.comparison.config import CompareConfig
 from flawmask.comparison.entry import Entry
 

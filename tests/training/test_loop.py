@@ -224,7 +224,7 @@ def test_each_image_is_decoded_for_its_first_epoch_alone_where_it_is_kept(
         return read(self, place)
 
     monkeypatch.setattr(loader.SplitDataset, "_read", counting)
-    monkeypatch.setattr("flawmask.training.run.draw_train_batch", lambda *_: None)
+    monkeypatch.setattr("flawmask.training.callbacks.draw_train_batch", lambda *_: None)
     train(light(dataset, epochs=3, cache_gb=kept))
     assert set(decoded.values()) == {decodings}
     assert len(decoded) == 6

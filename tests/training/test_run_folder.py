@@ -202,7 +202,7 @@ def test_the_batches_shown_are_those_that_the_network_learned_from_first(
         draw_train_batch(network, detector, listed, *given)
 
     monkeypatch.setattr(Step, "__call__", stepping)
-    monkeypatch.setattr("flawmask.training.run.draw_train_batch", drawing)
+    monkeypatch.setattr("flawmask.training.callbacks.draw_train_batch", drawing)
     train(light(dataset, seed=3))
     assert shown == learned
     assert len(shown) == 2

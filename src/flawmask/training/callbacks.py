@@ -48,7 +48,8 @@ class Pictures(Callback):
         draw_labels(setup.training, setup.spec, setup.run_dir / "labels.png")
         # The order of an epoch is its seed's: these are the batches that the first one began with.
         items = loader.SplitDataset(setup.training, setup.spec, augmenting=setup.augmenting)
-        order = loader.Order(items.shapes, setup.batch_size, seed=setup.config.seed, marks_epochs=True)
+        marks_epochs = setup.augmenting is not None
+        order = loader.Order(items.shapes, setup.batch_size, seed=setup.config.seed, marks_epochs=marks_epochs)
         shown = loader.read(loader.make_loader(items, order, workers=0, pin=False))
         draw_train_batch(run.step.model, run.step.detector, shown, setup.training, setup.run_dir / "train_batch.jpg")
 
