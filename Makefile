@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-services torture bench bench-gpu lint format lock
+.PHONY: demo test test-services torture bench bench-gpu lint format lock docs
 
 demo: .venv/ready
 	$(BIN)/flawmask demo --run
@@ -47,6 +47,11 @@ format: .venv/ready
 	$(BIN)/python -m pip install --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	touch $@
+
+# Writes docs/api.md anew, from the docstrings of what people import.
+API := api inference.predictor prediction training.callbacks errors
+docs: .venv/ready
+	for one in $(API); do $(BIN)/griffe2md flawmask.$$one; done > docs/api.md
 
 # Renews the exact, hashed set of packages. Needs uv.
 lock:

@@ -20,6 +20,7 @@ from flawmask.stages import RunConfig
 from flawmask.training.config import TrainConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from flawmask.comparison.compare import Compared
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from flawmask.evaluation.evaluate import Evaluated
     from flawmask.inference.predict import Predicted
     from flawmask.stages import Finished
+    from flawmask.training.callbacks import Callback
+    from flawmask.training.loader import Transform
     from flawmask.training.loop import Trained
 
 
@@ -74,11 +77,27 @@ def augment(config: AugmentConfig | None = None, /, **settings: Any) -> "Augment
     return augment.augment(config or from_json(AugmentConfig, settings))
 
 
-def train(config: TrainConfig | None = None, /, **settings: Any) -> "Trained":
-    """Train a network on a COCO folder; return the run folder, the best epoch and what each epoch came to."""
+def train(
+    config: TrainConfig | None = None,
+    /,
+    *,
+    transform: "Transform | None" = None,
+    callbacks: "Sequence[Callback]" = (),
+    **settings: Any,
+) -> "Trained":
+    """Train a network on a COCO folder; return the run folder, the best epoch and what each epoch came to.
+
+    Args:
+        config: the settings.
+        transform: what is made of each training image each time that it is shown: a function that takes the image,
+            (height, width, 3) uint8 RGB, the masks of its N instances, (N, height, width) bool, their class names, and
+            a NumPy generator to draw from; and returns image, masks and names, of any size.
+        callbacks: what is told of the training; see `flawmask.training.callbacks.Callback`.
+        **settings: the settings by name, where no `config` is given.
+    """
     from flawmask.training import loop
 
-    return loop.train(config or from_json(TrainConfig, settings))
+    return loop.train(config or from_json(TrainConfig, settings), transform=transform, callbacks=callbacks)
 
 
 def evaluate(config: EvaluateConfig | None = None, /, **settings: Any) -> "Evaluated":

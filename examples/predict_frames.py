@@ -1,0 +1,36 @@
+"""Looks at frames as they come, as from a camera: `python predict_frames.py run/best.pt frames`.
+
+Frames are read ahead by threads while the network looks at others. A real camera takes the place of `frames`.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+import flawmask
+
+
+def frames(folder: Path) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield arrays, (height, width, 3) uint8, with the colours in OpenCV's order, as a camera gives them."""
+    for path in sorted(folder.iterdir()):
+        yield cv2.imread(str(path))
+
+
+def main(model: str, folder: str) -> None:
+    """Print the verdict of each frame, and write a picture of each that is rejected."""
+    predictor = flawmask.Predictor(model, threshold=0.5, min_area=10)
+    for number, prediction in enumerate(predictor.predict(frames(Path(folder)), colour="bgr")):
+        if prediction.is_defect:
+            found = prediction[prediction.scores > predictor.conf]
+            print(f"frame {number}: defect, {', '.join(found.labels)}, score {prediction.verdict().score:.2f}")
+            prediction.overlay().save(f"frame_{number}.png")
+        else:
+            print(f"frame {number}: good")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])
