@@ -6,18 +6,20 @@ Frames are read ahead by threads while the network looks at others. A real camer
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
-import numpy as np
 import numpy.typing as npt
 
 import flawmask
 
 
-def frames(folder: Path) -> Iterator[npt.NDArray[np.uint8]]:
+def frames(folder: Path) -> Iterator[npt.NDArray[Any]]:
     """Yield arrays, (height, width, 3) uint8, with the colours in OpenCV's order, as a camera gives them."""
     for path in sorted(folder.iterdir()):
-        yield cv2.imread(str(path))
+        frame = cv2.imread(str(path))
+        if frame is not None:
+            yield frame
 
 
 def main(model: str, folder: str) -> None:

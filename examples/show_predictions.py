@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import supervision
+from PIL import Image
 from pycocotools import mask as rle_tools
 
 
@@ -25,11 +25,12 @@ def main(predictions: str, output: str) -> None:
             confidence=np.array([one["score"] for one in found]),
             class_id=np.zeros(len(found), dtype=int),
         )
-        picture = supervision.MaskAnnotator().annotate(cv2.imread(image["file"]), detections)
+        pixels = np.asarray(Image.open(image["file"]).convert("RGB")).copy()
+        picture = supervision.MaskAnnotator().annotate(pixels, detections)
         labels = [f"{one['class']} {one['score']:.2f}" for one in found]
         picture = supervision.LabelAnnotator().annotate(picture, detections, labels=labels)
         target = Path(output, f"{Path(image['file']).stem}.png")
-        cv2.imwrite(str(target), picture)
+        Image.fromarray(picture).save(target)
         print(target)
 
 

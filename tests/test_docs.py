@@ -10,14 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from random_network import SPEC, network, patchwork
 from stained_plates import make_dataset, part
 
-from flawmask.images import write_png
+from flawmask.images import read_image, write_png
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.predict import predict
 from flawmask.model import checkpoint
@@ -91,7 +90,7 @@ def test_predictions_are_read_and_shown_by_other_tools(folder: Path) -> None:
     assert defective
     assert {path.name for path in (folder / "shown").iterdir()} == {path.name for path in defective}
     for path in defective:
-        assert (cv2.imread(str(folder / "shown" / path.name)) != cv2.imread(str(path))).any()
+        assert (read_image(folder / "shown" / path.name) != read_image(path)).any()
 
 
 def test_no_example_is_long() -> None:

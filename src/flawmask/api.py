@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from flawmask.comparison.compare import Compared
+    from flawmask.comparison.conclusions import Compared
     from flawmask.data.augment import Augmented
     from flawmask.data.doctor import Report
     from flawmask.data.prepare import Prepared

@@ -19,7 +19,8 @@ from small_network import STANDS_IN_FOR
 
 from flawmask.comparison import compare as comparing
 from flawmask.comparison import contender, speed
-from flawmask.comparison.compare import Compared, compare
+from flawmask.comparison.compare import compare
+from flawmask.comparison.conclusions import Compared
 from flawmask.comparison.config import CompareConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
