@@ -43,11 +43,15 @@ def built(archs: Iterable[Arch], *marks: pytest.MarkDecorator) -> list[Any]:
     return [pytest.param(arch, marks=[*marks, needs_rfdetr] if arch in transformers else marks) for arch in archs]
 
 
+SLOW: Arch = "ssd300_vgg16"
+"""It takes as long as all others together. `make test` has another SSD in its place, `make test-services` has it."""
+
 LARGER = tuple(arch for arch in ARCHITECTURES if arch not in KIND_BY_KIND)
-BUILDABLE, KINDS, OTHERS = built(ARCHITECTURES), built(KIND_BY_KIND), built(LARGER)
+BUILDABLE, OTHERS = built(ARCHITECTURES), built(LARGER)
+KINDS = [*built(arch for arch in KIND_BY_KIND if arch != SLOW), *built([SLOW], pytest.mark.services)]
 KINDS_AND_MORE = [*KINDS, *built(LARGER, pytest.mark.services)]
-"""As such parameters: all architectures; one of each kind, for properties that are the kind's; all others; and one of
-each kind, with all others for `make test-services`."""
+"""As such parameters: all architectures; all but one of each kind; one of each kind, for properties that are the kind's;
+and one of each kind, with all others for `make test-services`."""
 
 REGIONS: tuple[Arch, ...] = tuple(arch for arch in ARCHITECTURES if architecture(arch).kind is rcnn_archs.kind)
 OUTLINING_REGIONS: tuple[Arch, ...] = tuple(arch for arch in REGIONS if architecture(arch).has_masks)

@@ -263,7 +263,8 @@ def test_a_plain_state_dict_is_loaded_by_name(tmp_path: Path) -> None:
 
 @needs_rfdetr
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.services), torch.bfloat16])
+@pytest.mark.services
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_its_loss_falls(dataset: Path, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = build(SPEC).train()

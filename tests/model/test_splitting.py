@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from random_network import KIND_BY_KIND, LARGER, built, random_network, spec_of
+from random_network import KINDS_AND_MORE, random_network, spec_of
 from splitting import batch_for
 from stained_plates import settings
 from torch import Tensor
 
-from flawmask.model.arch import Arch
 from flawmask.model.build import detector_of
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
@@ -31,14 +30,6 @@ BY_WHAT_IS_DIVIDED = ["maskrcnn_resnet18_fpn", "fcos_resnet50_fpn", "ssdlite320_
 one_of_each = pytest.mark.parametrize("case", BY_WHAT_IS_DIVIDED, indirect=True)
 
 
-BIG: Arch = "ssd300_vgg16"
-"""As slow as all others together. Another SSD, which divides its losses alike, takes its place in `make test`."""
-CASES = [
-    *built(arch for arch in KIND_BY_KIND if arch != BIG),
-    *built([BIG, *LARGER], pytest.mark.services),
-]
-
-
 @dataclass(frozen=True)
 class Case:
     """A random network that finds something, in training mode; nobody may change it."""
@@ -47,7 +38,7 @@ class Case:
     network: Any
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=KINDS_AND_MORE)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     """One of each architecture, one after the other, its norms as they are by default without and with weights."""
     spec = spec_of(request.param)

@@ -21,6 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from flawmask.errors import FlawmaskError
 from flawmask.files import whole_file
+from flawmask.launch import is_own_process
 from flawmask.model.arch import architecture
 from flawmask.model.architecture import Architecture
 from flawmask.model.pickled import stand_ins, without_objects
@@ -168,7 +169,11 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _impatient(seconds: float = 30.0) -> Iterator[None]:
-    """Give up on a connection that says nothing: torchvision itself would wait for ever."""
+    """Give up on a connection that says nothing: torchvision itself would wait for ever. The limit is the whole
+    process', so a program of others keeps its own."""
+    if not is_own_process():
+        yield
+        return
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
