@@ -50,8 +50,8 @@ LARGER = tuple(arch for arch in ARCHITECTURES if arch not in KIND_BY_KIND)
 BUILDABLE, OTHERS = built(ARCHITECTURES), built(LARGER)
 KINDS = [*built(arch for arch in KIND_BY_KIND if arch != SLOW), *built([SLOW], pytest.mark.services)]
 KINDS_AND_MORE = [*KINDS, *built(LARGER, pytest.mark.services)]
-"""As such parameters: all architectures; all but one of each kind; one of each kind, for properties that are the kind's;
-and one of each kind, with all others for `make test-services`."""
+"""As such parameters: all architectures; those that stand for no kind; one of each kind, for properties that are the
+kind's; and one of each kind, with all others for `make test-services`."""
 
 REGIONS: tuple[Arch, ...] = tuple(arch for arch in ARCHITECTURES if architecture(arch).kind is rcnn_archs.kind)
 OUTLINING_REGIONS: tuple[Arch, ...] = tuple(arch for arch in REGIONS if architecture(arch).has_masks)
