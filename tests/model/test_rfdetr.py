@@ -285,6 +285,7 @@ def test_its_loss_falls(dataset: Path, dtype: torch.dtype) -> None:
 
 @needs_rfdetr
 @pytest.mark.slow
+@pytest.mark.services
 def test_it_is_trained_saved_loaded_and_judged(dataset: Path, tmp_path: Path) -> None:
     trained = train(settings(dataset, output_dir=tmp_path / "run", arch="rfdetr_seg_nano"))
     assert set(SPEC.architecture.loss_names) < set(trained.history)

@@ -211,6 +211,7 @@ print(bool(events.enabled), asked)
 """
 
 
+@pytest.mark.services
 def test_ultralytics_reports_nothing_and_asks_for_no_network(tmp_path: Path) -> None:
     """In a process of its own, with settings of its own: under pytest it never reports."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "YOLO", "GITHUB"))}
