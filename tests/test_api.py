@@ -79,8 +79,9 @@ def test_a_commands_flags_stay_where_it_is_to_be_typed(
 
 
 def test_a_stage_takes_its_settings_by_name_or_as_one_object(
-    tiny_category: Callable[..., Path], tmp_path: Path
+    tiny_category: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where the doctor leaves its sheet
     root = tiny_category(good=6, crack=6).parent
     made = flawmask.prepare(category="part", mvtec_root=str(root), output_dir=str(tmp_path / "one"), seed=3)
     config = PrepareConfig(category="part", mvtec_root=root, output_dir=tmp_path / "other", seed=3)
