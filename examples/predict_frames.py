@@ -27,8 +27,8 @@ def main(model: str, folder: str) -> None:
     predictor = flawmask.Predictor(model, threshold=0.5, min_area=10)
     for number, prediction in enumerate(predictor.predict(frames(Path(folder)), colour="bgr")):
         if prediction.is_defect:
-            found = prediction[prediction.scores > predictor.conf]
-            print(f"frame {number}: defect, {', '.join(found.labels)}, score {prediction.verdict().score:.2f}")
+            found = prediction.defects(predictor.conf, predictor.min_area)  # of all instances, some are of class good
+            print(f"frame {number}: {', '.join(one.label for one in found)}, score {found[0].score:.2f}")
             prediction.overlay().save(f"frame_{number}.png")
         else:
             print(f"frame {number}: good")

@@ -75,7 +75,8 @@ def test_frames_are_judged_as_they_come(folder: Path, capsys: pytest.CaptureFixt
     runpy.run_path(str(ROOT / "examples" / "predict_frames.py"))["main"]("best.pt", "frames")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["frame 0", "frame 1", "frame 2"]
-    rejected = [number for number, line in enumerate(lines) if ": defect, " in line]
+    rejected = [number for number, line in enumerate(lines) if ", score " in line]
+    assert all("good" not in lines[number] for number in rejected)
     assert rejected
     assert sorted(folder.glob("frame_*.png")) == [folder / f"frame_{number}.png" for number in rejected]
 

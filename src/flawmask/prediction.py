@@ -111,7 +111,8 @@ class Prediction:
     Attributes:
         height: the image's, in pixels.
         width: the image's, in pixels.
-        instances: everything above the score floor, 0.05 by default, of every class, the highest score first.
+        instances: everything above the score floor, 0.05 by default, of every class, the highest score first. Where
+            the network learned a class `good`, some are of that; `defects` leaves them out.
         has_masks: whether the network outlines what it finds; if not, boxes stand in for masks.
         classes: the names of the network's classes in the order of its labels 1, 2, ...
         conf: the threshold of the verdict where no other is given, 0 to 1.
