@@ -125,6 +125,18 @@ def test_what_was_written_is_read(dataset: Path) -> None:
     assert split.image_path(split.images[1]) == dataset / "train/images/2.png"
 
 
+def test_an_image_that_names_no_group_is_one_of_its_own_where_others_name_theirs(dataset: Path) -> None:
+    assert read_split(dataset, "train").groups is None
+
+    def change(content: dict[str, Any]) -> None:
+        content["images"][0]["group"] = "tile07"
+        content["images"][2]["group"] = "tile07"
+
+    edit(dataset, change)
+    first, second, third = read_split(dataset, "train").groups or []
+    assert first == third == "tile07" != second
+
+
 def test_labels_count_from_1_in_the_order_of_the_category_ids_whatever_those_are(dataset: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["categories"] = [{"id": 90, "name": "dent"}, {"id": 0, "name": "good"}, {"id": 7, "name": "crack"}]

@@ -78,6 +78,15 @@ class CocoSplit:
         """Where the images' names lead from."""
         return self.folder / self.images_in
 
+    @property
+    def groups(self) -> list[str] | None:
+        """The group of each image, in their order: images of one group show the same part. An image whose record names
+        none is a group of its own. None where no record names one: then nothing is known of groups."""
+        if all(image.get("group") is None for image in self.images):
+            return None
+        named = ((image.get("group"), image["file_name"]) for image in self.images)
+        return [f"only {name}" if group is None else str(group) for group, name in named]
+
     def image_path(self, image: Record) -> Path:
         """Return where the image record's file lies."""
         return self.image_folder / str(image["file_name"])
