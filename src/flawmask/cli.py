@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, make_dataclass, replace
 from typing import Annotated, Any
 
@@ -61,14 +61,15 @@ SPARING = ("batch_size", "inference_batch_size", "image_size", "max_proposals")
 OK, DEFECT_FOUND, FAILED, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 
 
-def main(command: str | None = None) -> None:
+def main(command: str | None = None, **defaults: Any) -> None:
     """Run the command line and exit the process: 0 done, 2 bad input, 130 interrupted, 141 nobody read all of the
     output; `predict` knows 1 too.
 
     Args:
         command: a subcommand's name, for the scripts that are one subcommand each.
+        defaults: settings that such a script has others of than the subcommand.
     """
-    status = _guarded([*([command] if command else []), *sys.argv[1:]])
+    status = _guarded([*([command] if command else []), *sys.argv[1:]], defaults)
     if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
         # One hangs, in a file on a dead mount say, and Python would wait for it.
         sys.stdout.flush()
@@ -76,14 +77,14 @@ def main(command: str | None = None) -> None:
     sys.exit(status)
 
 
-def _guarded(arguments: Sequence[str]) -> int:
+def _guarded(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
     """Run one command and return its exit status; what the user can mend is one line on stderr, no traceback."""
     own_process()
     console = Console(stderr=True)
     log_to(console)
     show_progress_on(console if is_first() else None)
     try:
-        return _printed(arguments)
+        return _printed(arguments, defaults)
     except RecordsError as error:
         reasons = [f"{error.path}: {problem}" for problem in error.problems]
     except FlawmaskError as error:
@@ -119,13 +120,13 @@ def _sparing(command: str) -> str:
     return f"lower {', then '.join(flags)}" + (", and try --workers 0" if "workers" in names else "")
 
 
-def _printed(arguments: Sequence[str]) -> int:
+def _printed(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
     """Run one command, see off what it printed, and return its exit status."""
     try:
         if arguments == ["--version"]:
             _print_lines([f"flawmask {flawmask.__version__}"])
             return OK
-        config, is_verbose = _parse(arguments)
+        config, is_verbose = _parse(arguments, defaults)
         if is_verbose:
             show_details()
         return _dispatch(config)
@@ -133,10 +134,10 @@ def _printed(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
 
 
-def _parse(arguments: Sequence[str]) -> tuple[Any, bool]:
+def _parse(arguments: Sequence[str], defaults: Mapping[str, Any]) -> tuple[Any, bool]:
     """Return the settings of the command, and whether it shows details, which is no setting of its stage's."""
     given = tyro.extras.subcommand_cli_from_dict(
-        {name: _as_flags(kind) for name, kind in COMMANDS.items()},
+        {name: _as_flags(kind, defaults) for name, kind in COMMANDS.items()},
         prog="flawmask",
         description=DESCRIPTION,
         args=list(arguments),
@@ -147,11 +148,14 @@ def _parse(arguments: Sequence[str]) -> tuple[Any, bool]:
     return kind(**{field.name: getattr(given, field.name) for field in fields(kind)}), given.verbose  # type: ignore[arg-type]
 
 
-def _as_flags(kind: Callable[..., Any]) -> type:
-    """Return a command's settings with what `FLAGS` says of them, and with one flag more."""
+def _as_flags(kind: Callable[..., Any], defaults: Mapping[str, Any]) -> type:
+    """Return a command's settings with what `FLAGS` says of them, with other defaults, and with one flag more."""
     flag = Annotated[bool, tyro.conf.arg(help="Show more of what is done, such as what was loaded and recorded.")]
-    known = [field for field in fields(kind) if field.name in FLAGS]  # type: ignore[arg-type]
-    changed = [(field.name, Annotated[field.type, FLAGS[field.name]], field.default) for field in known]
+    known = [field for field in fields(kind) if field.name in FLAGS.keys() | defaults]  # type: ignore[arg-type]
+    changed = [
+        (field.name, Annotated[field.type, FLAGS.get(field.name)], defaults.get(field.name, field.default))
+        for field in known
+    ]
     flags = [("verbose", flag, False), *changed]
     made = make_dataclass(kind.__name__, flags, bases=(kind,), frozen=True, kw_only=True)  # type: ignore[arg-type]
     made.__doc__ = kind.__doc__

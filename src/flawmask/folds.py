@@ -23,6 +23,7 @@ from flawmask.report.headline import lookup
 from flawmask.runs import FOLDS, POOLED, earlier, new_run_dir
 from flawmask.settings import as_json, require, stage
 from flawmask.stages import Finished, RunConfig, augmented, prepared
+from flawmask.training.choose import with_network
 from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
 from flawmask.training.resume import has_state
@@ -39,13 +40,15 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
         FlawmaskError: see `prepare`, `augment`, `train` and `evaluate`.
     """
     folders = prepared_folds(config, name)
+    variants = 0 if config.skip_augment else config.augmentation_factor
+    config = with_network(config, len(read_split(folders[0], "train").images) * (1 + variants))
     info = read_json(folders[0] / dataset_info.NAME)
     method = info.get("split_method")  # folds that were divided in another way go on with none of these
     origin = {
         "made_by": "flawmask run --folds",
         "version": flawmask.__version__,
-        # `compile` changes no fold, and what was begun before there was such a setting goes on.
-        "settings": {key: value for key, value in as_json(config).items() if key != "compile"}
+        # These change no fold, and what was begun before there were such settings goes on.
+        "settings": {key: value for key, value in as_json(config).items() if key not in ("compile", "offline")}
         | {"category": name, "overwrite": False, "layout": layouts.layout_of(config.mvtec_root, config.layout)},
         "source": info["source"],
         **({"split_method": method} if method else {}),

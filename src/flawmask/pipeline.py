@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flawmask.coco import read_split
 from flawmask.data.demo import DemoConfig, generate
 from flawmask.data.layouts import chosen_categories, names_in
 from flawmask.data.prepare import PrepareConfig
@@ -11,12 +12,17 @@ from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
 from flawmask.inference.config import PredictConfig
 from flawmask.launch import launched
+from flawmask.model.arch import ArchChoice
 from flawmask.runs import FOLDS, new_run_dir, newest_run
 from flawmask.settings import as_json, from_json, require, stage
 from flawmask.stages import Finished, RunConfig, augmented, check_judged, judged, judged_splits, prepared
+from flawmask.training.choose import with_network
 from flawmask.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
+
+DEMO_SIZE = 256
+"""Pixels: that of the images that are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +30,9 @@ class DemoCommand(DemoConfig):
     """Draw a small category of products with and without defects; with --run, try the whole pipeline on it."""
 
     run: bool = False
-    """Prepare, augment, train, evaluate and predict on it, with settings for two processor cores and no download."""
+    """Prepare, train, evaluate and predict on it, with settings for two processor cores and no download."""
+    arch: ArchChoice = "auto"
+    """The network to try. auto: what suits the device and the weights that are there already."""
 
 
 def run(config: RunConfig) -> list[Finished]:
@@ -119,6 +127,7 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     dataset_dir = prepared_dir if judges_only else augmented(config, prepared_dir)
     run_dir = None
     if not config.skip_train:
+        config = with_network(config, len(read_split(dataset_dir, "train").images))
         with new_run_dir() as output_dir:
             settings = stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=output_dir)
             # Of several categories, what goes on later is this one.
@@ -133,7 +142,7 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
 def demo(config: DemoCommand) -> list[Finished]:
     """Draw the demo category and, with `run`, take it through the whole pipeline, prediction included.
 
-    The settings suit two processor cores and a network that starts from nothing.
+    The settings suit two processor cores. Nothing is downloaded: where no weights are there, a network starts from none.
 
     Raises:
         FlawmaskError: the folder holds something else, or a demo made with other settings.
@@ -142,19 +151,7 @@ def demo(config: DemoCommand) -> list[Finished]:
     log.info("the demo category is in %s: %d images, %d of them defective", drawn.folder, drawn.images, drawn.defective)
     if not config.run:
         return []
-    finished = run(
-        RunConfig(
-            category=config.category,
-            mvtec_root=config.mvtec_root,
-            arch="maskrcnn_resnet18_fpn",
-            weights="none",
-            image_size=160,
-            epochs=6,
-            augmentation_factor=1,
-            overwrite=config.overwrite,
-            seed=config.seed,
-        )
-    )
+    finished = run(_demo_run(config, drawn.images))
     run_dir = finished[0].run_dir
     if run_dir is not None:
         from flawmask.inference.predict import predict
@@ -162,3 +159,25 @@ def demo(config: DemoCommand) -> list[Finished]:
         unseen = PrepareConfig(category=config.category).dataset_dir / "val" / "images"
         predict(PredictConfig(model=run_dir / "best.pt", input=(str(unseen),), output=run_dir / "predictions"))
     return finished
+
+
+def _demo_run(config: DemoCommand, images: int) -> RunConfig:
+    """Return the settings with which the demo category is taken through the pipeline."""
+    settings = RunConfig(
+        category=config.category,
+        mvtec_root=config.mvtec_root,
+        arch=config.arch,
+        offline=True,
+        image_size=DEMO_SIZE,
+        epochs=6,
+        skip_augment=True,
+        overwrite=config.overwrite,
+        seed=config.seed,
+    )
+    try:
+        return with_network(settings, images)
+    except FlawmaskError as error:
+        log.info("%s", error)
+        # From nothing, the same images have to be shown more often.
+        bare = replace(settings, weights="none", image_size=160, skip_augment=False, augmentation_factor=1)
+        return with_network(bare, images)

@@ -10,6 +10,7 @@ from flawmask.data.augment import AugmentConfig, AugmentSettings, augment
 from flawmask.data.prepare import PrepareConfig, PrepareSettings, prepare
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
+from flawmask.model.arch import ArchChoice
 from flawmask.settings import Overwrite, Settings, require, stage
 from flawmask.training.config import TrainSettings
 
@@ -64,6 +65,11 @@ class RunConfig(Overwrite, EvaluateSettings, TrainSettings, AugmentSettings, Pre
     Results go to model_maskrcnn/maskrcnn_mvtec_<date>_<time>/, data sets to datasets/maskrcnn_mvtec_<category>. With
     --folds, all images are judged, each by a model that has not seen it; said again, it goes on where it stopped.
     """
+
+    arch: ArchChoice = "auto"
+    """The network. auto: what suits device, weights at hand, images and time; a line says which and why. Mask R-CNN,
+    yolo-seg and rfdetr-seg outline defects, the others find boxes. yolo needs the extra [yolo] (AGPL-3.0), rfdetr the
+    extra [rfdetr]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

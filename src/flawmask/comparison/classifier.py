@@ -21,7 +21,7 @@ from torchvision.models import ResNet18_Weights, WeightsEnum, resnet18
 
 from flawmask import images
 from flawmask.coco import CocoSplit
-from flawmask.comparison.config import CLASSIFIER, CompareConfig
+from flawmask.comparison.config import CLASSIFIER, PUBLISHED, CompareConfig
 from flawmask.comparison.entry import Learned, Scored
 from flawmask.errors import FlawmaskError
 from flawmask.model.compute import Layers, compute_in
@@ -79,7 +79,7 @@ def learn(config: CompareConfig, training: CocoSplit, path: Path) -> Learned:
     seed_everything(config.seed)
     size = _image_size(config, training)
     weights = config.weights_of(CLASSIFIER)
-    model = to_device(_network(weights), device).train()
+    model = to_device(_network(weights, offline=config.offline), device).train()
     _compute_in(model, device, dtype)
     began = time.perf_counter()
     decay: dict[str, Any] = {"weight_decay": 0.01} if weights == "none" else {"momentum": 0.9, "weight_decay": 0.0005}
@@ -120,12 +120,11 @@ def _image_size(config: CompareConfig, training: CocoSplit) -> int:
     return max(32, min(config.image_size, math.ceil(side / 32) * 32))
 
 
-def _network(weights: str) -> nn.Module:
+def _network(weights: str, *, offline: bool = False) -> nn.Module:
     model = resnet18(weights=None)
     if weights != "none":
-        model.load_state_dict(
-            published_state(weights, ResNet18_Weights.IMAGENET1K_V1, model.state_dict()), strict=False
-        )
+        state = published_state(weights, ResNet18_Weights.IMAGENET1K_V1, model.state_dict(), offline=offline)
+        model.load_state_dict(state, strict=False)
     model.fc = nn.Linear(model.fc.in_features, 1)
     network: nn.Module = model
     return network
@@ -137,19 +136,22 @@ def _compute_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     compute_in(Layers(inner, [model.layer4]), device, dtype)
 
 
-def published_state(weights: str, published: WeightsEnum, wanted: StateDict) -> StateDict:
+def published_state(weights: str, published: WeightsEnum, wanted: StateDict, *, offline: bool) -> StateDict:
     """Return the tensors that a network wants of what `--weights` names; not those of ImageNet's classes.
 
     Args:
-        weights: `coco` or `imagenet` for what is published, or a file.
+        weights: `auto`, `coco` or `imagenet` for what is published, or a file.
         published: torchvision's entry.
         wanted: the network's own tensors.
+        offline: whether nothing is fetched.
 
     Raises:
         FlawmaskError: they cannot be had, or are another network's.
     """
-    given = weights in ("coco", "imagenet")
-    state = download(published.url) if given else find_state_dict(load_file(Path(weights)), Path(weights))
+    if weights in PUBLISHED:
+        state = download(published.url, offline=offline)
+    else:
+        state = find_state_dict(load_file(Path(weights)), Path(weights))
     # Old files lack the counters, which nothing reads.
     names = [name for name in wanted if not name.startswith("fc.") and not name.endswith("num_batches_tracked")]
     wrong = [name for name in names if name not in state or state[name].shape != wanted[name].shape]

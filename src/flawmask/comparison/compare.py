@@ -22,10 +22,11 @@ from flawmask.runs import COMPARISON, earlier, new_run_dir
 from flawmask.runtime import choose_device
 from flawmask.settings import as_json, require
 from flawmask.stages import RunConfig, augmented, check_judged, judged_splits, prepared
+from flawmask.training.choose import with_others
 
 log = logging.getLogger(__name__)
 
-SAME_ANYWAY = ("archs", "yardsticks", "overwrite", "workers", "cache_gb", "save_every", "compile", "layout")
+SAME_ANYWAY = ("archs", "yardsticks", "overwrite", "workers", "cache_gb", "save_every", "compile", "layout", "offline")
 """The settings that change no model: with others of these, a comparison goes on. What a layout makes of a category, the
 content of the data sets says."""
 
@@ -42,8 +43,10 @@ def compare(config: CompareConfig) -> Compared:
     """
     require(launched() == 1, "compare starts alone: it gives each model a process of its own")
     choose_device(config.device)
-    first = config.run_config(config.arch_names[0])
-    ground = _ground(config, first)
+    ground = _ground(config, config.run_config(config.arch_names[0]))
+    if config.archs == "auto":
+        images = len(read_split(ground.trained[0], "train").images)
+        config = replace(config, archs=",".join(with_others(config.run_config("auto"), images)))
     origin = {
         "made_by": "flawmask compare",
         "version": flawmask.__version__,

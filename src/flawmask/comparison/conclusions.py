@@ -149,7 +149,12 @@ def _to_mind(
     """Return what a reader has to know of the protocol, as sentences."""
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     budget = f"{config.time_budget} of training" if config.time_budget else epochs
-    start = {"none": "nothing", "coco": "weights of COCO or ImageNet", "imagenet": "weights of ImageNet"}
+    start = {
+        "none": "nothing",
+        "auto": "the best weights at hand",
+        "coco": "weights of COCO or ImageNet",
+        "imagenet": "weights of ImageNet",
+    }
     said = [
         f"Budget: {budget} each, from {start.get(config.weights, f'--weights {config.weights}')}.",
         *(f"{one.name} {one.learned.protocol}." for one in entries if one.learned is not None),

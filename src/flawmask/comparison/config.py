@@ -13,6 +13,9 @@ from flawmask.training.config import LearnSettings, check_weights
 
 CLASSIFIER, PATCHCORE = "resnet18_classifier", "patchcore"
 
+PUBLISHED = ("auto", "coco", "imagenet")
+"""What `--weights` says of a yardstick whose weights are those that torchvision publishes."""
+
 YARDSTICKS = (CLASSIFIER, PATCHCORE)
 """What detectors are held against: a classifier of whole images, and a model that sees good parts alone."""
 
@@ -28,13 +31,16 @@ class CompareConfig(Overwrite, EvaluateSettings, LearnSettings, AugmentSettings,
 
     category: str | None = None
     """The category: a folder name under --mvtec_root."""
-    archs: str = "maskrcnn_resnet50_fpn,ssd300_vgg16,yolo11n-seg"
-    """The networks, as a,b,c: any that --arch of train knows."""
+    archs: str = "auto"
+    """The networks, as a,b,c: any that --arch of train knows. auto: the one that run takes, and of ssd300_vgg16 and
+    yolo11n-seg those that have weights to start from."""
     yardsticks: str = "resnet18_classifier,patchcore"
     """What they are held against: resnet18_classifier, patchcore (needs the extra [anomalib]), both, or none."""
-    weights: str = "coco"
-    """What they start from: coco, imagenet (downloaded once), none, or a file; for single ones name=FILE, as in
-    none,patchcore=wide_resnet50_2.pth."""
+    weights: str = "auto"
+    """What they start from: auto (COCO's, else ImageNet's), coco, imagenet, none, or a file; for single ones name=FILE,
+    as in none,patchcore=wide_resnet50_2.pth."""
+    offline: bool = False
+    """Download nothing: take weights that are there already."""
     overwrite: bool = False
     """Begin a new comparison, whatever was finished of an earlier one, and make the data sets anew."""
 
@@ -45,7 +51,7 @@ class CompareConfig(Overwrite, EvaluateSettings, LearnSettings, AugmentSettings,
         require(single, f"--category {self.category}: compare takes one category at a time")
         require(self.fold is None, "--fold is for a single training: compare trains each fold, or one split")
         archs = self.arch_names
-        unknown = [name for name in archs if name not in ARCHITECTURES]
+        unknown = [name for name in archs if name not in ARCHITECTURES and self.archs != "auto"]
         require(bool(archs) and not unknown, f"--archs {','.join(unknown)}: there are {', '.join(ARCHITECTURES)}")
         unknown = [name for name in self.yardstick_names if name not in YARDSTICKS]
         require(not unknown, f"--yardsticks {','.join(unknown)}: there are {', '.join(YARDSTICKS)} and none")
@@ -72,9 +78,9 @@ class CompareConfig(Overwrite, EvaluateSettings, LearnSettings, AugmentSettings,
         return () if self.yardsticks == "none" else tuple(dict.fromkeys(_names(self.yardsticks)))
 
     def weights_of(self, name: str) -> str:
-        """Return what a model starts from: `coco`, `imagenet`, `none` or a file's path."""
+        """Return what a model starts from: `auto`, `coco`, `imagenet`, `none` or a file's path."""
         for_all, for_single = self._weights
-        return for_single.get(name, next(iter(for_all), "coco"))
+        return for_single.get(name, next(iter(for_all), "auto"))
 
     @property
     def _weights(self) -> tuple[list[str], dict[str, str]]:

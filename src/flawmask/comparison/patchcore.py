@@ -24,7 +24,7 @@ from torchvision.models import Wide_ResNet50_2_Weights
 from flawmask import images
 from flawmask.coco import CocoSplit
 from flawmask.comparison.classifier import normalised, published_state
-from flawmask.comparison.config import PATCHCORE, CompareConfig
+from flawmask.comparison.config import PATCHCORE, PUBLISHED, CompareConfig
 from flawmask.comparison.entry import Learned, NotThereError, Scored
 from flawmask.data import layouts
 from flawmask.errors import FlawmaskError
@@ -72,9 +72,10 @@ def learn(config: CompareConfig, training: CocoSplit, judged: Sequence[str], pat
     seed_everything(config.seed)
     extractor = model.feature_extractor.feature_extractor
     try:
-        state = published_state(weights, Wide_ResNet50_2_Weights.IMAGENET1K_V1, extractor.state_dict())
+        published = Wide_ResNet50_2_Weights.IMAGENET1K_V1
+        state = published_state(weights, published, extractor.state_dict(), offline=config.offline)
     except FlawmaskError as error:
-        if weights in ("coco", "imagenet"):  # out of reach
+        if weights in PUBLISHED:  # out of reach
             raise NotThereError(f"{error} (or --weights patchcore=FILE)") from None
         raise
     extractor.load_state_dict(state, strict=False)

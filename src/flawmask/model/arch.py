@@ -1,9 +1,9 @@
 """The architectures by name. No PyTorch is imported for them, so `--help` answers at once."""
 
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from flawmask.errors import FlawmaskError
-from flawmask.model import one_stage_archs, rcnn_archs, rfdetr_archs, yolo_archs
+from flawmask.model import efficientnet_lite_archs, one_stage_archs, rcnn_archs, rfdetr_archs, yolo_archs
 from flawmask.model.architecture import Architecture
 
 Arch = Literal[
@@ -13,6 +13,12 @@ Arch = Literal[
     "maskrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_mobilenet_v3_large_fpn",
+    "maskrcnn_efficientnet_lite0_fpn",
+    "maskrcnn_efficientnet_lite1_fpn",
+    "maskrcnn_efficientnet_lite2_fpn",
+    "fasterrcnn_efficientnet_lite0_fpn",
+    "fasterrcnn_efficientnet_lite1_fpn",
+    "fasterrcnn_efficientnet_lite2_fpn",
     "retinanet_resnet50_fpn",
     "fcos_resnet50_fpn",
     "ssd300_vgg16",
@@ -24,13 +30,22 @@ Arch = Literal[
     "rfdetr_seg_nano",
     "rfdetr_seg_small",
 ]
-"""What `--arch` takes: the names of the records below, in the same order."""
+"""What a network can be: the names of the records below, in the same order."""
+
+ArchChoice = Literal["auto"] | Arch
+"""What `--arch` takes: `auto` stands for the one that suits, see `training/choose.py`."""
 
 ARCHITECTURES: dict[str, Architecture] = {
     record.name: record
-    for record in (*rcnn_archs.RECORDS, *one_stage_archs.RECORDS, *yolo_archs.RECORDS, *rfdetr_archs.RECORDS)
+    for module in (rcnn_archs, efficientnet_lite_archs, one_stage_archs, yolo_archs, rfdetr_archs)
+    for record in module.RECORDS
 }
 """The record of each. Whoever brings a network of their own adds its record here, in each process that is started."""
+
+
+def is_chosen(name: ArchChoice) -> TypeGuard[Arch]:
+    """Return whether this names a network, and does not leave the choice open."""
+    return name != "auto"
 
 
 def architecture(name: str) -> Architecture:

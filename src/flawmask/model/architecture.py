@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from flawmask.model.published import BODY, Elsewhere, Rules, TorchvisionFile
+from flawmask.model.published import BODY, Elsewhere, PackageFile, Rules, TorchvisionFile
 
 if TYPE_CHECKING:
     from flawmask.model.build import Detector
@@ -82,6 +82,9 @@ class Architecture:
         is_recordable: whether the passes of its training can be recorded on CUDA.
         is_drawn_for_norms: whether its layers are drawn for norms that even out what they give; the others' do without.
         may_learn_norms: whether `--norm auto` may choose norms that learn from a batch.
+        passes_together: whether several images pass through it together on a CPU too. The others go one by one there,
+            which is as fast and takes less memory.
+        trainable_layers: how many of its backbone's five stages learn where it starts from pretrained weights.
         from_pretrained: the default optimiser where it starts from pretrained weights.
         from_nothing: the default optimiser where it does not.
         coco: its COCO weights; None where there are none.
@@ -101,10 +104,12 @@ class Architecture:
     is_recordable: bool = False
     is_drawn_for_norms: bool = False
     may_learn_norms: bool = True
+    passes_together: bool = False
+    trainable_layers: int = 3
     from_pretrained: DefaultOptimizer = DefaultOptimizer("sgd")
     from_nothing: DefaultOptimizer = DefaultOptimizer("adamw", 10)
     coco: TorchvisionFile | Elsewhere | None = None
-    imagenet: TorchvisionFile | None = None
+    imagenet: TorchvisionFile | PackageFile | None = None
     old_names: Rules = ()
     backbone_names: Rules = BODY
 

@@ -76,6 +76,12 @@ def infer_in(model: nn.Module, layers: Layers, dtype: torch.dtype) -> None:
         module.register_forward_hook(_give_float32)
 
 
+def is_slow(body: nn.Module, device: torch.device) -> bool:
+    """Return whether a body is slower in bfloat16 than in float32: one of depthwise convolutions is on a CPU, whose
+    backward pass takes close to three times as long there."""
+    return device.type == "cpu" and any(isinstance(one, nn.Conv2d) and one.groups > 1 for one in body.modules())
+
+
 class _Autocast(nn.Module):
     """What makes a module compute under autocast. By inheritance: a hook would not leave autocast where an interrupt
     ends the pass."""

@@ -37,6 +37,29 @@ class Elsewhere:
     md5: str | None = None
 
 
+@dataclass(frozen=True)
+class PackageFile:
+    """A state dict that a Python package brings.
+
+    Attributes:
+        package: what pip calls the package.
+        module: what Python calls it.
+        path: where the file lies in it.
+        sha256: of the whole file.
+        extra: which extra of Flawmask installs the package.
+        licence: the package's.
+        origin: where the weights come from.
+    """
+
+    package: str
+    module: str
+    path: str
+    sha256: str
+    extra: str
+    licence: str
+    origin: str
+
+
 ADDRESS = "https://download.pytorch.org/models"
 """Where torchvision's files are."""
 
@@ -44,6 +67,9 @@ RESNET18 = TorchvisionFile(f"{ADDRESS}/resnet18-f37072fd.pth")
 RESNET50 = TorchvisionFile(f"{ADDRESS}/resnet50-0676ba61.pth")
 MOBILENET_V3_LARGE = TorchvisionFile(f"{ADDRESS}/mobilenet_v3_large-8738ca79.pth")
 """Classifiers of ImageNet that several detectors have as their backbone."""
+
+LAST = ("fc.", "classifier.", "_conv_head.", "_bn1.", "_fc.")
+"""What the names of a classifier's last layers begin with."""
 
 OLD_NAMES: Rules = (
     (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)"), r"\1.0.\2"),
@@ -79,5 +105,5 @@ def in_backbone(state: dict[str, T], rules: Rules) -> dict[str, T]:
         state: the classifier's.
         rules: the detector's (`Architecture.backbone_names`).
     """
-    layers = {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "classifier."))}
+    layers = {name: tensor for name, tensor in state.items() if not name.startswith(LAST)}
     return renamed(layers, rules)

@@ -33,21 +33,23 @@ BLOCK = 32
 
 def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Let the network's layers train in `dtype`; the last ones, boxes and losses stay float32."""
-    compute.train_in(model, _layers(model), device, dtype)
+    compute.train_in(model, _layers(model, device), device, dtype)
 
 
-def infer_in(model: Any, _: torch.device, dtype: torch.dtype) -> None:
+def infer_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Let the network's layers hold `dtype`; the last ones and boxes stay float32. It cannot be trained any more."""
-    compute.infer_in(model, _layers(model), dtype)
+    compute.infer_in(model, _layers(model, device), dtype)
 
 
-def _layers(model: Any) -> Layers:
-    """Return the layers that compute in lower precision: all but those that give scores, moves and masks."""
+def _layers(model: Any, device: torch.device) -> Layers:
+    """Return the layers that compute in lower precision: all but those that give scores, moves and masks, and those
+    that would be slower for it."""
     heads = model.roi_heads
     outer = [model.rpn.head.conv, heads.box_head]
+    backbone = model.backbone.fpn if compute.is_slow(model.backbone.body, device) else model.backbone
     if not heads.has_mask():
-        return Layers([model.backbone], outer)
-    return Layers([model.backbone, heads.mask_head], [*outer, heads.mask_predictor.conv5_mask])
+        return Layers([backbone], outer)
+    return Layers([backbone, heads.mask_head], [*outer, heads.mask_predictor.conv5_mask])
 
 
 def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:

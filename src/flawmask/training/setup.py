@@ -24,6 +24,7 @@ from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import Pretrained, pretrained
 from flawmask.settings import as_json, require
 from flawmask.training import fit
+from flawmask.training.choose import with_network
 from flawmask.training.config import TrainConfig, seconds_in
 from flawmask.training.loader import Augmenting, Transform
 from flawmask.training.resume import State
@@ -84,6 +85,7 @@ def set_up(
 ) -> Setup:
     """Return what the training is made of: as it was, or as settings, data, memory and time budget have it."""
     training, validation = _splits(config)
+    config = team.from_main(lambda: with_network(config, len(training.images)))
     digests = content_digests(training) if team.is_main else {}
     each = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
     batch_size = state.batch_size if state else config.effective_batch_size or each * team.count
@@ -109,7 +111,7 @@ def set_up(
         spec = state.model_spec
         given = Pretrained({}, spec.norm, spec.norm_eps, "")
         return setup(spec, given, state.is_pretrained, at_once=state.at_once, digests=digests)
-    given = team.from_main(lambda: pretrained(config.arch, config.weights))
+    given = team.from_main(lambda: pretrained(config.network, config.weights, offline=config.offline))
     share = math.ceil(batch_size / team.count)
     at_once, image_size = min(each, share), config.image_size
     trial = fit.Trial(config, training, given, device, dtype)
@@ -117,7 +119,8 @@ def set_up(
         left = seconds_in(config.time_budget) - (time.perf_counter() - began)
         image_size = team.from_main(lambda: fit.image_size_for(trial, left, batch_size, at_once))
     tried = spec_for(config, training, given, image_size, at_once)
-    if device.type == "cpu" and tried.norm != "batch" and tried.architecture.has_known_counts:
+    is_alone = device.type == "cpu" and tried.norm != "batch" and not tried.architecture.passes_together
+    if is_alone and tried.architecture.has_known_counts:
         at_once = 1  # as fast as several on a CPU, in less than half the memory, and nothing looks at the others
     elif config.batch_size == "auto":
         at_once = team.from_main(lambda: fit.largest_batch(trial, image_size, share))
@@ -192,6 +195,7 @@ def begin_run(setup: Setup, part_of: Mapping[str, Any] | None, left: list[str]) 
             "part_of": part_of,
             "model": as_json(setup.spec),
             "weights": setup.given.source,
+            "weights_licence": setup.given.licence,
             "not_loaded": left,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
             "precision": str(setup.dtype).removeprefix("torch."),

@@ -26,9 +26,9 @@ def spec_for(config: TrainSettings, training: CocoSplit, given: Pretrained, imag
         image_size: the shorter side of the images as the network sees them, in pixels.
         at_once: how many images pass through it together.
     """
-    image_size = architecture(config.arch).image_size(image_size)
+    image_size = architecture(config.network).image_size(image_size)
     return ModelSpec(
-        arch=config.arch,
+        arch=config.network,
         classes=training.class_names,
         image_size=image_size,
         norm=_norm(config, given, at_once),
@@ -46,7 +46,7 @@ def _norm(config: TrainSettings, given: Pretrained, at_once: int) -> Norm:
         return config.norm
     if given.state:
         return given.norm
-    return "batch" if at_once >= SMALLEST_NORM_BATCH and architecture(config.arch).may_learn_norms else "group"
+    return "batch" if at_once >= SMALLEST_NORM_BATCH and architecture(config.network).may_learn_norms else "group"
 
 
 def start(
@@ -80,6 +80,7 @@ def ready(
     is_pretrained: bool,
 ) -> Any:
     """Return the network in training mode on the device, frozen where it does not learn, computing in `dtype`."""
-    freeze(model, spec, config.trainable_layers if config.trainable_layers is not None else 3 if is_pretrained else 5)
+    by_default = spec.architecture.trainable_layers if is_pretrained else 5
+    freeze(model, spec, by_default if config.trainable_layers is None else config.trainable_layers)
     detector_of(spec).train_in(to_device(model, device).train(), device, dtype)
     return model

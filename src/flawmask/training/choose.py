@@ -1,0 +1,111 @@
+"""What `--arch auto` means: the network that suits the device, the weights at hand, the images and the time."""
+
+import logging
+from dataclasses import replace
+from typing import TypeVar
+
+from flawmask.errors import FlawmaskError
+from flawmask.model.arch import Arch, is_chosen
+from flawmask.training.config import TrainSettings, seconds_in
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=TrainSettings)
+
+LARGE: Arch = "maskrcnn_resnet50_fpn"
+SMALL: Arch = "maskrcnn_efficientnet_lite0_fpn"
+BARE: Arch = "maskrcnn_resnet18_fpn"
+"""The best of the networks that start from nothing on a CPU in the time that people have."""
+
+PASSES = 20
+"""A large network is worth its time where every image can be shown so many times."""
+
+BESIDE: tuple[Arch, ...] = ("ssd300_vgg16", "yolo11n-seg")
+"""Networks of other kinds that `compare` trains beside the chosen one, where they have weights to start from."""
+
+SECONDS = {"cuda": 0.05, "mps": 0.6, "cpu": 3.0}
+"""About what an image takes `LARGE` in training at `SIZE` pixels, by the kind of device (docs/benchmarks.md)."""
+SIZE = 800
+SMALLEST = 256
+"""A time budget does not let images become smaller than this before they are shown less often."""
+
+
+def with_network(config: T, images: int) -> T:
+    """Return the settings with the name of a network in the place of `auto`, and say in a line which and why.
+
+    A GPU gets `LARGE` with COCO's weights, unless the time budget is too short for it. A CPU gets `SMALL` with the
+    weights that pip brings, unless COCO's lie there already and the time budget is long enough for `LARGE`. What is not
+    at hand gives way to what is.
+
+    Args:
+        config: the settings.
+        images: how many there are to learn from.
+
+    Raises:
+        FlawmaskError: there are weights for neither network, or the device is not there.
+    """
+    if is_chosen(config.arch):
+        return config
+    from flawmask.model.weights import OutOfReachError
+    from flawmask.runtime import choose_device
+
+    device = choose_device(config.device).type
+    where = {"cuda": "on a GPU", "mps": "on Apple's GPU"}.get(device, "on a CPU")
+    if config.weights == "none":
+        return _said(config, BARE if device == "cpu" else LARGE, f"nothing, {where}")
+    seconds = _seconds_for_large(config, images, device)
+    has_time = seconds <= seconds_in(config.time_budget) if config.time_budget else device != "cpu"
+    # For what is better where there is time, a CPU takes weights that lie there, and fetches none.
+    first = [(LARGE, config.offline or device == "cpu")] if has_time else []
+    wishes = dict.fromkeys([*first, (SMALL, config.offline), (LARGE, config.offline)])
+    time = f" in {config.time_budget}" if config.time_budget else ""
+    best = next(iter(wishes))[0]
+    for arch, offline in wishes:
+        try:
+            source = _source(arch, config, offline=offline)
+        except OutOfReachError as error:
+            problem = error
+            continue
+        lacking = "" if arch == best else f", as none are at hand for {best}"
+        return _said(config, arch, f"{source}, {where}{time}{lacking}")
+    raise problem
+
+
+def _seconds_for_large(config: TrainSettings, images: int, device: str) -> float:
+    """Return about how long `PASSES` passes of `LARGE` take: with a time budget, at the smallest size that it leads
+    to."""
+    size = min(config.image_size, SMALLEST)
+    return PASSES * images * SECONDS[device] * (size / SIZE) ** 2
+
+
+def _source(arch: Arch, config: TrainSettings, *, offline: bool) -> str:
+    from flawmask.model.weights import pretrained
+
+    return pretrained(arch, config.weights, offline=offline).source
+
+
+def _said(config: T, arch: Arch, why: str) -> T:
+    log.info("network: %s from %s (--arch names another)", arch, why)
+    return replace(config, arch=arch)
+
+
+def with_others(config: T, images: int) -> list[Arch]:
+    """Return the networks that `--archs auto` of `compare` stands for: the one that suits, and those of `BESIDE` whose
+    weights are at hand. Who is left out is said in a line.
+
+    Args:
+        config: the settings of the first, see `with_network`.
+        images: how many there are to learn from.
+
+    Raises:
+        FlawmaskError: see `with_network`.
+    """
+    chosen = [with_network(config, images).network]
+    for arch in BESIDE:
+        try:
+            _source(arch, config, offline=config.offline)
+        except FlawmaskError as error:
+            log.info("%s takes no part: %s", arch, error)
+            continue
+        chosen.append(arch)
+    return chosen
