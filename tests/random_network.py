@@ -30,11 +30,11 @@ needs_rfdetr = pytest.mark.skipif(
 
 ARCHITECTURES: tuple[Arch, ...] = get_args(Arch)
 KIND_BY_KIND: tuple[Arch, ...] = (
-    *("maskrcnn_resnet18_fpn", "fasterrcnn_mobilenet_v3_large_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"),
+    *("maskrcnn_resnet18_fpn", "fasterrcnn_efficientnet_lite0_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"),
     *("ssd300_vgg16", "ssdlite320_mobilenet_v3_large", "yolo11n", "yolo11n-seg", "rfdetr_seg_nano"),
 )
-"""One of each kind. Mask R-CNN with a ResNet stands for all ResNets, Faster R-CNN with a MobileNet for R-CNNs without
-masks and for MobileNets; larger networks of YOLO and RF-DETR differ in widths and depths only."""
+"""One of each kind. Mask R-CNN with a ResNet stands for all ResNets, Faster R-CNN with an EfficientNet-Lite for R-CNNs
+without masks and for bodies of depthwise convolutions; larger networks differ in widths and depths only."""
 
 
 def built(archs: Iterable[Arch], *marks: pytest.MarkDecorator) -> list[Any]:
@@ -47,7 +47,9 @@ SLOW: Arch = "ssd300_vgg16"
 """It takes as long as all others together. `make test` has another SSD in its place, `make test-services` has it."""
 
 LARGER = tuple(arch for arch in ARCHITECTURES if arch not in KIND_BY_KIND)
-BUILDABLE, OTHERS = built(ARCHITECTURES), built(LARGER)
+_DEEPER = tuple(arch for arch in LARGER if "lite1" in arch or "lite2" in arch)
+BUILDABLE = built(ARCHITECTURES)
+OTHERS = [*built(arch for arch in LARGER if arch not in _DEEPER), *built(_DEEPER, pytest.mark.services)]
 KINDS = [*built(arch for arch in KIND_BY_KIND if arch != SLOW), *built([SLOW], pytest.mark.services)]
 KINDS_AND_MORE = [*KINDS, *built(LARGER, pytest.mark.services)]
 """As such parameters: all architectures; those that stand for no kind; one of each kind, for properties that are the

@@ -142,7 +142,7 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
 def demo(config: DemoCommand) -> list[Finished]:
     """Draw the demo category and, with `run`, take it through the whole pipeline, prediction included.
 
-    The settings suit two processor cores. Nothing is downloaded: where no weights are there, a network starts from none.
+    The settings suit two processor cores. Nothing is downloaded: without weights at hand, a network starts from none.
 
     Raises:
         FlawmaskError: the folder holds something else, or a demo made with other settings.

@@ -17,7 +17,9 @@ from weight_files import State, classifier, detector
 from flawmask.errors import FlawmaskError
 from flawmask.model import weights
 from flawmask.model.arch import ARCHITECTURES, Arch, architecture
+from flawmask.model.build import build
 from flawmask.model.published import TorchvisionFile
+from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import Pretrained, from_file, load_file, load_matching, loaded, pretrained
 
 
@@ -71,6 +73,27 @@ def test_where_there_are_no_coco_weights_imagenets_are_taken_and_it_is_said(
     assert given.source == "ImageNet weights"
     assert "no COCO weights for maskrcnn_resnet18_fpn" in caplog.text
     assert f"downloading {url}" in caplog.text
+
+
+def test_auto_is_cocos_weights_where_they_can_be_had_and_else_imagenets(
+    served: tuple[Path, str], hub: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, address = served
+    arch: Arch = "maskrcnn_resnet50_fpn"
+    of_coco = put(folder, build(ModelSpec(arch, ("a",))).state_dict())
+    of_imagenet = put(folder, classifier("resnet50"))
+    publish(monkeypatch, arch, "coco", f"{address}/{of_coco}")
+    publish(monkeypatch, arch, "imagenet", f"{address}/{of_imagenet}")
+    with pytest.raises(FlawmaskError, match=rf"{of_coco} cannot be fetched \(--offline\): put .* by hand, .*lite"):
+        pretrained(arch, "auto", offline=True)
+    assert not hub.exists() or not list(hub.iterdir())
+    with caplog.at_level("INFO"):
+        assert pretrained(arch, "auto").source == "COCO weights"
+    assert f"downloading {address}/{of_coco}" in caplog.text
+    (folder / of_coco).unlink()
+    assert pretrained(arch, "auto", offline=True).source == "COCO weights"  # from the cache
+    (hub / of_coco).unlink()
+    assert pretrained(arch, "auto").source == "ImageNet weights"
 
 
 def test_a_file_with_another_hash_than_its_name_says_is_refused_and_not_kept(
@@ -282,7 +305,7 @@ def test_a_file_that_holds_no_weights_is_refused_in_one_line_that_names_it(tmp_p
 
 
 def test_a_misspelt_choice_of_weights_is_told_what_there_is() -> None:
-    with pytest.raises(FlawmaskError, match=r"--weights coca: no such file; give coco, imagenet, none or"):
+    with pytest.raises(FlawmaskError, match=r"--weights coca: no such file; give auto, coco, imagenet, none or"):
         pretrained("maskrcnn_resnet50_fpn", "coca")
 
 

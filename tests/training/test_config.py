@@ -46,6 +46,7 @@ def test_settings_out_of_range_are_refused_by_name(tmp_path: Path, wrong: dict[s
 
 BOXES_ALONE = {
     *("fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"),
+    *(f"fasterrcnn_efficientnet_lite{size}_fpn" for size in range(3)),
     *("ssd300_vgg16", "ssdlite320_mobilenet_v3_large", "yolo11n", "yolo11s"),
 }
 

@@ -60,15 +60,16 @@ def with_network(config: T, images: int) -> T:
     wishes = dict.fromkeys([*first, (SMALL, config.offline), (LARGE, config.offline)])
     time = f" in {config.time_budget}" if config.time_budget else ""
     best = next(iter(wishes))[0]
-    for arch, offline in wishes:
+    problems: dict[Arch, OutOfReachError] = {}
+    for name, offline in wishes:
         try:
-            source = _source(arch, config, offline=offline)
+            source = _source(name, config, offline=offline)
         except OutOfReachError as error:
-            problem = error
+            problems[name] = error
             continue
-        lacking = "" if arch == best else f", as none are at hand for {best}"
-        return _said(config, arch, f"{source}, {where}{time}{lacking}")
-    raise problem
+        lacking = "" if name == best else f", as none are at hand for {best}"
+        return _said(config, name, f"{source}, {where}{time}{lacking}")
+    raise problems[LARGE]  # it names both ways out
 
 
 def _seconds_for_large(config: TrainSettings, images: int, device: str) -> float:

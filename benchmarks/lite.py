@@ -1,0 +1,199 @@
+"""Times Mask R-CNN on EfficientNet-Lite0 on a CPU, and prints a section of docs/benchmarks.md.
+
+    python benchmarks/lite.py
+    python benchmarks/lite.py --parts sizes --rounds 5
+
+It starts from the weights that pip brings (the extra [lite]) and sees the demo category at 256 pixels. Each measurement
+is a process of its own; what is compared takes turns. Inference is timed after `WARM` steps of training, so that as
+few regions become detections as in a network that knows something.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from measuring import Record, demo_at, in_turns, measured_here, table
+
+from flawmask import images
+from flawmask.coco import read_split
+from flawmask.model import compute, efficientnet_lite
+from flawmask.model.build import detector_of, for_inference
+from flawmask.model.targets import make_target
+from flawmask.model.weights import pretrained
+from flawmask.runtime import choose_precision, keep_freed_memory
+from flawmask.training.config import TrainConfig
+from flawmask.training.loader import Batch, Item
+from flawmask.training.start import spec_for, start
+from flawmask.training.step import make_step
+
+ARCH = "maskrcnn_efficientnet_lite0_fpn"
+SIZE, BATCH = 256, 4
+STEPS, WARM = 10, 30
+CPU = torch.device("cpu")
+CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+
+
+def main() -> None:
+    """Print the section, or measure once when called by itself with `--measure`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is shown")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if measured_here(options, {"step": measure_step, "many_sizes": measure_many_sizes}):
+        return
+    print("## EfficientNet-Lite on a CPU")
+    print(f"\n`{ARCH}` at {SIZE} pixels, all layers learning; the median of {options.rounds} rounds.")
+    with tempfile.TemporaryDirectory() as folder:
+        data = str(demo_at(Path(folder), SIZE, good=12, defective=12, train_good=0))
+        for part in options.parts:
+            PARTS[part](data, options.rounds)
+
+
+def sizes_part(data: str, rounds: int) -> None:
+    """Print what pyramid and heads of several widths cost, and how many images pass together best."""
+    common = {"what": "step", "data": data, "device": "cpu"}
+    asked: dict[str, Record] = {
+        f"{channels} channels, {at_once} at once": {**common, "channels": channels, "at_once": at_once}
+        for channels in (64, 96, 128)
+        for at_once in (1, BATCH)
+    }
+    asked |= {
+        f"{efficientnet_lite.PYRAMID} channels, {BATCH} at once, {arch}": {**common, "at_once": BATCH, "arch": arch}
+        for arch in ("maskrcnn_efficientnet_lite1_fpn", "maskrcnn_efficientnet_lite2_fpn")
+    }
+    asked["maskrcnn_resnet18_fpn, 1 at once"] = {**common, "at_once": 1, "arch": "maskrcnn_resnet18_fpn"}
+    found = in_turns(asked, rounds)
+    rows = [
+        [
+            name,
+            f"{1000 * one['seconds']:.0f}",
+            f"{1 / one['seconds']:.1f}",
+            f"{1000 * one['inference']:.0f}",
+            f"{one['numbers'] / 1e6:.1f}",
+            f"{one['megabytes']:.0f}",
+        ]
+        for name, one in found.items()
+    ]
+    print("\n### Pyramid, heads, and images at once\n")
+    print(
+        table(["", "ms an image, training", "images/s", "ms an image, inference", "million numbers", "peak, MB"], rows)
+    )
+
+
+def precision_part(data: str, rounds: int) -> None:
+    """Print what a step takes with the body in float32, and in bfloat16."""
+    asked: dict[str, Record] = {
+        f"{arch}, body in {'float32' if in_float32 else 'bfloat16'}": {
+            "what": "step",
+            "data": data,
+            "device": "cpu",
+            "arch": arch,
+            "at_once": at_once,
+            "in_float32": in_float32,
+        }
+        for arch, at_once in ((ARCH, BATCH), ("maskrcnn_mobilenet_v3_large_fpn", 1))
+        for in_float32 in (True, False)
+    }
+    found = in_turns(asked, rounds)
+    rows = [[name, f"{1000 * one['seconds']:.0f}", f"{1000 * one['inference']:.0f}"] for name, one in found.items()]
+    print("\n### Precision of a body of depthwise convolutions\n")
+    print(table(["", "ms an image, training", "ms an image, inference"], rows))
+
+
+def sizes_of_images_part(data: str, rounds: int) -> None:
+    """Print what a step takes on images of many sizes, with oneDNN's own number of kept kernels and with Flawmask's."""
+    asked: dict[str, Record] = {
+        name: {"what": "many_sizes", "data": data, "device": "cpu", "capacity": capacity}
+        for name, capacity in (("1024, oneDNN's own", "1024"), ("40000, Flawmask's", "40000"))
+    }
+    found = in_turns(asked, rounds)
+    rows = [[name, f"{1000 * one['seconds']:.0f}", f"{one['megabytes']:.0f}"] for name, one in found.items()]
+    print(
+        f"\n### Images of many sizes\n\n300 images of as many sizes, from {SIZE} by {SIZE} to {SIZE} by {2 * SIZE}.\n"
+    )
+    print(table([f"`{CACHE}`", "ms an image, training", "peak, MB"], rows))
+
+
+def measure_step(
+    data: str,
+    device: str,
+    at_once: int,
+    channels: int = efficientnet_lite.PYRAMID,
+    arch: str = ARCH,
+    in_float32: bool | None = None,
+) -> Record:
+    """Return the seconds of an image in training and in inference, and how many numbers the network has."""
+    with patch.object(efficientnet_lite, "PYRAMID", channels):
+        if in_float32 is not None:
+            compute.is_slow = lambda *_: in_float32
+        items = items_of(data, [(SIZE, SIZE)])
+        seconds, step, spec = trained(data, items, arch, at_once)
+        network = for_inference(step.model, spec, CPU, choose_precision("auto", CPU))
+    times = []
+    with torch.inference_mode():
+        for image, _ in items[:20]:
+            began = time.perf_counter()
+            detector_of(spec).infer(network, [image], [(SIZE, SIZE)])
+            times.append(time.perf_counter() - began)
+    numbers = sum(one.numel() for one in step.model.parameters())
+    return {"seconds": seconds, "inference": statistics.median(times[5:]), "numbers": numbers}
+
+
+def measure_many_sizes(data: str, device: str, capacity: str) -> Record:
+    """Return the seconds of an image in training where no two have the same size."""
+    os.environ[CACHE] = capacity  # oneDNN reads it when it is first used
+    draw = np.random.default_rng(0)
+    shapes = [(SIZE, SIZE + int(extra)) for extra in draw.integers(0, SIZE, 300)]
+    seconds, _, _ = trained(data, items_of(data, shapes), ARCH, BATCH, steps=75 - WARM)
+    return {"seconds": seconds}
+
+
+def items_of(data: str, shapes: list[tuple[int, int]]) -> list[Item]:
+    """Return images of a data set with their targets, resized to each of the shapes in turn."""
+    split = read_split(Path(data), "train")
+    found = []
+    for at in range(max(len(shapes), len(split.images))):
+        record, shape = split.images[at % len(split.images)], shapes[at % len(shapes)]
+        pixels = images.resize(images.read_image(split.image_path(record)), shape)
+        original = (record["height"], record["width"])
+        annotations = split.annotations[record["id"]]
+        target = make_target(annotations, split.labels, record["id"], original, shape, record["file_name"])
+        found.append((torch.from_numpy(np.array(pixels)).permute(2, 0, 1), target))
+    return found
+
+
+def trained(data: str, items: list[Item], arch: str, at_once: int, steps: int = STEPS):  # type: ignore[no-untyped-def]
+    """Return the seconds of an image, the median of some steps after `WARM` others; the step; and the network's spec."""
+    keep_freed_memory(CPU)
+    split = read_split(Path(data), "train")
+    weights = "none" if "resnet" in arch or "mobilenet" in arch else "imagenet"
+    config = TrainConfig(
+        dataset_dir=Path(data), output_dir=Path(data), arch=arch, weights=weights, norm="frozen", image_size=SIZE
+    )
+    given = pretrained(config.network, weights)
+    spec = spec_for(config, split, given, SIZE, at_once)
+    dtype = choose_precision("auto", CPU)
+    torch.manual_seed(0)
+    step = make_step(
+        config, start(config, spec, given, CPU, dtype, is_pretrained=True), spec, CPU, dtype, True, at_once=at_once
+    )
+    times = []
+    for at in range(WARM + steps):
+        batch = Batch.of([items[(BATCH * at + place) % len(items)] for place in range(BATCH)])
+        began = time.perf_counter()
+        step(batch, 0.1)
+        times.append((time.perf_counter() - began) / BATCH)
+    return statistics.median(times[WARM:]), step, spec
+
+
+PARTS = {"sizes": sizes_part, "precision": precision_part, "many_sizes": sizes_of_images_part}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""`--arch auto`: which network suits the device, the weights at hand, the images and the time."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flawmask import runtime
+from flawmask.comparison.config import CompareConfig
+from flawmask.errors import FlawmaskError
+from flawmask.model import weights
+from flawmask.model.arch import ARCHITECTURES, architecture
+from flawmask.model.weights import OutOfReachError, Pretrained
+from flawmask.stages import RunConfig
+from flawmask.training import choose
+from flawmask.training.choose import BARE, LARGE, SMALL, with_network, with_others
+from flawmask.training.config import TrainConfig
+
+Place = Callable[..., None]
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Return a function that says what a machine is like: its device, and whose weights lie there or can be fetched."""
+
+    def make(device: str, there: tuple[str, ...] = (), fetched: tuple[str, ...] = ()) -> None:
+        def pretrained(arch: str, choice: str, *, offline: bool = False) -> Pretrained:
+            if arch in there or (arch in fetched and not offline):
+                return Pretrained({}, "frozen", None, f"weights of {arch}")
+            raise OutOfReachError(f"no weights for {arch}")
+
+        monkeypatch.setattr(weights, "pretrained", pretrained)
+        monkeypatch.setattr(runtime, "choose_device", lambda _: torch.device(device))
+
+    return make
+
+
+def settings(**changes: Any) -> RunConfig:
+    return RunConfig(category="part", **changes)
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "fetched", "changes", "images", "expected"),
+    [
+        ("cuda", (LARGE, SMALL), (), {}, 100, LARGE),
+        ("cuda", (SMALL,), (LARGE,), {}, 100, LARGE),
+        ("cuda", (SMALL,), (LARGE,), {"offline": True}, 100, SMALL),
+        ("cuda", (SMALL,), (), {}, 100, SMALL),
+        ("cuda", (LARGE, SMALL), (), {"time_budget": "5m"}, 500, LARGE),
+        ("cuda", (LARGE, SMALL), (), {"time_budget": "1m"}, 5000, SMALL),
+        ("cpu", (LARGE, SMALL), (), {}, 100, SMALL),
+        ("cpu", (SMALL,), (LARGE,), {}, 100, SMALL),
+        ("cpu", (LARGE,), (), {}, 100, LARGE),
+        ("cpu", (), (LARGE,), {}, 100, LARGE),
+        ("cpu", (LARGE, SMALL), (), {"time_budget": "20m"}, 200, SMALL),
+        ("cpu", (LARGE, SMALL), (), {"time_budget": "10h"}, 100, LARGE),
+        ("cpu", (SMALL,), (LARGE,), {"time_budget": "10h"}, 100, SMALL),  # fetches nothing for it
+        ("cpu", (), (), {"weights": "none"}, 100, BARE),
+        ("cuda", (), (), {"weights": "none"}, 100, LARGE),
+    ],
+)
+def test_the_network_follows_from_device_weights_images_and_time(
+    place: Place,
+    caplog: pytest.LogCaptureFixture,
+    device: str,
+    there: tuple[str, ...],
+    fetched: tuple[str, ...],
+    changes: dict[str, Any],
+    images: int,
+    expected: str,
+) -> None:
+    place(device, there, fetched)
+    with caplog.at_level("INFO"):
+        found = with_network(settings(**changes), images)
+    assert found == replace(settings(**changes), arch=expected)
+    (line,) = caplog.messages
+    assert line.startswith(f"network: {expected} from ") and ("GPU" if device == "cuda" else "a CPU") in line
+
+
+def test_a_network_that_is_named_stays(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    place("cuda")
+    config = settings(arch="yolo11n")
+    assert with_network(config, 100) is config
+    assert not caplog.messages
+
+
+def test_where_there_are_weights_for_neither_the_error_is_that_of_cocos(place: Place) -> None:
+    for device in ("cpu", "cuda"):
+        place(device)
+        with pytest.raises(FlawmaskError, match=f"no weights for {LARGE}"):
+            with_network(settings(), 100)
+
+
+def test_a_file_of_weights_is_for_one_network_which_has_to_be_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.pth").write_bytes(b"")
+    with pytest.raises(FlawmaskError, match=r"mine\.pth is a file: say with --arch"):
+        settings(weights=str(tmp_path / "mine.pth"))
+
+
+def test_compare_takes_others_beside_it_where_they_have_weights(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    config = CompareConfig(category="part")
+    assert config.archs == "auto"
+    place("cpu", (SMALL, "yolo11n-seg"))
+    with caplog.at_level("INFO"):
+        assert with_others(config.run_config("auto"), 100) == [SMALL, "yolo11n-seg"]
+    assert "ssd300_vgg16 takes no part: no weights for ssd300_vgg16" in caplog.messages
+
+
+def test_auto_is_the_default_of_the_whole_pipeline_and_no_other() -> None:
+    assert (settings().arch, settings().weights) == ("auto", "auto")
+    train = TrainConfig(dataset_dir=Path("a"), output_dir=Path("b"))
+    assert (train.arch, train.weights) == (LARGE, "auto")
+    with pytest.raises(ValueError, match="nobody has chosen"):
+        _ = settings().network
+    assert {LARGE, SMALL, BARE, *choose.BESIDE} <= ARCHITECTURES.keys()
+    assert architecture(SMALL).has_masks
