@@ -170,7 +170,7 @@ def items_of(data: str, shapes: list[tuple[int, int]]) -> list[Item]:
 
 
 def trained(data: str, items: list[Item], arch: str, at_once: int, steps: int = STEPS):  # type: ignore[no-untyped-def]
-    """Return the seconds of an image, the median of some steps after `WARM` others; the step; and the network's spec."""
+    """Return the seconds of an image, the median of some steps after `WARM` others; the step; the network's spec."""
     keep_freed_memory(CPU)
     split = read_split(Path(data), "train")
     weights = "none" if "resnet" in arch or "mobilenet" in arch else "imagenet"

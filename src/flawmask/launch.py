@@ -21,8 +21,8 @@ core where other processes compute, too. Asleep at once, a training step alone t
 
 
 KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "40000"}
-"""How many kernels oneDNN keeps that it has compiled for PyTorch's convolutions on a CPU: one for each layer and shape. Of
-its own 1,024 none is left when it comes round again, where images have many sizes (docs/benchmarks.md)."""
+"""How many kernels oneDNN keeps that it has compiled for PyTorch's convolutions on a CPU, one for each layer and shape.
+Where images have many sizes, none of its own 1,024 is left when a size comes round again (docs/benchmarks.md)."""
 
 _OWN: list[bool] = []
 
@@ -30,8 +30,8 @@ _OWN: list[bool] = []
 def set_environment() -> None:
     """Set what PyTorch, OpenCV and NumPy read from the environment when they are loaded, here and in processes started
     from here: how OpenMP's threads wait, how many kernels are kept and, where a control group allows fewer cores than
-    these libraries see, how many threads they have. What is set already stays as it is; once torch is loaded, nothing is
-    set."""
+    these libraries see, how many threads they have. What is set already stays as it is; once torch is loaded, nothing
+    is set."""
     if "torch" in sys.modules:
         return
     # Either of them says how threads wait: whoever has set one means that.

@@ -37,8 +37,8 @@ def timms(size: str, state: dict[str, Tensor]) -> nn.Module:
 
 def logits(layers: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
     """What the package's last layers make of the body's features."""
-    norm = (state[f"_bn1.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
-    head = F.relu6(F.batch_norm(F.conv2d(layers(x), state["_conv_head.weight"]), *norm, eps=EPS))
+    mean, variance, scale, shift = (state[f"_bn1.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
+    head = F.relu6(F.batch_norm(F.conv2d(layers(x), state["_conv_head.weight"]), mean, variance, scale, shift, eps=EPS))
     return F.linear(head.mean((2, 3)), state["_fc.weight"], state["_fc.bias"])
 
 

@@ -1,7 +1,6 @@
 """`--arch auto`: which network suits the device, the weights at hand, the images and the time."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ def test_the_network_follows_from_device_weights_images_and_time(
     place(device, there, fetched)
     with caplog.at_level("INFO"):
         found = with_network(settings(**changes), images)
-    assert found == replace(settings(**changes), arch=expected)
+    assert found == settings(**changes, arch=expected)
     (line,) = caplog.messages
     assert line.startswith(f"network: {expected} from ") and ("GPU" if device == "cuda" else "a CPU") in line
 
