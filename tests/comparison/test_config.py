@@ -46,7 +46,7 @@ def test_each_model_has_its_own_weights_and_else_those_of_all(tmp_path: Path) ->
     )
     assert config.weights_of("fcos_resnet50_fpn") == "none"
     assert config.weights_of("ssd300_vgg16") == config.weights_of("patchcore") == str(file)
-    assert CompareConfig(category="bottle").weights_of("patchcore") == "coco"
+    assert CompareConfig(category="bottle").weights_of("patchcore") == "auto"
     run = config.run_config("ssd300_vgg16")
     assert (run.arch, run.weights, run.category) == ("ssd300_vgg16", str(file), "bottle")
 

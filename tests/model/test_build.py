@@ -1,6 +1,7 @@
 """The architectures: heads, norms, frozen stages, anchors, and torchvision's own settings at 800 pixels."""
 
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -119,6 +120,9 @@ def stages_of(arch: Arch) -> list[list[str]]:
         encoder = "backbone.0.encoder.encoder."
         layers = [[f"{encoder}encoder.layer.{at}." for at in range(start, start + 3)] for start in range(0, 12, 3)]
         return [[f"{encoder}embeddings."], *layers[:3], [*layers[3], f"{encoder}layernorm."]]
+    if "efficientnet" in arch:
+        starts = [0, 2, 4, 6, 12, 17] if "lite0" in arch else [0, 2, 5, 8, 16, 22]
+        return [[f"backbone.body.{at}." for at in range(start, end)] for start, end in pairwise(starts)]
     of_body = MOBILENET_STAGES if "mobilenet" in arch else RESNET_STAGES
     return [[f"backbone.body.{name}." for name in stage] for stage in of_body]
 
