@@ -88,18 +88,18 @@ def _leak(config: CompareConfig, training: CocoSplit, judged: Sequence[CocoSplit
     known, trained = set(content_digests(training).values()), set(training.groups or ())
     seen = parts = 0
     for split in judged:
-        of_images = split.groups or [None] * len(split.images)
+        of_images = split.groups or [""] * len(split.images)
         for digest, group in zip(content_digests(split).values(), of_images, strict=True):
             seen += digest in known
             parts += digest not in known and group in trained
     said = []
-    for count, are, were in ((seen, "are", "were trained on"), (parts, "show parts that are", "show parts that were")):
+    for count, are, were in ((seen, "are", "were"), (parts, "show parts that are", "show parts that were")):
         if count and not config.allow_leak:
             raise FlawmaskError(
                 f"{count} of the judged images {are} in {training.folder}: judge others, or --allow_leak"
             )
         if count:
-            said.append(f"{count} of the judged images {were}: the figures are too good.")
+            said.append(f"{count} of the judged images {were} trained on: the figures are too good.")
     return said
 
 

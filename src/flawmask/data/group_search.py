@@ -116,5 +116,5 @@ def _groups(names: Sequence[str], pattern: str) -> FoundGroups | None:
         or sum(DATE.search(part) is not None for part in stems) > len(stems) / 2
     ):
         return None
-    largest = sorted(set(max(several.values(), key=len)))
-    return FoundGroups(pattern, tuple(parts), (largest[0], largest[1]))
+    one, other, *_ = sorted(set(several[max(several, key=lambda part: len(several[part]))]))
+    return FoundGroups(pattern, tuple(parts), (one, other))
