@@ -13,6 +13,7 @@ from rich.table import Table
 
 import flawmask
 from flawmask.comparison.config import CompareConfig
+from flawmask.data import dataset_info
 from flawmask.data.augment import AugmentConfig, augment
 from flawmask.data.doctor import DoctorConfig, examine
 from flawmask.data.doctor_tables import tables
@@ -217,7 +218,7 @@ def _prepare(config: PrepareConfig) -> int:
             status = FAILED
             continue
         splits = (made.train, made.val, made.test or {"images": 0, "defective": 0})
-        counts = [str(split["images"]) for split in splits]
+        counts = [dataset_info.size(split) for split in splits]
         defective = str(sum(split["defective"] for split in splits))
         table.add_row(name, *counts, defective, str(len(made.left_out)), str(made.dataset_dir))
     Console(markup=False).print(table)

@@ -132,9 +132,12 @@ def _judge_all(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[st
 
 def _lacking(split: CocoSplit, folds: int) -> list[str]:
     """Return a note for the defect types that cannot be in every fold."""
-    counts = Counter(str(image.get("defect_type", "unknown")) for image in split.images)
+    groups = split.groups or [image["file_name"] for image in split.images]
+    types = (str(image.get("defect_type", "unknown")) for image in split.images)
+    counts = Counter(kind for kind, _ in set(zip(types, groups, strict=True)))
     rare = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()) if count < folds)
-    return [f"There are fewer images than folds of {rare}: some folds judge, or train, without it."] if rare else []
+    what = "images" if split.groups is None else "parts"
+    return [f"There are fewer {what} than folds of {rare}: some folds judge, or train, without it."] if rare else []
 
 
 def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple[CocoSplit, list[Prediction]]:

@@ -135,10 +135,21 @@ def check_judged(config: RunConfig, prepared_dir: Path, names: Sequence[str]) ->
     """Refuse what could not be judged after the training, before it.
 
     Raises:
-        FlawmaskError: a split is not there, or cannot choose a threshold.
+        FlawmaskError: a split is not there, cannot choose a threshold, or shows parts that train, or that are on the
+            split that chooses the threshold or the epoch.
     """
+    trains = not config.skip_train and not config.allow_leak
+    used = set(read_split(prepared_dir, "train").groups or ()) if trains else set()
     for name in names:
         split = read_split(prepared_dir, name)
+        seen = [group for group in split.groups or () if group in used]
+        if seen:
+            raise FlawmaskError(
+                f"{split.folder}: {len(seen)} of {len(split.images)} images show parts that another split uses "
+                f"({seen[0]} for one): keep each part on one split, or say --allow_leak"
+            )
+        if trains and name == "val" and (config.conf == "auto" or config.select_by != "train_loss"):
+            used.update(split.groups or ())
         defective = sum(split.is_defective(image) for image in split.images)
         if config.conf == "auto" and name == "val" and defective in (0, len(split.images)):
             lacking = "good" if defective else "defective"

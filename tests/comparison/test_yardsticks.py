@@ -23,7 +23,6 @@ from flawmask.comparison.yardstick import train_and_judge
 from flawmask.data.layouts import LAYOUTS
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError
-from flawmask.evaluation.leak import content_digests
 from flawmask.images import write_png
 
 
@@ -114,11 +113,81 @@ def test_patchcore_does_not_see_what_it_is_judged_on(
         write_png(folder / f"{seed}.png", good_plate(seed))
     write_png(tmp_path / "mvtec" / "plate" / "test" / "good" / "0.png", good_plate(9))
     settings = config(tmp_path / "mvtec", weights=f"none,patchcore={random_features}")
-    digests = content_digests(_split_of(folder))
-    learned = patchcore.learn(settings, _split_of(folder), [digests["1.png"]], tmp_path / "best.pt")
-    assert learned.protocol.startswith("learns from 2 good images of train/good")
-    with pytest.raises(NotThereError, match="train/good has none"):
-        patchcore.learn(settings, _split_of(folder), list(digests.values()), tmp_path / "best.pt")
+    write_png(tmp_path / "judged" / "other name.png", good_plate(1))
+    judged = [_split_of(tmp_path / "judged")]
+    learned = patchcore.learn(settings, _split_of(folder), judged, tmp_path / "best.pt")
+    assert learned.protocol == (
+        "learns from 2 good images of train/good and no defect; 1 others are judged, or show parts that are"
+    )
+    with pytest.raises(NotThereError, match="train/good has none of parts that are not judged: 3 are"):
+        patchcore.learn(settings, _split_of(folder), [_split_of(folder)], tmp_path / "best.pt")
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Path:
+    """A category of 8 tiles, each of which is in test/stain, test/good and train/good; the picture in test/good is in
+    train/good too, under a name that another picture there shares."""
+    folder = tmp_path / "mvtec" / "tile"
+    for tile in range(8):
+        pixels, mask = part(tile)
+        write_png(folder / "test" / "stain" / f"tile{tile}_a.png", pixels)
+        write_png(folder / "ground_truth" / "stain" / f"tile{tile}_a_mask.png", mask.astype(np.uint8) * 255)
+        write_png(folder / "test" / "good" / f"tile{tile}_b.png", good_plate(100 + tile))
+        write_png(folder / "train" / "good" / f"tile{tile}_c.png", good_plate(200 + tile))
+        write_png(folder / "train" / "good" / f"same{tile}_d.png", good_plate(100 + tile))
+        write_png(folder / "train" / "good" / f"same{tile}_e.png", good_plate(300 + tile))
+    return folder
+
+
+def test_patchcore_sees_no_image_of_a_part_that_is_judged(
+    tiles: Path, tmp_path: Path, random_features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patchcore, "SIZE", 96)
+    place: dict[str, Any] = {"mvtec_root": tiles.parent, "category": "tile", "group_by": "^((?:tile|same)[0-9])"}
+    made = prepare(PrepareConfig(**place, output_dir=tmp_path / "data"))
+    training, judged = read_split(made.dataset_dir, "train"), [read_split(made.dataset_dir, "val")]
+    # What `--group_by` says now does not matter: how the data set was divided does.
+    settings = config(tiles.parent, category="tile", weights=f"none,patchcore={random_features}")
+    _, files = patchcore.good_images(settings, training)
+    found = patchcore.unjudged(settings, training, judged, files)
+    groups = {group[-1] for group in judged[0].groups or ()}
+    assert 0 < len(groups) < 8
+    assert {path.name[4] for path in set(files) - set(found)} == groups
+    assert {path.name[4] for path in found} == set("01234567") - groups
+    assert len(files) - len(found) == 3 * len(groups)
+    learned = patchcore.learn(settings, training, judged, tmp_path / "best.pt")
+    assert f"learns from {len(found)} good images of train/good" in learned.protocol
+    assert f"; {len(files) - len(found)} others are judged, or show parts that are" in learned.protocol
+
+
+def test_patchcore_takes_no_part_where_every_good_part_is_judged(
+    tiles: Path, tmp_path: Path, random_features: Path
+) -> None:
+    place: dict[str, Any] = {"mvtec_root": tiles.parent, "category": "tile", "group_by": "^((?:tile|same)[0-9])"}
+    made = prepare(PrepareConfig(**place, output_dir=tmp_path / "data"))
+    both = [read_split(made.dataset_dir, name) for name in ("train", "val")]
+    settings = config(tiles.parent, category="tile", weights=f"none,patchcore={random_features}")
+    with pytest.raises(NotThereError, match="train/good has none of parts that are not judged: 24 are"):
+        patchcore.learn(settings, both[0], both, tmp_path / "best.pt")
+
+
+def test_the_classifier_is_not_judged_on_parts_that_it_was_trained_on_unless_that_is_allowed(
+    tiles: Path, tmp_path: Path
+) -> None:
+    place: dict[str, Any] = {"mvtec_root": tiles.parent, "category": "tile", "group_by": "^((?:tile|same)[0-9])"}
+    folder = prepare(PrepareConfig(**place, output_dir=tmp_path / "data")).dataset_dir
+    path = folder / "val" / "annotations.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["group"] = read_split(folder, "train").images[0]["group"]
+    path.write_text(json.dumps(content))
+    ground = Ground((folder,), (folder,), ("val",), pooled=False)
+    settings = config(tiles.parent, category="tile", epochs=1, resamples=20)
+    with pytest.raises(FlawmaskError, match=r"1 of the judged images show parts that are in .*train"):
+        train_and_judge(settings, ground, tmp_path, "resnet18_classifier")
+    allowed = config(tiles.parent, category="tile", epochs=1, resamples=20, allow_leak=True)
+    train_and_judge(allowed, ground, tmp_path, "resnet18_classifier")
+    metrics = json.loads((tmp_path / "resnet18_classifier" / "inference_val" / "metrics.json").read_text())
+    assert "1 of the judged images show parts that were trained on: the figures are too good." in metrics["notes"]
 
 
 def test_patchcore_takes_the_good_training_images_whatever_the_layout(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,55 @@ def test_a_truncated_image_of_a_coco_folder_is_reported(dataset: Path) -> None:
     assert found(check(dataset)) == [("error", "unreadable image", "train/images/2.png")]
 
 
+# Photographs of one part
+
+
+def test_names_that_speak_of_parts_are_reported_with_the_flag_that_keeps_them_together(category: Path) -> None:
+    for part in range(12):
+        for view in "ab":
+            write_png(category / f"test/good/part{part:02d}_{view}.png", picture(100 + 2 * part + (view == "b")))
+    for path in sorted(category.glob("t*/*/?.png")) + sorted(category.glob("ground_truth/*/*")):
+        path.unlink()
+    for folder in ("test/crack", "test/hole", "ground_truth/crack", "ground_truth/hole"):
+        (category / folder).rmdir()
+    (problem,) = check(category).problems
+    assert (problem.severity, problem.kind, problem.where) == ("warning", "several images of a part", "part")
+    assert problem.message.startswith("seems to show 12 parts on 24 of its 24 images")
+    assert problem.message.endswith("if so, keep each on one side with --group_by '^(part[0-9]+)'")
+
+
+def test_of_a_coco_folder_it_says_how_many_parts_are_on_several_splits(tmp_path: Path) -> None:
+    for split, seed, parts in [("train", 0, "1123"), ("val", 10, "2344")]:
+        images: list[dict[str, Any]] = []
+        for number, part in enumerate(parts, start=1):
+            write_png(tmp_path / "set" / split / "images" / f"{number}.png", picture(seed + number))
+            size = {"width": SIDE, "height": SIDE}
+            name = f"part/test/good/p{part}_{seed + number}.png"
+            images.append({"id": number, "file_name": f"{number}.png", **size, "original_file": name})
+        annotations = [
+            annotation(blob(), id=image["id"], image_id=image["id"], category_id=image["id"] % 2 + 1)
+            for image in images
+        ]
+        write_split(tmp_path / "set" / split, images, annotations, CATEGORIES)
+    (problem,) = check(tmp_path / "set").problems
+    assert (problem.severity, problem.kind, problem.where) == ("warning", "several images of a part", "set")
+    assert "seems to show 4 parts on 8 of its 8 images" in problem.message
+    assert "if so, 2 of them are on several splits" in problem.message
+    assert "--group_by '^(p[0-9]+)'" in problem.message
+
+
+def test_a_part_on_two_splits_of_a_coco_folder_is_an_error_where_records_name_it(dataset: Path) -> None:
+    for split, parts in {"train": ["p1", "p2", "p3"], "val": ["p4", "p2", "p2"]}.items():
+        path = dataset / split / "annotations.json"
+        content = read_json(path)
+        for image, part in zip(content["images"], parts, strict=True):
+            image["group"] = part
+        write_json(path, content)
+    (problem,) = check(dataset).problems
+    assert (problem.severity, problem.kind, problem.where) == ("error", "leak", "train/images/2.png")
+    assert problem.message.startswith("shows the part p2, and so does val/images/2.png")
+
+
 # What is asked for, and what comes out
 
 
@@ -469,9 +519,13 @@ def test_the_two_identical_bottles_are_found_and_no_two_different_ones() -> None
     assert sum(count.images for count in report.counts) == 17
 
 
-def test_the_magnetic_tiles_have_no_fault_but_tiles_photographed_twice() -> None:
+def test_the_magnetic_tiles_have_no_fault_but_tiles_photographed_several_times() -> None:
     report = real(SHARED / "magnetic_tile")
-    assert {problem.kind for problem in report.problems} == {"near-identical images"}
-    assert 0 < len(report.problems) < 15
+    counts = Counter(problem.kind for problem in report.problems)
+    assert set(counts) == {"near-identical images", "several images of a part"}
+    assert 0 < counts["near-identical images"] < 15
+    (parts,) = (problem for problem in report.problems if problem.kind == "several images of a part")
+    assert parts.where == "magnetic_tile"
+    assert parts.message.endswith("keep each on one side with --group_by '^(tile[0-9]+)'")
     images = [path for path in (SHARED / "magnetic_tile").glob("t*/*/*") if path.is_file()]
     assert sum(count.images for count in report.counts) == len(images) > 900

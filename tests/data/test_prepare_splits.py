@@ -88,12 +88,6 @@ def test_file_names_in_which_the_pattern_finds_the_same_stay_together(tmp_path: 
         assert set().union(*groups.values()) == {"train", "val"}
 
 
-def test_a_name_without_the_pattern_is_a_group_of_its_own(tiny_category: Make) -> None:
-    folder = tiny_category(good=10, crack=4)
-    plain = run(folder)
-    assert run(folder, group_by="nowhere", overwrite=True).train == plain.train
-
-
 def test_a_test_split_is_held_back_first(tiny_category: Make) -> None:
     folder = tiny_category(good=10, crack=10)
     made = run(folder, test_ratio=0.3, train_ratio=0.7)

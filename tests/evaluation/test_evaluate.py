@@ -194,7 +194,8 @@ def test_a_model_is_not_judged_on_what_it_was_trained_on(
     run_dir: Path, dataset: Path, judged: Callable[..., Evaluated]
 ) -> None:
     assert any("not known" in note for note in judged().metrics["notes"])
-    write_training_images(content_digests(read_split(dataset, "val")), run_dir)
+    split = read_split(dataset, "val")
+    write_training_images(split, content_digests(split), run_dir)
     try:
         nothing_written(run_dir, dataset, r"5 of 5 images were trained on .*--allow_leak")
         allowed = run(run_dir, dataset, allow_leak=True)

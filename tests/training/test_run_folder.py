@@ -15,6 +15,8 @@ from stained_plates import light, make_dataset, same_weights, settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from flawmask.errors import FlawmaskError
+from flawmask.evaluation.config import EvaluateConfig
+from flawmask.evaluation.evaluate import evaluate
 from flawmask.images import read_image
 from flawmask.model import checkpoint
 from flawmask.training import loader, loop
@@ -282,3 +284,20 @@ def test_a_device_and_a_precision_that_are_not_there_are_refused(dataset: Path) 
     refused("--device tpu is not there", settings(dataset, device="tpu"))
     refused("--precision fp16 needs CUDA", settings(dataset, precision="fp16"))
     assert names(dataset.parent) == ["data"]
+
+
+def test_a_run_says_which_parts_it_was_trained_on_and_is_not_judged_on_others_of_their_images(dataset: Path) -> None:
+    for split, groups in {"train": "abcc", "val": "dc"}.items():
+        path = dataset / split / "annotations.json"
+        content = json.loads(path.read_text())
+        for image, group in zip(content["images"], groups, strict=True):
+            image["group"] = group
+        path.write_text(json.dumps(content))
+    run_dir = train(light(dataset)).run_dir
+    written = json.loads((run_dir / "training_images.json").read_text())
+    assert written["groups"] == {"category": None, "group_by": None, "names": ["a", "b", "c"]}
+    judging: dict[str, Any] = {"model": run_dir / "best.pt", "dataset_dir": dataset, "device": "cpu"}
+    with pytest.raises(FlawmaskError, match=r"val: 1 of 2 images show parts that were trained on \(2\.png shows c\)"):
+        evaluate(EvaluateConfig(**judging))
+    metrics = evaluate(EvaluateConfig(**judging, allow_leak=True)).metrics
+    assert "1 of these 2 images show parts that were trained on: the figures are too good." in metrics["notes"]

@@ -26,8 +26,9 @@ from flawmask.coco import CocoSplit
 from flawmask.comparison.classifier import normalised, published_state
 from flawmask.comparison.config import PATCHCORE, PUBLISHED, CompareConfig
 from flawmask.comparison.entry import Learned, NotThereError, Scored
-from flawmask.data import layouts
+from flawmask.data import dataset_info, groups, layouts
 from flawmask.errors import FlawmaskError
+from flawmask.evaluation.leak import content_digests
 from flawmask.images import content_digest
 from flawmask.inference.stream import THREADS, in_order
 from flawmask.model.weights import load_file, save_file
@@ -48,14 +49,14 @@ KEPT = 0.01
 Image = npt.NDArray[np.uint8]
 
 
-def learn(config: CompareConfig, training: CocoSplit, judged: Sequence[str], path: Path) -> Learned:
+def learn(config: CompareConfig, training: CocoSplit, judged: Sequence[CocoSplit], path: Path) -> Learned:
     """Keep the patches of the good images and write them, and the network that they are seen with, to `path`.
 
     Args:
         config: the settings.
         training: what the others learn from. PatchCore takes the good ones of the category's training images; of a data
             set that has none, the good images of `training`.
-        judged: digests of images that it must not see (`images.content_digest`).
+        judged: whose images it must not see, nor others of the parts that they show.
         path: the file, `.pt`.
 
     Raises:
@@ -69,6 +70,11 @@ def learn(config: CompareConfig, training: CocoSplit, judged: Sequence[str], pat
         )
     model = _network(config)
     where, files = good_images(config, training)
+    seen = unjudged(config, training, judged, files)
+    left = len(files) - len(seen)
+    if not seen:
+        of_parts = f" of parts that are not judged: {left} are" if left else ""
+        raise NotThereError(f"PatchCore needs good images to compare with, and {where} has none{of_parts}")
     seed_everything(config.seed)
     extractor = model.feature_extractor.feature_extractor
     try:
@@ -79,14 +85,10 @@ def learn(config: CompareConfig, training: CocoSplit, judged: Sequence[str], pat
             raise NotThereError(f"{error} (or --weights patchcore=FILE)") from None
         raise
     extractor.load_state_dict(state, strict=False)
-    began, forbidden, seen = time.perf_counter(), set(judged), []
-    with closing(in_order(images.read_image, files, THREADS)) as pictures, torch.inference_mode():
-        for file, pixels in zip(files, track(pictures, "patches", total=len(files)), strict=True):
-            if content_digest(pixels) not in forbidden:
-                model(_batch([pixels], model))
-                seen.append(file)
-        if not seen:
-            raise NotThereError(f"PatchCore needs good images to compare with, and {where} has none")
+    began = time.perf_counter()
+    with closing(in_order(images.read_image, seen, THREADS)) as pictures, torch.inference_mode():
+        for pixels in track(pictures, "patches", total=len(seen)):
+            model(_batch([pixels], model))
         log.info("choosing %.0f %% of the patches of %d images", 100 * KEPT, len(seen))
         with _quiet():
             model.subsample_embedding(KEPT)
@@ -98,6 +100,8 @@ def learn(config: CompareConfig, training: CocoSplit, judged: Sequence[str], pat
     save_file(path, {"patchcore": BACKBONE, "usual": max(float(np.mean(known)), 1e-6), "model_state_dict": state})
     parameters = sum(tensor.numel() for tensor in state.values())
     protocol = f"learns from {len(seen)} good images of {where} and no defect"
+    if left:
+        protocol += f"; {left} others are judged, or show parts that are"
     return Learned(time.perf_counter() - began, 1, SIZE, parameters, protocol)
 
 
@@ -133,7 +137,7 @@ def good_images(config: CompareConfig, training: CocoSplit) -> tuple[str, list[P
 
     With `--good_images all`, the category's own training images are divided among the splits.
     """
-    own = _own_training_images(config) if config.category and config.good_images != "all" else []
+    own = _own_training_images(config)
     if own:
         where = posixpath.commonpath([posixpath.dirname(sample.original_file) for sample in own])
         return where.removeprefix(f"{config.category}/"), [sample.image for sample in own]
@@ -142,11 +146,44 @@ def good_images(config: CompareConfig, training: CocoSplit) -> tuple[str, list[P
 
 
 def _own_training_images(config: CompareConfig) -> list[layouts.Sample]:
+    if not config.category or config.good_images == "all":
+        return []
     try:
-        samples = layouts.samples(config.mvtec_root, str(config.category), config.layout)
+        samples = layouts.samples(config.mvtec_root, config.category, config.layout)
     except FlawmaskError:  # with --skip_prepare, the category need not be there any more
         return []
     return [sample for sample in samples if sample.is_good and sample.origin == "train"]
+
+
+def unjudged(
+    config: CompareConfig, training: CocoSplit, judged: Sequence[CocoSplit], files: Sequence[Path]
+) -> list[Path]:
+    """Return those of the files whose pictures are not judged, and whose parts are on no image that is.
+
+    Args:
+        config: the settings.
+        training: tells the groups of its images, and how those of the category's own training images are found.
+        judged: the images that are judged.
+        files: as `good_images` gives them.
+    """
+    pattern = dataset_info.origin_of(training.folder.parent)["group_by"]
+    parts = {sample.image: groups.parts_of(sample, pattern) for sample in _own_training_images(config)}
+    for split in (training, *judged):
+        for image in split.images:
+            group = image.get("group")
+            parts[split.image_path(image)] = [] if group is None else str(group).split(groups.SAME)
+    if pattern and (unnamed := sum(not parts[file] for file in files)):
+        log.warning("%r finds no part in the names of %d good images: each counts as one of its own", pattern, unnamed)
+    shown = [
+        groups.keys(digest, parts[split.image_folder / name])
+        for split in judged
+        for name, digest in content_digests(split).items()
+    ]
+    with closing(in_order(lambda file: content_digest(images.read_image(file)), files, THREADS)) as digests:
+        own = [groups.keys(digest, parts[file]) for file, digest in zip(files, digests, strict=True)]
+    group_of = groups.together([*shown, *own])
+    forbidden = set(group_of[: len(shown)])
+    return [file for file, group in zip(files, group_of[len(shown) :], strict=True) if group not in forbidden]
 
 
 def _batch(pixels: Sequence[Image], model: Any) -> Tensor:

@@ -51,12 +51,11 @@ def train_and_judge(config: CompareConfig, ground: Ground, folder: Path, name: s
         # With --conf auto val is looked at first, if only to choose the threshold.
         chooses = config.conf == "auto" and VALIDATION not in ground.splits
         splits = [read_split(prepared_dir, one) for one in (*([VALIDATION] if chooses else []), *ground.splits)]
-        digests = [digest for split in splits for digest in content_digests(split).values()]
         if name == CLASSIFIER:
-            notes = _leak(config, training, digests)
+            notes = _leak(config, training, splits)
             lessons.append((classifier.learn(config, training, path), path))
         else:
-            lessons.append((patchcore.learn(config, training, digests, path), path))
+            lessons.append((patchcore.learn(config, training, splits, path), path))
         scorer = load(config, name, path)
         for split in splits:
             found = _score(scorer, split)
@@ -80,16 +79,28 @@ def load(config: CompareConfig, name: str, path: Path) -> Scorer:
     return classifier.load(config, path) if name == CLASSIFIER else patchcore.load(config, path)
 
 
-def _leak(config: CompareConfig, training: CocoSplit, judged: Sequence[str]) -> list[str]:
-    """Refuse to judge images that were trained on, as `evaluate` does, or return a note that says so.
+def _leak(config: CompareConfig, training: CocoSplit, judged: Sequence[CocoSplit]) -> list[str]:
+    """Refuse to judge images that were trained on, or whose parts were, as `evaluate` does, or return notes of it.
 
     Raises:
         FlawmaskError: there are some, and `allow_leak` is off.
     """
-    seen = len(set(content_digests(training).values()) & set(judged))
-    if seen and not config.allow_leak:
-        raise FlawmaskError(f"{seen} of the judged images are in {training.folder}: judge others, or --allow_leak")
-    return [f"{seen} of the judged images were trained on: the figures are too good."] if seen else []
+    known, trained = set(content_digests(training).values()), set(training.groups or ())
+    seen = parts = 0
+    for split in judged:
+        of_images = split.groups or [""] * len(split.images)
+        for digest, group in zip(content_digests(split).values(), of_images, strict=True):
+            seen += digest in known
+            parts += digest not in known and group in trained
+    said = []
+    for count, are, were in ((seen, "are", "were"), (parts, "show parts that are", "show parts that were")):
+        if count and not config.allow_leak:
+            raise FlawmaskError(
+                f"{count} of the judged images {are} in {training.folder}: judge others, or --allow_leak"
+            )
+        if count:
+            said.append(f"{count} of the judged images {were} trained on: the figures are too good.")
+    return said
 
 
 def _score(scorer: Scorer, split: CocoSplit) -> list[Scored]:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from flawmask.coco import GOOD, CocoSplit, Record
+from flawmask.coco import GOOD, CocoSplit, Record, groups_of
 from flawmask.errors import FlawmaskError
 from flawmask.files import check_output_folder, fingerprint, read_json, sha256
 from flawmask.images import read_bytes
@@ -44,16 +44,41 @@ def is_made_already(folder: Path, origin: dict[str, Any], *, overwrite: bool) ->
     return False
 
 
+def origin_of(folder: Path) -> dict[str, str | None]:
+    """Return what tells the groups of a COCO folder from those of another: the `category` that it was made from, and
+    the regular expression `group_by` that found the parts; each None where it does not say so."""
+    info = read_json(folder / NAME) if (folder / NAME).is_file() else {}
+
+    def value(*keys: str) -> Any:
+        found = info
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
+
+    of = () if value("source_info") is None else ("source_info",)  # a folder with variants is of what it was made from
+    named = {"category": value(*of, "source", "category"), "group_by": value(*of, "settings", "group_by")}
+    return {key: found if isinstance(found, str) else None for key, found in named.items()}
+
+
 def counts(images: Sequence[Record]) -> dict[str, Any]:
-    """Return how many images there are, how many of them good and defective, and how many of each type."""
+    """Return how many images there are, how many of them good and defective, how many of each type, and how many
+    groups they are of, where that is known."""
     by_type = Counter(image.get("defect_type", "unknown") for image in images)
-    good = by_type.get(GOOD, 0)
+    good, groups = by_type.get(GOOD, 0), groups_of(images)
     return {
         "images": len(images),
         "good": good,
         "defective": len(images) - good - by_type.get("unknown", 0),
         "by_type": dict(sorted(by_type.items())),
+        **({} if groups is None else {"groups": len(set(groups))}),
     }
+
+
+def size(counts: Mapping[str, Any]) -> str:
+    """Return how many images a split has, and of how many parts where that is known, from its counts."""
+    if "groups" not in counts:
+        return str(counts["images"])
+    return f"{counts['images']} of {counts['groups']} part{'' if counts['groups'] == 1 else 's'}"
 
 
 def content_of(splits: Mapping[str, CocoSplit]) -> str:

@@ -15,6 +15,7 @@ from flawmask import draw, images
 from flawmask.coco import GOOD
 from flawmask.data.doctor_checks import Item, category_items, coco_items, unreadable
 from flawmask.data.duplicates import Compared, Look, alike, identical, look_of
+from flawmask.data.group_search import find_groups
 from flawmask.data.layouts import LayoutName, Problem
 from flawmask.draw import Picture
 from flawmask.errors import ImageError
@@ -125,6 +126,7 @@ def examine(config: DoctorConfig) -> Report:
     problems += chain.from_iterable(each.problems for each in seen)
     problems += _identical(seen, coco=config.category is None)
     problems += _near_identical(seen, coco=config.category is None)
+    problems += _parts(items, config)
     return Report(
         config.name,
         _counts(seen),
@@ -192,6 +194,45 @@ def _near_identical(seen: Sequence[_Seen], *, coco: bool) -> Iterator[Problem]:
         else:
             kind, advice = "near-identical images", "keep one" if coco else "keep one, or both together with --group_by"
         yield Problem("warning", kind, there[later].item.where, f"{message}: {advice}")
+
+
+# Photographs of one part.
+
+
+def _parts(items: Sequence[Item], config: DoctorConfig) -> Iterator[Problem]:
+    """Yield an error for each part that is on several splits; where nobody says which images show one part, a warning
+    if their names seem to."""
+    if any(item.group is not None for item in items):
+        if config.category is None:
+            yield from _parts_on_several_splits(items)
+        return
+    photographs = [item for item in items if not item.variant]
+    found = find_groups([item.name for item in photographs])
+    if found is None:
+        return
+    advice = f"if so, keep each on one side with {found.flag}"
+    if config.category is None:
+        splits = {(part, item.split) for part, item in zip(found.parts, photographs, strict=True) if part is not None}
+        divided = sum(count > 1 for count in Counter(part for part, _ in splits).values())
+        advice = (
+            f"if so, {divided} of them are on several splits: keep each on one (prepare {found.flag}), and name it as "
+            "`group` in the image records"
+        )
+    yield Problem("warning", "several images of a part", config.name, f"{found}; {advice}")
+
+
+def _parts_on_several_splits(items: Sequence[Item]) -> Iterator[Problem]:
+    by_group: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        if item.group is not None:
+            by_group[item.group].append(item)
+    for group, (first, *others) in by_group.items():
+        other = next((one for one in others if one.split != first.split), None)
+        if other is not None:
+            message = (
+                f"shows the part {group}, and so does {other.where}: keep it on one split, or the figures are too good"
+            )
+            yield Problem("error", "leak", first.where, message)
 
 
 # The contact sheet.

@@ -35,10 +35,13 @@ class Truth:
 
 @dataclass(frozen=True)
 class Item:
-    """An image to check: where it stands in the data set, and what reads its truth, given height and width."""
+    """An image to check: where it stands in the data set, what its file was called first, what part it shows if that is
+    known, and what reads its truth, given height and width."""
 
     path: Path
     where: str
+    name: str
+    group: str | None
     split: str
     type: str
     defective: bool
@@ -70,6 +73,8 @@ def _sample_item(sample: Sample, root: Path) -> Item:
     return Item(
         path=sample.image,
         where=sample.original_file,
+        name=sample.image.name,
+        group=sample.group,
         split=sample.origin,
         type=sample.defect_type,
         defective=not sample.is_good,
@@ -152,6 +157,8 @@ def _record_item(split: CocoSplit, image: Record) -> Item:
     return Item(
         path=split.image_path(image),
         where=f"{split.name}/images/{image['file_name']}",
+        name=Path(str(image.get("original_file", image["file_name"]))).name,
+        group=None if image.get("group") is None else str(image["group"]),
         split=split.name,
         type=str(image.get("defect_type") or (names[marked[0]["category_id"]] if marked else "no annotation")),
         defective=split.is_defective(image),

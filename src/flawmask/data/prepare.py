@@ -1,9 +1,9 @@
-"""A category to a COCO folder: every mask comes through exactly, and no image is on both sides of the split."""
+"""A category to a COCO folder: every mask comes through exactly, and no part is on both sides of the split."""
 
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,9 @@ import numpy as np
 import flawmask
 from flawmask import images
 from flawmask.coco import GOOD, Record, cut_annotation, write_split
-from flawmask.data import dataset_info, layouts
+from flawmask.data import dataset_info, groups, layouts
+from flawmask.data.duplicates import Compared, Look, alike, look_of
+from flawmask.data.group_search import find_groups
 from flawmask.data.layouts import LayoutName, MaskFile, Sample
 from flawmask.data.split import Member, fold_groups, split_groups, split_method
 from flawmask.errors import FlawmaskError
@@ -27,6 +29,9 @@ from flawmask.settings import Overwrite, Seed, as_json, require
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+
+COMPARED = 2000
+"""The most images that `prepare` compares with each other, which takes a second then; `doctor` compares any number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,7 @@ class PrepareSettings(LayoutName, Seed):
     classes: Literal["defect", "type"] = "defect"
     """The classes beside good: one for every defect, or one for each defect type (folder name)."""
     group_by: str | None = None
-    """Keep images on one side of the split whose names match alike: '^(part[0-9]+)' for photographs of one part."""
+    """Keep photographs of one part on one side: what finds the part in the names, '^(part[0-9]+)' in part0012_a.png."""
     link: Literal["copy", "hardlink", "symlink"] = "copy"
     """How image files arrive, byte for byte in any case."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -123,6 +128,8 @@ class _Read:
     width: int
     annotations: list[Record]
     inverted: list[Path]
+    parts: list[str]
+    look: Look | None
 
 
 def prepare(config: PrepareConfig) -> Prepared:
@@ -136,7 +143,12 @@ def prepare(config: PrepareConfig) -> Prepared:
     layout = layouts.layout_of(config.mvtec_root, config.layout)
     samples = _samples(config, layout)
     category_ids = _category_ids(samples, config.classes)
-    read, left_out = _read_all(samples, category_ids, config)
+    parts = [groups.parts_of(sample, config.group_by) for sample in samples]
+    _check_pattern(samples, parts, config)
+    is_unknown = not any(parts) and config.fold in (None, 1)  # once for all folds
+    wants_looks = is_unknown and not _warn_of_names(samples, config) and len(samples) <= COMPARED
+    read, left_out = _read_all(samples, category_ids, config, wants_looks=wants_looks)
+    _warn_of_looks(read)
     contents = [(item.sample.original_file, item.digest + item.mask_digest) for item in read]
     origin = {
         "made_by": "flawmask prepare",
@@ -145,9 +157,13 @@ def prepare(config: PrepareConfig) -> Prepared:
     }
     if dataset_info.is_made_already(config.dataset_dir, origin, overwrite=config.overwrite):
         info = read_json(config.dataset_dir / dataset_info.NAME)
+        require(
+            "groups" in info["train"] or not _knows_groups(read),
+            f"{config.dataset_dir} was prepared by an older version, which wrote no groups: make it anew, --overwrite",
+        )
         return _prepared(config, info, reused=True)
     info = _write(read, left_out, category_ids, origin, config)
-    sizes = ", ".join(f"{name} {info[name]['images']}" for name in SPLITS if name in info)
+    sizes = ", ".join(f"{name} {dataset_info.size(info[name])}" for name in SPLITS if name in info)
     log.info("prepared %s: images: %s", config.dataset_dir, sizes)
     return _prepared(config, info, reused=False)
 
@@ -181,14 +197,57 @@ def _category_ids(samples: Sequence[Sample], classes: Literal["defect", "type"])
     return {GOOD: 1, **{name: 2 if classes == "defect" else number for number, name in enumerate(types, start=2)}}
 
 
+def _check_pattern(samples: Sequence[Sample], parts: Sequence[Sequence[str]], config: PrepareConfig) -> None:
+    """Refuse a `--group_by` that finds no part in any name, and warn of images that nothing says the part of."""
+    if config.group_by is None:
+        return
+    if not any(groups.part_named(config.group_by, sample.image.name) for sample in samples):
+        raise FlawmaskError(
+            f"--group_by {config.group_by!r} matches none of {len(samples)} file names, {samples[0].image.name} for "
+            "one: give a regular expression that finds the part in them"
+        )
+    without = [sample.image.name for sample, of_image in zip(samples, parts, strict=True) if not of_image]
+    if without and config.fold in (None, 1):
+        shown = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+        log.warning(
+            "--group_by %r does not match %d of %d file names (%s): each of them counts as a part of its own",
+            config.group_by,
+            len(without),
+            len(samples),
+            shown,
+        )
+
+
+def _warn_of_names(samples: Sequence[Sample], config: PrepareConfig) -> bool:
+    """Warn where names seem to speak of parts, and return whether they do."""
+    found = find_groups([sample.image.name for sample in samples])
+    if found is not None:
+        log.warning("%s %s. If so, keep each on one side with %s", config.category, found, found.flag)
+    return found is not None
+
+
+def _warn_of_looks(read: Sequence[_Read]) -> None:
+    """Warn where images look like others that may be on the other side of the split."""
+    pairs = alike([Compared(item.content, item.look, "", variant=False) for item in read if item.look is not None])
+    if pairs:
+        later, earlier = (read[place].sample.original_file for place in pairs[0])
+        log.warning(
+            "%d images look like others, %s like %s for one: if they show the same part, keep it on one side with "
+            "--group_by (flawmask doctor lists them all)",
+            len(pairs),
+            later,
+            earlier,
+        )
+
+
 def _read_all(
-    samples: Sequence[Sample], category_ids: dict[str, int], config: PrepareConfig
+    samples: Sequence[Sample], category_ids: dict[str, int], config: PrepareConfig, *, wants_looks: bool
 ) -> tuple[list[_Read], list[dict[str, str]]]:
     """Return what was read, and the images left out with the reason; all cores take part."""
 
     def attempt(sample: Sample) -> _Read | FlawmaskError:
         try:
-            return _read(sample, category_ids, config)
+            return _read(sample, category_ids, config, wants_look=wants_looks)
         except FlawmaskError as error:
             return error
 
@@ -218,7 +277,7 @@ def _read_all(
     return read, left_out
 
 
-def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings) -> _Read:
+def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings, *, wants_look: bool) -> _Read:
     """Read one image and its masks, and encode what is on it; ids are given later."""
     data = images.read_bytes(sample.image)
     image = images.to_rgb(images.decode(data, sample.image))
@@ -240,7 +299,9 @@ def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings)
     records = [
         cut_annotation(cut, height, width, id=0, image_id=0, category_id=category_ids[kind]) for kind, cut in regions
     ]
-    return _Read(sample, sha256(data), images.content_digest(image), mask_digest, height, width, records, inverted)
+    parts, look = groups.parts_of(sample, config.group_by), look_of(image) if wants_look else None
+    content = images.content_digest(image)
+    return _Read(sample, sha256(data), content, mask_digest, height, width, records, inverted, parts, look)
 
 
 def _read_mask(file: MaskFile, sample: Sample, height: int, width: int) -> tuple[Mask, str]:
@@ -258,31 +319,6 @@ def _read_mask(file: MaskFile, sample: Sample, height: int, width: int) -> tuple
     return mask, sha256(data)
 
 
-def _groups(read: Sequence[_Read], pattern: str | None) -> list[str]:
-    """Return each image's group: images with identical pixels share one, and so do those whose names match alike and
-    those that the layout puts together."""
-    keys = [[f"pixels {item.content}", *_further_keys(item.sample, pattern)] for item in read]
-    parent = {key: key for image_keys in keys for key in image_keys}
-
-    def root(key: str) -> str:
-        while parent[key] != key:
-            parent[key] = key = parent[parent[key]]
-        return key
-
-    for first, *others in keys:
-        for other in others:
-            parent[root(first)] = root(other)
-    return [root(image_keys[0]) for image_keys in keys]
-
-
-def _further_keys(sample: Sample, pattern: str | None) -> Iterator[str]:
-    if sample.group is not None:
-        yield f"group {sample.group}"
-    match = re.search(pattern, sample.image.name) if pattern else None
-    if match:
-        yield f"name {match.groups() or match.group()}"
-
-
 def _write(
     read: Sequence[_Read],
     left_out: list[dict[str, str]],
@@ -291,16 +327,16 @@ def _write(
     config: PrepareConfig,
 ) -> dict[str, Any]:
     """Write the COCO folder and return its `dataset_info.json`."""
-    groups = _groups(read, config.group_by)
-    members = [Member(group, item.sample.defect_type) for group, item in zip(groups, read, strict=True)]
+    group_of = groups.together([groups.keys(item.content, item.parts) for item in read])
+    members = [Member(group, item.sample.defect_type) for group, item in zip(group_of, read, strict=True)]
     side_of = _sides(members, config)
-    sides = [side_of[group] for group in groups]
+    sides = [side_of[group] for group in group_of]
     if "val" not in sides:
         raise FlawmaskError(
             f"{config.mvtec_root / config.category}: every defect type has a single image (or group), "
             "so none is left for validation: add images"
         )
-    records = _records(read)
+    records = _records(read, _group_names(read, group_of))
     categories = _categories(category_ids, config.classes)
     info = {
         **origin,
@@ -364,8 +400,19 @@ def _check_folds(members: Sequence[Member], config: PrepareConfig) -> None:
             )
 
 
-def _records(read: Sequence[_Read]) -> list[tuple[Record, list[Record]]]:
-    """Return each image's COCO record and its annotations'; ids are unique over both splits."""
+def _knows_groups(read: Sequence[_Read]) -> bool:
+    return any(item.parts for item in read)
+
+
+def _group_names(read: Sequence[_Read], group_of: Sequence[str]) -> list[str] | None:
+    """Return the name of each image's group; None where nothing says what part any image shows."""
+    files = [item.sample.original_file for item in read]
+    return groups.names(group_of, [item.parts for item in read], files) if _knows_groups(read) else None
+
+
+def _records(read: Sequence[_Read], named: Sequence[str] | None) -> list[tuple[Record, list[Record]]]:
+    """Return each image's COCO record, with its group's name where groups are known, and its annotations'; ids are
+    unique over all splits."""
     taken: set[str] = set()
     numbered, next_annotation = [], 1
     for image_id, item in enumerate(read, start=1):
@@ -377,6 +424,8 @@ def _records(read: Sequence[_Read]) -> list[tuple[Record, list[Record]]]:
             "original_file": item.sample.original_file,
             "defect_type": item.sample.defect_type,
         }
+        if named is not None:
+            image["group"] = named[image_id - 1]
         of_image = [
             {**record, "id": number, "image_id": image_id}
             for number, record in enumerate(item.annotations, start=next_annotation)

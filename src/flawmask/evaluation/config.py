@@ -37,7 +37,7 @@ class EvaluateSettings(VerdictSettings):
     resamples: int = 1000
     """How many bootstrap samples the 95 % intervals come from; 0 leaves those intervals out."""
     allow_leak: bool = False
-    """Judge a split even where training has seen images of it; figures and report say so."""
+    """Judge a split even where training has seen images of it, or of its parts; figures and report say so."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.evaluation.against import compare, read_other
 from flawmask.evaluation.aim import choose
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
-from flawmask.evaluation.leak import content_digests, seen_in_training
+from flawmask.evaluation.leak import Leak, content_digests, seen_in_training
 from flawmask.evaluation.measure import judge, measure
 from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
@@ -201,19 +201,21 @@ def _threshold(
     return replace(chosen, chosen_by=tuple(digests.values()))
 
 
-def notes(split: CocoSplit, model: Path, seen: Sequence[str] | None) -> list[str]:
+def notes(split: CocoSplit, model: Path, seen: Leak | None) -> list[str]:
     """Return what a reader has to know of the images and the model, as sentences.
 
     Args:
         split: what was judged.
         model: the checkpoint.
-        seen: the judged images that were trained on; None where nobody knows what was.
+        seen: what of the images was trained on; None where nobody knows what was.
     """
     said = []
     if seen is None:
         said.append("What this model was trained on is not known: nobody checked whether these images were among it.")
-    elif seen:
-        said.append(f"{len(seen)} of these {len(split.images)} images were trained on: the figures are too good.")
+    else:
+        for found, what in ((seen.images, "were trained on"), (seen.parts, "show parts that were trained on")):
+            if found:
+                said.append(f"{len(found)} of these {len(split.images)} images {what}: the figures are too good.")
     variants = sum("augmentation" in image for image in split.images)
     if variants:
         said.append(f"{variants} of these {len(split.images)} images are augmented variants, not photographs.")

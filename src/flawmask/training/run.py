@@ -166,7 +166,7 @@ class Run:
         setup = self.setup
         left = not_loaded(self.step.model, setup.given) if setup.given.state else []
         begin_run(setup, self.part_of, left)
-        write_training_images(setup.digests, setup.run_dir)
+        write_training_images(setup.training, setup.digests, setup.run_dir)
         for one in self.callbacks:
             one.on_begin(self)
 
