@@ -1,4 +1,7 @@
-"""The COCO folder: read, checked and written. `<dataset>/<split>/images/*` and `<dataset>/<split>/annotations.json`."""
+"""The COCO folder: read, checked and written. `<dataset>/<split>/images/*` and `<dataset>/<split>/annotations.json`.
+
+Records are COCO's for object detection (https://cocodataset.org/#format-data).
+"""
 
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -106,13 +109,27 @@ def groups_of(images: Sequence[Record]) -> list[str] | None:
 
 
 def annotation(mask: Mask, *, id: int, image_id: int, category_id: int) -> Record:
-    """Return the COCO annotation record of one instance; its mask must not be empty."""
+    """Return the COCO annotation record of one instance: `bbox` is [x, y, width, height] and `area` counts its pixels.
+
+    Args:
+        mask: (height, width) bool, of the whole image.
+        id: the record's.
+        image_id: the image's.
+        category_id: the class's.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
     height, width = mask.shape
     return cut_annotation(Cut(mask, 0, 0), height, width, id=id, image_id=image_id, category_id=category_id)
 
 
 def cut_annotation(cut: Cut, height: int, width: int, *, id: int, image_id: int, category_id: int) -> Record:
-    """Return the COCO annotation record of one instance of a (height, width) image; its mask must not be empty."""
+    """Return what `annotation` returns, of an instance that is cut out of a (height, width) image.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
     tight = cut_out(cut.mask)
     tight = Cut(tight.mask, cut.x + tight.x, cut.y + tight.y)
     rows, columns = tight.mask.shape
@@ -325,7 +342,8 @@ def _files_in(folder: Path) -> frozenset[str]:
 
 
 def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:
-    """Return the detections of a file in COCO's results format by image id, the highest score first.
+    """Return the detections of a file in COCO's results format (https://cocodataset.org/#format-results) by image id,
+    the highest score first.
 
     Every id of the split is there, its list possibly empty; each mask is compressed RLE at its image's size. Where no
     detection has one, the network outlines nothing: the box's pixels stand in for it, and `is_box` says so.
@@ -374,7 +392,7 @@ def _with_rle(record: Record, image: Record, where: str) -> Record:
 
 
 def instance_masks(records: Sequence[Record], height: int, width: int, where: str) -> list[Mask]:
-    """Return the (height, width) mask of each annotation.
+    """Return the (height, width) bool mask of each annotation.
 
     Raises:
         FlawmaskError: a segmentation cannot be decoded at this size; `where` names the image.

@@ -68,7 +68,7 @@ def is_image(path: Path) -> bool:
 
 
 def decode(data: bytes, path: Path) -> Pixels:
-    """Return the pixels that the bytes of an image file hold, turned upright by their EXIF orientation.
+    """Return the pixels that the bytes of an image file hold, turned upright by their Exif orientation (CIPA DC-008).
 
     Args:
         data: the whole file.
@@ -145,7 +145,11 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_pixels(path: Path) -> Pixels:
-    """Return a file's pixels as `decode` gives them."""
+    """Return a file's pixels as `decode` gives them.
+
+    Raises:
+        ImageError: the file cannot be read as an image.
+    """
     return decode(read_bytes(path), path)
 
 
@@ -253,7 +257,10 @@ def resize(image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[
 
 
 def content_digest(image: npt.NDArray[np.uint8]) -> str:
-    """Return a SHA-256 of what is on the image, as `read_image` gives it: the same in whatever file it is kept."""
+    """Return a SHA-256 in hexadecimal of what is on the image, as `read_image` gives it: (height, width, 3) uint8 RGB.
+
+    It is the same in whatever file the image is kept.
+    """
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(np.ascontiguousarray(image).data)  # joined to one string it would be copied twice
     return digest.hexdigest()

@@ -1,7 +1,9 @@
 """Masks and what they are written as: polygons, RLE, boxes, connected components.
 
-The only place that converts. A mask is a (height, width) bool array. COCO polygons run along pixel *edges*, so their
-coordinates are whole numbers from 0 to width and 0 to height and pycocotools rasterises them back to exactly the mask.
+The only place that converts. A mask is a (height, width) bool array. What it is written as follows COCO's format
+(https://cocodataset.org/#format-data). COCO polygons run along pixel *edges*, so their coordinates are whole numbers
+from 0 to width and 0 to height and pycocotools rasterises them back to exactly the mask. An RLE is a dictionary of
+`size`, [height, width], and `counts`: the lengths of its runs, counted column by column.
 """
 
 import math
@@ -35,13 +37,17 @@ class Cut:
 
 
 def cut_out(mask: Mask) -> Cut:
-    """Return the mask cut along its box; it must not be empty."""
+    """Return the mask cut along its box.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
     x, y, width, height = box_of(mask)
     return Cut(mask[y : y + height, x : x + width], x, y)
 
 
 def components(mask: Mask) -> Iterator[Mask]:
-    """Yield each 8-connected region of the mask as a mask of its own, in reading order of their first pixel.
+    """Yield each 8-connected region of the mask, (height, width) bool, in reading order of their first pixel.
 
     One at a time: a noisy mask may have thousands, each as large as the image.
     """
@@ -53,7 +59,11 @@ def components(mask: Mask) -> Iterator[Mask]:
 
 
 def cut_components(mask: Mask) -> list[Cut]:
-    """Return what `components` yields, each region cut along its box; the mask must not be empty."""
+    """Return what `components` yields, each region cut along its box.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
     whole = cut_out(mask)  # OpenCV takes thirty times as long for all of a mask as for the defect on it
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(whole.mask.astype(np.uint8), connectivity=8)
     cuts = []
@@ -64,7 +74,7 @@ def cut_components(mask: Mask) -> list[Cut]:
 
 
 def box_of(mask: Mask) -> tuple[int, int, int, int]:
-    """Return the mask's box as (x, y, width, height), width being the number of columns it covers.
+    """Return the mask's box as (x, y, width, height) in pixels, width being the number of columns it covers.
 
     Raises:
         ValueError: the mask is empty.
@@ -196,7 +206,7 @@ def _short(value: Any) -> str:
 
 
 def rle_of_box(box: tuple[float, float, float, float], height: int, width: int) -> dict[str, Any]:
-    """Return the pixels that a box (x1, y1, x2, y2) touches as compressed RLE at the image's size."""
+    """Return the pixels that a box (x1, y1, x2, y2), in pixels of the image, touches as compressed RLE at its size."""
     x1, y1, x2, y2 = box
     left, top = max(0, math.floor(x1)), max(0, math.floor(y1))
     across, down = max(0, min(width, math.ceil(x2)) - left), max(0, min(height, math.ceil(y2)) - top)

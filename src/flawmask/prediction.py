@@ -34,7 +34,7 @@ class RawDetections:
     Attributes:
         boxes: (N, 4) float32, x1 y1 x2 y2 in pixels of the image as it was read, not as the network saw it.
         labels: (N,) whole numbers: 1 for the first class.
-        scores: (N,) float32, 0 to 1.
+        scores: (N,) float32, 0 to 1, in any order.
         masks: (N, M, M) float32, how likely each cell of the box belongs to the instance, 0 to 1, for any M; None of a
             network that finds boxes.
         image_score: how likely the image has a defect, 0 to 1, of a network that says so itself; else None.
@@ -56,11 +56,13 @@ class Instance:
 
     Attributes:
         label: the class's name.
-        score: 0 to 1.
+        score: how sure the network is, 0 to 1.
         box: (x1, y1, x2, y2) in pixels of the image, edges of the box.
-        rle: the mask as compressed COCO RLE at the image's size; of a detector without masks, the box's pixels.
+        rle: the mask as COCO's compressed RLE (https://cocodataset.org/#format-results) at the image's size: `size`,
+            [height, width], and `counts`, text. Of a detector without masks, the box's pixels.
         area: how many pixels these are.
-        probabilities: (M, M) float32, how likely each cell of the box belongs to it; None: only the mask is known.
+        probabilities: (M, M) float32, how likely each cell of the box belongs to it, 0 to 1; None: only the mask is
+            known.
     """
 
     label: str
@@ -72,18 +74,18 @@ class Instance:
 
     @property
     def is_defect(self) -> bool:
-        """Whether the class is a defect."""
+        """Whether the class is a defect: any but `good`."""
         return self.label != GOOD
 
     @property
     def xywh(self) -> list[float]:
-        """The box as COCO writes it: [x, y, width, height]."""
+        """The box as COCO writes it: [x, y, width, height] in pixels of the image."""
         x1, y1, x2, y2 = self.box
         return [x1, y1, x2 - x1, y2 - y1]
 
     @property
     def mask(self) -> Mask:
-        """The mask: (height, width) bool, at the image's size."""
+        """The mask: (height, width) bool, at the image's size. It is decoded at each call."""
         return masks.decode(self.rle, *self.rle["size"])
 
 
@@ -93,8 +95,8 @@ class Verdict:
 
     Attributes:
         is_defect: whether the image is rejected.
-        score: the highest score of a defect instance, 0 where there is none; of a network that scores images itself,
-            the image's.
+        score: the highest score of a defect instance, 0 to 1, and 0 where there is none; of a network that scores
+            images itself, the image's.
     """
 
     is_defect: bool
@@ -106,7 +108,7 @@ class Prediction:
     """What was found on one image.
 
     It has a length, the number of instances, and can be indexed as an array can: `prediction[prediction.scores > 0.7]`
-    holds the instances that score more than 0.7, and `prediction[0]` the surest one.
+    holds the instances that score more than 0.7, and `prediction[0]` the one with the highest score.
 
     Attributes:
         height: the image's, in pixels.
@@ -152,12 +154,12 @@ class Prediction:
 
     @property
     def is_defect(self) -> bool:
-        """The verdict at the prediction's own threshold, `conf`."""
+        """Whether the image is a defect at the prediction's own threshold, `conf`, and `min_area`."""
         return self.verdict().is_defect
 
     @property
     def labels(self) -> npt.NDArray[np.str_]:
-        """(N,) the instances' class names."""
+        """(N,) text, the instances' class names."""
         return np.array([one.label for one in self.instances], dtype=np.str_)
 
     @property
@@ -179,7 +181,12 @@ class Prediction:
         return found
 
     def defects(self, conf: float = 0.0, min_area: int = 0) -> list[Instance]:
-        """Return the defect instances that score at least `conf` and cover at least `min_area` pixels."""
+        """Return the defect instances that score at least `conf` and cover at least `min_area` pixels.
+
+        Args:
+            conf: the least score, 0 to 1; not the prediction's own by default.
+            min_area: in pixels; not the prediction's own by default.
+        """
         return [
             instance
             for instance in self.instances
@@ -187,9 +194,15 @@ class Prediction:
         ]
 
     def verdict(self, conf: float | None = None, min_area: int | None = None) -> Verdict:
-        """Return whether any defect instance scores at least `conf` and covers at least `min_area` pixels; of a network
-        that scores images itself, whether the image's score is at least `conf`. By default, these are the prediction's
-        own."""
+        """Return whether the image is a defect, and its score.
+
+        It is one where any defect instance scores at least `conf` and covers at least `min_area` pixels; of a network
+        that scores images itself, where the image's score is at least `conf`.
+
+        Args:
+            conf: the threshold, 0 to 1; by default the prediction's own.
+            min_area: in pixels; by default the prediction's own.
+        """
         conf, min_area = self._limits(conf, min_area)
         score = self.image_score
         if score is None:
@@ -198,11 +211,21 @@ class Prediction:
         return Verdict(score >= conf, score)
 
     def defect_mask(self, conf: float | None = None, min_area: int | None = None) -> Mask:
-        """Return the union of the defect instances' masks: (height, width) bool."""
+        """Return the union of the masks of the defect instances that `verdict` counts: (height, width) bool.
+
+        Args:
+            conf: the threshold, 0 to 1; by default the prediction's own.
+            min_area: in pixels; by default the prediction's own.
+        """
         return masks.decode(self._union(conf, min_area), self.height, self.width)
 
     def defect_area(self, conf: float | None = None, min_area: int | None = None) -> int:
-        """Return how many pixels the defect instances cover together, without laying out a mask."""
+        """Return how many pixels `defect_mask` has, without laying out a mask.
+
+        Args:
+            conf: the threshold, 0 to 1; by default the prediction's own.
+            min_area: in pixels; by default the prediction's own.
+        """
         return masks.area(self._union(conf, min_area))
 
     def _union(self, conf: float | None, min_area: int | None) -> dict[str, Any]:
@@ -213,10 +236,14 @@ class Prediction:
         return self.conf if conf is None else conf, self.min_area if min_area is None else min_area
 
     def score_map(self, min_area: int = 0) -> Floats:
-        """Return how sure the network is of a defect at each pixel: (height, width), 0 to 1, 0 outside all boxes.
+        """Return how sure the network is of a defect at each pixel: (height, width) float32, 0 to 1.
 
-        It is the highest score x mask probability over the defect instances whose box holds the pixel; an instance of
-        which only the mask is known has a probability of 1 in it. A network's own map is taken as it is.
+        It is 0 outside all boxes. Inside, it is the highest score x mask probability over the defect instances whose
+        box holds the pixel; an instance of which only the mask is known has a probability of 1 in it. A network's own
+        map is taken as it is.
+
+        Args:
+            min_area: defect instances of fewer pixels do not count.
         """
         if self.map_of_scores is not None:
             return self.map_of_scores
@@ -232,7 +259,8 @@ class Prediction:
         return scores
 
     def within(self, region: Mask) -> "Prediction":
-        """Return the prediction with defects cut to the region; those wholly outside it are gone.
+        """Return the prediction with defects cut to the region; those wholly outside it are gone. Boxes follow the cut
+        masks, and instances of the class `good` stay as they are.
 
         Args:
             region: (height, width) bool, True where defects count.
@@ -254,8 +282,8 @@ class Prediction:
         Keys: `width`, `height`; `verdict`, `good` or `defect`; `score`, the highest of a defect; `instances`, the
         defects at or above the threshold that cover at least `min_area` pixels, each with `class`, `score`, `box`
         [x, y, width, height], `area` in pixels and `segmentation`, compressed COCO RLE at the image's size;
-        `defect_area_px` and `defect_area_percent`, what they cover together. Of a network that outlines nothing, the
-        last three are null and the area is the box's.
+        `defect_area_px` and `defect_area_percent`, what they cover together. Of a network that outlines nothing,
+        `segmentation`, `defect_area_px` and `defect_area_percent` are None and `area` is the box's.
 
         Args:
             conf: the threshold, 0 to 1; by default the prediction's own.
@@ -293,7 +321,7 @@ class Prediction:
             category_ids: the id of each class in the data set, by its name; by default the network's own labels.
 
         Raises:
-            KeyError: a class has no id there.
+            KeyError: a class has no id there, or `category_ids` is not given and the prediction has no `classes`.
         """
         ids = category_ids or {name: label for label, name in enumerate(self.classes, start=1)}
         return [
@@ -308,11 +336,15 @@ class Prediction:
         ]
 
     def to_supervision(self) -> Any:
-        """Return all instances as `supervision.Detections`: boxes, masks where the network outlines what it finds,
-        scores, class ids (the network's labels, from 1) and, in `data["class_name"]`, class names.
+        """Return all N instances as `supervision.Detections` (https://supervision.roboflow.com/latest/detection/core).
+
+        `xyxy` is (N, 4) float32 in pixels of the image. `mask` is (N, height, width) bool, None where nothing is
+        outlined. `confidence` is (N,) float32, 0 to 1. `class_id` is (N,) whole numbers, the network's labels from 1
+        on. `data["class_name"]` is (N,) text.
 
         Raises:
             FlawmaskError: the package `supervision` is not installed.
+            ValueError: the prediction has no `classes`.
         """
         try:
             import supervision
@@ -329,8 +361,8 @@ class Prediction:
 
     def overlay(self, image: npt.NDArray[np.uint8] | None = None) -> "PIL.Image.Image":
         """Return a picture of the image with its defects outlined, and tagged with class and score where there is room:
-        those that make the verdict at the prediction's own threshold. It is enlarged or shrunk so that it can be
-        looked at.
+        those that make the verdict at the prediction's own threshold. It is RGB, and enlarged or shrunk so that it can
+        be looked at.
 
         Args:
             image: (height, width, 3) uint8 RGB; by default the one that it was found on.
@@ -365,6 +397,8 @@ def _cut(instance: Instance, region: dict[str, Any]) -> Instance | None:
 
 def post_process(found: RawDetections, classes: Sequence[str], height: int, width: int) -> Prediction:
     """Return what a network gave for an image as instances, the highest score first; masks never leave their boxes.
+
+    Masks have the pixels that torchvision's `paste_masks_in_image` gives them, at a probability of 0.5.
 
     Args:
         found: what it gave.

@@ -1,100 +1,31 @@
-"""The stage `evaluate`: what it writes, what `--conf` acts on, what stops it."""
+"""The stage `evaluate`: what it writes, and what `--conf` acts on."""
 
 import contextlib
 import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import random_network
 from files_read_back import names, rows
+from patchy_split import CATEGORIES, SPEC, edit, run
 from pycocotools.coco import COCO
 from random_network import detect, network, patchwork
-from report.test_report import words
 
-from flawmask.coco import annotation, read_split, write_split
-from flawmask.comparison import table
-from flawmask.comparison.entry import Entry
+from flawmask.coco import read_split, write_split
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation import evaluate as stage
-from flawmask.evaluation import results
 from flawmask.evaluation.config import EvaluateConfig
-from flawmask.evaluation.evaluate import Evaluated, evaluate, predict_split
-from flawmask.evaluation.leak import content_digests, write_training_images
-from flawmask.evaluation.measure import Evidence
-from flawmask.evaluation.metrics import METRICS, Floats, Metric, proportion
+from flawmask.evaluation.evaluate import Evaluated, predict_split
 from flawmask.evaluation.summary import summary
-from flawmask.folds import spreads
 from flawmask.images import read_image, write_png
 from flawmask.inference.backend import Resized
 from flawmask.inference.torch_backend import TorchBackend
-from flawmask.model import checkpoint
-from flawmask.report.headline import NBSP, decimal, lookup
-from flawmask.report.side_by_side import compare_reports
 
 pytestmark = pytest.mark.usefixtures("undrawn", "small_network")
-
-SPEC = replace(random_network.SPEC, classes=("good", "defect"))
-CATEGORIES = [{"id": 1, "name": "good"}, {"id": 2, "name": "defect"}]
-
-
-@pytest.fixture(scope="module")
-def run_dir(small_network: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    checkpoint.save(folder / "best.pt", network(SPEC), SPEC)
-    return folder
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    """A split of three defective images and two good ones, of two sizes."""
-    return make_dataset(tmp_path / "data")
-
-
-def make_dataset(folder: Path) -> Path:
-    images, annotations = [], []
-    for number, kind in enumerate(["crack", "good", "scratch", "good", "crack"], start=1):
-        height, width = (60, 80) if number % 2 else (70, 50)
-        name = f"{kind}_{number}.png"
-        write_png(folder / "val" / "images" / name, patchwork(height, width, number))
-        images.append({"id": number, "file_name": name, "width": width, "height": height, "defect_type": kind})
-        mask = np.zeros((height, width), dtype=bool)
-        if kind == "good":
-            mask[:] = True
-        else:
-            mask[10:30, 10 : 12 + 5 * number] = True
-        annotations.append(annotation(mask, id=number, image_id=number, category_id=1 if kind == "good" else 2))
-    write_split(folder / "val", images, annotations, CATEGORIES)
-    return folder
-
-
-def run(run_dir: Path, dataset: Path, **settings: Any) -> Evaluated:
-    settings = {"output_dir": dataset.parent / "out", "device": "cpu", **settings}
-    return evaluate(EvaluateConfig(model=run_dir / "best.pt", dataset_dir=dataset, **settings))
-
-
-@pytest.fixture(scope="module")
-def judged(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Evaluated]:
-    """A function that judges the split as it is, with the same settings once: what it gives is to be looked at only."""
-    dataset = make_dataset(tmp_path_factory.mktemp("judged") / "data")
-
-    @cache
-    def judge(**settings: Any) -> Evaluated:
-        name = "_".join(f"{name}_{value}" for name, value in settings.items())
-        return run(run_dir, dataset, output_dir=dataset.parent / f"out_{name}", **settings)
-
-    return judge
-
-
-def edit(dataset: Path, **changes: Any) -> None:
-    path = dataset / "val" / "annotations.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_every_figure_is_written_under_the_name_that_users_know(judged: Callable[..., Evaluated]) -> None:
@@ -190,20 +121,6 @@ def test_the_threshold_is_chosen_on_val_kept_and_used_for_test(run_dir: Path, da
     (run_dir / "best.threshold.json").unlink()
 
 
-def test_a_model_is_not_judged_on_what_it_was_trained_on(
-    run_dir: Path, dataset: Path, judged: Callable[..., Evaluated]
-) -> None:
-    assert any("not known" in note for note in judged().metrics["notes"])
-    split = read_split(dataset, "val")
-    write_training_images(split, content_digests(split), run_dir)
-    try:
-        nothing_written(run_dir, dataset, r"5 of 5 images were trained on .*--allow_leak")
-        allowed = run(run_dir, dataset, allow_leak=True)
-    finally:
-        (run_dir / "training_images.json").unlink()
-    assert any("5 of these 5 images were trained on" in note for note in allowed.metrics["notes"])
-
-
 def test_an_epoch_that_was_chosen_on_val_is_told(run_dir: Path, dataset: Path) -> None:
     (run_dir / "config.json").write_text('{"made_by": "flawmask train", "settings": {"select_by": "f1"}}')
     try:
@@ -247,131 +164,6 @@ def test_another_run_is_compared_on_the_same_images(run_dir: Path, dataset: Path
     nothing = dataset.parent / "nothing"
     with pytest.raises(FlawmaskError, match="nothing holds no results for val"):
         run(run_dir, dataset, against=nothing)
-
-
-def specificity(evidence: Evidence, weights: Floats | None) -> dict[str, Floats]:
-    good = ~evidence.truth
-    weights = np.ones((1, len(good))) if weights is None else weights
-    return {"specificity": (weights @ (good & ~evidence.verdicts)) / (weights @ good)}
-
-
-def wrong(evidence: Evidence, weights: Floats | None) -> dict[str, Floats]:
-    weights = np.ones((1, len(evidence.judged))) if weights is None else weights
-    return {"wrong.verdicts": weights @ (evidence.truth != evidence.verdicts)}
-
-
-def score_gap(evidence: Evidence, weights: Floats | None) -> dict[str, Floats]:
-    weights = np.ones((1, len(evidence.judged))) if weights is None else weights
-    bad, good = (weights * side @ evidence.scores / (weights @ side) for side in (evidence.truth, ~evidence.truth))
-    return {"score_gap": bad - good}
-
-
-PLACES: dict[str, Any] = {"report": 5, "comparison": (3, "Further"), "against": 1, "in_folds": True}
-
-FURTHER = {
-    "percent": Metric(
-        "specificity",
-        "Specificity",
-        "good parts that pass",
-        "verdicts",
-        specificity,
-        formula=proportion(["tn_good"], ["tn_good", "fp_defect"]),
-        console={"block": "Specificity", "intervals": "specificity {}"},
-        **PLACES,
-    ),
-    "count": Metric(
-        "wrong.verdicts",
-        "Wrong verdicts",
-        "either way",
-        "verdicts",
-        wrong,
-        lower_is_better=True,
-        shown="count",
-        console={"ranking": "wrong {}"},
-        **PLACES,
-    ),
-    "decimal": Metric(
-        "score_gap",
-        "Score gap",
-        "mean score of defective parts less that of good ones",
-        "ranking",
-        score_gap,
-        shown="decimal",
-        console={"ranking": "gap {}"},
-        **PLACES,
-    ),
-}
-
-
-@pytest.mark.parametrize("shown", FURTHER)
-def test_a_further_metric_is_one_entry(
-    run_dir: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, shown: str
-) -> None:
-    further = FURTHER[shown]
-    key, name = further.key, further.key.replace(".", "_")
-    monkeypatch.setitem(METRICS, key, further)
-    first = run(run_dir, dataset, conf=0.75, resamples=50, output_dir=dataset.parent / "first")
-    second = run(run_dir, dataset, conf=0.05, resamples=50, against=first.results_dir)
-
-    metrics = json.loads((first.results_dir / "metrics.json").read_text())
-    good = metrics["tn_good"] + metrics["fp_defect"]
-    value: float = {
-        "percent": metrics["tn_good"] / good,
-        "count": metrics["fp_defect"] + metrics["fn_defect"],
-        "decimal": mean_score(first, "defect") - mean_score(first, "good"),
-    }[shown]
-    assert lookup(metrics, key)[1] == pytest.approx(value, abs=1e-6)
-    low, high = metrics["intervals"][name]
-    assert low <= value <= high
-    assert metrics["interval_method"][name] == ("wilson" if shown == "percent" else "bootstrap")
-
-    console, page, interval = TEXTS[shown](value, low, high)
-    assert console in summary(metrics)
-    assert f"{further.label} {further.meaning} {page} {interval}" in words(first.results_dir / "report.html")
-    both = compare_reports([first.results_dir, second.results_dir], dataset.parent / "both.html")
-    assert f"{further.label} {page} " in words(both)
-    assert f" ({interval})" in words(both)
-    cells = {row[0]: row[1].replace(NBSP, " ") for row in table.rows([table.Column(Entry("a"), metrics, {})])}
-    assert cells["Further"] == f"{page} ({interval})"
-
-    found = second.metrics["against"]["figures"][key]
-    assert found["other"] == pytest.approx(value, abs=1e-6)
-    assert f"  {key}: " in summary(second.metrics)
-    assert f"{key} " in words(second.results_dir / "report.html").split("Compared with another model")[1]
-    assert spreads([metrics, second.metrics])[key]["values"] == [
-        lookup(metrics, key)[1],
-        lookup(second.metrics, key)[1],
-    ]
-    assert spreads([{}, metrics])[key]["values"] == [None, lookup(metrics, key)[1]]  # a fold of another version
-    assert summary({**metrics, "folds": spreads([metrics, metrics])}).count(f"{key} {console.split()[1]} ± ") == 1
-
-
-def mean_score(done: Evaluated, truth: str) -> float:
-    of_kind = [row for row in rows(done.results_dir / "predictions.csv") if row["truth"] == truth]
-    return float(np.mean([float(row["score"]) for row in of_kind]))
-
-
-def as_count(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
-
-
-TEXTS: dict[str, Callable[[float, float, float], tuple[str, str, str]]] = {
-    "percent": lambda value, low, high: (
-        f"Specificity: {value:.2%}",
-        f"{100 * value:.1f} %",
-        f"{100 * low:.1f}\u2013{100 * high:.1f} %",
-    ),
-    "count": lambda value, low, high: (
-        f"wrong {as_count(value)} ({as_count(low)} to {as_count(high)})",
-        as_count(value),
-        f"{as_count(low)}\u2013{as_count(high)}",
-    ),
-    "decimal": lambda value, low, high: (
-        f"gap {value:.3f} ({low:.3f} to {high:.3f})",
-        decimal(value),
-        f"{decimal(low)}\u2013{decimal(high)}",
-    ),
-}
 
 
 def test_the_confusion_matrix_and_the_lists_agree_with_the_counts(judged: Callable[..., Evaluated]) -> None:
@@ -494,46 +286,6 @@ def test_earlier_results_are_replaced_whole(run_dir: Path, dataset: Path) -> Non
     assert names(dataset.parent) == ["data", "out"]
 
 
-def test_earlier_results_with_a_strange_file_among_them_are_refused_and_left(run_dir: Path, dataset: Path) -> None:
-    done = run(run_dir, dataset)
-    (done.results_dir / "thesis.txt").touch()
-    with pytest.raises(FlawmaskError, match=r"holds something else \(thesis\.txt\)"):
-        run(run_dir, dataset)
-    assert "thesis.txt" in names(done.results_dir)
-
-
-def test_a_folder_that_holds_something_else_is_refused_and_left(run_dir: Path, dataset: Path) -> None:
-    out = dataset.parent / "out"
-    out.mkdir()
-    (out / "thesis.txt").write_text("years of work")
-    with pytest.raises(FlawmaskError, match="out holds something else"):
-        run(run_dir, dataset)
-    assert names(out) == ["thesis.txt"]
-
-
-def test_a_failure_on_the_way_leaves_the_earlier_results(
-    run_dir: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done = run(run_dir, dataset)
-    before = (done.results_dir / "metrics.json").read_bytes()
-
-    def full_disk(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(results, "_draw_worst", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        run(run_dir, dataset, conf=0.9)
-    assert (done.results_dir / "metrics.json").read_bytes() == before
-    assert names(dataset.parent) == ["data", "out"]
-
-
-def nothing_written(run_dir: Path, dataset: Path, says: str, **settings: Any) -> None:
-    with pytest.raises(FlawmaskError, match=says) as caught:
-        run(run_dir, dataset, **settings)
-    assert "\n" not in str(caught.value)
-    assert not (dataset.parent / "out").exists()
-
-
 def test_images_judged_together_have_the_figures_that_they_have_one_by_one(judged: Callable[..., Evaluated]) -> None:
     alone = judged(conf=0.6, resamples=0).metrics
     together = judged(conf=0.6, resamples=0, inference_batch_size=3).metrics
@@ -581,41 +333,6 @@ def test_limits_reach_the_network(judged: Callable[..., Evaluated]) -> None:
     assert 0 < len(above) < len(everything)
     assert [one["segmentation"] for one in predictions(score_floor=0.4)] == above
     assert len(predictions(max_proposals=1)) <= 2 * 5
-
-
-def test_a_number_of_classes_that_is_not_the_models_is_refused(run_dir: Path, dataset: Path) -> None:
-    nothing_written(run_dir, dataset, "--num_classes is 3, but .*best.pt has 2: good, defect", num_classes=3)
-    run(run_dir, dataset, num_classes=2)
-
-
-def test_data_of_other_classes_is_refused(run_dir: Path, dataset: Path) -> None:
-    edit(dataset, categories=[{"id": 1, "name": "good"}, {"id": 2, "name": "crack"}])
-    nothing_written(run_dir, dataset, "knows the classes good, defect, but .*data has good, crack")
-
-
-def test_an_image_of_another_size_than_its_record_is_refused(run_dir: Path, dataset: Path) -> None:
-    write_png(dataset / "val" / "images" / "crack_1.png", patchwork(61, 80, 1))
-    nothing_written(run_dir, dataset, r"crack_1\.png is 80x61 but its record says 80x60")
-
-
-def test_a_truncated_image_is_refused(run_dir: Path, dataset: Path) -> None:
-    path = dataset / "val" / "images" / "crack_1.png"
-    path.write_bytes(path.read_bytes()[:-40])
-    nothing_written(run_dir, dataset, r"crack_1\.png cannot be read as an image")
-
-
-def test_an_image_that_is_not_there_is_refused(run_dir: Path, dataset: Path) -> None:
-    (dataset / "val" / "images" / "crack_1.png").unlink()
-    nothing_written(run_dir, dataset, r"crack_1\.png")
-
-
-def test_an_unknown_category_is_refused(run_dir: Path, dataset: Path) -> None:
-    edit(dataset, categories=[{"id": 2, "name": "defect"}])
-    nothing_written(run_dir, dataset, "has category 1, which is not listed")
-
-
-def test_a_split_that_is_not_there_is_refused_with_those_that_are(run_dir: Path, dataset: Path) -> None:
-    nothing_written(run_dir, dataset, "data has no split test: it holds val", split="test")
 
 
 def test_a_data_set_without_types_is_judged_all_the_same(run_dir: Path, dataset: Path) -> None:

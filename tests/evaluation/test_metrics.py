@@ -1,12 +1,29 @@
-"""The table of metrics: each follows from the evidence and weights, and weights of 1 give the figure itself."""
+"""The table of metrics: each follows from the evidence and weights, and weights of 1 give the figure itself.
+
+A further one is one entry.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from files_read_back import rows
 from handmade_split import blob, instance, make_split, predicted, shaken
+from patchy_split import run
+from report.test_report import words
 
+from flawmask.comparison import table
+from flawmask.comparison.entry import Entry
+from flawmask.evaluation.evaluate import Evaluated
 from flawmask.evaluation.measure import Evidence, gather, measure
-from flawmask.evaluation.metrics import METRICS, values
-from flawmask.report.headline import lookup
+from flawmask.evaluation.metrics import METRICS, Floats, Metric, proportion, values
+from flawmask.evaluation.summary import summary
+from flawmask.folds import spreads
+from flawmask.report.headline import NBSP, decimal, lookup
+from flawmask.report.side_by_side import compare_reports
 
 
 def evidence(seed: int, images: int = 12) -> Evidence:
@@ -54,3 +71,128 @@ def test_every_metric_of_the_table_is_in_metrics_json() -> None:
         assert there, key
         assert isinstance(value, int) == (metric.shown == "count"), key
         assert metric.has_interval or key.replace(".", "_") not in metrics["intervals"], key
+
+
+def specificity(evidence: Evidence, weights: Floats | None) -> dict[str, Floats]:
+    good = ~evidence.truth
+    weights = np.ones((1, len(good))) if weights is None else weights
+    return {"specificity": (weights @ (good & ~evidence.verdicts)) / (weights @ good)}
+
+
+def wrong(evidence: Evidence, weights: Floats | None) -> dict[str, Floats]:
+    weights = np.ones((1, len(evidence.judged))) if weights is None else weights
+    return {"wrong.verdicts": weights @ (evidence.truth != evidence.verdicts)}
+
+
+def score_gap(evidence: Evidence, weights: Floats | None) -> dict[str, Floats]:
+    weights = np.ones((1, len(evidence.judged))) if weights is None else weights
+    bad, good = (weights * side @ evidence.scores / (weights @ side) for side in (evidence.truth, ~evidence.truth))
+    return {"score_gap": bad - good}
+
+
+PLACES: dict[str, Any] = {"report": 5, "comparison": (3, "Further"), "against": 1, "in_folds": True}
+FURTHER = {
+    "percent": Metric(
+        "specificity",
+        "Specificity",
+        "good parts that pass",
+        "verdicts",
+        specificity,
+        formula=proportion(["tn_good"], ["tn_good", "fp_defect"]),
+        console={"block": "Specificity", "intervals": "specificity {}"},
+        **PLACES,
+    ),
+    "count": Metric(
+        "wrong.verdicts",
+        "Wrong verdicts",
+        "either way",
+        "verdicts",
+        wrong,
+        lower_is_better=True,
+        shown="count",
+        console={"ranking": "wrong {}"},
+        **PLACES,
+    ),
+    "decimal": Metric(
+        "score_gap",
+        "Score gap",
+        "mean score of defective parts less that of good ones",
+        "ranking",
+        score_gap,
+        shown="decimal",
+        console={"ranking": "gap {}"},
+        **PLACES,
+    ),
+}
+
+
+@pytest.mark.usefixtures("undrawn", "small_network")
+@pytest.mark.parametrize("shown", FURTHER)
+def test_a_further_metric_is_one_entry(
+    run_dir: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, shown: str
+) -> None:
+    further = FURTHER[shown]
+    key, name = further.key, further.key.replace(".", "_")
+    monkeypatch.setitem(METRICS, key, further)
+    first = run(run_dir, dataset, conf=0.75, resamples=50, output_dir=dataset.parent / "first")
+    second = run(run_dir, dataset, conf=0.05, resamples=50, against=first.results_dir)
+
+    metrics = json.loads((first.results_dir / "metrics.json").read_text())
+    good = metrics["tn_good"] + metrics["fp_defect"]
+    value: float = {
+        "percent": metrics["tn_good"] / good,
+        "count": metrics["fp_defect"] + metrics["fn_defect"],
+        "decimal": mean_score(first, "defect") - mean_score(first, "good"),
+    }[shown]
+    assert lookup(metrics, key)[1] == pytest.approx(value, abs=1e-6)
+    low, high = metrics["intervals"][name]
+    assert low <= value <= high
+    assert metrics["interval_method"][name] == ("wilson" if shown == "percent" else "bootstrap")
+
+    console, page, interval = TEXTS[shown](value, low, high)
+    assert console in summary(metrics)
+    assert f"{further.label} {further.meaning} {page} {interval}" in words(first.results_dir / "report.html")
+    both = compare_reports([first.results_dir, second.results_dir], dataset.parent / "both.html")
+    assert f"{further.label} {page} " in words(both)
+    assert f" ({interval})" in words(both)
+    cells = {row[0]: row[1].replace(NBSP, " ") for row in table.rows([table.Column(Entry("a"), metrics, {})])}
+    assert cells["Further"] == f"{page} ({interval})"
+
+    found = second.metrics["against"]["figures"][key]
+    assert found["other"] == pytest.approx(value, abs=1e-6)
+    assert f"  {key}: " in summary(second.metrics)
+    assert f"{key} " in words(second.results_dir / "report.html").split("Compared with another model")[1]
+    assert spreads([metrics, second.metrics])[key]["values"] == [
+        lookup(metrics, key)[1],
+        lookup(second.metrics, key)[1],
+    ]
+    assert spreads([{}, metrics])[key]["values"] == [None, lookup(metrics, key)[1]]  # a fold of another version
+    assert summary({**metrics, "folds": spreads([metrics, metrics])}).count(f"{key} {console.split()[1]} ± ") == 1
+
+
+def mean_score(done: Evaluated, truth: str) -> float:
+    of_kind = [row for row in rows(done.results_dir / "predictions.csv") if row["truth"] == truth]
+    return float(np.mean([float(row["score"]) for row in of_kind]))
+
+
+def as_count(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+TEXTS: dict[str, Callable[[float, float, float], tuple[str, str, str]]] = {
+    "percent": lambda value, low, high: (
+        f"Specificity: {value:.2%}",
+        f"{100 * value:.1f} %",
+        f"{100 * low:.1f}\u2013{100 * high:.1f} %",
+    ),
+    "count": lambda value, low, high: (
+        f"wrong {as_count(value)} ({as_count(low)} to {as_count(high)})",
+        as_count(value),
+        f"{as_count(low)}\u2013{as_count(high)}",
+    ),
+    "decimal": lambda value, low, high: (
+        f"gap {value:.3f} ({low:.3f} to {high:.3f})",
+        decimal(value),
+        f"{decimal(low)}\u2013{decimal(high)}",
+    ),
+}

@@ -83,8 +83,8 @@ def _accumulate(matches: Matches, weights: Floats) -> Floats:
 
 
 def coco_results(split: CocoSplit, predictions: Sequence[Prediction]) -> list[Record]:
-    """Return the predictions, one per image of the split, in COCO's results format; without `segmentation` where the
-    network outlines nothing."""
+    """Return the predictions, one per image of the split, in COCO's results format
+    (https://cocodataset.org/#format-results); without `segmentation` where the network outlines nothing."""
     ids = {category["name"]: category["id"] for category in split.categories}
     pairs = zip(split.images, predictions, strict=True)
     return [record for image, prediction in pairs for record in prediction.to_coco(image["id"], ids)]
@@ -145,8 +145,8 @@ def _matches(split: CocoSplit, of_class: Sequence[Any]) -> Matches:
 
 
 def average_precision(split: CocoSplit, evaluations: dict[str, Evaluation] | None) -> dict[str, Any]:
-    """Return COCO's figures, averaged over the defect classes that have truth; None where none has, and for masks where
-    there are none.
+    """Return COCO's figures (https://cocodataset.org/#detection-eval), 0 to 1, averaged over the defect classes that
+    have truth; None where none has, and for masks where there are none.
 
     Keys, for masks and likewise for boxes: `mask_ap`, `mask_ap50`, `mask_ap75` (average precision at an IoU of
     0.50:0.95, 0.50 and 0.75), `mask_ar` (average recall at 100 detections an image); `mask_ap_small`, `mask_ap_medium`
@@ -181,7 +181,7 @@ def _mean(figures: Floats) -> float | None:
 
 
 def mask_precision_curve(evaluations: dict[str, Evaluation] | None) -> dict[str, list[float]] | None:
-    """Return recall (x) and precision (y) at a mask IoU of 0.5, mean of the defect classes; None without truth
+    """Return recall (x) and precision (y), 0 to 1, at a mask IoU of 0.5, mean of the defect classes; None without truth
     or masks."""
     if evaluations is None or "mask" not in evaluations:
         return None

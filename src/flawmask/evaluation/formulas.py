@@ -1,8 +1,9 @@
 """How the metrics follow from the evidence, those that share work together.
 
 Each function takes the evidence of N images and weights, (B, N): how often each image counts in each of B samples. None
-stands for the images as they are. It returns (B,) values for each key, (1,) without weights, NaN where a metric is
-undefined. What the evidence does not have, such as masks of a model that gives scores alone, has no key.
+stands for the images as they are. It returns (B,) float64 values for each key, (1,) without weights, NaN where a metric
+is undefined. What the evidence does not have, such as masks of a model that gives scores alone, has no key. Shares lie
+between 0 and 1. docs/metrics.md defines each metric and names its source.
 """
 
 from typing import TYPE_CHECKING
@@ -33,13 +34,13 @@ RECALL_LEVELS = {"100": 1.0, "99": 0.99, "95": 0.95}
 
 
 def verdict_rates(evidence: "Evidence", weights: Floats | None) -> Values:
-    """Return the figures of `rates`."""
+    """Return the figures of `verdicts.rates`."""
     found = [rates(*(float(one) for one in counts)) for counts in zip(*outcomes(evidence, weights), strict=True)]
     return {name: np.array([one[name] for one in found], dtype=float) for name in found[0]}
 
 
 def false_alarm_rate(evidence: "Evidence", weights: Floats | None) -> Values:
-    """Return the share of good images that are rejected."""
+    """Return the share of good images that are rejected, as `false_alarm_rate`."""
     _, fp, _, tn = outcomes(evidence, weights)
     return {"false_alarm_rate": share(fp, fp + tn)}
 
@@ -60,7 +61,7 @@ def outcomes(evidence: "Evidence", weights: Floats | None) -> tuple[Floats, Floa
 
 
 def share(part: Floats, whole: Floats) -> Floats:
-    """Return part / whole, NaN where there is nothing to divide by."""
+    """Return part / whole of each sample, (B,), NaN where there is nothing to divide by."""
     return np.asarray(np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0))
 
 
@@ -85,7 +86,7 @@ def ranking(evidence: "Evidence", weights: Floats | None) -> Values:
 
 
 def confidence(evidence: "Evidence", weights: Floats | None) -> Values:
-    """Return the mean score of the detections at or above the threshold, of every class."""
+    """Return the mean score, 0 to 1, of the detections at or above the threshold, of every class."""
     detections = evidence.detections
     if detections is None:
         return {}
@@ -98,7 +99,10 @@ def confidence(evidence: "Evidence", weights: Floats | None) -> Values:
 
 
 def precision(evidence: "Evidence", weights: Floats | None) -> Values:
-    """Return COCO's figures, or of weighted images their average precision at 0.50:0.95, 0.50 and 0.75 alone."""
+    """Return COCO's figures (https://cocodataset.org/#detection-eval), but for those of each class.
+
+    Of weighted images, it is the average precision at an IoU of 0.50:0.95, 0.50 and 0.75 alone.
+    """
     detections = evidence.detections
     if detections is None:
         return {}
@@ -112,7 +116,7 @@ def precision(evidence: "Evidence", weights: Floats | None) -> Values:
 
 
 def mask_iou(evidence: "Evidence", weights: Floats | None) -> Values:
-    """Return how well true defects are covered."""
+    """Return how well true defects are covered: the mean IoU with the prediction that covers each best, 0 to 1."""
     detections = evidence.detections
     if detections is None:
         return {}

@@ -26,7 +26,7 @@ class InstanceErrors:
     """What was found and what was not, at the verdict's threshold.
 
     Attributes:
-        best_ious: for each image the IoU of each true defect with the prediction that covers it best, or 0.
+        best_ious: for each image the IoU of each true defect with the prediction that covers it best, 0 to 1.
         missed: true defects that no prediction found: `file`, `annotation_id`, `bbox`, `area`, `best_iou`.
         spurious: predictions that found none, the highest score first: `file`, `label`, `score`, `bbox`, `area`, `iou`
             with the nearest defect, and `kind`: `duplicate` of a defect that a higher score found, `classification`
@@ -51,7 +51,7 @@ class InstanceErrors:
 
     @property
     def mean_iou(self) -> float | None:
-        """How well defects are covered: the mean of `best_ious`; None where there is no true defect."""
+        """How well defects are covered: the mean of `best_ious`, 0 to 1; None where there is no true defect."""
         return float(np.concatenate(self.best_ious).mean()) if self.truths else None
 
     def resampled_iou(self, weights: Floats) -> Floats:
@@ -63,6 +63,9 @@ class InstanceErrors:
 
 def instance_errors(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> InstanceErrors:
     """Match predictions to true defects, the highest score first, each to the free one that it covers best.
+
+    The kinds of errors are those of Bolya et al., "TIDE: a general toolbox for identifying object detection errors",
+    ECCV 2020, on masks, or on boxes where the network outlines nothing.
 
     Args:
         split: the truth. A crowd is no defect to find, and what it covers is not wrong.

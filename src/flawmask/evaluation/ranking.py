@@ -1,7 +1,7 @@
 """What scores say before a threshold is chosen: ROC, precision and recall, calibration; for one sample or for many.
 
 Each function takes weights, (B, N): how often each of N images counts in each of B samples. A row of ones is the data
-as they are; the rows of a bootstrap give B figures at once.
+as they are; the rows of a bootstrap give B figures at once, as float64. All lie between 0 and 1.
 """
 
 from collections.abc import Sequence
@@ -88,14 +88,21 @@ def rank(truth: Flags, scores: Floats, weights: Floats | None = None) -> Ranking
 
 
 def auroc(ranking: Ranking) -> Floats:
-    """Return the area under the ROC curve, (B,): how likely a defective image scores above a good one, ties half."""
+    """Return the area under the ROC curve, (B,): how likely a defective image scores above a good one, ties half.
+
+    NaN without a good or without a defective image. The area is the trapezoidal one (Hanley and McNeil, Radiology
+    1982).
+    """
     tp, fp = _from_zero(ranking.tp), _from_zero(ranking.fp)
     area = np.sum(np.diff(fp, axis=1) * (tp[:, 1:] + tp[:, :-1]) / 2, axis=1)
     return _divide(area, ranking.positives * ranking.negatives)
 
 
 def average_precision_score(ranking: Ranking) -> Floats:
-    """Return the average precision, (B,): precision summed over the steps of recall, without interpolation."""
+    """Return the average precision, (B,): precision summed over the steps of recall, without interpolation.
+
+    NaN without a defective image. This is scikit-learn's `average_precision_score`.
+    """
     steps = np.diff(_from_zero(ranking.tp), axis=1)
     return _divide(np.nansum(steps * np.nan_to_num(ranking.precision), axis=1), ranking.positives)
 
@@ -119,7 +126,8 @@ def best_f1(ranking: Ranking) -> tuple[Floats, Floats]:
 def false_alarms_at(ranking: Ranking, recall: float) -> Floats:
     """Return the lowest false-alarm rate, (B,), among the thresholds that find at least this share of the defects.
 
-    It is 1 where that cannot be had without rejecting even images on which nothing was found.
+    It is 1 where that cannot be had without rejecting even images on which nothing was found, and NaN without a good or
+    without a defective image.
     """
     enough = ranking.tp >= recall * ranking.positives[:, None] - 1e-9
     rate = ranking.false_alarm_rate[np.arange(len(enough)), enough.argmax(axis=1)]
@@ -129,6 +137,12 @@ def false_alarms_at(ranking: Ranking, recall: float) -> Floats:
 def calibration(truth: Flags, scores: Floats) -> list[dict[str, Any]]:
     """Return the reliability curve: for each tenth of the score's range with an image in it, how many there are, their
     mean score and the share of them that is defective.
+
+    The keys of each are `low` and `high`, where the tenth begins and ends; `count`, `mean_score`, `share_defective`.
+
+    Args:
+        truth: (N,) whether each image is defective.
+        scores: (N,) its score, 0 to 1.
     """
     place = np.minimum((scores * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     return [
@@ -156,7 +170,7 @@ def expected_calibration_error(truth: Flags, scores: Floats, weights: Floats) ->
 
 
 def thin(x: Floats, y: Floats) -> dict[str, list[float]]:
-    """Return a curve as lists for JSON, with at most about `CURVE_POINTS` points, first and last among them."""
+    """Return a curve as lists for JSON, `x` and `y`, with at most `CURVE_POINTS` points, first and last among them."""
     keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), CURVE_POINTS)).round().astype(int))
     return {"x": np.asarray(x, float)[keep].tolist(), "y": np.asarray(y, float)[keep].tolist()}
 
@@ -174,7 +188,16 @@ def precision_recall_curve(ranking: Ranking) -> dict[str, list[float]] | None:
 
 
 def confusion(truth: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
-    """Return the confusion matrix: `rows[i][j]` images of class i were called class j."""
+    """Return the confusion matrix, `classes` and `rows`: `rows[i][j]` images of class i were called class j.
+
+    Args:
+        truth: the class of each image.
+        predicted: what each was called.
+        classes: the names of all classes, in the order of rows and columns.
+
+    Raises:
+        ValueError: a name is none of the classes.
+    """
     rows = np.zeros((len(classes), len(classes)), dtype=int)
     for one, other in zip(truth, predicted, strict=True):
         rows[classes.index(one), classes.index(other)] += 1

@@ -61,8 +61,11 @@ def rates(tp: float, fp: float, fn: float, tn: float) -> dict[str, float | None]
 
 
 def recall_by_type(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
-    """Return how many images there are of each defect type, how many of them are found, and the recall with its 95 %
-    interval, as `metrics.json` has them."""
+    """Return what is found of each defect type, by its name, as `metrics.json` has it.
+
+    The keys of each are `images`, how many there are; `found`, how many of them were rejected; `recall`, 0 to 1; and
+    `interval`, the 95 % interval of that (Wilson, JASA 1927).
+    """
     defective = [one for one in judged if one.truth and one.defect_type != GOOD]
     table = {}
     for name in sorted({one.defect_type for one in defective}):

@@ -36,7 +36,7 @@ class Backend(Protocol):
 
     Attributes:
         spec: what the network was built from.
-        batch_size: how many images it takes at once where nothing else is asked for.
+        batch_size: how many images it takes at once where nothing else is asked for, 1 or more.
         uses_cores: whether it computes on the cores on which threads read images and make masks.
     """
 

@@ -42,7 +42,9 @@ def viewing_size(image: Image, panels: int = 1) -> tuple[int, int]:
 
 
 def draw_instances(image: Image, instances: "Sequence[Instance]", colour: Colour, size: tuple[int, int]) -> Image:
-    """Return the image with each instance outlined, and tagged with class and score where there is room.
+    """Return the image, (height, width, 3) uint8 RGB at the size asked for, with each instance outlined.
+
+    Each is tagged with class and score where there is room.
 
     Args:
         image: (height, width, 3) uint8 RGB.
@@ -62,7 +64,8 @@ def draw_instances(image: Image, instances: "Sequence[Instance]", colour: Colour
 def truth_beside_prediction(
     split: CocoSplit, image: Record, pixels: Image, found: "Sequence[Instance]", captions: tuple[str, str]
 ) -> Image:
-    """Return what a person marked on an image beside what was found on it, each under its caption.
+    """Return what a person marked on an image beside what was found on it, each under its caption: (height, width, 3)
+    uint8 RGB.
 
     Args:
         split: where the image is from.

@@ -64,6 +64,8 @@ def mask_changes(probabilities: Floats, box: Whole, height: int, width: int) -> 
 def probabilities_in_box(probabilities: Floats, box: Whole, height: int, width: int) -> tuple[Floats, int, int]:
     """Return the probabilities at the pixels that the box covers, cut to the image, and its corner (x, y) there.
 
+    They are (rows, columns) float32, 0 to 1, interpolated bilinearly between the middles of the cells.
+
     Args:
         probabilities: (M, M) float32, 0 to 1.
         box: (4,) int64, as `grown` returns it.

@@ -71,7 +71,15 @@ class Predictor:
         self.spec = self.backend.spec
 
     def __call__(self, image: Source, *, colour: Colour = "rgb") -> Prediction:
-        """Return what is on one image; see `predict`."""
+        """Return what is on one image.
+
+        Args:
+            image: one of those that `predict` takes.
+            colour: the order of the colours in an array or a tensor.
+
+        Raises:
+            ImageError: it cannot be read, or is nothing of this.
+        """
         pixels = images.pixels_of(image, colour)
         return self._own(detect(self.backend, pixels), pixels)
 
@@ -80,10 +88,14 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """Yield what is on each image, in their order. While the network looks at some, threads read the next.
 
+        Images are converted as files are read: grey is repeated, transparency is dropped, 16-bit values keep their
+        upper 8 bits. Floats are multiplied by 255 and rounded.
+
         Args:
-            sources: images, as many as you like: a list, or a generator of a camera's frames. Each is a file's path, a
-                picture of Pillow's, an array, (height, width) or (height, width, channels) with 1, 3 or 4 of them, or a
-                tensor, (height, width) or (channels, height, width); of uint8, uint16, or floats from 0 to 1.
+            sources: images, as many as you like: a list, a generator of a camera's frames, or one alone. Each is a
+                file's path, a picture of Pillow's, an array, (height, width) or (height, width, channels) with 1, 3 or
+                4 of them, or a tensor, (height, width) or (channels, height, width); of uint8, uint16, or floats from 0
+                to 1.
             batch_size: the most images that pass through the network at once; by default 8 on CUDA and 1 elsewhere.
             colour: the order of the colours in arrays and tensors: OpenCV's frames are `bgr`.
 

@@ -20,7 +20,11 @@ class Detector(Protocol):
     """What training and judging need to know of a kind of network."""
 
     def build(self, spec: ModelSpec, /) -> nn.Module:
-        """Return the network that the spec describes, its weights drawn at random."""
+        """Return the network that the spec describes, its weights drawn at random.
+
+        Raises:
+            FlawmaskError: the extra that has it is not installed.
+        """
 
     def losses(
         self, model: Any, images: list[Tensor], targets: list[Target], roi_samples: int | None, /
@@ -43,21 +47,29 @@ class Detector(Protocol):
 
     def infer(self, model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]], /) -> list[dict[str, Tensor]]:
         """Return what is found on each of the images, (3, H, W) uint8 at the size that the network sees, whose
-        `ModelSpec.padded` is the same, by the heights and widths of the originals: `boxes` (N, 4) in pixels of the
-        original, `labels` (N,), `scores` (N,) and, where it has masks, `masks` (N, 1, M, M), probabilities inside the
-        box."""
+        `ModelSpec.padded` is the same, by the heights and widths of the originals: `boxes` (N, 4) float32, x1 y1 x2 y2
+        in pixels of the original, `labels` (N,) int64 from 1 on, `scores` (N,) float32, 0 to 1, and, where it has
+        masks, `masks` (N, 1, M, M) float32, probabilities inside the box."""
 
     def stages(self, model: Any, /) -> list[list[nn.Module]]:
         """Return the backbone's stages, the one nearest to the image first."""
 
 
 def detector_of(spec: ModelSpec) -> Detector:
-    """Return the functions for a network's kind."""
+    """Return the functions for a network's kind.
+
+    Raises:
+        FlawmaskError: there is no architecture of that name.
+    """
     return spec.architecture.kind()
 
 
 def build(spec: ModelSpec) -> Any:
-    """Return the network that the spec describes, its weights drawn at random."""
+    """Return the network that the spec describes, its weights drawn at random.
+
+    Raises:
+        FlawmaskError: there is no architecture of that name, or the extra that has it is not installed.
+    """
     return detector_of(spec).build(spec)
 
 
@@ -85,7 +97,11 @@ def build_to_fill(spec: ModelSpec, max_proposals: int | None = None) -> Any:
 
     Args:
         spec: describes it.
-        max_proposals: regions of an image that heads look at, the surest ones; None for as many as the spec says.
+        max_proposals: regions of an image that heads look at, those of the highest scores; None for as many as the spec
+            says.
+
+    Raises:
+        FlawmaskError: see `build`.
     """
     if max_proposals is not None:
         spec = replace(spec, proposals=min(spec.proposals, max_proposals))
@@ -103,7 +119,8 @@ def for_inference(
         spec: what `build` made it from.
         device: where the new one goes.
         dtype: what its layers compute in: float32, or bfloat16 where the hardware has it.
-        max_proposals: regions of an image that heads look at, the surest ones; None for as many as the spec says.
+        max_proposals: regions of an image that heads look at, those of the highest scores; None for as many as the spec
+            says.
     """
     fast = build_to_fill(spec, max_proposals)
     fast.load_state_dict(model.state_dict())
@@ -125,16 +142,17 @@ def made_fast(model: Any, spec: ModelSpec, device: torch.device, dtype: torch.dt
 
 
 def set_score_floor(model: Any, floor: float) -> None:
-    """Let a network drop detections that score no more than this."""
+    """Let a network drop detections that score no more than this, 0 to 1."""
     getattr(model, "roi_heads", model).score_thresh = floor
 
 
 def freeze(model: nn.Module, spec: ModelSpec, trainable_layers: int) -> None:
-    """Leave only the last `trainable_layers` stages of the backbone's body trainable; 5 leaves all, 0 none.
+    """Leave only the last `trainable_layers` stages of the backbone's body trainable.
 
     Args:
         model: a network that `build` made.
-        trainable_layers: 0 to 5, counted from the stage nearest to the heads, as torchvision counts them.
+        trainable_layers: 0 to 5, counted from the stage nearest to the heads, as torchvision counts them; 5 leaves all
+            trainable, 0 none.
     """
     stages = detector_of(spec).stages(model)
     for stage in stages[: len(stages) - trainable_layers]:

@@ -25,7 +25,7 @@ class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has 
     """Anchors in float32 whatever the features are in: bfloat16 cannot tell 286 from 287."""
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """Return the anchors of each image, (N, 4) float32."""
+        """Return the anchors of each image, (N, 4) float32, x1 y1 x2 y2 in pixels of the padded image."""
         # Only their sizes, type and device are looked at.
         float32 = [features.new_empty((), dtype=torch.float32).expand(features.shape) for features in feature_maps]
         anchors: list[Tensor] = super().forward(image_list, float32)
@@ -36,7 +36,13 @@ def replace_norms(module: nn.Module, norm: Norm, eps: float | None) -> None:
     """Replace every BatchNorm2d under `module`.
 
     In a small batch, BatchNorm's statistics are noisy: pretrained ones are best frozen, and GroupNorm does not look
-    at the batch at all (Wu and He, ECCV 2018).
+    at the batch at all (Wu and He, "Group normalization", ECCV 2018).
+
+    Args:
+        module: what holds them; its children are replaced in place.
+        norm: `batch` leaves them; `frozen` has fixed statistics; `group` has 32 groups, fewer where channels do not
+            divide by that.
+        eps: the epsilon of frozen ones; None for that of the norm that is replaced.
     """
     if norm == "batch":
         return
@@ -54,7 +60,7 @@ def replace_norms(module: nn.Module, norm: Norm, eps: float | None) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return how many numbers the network learns."""
+    """Return how many numbers the network learns; frozen ones do not count."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -92,7 +98,7 @@ def to_original(
     """Return what was found on each image of a batch with its boxes in pixels of the original.
 
     Args:
-        found: `boxes` (N, 4) in pixels of the image as the network sees it, and whatever else.
+        found: `boxes` (N, 4) float32, x1 y1 x2 y2 in pixels of the image as the network sees it, and whatever else.
         shapes: height and width of each image as the network sees it.
         sizes: of each original.
     """
@@ -101,7 +107,7 @@ def to_original(
 
 
 def to_pixels(shapes: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Return by what a box is multiplied to be in pixels of the original: (B, 4).
+    """Return by what a box x1 y1 x2 y2 is multiplied to be in pixels of the original: (B, 4) float32.
 
     In float32, as torchvision does it: the last bit decides which pixel a box's edge falls on.
     """
@@ -110,7 +116,10 @@ def to_pixels(shapes: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]
 
 
 def batched(model: Any, images: list[Tensor]) -> ImageList:
-    """Return resized (3, H, W) uint8 images, on the network's device, as one normalised and padded batch."""
+    """Return resized (3, H, W) uint8 images, on the network's device, as one normalised and padded batch.
+
+    Its `tensors` are (B, 3, H, W) float32, channels-last; its `image_sizes` the heights and widths without padding.
+    """
     normalised = [model.transform.normalize(image.float() / 255) for image in images]
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
     tensors = model.transform.batch_images(normalised, size_divisible=model.transform.size_divisible)
@@ -145,7 +154,8 @@ def stacked(images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
 
 
 def unnormalised(model: Any, images: list[Tensor]) -> Tensor:
-    """Return a batch as a network of torchvision's sees it, (B, 3, H, W), its colours back in 0 to 1, padding included.
+    """Return a batch as a network of torchvision's sees it, (B, 3, H, W) float32, its colours back in 0 to 1, padding
+    included.
 
     Padding has the colour that the network takes for nothing: the mean of the images it was first trained on.
     """

@@ -1,4 +1,7 @@
-"""Which boxes of a batch lie on which instance, and how they are to be moved: for all images at once."""
+"""Which boxes of a batch lie on which instance, and how they are to be moved: for all images at once.
+
+As in Ren et al., "Faster R-CNN", NeurIPS 2015, section 3.1, and as torchvision computes it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +70,7 @@ def ious(instances: Instances, of: slice, boxes: Tensor) -> Tensor:
     Args:
         instances: what is on the images.
         of: which images.
-        boxes: (N, 4) of all images, or (b, N, 4).
+        boxes: (N, 4) of all images, or (b, N, 4), x1 y1 x2 y2 float32.
     """
     truth = instances.boxes[of]
     x1, y1, x2, y2 = truth[:, :, None].unbind(-1)
@@ -89,7 +92,13 @@ def _match_anchors(matcher: Any, anchors: Tensor, instances: Instances, of: slic
 
 
 def encode(truth: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
-    """Return how boxes are to be moved onto others, (..., 4): torchvision's `BoxCoder.encode` for any leading axes."""
+    """Return how boxes are to be moved onto others, (..., 4): torchvision's `BoxCoder.encode` for any leading axes.
+
+    Args:
+        truth: (..., 4) x1 y1 x2 y2, where to.
+        boxes: (..., 4) x1 y1 x2 y2, from where.
+        weights: by what the moves of x, y, width and height are multiplied.
+    """
     sides, wanted = boxes[..., 2:] - boxes[..., :2], truth[..., 2:] - truth[..., :2]
     centres, aims = boxes[..., :2] + 0.5 * sides, truth[..., :2] + 0.5 * wanted
     x, y = ((aims - centres) / sides).unbind(-1)
@@ -98,7 +107,13 @@ def encode(truth: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def decode(moves: Tensor, boxes: Tensor, coder: Any) -> Tensor:
-    """Return boxes moved, (..., 4): torchvision's `BoxCoder.decode`."""
+    """Return boxes moved, (..., 4) x1 y1 x2 y2: torchvision's `BoxCoder.decode`.
+
+    Args:
+        moves: (..., 4), as `encode` returns them.
+        boxes: (..., 4) x1 y1 x2 y2.
+        coder: torchvision's, which says the weights and how much larger a box may become.
+    """
     sides = boxes[..., 2:] - boxes[..., :2]
     centres = boxes[..., :2] + 0.5 * sides
     x, y, width, height = (one / weight for one, weight in zip(moves.unbind(-1), coder.weights, strict=True))

@@ -76,7 +76,8 @@ class _FCOSHead(_Counting, FCOSHead):  # type: ignore[misc]
 
 def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | None) -> dict[str, Tensor]:
     """Return the losses by torchvision's names, each a scalar float32: of RetinaNet averaged over the images, of the
-    others over all anchors or places that belong to an instance. SSD learns nothing from an image without any.
+    others over all anchors or places that belong to an instance. SSD learns nothing from an image without any. They are
+    those of the papers named above, as torchvision computes them.
 
     Args:
         model: in training mode.
@@ -120,7 +121,8 @@ def _layers(model: Any) -> Layers:
 
 
 def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-    """Return what is found on each image: `boxes` (N, 4) in pixels of the original, `labels` (N,), `scores` (N,).
+    """Return what is found on each image: `boxes` (N, 4) float32, x1 y1 x2 y2 in pixels of the original, `labels` (N,)
+    int64, `scores` (N,) float32, 0 to 1.
 
     Args:
         model: in evaluation mode.

@@ -53,8 +53,9 @@ def _layers(model: Any, device: torch.device) -> Layers:
 
 
 def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-    """Return what torchvision's Mask R-CNN finds on each image, but for the last step: `boxes` (N, 4) in pixels of the
-    original, `labels` (N,), `scores` (N,) and, where it has masks, `masks` (N, 1, 28, 28) probabilities inside the box.
+    """Return what torchvision's Mask R-CNN finds on each image, but for the last step: `boxes` (N, 4) float32, x1 y1 x2
+    y2 in pixels of the original, `labels` (N,) int64, `scores` (N,) float32, 0 to 1, and, where it has masks, `masks`
+    (N, 1, 28, 28) float32 probabilities inside the box.
 
     These are the steps of `GeneralizedRCNN.forward`. The last would paste each mask into a float image of its own,
     400 MB for 100 detections on 1024 x 1024.

@@ -31,7 +31,7 @@ boxes that differ little, cost the mask head's time and say the same."""
 
 
 def samples_for(instances: int) -> int:
-    """Return on how many regions of an image the heads learn."""
+    """Return on how many regions of an image with so many instances the heads learn."""
     return min(max(SAMPLES_PER_INSTANCE * instances, FEWEST_SAMPLES), MOST_SAMPLES)
 
 

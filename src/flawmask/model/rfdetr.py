@@ -137,8 +137,8 @@ infer_in = train_in
 
 
 def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-    """Return what is found on each image: `boxes` (N, 4) in pixels of the original, `labels` (N,), `scores` (N,) and
-    `masks` (N, 1, 28, 28) probabilities inside the box.
+    """Return what is found on each image: `boxes` (N, 4) float32, x1 y1 x2 y2 in pixels of the original, `labels` (N,)
+    int64, `scores` (N,) float32, 0 to 1, and `masks` (N, 1, 28, 28) float32 probabilities inside the box.
 
     Args:
         model: in evaluation mode.

@@ -88,7 +88,7 @@ class ModelSpec:
         return rows, columns
 
     def scales(self, height: int, width: int) -> tuple[float, float]:
-        """Return how many pixels the network sees for one of the image's, down and across."""
+        """Return how many pixels the network sees for one of a (height, width) image, down and across."""
         if self.fixed_size is not None:
             return self.fixed_size / height, self.fixed_size / width
         scale = min(self.image_size / min(height, width), self.max_size / max(height, width))
@@ -96,7 +96,7 @@ class ModelSpec:
 
 
 def anchors_for(image_size: int) -> tuple[int, ...]:
-    """Return anchor sizes that cover the same share of a resized image as torchvision's do at 800 pixels."""
+    """Return five anchor sizes in pixels, smallest first: the same share of a resized image as torchvision's at 800."""
     return tuple(max(4, round(size * image_size / TORCHVISION_SIZE)) for size in TORCHVISION_ANCHORS)
 
 

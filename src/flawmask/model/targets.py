@@ -74,7 +74,8 @@ def make_target(
 def mask_at(
     segmentation: masks.Segmentation, rle: Record, original: tuple[int, int], resized: tuple[int, int]
 ) -> tuple[Mask, int, int]:
-    """Return an instance's mask at another size of its image, cut to a window, and the window's corner (x, y).
+    """Return an instance's mask at another size of its image, (rows, columns) bool, cut to a window, and the window's
+    corner (x, y) in pixels of that size.
 
     A pixel is set where its centre lies on the mask. Between the mask and the window's edges lies at least one empty
     row or column, but at the image's own edges: so a bilinear look-up finds in the window what it finds in the image.

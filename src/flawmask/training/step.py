@@ -38,6 +38,9 @@ EMA_DECAY = 0.9998
 class Schedule:
     """How the learning rate rises and falls.
 
+    It rises linearly (Goyal et al., "Accurate, large minibatch SGD", 2017), and falls along a cosine if nothing else is
+    asked for (Loshchilov and Hutter, "SGDR", ICLR 2017).
+
     Attributes:
         rate: after the warm-up.
         kind: `cosine`, `step` or `constant`.

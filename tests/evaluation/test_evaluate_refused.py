@@ -1,0 +1,108 @@
+"""What stops the stage `evaluate`; nothing is written then, and what was there stays."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from files_read_back import names
+from patchy_split import edit, run
+from random_network import patchwork
+
+from flawmask.coco import read_split
+from flawmask.errors import FlawmaskError
+from flawmask.evaluation import results
+from flawmask.evaluation.evaluate import Evaluated
+from flawmask.evaluation.leak import content_digests, write_training_images
+from flawmask.images import write_png
+
+pytestmark = pytest.mark.usefixtures("undrawn", "small_network")
+
+
+def test_a_model_is_not_judged_on_what_it_was_trained_on(
+    run_dir: Path, dataset: Path, judged: Callable[..., Evaluated]
+) -> None:
+    assert any("not known" in note for note in judged().metrics["notes"])
+    split = read_split(dataset, "val")
+    write_training_images(split, content_digests(split), run_dir)
+    try:
+        nothing_written(run_dir, dataset, r"5 of 5 images were trained on .*--allow_leak")
+        allowed = run(run_dir, dataset, allow_leak=True)
+    finally:
+        (run_dir / "training_images.json").unlink()
+    assert any("5 of these 5 images were trained on" in note for note in allowed.metrics["notes"])
+
+
+def test_earlier_results_with_a_strange_file_among_them_are_refused_and_left(run_dir: Path, dataset: Path) -> None:
+    done = run(run_dir, dataset)
+    (done.results_dir / "thesis.txt").touch()
+    with pytest.raises(FlawmaskError, match=r"holds something else \(thesis\.txt\)"):
+        run(run_dir, dataset)
+    assert "thesis.txt" in names(done.results_dir)
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_left(run_dir: Path, dataset: Path) -> None:
+    out = dataset.parent / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(FlawmaskError, match="out holds something else"):
+        run(run_dir, dataset)
+    assert names(out) == ["thesis.txt"]
+
+
+def test_a_failure_on_the_way_leaves_the_earlier_results(
+    run_dir: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run(run_dir, dataset)
+    before = (done.results_dir / "metrics.json").read_bytes()
+
+    def full_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "_draw_worst", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        run(run_dir, dataset, conf=0.9)
+    assert (done.results_dir / "metrics.json").read_bytes() == before
+    assert names(dataset.parent) == ["data", "out"]
+
+
+def nothing_written(run_dir: Path, dataset: Path, says: str, **settings: Any) -> None:
+    with pytest.raises(FlawmaskError, match=says) as caught:
+        run(run_dir, dataset, **settings)
+    assert "\n" not in str(caught.value)
+    assert not (dataset.parent / "out").exists()
+
+
+def test_a_number_of_classes_that_is_not_the_models_is_refused(run_dir: Path, dataset: Path) -> None:
+    nothing_written(run_dir, dataset, "--num_classes is 3, but .*best.pt has 2: good, defect", num_classes=3)
+    run(run_dir, dataset, num_classes=2)
+
+
+def test_data_of_other_classes_is_refused(run_dir: Path, dataset: Path) -> None:
+    edit(dataset, categories=[{"id": 1, "name": "good"}, {"id": 2, "name": "crack"}])
+    nothing_written(run_dir, dataset, "knows the classes good, defect, but .*data has good, crack")
+
+
+def test_an_image_of_another_size_than_its_record_is_refused(run_dir: Path, dataset: Path) -> None:
+    write_png(dataset / "val" / "images" / "crack_1.png", patchwork(61, 80, 1))
+    nothing_written(run_dir, dataset, r"crack_1\.png is 80x61 but its record says 80x60")
+
+
+def test_a_truncated_image_is_refused(run_dir: Path, dataset: Path) -> None:
+    path = dataset / "val" / "images" / "crack_1.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    nothing_written(run_dir, dataset, r"crack_1\.png cannot be read as an image")
+
+
+def test_an_image_that_is_not_there_is_refused(run_dir: Path, dataset: Path) -> None:
+    (dataset / "val" / "images" / "crack_1.png").unlink()
+    nothing_written(run_dir, dataset, r"crack_1\.png")
+
+
+def test_an_unknown_category_is_refused(run_dir: Path, dataset: Path) -> None:
+    edit(dataset, categories=[{"id": 2, "name": "defect"}])
+    nothing_written(run_dir, dataset, "has category 1, which is not listed")
+
+
+def test_a_split_that_is_not_there_is_refused_with_those_that_are(run_dir: Path, dataset: Path) -> None:
+    nothing_written(run_dir, dataset, "data has no split test: it holds val", split="test")

@@ -1,0 +1,58 @@
+"""An R-CNN that leaves nothing to chance, and images that it learns from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from outlined_images import batch, network, rectangle, target_of
+from random_network import patchwork
+from torch import Tensor
+
+from flawmask.model.arch import Arch
+from flawmask.model.targets import Target
+
+PROPOSALS, ENOUGH = 20, 96
+"""Of an image. A quarter of so many regions is more than the proposals and true boxes that can lie on an instance."""
+
+
+def without_chance(arch: Arch = "maskrcnn_resnet18_fpn", seed: int | None = None) -> Any:
+    """A network that learns on all anchors, and with `ENOUGH` on all regions; its weights changed by a seed."""
+    model = network(1024, arch)
+    model.rpn.fg_bg_sampler.batch_size_per_image = 10**6
+    model.rpn.fg_bg_sampler.positive_fraction = 0.5
+    model.rpn._post_nms_top_n["training"] = PROPOSALS
+    if seed is not None:
+        stir(model, seed)
+    return model
+
+
+@torch.no_grad()
+def stir(model: Any, seed: int) -> None:
+    """Let the network propose other regions, large and small ones, and take them for something."""
+    torch.manual_seed(seed)
+    for layer, spread in (
+        (model.rpn.head.cls_logits, 0.3),
+        (model.rpn.head.bbox_pred, 0.15),
+        (model.roi_heads.box_predictor.cls_score, 0.05),
+        (model.roi_heads.box_predictor.bbox_pred, 0.05),
+    ):
+        layer.weight += torch.randn_like(layer.weight) * spread
+
+
+def chosen_of(places: Sequence[int]) -> tuple[list[Tensor], list[Target]]:
+    images, _, targets = batch()
+    return [images[at] for at in places], [targets[at] for at in places]
+
+
+FLAT = [(40, 200), (20, 200), (64, 96)]
+"""Heights and widths. Padding makes the first two, wide and flat, 1.6 times as high."""
+
+
+def flat_of(places: Sequence[int]) -> tuple[list[Tensor], list[Target]]:
+    sizes = [FLAT[at] for at in places]
+    images = [
+        torch.from_numpy(patchwork(*size, seed=at).copy()).permute(2, 0, 1)
+        for at, size in zip(places, sizes, strict=True)
+    ]
+    spots = [(2, 3, 12, 20), (5, 60, 9, 35)]  # y x height width
+    return images, [target_of([rectangle(size, *spot) for spot in spots], size) for size in sizes]
