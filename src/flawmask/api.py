@@ -162,7 +162,7 @@ def train(
 
     Raises:
         FlawmaskError: the data set or the weights cannot be used, the device is not there, the output folder holds
-            something else, or the loss stopped being finite.
+            something else, the transform returned no image with masks of its size, or the loss stopped being finite.
         KeyboardInterrupt: Ctrl-C was pressed. The training was saved, and `resume` goes on from there.
         SystemExit: the process was told to end by SIGTERM. The same holds.
     """
