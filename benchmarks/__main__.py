@@ -19,6 +19,7 @@ DOCS = HERE.parent / "docs" / "benchmarks.md"
 
 SCRIPTS: dict[str, list[str]] = {
     "training.py": [],
+    "lite.py": [],
     "inference.py": [],
     "postprocess.py": [],
     "preparing.py": [],

@@ -23,6 +23,7 @@ from measuring import Record, demo_at, in_turns, measured_here, table
 from flawmask import images
 from flawmask.coco import read_split
 from flawmask.model import compute, efficientnet_lite
+from flawmask.model.arch import architecture
 from flawmask.model.build import detector_of, for_inference
 from flawmask.model.targets import make_target
 from flawmask.model.weights import pretrained
@@ -98,7 +99,11 @@ def precision_part(data: str, rounds: int) -> None:
             "at_once": at_once,
             "in_float32": in_float32,
         }
-        for arch, at_once in ((ARCH, BATCH), ("maskrcnn_mobilenet_v3_large_fpn", 1))
+        for arch, at_once in (
+            (ARCH, BATCH),
+            ("maskrcnn_mobilenet_v3_large_fpn", 1),
+            ("ssdlite320_mobilenet_v3_large", 4),
+        )
         for in_float32 in (True, False)
     }
     found = in_turns(asked, rounds)
@@ -133,14 +138,15 @@ def measure_step(
     with patch.object(efficientnet_lite, "PYRAMID", channels):
         if in_float32 is not None:
             compute.is_slow = lambda *_: in_float32
-        items = items_of(data, [(SIZE, SIZE)])
+        side = architecture(arch).image_size(SIZE)
+        items = items_of(data, [(side, side)])
         seconds, step, spec = trained(data, items, arch, at_once)
         network = for_inference(step.model, spec, CPU, choose_precision("auto", CPU))
     times = []
     with torch.inference_mode():
         for image, _ in items[:20]:
             began = time.perf_counter()
-            detector_of(spec).infer(network, [image], [(SIZE, SIZE)])
+            detector_of(spec).infer(network, [image], [(side, side)])
             times.append(time.perf_counter() - began)
     numbers = sum(one.numel() for one in step.model.parameters())
     return {"seconds": seconds, "inference": statistics.median(times[5:]), "numbers": numbers}

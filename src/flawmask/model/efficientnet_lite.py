@@ -34,7 +34,7 @@ BLOCKS = (
 )
 """EfficientNet-B0's blocks (Tan and Le 2019, table 1); the other sizes are scaled from these."""
 
-PYRAMID = 96
+PYRAMID = 64
 """Channels of the feature pyramid and of the mask head. docs/benchmarks.md has what they cost."""
 REGION = 256
 """Numbers in which the box head sums up a region."""

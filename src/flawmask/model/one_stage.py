@@ -102,22 +102,24 @@ seen = unnormalised
 
 def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Let the network's layers train in `dtype`; the last ones, boxes and losses stay float32."""
-    compute.train_in(model, _layers(model), device, dtype)
+    compute.train_in(model, _layers(model, device), device, dtype)
 
 
-def infer_in(model: Any, _: torch.device, dtype: torch.dtype) -> None:
+def infer_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Let the network's layers hold `dtype`; the last ones and boxes stay float32. It cannot be trained any more."""
-    compute.infer_in(model, _layers(model), dtype)
+    compute.infer_in(model, _layers(model, device), dtype)
 
 
-def _layers(model: Any) -> Layers:
-    """Return the layers that compute in lower precision: all but those that give scores and boxes."""
+def _layers(model: Any, device: torch.device) -> Layers:
+    """Return the layers that compute in lower precision: all but those that give scores and boxes, and those that would
+    be slower for it."""
     heads = (model.head.classification_head, model.head.regression_head)
     if not isinstance(model, SSD):
         return Layers([], [model.backbone, *(head.conv for head in heads)])
     # SSD has one layer at each level, SSDlite has two.
     levels = [level for head in heads for level in head.module_list]
-    return Layers([], [model.backbone, *(level[0] for level in levels if isinstance(level, nn.Sequential))])
+    backbone = [] if compute.is_slow(model.backbone, device) else [model.backbone]
+    return Layers([], [*backbone, *(level[0] for level in levels if isinstance(level, nn.Sequential))])
 
 
 def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
