@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import runpy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -99,6 +100,30 @@ def test_settings_come_back_from_json(command: str) -> None:
     assert [type(getattr(found, one.name)) for one in fields(config) if one.name not in NEEDED[command]] == [
         type(getattr(config, one.name)) for one in fields(config) if one.name not in NEEDED[command]
     ]
+
+
+@pytest.mark.parametrize(
+    ("script", "needed"),
+    [
+        ("run_maskrcnn_pipeline.py", ["--category", "bottle"]),
+        ("train_maskrcnn.py", ["--dataset_dir", "a", "--output_dir", "b"]),
+    ],
+)
+def test_the_scripts_take_the_network_that_they_always_took(
+    script: str, needed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def dispatch(config: Any) -> int:
+        given.append((config.arch, config.weights))
+        return cli.OK
+
+    monkeypatch.setattr(cli, "_dispatch", dispatch)
+    for flags in ([], ["--arch", "auto", "--weights", "none"]):
+        monkeypatch.setattr("sys.argv", [script, *needed, *flags])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(Path(__file__).parents[1] / script), run_name="__main__")
+    assert given == [("maskrcnn_resnet50_fpn", "coco"), ("auto", "none")]
 
 
 @pytest.mark.parametrize("command", ["run", "download", "prepare", "demo", "compare", "doctor"])

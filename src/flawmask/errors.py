@@ -31,6 +31,10 @@ class ImageError(FlawmaskError):
     """A file that cannot be read as an image, or a value that is none."""
 
 
+class OutOfReachError(FlawmaskError):
+    """Weights that are not on this machine, and cannot be fetched or may not be."""
+
+
 class RecordsError(FlawmaskError):
     """Records of a file that cannot be used.
 

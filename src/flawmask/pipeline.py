@@ -8,7 +8,7 @@ from flawmask.coco import read_split
 from flawmask.data.demo import DemoConfig, generate
 from flawmask.data.layouts import chosen_categories, names_in
 from flawmask.data.prepare import PrepareConfig
-from flawmask.errors import FlawmaskError
+from flawmask.errors import FlawmaskError, OutOfReachError
 from flawmask.files import read_json
 from flawmask.inference.config import PredictConfig
 from flawmask.launch import launched
@@ -176,7 +176,7 @@ def _demo_run(config: DemoCommand, images: int) -> RunConfig:
     )
     try:
         return with_network(settings, images)
-    except FlawmaskError as error:
+    except OutOfReachError as error:
         log.info("%s", error)
         # From nothing, the same images have to be shown more often.
         bare = replace(settings, weights="none", image_size=160, skip_augment=False, augmentation_factor=1)

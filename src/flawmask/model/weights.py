@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from flawmask.errors import FlawmaskError
+from flawmask.errors import FlawmaskError, OutOfReachError
 from flawmask.files import sha256, whole_file
 from flawmask.launch import is_own_process
 from flawmask.model.arch import architecture
@@ -60,10 +60,6 @@ class Pretrained:
     norm_eps: float | None
     source: str
     licence: str | None = None
-
-
-class OutOfReachError(FlawmaskError):
-    """Weights that are not on this machine, and cannot be fetched or may not be."""
 
 
 def pretrained(arch: str, weights: str, *, offline: bool = False) -> Pretrained:

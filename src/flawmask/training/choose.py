@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from typing import TypeVar
 
-from flawmask.errors import FlawmaskError
+from flawmask.errors import FlawmaskError, OutOfReachError
 from flawmask.model.arch import Arch, is_chosen
 from flawmask.training.config import TrainSettings, seconds_in
 
@@ -46,7 +46,6 @@ def with_network(config: T, images: int) -> T:
     """
     if is_chosen(config.arch):
         return config
-    from flawmask.model.weights import OutOfReachError
     from flawmask.runtime import choose_device
 
     device = choose_device(config.device).type
