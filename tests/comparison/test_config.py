@@ -51,6 +51,14 @@ def test_each_model_has_its_own_weights_and_else_those_of_all(tmp_path: Path) ->
     assert (run.arch, run.weights, run.category) == ("ssd300_vgg16", str(file), "bottle")
 
 
+def test_a_file_of_weights_is_for_networks_that_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "own.pth"
+    file.touch()
+    with pytest.raises(FlawmaskError, match=r"own\.pth is a file: say with --archs which networks it is for"):
+        CompareConfig(category="bottle", weights=str(file))
+    assert CompareConfig(category="bottle", weights=f"auto,patchcore={file}").weights_of("patchcore") == str(file)
+
+
 def test_a_files_path_may_have_a_comma_or_an_equals_sign_in_it(tmp_path: Path) -> None:
     file = tmp_path / "lr=0.01,b.pth"
     file.touch()

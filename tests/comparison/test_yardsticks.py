@@ -257,7 +257,7 @@ def test_an_image_that_cannot_be_read_ends_the_classifiers_training_in_one_line(
 def test_the_classifier_refuses_weights_of_another_network(mvtec_root: Path, prepared: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
     torch.save({"layer1.0.conv1.weight": torch.zeros(3)}, other)
-    settings = config(mvtec_root, weights=str(other), yardsticks="resnet18_classifier")
+    settings = config(mvtec_root, weights=str(other), archs="yolo11n", yardsticks="resnet18_classifier")
     with pytest.raises(FlawmaskError, match=r"other\.pth is no state dict of torchvision's ResNet18"):
         classifier.learn(settings, read_split(prepared, "train"), tmp_path / "best.pt")
 

@@ -9,7 +9,7 @@ from flawmask.evaluation.config import EvaluateSettings
 from flawmask.model.arch import ARCHITECTURES
 from flawmask.settings import Overwrite, require, stage
 from flawmask.stages import NAME_DATA, DataPaths, RunConfig
-from flawmask.training.config import LearnSettings, check_weights
+from flawmask.training.config import KNOWN_WEIGHTS, LearnSettings, check_weights
 
 CLASSIFIER, PATCHCORE = "resnet18_classifier", "patchcore"
 
@@ -64,6 +64,8 @@ class CompareConfig(Overwrite, EvaluateSettings, LearnSettings, AugmentSettings,
         require(not strangers, f"--weights {self.weights}: {', '.join(sorted(strangers))} takes no part")
         for name in (*archs, *self.yardstick_names):
             check_weights(self.weights_of(name))
+        is_known = self.archs != "auto" or self.weights_of("auto") in KNOWN_WEIGHTS
+        require(is_known, f"--weights {self.weights} is a file: say with --archs which networks it is for")
         for name in archs:
             self.run_config(name)  # checks the rest: folds, and what suits this network
 
