@@ -173,7 +173,7 @@ def test_a_setting_that_there_was_not_yet_counts_as_what_it_came_to() -> None:
 def test_where_memory_runs_out_each_command_names_flags_that_it_has(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(_: Any) -> int:
+    def full(*_: Any) -> int:
         raise MemoryError
 
     monkeypatch.setattr(cli, "_printed", full)
