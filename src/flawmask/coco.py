@@ -80,12 +80,8 @@ class CocoSplit:
 
     @property
     def groups(self) -> list[str] | None:
-        """The group of each image, in their order: images of one group show the same part. An image whose record names
-        none is a group of its own. None where no record names one: then nothing is known of groups."""
-        if all(image.get("group") is None for image in self.images):
-            return None
-        named = ((image.get("group"), image["file_name"]) for image in self.images)
-        return [f"only {name}" if group is None else str(group) for group, name in named]
+        """The group of each image, see `groups_of`."""
+        return groups_of(self.images)
 
     def image_path(self, image: Record) -> Path:
         """Return where the image record's file lies."""
@@ -98,6 +94,18 @@ class CocoSplit:
     def is_defective(self, image: Record) -> bool:
         """Return whether the image has a defect annotation."""
         return bool(self.defects(image))
+
+
+def groups_of(images: Sequence[Record]) -> list[str] | None:
+    """Return the group of each image, in their order: images of one group show the same part.
+
+    An image whose record names none is a group of its own. None where no record names one: then nothing is known of
+    groups.
+    """
+    if all(image.get("group") is None for image in images):
+        return None
+    named = ((image.get("group"), image["file_name"]) for image in images)
+    return [f"only {name}" if group is None else str(group) for group, name in named]
 
 
 def annotation(mask: Mask, *, id: int, image_id: int, category_id: int) -> Record:
