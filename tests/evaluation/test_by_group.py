@@ -1,6 +1,7 @@
 """Intervals over groups: held against slow versions, and against those of images where each is a group."""
 
 import math
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -32,7 +33,7 @@ counts = st.lists(
 )
 
 
-def columns(rows: list[tuple[int, ...]]) -> list[Floats]:
+def columns(rows: Sequence[tuple[int, ...]]) -> list[Floats]:
     return [np.array(column, dtype=float) for column in zip(*rows, strict=True)]
 
 
@@ -125,7 +126,7 @@ def test_where_each_image_is_a_group_the_interval_of_f1_is_that_of_images() -> N
 
 def slow_variance(truth: Flags, scores: Floats, groups: Groups) -> float:
     """Obuchowski's variance, pair by pair, as the paper writes it."""
-    high, low = np.flatnonzero(truth), np.flatnonzero(~truth)
+    high, low = np.flatnonzero(truth).tolist(), np.flatnonzero(~truth).tolist()
 
     def wins(one: int, other: int) -> float:
         return float(scores[one] > scores[other]) + 0.5 * float(scores[one] == scores[other])
@@ -185,7 +186,9 @@ def test_the_interval_of_the_auroc_holds_it_and_has_a_width(seed: int, count: in
 def test_copies_of_an_image_make_the_interval_of_the_auroc_no_narrower() -> None:
     truth, scores, _ = parts(3)
     each = np.arange(len(truth))
-    once, often = (auroc_interval(*(np.repeat(one, times) for one in (truth, scores, each))) for times in (1, 4))
+    once, often = (
+        auroc_interval(np.repeat(truth, times), np.repeat(scores, times), np.repeat(each, times)) for times in (1, 4)
+    )
     assert often == pytest.approx(once)
 
 
@@ -244,7 +247,7 @@ def test_of_a_proportion_the_bootstrapped_interval_is_wilsons(agree: float) -> N
     right = truth == (scores > 0.7)
     values, weights = drawn_accuracy(right, truth, groups)
     found = bootstrap_interval(values, weights, truth, groups)
-    expected = wilson(np.bincount(groups, right), np.bincount(groups).astype(float))
+    expected = wilson(np.bincount(groups, right).astype(float), np.bincount(groups).astype(float))
     assert found is not None
     assert expected is not None
     assert found[1] - found[0] == pytest.approx(expected[1] - expected[0], rel=0.1)

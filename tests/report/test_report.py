@@ -163,6 +163,8 @@ def test_where_groups_are_known_the_page_tells_images_from_parts(results_dir: Pa
         (dataset / "val" / "annotations.json").write_text(before)
     assert "24 images of 8 parts judged by" in text
     assert "defective images (" in text
+    assert "An image is rejected when" in text
+    assert "good images that are rejected" in text
     assert (
         "Intervals over parts: by formula for proportions, F1 and AUROC, else from 1000 resamples of whole parts."
         in text

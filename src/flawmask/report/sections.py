@@ -64,7 +64,7 @@ def _judged(split: CocoSplit) -> str:
 def verdict(metrics: Mapping[str, Any]) -> str:
     """Return in plain words, as HTML, how many defective parts are found and how many good ones rejected; images of
     them where there may be several of one part."""
-    what = "part" if metrics.get("groups") is None else "image"
+    what = _unit(metrics)
     found, missed = metrics["tp_defect"], metrics["fn_defect"]
     alarms, passed = metrics["fp_defect"], metrics["tn_good"]
     first, second = f"No defective {what} was judged: what it finds is not known", f"no good {what} was judged"
@@ -76,6 +76,11 @@ def verdict(metrics: Mapping[str, Any]) -> str:
         count = f"{alarms or 'no'} false alarm{'' if alarms == 1 else 's'}"
         second = f"<strong>{count} in {_counted(alarms + passed, f'good {what}')}</strong> {share}"
     return f"{first}; {second}."
+
+
+def _unit(metrics: Mapping[str, Any]) -> str:
+    """Return what is counted: parts, or images where there may be several of one part."""
+    return "part" if metrics.get("groups") is None else "image"
 
 
 def _counted(count: int, what: str) -> str:
@@ -96,7 +101,8 @@ def threshold_sentence(metrics: Mapping[str, Any]) -> str:
     value = decimal(threshold.get("value", metrics["conf"]))
     area = metrics["min_area"]
     least = f" and covers at least {area} pixel{'' if area == 1 else 's'}" if area else ""
-    sentence = f"A part is rejected when a defect on it scores at least {value}{least}."
+    what = "A part" if _unit(metrics) == "part" else "An image"
+    sentence = f"{what} is rejected when a defect on it scores at least {value}{least}."
     if threshold.get("how") == "aim":
         bounds, images = threshold.get("interval"), threshold.get("images")
         spread = f" (95 % interval {decimal(bounds[0])}{DASH}{decimal(bounds[1])})" if bounds else ""
@@ -121,7 +127,8 @@ def headline(metrics: Mapping[str, Any]) -> str:
             there, value = lookup(metrics, one.key)
             if there:
                 bounds = interval_of(metrics, one.key)
-                name = f'{esc(one.label)}<span class="meaning">{esc(one.meaning)}</span>'
+                meaning = one.meaning.replace("part", _unit(metrics))
+                name = f'{esc(one.label)}<span class="meaning">{esc(meaning)}</span>'
                 interval = written_range(bounds, one.shown) if bounds else ""
                 line = _range(value, bounds) if one.shown == "percent" else ""
                 rows.append((name, written(value, one.shown), interval, line))
