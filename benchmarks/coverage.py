@@ -25,6 +25,7 @@ from flawmask.evaluation.uncertainty import (
     Interval,
     auroc_interval,
     f1_interval,
+    holds_defect,
     percentiles,
     resample,
     wilson,
@@ -203,7 +204,7 @@ def grouped_intervals(
 
     def proportion(part: np.ndarray, whole: np.ndarray) -> tuple[Interval | None, Interval | None]:
         counts = (np.bincount(groups, one).astype(float) for one in (part, whole))
-        return by_group.wilson(*counts), wilson(int(part.sum()), int(whole.sum()))
+        return by_group.wilson(*counts, holds_defect(truth, groups)), wilson(int(part.sum()), int(whole.sum()))
 
     area = float(auroc(rank(truth, scores))[0])
     of_groups, of_images = resample(truth, resamples, seed, groups), resample(truth, resamples, seed)
@@ -219,7 +220,9 @@ def grouped_intervals(
         "precision": proportion(tp, called),
         "accuracy": proportion(tp | tn, np.ones(len(truth), dtype=bool)),
         "F1": (
-            by_group.f1_interval(*(np.bincount(groups, one).astype(float) for one in (tp, fp, fn))),
+            by_group.f1_interval(
+                *(np.bincount(groups, one).astype(float) for one in (tp, fp, fn)), holds_defect(truth, groups)
+            ),
             f1_interval(int(tp.sum()), int(fp.sum()), int(fn.sum())),
         ),
         "image AUROC": (

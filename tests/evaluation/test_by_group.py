@@ -12,17 +12,9 @@ from hypothesis import strategies as st
 from scipy.stats import t as student_t
 
 from flawmask.evaluation import by_group, uncertainty
-from flawmask.evaluation.by_group import (
-    auroc_interval,
-    auroc_variance,
-    bootstrap_interval,
-    design_effect,
-    f1_interval,
-    numbered,
-    wilson,
-)
+from flawmask.evaluation.by_group import auroc_interval, auroc_variance, bootstrap_interval, numbered
 from flawmask.evaluation.ranking import auroc, average_precision_score, rank
-from flawmask.evaluation.uncertainty import mcnemar, resample, widened
+from flawmask.evaluation.uncertainty import Interval, Z, holds_defect, mcnemar, resample, widened
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -31,6 +23,19 @@ Groups = npt.NDArray[np.int64]
 counts = st.lists(
     st.integers(1, 6).flatmap(lambda whole: st.tuples(st.integers(0, whole), st.just(whole))), min_size=1, max_size=40
 )
+
+
+def wilson(part: Floats, whole: Floats) -> Interval | None:
+    """The interval of a proportion where every group has a defective image."""
+    return by_group.wilson(part, whole, np.ones(len(part), dtype=bool))
+
+
+def design_effect(part: Floats, whole: Floats) -> float:
+    return by_group.design_effect(part, whole, np.ones(len(part), dtype=bool))
+
+
+def f1_interval(tp: Floats, fp: Floats, fn: Floats) -> Interval | None:
+    return by_group.f1_interval(tp, fp, fn, np.ones(len(tp), dtype=bool))
 
 
 def columns(rows: Sequence[tuple[int, ...]]) -> list[Floats]:
@@ -74,9 +79,9 @@ def test_wilsons_interval_holds_the_proportion_and_is_never_narrower_than_that_o
     assert 1 <= design_effect(part, whole) <= max(1, (whole**2).sum() / whole.sum()) + 1e-12
 
 
-def test_groups_without_an_image_to_count_say_nothing_and_no_image_has_no_interval() -> None:
-    part, whole = np.array([3.0, 1, 2]), np.array([4.0, 3, 2])
-    assert wilson(np.append(part, 0), np.append(whole, 0)) == wilson(part, whole)
+def test_a_stratum_without_an_image_to_count_says_nothing_and_no_image_has_no_interval() -> None:
+    part, whole, defective = np.array([3.0, 1, 2, 0, 0]), np.array([4.0, 3, 2, 0, 0]), np.array([1, 1, 1, 0, 0]) > 0
+    assert by_group.wilson(part, whole, defective) == wilson(part[:3], whole[:3])
     assert wilson(np.zeros(3), np.zeros(3)) is None
     assert f1_interval(np.zeros(2), np.zeros(2), np.zeros(2)) is None
 
@@ -94,15 +99,31 @@ def test_the_design_effect_is_the_jackknifes() -> None:
     share = part.sum() / whole.sum()
     without = (part.sum() - part) / (whole.sum() - whole)
     jackknife = 399 / 400 * ((without - without.mean()) ** 2).sum()
-    quantile = student_t.ppf(0.975, 399) / uncertainty.Z
+    quantile = student_t.ppf(0.975, 399) / Z
     expected = jackknife / (share * (1 - share) / whole.sum())
     assert design_effect(part, whole) == pytest.approx(expected * quantile**2, rel=0.02)
+
+
+def test_groups_with_and_without_a_defect_vary_apart() -> None:
+    rng = np.random.default_rng(1)
+    whole, defective = rng.integers(1, 7, 400).astype(float), np.arange(400) < 250
+    part = np.array(
+        [rng.binomial(int(n), rng.beta(2, 2) if high else 0.05) for n, high in zip(whole, defective, strict=True)]
+    )
+    share = part.sum() / whole.sum()
+    drawn = resample(defective, 4000, 0)  # of the groups, as many of each kind as there are
+    spread = ((drawn @ part) / (drawn @ whole)).std()
+    expected = (spread**2 / (share * (1 - share) / whole.sum())) * (1.005 * student_t.ppf(0.975, 398) / Z) ** 2
+    assert by_group.design_effect(part.astype(float), whole, defective) == pytest.approx(expected, rel=0.05)
+    assert by_group.wilson(np.array([1.0, 2]), np.array([2.0, 3]), np.array([True, False])) == pytest.approx(
+        uncertainty.wilson(3 / 5 * 25 / 13, 25 / 13)
+    )
 
 
 def test_students_quantile_has_fewer_degrees_of_freedom_where_few_groups_make_the_variance() -> None:
     rng = np.random.default_rng(0)
     assert by_group.student(np.ones(12)) == pytest.approx(student_t.ppf(0.975, 11))
-    assert by_group.student(rng.normal(size=5000)) == pytest.approx(uncertainty.Z, abs=0.01)
+    assert by_group.student(rng.normal(size=5000)) == pytest.approx(Z, abs=0.01)
     few = np.append(np.ones(3), np.zeros(27))
     assert by_group.student(few) == pytest.approx(student_t.ppf(0.975, 2 / (1 / 3 - 1 / 30)))
     assert by_group.student(np.zeros(4)) == pytest.approx(student_t.ppf(0.975, 3))
@@ -247,7 +268,8 @@ def test_of_a_proportion_the_bootstrapped_interval_is_wilsons(agree: float) -> N
     right = truth == (scores > 0.7)
     values, weights = drawn_accuracy(right, truth, groups)
     found = bootstrap_interval(values, weights, truth, groups)
-    expected = wilson(np.bincount(groups, right).astype(float), np.bincount(groups).astype(float))
+    counts = (np.bincount(groups, one).astype(float) for one in (right, np.ones(len(right))))
+    expected = by_group.wilson(*counts, holds_defect(truth, groups))
     assert found is not None
     assert expected is not None
     assert found[1] - found[0] == pytest.approx(expected[1] - expected[0], rel=0.1)

@@ -28,47 +28,57 @@ def numbered(names: Sequence[str] | None) -> Groups | None:
     return None if names is None else np.unique(np.array(names, dtype=str), return_inverse=True)[1].astype(np.int64)
 
 
-def wilson(part: Floats, whole: Floats) -> Interval | None:
+def wilson(part: Floats, whole: Floats, defective: Flags) -> Interval | None:
     """Return the 95 % interval of a proportion of images: Wilson's, of as many images as tell as much.
 
     Args:
         part: (k,) the images of each group that count.
-        whole: (k,) the images of each group that they are a part of; groups that have none say nothing.
+        whole: (k,) the images of each group that they are a part of, 0 or more.
+        defective: (k,) whether each group has a defective image.
 
     Returns:
         The bounds; None where there is no image to divide by. Where no group has two images, those of
         `uncertainty.wilson`.
     """
-    held = whole > 0
-    part, whole = part[held], whole[held]
     images = float(whole.sum())
     if not images:
         return None
-    told = images / design_effect(part, whole)
+    told = images / design_effect(part, whole, defective)
     return uncertainty.wilson(float(part.sum()) / images * told, told)
 
 
-def design_effect(part: Floats, whole: Floats) -> float:
+def design_effect(part: Floats, whole: Floats, defective: Flags) -> float:
     """Return how many images tell as much as one that is independent of all others, from 1 on.
 
     It is the variance of the ratio, linearised, over that of a proportion of independent images (Rao and Scott,
-    Biometrics 1992), times the square of Student's quantile over the normal one. It lies between 1, where images of a
-    group are as different as any, and `sum(whole ** 2) / sum(whole)`, where all of them agree. It is the latter where
-    nothing can be estimated: where every image counts, or none, or there is one group.
+    Biometrics 1992), times the square of Student's quantile over the normal one. Groups vary about the mean of their
+    stratum: those with a defective image and those without are there in numbers that somebody chose. It lies between 1,
+    where images of a group are as different as any, and `sum(whole ** 2) / sum(whole)`, where all of them agree. It is
+    the latter where nothing can be estimated: where every image counts, or none, or each stratum is one group.
 
     Args:
         part: (k,) the images of each group that count.
-        whole: (k,) the images of each group that they are a part of, at least one.
+        whole: (k,) the images of each group that they are a part of; of some group at least one. That a group has none
+            may be chance, as where they are the rejected ones.
+        defective: (k,) whether each group has a defective image.
     """
     images = whole.sum()
     share = part.sum() / images
     all_agree = float((whole**2).sum() / images)
-    if len(whole) < 2 or share in (0, 1):
+    strata = [stratum for stratum in (defective, ~defective) if whole[stratum].any()]
+    if sum(map(np.count_nonzero, strata)) <= len(strata) or share in (0, 1):
         return all_agree
-    apart = part - share * whole
-    variance = len(whole) / (len(whole) - 1) * (apart**2).sum()
-    estimated = variance / (images * share * (1 - share)) * (student(apart) / Z) ** 2
+    apart = np.concatenate([_about_mean((part - share * whole)[stratum]) for stratum in strata])
+    quantile = student(apart, len(strata))
+    estimated = (apart**2).sum() / (images * share * (1 - share)) * (quantile / Z) ** 2
     return min(max(1.0, float(estimated)), all_agree)
+
+
+def _about_mean(apart: Floats) -> Floats:
+    """Return how far each group of a stratum is from their mean, scaled so that the squares add up to the variance of
+    the stratum's sum. A single group stays as far as it is from what is expected of it."""
+    count = len(apart)
+    return apart if count == 1 else (apart - apart.mean()) * math.sqrt(count / (count - 1))
 
 
 def student(apart: Floats, strata: int = 1) -> float:
@@ -137,7 +147,7 @@ def bootstrap_interval(values: Floats, weights: Floats, truth: Flags, groups: Gr
 
     value, known = float(values[0]), ~np.isnan(values[1:])
     drawn = values[1:][known]
-    strata = len(np.unique(np.bincount(groups, truth) > 0))
+    strata = len(np.unique(uncertainty.holds_defect(truth, groups)))
     count = int(groups.max()) + 1
     if np.isnan(value) or not len(drawn) or len(drawn) < LEVEL * len(known) or count <= strata:
         return None
@@ -154,7 +164,7 @@ def bootstrap_interval(values: Floats, weights: Floats, truth: Flags, groups: Gr
     return min(low, value), max(high, value)
 
 
-def f1_interval(tp: Floats, fp: Floats, fn: Floats) -> Interval | None:
+def f1_interval(tp: Floats, fp: Floats, fn: Floats, defective: Flags) -> Interval | None:
     """Return the 95 % interval of F1 = 2 J / (1 + J), from that of J = tp / (tp + fp + fn); None where there is nothing
     to divide by.
 
@@ -162,8 +172,9 @@ def f1_interval(tp: Floats, fp: Floats, fn: Floats) -> Interval | None:
         tp: (k,) the true positives of each group; `fp` and `fn` likewise.
         fp: the false positives.
         fn: the false negatives.
+        defective: whether it has a defective image.
     """
-    bounds = wilson(tp, tp + fp + fn)
+    bounds = wilson(tp, tp + fp + fn, defective)
     return None if bounds is None else (2 * bounds[0] / (1 + bounds[0]), 2 * bounds[1] / (1 + bounds[1]))
 
 

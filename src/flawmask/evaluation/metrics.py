@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawmask.evaluation import by_group, formulas
-from flawmask.evaluation.uncertainty import Groups, Interval, auroc_interval, f1_interval, wilson
+from flawmask.evaluation.uncertainty import Groups, Interval, auroc_interval, f1_interval, holds_defect, wilson
 
 if TYPE_CHECKING:  # see `formulas`
     from flawmask.evaluation.measure import Evidence
@@ -101,7 +101,8 @@ def proportion(part: Sequence[str], whole: Sequence[str]) -> Formula:
 
     def bounds_by_group(evidence: "Evidence", groups: Groups) -> Interval | None:
         found = formulas.counts_of_groups(evidence, groups)
-        return by_group.wilson(*(np.sum([found[key] for key in keys], axis=0) for keys in (part, whole)))
+        some, all_of_them = (np.sum([found[key] for key in keys], axis=0) for keys in (part, whole))
+        return by_group.wilson(some, all_of_them, holds_defect(evidence.truth, groups))
 
     return Formula("wilson", bounds, "wilson, by group", bounds_by_group)
 
@@ -112,7 +113,8 @@ def _f1_interval(found: Figures) -> Interval | None:
 
 def _f1_by_group(evidence: "Evidence", groups: Groups) -> Interval | None:
     found = formulas.counts_of_groups(evidence, groups)
-    return by_group.f1_interval(found["tp_defect"], found["fp_defect"], found["fn_defect"])
+    defective = holds_defect(evidence.truth, groups)
+    return by_group.f1_interval(found["tp_defect"], found["fp_defect"], found["fn_defect"], defective)
 
 
 def _auroc_interval(found: Figures) -> Interval:

@@ -75,7 +75,7 @@ def resample(truth: Flags, resamples: int, seed: int, groups: Groups | None = No
     """
     units = np.arange(len(truth)) if groups is None else groups
     draw = np.random.default_rng(seed)
-    defective = _holds_defect(truth, units)
+    defective = holds_defect(truth, units)
     weights = np.zeros((resamples, len(defective)))
     for stratum in (defective, ~defective):
         if count := int(stratum.sum()):
@@ -83,7 +83,7 @@ def resample(truth: Flags, resamples: int, seed: int, groups: Groups | None = No
     return weights if groups is None else weights[:, groups]
 
 
-def _holds_defect(truth: Flags, groups: Groups) -> Flags:
+def holds_defect(truth: Flags, groups: Groups) -> Flags:
     """Return whether each group has a defective image, (k,)."""
     return np.asarray(np.bincount(groups, truth) > 0)
 
@@ -93,14 +93,14 @@ def widened(truth: Flags, groups: Groups | None, level: float = LEVEL) -> float 
     few. None where they are too few for any interval.
 
     Resampled groups vary too little by a factor of (k - 1) / k, and the variance itself is an estimate (Hesterberg, The
-    American Statistician 2015, section 3.2). So the bounds are where a normal distribution has Student's quantile of
+    American Statistician 2015). So the bounds are where a normal distribution has Student's quantile of
     k - s degrees of freedom, times the root of k / (k - s), s being the strata that k groups are drawn from.
     """
     from scipy.special import ndtr, stdtrit
 
     if groups is None:
         return level
-    defective = _holds_defect(truth, groups)
+    defective = holds_defect(truth, groups)
     freedom = len(defective) - len(np.unique(defective))
     if freedom < 1:
         return None

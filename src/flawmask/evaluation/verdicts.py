@@ -78,7 +78,7 @@ def recall_by_type(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
         if groups is not None:
             verdicts = np.array([[one.verdict, True] for one in of_type], dtype=np.float64)
             part, whole = (np.bincount(groups, column).astype(np.float64) for column in verdicts.T)
-            row |= {"interval": by_group.wilson(part, whole), "groups": len(whole)}
+            row |= {"interval": by_group.wilson(part, whole, whole > 0), "groups": len(whole)}
         table[name] = row
     return table
 
