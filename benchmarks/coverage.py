@@ -3,16 +3,33 @@
 A model is judged on many small samples of a population whose figures are known: defective images score higher than
 good ones by a normal distribution's shift; detections of defects are right more often the higher they score. Each
 sample gets the intervals that `evaluate` would print.
+
+With `--by_group` a sample is of parts with 1 to 6 images each, and every interval is made twice: over parts, and as if
+images were independent.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import tyro
+from scipy.special import ndtr
 
-from flawmask.evaluation.average_precision import Evaluation, Matches
+from flawmask.evaluation import by_group
+from flawmask.evaluation.average_precision import RECALLS, Evaluation, Matches
 from flawmask.evaluation.ranking import auroc, average_precision_score, rank
-from flawmask.evaluation.uncertainty import Interval, auroc_interval, f1_interval, percentiles, resample, wilson
+from flawmask.evaluation.uncertainty import (
+    Groups,
+    Interval,
+    auroc_interval,
+    f1_interval,
+    holds_defect,
+    percentiles,
+    resample,
+    wilson,
+)
 from flawmask.evaluation.verdicts import rates
 
 SHIFTS = {"fair": 1.5, "good": 3.0}
@@ -22,6 +39,12 @@ SIZES = ((8, 9), (32, 12), (50, 50), (250, 250))
 """Defective and good images of a sample; the first is the smallest that people judge by."""
 
 POPULATION = 100_000
+
+PARTS = (15, 50, 200)
+"""Parts of a sample."""
+
+AGREEMENT = {"none": 0.0, "medium": 0.5, "full": 1.0}
+"""How the scores of a part's images correlate, given what they show."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +57,10 @@ class Options:
     """Bootstrap samples for each interval."""
     seed: int = 0
     """Seed of everything drawn."""
+    by_group: bool = False
+    """Simulate parts with several images."""
+    workers: int = 2
+    """Processes that simulate parts."""
 
 
 def draw(rng: np.random.Generator, positives: int, negatives: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
@@ -113,8 +140,158 @@ def truths(rng: np.random.Generator, positives: int, negatives: int, shift: floa
     return {name: float(value or 0.0) for name, value in figures.items()}
 
 
+def mask_ap_at_once(matches: Matches, weights: np.ndarray) -> np.ndarray:
+    """Return what `mask_ap` does, for all rows of weights together, which is faster."""
+    counts = weights[:, matches.image]
+    above, truths = np.cumsum(counts, axis=1) + np.spacing(1), weights @ matches.truths
+    areas = []
+    for tp in matches.tp:
+        found = np.cumsum(counts * tp, axis=1)
+        falling = np.maximum.accumulate((found / above)[:, ::-1], axis=1)[:, ::-1]
+        recall = found / truths[:, None]
+        last = np.floor(100 * recall + 1e-9).astype(int)
+        read = last + (RECALLS[last] <= recall)  # how many of the 101 recalls are reached
+        areas.append((falling * np.diff(read, axis=1, prepend=0)).sum(axis=1) / 101)
+    return np.mean(areas, axis=0)
+
+
+def mixed(rng: np.random.Generator, groups: Groups, agree: float, *shape: int) -> np.ndarray:
+    """Return standard normal numbers for each image, (N, ...), of which those of a group correlate by `agree`."""
+    shared = rng.normal(size=(int(groups.max()) + 1, *shape))[groups]
+    return np.sqrt(agree) * shared + np.sqrt(1 - agree) * rng.normal(size=shared.shape)
+
+
+def draw_groups(
+    rng: np.random.Generator, count: int, agree: float, shift: float
+) -> tuple[np.ndarray, np.ndarray, Groups]:
+    """Return truth, scores and groups of a sample: parts with 1 to 6 images, a third of them all good, a third all
+    defective, and a third some of each."""
+    groups = np.repeat(np.arange(count), rng.integers(1, 7, count))
+    kind = groups % 3
+    truth = np.where(kind == 2, rng.random(len(groups)) < 0.5, kind == 1)
+    return truth, 1 / (1 + np.exp(-(mixed(rng, groups, agree) + shift * truth - shift / 2))), groups
+
+
+def draw_grouped_matches(
+    rng: np.random.Generator, truth: np.ndarray, groups: Groups, agree: float, shift: float
+) -> Matches:
+    """Return detections as `draw_matches` does, those of a part alike: where `agree` is 1, all of its images are equal
+    but for what is defective."""
+    truths = np.where(truth, 1 + (mixed(rng, groups, agree) > 0), 0)
+    ease = 0.7 * mixed(rng, groups, agree)[:, None]
+    found = ndtr(mixed(rng, groups, agree, 2)) < 1 / (1 + np.exp(-(shift + ease)))
+    overlap = 0.45 + 0.5 * ndtr(mixed(rng, groups, agree, 2))
+    score = np.where(found, shift + ease, 0) + mixed(rng, groups, agree, 2)
+    right = found[..., None] & (overlap[..., None] >= np.linspace(0.5, 0.95, 10))
+    chances = np.exp(-0.5) * np.cumsum([1, 0.5, 0.125])  # Poisson's of mean 0.5: at most 0, 1, 2 wrong detections
+    wrong = ndtr(mixed(rng, groups, agree))[:, None] > chances
+    wrong_score = mixed(rng, groups, agree, 3)
+    true_image, true_place = np.nonzero(np.arange(2) < truths[:, None])
+    wrong_image, wrong_place = np.nonzero(wrong)
+    image = np.concatenate((true_image, wrong_image))
+    scores = np.concatenate((score[true_image, true_place], wrong_score[wrong_image, wrong_place]))
+    tp = np.concatenate((right[true_image, true_place], np.zeros((len(wrong_image), 10), dtype=bool)))
+    order = np.argsort(-scores, kind="stable")
+    return Matches(image[order], tp[order].T, ~tp[order].T, truths.astype(float))
+
+
+def grouped_intervals(
+    truth: np.ndarray, scores: np.ndarray, groups: Groups, matches: Matches, resamples: int, seed: int
+) -> dict[str, tuple[Interval | None, Interval | None]]:
+    """Return each figure's interval over groups, and the one of images."""
+    called = scores >= 0.5
+    tp, fp, fn, tn = (truth & called, ~truth & called, truth & ~called, ~truth & ~called)
+
+    def proportion(part: np.ndarray, whole: np.ndarray) -> tuple[Interval | None, Interval | None]:
+        counts = (np.bincount(groups, one).astype(float) for one in (part, whole))
+        return by_group.wilson(*counts, holds_defect(truth, groups)), wilson(int(part.sum()), int(whole.sum()))
+
+    area = float(auroc(rank(truth, scores))[0])
+    of_groups, of_images = resample(truth, resamples, seed, groups), resample(truth, resamples, seed)
+    once = np.ones((1, len(truth)))
+
+    def bootstrap(figure: Callable[[np.ndarray], np.ndarray]) -> tuple[Interval | None, Interval | None]:
+        drawn = figure(np.vstack((once, of_groups)))
+        interval = by_group.bootstrap_interval(drawn, np.vstack((once, of_groups)), truth, groups)
+        return interval, percentiles(figure(of_images))
+
+    return {
+        "recall": proportion(tp, truth),
+        "precision": proportion(tp, called),
+        "accuracy": proportion(tp | tn, np.ones(len(truth), dtype=bool)),
+        "F1": (
+            by_group.f1_interval(
+                *(np.bincount(groups, one).astype(float) for one in (tp, fp, fn)), holds_defect(truth, groups)
+            ),
+            f1_interval(int(tp.sum()), int(fp.sum()), int(fn.sum())),
+        ),
+        "image AUROC": (
+            by_group.auroc_interval(truth, scores, groups),
+            auroc_interval(area, int(truth.sum()), int((~truth).sum())),
+        ),
+        "image AP": bootstrap(lambda weights: average_precision_score(rank(truth, scores, weights))),
+        "mask AP": bootstrap(partial(mask_ap_at_once, matches)),
+    }
+
+
+def grouped_cell(options: Options, model: str, parts: int, agreement: str) -> dict[str, tuple[float, float]]:
+    """Return for each figure the share of samples whose interval over groups, and of images, holds the truth."""
+    shift, agree = SHIFTS[model], AGREEMENT[agreement]
+    known = grouped_truths(np.random.default_rng([options.seed, list(SHIFTS).index(model)]), shift)
+    rng = np.random.default_rng([options.seed, list(SHIFTS).index(model), parts, list(AGREEMENT).index(agreement)])
+    hits = {name: np.zeros(2) for name in known}
+    samples = 0
+    while samples < options.samples:
+        truth, scores, groups = draw_groups(rng, parts, agree, shift)
+        matches = draw_grouped_matches(rng, truth, groups, agree, shift)
+        if truth.all() or not truth.any():
+            continue
+        for name, both in grouped_intervals(truth, scores, groups, matches, options.resamples, samples).items():
+            hits[name] += [bounds is not None and bounds[0] <= known[name] <= bounds[1] for bounds in both]
+        samples += 1
+    return {name: tuple(count / samples) for name, count in hits.items()}
+
+
+def grouped_truths(rng: np.random.Generator, shift: float) -> dict[str, float]:
+    """Return the population's figures, from as many single images as it has."""
+    truth, scores, groups = draw_groups(rng, POPULATION, 0.0, shift)
+    truth, scores, groups = truth[:POPULATION], scores[:POPULATION], np.arange(POPULATION)
+    found, ranking = rates(*verdicts(truth, scores)), rank(truth, scores)
+    figures = {
+        "recall": found["recall"],
+        "precision": found["precision"],
+        "accuracy": found["accuracy"],
+        "F1": found["f1_score"],
+        "image AUROC": float(auroc(ranking)[0]),
+        "image AP": float(average_precision_score(ranking)[0]),
+        "mask AP": float(mask_ap(draw_grouped_matches(rng, truth, groups, 0.0, shift), np.ones((1, POPULATION)))[0]),
+    }
+    return {name: float(value or 0.0) for name, value in figures.items()}
+
+
+def print_grouped(options: Options) -> None:
+    """Print, for each model, the share of samples whose interval over parts, and of images, holds the truth."""
+    columns = [(parts, agreement) for parts in PARTS for agreement in AGREEMENT]
+    with ProcessPoolExecutor(options.workers) as pool:
+        jobs = {
+            (model, *column): pool.submit(grouped_cell, options, model, *column)
+            for model in SHIFTS
+            for column in reversed(columns)
+        }
+        for model in SHIFTS:
+            print(f"\n| {model} |", " | ".join(f"{parts} parts, {agreement}" for parts, agreement in columns), "|")
+            print("| --- |", " | ".join("---:" for _ in columns), "|")
+            cells = [jobs[model, *column].result() for column in columns]
+            for name in cells[0]:
+                shares = (" / ".join(f"{100 * share:.1f}" for share in cell[name]) for cell in cells)
+                print(f"| {name} |", " | ".join(shares), "|", flush=True)
+
+
 def main(options: Options) -> None:
     """Print the share of samples whose interval holds the population's figure."""
+    if options.by_group:
+        print_grouped(options)
+        return
     columns: dict[str, dict[str, float]] = {}
     for model, shift in SHIFTS.items():
         for positives, negatives in SIZES:

@@ -1,5 +1,6 @@
 """Splits and predictions made by hand, of rectangles and blobs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def make_split(truths: list[list[tuple[int, Mask]]], names: dict[int, str] = NAM
         annotations[image["id"]] = tuple(records)
     categories = tuple({"id": number, "name": name} for number, name in names.items())
     return CocoSplit(Path("data/val"), tuple(images), annotations, categories)
+
+
+def grouped(split: CocoSplit, size: int) -> CocoSplit:
+    """The same split, of parts with so many images each."""
+    images = tuple({**image, "group": f"part {at // size}"} for at, image in enumerate(split.images))
+    return replace(split, images=images)
 
 
 def predicted(*instances: Instance) -> Prediction:

@@ -266,7 +266,9 @@ def _print_finished(finished: list[Finished]) -> int:
             metrics = one.metrics or {}
             names = ("f1_score", "precision", "recall", "mask_ap")
             figures = [percent(metrics[name]) if metrics else "" for name in names]
-            table.add_row(one.name, str(metrics.get("total_images", "")), *figures, one.error or str(one.run_dir))
+            images = str(metrics.get("total_images", ""))
+            images += f" of {metrics['groups']} parts" if "groups" in metrics else ""
+            table.add_row(one.name, images, *figures, one.error or str(one.run_dir))
         Console(markup=False).print(table)
     for one in finished:
         if one.run_dir is not None:

@@ -83,8 +83,7 @@ class CocoSplit:
 
     @property
     def groups(self) -> list[str] | None:
-        """The group of each image, in their order: images of one group show the same part. An image whose record names
-        none is a group of its own. None where no record names one: then nothing is known of groups."""
+        """The group of each image, see `groups_of`."""
         return groups_of(self.images)
 
     def image_path(self, image: Record) -> Path:
@@ -101,7 +100,11 @@ class CocoSplit:
 
 
 def groups_of(images: Sequence[Record]) -> list[str] | None:
-    """Return the group of each image record, as `CocoSplit.groups` does."""
+    """Return the group of each image, in their order: images of one group show the same part.
+
+    An image whose record names none is a group of its own. None where no record names one: then nothing is known of
+    groups.
+    """
     if all(image.get("group") is None for image in images):
         return None
     named = ((image.get("group"), image["file_name"]) for image in images)

@@ -42,6 +42,15 @@ def test_intervals_are_wider_the_more_models_there_are() -> None:
     assert interval == pytest.approx(tuple(np.quantile(0.03 - DRAWS, (0.025 / 15, 1 - 0.025 / 15))))
 
 
+def test_the_share_of_an_interval_may_be_another_one() -> None:
+    ranked = rank_models("mask_ap", {"a": drawn(0.9, 0.0), "b": drawn(0.87)}, lambda level: (1 + level) / 2)
+    assert ranked is not None
+    assert ranked.others[0].interval == pytest.approx(tuple(np.quantile(0.03 - DRAWS, (0.0125, 0.9875))))
+    untested = rank_models("mask_ap", {"a": drawn(0.9, 0.0), "b": drawn(0.87)}, lambda level: None)
+    assert untested is not None
+    assert untested.others[0].interval is None
+
+
 def test_a_model_that_lacks_the_figure_does_not_rank_and_where_all_do_nothing_ranks() -> None:
     nothing = np.full(5, np.nan)
     ranked = rank_models("mask_ap", {"a": nothing, "b": drawn(0.0)})

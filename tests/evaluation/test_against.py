@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handmade_split import blob, instance, make_split, predicted, rectangle, shaken
+from handmade_split import blob, grouped, instance, make_split, predicted, rectangle, shaken
 
 from flawmask.coco import CocoSplit
 from flawmask.errors import FlawmaskError
@@ -62,6 +62,21 @@ def test_images_that_are_hard_for_both_do_not_widen_the_interval() -> None:
     (low, high) = compared(split, mine, theirs)["figures"]["accuracy"]["interval"]
     alone = measure(split, mine, 0.5, 0, resamples=200, seed=0).metrics["intervals"]["accuracy"]
     assert high - low < (alone[1] - alone[0]) / 2
+
+
+def test_over_groups_differences_are_the_same_and_less_sure() -> None:
+    split, mine = case(1, 0.9)
+    _, theirs = case(2, 0.5)
+    alone, parts = compared(split, mine, theirs), compared(grouped(split, 4), mine, theirs)
+    assert parts["groups"] == 6
+    assert "groups" not in alone
+    assert parts["mcnemar"]["p"] > alone["mcnemar"]["p"]
+    assert parts["mcnemar"]["only_this_right"] == alone["mcnemar"]["only_this_right"]
+    for name, row in parts["figures"].items():
+        assert row["difference"] == alone["figures"][name]["difference"]
+        assert row["interval"] != alone["figures"][name]["interval"]
+    each = compared(grouped(split, 1), mine, theirs)
+    assert each["mcnemar"] == pytest.approx(alone["mcnemar"])
 
 
 def written(path: Path, split: CocoSplit, found: list[Prediction], **change: Any) -> Path:

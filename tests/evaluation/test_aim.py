@@ -1,6 +1,7 @@
 """A threshold that serves an aim, and how it is kept beside its checkpoint."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,20 @@ def test_the_threshold_lies_between_the_scores_and_has_an_interval() -> None:
     assert 0.1 < found.interval[0] <= 0.5 <= found.interval[1] < 0.9
 
 
+def test_groups_leave_the_choice_as_it_is_and_widen_its_interval() -> None:
+    rng = np.random.default_rng(1)
+    truth = np.repeat(np.arange(20) % 2 == 0, 4)
+    scores = np.repeat(np.clip(0.3 + 0.3 * truth[::4] + rng.normal(0, 0.15, 20), 0.01, 0.99), 4)
+    groups = np.repeat(np.arange(20), 4)
+    for aim in ("f1", "recall=0.9", "false_alarms=0.1"):
+        alone = choose(truth, scores, resample(truth, 500, 0), aim, "val", 0)
+        found = choose(truth, scores, resample(truth, 500, 0, groups), aim, "val", 0, groups)
+        assert (found.value, found.images, found.groups, alone.groups) == (alone.value, 80, 20, None)
+        assert found.interval is not None
+        assert alone.interval is not None
+        assert found.interval[1] - found.interval[0] > alone.interval[1] - alone.interval[0]
+
+
 @pytest.mark.parametrize(
     ("truth", "scores", "says"),
     [
@@ -123,6 +138,10 @@ def test_a_threshold_comes_back_from_its_file(tmp_path: Path) -> None:
     assert threshold.load(model) == kept
     assert threshold.of("auto", model, 5) == kept
     assert threshold.of(0.7, model, 5) == Threshold(0.7, "given")
+    assert "groups" not in json.loads((tmp_path / "best.threshold.json").read_text())
+    of_parts = replace(kept, groups=9)
+    threshold.save(of_parts, model)
+    assert threshold.load(model) == of_parts
 
 
 def test_a_threshold_of_another_checkpoint_or_least_area_is_not_taken(tmp_path: Path) -> None:

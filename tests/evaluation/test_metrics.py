@@ -5,22 +5,24 @@ A further one is one entry.
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from files_read_back import rows
-from handmade_split import blob, instance, make_split, predicted, shaken
+from handmade_split import blob, grouped, instance, make_split, predicted, shaken
 from patchy_split import run
 from report.test_report import words
 
 from flawmask.comparison import table
 from flawmask.comparison.entry import Entry
 from flawmask.evaluation.evaluate import Evaluated
-from flawmask.evaluation.measure import Evidence, gather, measure
+from flawmask.evaluation.measure import Evidence, gather, measure, measure_scores
 from flawmask.evaluation.metrics import METRICS, Floats, Metric, proportion, values
 from flawmask.evaluation.summary import summary
+from flawmask.evaluation.verdicts import Judged
 from flawmask.folds import spreads
 from flawmask.report.headline import NBSP, decimal, lookup
 from flawmask.report.side_by_side import compare_reports
@@ -60,6 +62,48 @@ def test_scores_alone_give_the_metrics_of_images_and_no_others() -> None:
     found = values(METRICS.values(), Evidence(evidence(0).judged))
     assert {METRICS[key].group for key in found} == {"verdicts", "ranking"}
     assert "confidence" not in found
+
+
+def test_where_groups_are_known_every_interval_is_over_them_and_the_figures_are_the_same() -> None:
+    detections = evidence(1).detections
+    assert detections is not None
+    split, predictions = detections.split, detections.predictions
+    alone, parts, each = (
+        measure(of, predictions, 0.5, 0, resamples=50, seed=0).metrics
+        for of in (split, grouped(split, 3), grouped(split, 1))
+    )
+    said = ("intervals", "interval_method", "recall_by_type", "groups")
+    assert {key: value for key, value in parts.items() if key not in said} == {
+        key: value for key, value in alone.items() if key not in said
+    }
+    assert "groups" not in alone
+    assert (parts["groups"], each["groups"]) == (4, 12)
+    assert set(alone["interval_method"].values()) == {"wilson", "newcombe", "bootstrap"}
+    assert all(method.endswith(", by group") for method in parts["interval_method"].values())
+    for name, (low, high) in parts["intervals"].items():
+        key = next(key for key in METRICS if key.replace(".", "_") == name)
+        value = lookup(parts, key)[1]
+        assert value is not None
+        assert low - 1e-3 <= value <= high + 1e-3, key
+    for key in ("accuracy", "recall", "precision", "f1_score", "false_alarm_rate"):
+        assert each["intervals"][key] == pytest.approx(alone["intervals"][key])
+        assert parts["intervals"][key][0] <= alone["intervals"][key][0] + 1e-12
+
+
+def test_the_summary_says_how_many_images_of_how_many_parts() -> None:
+    judged = [Judged(f"{at}.png", "crack", at % 2 == 0, at % 3 == 0, at / 9, f"part {at // 2}") for at in range(9)]
+    metrics = measure_scores(judged, resamples=30, seed=0)
+    facts = {"threshold": {"how": "given", "value": 0.5}, "seconds_per_image": 0.0, "seconds": {}, "notes": []}
+    nothing = {"instances": {"matched": 0, "truth": 0}, "instance_errors": {}}
+    lines = summary({**metrics, **facts, **nothing}).splitlines()
+    assert "Judged: 9 images of 5 parts; intervals are over parts" in lines
+    assert metrics["recall_by_type"]["crack"]["groups"] == 5
+    chosen = {"how": "aim", "aim": "f1", "value": 0.5, "images": 9, "groups": 5, "chosen_on": "val", "interval": None}
+    assert "Threshold: 0.500 (chosen for f1 on 9 images (5 parts) of val)" in summary(
+        {**metrics, **facts, **nothing, "threshold": chosen}
+    )
+    ungrouped = measure_scores([replace(one, group=None) for one in judged], resamples=30, seed=0)
+    assert "parts;" not in summary({**ungrouped, **facts, **nothing})
 
 
 def test_every_metric_of_the_table_is_in_metrics_json() -> None:

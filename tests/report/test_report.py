@@ -148,6 +148,31 @@ def test_the_verdict_reads_as_a_person_would_say_it() -> None:
     )
 
 
+def test_where_groups_are_known_the_page_tells_images_from_parts(results_dir: Path, dataset: Path) -> None:
+    before = (dataset / "val" / "annotations.json").read_text()
+    content = json.loads(before)
+    for place, image in enumerate(content["images"]):
+        image["group"] = f"part {place // 3}"
+    (dataset / "val" / "annotations.json").write_text(json.dumps(content))
+    test = {"only_this_right": 2, "only_other_right": 5, "p": 0.453}
+    against = {"other": "other", "figures": {}, "mcnemar": test, "groups": 8}
+    try:
+        change(results_dir / "metrics.json", groups=8, against=against)
+        text = words(write_report(results_dir))
+    finally:
+        (dataset / "val" / "annotations.json").write_text(before)
+    assert "24 images of 8 parts judged by" in text
+    assert "defective images (" in text
+    assert "An image is rejected when" in text
+    assert "good images that are rejected" in text
+    assert (
+        "Intervals over parts: by formula for proportions, F1 and AUROC, else from 1000 resamples of whole parts."
+        in text
+    )
+    assert "Images judged 24 Parts they show 8" in text
+    assert "exact, over 8 parts, p = 0.453" in text
+
+
 @pytest.mark.parametrize(
     ("tp", "fn", "fp", "tn", "said"),
     [

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from flawmask.comparison.entry import Entry, Ground
 from flawmask.comparison.page import write_page
 from flawmask.comparison.table import Column, markdown, rows
 from flawmask.evaluation.against import read_other
+from flawmask.evaluation.by_group import numbered
 from flawmask.evaluation.measure import gather
 from flawmask.evaluation.metrics import METRICS, values
 from flawmask.evaluation.ranking import auroc, rank
-from flawmask.evaluation.uncertainty import resample
+from flawmask.evaluation.uncertainty import Groups, resample, widened
 from flawmask.files import read_json, write_bytes, write_json
-from flawmask.report.headline import interval_of
+from flawmask.report.headline import images_of_parts, interval_of
 from flawmask.runs import COMPARISON
 
 DRAWN_PER_PAIR = 400
@@ -97,26 +99,30 @@ def _ranked(
 ) -> list[Ranked]:
     """Return how the models rank in each figure, by the same resampled images for all."""
     drawn: dict[str, dict[str, Floats]] = {key: {} for key in questions()}
+    groups = numbered(ground.groups)
+    truth = np.zeros(0, dtype=bool)
     for one in entries:
         results = folder / str(one.results)
         if one.name in YARDSTICKS:
             truth, scores = _scores(results)
-            drawn["image_auroc"][one.name] = _auroc(truth, scores, _weights(config, truth))
+            drawn["image_auroc"][one.name] = _auroc(truth, scores, _weights(config, truth, groups))
             continue
         split: CocoSplit = ground.judged(folder / one.name)
         found = read_other(results, split, metrics[one.name]["conf"], config.min_area)
         evidence = gather(split, found.predictions, found.conf, found.min_area)
+        truth = evidence.truth
         asked = [METRICS[key] for key in drawn if metrics[one.name].get(key) is not None]
-        for key, figures in values(asked, evidence, _weights(config, evidence.truth)).items():
+        for key, figures in values(asked, evidence, _weights(config, truth, groups)).items():
             drawn[key][one.name] = figures
-    ranked = [rank_models(key, of_models) for key, of_models in drawn.items()]
+    widened_to = partial(widened, truth, groups)  # the truth is the same of all
+    ranked = [rank_models(key, of_models, widened_to) for key, of_models in drawn.items()]
     return [one for one in ranked if one is not None]
 
 
-def _weights(config: CompareConfig, truth: npt.NDArray[np.bool_]) -> Floats:
+def _weights(config: CompareConfig, truth: npt.NDArray[np.bool_], groups: Groups | None) -> Floats:
     models = len(config.arch_names) + len(config.yardstick_names)
     count = max(config.resamples, DRAWN_PER_PAIR * math.comb(models, 2))
-    return np.vstack((np.ones(len(truth)), resample(truth, count, config.seed)))
+    return np.vstack((np.ones(len(truth)), resample(truth, count, config.seed, groups)))
 
 
 def _scores(results: Path) -> tuple[npt.NDArray[np.bool_], Floats]:
@@ -158,6 +164,11 @@ def _to_mind(
     said = [
         f"Budget: {budget} each, from {start.get(config.weights, f'--weights {config.weights}')}.",
         *(f"{one.name} {one.learned.protocol}." for one in entries if one.learned is not None),
+    ]
+    groups = {one["groups"]: one["total_images"] for one in metrics.values() if "groups" in one}
+    said += [
+        f"Judged on {images_of_parts(images, parts)}: intervals and differences are over parts."
+        for parts, images in groups.items()
     ]
     yardsticks = [one.name for one in entries if one.name in YARDSTICKS and one.reason is None]
     if yardsticks:

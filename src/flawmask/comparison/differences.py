@@ -1,7 +1,7 @@
 """What a comparison shows, and what not: differences on the same images, and a recommendation in plain words."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,13 +61,16 @@ def questions() -> dict[str, str]:
     return {one.key: one.question for one in METRICS.values() if one.question}
 
 
-def rank_models(figure: str, drawn: Mapping[str, Floats]) -> Ranked | None:
+def rank_models(
+    figure: str, drawn: Mapping[str, Floats], widened: Callable[[float], float | None] = lambda level: level
+) -> Ranked | None:
     """Return how the models rank in a figure; None where none has it.
 
     Args:
         figure: its key.
         drawn: (1 + B,) for each model: the figure itself, then that of each of B resampled sets of images, the same for
             all models; NaN where it is undefined.
+        widened: which share of the drawn values makes an interval of a level, see `uncertainty.widened`.
     """
     known = {name: values for name, values in drawn.items() if not np.isnan(values[0])}
     if not known:
@@ -75,7 +78,7 @@ def rank_models(figure: str, drawn: Mapping[str, Floats]) -> Ranked | None:
     sign = -1 if METRICS[figure].lower_is_better else 1
     best = max(known, key=lambda name: sign * float(known[name][0]))
     # Bonferroni: which one is the best is seen from the same images, so each pair has to stand for all of them.
-    level = 1 - (1 - LEVEL) / max(1, math.comb(len(known), 2))
+    level = widened(1 - (1 - LEVEL) / max(1, math.comb(len(known), 2)))
     others = []
     for name, values in known.items():
         if name != best:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from flawmask.coco import CocoSplit, read_split
+from flawmask.coco import CocoSplit, groups_of, read_split
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
 from flawmask.runs import POOLED
@@ -44,6 +44,13 @@ class Ground:
             folder: of a detector, which holds those of all folds together.
         """
         return read_split(folder, POOLED) if self.pooled else read_split(self.prepared[0], self.splits[-1])
+
+    @property
+    def groups(self) -> list[str] | None:
+        """The group of each image whose figures count, in the order of the results; None where nothing is known of
+        groups."""
+        folders = self.prepared if self.pooled else self.prepared[:1]
+        return groups_of([image for folder in folders for image in read_split(folder, self.splits[-1]).images])
 
 
 @dataclass(frozen=True)

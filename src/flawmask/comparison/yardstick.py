@@ -10,19 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from flawmask import images
-from flawmask.coco import CocoSplit, read_split
+from flawmask.coco import CocoSplit, groups_of, read_split
 from flawmask.comparison import classifier, patchcore
 from flawmask.comparison.config import CLASSIFIER, CompareConfig
 from flawmask.comparison.entry import Entry, Ground, Learned, Scored
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.aim import choose
+from flawmask.evaluation.by_group import bootstrap, numbered
 from flawmask.evaluation.evaluate import VALIDATION, threshold_notes
 from flawmask.evaluation.leak import content_digests
 from flawmask.evaluation.measure import measure_scores, true_mask
 from flawmask.evaluation.metrics import METRICS
 from flawmask.evaluation.pixels import PixelTally
 from flawmask.evaluation.results import write_scores
-from flawmask.evaluation.uncertainty import percentiles, resample
+from flawmask.evaluation.uncertainty import Groups, resample
 from flawmask.evaluation.verdicts import Judged
 from flawmask.inference import threshold
 from flawmask.inference.threshold import Threshold
@@ -110,8 +111,9 @@ def _score(scorer: Scorer, split: CocoSplit) -> list[Scored]:
 
 def _choose(config: CompareConfig, split: CocoSplit, scored: Sequence[Scored]) -> Threshold:
     truth = np.array([split.is_defective(image) for image in split.images], dtype=bool)
-    weights = resample(truth, config.resamples, config.seed)
-    return choose(truth, np.array([one.score for one in scored]), weights, config.aim, VALIDATION, 0)
+    groups = numbered(split.groups)
+    weights = resample(truth, config.resamples, config.seed, groups)
+    return choose(truth, np.array([one.score for one in scored]), weights, config.aim, VALIDATION, 0, groups)
 
 
 def _write(
@@ -125,6 +127,8 @@ def _write(
 ) -> None:
     """Write the figures that a yardstick has: of images, and of pixels where it says where the defect is."""
     pairs = [(split, image) for split in splits for image in split.images]
+    groups = groups_of([image for _, image in pairs])
+    of_images: Sequence[str | None] = groups or [None] * len(pairs)
     used = chosen or threshold.given(threshold.DEFAULT if config.conf == "auto" else config.conf)
     found = [
         Judged(
@@ -133,8 +137,9 @@ def _write(
             split.is_defective(image),
             one.score >= used.value,
             one.score,
+            group,
         )
-        for (split, image), one in zip(pairs, scored, strict=True)
+        for (split, image), one, group in zip(pairs, scored, of_images, strict=True)
     ]
     metrics = measure_scores(found, resamples=config.resamples, seed=config.seed)
     # A distance has no natural threshold; a probability has one at 0.5, and so do the detectors' scores.
@@ -147,7 +152,7 @@ def _write(
         nothing = dict.fromkeys([*(key.partition(".")[0] for key in dropped), "recall_by_type"])
         metrics |= nothing | {"intervals": intervals}
     if all(one.map is not None for one in scored):
-        pixels = _pixels(config, pairs, scored)
+        pixels = _pixels(config, pairs, scored, numbered(groups))
         metrics |= pixels | {"intervals": metrics["intervals"] | pixels["intervals"]}
     same = chosen is not None and splits[0].name == VALIDATION
     metrics |= {
@@ -161,7 +166,9 @@ def _write(
     write_scores(results_dir, found, metrics, has_threshold=has_threshold)
 
 
-def _pixels(config: CompareConfig, pairs: Sequence[tuple[CocoSplit, Any]], scored: Sequence[Scored]) -> dict[str, Any]:
+def _pixels(
+    config: CompareConfig, pairs: Sequence[tuple[CocoSplit, Any]], scored: Sequence[Scored], groups: Groups | None
+) -> dict[str, Any]:
     """Return the figures of pixels that follow from scores alone, and `intervals`, theirs."""
     tally = PixelTally()
     for (split, image), one in track(list(zip(pairs, scored, strict=True)), "counting pixels"):
@@ -169,9 +176,7 @@ def _pixels(config: CompareConfig, pairs: Sequence[tuple[CocoSplit, Any]], score
         where = cv2.resize(np.asarray(one.map), truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
         tally.add(image["file_name"], where.clip(0, 1), truth, np.zeros_like(truth))
     figures: dict[str, Any] = {key: value for key, value in tally.figures().items() if key not in OUTLINED}
-    drawn = {}
-    if config.resamples:
-        truth = np.array([split.is_defective(image) for split, image in pairs], dtype=bool)
-        drawn = tally.resampled(resample(truth, config.resamples, config.seed))
-    intervals = {key: percentiles(values) for key, values in drawn.items() if key not in OUTLINED}
-    return figures | {"intervals": {key: bounds for key, bounds in intervals.items() if bounds is not None}}
+    truth = np.array([split.is_defective(image) for split, image in pairs], dtype=bool)
+    intervals = bootstrap(tally.resampled, truth, groups, config.resamples, config.seed)
+    known = {key: bounds for key, bounds in intervals.items() if bounds is not None and key not in OUTLINED}
+    return figures | {"intervals": known}

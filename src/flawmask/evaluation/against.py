@@ -13,7 +13,7 @@ from flawmask.coco import CocoSplit, Record, read_results
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.measure import gather
 from flawmask.evaluation.metrics import placed, values
-from flawmask.evaluation.uncertainty import mcnemar, percentiles, resample
+from flawmask.evaluation.uncertainty import mcnemar, percentiles, resample, widened
 from flawmask.files import read_json
 from flawmask.prediction import Instance, Prediction
 
@@ -115,16 +115,20 @@ def compare(
 ) -> dict[str, Any]:
     """Return how one model differs from another on the same images.
 
-    Each resampled set of images is judged by both: images that are hard for both do not widen the intervals.
+    Each resampled set of images is judged by both: images that are hard for both do not widen the intervals. Where
+    groups are known, intervals and p are over whole groups.
 
     Returns:
         `other`, its name; `conf` and `notes`, its threshold and what its evaluation noted; `figures`: for each figure
         that both have, `this`, `other`, `difference` and `interval`, the middle 95 % of the bootstrapped differences;
-        `mcnemar`: `only_this_right`, `only_other_right` and the exact `p`.
+        `mcnemar`: `only_this_right`, `only_other_right` and the exact `p`; `groups`, how many there are, where that is
+        known.
     """
     mine = gather(split, predictions, conf, min_area)
     theirs = gather(split, other.predictions, other.conf, other.min_area)
-    weights = np.vstack((np.ones(len(mine.judged)), resample(mine.truth, resamples, seed)))
+    truth, groups = mine.truth, mine.groups
+    weights = np.vstack((np.ones(len(truth)), resample(truth, resamples, seed, groups)))
+    level = widened(truth, groups)
     compared = placed(lambda one: one.against)
     figures, others = (values(compared, evidence, weights) for evidence in (mine, theirs))
     right, other_right = (np.array([one.outcome == "right" for one in each.judged]) for each in (mine, theirs))
@@ -137,7 +141,7 @@ def compare(
             "this": float(figures[name][0]),
             "other": float(others[name][0]),
             "difference": float(difference[0]),
-            "interval": percentiles(difference[1:]),
+            "interval": percentiles(difference[1:], level),
         }
     return {
         "other": other.name,
@@ -147,6 +151,7 @@ def compare(
         "mcnemar": {
             "only_this_right": int((right & ~other_right).sum()),
             "only_other_right": int((other_right & ~right).sum()),
-            "p": mcnemar(right, other_right),
+            "p": mcnemar(right, other_right, groups),
         },
+        **({} if groups is None else {"groups": len(np.unique(groups))}),
     }

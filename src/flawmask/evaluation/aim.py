@@ -6,14 +6,22 @@ import numpy.typing as npt
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import parse_aim
 from flawmask.evaluation.ranking import Ranking, rank
-from flawmask.evaluation.uncertainty import percentiles
+from flawmask.evaluation.uncertainty import Groups, percentiles, widened
 from flawmask.inference.threshold import DEFAULT, Threshold
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
 
-def choose(truth: Flags, scores: Floats, weights: Floats, aim: str, split: str, min_area: int) -> Threshold:
+def choose(
+    truth: Flags,
+    scores: Floats,
+    weights: Floats,
+    aim: str,
+    split: str,
+    min_area: int,
+    groups: Groups | None = None,
+) -> Threshold:
     """Return the threshold that serves the aim best on these images.
 
     `f1` takes the highest F1; `recall=R` the highest threshold that finds at least R of the defective images, so with
@@ -25,10 +33,11 @@ def choose(truth: Flags, scores: Floats, weights: Floats, aim: str, split: str, 
     Args:
         truth: (N,) whether each image is defective.
         scores: (N,) its score, 0 where nothing was found.
-        weights: (B, N) of bootstrap samples, for the interval.
+        weights: (B, N) of bootstrap samples, for the interval: of whole groups where these are known.
         aim: see above.
         split: the split's name.
         min_area: what the scores were made with.
+        groups: (N,) the number of each image's group; None where nothing is known of groups.
 
     Raises:
         FlawmaskError: the split lacks defective or good images.
@@ -37,12 +46,14 @@ def choose(truth: Flags, scores: Floats, weights: Floats, aim: str, split: str, 
     if truth.all() or not truth.any():
         lacking = "good" if truth.all() else "defective"
         raise FlawmaskError(f"--conf auto: the split {split} has no {lacking} image to choose a threshold with")
+    parts = None if groups is None else len(np.unique(groups))
     if not (scores > 0).any():
-        return Threshold(DEFAULT, "aim", aim, split, len(truth), min_area=min_area, reached=False)
+        return Threshold(DEFAULT, "aim", aim, split, len(truth), min_area=min_area, reached=False, groups=parts)
     values, reached = _best(rank(truth, scores), name, level)
     spread, _ = _best(rank(truth, scores, weights), name, level)
+    interval = percentiles(spread, widened(truth, groups))
     return Threshold(
-        float(values[0]), "aim", aim, split, len(truth), percentiles(spread), min_area, reached=bool(reached[0])
+        float(values[0]), "aim", aim, split, len(truth), interval, min_area, reached=bool(reached[0]), groups=parts
     )
 
 

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from flawmask.evaluation.leak import Leak, content_digests, seen_in_training
 from flawmask.evaluation.measure import judge, measure
 from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
+from flawmask.evaluation.verdicts import groups_of
 from flawmask.files import check_output_folder, read_json
 from flawmask.inference import threshold
 from flawmask.inference.backend import Backend, check_classes
@@ -106,7 +107,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         )
     shared = len(set(chosen.chosen_by) & set(digests.values()))
     facts["threshold"] = {
-        **{name: value for name, value in asdict(chosen).items() if name != "chosen_by"},
+        **{name: value for name, value in chosen.to_dict().items() if name != "chosen_by"},
         "same_split": shared > 0,
     }
     said = [*notes(split, config.model, seen), *threshold_notes(chosen, shared, len(split.images))]
@@ -166,7 +167,9 @@ def write_judgement(
         "notes": [*said, *measured.metrics["notes"]],
     }
     write_results(results_dir, split, predictions, replace(measured, metrics=metrics), settings.overlays)
-    log.info("evaluated %d images of %s: results in %s", len(predictions), split.folder, results_dir)
+    groups = measured.metrics.get("groups")
+    judged = f"{len(predictions)} images of {split.folder}" + (f", of {groups} parts" if groups is not None else "")
+    log.info("evaluated %s: results in %s", judged, results_dir)
     return Evaluated(results_dir, metrics)
 
 
@@ -195,8 +198,9 @@ def _threshold(
         predictions, _ = _predict(config, backend, split, team)
     judged = judge(split, predictions, threshold.DEFAULT, config.min_area)
     truth, scores = np.array([one.truth for one in judged]), np.array([one.score for one in judged])
-    weights = resample(truth, config.resamples, config.seed)
-    chosen = choose(truth, scores, weights, config.aim, VALIDATION, config.min_area)
+    groups = groups_of(judged)
+    weights = resample(truth, config.resamples, config.seed, groups)
+    chosen = choose(truth, scores, weights, config.aim, VALIDATION, config.min_area, groups)
     log.info("threshold %.3f, chosen for %s on %d images of %s", chosen.value, config.aim, len(judged), split.folder)
     return replace(chosen, chosen_by=tuple(digests.values()))
 

@@ -20,6 +20,7 @@ from flawmask.evaluation.ranking import (
     false_alarms_at,
     rank,
 )
+from flawmask.evaluation.uncertainty import Groups
 from flawmask.evaluation.verdicts import rates
 from flawmask.progress import track
 
@@ -53,11 +54,24 @@ def verdict_counts(evidence: "Evidence", weights: Floats | None) -> Values:
 
 def outcomes(evidence: "Evidence", weights: Floats | None) -> tuple[Floats, Floats, Floats, Floats]:
     """Return true positives, false positives, false negatives and true negatives of the verdicts, (B,) each."""
-    truth, verdicts = evidence.truth, evidence.verdicts
-    weights = np.ones((1, len(truth))) if weights is None else weights
-    kinds = np.stack([truth & verdicts, ~truth & verdicts, truth & ~verdicts, ~truth & ~verdicts], axis=1)
-    tp, fp, fn, tn = (weights @ kinds.astype(np.float64)).T
+    kinds = _outcomes(evidence)
+    weights = np.ones((1, len(kinds))) if weights is None else weights
+    tp, fp, fn, tn = (weights @ kinds).T
     return tp, fp, fn, tn
+
+
+def counts_of_groups(evidence: "Evidence", groups: Groups) -> Values:
+    """Return the figures of `verdict_counts` for each of k groups, (k,) each."""
+    tp, fp, fn, tn = (np.bincount(groups, kind).astype(np.float64) for kind in _outcomes(evidence).T)
+    return {"tp_defect": tp, "fp_defect": fp, "tn_good": tn, "fn_defect": fn, "total_images": tp + fp + fn + tn}
+
+
+def _outcomes(evidence: "Evidence") -> Floats:
+    """Return, for each image, 1 for its outcome and 0 for the others, (N, 4): true positives, false positives, false
+    negatives and true negatives."""
+    truth, verdicts = evidence.truth, evidence.verdicts
+    kinds = np.stack([truth & verdicts, ~truth & verdicts, truth & ~verdicts, ~truth & ~verdicts], axis=1)
+    return kinds.astype(np.float64)
 
 
 def share(part: Floats, whole: Floats) -> Floats:

@@ -16,12 +16,13 @@ from flawmask.evaluation.average_precision import (
     evaluate_instances,
     mask_precision_curve,
 )
+from flawmask.evaluation.by_group import bootstrap
 from flawmask.evaluation.instances import InstanceErrors, instance_errors
-from flawmask.evaluation.metrics import METRICS, Group, Metric, values
+from flawmask.evaluation.metrics import METRICS, Formula, Group, Metric, values
 from flawmask.evaluation.pixels import PixelTally
 from flawmask.evaluation.ranking import calibration, confusion, precision_recall_curve, rank, roc_curve
-from flawmask.evaluation.uncertainty import Interval, percentiles, resample
-from flawmask.evaluation.verdicts import Judged, recall_by_type
+from flawmask.evaluation.uncertainty import Groups, Interval
+from flawmask.evaluation.verdicts import Judged, groups_of, recall_by_type
 from flawmask.prediction import Prediction
 from flawmask.progress import track
 
@@ -47,7 +48,8 @@ class Measured:
 def judge(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> list[Judged]:
     """Return each image's truth and verdict."""
     judged = []
-    for image, prediction in zip(split.images, predictions, strict=True):
+    groups: Sequence[str | None] = split.groups or [None] * len(split.images)
+    for image, prediction, group in zip(split.images, predictions, groups, strict=True):
         verdict = prediction.verdict(conf, min_area)
         judged.append(
             Judged(
@@ -56,6 +58,7 @@ def judge(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_
                 truth=split.is_defective(image),
                 verdict=verdict.is_defect,
                 score=verdict.score,
+                group=group,
             )
         )
     return judged
@@ -130,6 +133,11 @@ class Evidence:
         """(N,) each image's score."""
         return np.array([one.score for one in self.judged], dtype=np.float64)
 
+    @cached_property
+    def groups(self) -> Groups | None:
+        """(N,) the number of each image's group; None where nothing is known of groups."""
+        return groups_of(self.judged)
+
 
 def gather(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> Evidence:
     """Judge the predictions, one per image of the split; they are matched with the truth when that is asked for."""
@@ -175,6 +183,7 @@ def measure(
         "spurious_instances": errors.spurious,
         **_nested(figures, "pixels"),
         "finds": "masks" if detections.has_masks else "boxes",
+        **_groups(evidence),
         "resamples": resamples,
         "notes": _undefined(truth, detections.has_masks),
         **_intervals(figures, evidence, resamples, seed),
@@ -205,9 +214,15 @@ def measure_scores(judged: Sequence[Judged], *, resamples: int, seed: int) -> di
         **_nested(figures, "verdicts"),
         "recall_by_type": recall_by_type(judged),
         **_nested(figures, "ranking"),
+        **_groups(evidence),
         "resamples": resamples,
         **_intervals(figures, evidence, resamples, seed),
     }
+
+
+def _groups(evidence: Evidence) -> dict[str, int]:
+    """Return how many groups there are, where that is known."""
+    return {} if evidence.groups is None else {"groups": len(np.unique(evidence.groups))}
 
 
 def _figures(evidence: Evidence) -> dict[str, float | None]:
@@ -236,10 +251,12 @@ def _intervals(
 ) -> dict[str, dict[str, Any]]:
     """Return `intervals`, and by which method each was made: by a formula where there is one, else by the bootstrap."""
     known = [one for key, one in METRICS.items() if figures.get(key) is not None and one.has_interval]
-    drawn = values(known, evidence, resample(evidence.truth, resamples, seed)) if resamples else {}
+    truth, groups = evidence.truth, evidence.groups
+    method = "bootstrap" if groups is None else "bootstrap, by group"
+    drawn = bootstrap(lambda weights: values(known, evidence, weights), truth, groups, resamples, seed)
     found: list[tuple[str, str, Interval | None]] = [
-        *((key, "bootstrap", percentiles(of_key)) for key, of_key in drawn.items()),
-        *((one.key, one.formula.method, one.formula.bounds(figures)) for one in known if one.formula),
+        *((key, method, interval) for key, interval in drawn.items()),
+        *((one.key, *_by_formula(one.formula, figures, evidence)) for one in known if one.formula),
     ]
     intervals, methods = {}, {}
     for key, method, interval in found:  # the last one that has an interval gives it
@@ -247,6 +264,15 @@ def _intervals(
             name = key.replace(".", "_")
             intervals[name], methods[name] = interval, method
     return {"intervals": intervals, "interval_method": methods}
+
+
+def _by_formula(
+    formula: Formula, figures: Mapping[str, float | None], evidence: Evidence
+) -> tuple[str, Interval | None]:
+    """Return the name of the method and its interval: over groups where they are known."""
+    if evidence.groups is None:
+        return formula.method, formula.bounds(figures)
+    return formula.method_by_group, formula.bounds_by_group(evidence, evidence.groups)
 
 
 def quick_figures(split: CocoSplit, predictions: Sequence[Prediction]) -> dict[str, float | None]:

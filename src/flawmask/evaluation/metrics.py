@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from flawmask.evaluation import formulas
-from flawmask.evaluation.uncertainty import Interval, auroc_interval, f1_interval, wilson
+from flawmask.evaluation import by_group, formulas
+from flawmask.evaluation.uncertainty import Groups, Interval, auroc_interval, f1_interval, holds_defect, wilson
 
 if TYPE_CHECKING:  # see `formulas`
     from flawmask.evaluation.measure import Evidence
@@ -36,10 +36,14 @@ class Formula:
     Attributes:
         method: its name in `interval_method`.
         bounds: the interval, from all metrics by key; None where there is none.
+        method_by_group: the name of the one that takes its place where groups are known.
+        bounds_by_group: that one's interval, from the evidence and its groups.
     """
 
     method: str
     bounds: Callable[[Figures], Interval | None]
+    method_by_group: str
+    bounds_by_group: "Callable[[Evidence, Groups], Interval | None]"
 
 
 @dataclass(frozen=True)
@@ -85,22 +89,41 @@ class Metric:
 
 
 def proportion(part: Sequence[str], whole: Sequence[str]) -> Formula:
-    """Return Wilson's interval of a proportion.
+    """Return Wilson's interval of a proportion, of images or over groups.
 
     Args:
         part: keys of counts, whose sum is the part.
         whole: keys of counts, whose sum is the whole.
     """
-    return Formula("wilson", lambda found: wilson(sum(found[key] for key in part), sum(found[key] for key in whole)))
+
+    def bounds(found: Figures) -> Interval | None:
+        return wilson(sum(found[key] for key in part), sum(found[key] for key in whole))
+
+    def bounds_by_group(evidence: "Evidence", groups: Groups) -> Interval | None:
+        found = formulas.counts_of_groups(evidence, groups)
+        some, all_of_them = (np.sum([found[key] for key in keys], axis=0) for keys in (part, whole))
+        return by_group.wilson(some, all_of_them, holds_defect(evidence.truth, groups))
+
+    return Formula("wilson", bounds, "wilson, by group", bounds_by_group)
 
 
 def _f1_interval(found: Figures) -> Interval | None:
     return f1_interval(found["tp_defect"], found["fp_defect"], found["fn_defect"])
 
 
+def _f1_by_group(evidence: "Evidence", groups: Groups) -> Interval | None:
+    found = formulas.counts_of_groups(evidence, groups)
+    defective = holds_defect(evidence.truth, groups)
+    return by_group.f1_interval(found["tp_defect"], found["fp_defect"], found["fn_defect"], defective)
+
+
 def _auroc_interval(found: Figures) -> Interval:
     positives, negatives = found["tp_defect"] + found["fn_defect"], found["fp_defect"] + found["tn_good"]
     return auroc_interval(found["image_auroc"], positives, negatives)
+
+
+def _auroc_by_group(evidence: "Evidence", groups: Groups) -> Interval:
+    return by_group.auroc_interval(evidence.truth, evidence.scores, groups)
 
 
 RECALL = proportion(["tp_defect"], ["tp_defect", "fn_defect"])
@@ -123,7 +146,8 @@ _ENTRIES = (
     ),
     Metric(
         "f1_score", "F1", "harmonic mean of recall and precision", "verdicts", formulas.verdict_rates,
-        formula=Formula("wilson", _f1_interval), console={"block": "F1-Score", "intervals": "F1 {}"}, report=3,
+        formula=Formula("wilson", _f1_interval, "wilson, by group", _f1_by_group),
+        console={"block": "F1-Score", "intervals": "F1 {}"}, report=3,
         comparison=(2, "F1 at its threshold"), against=1, in_folds=True,
     ),
     Metric(
@@ -136,8 +160,9 @@ _ENTRIES = (
     ),
     Metric(
         "image_auroc", "AUROC", "chance that a defective part scores above a good one", "ranking", formulas.ranking,
-        formula=Formula("newcombe", _auroc_interval), console={"ranking": "AUROC {}"}, report=6,
-        comparison=(1, "Image AUROC"), against=1, in_folds=True, curve=("roc", "AUROC"),
+        formula=Formula("newcombe", _auroc_interval, "obuchowski, by group", _auroc_by_group),
+        console={"ranking": "AUROC {}"}, report=6, comparison=(1, "Image AUROC"), against=1,
+        in_folds=True, curve=("roc", "AUROC"),
         question="Telling good from defective (image AUROC)",
     ),
     Metric(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flawmask.evaluation.metrics import METRICS, Line, Metric, Shown
-from flawmask.report.headline import interval_of, lookup, shown_of
+from flawmask.report.headline import exact_test, images_of_parts, interval_of, lookup, shown_of
 
 RULE = "=" * 60
 
@@ -27,11 +27,13 @@ def summary(metrics: Mapping[str, Any]) -> str:
     false_alarms = (
         text.format(f"{_value(metrics, one)} ({_interval(metrics, one)})") for one, text in _on(metrics, "false alarms")
     )
+    groups = metrics.get("groups")
     lines = [
         metrics_block(metrics),
+        *([f"Judged: {images_of_parts(metrics['total_images'], groups)}; intervals are over parts"] if groups else []),
         f"95 % intervals: {', '.join(intervals)}",
         f"Verdicts: {metrics['tp_defect']} defects found, {metrics['fn_defect']} missed; "
-        f"{metrics['tn_good']} good parts passed, {metrics['fp_defect']} rejected",
+        f"{metrics['tn_good']} good {'images' if groups else 'parts'} passed, {metrics['fp_defect']} rejected",
         f"Found by type: {_by_type(metrics) or 'n/a'}",
         f"Threshold: {_threshold(metrics['threshold'])}",
         f"Ranking of images: {', '.join(_line(metrics, 'ranking'))}",
@@ -98,7 +100,8 @@ def _by_type(metrics: Mapping[str, Any]) -> str:
 def _threshold(threshold: Mapping[str, Any]) -> str:
     if threshold["how"] != "aim":
         return f"{threshold['value']:.3f} ({threshold['how']})"
-    where = f"chosen for {threshold['aim']} on {threshold['images']} images of {threshold['chosen_on']}"
+    parts = f" ({threshold['groups']} parts)" if "groups" in threshold else ""
+    where = f"chosen for {threshold['aim']} on {threshold['images']} images{parts} of {threshold['chosen_on']}"
     interval = threshold["interval"]
     spread = f", 95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
     return f"{threshold['value']:.3f} ({where}{spread})"
@@ -129,7 +132,7 @@ def _against(metrics: Mapping[str, Any]) -> list[str]:
     test = found["mcnemar"]
     verdicts = (
         f"  verdicts: {test['only_this_right']} images only this one gets right, {test['only_other_right']} only the "
-        f"other; McNemar's exact p = {test['p']:.3f}"
+        f"other; {exact_test(found)} p = {test['p']:.3f}"
     )
     return [f"Compared with {found['other']}, this one less the other:", *rows, verdicts]
 

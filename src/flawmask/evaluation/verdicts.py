@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from flawmask.coco import GOOD
-from flawmask.evaluation.uncertainty import wilson
+from flawmask.evaluation import by_group
+from flawmask.evaluation.uncertainty import Groups, wilson
 
 COMPOSITE_WEIGHTS = {"accuracy": 0.3, "precision": 0.2, "recall": 0.3, "f1_score": 0.2}
 """What the composite score is made of."""
@@ -21,6 +24,7 @@ class Judged:
         truth: whether it has a defect.
         verdict: whether it was rejected.
         score: the highest score of a defect instance on it, 0 where there is none.
+        group: what it shares with other images of the same part; None where nothing is known of groups.
     """
 
     file_name: str
@@ -28,6 +32,7 @@ class Judged:
     truth: bool
     verdict: bool
     score: float
+    group: str | None = None
 
     @property
     def outcome(self) -> str:
@@ -63,14 +68,26 @@ def rates(tp: float, fp: float, fn: float, tn: float) -> dict[str, float | None]
 def recall_by_type(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
     """Return what is found of each defect type, by its name, as `metrics.json` has it.
 
-    The keys of each are `images`, how many there are; `found`, how many of them were rejected; `recall`, 0 to 1; and
-    `interval`, the 95 % interval of that (Wilson, JASA 1927).
+    The keys of each are `images`, how many there are; `found`, how many of them were rejected; `recall`, 0 to 1;
+    `interval`, the 95 % interval of that (Wilson, JASA 1927); and `groups`, of how many groups they are, where these
+    are known.
     """
     defective = [one for one in judged if one.truth and one.defect_type != GOOD]
     table = {}
     for name in sorted({one.defect_type for one in defective}):
-        of_type = [one.verdict for one in defective if one.defect_type == name]
-        images, found = len(of_type), sum(of_type)
+        of_type = [one for one in defective if one.defect_type == name]
+        images, found = len(of_type), sum(one.verdict for one in of_type)
         row = {"images": images, "found": found, "recall": ratio(found, images), "interval": wilson(found, images)}
+        groups = groups_of(of_type)
+        if groups is not None:
+            verdicts = np.array([[one.verdict, True] for one in of_type], dtype=np.float64)
+            part, whole = (np.bincount(groups, column).astype(np.float64) for column in verdicts.T)
+            row |= {"interval": by_group.wilson(part, whole, whole > 0), "groups": len(whole)}
         table[name] = row
     return table
+
+
+def groups_of(judged: Sequence[Judged]) -> Groups | None:
+    """Return the number of each image's group, (N,); None where nothing is known of groups."""
+    names = [one.group for one in judged if one.group is not None]
+    return by_group.numbered(names) if names else None

@@ -25,6 +25,7 @@ class Threshold:
         min_area: what --min_area was then: the choice holds for no other.
         reached: whether the aim was reached on that split.
         chosen_by: the digests of that split's images (`images.content_digest`).
+        groups: how many groups its images are; None where nothing is known of groups.
     """
 
     value: float
@@ -36,6 +37,11 @@ class Threshold:
     min_area: int = 0
     reached: bool = True
     chosen_by: tuple[str, ...] = ()
+    groups: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it: `groups` only where it is known."""
+        return {name: value for name, value in asdict(self).items() if name != "groups" or value is not None}
 
 
 def given(conf: float) -> Threshold:
@@ -66,7 +72,7 @@ def _beside(model: Path) -> Path:
 
 def save(threshold: Threshold, model: Path) -> None:
     """Write the threshold beside the checkpoint that it was chosen for, as `best.threshold.json`."""
-    content = {"made_by": MADE_BY, "model_sha256": sha256(model.read_bytes()), **asdict(threshold)}
+    content = {"made_by": MADE_BY, "model_sha256": sha256(model.read_bytes()), **threshold.to_dict()}
     write_json(_beside(model), content)
 
 

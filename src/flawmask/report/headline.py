@@ -46,6 +46,18 @@ def shown_of(key: str) -> Shown:
     return METRICS[key].shown if key in METRICS else "percent"
 
 
+def images_of_parts(images: int, groups: int | None) -> str:
+    """Return how many images there are, and of how many parts where that is known: `201 images of 48 parts`."""
+    counted = f"{images} image{'' if images == 1 else 's'}"
+    return counted if groups is None else f"{counted} of {groups} part{'' if groups == 1 else 's'}"
+
+
+def exact_test(against: Mapping[str, Any]) -> str:
+    """Return what the test is called whose p two models' verdicts have."""
+    groups = against.get("groups")
+    return "McNemar's exact" if groups is None else f"exact, over {groups} parts,"
+
+
 def written(value: float | None, shown: Shown = "percent") -> str:
     """Return a figure as text, or n/a."""
     if value is None or shown == "percent":

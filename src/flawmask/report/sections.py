@@ -16,6 +16,8 @@ from flawmask.report.headline import (
     NBSP,
     by_level,
     decimal,
+    exact_test,
+    images_of_parts,
     interval_of,
     lookup,
     percent,
@@ -45,7 +47,7 @@ def header(results: Results, split: CocoSplit) -> str:
     return (
         "<header>"
         f"<h1>{esc(title(results))}</h1>"
-        f'<p class="what">{len(split.images)} images judged by {esc(model.parent.name or ".")}/{esc(model.name)}</p>'
+        f'<p class="what">{_judged(split)} judged by {esc(model.parent.name or ".")}/{esc(model.name)}</p>'
         f'<p class="verdict">{verdict(metrics)}</p>'
         f'<p class="threshold">{esc(threshold_sentence(metrics))}</p>'
         + (f'<div class="notes" role="note"><h2>Mind</h2><ul>{notes}</ul></div>' if notes else "")
@@ -54,23 +56,35 @@ def header(results: Results, split: CocoSplit) -> str:
     )
 
 
+def _judged(split: CocoSplit) -> str:
+    groups = split.groups
+    return f"{len(split.images)} images" if groups is None else images_of_parts(len(groups), len(set(groups)))
+
+
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """Return in plain words, as HTML, how many defective parts are found and how many good ones rejected."""
+    """Return in plain words, as HTML, how many defective parts are found and how many good ones rejected; images of
+    them where there may be several of one part."""
+    what = _unit(metrics)
     found, missed = metrics["tp_defect"], metrics["fn_defect"]
     alarms, passed = metrics["fp_defect"], metrics["tn_good"]
-    first, second = "No defective part was judged: what it finds is not known", "no good part was judged"
+    first, second = f"No defective {what} was judged: what it finds is not known", f"no good {what} was judged"
     if found + missed:
         share = _share(found, found + missed, interval_of(metrics, "recall"))
-        first = f"Finds <strong>{found} of {_parts(found + missed, 'defective')}</strong> {share}"
+        first = f"Finds <strong>{found} of {_counted(found + missed, f'defective {what}')}</strong> {share}"
     if alarms + passed:
         share = _share(alarms, alarms + passed, interval_of(metrics, "false_alarm_rate"))
         count = f"{alarms or 'no'} false alarm{'' if alarms == 1 else 's'}"
-        second = f"<strong>{count} in {_parts(alarms + passed, 'good')}</strong> {share}"
+        second = f"<strong>{count} in {_counted(alarms + passed, f'good {what}')}</strong> {share}"
     return f"{first}; {second}."
 
 
-def _parts(count: int, kind: str) -> str:
-    return f"{count} {kind} part{'' if count == 1 else 's'}"
+def _unit(metrics: Mapping[str, Any]) -> str:
+    """Return what is counted: parts, or images where there may be several of one part."""
+    return "part" if metrics.get("groups") is None else "image"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _share(part: int, whole: int, interval: tuple[float, float] | None) -> str:
@@ -87,11 +101,13 @@ def threshold_sentence(metrics: Mapping[str, Any]) -> str:
     value = decimal(threshold.get("value", metrics["conf"]))
     area = metrics["min_area"]
     least = f" and covers at least {area} pixel{'' if area == 1 else 's'}" if area else ""
-    sentence = f"A part is rejected when a defect on it scores at least {value}{least}."
+    what = "A part" if _unit(metrics) == "part" else "An image"
+    sentence = f"{what} is rejected when a defect on it scores at least {value}{least}."
     if threshold.get("how") == "aim":
         bounds, images = threshold.get("interval"), threshold.get("images")
         spread = f" (95 % interval {decimal(bounds[0])}{DASH}{decimal(bounds[1])})" if bounds else ""
-        where = f"{images} images of the split" if images else "split"
+        parts = f" ({threshold['groups']} parts)" if "groups" in threshold else ""
+        where = f"{images} images{parts} of the split" if images else "split"
         sentence += f" The threshold was chosen on the {where} {threshold.get('chosen_on')} for the aim "
         sentence += f"{threshold.get('aim')}{spread}."
         if threshold.get("same_split"):
@@ -111,7 +127,8 @@ def headline(metrics: Mapping[str, Any]) -> str:
             there, value = lookup(metrics, one.key)
             if there:
                 bounds = interval_of(metrics, one.key)
-                name = f'{esc(one.label)}<span class="meaning">{esc(one.meaning)}</span>'
+                meaning = one.meaning.replace("part", _unit(metrics))
+                name = f'{esc(one.label)}<span class="meaning">{esc(meaning)}</span>'
                 interval = written_range(bounds, one.shown) if bounds else ""
                 line = _range(value, bounds) if one.shown == "percent" else ""
                 rows.append((name, written(value, one.shown), interval, line))
@@ -139,7 +156,9 @@ def _speed(metrics: Mapping[str, Any]) -> str:
     names = {"read": "reading", "network": "network", "post": "post-processing"}
     split = ", ".join(f"{names.get(name, name)} {value:.3f}" for name, value in parts.items() if value is not None)
     resamples = metrics.get("resamples")
-    how = f" Intervals: by formula for proportions, F1 and AUROC, else from {resamples} resamples." if resamples else ""
+    over, drawn = (" over parts", " of whole parts") if metrics.get("groups") is not None else ("", "")
+    how = f" Intervals{over}: by formula for proportions, F1 and AUROC, else from {resamples} resamples{drawn}."
+    how = how if resamples else ""
     return f'<p class="small">{total:.3f} seconds per image{esc(f" ({split})" if split else "")}.{esc(how)}</p>'
 
 
@@ -186,7 +205,7 @@ def against(metrics: Mapping[str, Any]) -> str:
         "which model is better.</p>"
         + table(("figure", "this", "other", "difference", "95 % interval"), rows)
         + f"<p>{test['only_this_right']} images only this one gets right, {test['only_other_right']} only the other; "
-        f"McNemar's exact p = {test['p']:.3f}.</p>"
+        f"{exact_test(found)} p = {test['p']:.3f}.</p>"
     )
 
 
@@ -339,6 +358,7 @@ def data(results: Results, split: CocoSplit) -> str:
         "Data set": results.metrics["dataset"],
         "Split judged": results.metrics["split"],
         "Images judged": len(split.images),
+        "Parts they show": None if split.groups is None else len(set(split.groups)),
         "True defects on them": sum(len(split.defects(image)) for image in split.images),
         "Image sizes in pixels": ", ".join(common + varied),
         "Classes": ", ".join(split.class_names),

@@ -12,7 +12,7 @@ from flawmask.evaluation.metrics import Metric
 from flawmask.files import write_bytes
 from flawmask.report.config import ReportConfig
 from flawmask.report.figures import draw_losses, inline
-from flawmask.report.headline import by_level, interval_of, lookup, percent, written, written_range
+from flawmask.report.headline import by_level, images_of_parts, interval_of, lookup, percent, written, written_range
 from flawmask.report.page import GENERATOR, esc, page, section, table
 from flawmask.report.report import write_report
 from flawmask.report.results import Results, read_results
@@ -117,10 +117,16 @@ def _name(folder: Path) -> str:
 def _verdicts(named: Mapping[str, Results]) -> str:
     """Return each run's verdict in plain words."""
     return "".join(
-        f"<h3>{esc(name)}, split {esc(one.metrics['split'])}</h3><p>{verdict(one.metrics)}</p>"
+        f"<h3>{esc(name)}, split {esc(one.metrics['split'])}{_parts(one.metrics)}</h3><p>{verdict(one.metrics)}</p>"
         f'<p class="small">{esc(threshold_sentence(one.metrics))}</p>'
         for name, one in named.items()
     )
+
+
+def _parts(metrics: Mapping[str, Any]) -> str:
+    """Return how many images of how many parts were judged, where that is known."""
+    groups = metrics.get("groups")
+    return "" if groups is None else f", {images_of_parts(metrics['total_images'], groups)}"
 
 
 def _notes(results: Sequence[Results]) -> str:
