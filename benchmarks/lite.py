@@ -119,9 +119,7 @@ def sizes_of_images_part(data: str, rounds: int) -> None:
     }
     found = in_turns(asked, rounds)
     rows = [[name, f"{1000 * one['seconds']:.0f}", f"{one['megabytes']:.0f}"] for name, one in found.items()]
-    print(
-        f"\n### Images of many sizes\n\n300 images of as many sizes, from {SIZE} by {SIZE} to {SIZE} by {2 * SIZE}.\n"
-    )
+    print(f"\n### Images of many sizes\n\n240 images, {SIZE} pixels high and {SIZE} to {2 * SIZE} wide.\n")
     print(table([f"`{CACHE}`", "ms an image, training", "peak, MB"], rows))
 
 
