@@ -145,6 +145,7 @@ def test_told_to_stop_it_saves_and_says_so_by_its_status(
     assert not (state.parent.parent / "comparison.md").exists()
 
 
+@pytest.mark.services
 def test_over_folds_each_model_is_judged_on_all_images_by_models_that_have_not_seen_them(
     mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,7 +178,9 @@ def assert_same(prediction: Prediction, found: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("frozen", "size"), [(False, (800, 1050)), (True, (900, 800))])
+@pytest.mark.parametrize(
+    ("frozen", "size"), [(False, (800, 1050)), pytest.param(True, (900, 800), marks=pytest.mark.services)]
+)
 def test_a_state_dict_of_torchvision_gives_torchvisions_own_answers(
     tmp_path: Path, frozen: bool, size: tuple[int, int]
 ) -> None:

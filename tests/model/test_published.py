@@ -93,7 +93,7 @@ SSDLITE_HEADS = {name.replace(".weight", ".1.weight").replace(".bias", ".1.bias"
         ("fasterrcnn_mobilenet_v3_large_fpn", BOX_HEADS, 1e-5),
         ("retinanet_resnet50_fpn", LOGITS, 0.0),
         ("fcos_resnet50_fpn", LOGITS, 1e-5),
-        ("ssd300_vgg16", SSD_HEADS, None),
+        pytest.param("ssd300_vgg16", SSD_HEADS, None, marks=pytest.mark.services),
         ("ssdlite320_mobilenet_v3_large", SSDLITE_HEADS, 0.001),
     ],
 )

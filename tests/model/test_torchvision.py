@@ -1,12 +1,12 @@
 """With torchvision's own weights, its detectors have torchvision's own settings, detections and losses."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from random_network import as_tensor, patchwork, resized, spec_of, torchvision_finds, wake
+from random_network import SLOW, as_tensor, patchwork, resized, spec_of, torchvision_finds, wake
 from torch import Tensor, nn
 from torchvision.models import detection as torchvisions
 from torchvision.ops import MultiScaleRoIAlign
@@ -34,6 +34,11 @@ DETECTIONS: dict[Arch, int] = {
 OF_ONE_STAGE = tuple(arch for arch in DETECTIONS if "rcnn" not in arch)
 
 
+def marked(archs: Iterable[str]) -> list[Any]:
+    """Return architectures as parameters, the slow one for `make test-services`."""
+    return [pytest.param(arch, marks=[pytest.mark.services] if arch == SLOW else []) for arch in archs]
+
+
 @dataclass(frozen=True)
 class Pair:
     """Flawmask's network and torchvision's, with the same weights."""
@@ -44,7 +49,7 @@ class Pair:
     theirs: Any
 
 
-@pytest.fixture(scope="module", params=DETECTIONS)
+@pytest.fixture(scope="module", params=marked(DETECTIONS))
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """One of each architecture, one after the other."""
     arch = request.param
@@ -115,7 +120,7 @@ def targets_for(shapes: list[tuple[int, int]]) -> list[Target]:
     ]
 
 
-@pytest.mark.parametrize("pair", OF_ONE_STAGE, indirect=True)
+@pytest.mark.parametrize("pair", marked(OF_ONE_STAGE), indirect=True)
 def test_losses_are_torchvisions(pair: Pair) -> None:
     side = pair.spec.fixed_size
     shapes = [(side, side), (side, side)] if side else [(SIZE, SIZE + 16), (SIZE, SIZE)]

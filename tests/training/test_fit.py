@@ -35,6 +35,7 @@ def trial(dataset: Path, training: CocoSplit | None = None, **changes: Any) -> T
     return Trial(settings(dataset, **changes), split, NOTHING, torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.services
 def test_fewer_images_pass_at_once_where_there_is_less_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = trial(dataset)
     monkeypatch.setattr(fit, "_peak_memory", lambda since_start=False: 10**9 + 10**8 * since_start)
