@@ -268,8 +268,8 @@ def test_of_a_proportion_the_bootstrapped_interval_is_wilsons(agree: float) -> N
     right = truth == (scores > 0.7)
     values, weights = drawn_accuracy(right, truth, groups)
     found = bootstrap_interval(values, weights, truth, groups)
-    counts = (np.bincount(groups, one).astype(float) for one in (right, np.ones(len(right))))
-    expected = by_group.wilson(*counts, holds_defect(truth, groups))
+    part, whole = (np.bincount(groups, one).astype(float) for one in (right, np.ones(len(right))))
+    expected = by_group.wilson(part, whole, holds_defect(truth, groups))
     assert found is not None
     assert expected is not None
     assert found[1] - found[0] == pytest.approx(expected[1] - expected[0], rel=0.1)
