@@ -152,6 +152,30 @@ def test_results_on_variants_are_marked_as_such(run_dir: Path, dataset: Path) ->
     assert "1 of these 5 images are augmented variants, not photographs." in run(run_dir, dataset).metrics["notes"]
 
 
+def test_of_images_that_name_their_part_everything_is_said_over_parts(run_dir: Path, dataset: Path) -> None:
+    path = dataset / "val" / "annotations.json"
+    content = json.loads(path.read_text())
+    for image, part in zip(content["images"], ["tile 1", "tile 1", "tile 2", "tile 3", None], strict=True):
+        image["group"] = part
+    path.write_text(json.dumps(content))
+    first = run(run_dir, dataset, conf=0.05)
+    shutil.copytree(first.results_dir, dataset.parent / "first" / "inference_val")
+    done = run(run_dir, dataset, conf="auto", resamples=50, against=dataset.parent / "first")
+    (run_dir / "best.threshold.json").unlink()
+    metrics = json.loads((done.results_dir / "metrics.json").read_text())
+    assert metrics["groups"] == metrics["threshold"]["groups"] == metrics["against"]["groups"] == 4
+    assert set(metrics["interval_method"].values()) <= {
+        "wilson, by group",
+        "obuchowski, by group",
+        "bootstrap, by group",
+    }
+    said = summary(done.metrics)
+    assert "Judged: 5 images of 4 parts; intervals are over parts" in said
+    assert "chosen for f1 on 5 images (4 parts) of val" in said
+    assert "only the other; exact, over 4 parts, p = " in said
+    assert "5 images of 4 parts judged by" in words(done.results_dir / "report.html")
+
+
 def test_another_run_is_compared_on_the_same_images(run_dir: Path, dataset: Path) -> None:
     first = run(run_dir, dataset, conf=0.05)
     shutil.copytree(first.results_dir, dataset.parent / "first" / "inference_val")
