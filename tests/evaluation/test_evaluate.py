@@ -14,6 +14,7 @@ from files_read_back import names, rows
 from patchy_split import CATEGORIES, SPEC, edit, run
 from pycocotools.coco import COCO
 from random_network import detect, network, patchwork
+from report.test_report import words
 
 from flawmask.coco import read_split, write_split
 from flawmask.errors import FlawmaskError
