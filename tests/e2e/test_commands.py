@@ -153,7 +153,7 @@ def test_the_pipeline_prints_the_metrics_and_where_to_look(workplace: Path) -> N
 def test_the_network_that_is_trained_by_default_goes_through_it_at_the_size_it_has_by_default(
     tmp_path: Path,
 ) -> None:
-    """As `run_maskrcnn_pipeline.py` does where only the images are named; but one epoch, and without downloaded weights."""
+    """As `run_maskrcnn_pipeline.py` does where only images are named; but one epoch, and without downloaded weights."""
     drawn = "demo --mvtec_root mvtec --category nut --image_size 64 --good 3 --defective 1 --train_good 0"
     call_in(tmp_path, *drawn.split())
     flags = "--category nut --mvtec_root mvtec --epochs 1 --weights none --skip_augment"
