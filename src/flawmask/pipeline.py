@@ -169,7 +169,7 @@ def _demo_run(config: DemoCommand, images: int) -> RunConfig:
         arch=config.arch,
         offline=True,
         image_size=DEMO_SIZE,
-        epochs=6,
+        epochs=8,
         skip_augment=True,
         overwrite=config.overwrite,
         seed=config.seed,
@@ -179,5 +179,5 @@ def _demo_run(config: DemoCommand, images: int) -> RunConfig:
     except OutOfReachError as error:
         log.info("%s", error)
         # From nothing, the same images have to be shown more often.
-        bare = replace(settings, weights="none", image_size=160, skip_augment=False, augmentation_factor=1)
+        bare = replace(settings, weights="none", image_size=160, epochs=6, skip_augment=False, augmentation_factor=1)
         return with_network(bare, images)
