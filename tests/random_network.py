@@ -43,14 +43,15 @@ def built(archs: Iterable[Arch], *marks: pytest.MarkDecorator) -> list[Any]:
     return [pytest.param(arch, marks=[*marks, needs_rfdetr] if arch in transformers else marks) for arch in archs]
 
 
-SLOW: Arch = "ssd300_vgg16"
-"""It takes as long as all others together. `make test` has another SSD in its place, `make test-services` has it."""
+SLOW: tuple[Arch, ...] = ("ssd300_vgg16", "rfdetr_seg_nano")
+"""They take as long as all others together. `make test` has another SSD, and RF-DETR's own tests, in their place;
+`make test-services` has them."""
 
 LARGER = tuple(arch for arch in ARCHITECTURES if arch not in KIND_BY_KIND)
 _DEEPER = tuple(arch for arch in LARGER if "lite1" in arch or "lite2" in arch)
 BUILDABLE = built(ARCHITECTURES)
 OTHERS = [*built(arch for arch in LARGER if arch not in _DEEPER), *built(_DEEPER, pytest.mark.services)]
-KINDS = [*built(arch for arch in KIND_BY_KIND if arch != SLOW), *built([SLOW], pytest.mark.services)]
+KINDS = [*built(arch for arch in KIND_BY_KIND if arch not in SLOW), *built(SLOW, pytest.mark.services)]
 KINDS_AND_MORE = [*KINDS, *built(LARGER, pytest.mark.services)]
 """As such parameters: all architectures; those that stand for no kind; one of each kind, for properties that are the
 kind's; and one of each kind, with all others for `make test-services`."""

@@ -38,12 +38,7 @@ class Case:
     network: Any
 
 
-def by_time(one: Any) -> Any:
-    """Return the parameter, for `make test-services` where its network takes as long as all others together."""
-    return pytest.param(*one.values, marks=[*one.marks, pytest.mark.services]) if "rfdetr" in one.values[0] else one
-
-
-@pytest.fixture(scope="module", params=[by_time(one) for one in KINDS_AND_MORE])
+@pytest.fixture(scope="module", params=KINDS_AND_MORE)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     """One of each architecture, one after the other, its norms as they are by default without and with weights."""
     spec = spec_of(request.param)

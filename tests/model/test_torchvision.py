@@ -35,8 +35,8 @@ OF_ONE_STAGE = tuple(arch for arch in DETECTIONS if "rcnn" not in arch)
 
 
 def marked(archs: Iterable[str]) -> list[Any]:
-    """Return architectures as parameters, the slow one for `make test-services`."""
-    return [pytest.param(arch, marks=[pytest.mark.services] if arch == SLOW else []) for arch in archs]
+    """Return architectures as parameters, the slow ones for `make test-services`."""
+    return [pytest.param(arch, marks=[pytest.mark.services] if arch in SLOW else []) for arch in archs]
 
 
 @dataclass(frozen=True)
