@@ -254,6 +254,17 @@ def test_an_image_that_cannot_be_read_ends_the_classifiers_training_in_one_line(
     assert not left
 
 
+def test_the_classifier_takes_no_part_where_no_weights_are_at_hand_unless_they_were_asked_for(
+    mvtec_root: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    for weights, expected in (("auto", True), ("imagenet", False)):
+        settings = config(mvtec_root, weights=weights, offline=True, archs="maskrcnn_resnet18_fpn")
+        with pytest.raises(FlawmaskError, match="cannot be fetched") as caught:
+            classifier.learn(settings, read_split(prepared, "train"), tmp_path / "best.pt")
+        assert isinstance(caught.value, NotThereError) == expected
+
+
 def test_the_classifier_refuses_weights_of_another_network(mvtec_root: Path, prepared: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
     torch.save({"layer1.0.conv1.weight": torch.zeros(3)}, other)

@@ -22,8 +22,8 @@ from torchvision.models import ResNet18_Weights, WeightsEnum, resnet18
 from flawmask import images
 from flawmask.coco import CocoSplit
 from flawmask.comparison.config import CLASSIFIER, PUBLISHED, CompareConfig
-from flawmask.comparison.entry import Learned, Scored
-from flawmask.errors import FlawmaskError
+from flawmask.comparison.entry import Learned, NotThereError, Scored
+from flawmask.errors import FlawmaskError, OutOfReachError
 from flawmask.model.compute import Layers, compute_in
 from flawmask.model.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, count_parameters, to_device
 from flawmask.model.weights import StateDict, download, find_state_dict, load_file, save_file
@@ -71,7 +71,8 @@ def learn(config: CompareConfig, training: CocoSplit, path: Path) -> Learned:
         path: the file, `.pt`.
 
     Raises:
-        FlawmaskError: weights cannot be had, or an image cannot be read.
+        NotThereError: no weights are at hand, and none were asked for.
+        FlawmaskError: the weights that were asked for cannot be had, or an image cannot be read.
     """
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
@@ -79,7 +80,12 @@ def learn(config: CompareConfig, training: CocoSplit, path: Path) -> Learned:
     seed_everything(config.seed)
     size = _image_size(config, training)
     weights = config.weights_of(CLASSIFIER)
-    model = to_device(_network(weights, offline=config.offline), device).train()
+    try:
+        model = to_device(_network(weights, offline=config.offline), device).train()
+    except OutOfReachError as error:
+        if weights == "auto":  # nobody has asked for these: it takes no part, and says so
+            raise NotThereError(str(error)) from None
+        raise
     _compute_in(model, device, dtype)
     began = time.perf_counter()
     decay: dict[str, Any] = {"weight_decay": 0.01} if weights == "none" else {"momentum": 0.9, "weight_decay": 0.0005}
