@@ -20,7 +20,7 @@ from flawmask.data.doctor_tables import tables
 from flawmask.data.download import DownloadConfig, download
 from flawmask.data.layouts import AUTO, LAYOUTS, chosen_categories
 from flawmask.data.prepare import PrepareConfig, prepare
-from flawmask.errors import FlawmaskError, RecordsError
+from flawmask.errors import FlawmaskError, RecordsError, UnusedError
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.summary import percent, summary
 from flawmask.inference.config import PredictConfig
@@ -59,12 +59,12 @@ FLAGS = {
 SPARING = ("batch_size", "inference_batch_size", "image_size", "max_proposals")
 """Settings that take less memory the lower they are: those first that change nothing else."""
 
-OK, DEFECT_FOUND, FAILED, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
+OK, DEFECT_FOUND, FAILED, UNUSED, INTERRUPTED, UNREAD = 0, 1, 2, 3, 130, 141
 
 
 def main(command: str | None = None, **defaults: Any) -> None:
-    """Run the command line and exit the process: 0 done, 2 bad input, 130 interrupted, 141 nobody read all of the
-    output; `predict` knows 1 too.
+    """Run the command line and exit the process: 0 done, 2 bad input, 3 something unused with `--strict`, 130
+    interrupted, 141 nobody read all of the output; `predict` knows 1 too.
 
     Args:
         command: a subcommand's name, for the scripts that are one subcommand each.
@@ -81,6 +81,7 @@ def main(command: str | None = None, **defaults: Any) -> None:
 def _guarded(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
     """Run one command and return its exit status; what the user can mend is one line on stderr, no traceback."""
     own_process()
+    status = FAILED
     console = Console(stderr=True)
     log_to(console)
     show_progress_on(console if is_first() else None)
@@ -88,6 +89,8 @@ def _guarded(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
         return _printed(arguments, defaults)
     except RecordsError as error:
         reasons = [f"{error.path}: {problem}" for problem in error.problems]
+    except UnusedError as error:
+        reasons, status = [str(error)], UNUSED
     except FlawmaskError as error:
         reasons = [str(error)]
     except BrokenPipeError:  # whoever read the output, `head` say, has had enough
@@ -109,7 +112,7 @@ def _guarded(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
         show_progress_on(None)
     for reason in reasons:
         console.print(f"error: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
-    return FAILED
+    return status
 
 
 def _sparing(command: str) -> str:

@@ -31,6 +31,13 @@ class ImageError(FlawmaskError):
     """A file that cannot be read as an image, or a value that is none."""
 
 
+class UnusedError(FlawmaskError):
+    """Images or annotations that were found and are not used, where `--strict` wants all of them to be.
+
+    The command line exits with status 3.
+    """
+
+
 class OutOfReachError(FlawmaskError):
     """Weights that are not on this machine, and cannot be fetched or may not be."""
 

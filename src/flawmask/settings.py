@@ -44,6 +44,14 @@ class Overwrite(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Strict(Settings):
+    """Whether everything that was found must be used."""
+
+    strict: bool = False
+    """End with status 3, before anything is written, where an image or a label was found and is not used."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Device(Settings):
     """Where the network runs, and how precisely."""
 
