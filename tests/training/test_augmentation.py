@@ -1,4 +1,4 @@
-"""Augmentation while training: masks go with their images, exactly, and all that is drawn follows from the generator."""
+"""Augmentation while training: masks go with their images, and all that is drawn follows from the generator."""
 
 import pickle
 from typing import Any, Literal

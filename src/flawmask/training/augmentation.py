@@ -1,7 +1,7 @@
 """Augmentation while training: another image of each training image, every time that it is shown.
 
-Flips, turns by right angles and crops move pixels and change none, so masks stay exact. A stretch resizes masks to their
-nearest pixels. All other changes leave the masks as they are. By torchvision's transforms v2
+Flips, turns by right angles and crops move pixels and change none, so masks stay exact. A stretch resizes masks to
+their nearest pixels. All other changes leave the masks as they are. By torchvision's transforms v2
 (https://docs.pytorch.org/vision/stable/transforms.html), which take an image together with its masks.
 """
 
