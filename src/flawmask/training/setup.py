@@ -24,6 +24,7 @@ from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import Pretrained, pretrained
 from flawmask.settings import as_json, require
 from flawmask.training import fit
+from flawmask.training.augmentation import Augmentation
 from flawmask.training.choose import with_network
 from flawmask.training.config import TrainConfig, seconds_in
 from flawmask.training.loader import Augmenting, Transform
@@ -87,6 +88,8 @@ def set_up(
     training, validation = _splits(config)
     config = team.from_main(lambda: with_network(config, len(training.images)))
     digests = content_digests(training) if team.is_main else {}
+    if transform is None and config.train_augment != "off":
+        transform = Augmentation(config.train_augment)
     each = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
     batch_size = state.batch_size if state else config.effective_batch_size or each * team.count
     require(

@@ -1,0 +1,88 @@
+"""Augmentation while training: masks go with their images, and all that is drawn follows from the generator."""
+
+import pickle
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flawmask.training.augmentation import Augmentation, _cropped
+
+LEVELS: tuple[Literal["light", "strong"], ...] = ("light", "strong")
+
+
+def spotted(
+    height: int, width: int, count: int, seed: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], list[str]]:
+    """Return a grey image with bright rectangles, their masks, and names, the first of them of a good instance."""
+    draw = np.random.default_rng(seed)
+    image, masks = np.full((height, width, 3), 40, np.uint8), np.zeros((count, height, width), bool)
+    masks[:1] = True
+    for mask in masks[1:]:
+        y, x = draw.integers(0, height - 3), draw.integers(0, width - 3)
+        mask[y : y + 8, x : x + 6] = True
+        image[mask] = 220
+    return image, masks, ["good", *["defect"] * count][:count]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=40, deadline=None)
+@given(st.integers(12, 60), st.integers(12, 60), st.integers(0, 4), st.integers(0, 2**32))
+def test_masks_go_with_their_pixels(
+    level: Literal["light", "strong"], height: int, width: int, count: int, seed: int
+) -> None:
+    image, masks, names = spotted(height, width, count, seed)
+    changed, outlined, kept = Augmentation(level)(image.copy(), masks.copy(), names, np.random.default_rng(seed))
+    assert changed.dtype == np.uint8
+    assert outlined.dtype == bool
+    assert outlined.shape == (count, *changed.shape[:2])
+    assert kept == names
+    if count:
+        assert outlined[0].all()
+    defects = outlined[1:].any(axis=0)
+    if level == "light":
+        # Every change of a pixel's value keeps the order of grey: bright ones are the defects' own.
+        assert outlined.sum() == masks.sum()
+        grey = changed.mean(axis=2)
+        if defects.any() and not defects.all():
+            assert grey[defects].min() > grey[~defects].max()
+    elif masks[1:].any():
+        assert defects.any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 2**32))
+def test_a_crop_is_a_window_with_a_pixel_of_a_defect(height: int, width: int, seed: int) -> None:
+    image = np.arange(height * width * 3, dtype=np.uint16).astype(np.uint8).reshape(height, width, 3)
+    masks = np.zeros((2, height, width), bool)
+    masks[0] = True
+    draw = np.random.default_rng(seed)
+    masks[1, draw.integers(height), draw.integers(width)] = True
+    window, outlined = _cropped(image, masks, ["good", "defect"], draw)
+    assert window.shape[:2] == outlined.shape[1:]
+    assert window.size >= 0.3 * image.size
+    assert outlined[1].sum() == 1
+    y, x = (int(a[0] - b[0]) for a, b in zip(np.nonzero(masks[1]), np.nonzero(outlined[1]), strict=True))
+    assert (image[y : y + len(window), x : x + window.shape[1]] == window).all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_is_drawn_follows_from_the_generator_alone(level: Literal["light", "strong"]) -> None:
+    image, masks, names = spotted(50, 40, 3, 0)
+    augmentation = Augmentation(level)
+    first = [augmentation(image.copy(), masks.copy(), names, np.random.default_rng([1, at])) for at in range(20)]
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    handed_over = pickle.loads(pickle.dumps(augmentation))
+    again = [handed_over(image.copy(), masks.copy(), names, np.random.default_rng([1, at])) for at in range(20)]
+    assert torch.equal(before, torch.get_rng_state())
+    for one, other in zip(first, again, strict=True):
+        assert np.array_equal(one[0], other[0])
+        assert np.array_equal(one[1], other[1])
+    assert len({one[0].tobytes() for one in first}) == 20
+    turned = {one[0].shape[:2] for one in first}
+    assert len(turned) == 2 if level == "light" else len(turned) > 2
