@@ -145,12 +145,12 @@ def read_records(content: Any, path: Path, reading: Reading) -> Records:
 
 def plain_id(value: Any) -> Id | None:
     """Return an id in the form in which 7, 7.0 and "7" are one; None where it is none."""
+    if type(value) is int:  # as nearly all are, and true is none
+        return value if abs(value) < 2**63 else None
     if isinstance(value, str):
         text = value.strip()
         return int(text.partition(".")[0]) if re.fullmatch(r"-?\d{1,18}(\.0+)?", text) else text or None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if isinstance(value, int) and type(value) is not bool and abs(value) < 2**63 else None
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else None
 
 
 def _numbers(records: Sequence[Record]) -> dict[Id | None, int]:
@@ -375,11 +375,11 @@ def _instance(record: Record, height: int, width: int, reading: Reading) -> Reco
     nested = masks.nested(segmentation)
     if reason := masks.unusable(nested, height, width):
         raise _BadRecordError(f"has no usable segmentation: {reason}")
-    rle = masks.as_rle(nested, height, width)
-    if not masks.area(rle):
+    if not masks.has_pixel(nested, height, width):
         raise _NoInstanceError(OUTSIDE if _is_outside(nested, height, width) else NO_PIXEL)
-    has_area = has_box and min(record["bbox"][2:]) > 0
-    return _changed(record, segmentation=nested, bbox=record["bbox"] if has_area else list(masks.box_of_rle(rle)))
+    if has_box and min(record["bbox"][2:]) > 0:
+        return _changed(record, segmentation=nested)
+    return {**record, "segmentation": nested, "bbox": list(masks.box_of_rle(masks.as_rle(nested, height, width)))}
 
 
 def _crowd(value: Any) -> int:

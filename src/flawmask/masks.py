@@ -263,6 +263,13 @@ def as_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
     return {"size": [height, width], "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
+def has_pixel(segmentation: Segmentation, height: int, width: int) -> bool:
+    """Return whether a COCO `segmentation` has a pixel in its (height, width) image. It must be usable there."""
+    if isinstance(segmentation, list):  # all of them need not be one mask for that
+        return bool(np.any(rle_tools.area(rle_tools.frPyObjects(segmentation, height, width))))
+    return area(as_rle(segmentation, height, width)) > 0
+
+
 def to_rle(mask: Mask) -> dict[str, Any]:
     """Return the mask as compressed COCO RLE, its `counts` as text so that JSON can hold it."""
     return _text(rle_tools.encode(np.asfortranarray(mask, dtype=np.uint8)))

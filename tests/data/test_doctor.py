@@ -578,6 +578,13 @@ def test_crowds_alone_are_an_error_unless_they_are_taken_for_instances(dataset: 
     assert counted(taken)[1] == "6 annotations: all used"
 
 
+def test_boxes_alone_are_a_warning_and_their_areas_none(dataset: Path) -> None:
+    edit(dataset, lambda content: content["annotations"][1].update(segmentation=[], area=3))
+    report = check(dataset)
+    assert found(report) == [("warning", "box alone", "train")]
+    assert counted(report)[1] == "6 annotations: all used"
+
+
 TAKEN = "--strict --crowds instances"
 
 

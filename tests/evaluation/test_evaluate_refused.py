@@ -133,6 +133,7 @@ def test_crowds_are_regions_or_instances(run_dir: Path, dataset: Path) -> None:
     aside, taken = (run(run_dir, dataset, crowds=crowds, **QUICK) for crowds in ("ignore", "instances"))
     assert len(aside.metrics["tally"]["annotations"]["not_used"]["crowd"]) == 3
     assert aside.metrics["instances"]["truth"] == 0
+    assert any("All 3 defects are crowds" in note for note in aside.metrics["notes"])
     assert taken.metrics["tally"]["annotations"] == {"found": 5, "used": 5, "not_used": {}}
     assert taken.metrics["instances"]["truth"] == 3
     assert taken.metrics["crowds"] == "instances"

@@ -219,6 +219,8 @@ def _annotation_problems(record: Record, mask: Mask, where: str) -> Iterator[Pro
     area = record.get("area", pixels)  # not every tool writes it
     if not pixels:
         yield Problem("error", "mask empty", where, f"{who} has a segmentation without a pixel: remove or redraw it")
+    elif record.get("is_box"):  # whose pixels nobody knows
+        return
     elif not isinstance(area, int | float) or abs(area - pixels) > max(2, AREA_TOLERANCE * pixels):
         yield Problem("warning", "area", where, f"{who} has the area {area} but its mask {pixels} pixels")
 
@@ -234,6 +236,13 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
                 message = f"annotation {number} is no instance: {reason}; remove or redraw it"
                 yield Problem("error", "mask empty", f"{name}/images/{file}", message)
     yield from _crowd_problems(split)
+    boxes = split.boxes_alone
+    if boxes:
+        message = (
+            f"has {len(boxes)} defects as boxes without an outline (annotation {boxes[0]['id']} for one): networks "
+            "that find boxes learn them, and those with masks do not"
+        )
+        yield Problem("warning", "box alone", name, message)
     used = {record["category_id"] for records in split.annotations.values() for record in records}
     for category in split.categories:
         if category["id"] not in used and category["name"] != GOOD:

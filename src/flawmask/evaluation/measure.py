@@ -185,7 +185,7 @@ def measure(
         "finds": "masks" if detections.has_masks else "boxes",
         **_groups(evidence),
         "resamples": resamples,
-        "notes": _undefined(truth, detections.has_masks),
+        "notes": [*_crowds_alone(split), *_undefined(truth, detections.has_masks)],
         **_intervals(figures, evidence, resamples, seed),
     }
     ranking = rank(truth, evidence.scores)
@@ -319,6 +319,14 @@ def _true_class(split: CocoSplit, image: Record) -> str:
     if split.is_defective(image) and image.get("defect_type") in split.class_names:
         return str(image["defect_type"])
     return split.class_of(image)
+
+
+def _crowds_alone(split: CocoSplit) -> list[str]:
+    """Return a note where no defect is an instance, as a sentence for a person."""
+    crowds = len(split.crowds)
+    if not crowds or crowds < sum(len(split.defects(image)) for image in split.images):
+        return []
+    return [f"All {crowds} defects are crowds, so none is an instance to find: --crowds instances takes them for such."]
 
 
 def _undefined(truth: Flags, has_masks: bool) -> list[str]:
