@@ -216,7 +216,16 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda content: content["annotations"][1].update(bbox=[10**400, 1, 1, 1]),
         "annotation 2 has the box [1000",
     ),
-    "id no number": (lambda content: content["images"][1].update(id="one"), "images[1] has the id 'one'"),
+    "id of words that nobody refers to": (
+        lambda content: content["images"][1].update(id="one"),
+        "annotation 2 belongs to image 2, which is not listed",
+    ),
+    "id nothing": (lambda content: content["images"][1].update(id=None), "images[1] has the id None"),
+    "id true": (lambda content: content["images"][1].update(id=True), "images[1] has the id True"),
+    "crowd in words": (
+        lambda content: content["annotations"][1].update(iscrowd="many"),
+        "annotation 2 has iscrowd 'many', which is neither 0 nor 1",
+    ),
     "id a list": (lambda content: content["images"][1].update(id=[1]), "images[1] has the id [1]"),
     "no list of images": (lambda content: content.pop("images"), "no list `images`"),
     "annotations no list": (lambda content: content.update(annotations={}), "no list `annotations`"),
@@ -232,9 +241,9 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda content: content["annotations"][1].update(bbox=["a", 1, 2, 3]),
         "annotation 2 has the box ['a', 1, 2, 3]",
     ),
-    "box without an outline": (
-        lambda content: content["annotations"][1].update(segmentation=[]),
-        "annotation 2 has no usable segmentation: no outline, and a box alone shows no mask",
+    "neither box nor outline": (
+        lambda content: content["annotations"][1].update(segmentation=[], bbox=None),
+        "annotation 2 has neither an outline nor a box",
     ),
     "polygon of two points": (
         lambda content: content["annotations"][1].update(segmentation=[[1, 1, 4, 4]]),
@@ -273,7 +282,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "an RLE with counts that are none",
     ),
     "annotation without a mask": (
-        lambda content: content["annotations"][1].pop("segmentation"),
+        lambda content: [content["annotations"][1].pop(key) for key in ("segmentation", "bbox")],
         "annotations[1] has no segmentation",
     ),
     "record no object": (lambda content: content["images"].insert(1, "x"), "images[1] has no id, file_name"),

@@ -253,3 +253,24 @@ def test_only_a_new_or_an_empty_folder_or_one_of_the_same_stage_may_be_written(t
     check("ours", True)
     with pytest.raises(FlawmaskError, match="--overwrite"):
         check("ours", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"), [("划痕", "gb18030"), ("Kratzer_größe", "cp1252"), ("трещина", "cp1251")]
+)
+def test_json_in_another_encoding_is_refused_with_how_it_would_read(tmp_path: Path, text: str, encoding: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(json.dumps({"name" * 40: text}, ensure_ascii=False).encode(encoding))
+    with pytest.raises(FlawmaskError) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value)
+    assert f"{text} in {encoding}" in str(caught.value)
+    assert "save it as UTF-8" in str(caught.value)
+    path.write_bytes(json.dumps({"name": text}, ensure_ascii=False).encode("utf-8-sig"))
+    assert read_json(path) == {"name": text}
+
+
+def test_noise_is_refused_as_no_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'{"a": "\xff\xfe@\x81"}')
+    with pytest.raises(FlawmaskError, match="it is not UTF-8 at byte 7: save it"):
+        read_json(tmp_path / "a.json")

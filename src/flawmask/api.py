@@ -89,7 +89,9 @@ def doctor(config: DoctorConfig | None = None, /, **settings: Any) -> "Report":
         `problems` holds errors first, each with `severity` (`error` or `warning`), `kind`, `where` and `message`; it is
             empty where nothing is wrong. `counts` holds `images`, `defective` and `instances` for each `split` and
             `type`, and `sizes` how many images there are of each `width` and `height` in pixels. `contact_sheet` is the
-            path of the sheet with outlined images, None where none was written. `name` is what was checked.
+            path of the sheet with outlined images, None where none was written. `name` is what was checked. `tallies`
+            are two counts, of the images and of the annotations or masks, with those that can be used and the names of
+            the others by reason.
 
     Raises:
         FlawmaskError: there is no such category or data set, or no image in it.
@@ -108,7 +110,8 @@ def prepare(config: PrepareConfig | None = None, /, **settings: Any) -> "Prepare
         `dataset_dir` is the COCO folder. `train`, `val` and `test` say how many images are in each split, how many are
             good and defective, and how many there are of each type; `test` is None where there is none. `left_out`
             names the images that were left out, each with `file` and `reason`. `reused` says whether it was there
-            already.
+            already. `tallies` are two counts, of the images and of the masks, with those that are used and the names of
+            the others by reason.
 
     Raises:
         FlawmaskError: the category is not there or has no defect, an image or a mask is bad and `on_error` is `stop`,

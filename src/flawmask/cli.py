@@ -30,6 +30,7 @@ from flawmask.progress import log_to, show_details, show_progress_on
 from flawmask.report.config import ReportConfig
 from flawmask.settings import require
 from flawmask.stages import Finished, RunConfig
+from flawmask.tally import warn_of_unused
 from flawmask.training.config import TrainConfig
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -198,6 +199,7 @@ def _dispatch(config: Any) -> int:
             for table in tables(examined):
                 Console().print(table)
             _print_lines([f"look at {examined.contact_sheet}"] if examined.contact_sheet is not None else [])
+            warn_of_unused(examined.tallies, config.name, strict=config.strict)
     return OK
 
 

@@ -3,19 +3,28 @@
 Records are COCO's for object detection (https://cocodataset.org/#format-data).
 """
 
+import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from flawmask import images as image_files
 from flawmask import masks
-from flawmask.errors import FlawmaskError, RecordsError
+from flawmask.coco_records import Records, is_box, plain_id, read_records
+from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, real_path, write_json_lines
-from flawmask.images import LIMIT, most_pixels
+from flawmask.launch import is_first, usable_cores
 from flawmask.masks import Cut, Mask, cut_out
+from flawmask.settings import Reading
+from flawmask.tally import Tally, tallied, warn_of_unused
+
+log = logging.getLogger(__name__)
 
 ROBOFLOWS_VAL = "valid"
 """What Roboflow calls the folder of the split `val`."""
@@ -42,6 +51,8 @@ class CocoSplit:
         categories: the category records, sorted by id.
         annotations_in: the annotation file, below the folder.
         images_in: where the images' names lead from, below the folder.
+        tallies: how many images and annotations were found and are used; none of a split that was not read from a file.
+        problems: why records were left out, one by one, where `on_error` is `skip`.
     """
 
     folder: Path
@@ -50,6 +61,8 @@ class CocoSplit:
     categories: tuple[Record, ...]
     annotations_in: str = "annotations.json"
     images_in: str = "images"
+    tallies: tuple[Tally, ...] = ()
+    problems: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -98,6 +111,64 @@ class CocoSplit:
         """Return whether the image has a defect annotation."""
         return bool(self.defects(image))
 
+    def type_of(self, image: Record) -> str:
+        """Return the type of defect that the image shows: what its record says, else the class of its largest defect,
+        else `good`."""
+        return str(image["defect_type"]) if image.get("defect_type") else self.class_of(image)
+
+    def class_of(self, image: Record) -> str:
+        """Return the class of the image's largest defect, by its box; `good` where it has none."""
+        defects = self.defects(image)
+        if not defects:
+            return GOOD
+        largest = max(defects, key=lambda one: float(one["bbox"][2]) * float(one["bbox"][3]))
+        return self.class_names[self.labels[largest["category_id"]] - 1]
+
+    @property
+    def boxes_alone(self) -> list[Record]:
+        """The defects of which a box is all that is known."""
+        return [record for image in self.images for record in self.defects(image) if record.get("is_box")]
+
+    @property
+    def crowds(self) -> list[Record]:
+        """The defects that are crowds: nothing is learnt from them."""
+        return [record for image in self.images for record in self.defects(image) if record.get("iscrowd")]
+
+    def refuse_boxes_alone(self, why: str, instead: str) -> None:
+        """Refuse defects that are boxes alone.
+
+        Args:
+            why: why they do not do, as a clause.
+            instead: what to do that takes no outlines.
+
+        Raises:
+            FlawmaskError: there are some.
+        """
+        boxes = self.boxes_alone
+        if boxes:
+            raise FlawmaskError(
+                f"{self.annotation_file}: {len(boxes)} defects are boxes without an outline (annotation "
+                f"{boxes[0]['id']} for one), and {why}: outline them, or {instead} (--arch fasterrcnn_resnet50_fpn)"
+            )
+
+    @property
+    def tally(self) -> dict[str, Any]:
+        """The tallies as JSON values, see `Tally.to_dict`."""
+        return tallied(self.tallies)
+
+    def warn(self, *, strict: bool) -> None:
+        """Say what was found and is not used; of several processes, the first one does.
+
+        Raises:
+            UnusedError: there is any, and `strict` is on.
+        """
+        if not strict:
+            if not is_first():
+                return
+            for problem in self.problems:
+                log.warning("left out: %s: %s", self.annotation_file, problem)
+        warn_of_unused(self.tallies, str(self.folder), strict=strict)
+
 
 def groups_of(images: Sequence[Record]) -> list[str] | None:
     """Return the group of each image, in their order: images of one group show the same part.
@@ -109,6 +180,20 @@ def groups_of(images: Sequence[Record]) -> list[str] | None:
         return None
     named = ((image.get("group"), image["file_name"]) for image in images)
     return [f"only {name}" if group is None else str(group) for group, name in named]
+
+
+def total_tallies(splits: Iterable[CocoSplit]) -> tuple[Tally, Tally]:
+    """Return the count of the images and that of the annotations of several splits together."""
+    both = Tally("images"), Tally("annotations")
+    for split in splits:
+        for total, of_split in zip(both, split.tallies, strict=True):
+            total.add(of_split)
+    return both
+
+
+def one_by_one(records: Sequence[Record]) -> list[Record]:
+    """Return the annotations that are instances: all but crowds, regions of which nobody outlined what is in them."""
+    return [record for record in records if not record.get("iscrowd")]
 
 
 def annotation(mask: Mask, *, id: int, image_id: int, category_id: int) -> Record:
@@ -150,9 +235,10 @@ def cut_annotation(cut: Cut, height: int, width: int, *, id: int, image_id: int,
 def write_split(
     folder: Path, images: Sequence[Record], annotations: Sequence[Record], categories: Sequence[Record]
 ) -> None:
-    """Write `folder/annotations.json`; the images are the caller's."""
+    """Write `folder/annotations.json`; the images are the caller's. A box alone is written without an outline."""
     info = {"description": "made by Flawmask"}
-    content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
+    records = [{**one, "segmentation": []} if one.get("is_box") else one for one in annotations]
+    content = {"info": info, "images": images, "annotations": records, "categories": categories}
     write_json_lines(folder / "annotations.json", content)
 
 
@@ -173,11 +259,21 @@ def split_names(dataset_dir: Path) -> list[str]:
     return sorted(found)
 
 
-def read_split(dataset_dir: Path, split: str) -> CocoSplit:
+def read_split(
+    dataset_dir: Path, split: str, reading: Reading | None = None, *, opens_images: bool = True
+) -> CocoSplit:
     """Return a split of a COCO folder after checking its records against each other and against the disk.
 
     Exports of other tools are taken as they are: any one JSON file in the folder, or in `annotations/` under it, where
-    there is no `annotations.json`, images that lie beside it where there is no `images/`, and `valid` for `val`.
+    there is no `annotations.json`, images that lie beside it where there is no `images/`, and `valid` for `val`. What
+    is not used is counted in `tallies`.
+
+    Args:
+        dataset_dir: the COCO folder.
+        split: the split's name.
+        reading: what crowds are, and what becomes of an image that cannot be used. By default crowds are no instances,
+            and nothing is left out.
+        opens_images: whether image files are read to find those that cannot be used, where these are left out.
 
     Raises:
         RecordsError: records cannot be used, each of which is named: it is incomplete, doubled, refers to an image or
@@ -191,54 +287,45 @@ def read_split(dataset_dir: Path, split: str) -> CocoSplit:
         there = f"it holds {', '.join(found)}" if found else "there is no such folder, or it is empty"
         raise FlawmaskError(f"{dataset_dir} has no split {split}: {there}")
     path = _annotation_file(folder)
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise FlawmaskError(f"{path} is not a COCO file: it must hold an object, not {type(content).__name__}")
-    problems: list[str] = []
-    images = _records(content, path, "images", ("id", "file_name", "width", "height"), problems)
-    categories = _records(content, path, "categories", ("id", "name"), problems)
-    annotations = _records(content, path, "annotations", ("id", "image_id", "category_id", "segmentation"), problems)
-    _stop(path, problems)
-    if not images or not categories:
-        raise FlawmaskError(f"{path} lists no {'category' if images else 'image'}")
-    names: set[str] = set()
-    for category in categories:
-        name = category["name"]
-        if not isinstance(name, str) or not name or name in names:
-            problems.append(f"category {category['id']} has the name {name!r}, which is doubled or none")
-        else:
-            names.add(name)
-    for image in images:
-        size = f"image {image['id']} has the size {image['width']!r} x {image['height']!r}"
-        if not all(type(image[side]) is int and image[side] > 0 for side in ("width", "height")):
-            problems.append(f"{size}, which is not in whole pixels")
-        elif image["width"] * image["height"] > most_pixels():
-            problems.append(f"{size}: more than {most_pixels() // 10**6} million pixels, see {LIMIT}")
-    _stop(path, problems)
-    images_in = _check_files(images, folder, path)
-    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    by_image: dict[int, list[Record]] = {number: [] for number in sizes}
-    known = {category["id"]: category["name"] for category in categories}
-    for record in annotations:
-        reason = _unusable(record, sizes, known)
-        if reason:
-            problems.append(f"annotation {record['id']} {reason}")
-        else:
-            by_image[record["image_id"]].append(_with_box(record, *sizes[record["image_id"]]))
-    _stop(path, problems)
+    records = read_records(read_json(path), path, reading or Reading())
+    images_in = _check_files(records, folder)
+    if opens_images and records.reading.on_error == "skip":
+        records.leave_out(_unreadable(records, folder / images_in), "bad image")
+    tallies = records.count()
     return CocoSplit(
         folder=folder,
-        images=tuple(images),
-        annotations={number: tuple(records) for number, records in by_image.items()},
-        categories=tuple(sorted(categories, key=lambda category: int(category["id"]))),
+        images=tuple(records.images),
+        annotations={number: tuple(of_image) for number, of_image in records.annotations.items()},
+        categories=tuple(sorted(records.categories, key=lambda category: int(category["id"]))),
         annotations_in=path.relative_to(folder).as_posix(),
         images_in=images_in,
+        tallies=tallies,
+        problems=tuple(records.problems),
     )
 
 
-def _stop(path: Path, problems: Sequence[str]) -> None:
-    if problems:
-        raise RecordsError(path, problems)
+def _unreadable(records: Records, folder: Path) -> dict[int, str]:
+    """Return what is wrong with the files of images, by image id: those that cannot be read, or are of another size."""
+
+    def problem(image: Record) -> str:
+        path = folder / str(image["file_name"])
+        seen = path.stat()
+        return _file_problem(path, seen.st_mtime_ns, seen.st_size, image["width"], image["height"])
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        problems = zip(records.images, pool.map(problem, records.images), strict=True)
+        return {image["id"]: found for image, found in problems if found}
+
+
+@lru_cache(maxsize=10**6)
+def _file_problem(path: Path, changed: int, size: int, width: int, height: int) -> str:
+    """Return what is wrong with an image's file; nothing where it is right. A run asks several times."""
+    try:
+        found = image_files.read_image(path).shape
+    except FlawmaskError as error:
+        return str(error)
+    is_right = found[:2] == (height, width)
+    return "" if is_right else f"{path} is {found[1]}x{found[0]} but its record says {width}x{height}"
 
 
 def _annotation_file(folder: Path) -> Path:
@@ -258,81 +345,37 @@ def _annotation_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith("."))
 
 
-def _unusable(record: Record, sizes: dict[int, tuple[int, int]], categories: dict[int, str]) -> str:
-    """Return why an annotation cannot be used; nothing where it can."""
-    if not _is_among(record["image_id"], sizes):
-        return f"belongs to image {record['image_id']!r}, which is not listed: take it out"
-    if not _is_among(record["category_id"], categories):
-        listed = ", ".join(f"{number} {name}" for number, name in categories.items()) or "none"
-        return f"has category {record['category_id']!r}, which is not listed ({listed}): add it to `categories`"
-    if "bbox" in record and not _is_box(record["bbox"]):
-        return f"has the box {record['bbox']!r}, not [x, y, width, height]"
-    reason = masks.unusable(record["segmentation"], *sizes[record["image_id"]])
-    return f"has no usable segmentation: {reason}" if reason else ""
-
-
-def _is_box(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(isinstance(side, int | float) and abs(side) < 10**9 for side in value)
-    )
-
-
-def _with_box(record: Record, height: int, width: int) -> Record:
-    """Return the annotation with its mask's box, where it has none."""
-    if "bbox" in record:
-        return record
-    return {**record, "bbox": list(masks.box_of_rle(masks.as_rle(record["segmentation"], height, width)))}
-
-
-def _is_among(value: Any, ids: Collection[int]) -> bool:
-    """Return whether the value, of whatever type a file holds, is one of the ids."""
-    return isinstance(value, int) and value in ids
-
-
-def _records(content: Record, path: Path, key: str, fields: tuple[str, ...], problems: list[str]) -> list[Record]:
-    """Return the list under `key`, and add to the problems which record lacks a field or an id of its own."""
-    records = content.get(key)
-    if not isinstance(records, list):
-        raise FlawmaskError(f"{path} is not a COCO file: it has no list `{key}`")
-    seen: set[int] = set()
-    for place, record in enumerate(records):
-        missing = [field for field in fields if not isinstance(record, dict) or field not in record]
-        if missing:
-            problems.append(f"{key}[{place}] has no {', '.join(missing)}")
-        elif not isinstance(record["id"], int) or abs(record["id"]) >= 2**63 or record["id"] in seen:
-            problems.append(f"{key}[{place}] has the id {record['id']!r}, which is doubled or no number")
-        else:
-            seen.add(record["id"])
-    return records
-
-
-def _check_files(images: list[Record], folder: Path, path: Path) -> str:
+def _check_files(records: Records, folder: Path) -> str:
     """Return where in the folder the images' names lead from: `images`, or nothing where they lie beside the file.
 
     Raises:
-        FlawmaskError: a file is not there, or lies outside the folder.
+        FlawmaskError: a file lies outside the folder; or is not there, and is not to be left out.
     """
-    first = str(images[0]["file_name"])
+    first = str(records.images[0]["file_name"])
     beside = not (folder / "images" / first).is_file() and (folder / first).is_file()
     images_in = "" if beside else "images"
     root = real_path(folder / images_in)
     there = _files_in(root)
-    missing = []
-    for image in images:
+    missing = {}
+    for image in records.images:
         if str(image["file_name"]) in there:  # and so a plain name: most are, and asking for each takes its time
             continue
         name = Path(str(image["file_name"]))
         if name.is_absolute() or ".." in name.parts:
-            raise FlawmaskError(f"{path}: image {image['id']} names {name}, which is outside {root}: put it there")
+            raise FlawmaskError(
+                f"{records.path}: image {image['id']} names {name}, which is outside {root}: put it there"
+            )
         if not (root / name).is_file():
-            missing.append(name.as_posix())
-    if missing:
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            missing[image["id"]] = name.as_posix()
+    if missing and records.reading.on_error == "stop":
+        names = list(missing.values())
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise FlawmaskError(
-            f"{path} lists images that are not in {folder / images_in} ({shown}): put them there, or take them out"
+            f"{records.path} lists images that are not in {folder / images_in} ({shown}): put them there, or take them "
+            "out"
         )
+    if missing:
+        records.leave_out({number: f"{name} is not there" for number, name in missing.items()}, "file missing")
     return images_in
 
 
@@ -359,23 +402,24 @@ def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:
     if not isinstance(content, list):
         raise FlawmaskError(f"{path} is not in COCO's results format: it must hold a list")
     has_masks = any(isinstance(record, dict) and "segmentation" in record for record in content)
-    images = {image["id"]: image for image in split.images}
+    images: dict[Any, Record] = {image["id"]: image for image in split.images}
     found: dict[int, list[Record]] = {number: [] for number in images}
     for place, record in enumerate(content):
         where = f"{path}: record {place}"
         if not isinstance(record, dict):
             raise FlawmaskError(f"{where} is no object: {record!r}")
         image_id, category_id, score = (record.get(key) for key in ("image_id", "category_id", "score"))
-        if not _is_among(image_id, images):
+        image, category = images.get(plain_id(image_id)), plain_id(category_id)
+        if image is None:
             raise FlawmaskError(f"{where} names the image {image_id!r}, which {split.folder} does not list")
-        if not _is_among(category_id, split.labels):
+        if category not in split.labels:
             raise FlawmaskError(f"{where} names the class {category_id!r}, which {split.folder} does not list")
         if not isinstance(score, int | float) or not 0 <= score <= 1:  # NaN is not either
             raise FlawmaskError(f"{where} has the score {score!r}: it must be a number from 0 to 1")
-        if not _is_box(record.get("bbox")):
+        if not is_box(record.get("bbox")):
             raise FlawmaskError(f"{where} has the box {record.get('bbox')!r}, not [x, y, width, height]")
-        image = images[record["image_id"]]
-        found[image["id"]].append(_with_rle(record, image, where) if has_masks else _with_box_as_mask(record, image))
+        known = {**record, "image_id": image["id"], "category_id": category}
+        found[image["id"]].append(_with_rle(known, image, where) if has_masks else _with_box_as_mask(known, image))
     return {number: sorted(of_image, key=lambda record: -float(record["score"])) for number, of_image in found.items()}
 
 

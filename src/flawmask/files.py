@@ -115,6 +115,8 @@ def read_json(path: Path) -> Any:
         return json.loads(_text(path), parse_int=_Integers().__getitem__)
     except FileNotFoundError:
         raise FlawmaskError(f"{path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise FlawmaskError(f"{path} cannot be read as JSON: {_encoding_problem(error)}") from None
     except (ValueError, OSError) as error:
         raise FlawmaskError(f"{path} cannot be read as JSON: {error}") from None
 
@@ -123,6 +125,29 @@ def _text(path: Path) -> str:
     """Return a JSON file's text, in whichever UTF. (`json.loads` would keep the bytes beside it while it parses.)"""
     data = path.read_bytes()
     return data.decode(json.detect_encoding(data), "surrogatepass")
+
+
+ENCODINGS = ("gb18030", "cp932", "big5", "cp949", "cp1251", "cp1252")
+"""What tools write beside UTF-8, in China, Japan, Taiwan, Korea, Eastern and Western Europe."""
+
+
+def _encoding_problem(error: UnicodeDecodeError) -> str:
+    """Return what is wrong with bytes that are not in their encoding, and how the first word would read in others.
+
+    Several may fit, and a few bytes do not say which one does: a person who sees the words knows.
+    """
+    words = re.finditer(rb"[\x40-\xff]+", error.object[max(0, error.start - 60) : error.start + 60])
+    word = next((found[0] for found in words if found.end() > min(error.start, 60)), b"")
+    shown = []
+    for encoding in ENCODINGS:
+        text = word.decode(encoding, "ignore")
+        is_word = text.replace("_", "").isalpha() and text.encode(encoding) == word
+        # No word is partly Latin and partly Chinese, say.
+        if is_word and len({ord(letter) < 0x250 for letter in text}) == 1:
+            shown.append(f"{text} in {encoding}")
+    guess = f", and {word!r} there is {', or '.join(shown)}" if shown else ""
+    name = error.encoding.upper()
+    return f"it is not {name} at byte {error.start}{guess}: save it as UTF-8, in an editor or with iconv"
 
 
 def sha256(data: bytes) -> str:

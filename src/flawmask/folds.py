@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import flawmask
-from flawmask.coco import CocoSplit, read_split, write_split
+from flawmask.coco import CocoSplit, read_split, total_tallies, write_split
 from flawmask.data import dataset_info, layouts
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
@@ -25,6 +25,7 @@ from flawmask.settings import as_json, require, stage
 from flawmask.stages import Finished, RunConfig, augmented, prepared
 from flawmask.training.choose import with_network
 from flawmask.training.config import TrainConfig
+from flawmask.training.lessons import check_lessons
 from flawmask.training.loop import train
 from flawmask.training.resume import has_state
 
@@ -41,14 +42,19 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
     """
     folders = prepared_folds(config, name)
     variants = 0 if config.skip_augment else config.augmentation_factor
-    config = with_network(config, len(read_split(folders[0], "train").images) * (1 + variants))
+    training = read_split(folders[0], "train", config)
+    check_lessons(training, config.arch)
+    images = len(training.images) * (1 + variants)
+    config = with_network(config, images, has_outlines=not training.boxes_alone)
     info = read_json(folders[0] / dataset_info.NAME)
     method = info.get("split_method")  # folds that were divided in another way go on with none of these
     origin = {
         "made_by": "flawmask run --folds",
         "version": flawmask.__version__,
         # These change no fold, and what was begun before there were such settings goes on.
-        "settings": {key: value for key, value in as_json(config).items() if key not in ("compile", "offline")}
+        "settings": {
+            key: value for key, value in as_json(config).items() if key not in ("compile", "offline", "strict")
+        }
         | {"category": name, "overwrite": False, "layout": layouts.layout_of(config.mvtec_root, config.layout)},
         "source": info["source"],
         **({"split_method": method} if method else {}),
@@ -133,7 +139,7 @@ def _judge_all(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[st
 def _lacking(split: CocoSplit, folds: int) -> list[str]:
     """Return a note for the defect types that cannot be in every fold."""
     groups = split.groups or [image["file_name"] for image in split.images]
-    types = (str(image.get("defect_type", "unknown")) for image in split.images)
+    types = (split.type_of(image) for image in split.images)
     counts = Counter(kind for kind, _ in set(zip(types, groups, strict=True)))
     rare = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()) if count < folds)
     what = "images" if split.groups is None else "parts"
@@ -143,7 +149,7 @@ def _lacking(split: CocoSplit, folds: int) -> list[str]:
 def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple[CocoSplit, list[Prediction]]:
     """Write what the folds held back as one split; return it with what the models that never saw it find."""
     predictions: list[Prediction] = []
-    parts = [read_split(folder, "val") for folder in folders]
+    parts = [read_split(folder, "val", config) for folder in folders]
     for fold, part in enumerate(parts, start=1):
         backend = load(run_dir / f"fold_{fold}" / "best.pt", config)
         predictions += predict_split(backend, part, config.inference_batch_size)[0]
@@ -158,7 +164,9 @@ def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple
     info = read_json(folders[0] / dataset_info.NAME)
     kept = {name: info[name] for name in ("made_by", "version", "settings", "source", "left_out")}
     write_json(run_dir / dataset_info.NAME, {**kept, POOLED: dataset_info.counts(images)})
-    return read_split(run_dir, POOLED), predictions
+    pooled = read_split(run_dir, POOLED, config)
+    # Their common file holds nothing but what is used.
+    return replace(pooled, tallies=total_tallies(parts)), predictions
 
 
 def _place(source: Path, target: Path) -> None:

@@ -130,6 +130,30 @@ def decode(segmentation: Segmentation, height: int, width: int) -> Mask:
     return np.asarray(rle_tools.decode(as_rle(segmentation, height, width)), dtype=bool)
 
 
+def nested(segmentation: Any) -> Any:
+    """Return polygons as COCO nests them, [[x0, y0, x1, y1, ...], ...], whichever way a file does: as one flat list of
+    numbers, or as points [x, y]. What is no polygon is returned as it is."""
+    if not isinstance(segmentation, list) or not segmentation:
+        return segmentation
+    if isinstance(segmentation[0], int | float):
+        return [segmentation]
+    if _are_points(segmentation):
+        return [_flat(segmentation)]
+    if any(map(_are_points, segmentation)):
+        return [_flat(ring) if _are_points(ring) else ring for ring in segmentation]
+    return segmentation
+
+
+def _are_points(ring: Any) -> bool:
+    return (
+        isinstance(ring, list) and len(ring) > 2 and all(isinstance(point, list) and len(point) == 2 for point in ring)
+    )
+
+
+def _flat(points: list[list[Any]]) -> list[Any]:
+    return [side for point in points for side in point]
+
+
 FARTHEST = 10
 """How many image sizes outside its image a polygon may reach: pycocotools takes memory for all the way there."""
 
@@ -237,6 +261,13 @@ def as_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
         raise ValueError(f"an RLE of {rle['size'][1]}x{rle['size'][0]} on an image of {width}x{height}")
     counts = rle["counts"]
     return {"size": [height, width], "counts": counts.decode() if isinstance(counts, bytes) else counts}
+
+
+def has_pixel(segmentation: Segmentation, height: int, width: int) -> bool:
+    """Return whether a COCO `segmentation` has a pixel in its (height, width) image. It must be usable there."""
+    if isinstance(segmentation, list):  # all of them need not be one mask for that
+        return bool(np.any(rle_tools.area(rle_tools.frPyObjects(segmentation, height, width))))
+    return area(as_rle(segmentation, height, width)) > 0
 
 
 def to_rle(mask: Mask) -> dict[str, Any]:

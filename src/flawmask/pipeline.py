@@ -15,7 +15,7 @@ from flawmask.launch import launched
 from flawmask.model.arch import ArchChoice
 from flawmask.runs import FOLDS, new_run_dir, newest_run
 from flawmask.settings import as_json, from_json, require, stage
-from flawmask.stages import Finished, RunConfig, augmented, check_judged, judged, judged_splits, prepared
+from flawmask.stages import Finished, RunConfig, augmented, check_judged, check_trained, judged, judged_splits, prepared
 from flawmask.training.choose import with_network
 from flawmask.training.config import TrainConfig
 
@@ -120,6 +120,8 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     from flawmask.training.loop import train
 
     splits = judged_splits(config, prepared_dir)
+    if not config.skip_train:
+        check_trained(config, prepared_dir, config.arch)
     if not config.skip_inference:
         check_judged(config, prepared_dir, splits)
     # Judging needs no variants, unless the validation images are to be judged as variants too.
@@ -127,7 +129,8 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     dataset_dir = prepared_dir if judges_only else augmented(config, prepared_dir)
     run_dir = None
     if not config.skip_train:
-        config = with_network(config, len(read_split(dataset_dir, "train").images))
+        training = read_split(dataset_dir, "train", config)
+        config = with_network(config, len(training.images), has_outlines=not training.boxes_alone)
         with new_run_dir() as output_dir:
             settings = stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=output_dir)
             # Of several categories, what goes on later is this one.

@@ -9,7 +9,7 @@ from flawmask.errors import FlawmaskError
 
 T = TypeVar("T")
 
-BEFORE: Mapping[str, Any] = {"layout": "mvtec"}
+BEFORE: Mapping[str, Any] = {"layout": "mvtec", "crowds": "ignore", "on_error": "stop"}
 """What a setting came to before it was one: a file that does not say it was written then."""
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
@@ -49,6 +49,36 @@ class Strict(Settings):
 
     strict: bool = False
     """End with status 3, before anything is written, where an image or a label was found and is not used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadInput(Settings):
+    """What becomes of what cannot be used."""
+
+    on_error: Literal["stop", "skip"] = "stop"
+    """What to do about a bad image, mask or record: stop before anything is written, or leave the image out, named."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.on_error in ("stop", "skip"), f"--on_error is {self.on_error}: it must be stop or skip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crowds(Settings):
+    """What crowds are."""
+
+    crowds: Literal["ignore", "instances"] = "ignore"
+    """What annotations with iscrowd: 1 are, as brushes of tools write them: regions left aside, or instances."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = self.crowds in ("ignore", "instances")
+        require(known, f"--crowds is {self.crowds}: it must be ignore or instances")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Crowds, BadInput):
+    """How the records of a COCO file are read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ from flawmask.data.prepare import PrepareConfig, PrepareSettings, prepare
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.model.arch import ArchChoice
-from flawmask.settings import Overwrite, Settings, require, stage
+from flawmask.settings import Overwrite, Settings, Strict, require, stage
 from flawmask.training.config import TrainSettings
+from flawmask.training.lessons import check_lessons
 
 NAME_DATA = "name either a --category (a folder under --mvtec_root) or a --dataset_dir (a COCO folder)"
 
@@ -59,7 +60,7 @@ class RunPaths(DataPaths):
 
 # Dataclass fields, and so the flags in --help, are listed from the last base to the first.
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(Overwrite, EvaluateSettings, TrainSettings, AugmentSettings, PrepareSettings, RunPaths):
+class RunConfig(Overwrite, Strict, EvaluateSettings, TrainSettings, AugmentSettings, PrepareSettings, RunPaths):
     """Go all the way: prepare a category, augment it, train on it, and judge the result.
 
     Results go to model_maskrcnn/maskrcnn_mvtec_<date>_<time>/, data sets to datasets/maskrcnn_mvtec_<category>. With
@@ -139,9 +140,11 @@ def check_judged(config: RunConfig, prepared_dir: Path, names: Sequence[str]) ->
             split that chooses the threshold or the epoch.
     """
     trains = not config.skip_train and not config.allow_leak
-    used = set(read_split(prepared_dir, "train").groups or ()) if trains else set()
+    used = set(read_split(prepared_dir, "train", config).groups or ()) if trains else set()
     for name in names:
-        split = read_split(prepared_dir, name)
+        split = read_split(prepared_dir, name, config)
+        if config.strict:
+            split.warn(strict=True)
         seen = [group for group in split.groups or () if group in used]
         if seen:
             raise FlawmaskError(
@@ -154,6 +157,19 @@ def check_judged(config: RunConfig, prepared_dir: Path, names: Sequence[str]) ->
         if config.conf == "auto" and name == "val" and defective in (0, len(split.images)):
             lacking = "good" if defective else "defective"
             raise FlawmaskError(f"--conf auto: {split.folder} has no {lacking} image to choose a threshold with")
+
+
+def check_trained(config: RunConfig, prepared_dir: Path, arch: ArchChoice) -> None:
+    """Refuse what could not be trained on, before anything is written.
+
+    Raises:
+        FlawmaskError: there is nothing to learn, see `check_lessons`.
+        UnusedError: something is not used, and `strict` is on.
+    """
+    training = read_split(prepared_dir, "train", config)
+    check_lessons(training, arch)
+    if config.strict:
+        training.warn(strict=True)
 
 
 def augmented(config: RunConfig, prepared_dir: Path) -> Path:

@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from flawmask.coco import read_split
 from flawmask.data.augment import VARIANTS, AugmentConfig, Augmented, augment
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError
+from flawmask.files import read_json
 from flawmask.masks import encode
 
 Make = Callable[..., Path]
@@ -299,7 +301,7 @@ def test_images_without_annotations_get_variants_without_annotations(tiny_catego
 def test_augmentation_info_says_what_was_made_from_what(dataset: Path) -> None:
     folder = run(dataset, augmentation_factor=2, seed=9).dataset_dir
     info = json.loads((folder / "augmentation_info.json").read_text())
-    assert info["settings"] == {"seed": 9, "augmentation_factor": 2, "augment_val": False}
+    assert info["settings"] == {"seed": 9, "augmentation_factor": 2, "augment_val": False, "on_error": "stop"}
     assert info["source"]["dataset"] == "set"
     assert info["originals"] == TRAIN + VAL
     made = {one["file_name"]: one for one in info["variants"]}
@@ -451,10 +453,6 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: edit(folder, lambda found: first_defect(found).update(segmentation="?")),
         "no usable segmentation",
     ),
-    "an empty mask": (
-        lambda folder: edit(folder, lambda found: first_defect(found).update(segmentation=[[-9, 0, -5, 0, -5, 5]])),
-        "has an empty mask",
-    ),
     "no json": (lambda folder: (folder / "val/annotations.json").write_text("{"), "cannot be read as JSON"),
     "no train": (lambda folder: shutil.rmtree(folder / "train"), "has no split train"),
     "an image with a variant's name": (add_as_variant, "has the name of a variant"),
@@ -494,3 +492,42 @@ def test_when_writing_fails_half_way_nothing_is_left(
 def test_a_library_call_prints_nothing(dataset: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(dataset)
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_annotation_without_a_pixel_gets_no_variant_and_is_counted(dataset: Path) -> None:
+    edit(dataset, lambda found: first_defect(found).update(segmentation=[[-9, 0, -5, 0, -5, 5]]))
+    made = augment(AugmentConfig(dataset_dir=dataset))
+    info = read_json(made.dataset_dir / "dataset_info.json")["tally"]["annotations"]
+    assert [len(names) for names in info["not_used"].values()] == [1]
+    assert info["found"] == info["used"] + 1
+    assert not any(
+        record["segmentation"] == [[-9, 0, -5, 0, -5, 5]] for record in content(made.dataset_dir)["annotations"]
+    )
+
+
+def test_a_bad_image_is_left_out_of_every_split(dataset: Path) -> None:
+    for split in ("train", "val"):
+        cut_in_half(next((dataset / split / "images").iterdir()))
+    before = [len(read_split(dataset, split).images) for split in ("train", "val")]
+    made = augment(AugmentConfig(dataset_dir=dataset, augmentation_factor=1, on_error="skip"))
+    after = [len(read_split(made.dataset_dir, split).images) for split in ("train", "val")]
+    assert after == [2 * (before[0] - 1), before[1] - 1]
+    assert read_json(made.dataset_dir / "dataset_info.json")["tally"]["images"]["found"] == sum(before)
+
+
+def test_a_box_alone_is_moved_as_it_is(dataset: Path) -> None:
+    edit(dataset, lambda found: [one.update(segmentation=[], bbox=[2.5, 3, 4.25, 5]) for one in found["annotations"]])
+    made = read_split(augment(AugmentConfig(dataset_dir=dataset, augmentation_factor=6)).dataset_dir, "train")
+    # Of images 18 wide and 14 high.
+    moved = {
+        "flip_h": [11.25, 3, 4.25, 5],
+        "rotate_90": [6, 2.5, 5, 4.25],
+        "rotate_180": [11.25, 6, 4.25, 5],
+        "rotate_270": [3, 11.25, 5, 4.25],
+    }
+    variants = [image for image in made.images if "augmentation" in image]
+    assert variants
+    for image in variants:
+        for record in made.annotations[image["id"]]:
+            assert record["bbox"] == moved.get(image["augmentation"], [2.5, 3, 4.25, 5])
+            assert record["is_box"]

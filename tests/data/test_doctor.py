@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from flawmask import cli
 from flawmask.coco import annotation, write_split
 from flawmask.data.doctor import Count, DoctorConfig, Report, Size, examine
 from flawmask.data.doctor_tables import tables
@@ -288,7 +289,6 @@ def test_a_variant_may_look_like_its_source_but_not_like_a_validation_image(data
 
 RECORDS: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
     "box outside": ({"bbox": [40, 10, 13, 10]}, ("error", "box")),
-    "box without width": ({"bbox": [12, 10, 0, 10]}, ("error", "box")),
     "box beside its mask": ({"bbox": [2, 10, 13, 10]}, ("warning", "box and mask")),
     "wrong area": ({"area": 99}, ("warning", "area")),
     "no area": ({"area": None}, ("warning", "area")),
@@ -529,3 +529,78 @@ def test_the_magnetic_tiles_have_no_fault_but_tiles_photographed_several_times()
     assert parts.message.endswith("keep each on one side with --group_by '^(tile[0-9]+)'")
     images = [path for path in (SHARED / "magnetic_tile").glob("t*/*/*") if path.is_file()]
     assert sum(count.images for count in report.counts) == len(images) > 900
+
+
+# Counts
+
+
+def counted(report: Report) -> list[str]:
+    return [tally.line() for tally in report.tallies]
+
+
+def test_all_of_a_clean_set_can_be_used(category: Path, dataset: Path) -> None:
+    assert counted(check(category)) == ["9 images: all used", "4 annotations: all used"]
+    assert counted(check(dataset)) == ["6 images: all used", "6 annotations: all used"]
+
+
+def test_what_of_a_category_cannot_be_used_is_counted(category: Path) -> None:
+    (category / "ground_truth/crack/0_mask.png").unlink()
+    (category / "test/hole/1.png").write_bytes(b"?")
+    assert counted(check(category)) == [
+        "9 images: 7 used, 2 not used: 1 mask missing, 1 unreadable image",
+        "3 annotations: 2 used, 1 not used: image not used",
+    ]
+
+
+def test_what_of_a_coco_folder_cannot_be_used_is_counted_in_all_splits(dataset: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["annotations"][0].update(segmentation=[[1, 1, 4, 4]])
+        content["annotations"][1].update(iscrowd=1)
+
+    edit(dataset, change)
+    (dataset / "val/images/1.png").write_bytes(b"?")
+    report = check(dataset)
+    assert counted(report) == [
+        "6 images: 4 used, 2 not used: 1 bad record, 1 unreadable image",
+        "6 annotations: 3 used, 3 not used: 1 bad record, 1 crowd, 1 image not used",
+    ]
+    assert ("warning", "crowd", "train") in found(report)
+    assert next(count for count in report.counts if count.type == "crack") == Count("train", "crack", 2, 2, 1)
+
+
+def test_crowds_alone_are_an_error_unless_they_are_taken_for_instances(dataset: Path) -> None:
+    edit(dataset, lambda content: [record.update(iscrowd=1) for record in content["annotations"][1:]])
+    report = check(dataset)
+    assert found(report) == [("error", "crowd", "train")]
+    assert "2 of 2 defects as crowds" in report.problems[0].message
+    taken = check(dataset, crowds="instances")
+    assert taken.problems == ()
+    assert counted(taken)[1] == "6 annotations: all used"
+
+
+def test_boxes_alone_are_a_warning_and_their_areas_none(dataset: Path) -> None:
+    edit(dataset, lambda content: content["annotations"][1].update(segmentation=[], area=3))
+    report = check(dataset)
+    assert found(report) == [("warning", "box alone", "train")]
+    assert counted(report)[1] == "6 annotations: all used"
+
+
+TAKEN = "--strict --crowds instances"
+
+
+@pytest.mark.parametrize(("flags", "status"), [("", 0), ("--strict", 3), (TAKEN, 0)])
+def test_with_strict_what_cannot_be_used_ends_the_command_with_status_3(
+    dataset: Path, flags: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(dataset, lambda content: content["annotations"][1].update(iscrowd=1))
+    command = f"flawmask doctor --dataset_dir {dataset} --sheet_images 0 {flags}"
+    monkeypatch.setattr("sys.argv", command.split())
+    said: list[str] = []
+    monkeypatch.setattr(cli, "log_to", lambda _: None)
+    monkeypatch.setattr(logging.getLogger("flawmask.tally"), "warning", lambda *line: said.append(line[0] % line[1:]))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == status
+    shown = capsys.readouterr()
+    assert "set: images" in shown.out
+    assert ("6 annotations: 5 used, 1 not used: crowd (2 of 2.png)" in shown.err + "".join(said)) == (flags != TAKEN)

@@ -12,7 +12,7 @@ import pytest
 from prepared import Digests, Make, content, draw_image, info, run, sides, write_mask
 
 from flawmask.data.prepare import PrepareConfig, prepare
-from flawmask.errors import FlawmaskError
+from flawmask.errors import FlawmaskError, UnusedError
 from flawmask.files import write_json
 
 # What is made, and made again
@@ -235,6 +235,20 @@ def test_a_bad_file_is_left_out_and_listed_when_asked_for(
     assert path.is_file() or path.is_symlink()
     assert left_out["file"] not in sides(prepared)
     assert run(folder, on_error="skip").left_out == [left_out]  # reused
+    images, masks = prepared.tallies
+    assert images.line() == "9 images: 8 used, 1 not used: bad image or mask"
+    assert images.line() in caplog.text
+    assert masks.found == len(list(folder.glob("ground_truth/*/*")))
+    assert info(prepared)["tally"] == {"images": images.to_dict(), "annotations": masks.to_dict()}
+
+
+def test_with_strict_nothing_is_written_where_a_file_is_left_out(tiny_category: Make) -> None:
+    folder = tiny_category()
+    cut_in_half(folder / "test/hole/000.png")
+    says = "9 images: 8 used, 1 not used: bad image or mask .*; .*5 annotations: 4 used, 1 not used: image not used"
+    with pytest.raises(UnusedError, match=says):
+        run(folder, on_error="skip", strict=True)
+    assert not (folder.parents[1] / "out").exists()
 
 
 def test_masks_that_seem_to_be_inverted_are_pointed_out(tiny_category: Make, caplog: pytest.LogCaptureFixture) -> None:

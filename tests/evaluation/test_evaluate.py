@@ -45,8 +45,18 @@ def test_every_figure_is_written_under_the_name_that_users_know(judged: Callable
     pixels = ("auroc", "ap", "aupro", "aupro_05", "iou", "dice", "f1_max", "f1_max_threshold")
     speed = ("seconds", "seconds_per_image")
     sure = ("intervals", "interval_method", "resamples", "threshold", "notes")
-    settings = ("conf", "min_area", "split", "dataset", "model", "seed", "allow_leak", "finds")
-    beyond = {*ranked, *counted, *listed, *overlaps, *(f"pixel_{name}" for name in pixels), *speed, *sure, *settings}
+    settings = ("conf", "min_area", "split", "dataset", "model", "seed", "allow_leak", "finds", "crowds", "on_error")
+    beyond = {
+        *ranked,
+        *counted,
+        *listed,
+        *overlaps,
+        *(f"pixel_{name}" for name in pixels),
+        *speed,
+        *sure,
+        *settings,
+        "tally",
+    }
     assert set(metrics) == {*promised, *beyond}
     assert metrics["total_images"] == 5
     assert metrics["tp_defect"] + metrics["fn_defect"] == 3
@@ -360,10 +370,10 @@ def test_limits_reach_the_network(judged: Callable[..., Evaluated]) -> None:
     assert len(predictions(max_proposals=1)) <= 2 * 5
 
 
-def test_a_data_set_without_types_is_judged_all_the_same(run_dir: Path, dataset: Path) -> None:
+def test_where_records_name_no_type_it_is_the_class(run_dir: Path, dataset: Path) -> None:
     content = json.loads((dataset / "val" / "annotations.json").read_text())
     edit(dataset, images=[{k: v for k, v in image.items() if k != "defect_type"} for image in content["images"]])
-    assert run(run_dir, dataset).metrics["recall_by_type"]["unknown"]["images"] == 3
+    assert run(run_dir, dataset).metrics["recall_by_type"]["defect"]["images"] == 3
 
 
 def test_images_without_annotations_are_good(run_dir: Path, dataset: Path) -> None:

@@ -1,5 +1,6 @@
 """What stops the stage `evaluate`; nothing is written then, and what was there stays."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from patchy_split import edit, run
 from random_network import patchwork
 
 from flawmask.coco import read_split
-from flawmask.errors import FlawmaskError
+from flawmask.errors import FlawmaskError, UnusedError
 from flawmask.evaluation import results
 from flawmask.evaluation.evaluate import Evaluated
 from flawmask.evaluation.leak import content_digests, write_training_images
@@ -106,3 +107,53 @@ def test_an_unknown_category_is_refused(run_dir: Path, dataset: Path) -> None:
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(run_dir: Path, dataset: Path) -> None:
     nothing_written(run_dir, dataset, "data has no split test: it holds val", split="test")
+
+
+QUICK: dict[str, Any] = {"resamples": 0, "overlays": 0}
+
+
+def test_an_annotation_that_marks_no_pixel_is_not_missed_and_with_strict_refused(run_dir: Path, dataset: Path) -> None:
+    content = json.loads((dataset / "val" / "annotations.json").read_text())
+    content["annotations"][0]["segmentation"] = [[-9, 1, -5, 1, -5, 5]]
+    edit(dataset, **content)
+    with pytest.raises(UnusedError, match="5 annotations: 4 used, 1 not used: outside the image"):
+        run(run_dir, dataset, strict=True)
+    assert not (dataset.parent / "out").exists()
+    metrics = run(run_dir, dataset, conf=1.0, **QUICK).metrics
+    assert metrics["tally"]["annotations"]["not_used"] == {"outside the image": ["1 of crack_1.png"]}
+    assert metrics["tally"]["images"] == {"found": 5, "used": 5, "not_used": {}}
+    assert (metrics["fn_defect"], metrics["instances"]["truth"]) == (2, 2)
+
+
+def test_crowds_are_regions_or_instances(run_dir: Path, dataset: Path) -> None:
+    content = json.loads((dataset / "val" / "annotations.json").read_text())
+    for record in content["annotations"]:
+        record["iscrowd"] = int(record["category_id"] == 2)
+    edit(dataset, **content)
+    aside, taken = (run(run_dir, dataset, crowds=crowds, **QUICK) for crowds in ("ignore", "instances"))
+    assert len(aside.metrics["tally"]["annotations"]["not_used"]["crowd"]) == 3
+    assert aside.metrics["instances"]["truth"] == 0
+    assert any("All 3 defects are crowds" in note for note in aside.metrics["notes"])
+    assert taken.metrics["tally"]["annotations"] == {"found": 5, "used": 5, "not_used": {}}
+    assert taken.metrics["instances"]["truth"] == 3
+    assert taken.metrics["crowds"] == "instances"
+
+
+def test_a_bad_record_is_left_out_with_its_image_in_figures_and_report(run_dir: Path, dataset: Path) -> None:
+    content = json.loads((dataset / "val" / "annotations.json").read_text())
+    content["annotations"][0]["category_id"] = 9
+    edit(dataset, **content)
+    nothing_written(run_dir, dataset, "annotation 1 has category 9")
+    done = run(run_dir, dataset, on_error="skip", **QUICK)
+    assert done.metrics["total_images"] == 4
+    page = (done.results_dir / "report.html").read_text(encoding="utf-8")
+    assert "5 images: 4 used, 1 not used: bad record." in page
+    assert "crack_1.png</td>" in page
+
+
+def test_masks_are_not_judged_by_boxes_alone(run_dir: Path, dataset: Path) -> None:
+    content = json.loads((dataset / "val" / "annotations.json").read_text())
+    content["annotations"][0]["segmentation"] = []
+    edit(dataset, **content)
+    says = r"1 defects are boxes without an outline \(annotation 1 for one\), and .*best.pt outlines what it finds"
+    nothing_written(run_dir, dataset, says)

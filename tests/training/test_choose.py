@@ -21,6 +21,8 @@ from flawmask.training.config import TrainConfig
 
 Place = Callable[..., None]
 
+ARCHITECTURES_WITH_BOXES = tuple(name for name in ARCHITECTURES if not architecture(name).has_masks)
+
 
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Place:
@@ -129,3 +131,20 @@ def test_auto_is_the_default_of_the_whole_pipeline_and_no_other() -> None:
         _ = settings().network
     assert {LARGE, SMALL, BARE, *choose.BESIDE} <= ARCHITECTURES.keys()
     assert architecture(SMALL).has_masks
+
+
+@pytest.mark.parametrize(
+    ("device", "weights", "expected"),
+    [
+        ("cuda", "auto", "fasterrcnn_resnet50_fpn"),
+        ("cpu", "auto", "fasterrcnn_efficientnet_lite0_fpn"),
+        ("cpu", "none", "fasterrcnn_mobilenet_v3_large_fpn"),
+    ],
+)
+def test_for_boxes_alone_it_is_a_network_that_finds_boxes(
+    place: Place, device: str, weights: str, expected: str
+) -> None:
+    place(device, there=ARCHITECTURES_WITH_BOXES, fetched=("ssd300_vgg16", "yolo11n-seg"))
+    assert with_network(settings(weights=weights), 100, has_outlines=False).arch == expected
+    if weights == "auto":
+        assert with_others(settings(), 100, has_outlines=False) == [expected, "ssd300_vgg16"]

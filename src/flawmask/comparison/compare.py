@@ -20,13 +20,24 @@ from flawmask.launch import launched
 from flawmask.progress import has_details, is_shown
 from flawmask.runs import COMPARISON, earlier, new_run_dir
 from flawmask.runtime import choose_device
-from flawmask.settings import as_json, require
-from flawmask.stages import RunConfig, augmented, check_judged, judged_splits, prepared
+from flawmask.settings import Reading, as_json, require
+from flawmask.stages import RunConfig, augmented, check_judged, check_trained, judged_splits, prepared
 from flawmask.training.choose import with_others
 
 log = logging.getLogger(__name__)
 
-SAME_ANYWAY = ("archs", "yardsticks", "overwrite", "workers", "cache_gb", "save_every", "compile", "layout", "offline")
+SAME_ANYWAY = (
+    "archs",
+    "yardsticks",
+    "overwrite",
+    "workers",
+    "cache_gb",
+    "save_every",
+    "compile",
+    "layout",
+    "offline",
+    "strict",
+)
 """The settings that change no model: with others of these, a comparison goes on. What a layout makes of a category, the
 content of the data sets says."""
 
@@ -45,13 +56,15 @@ def compare(config: CompareConfig) -> Compared:
     choose_device(config.device)
     ground = _ground(config, config.run_config(config.arch_names[0]))
     if config.archs == "auto":
-        images = len(read_split(ground.trained[0], "train").images)
-        config = replace(config, archs=",".join(with_others(config.run_config("auto"), images)))
+        training = read_split(ground.trained[0], "train", config)
+        has_outlines = not training.boxes_alone
+        archs = with_others(config.run_config("auto"), len(training.images), has_outlines=has_outlines)
+        config = replace(config, archs=",".join(archs))
     origin = {
         "made_by": "flawmask compare",
         "version": flawmask.__version__,
         "settings": {key: value for key, value in as_json(config).items() if key not in SAME_ANYWAY},
-        "source": [_content(folder) for folder in ground.prepared],
+        "source": [_content(folder, config) for folder in ground.prepared],
     }
     folder = None if config.overwrite else earlier(f"*_comparison/{COMPARISON}", origin)
     if folder is None:
@@ -73,13 +86,15 @@ def _ground(config: CompareConfig, run: RunConfig) -> Ground:
     folders = prepared_folds(run, category) if run.crosses else [config.dataset_dir or prepared(run, category)]
     splits = judged_splits(run, folders[0])
     for folder in folders:
+        check_trained(run, folder, "auto")  # what a single network cannot learn from, its own entry says
         check_judged(run, folder, splits)
     trained = [augmented(replace(run, fold=None), folder) for folder in folders]
-    return Ground(tuple(folders), tuple(trained), tuple(splits), pooled=run.crosses)
+    reading = Reading(crowds=run.crowds, on_error=run.on_error)
+    return Ground(tuple(folders), tuple(trained), tuple(splits), pooled=run.crosses, reading=reading)
 
 
-def _content(folder: Path) -> str:
-    return dataset_info.content_of({name: read_split(folder, name) for name in split_names(folder)})
+def _content(folder: Path, reading: Reading) -> str:
+    return dataset_info.content_of({name: read_split(folder, name, reading) for name in split_names(folder)})
 
 
 def _entry(config: CompareConfig, ground: Ground, folder: Path, name: str) -> Entry:
@@ -108,7 +123,7 @@ def _speeds(config: CompareConfig, ground: Ground, folder: Path, entries: Sequen
     known = read_json(path) if path.is_file() else {}
     if wanted and set(known) != {one.name for one in wanted}:
         path.unlink(missing_ok=True)
-        split = read_split(ground.prepared[0], ground.splits[-1])
+        split = read_split(ground.prepared[0], ground.splits[-1], config)
         said = {"is_shown": is_shown(), "has_details": has_details()}
         status = in_own_process(speed.main, config, folder, wanted, split, **said)
         known = read_json(path) if path.is_file() else {}

@@ -7,7 +7,7 @@ from flawmask.data.augment import AugmentSettings
 from flawmask.data.prepare import PrepareSettings
 from flawmask.evaluation.config import EvaluateSettings
 from flawmask.model.arch import ARCHITECTURES
-from flawmask.settings import Overwrite, require, stage
+from flawmask.settings import Overwrite, Strict, require, stage
 from flawmask.stages import NAME_DATA, DataPaths, RunConfig
 from flawmask.training.config import KNOWN_WEIGHTS, LearnSettings, check_weights
 
@@ -22,7 +22,7 @@ YARDSTICKS = (CLASSIFIER, PATCHCORE)
 
 # Dataclass fields, and so the flags in --help, are listed from the last base to the first.
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(Overwrite, EvaluateSettings, LearnSettings, AugmentSettings, PrepareSettings, DataPaths):
+class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentSettings, PrepareSettings, DataPaths):
     """Train several models on the same images with the same budget, judge them on the same images, and say what shows.
 
     The budget is --epochs or --time_budget, for each. Results go to

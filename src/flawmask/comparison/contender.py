@@ -128,7 +128,7 @@ def _detector(config: RunConfig, ground: Ground, folder: Path, name: str) -> Ent
     longest = max(range(len(runs)), key=lambda at: float(histories[at]["elapsed"][-1]))
     best = runs[longest] / "best.pt"
     network, spec = checkpoint.load(best)
-    training = read_split(ground.trained[longest], "train")
+    training = read_split(ground.trained[longest], "train", config)
     learned = Learned(
         seconds=float(histories[longest]["elapsed"][-1]),
         epochs=len(histories[longest]["epoch"]),

@@ -10,6 +10,7 @@ from flawmask.coco import CocoSplit, groups_of, read_split
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
 from flawmask.runs import POOLED
+from flawmask.settings import Reading
 
 
 class NotThereError(FlawmaskError):
@@ -25,12 +26,14 @@ class Ground:
         trained: the one to train on, with variants, for each of them.
         splits: which splits are judged, in their order; the last one's figures count.
         pooled: whether all folds are judged together.
+        reading: how the records of their files are read; None as by default.
     """
 
     prepared: tuple[Path, ...]
     trained: tuple[Path, ...]
     splits: tuple[str, ...]
     pooled: bool
+    reading: Reading | None = None
 
     @property
     def results(self) -> str:
@@ -43,14 +46,16 @@ class Ground:
         Args:
             folder: of a detector, which holds those of all folds together.
         """
-        return read_split(folder, POOLED) if self.pooled else read_split(self.prepared[0], self.splits[-1])
+        folder, name = (folder, POOLED) if self.pooled else (self.prepared[0], self.splits[-1])
+        return read_split(folder, name, self.reading)
 
     @property
     def groups(self) -> list[str] | None:
         """The group of each image whose figures count, in the order of the results; None where nothing is known of
         groups."""
         folders = self.prepared if self.pooled else self.prepared[:1]
-        return groups_of([image for folder in folders for image in read_split(folder, self.splits[-1]).images])
+        splits = (read_split(folder, self.splits[-1], self.reading) for folder in folders)
+        return groups_of([image for split in splits for image in split.images])
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,11 @@ def train_and_judge(config: CompareConfig, ground: Ground, folder: Path, name: s
     notes: list[str] = []
     for fold, (prepared_dir, trained_dir) in enumerate(zip(ground.prepared, ground.trained, strict=True), start=1):
         path = run_dir / (f"fold_{fold}.pt" if ground.pooled else "best.pt")
-        training = read_split(trained_dir, "train")
+        training = read_split(trained_dir, "train", config)
         # With --conf auto val is looked at first, if only to choose the threshold.
         chooses = config.conf == "auto" and VALIDATION not in ground.splits
-        splits = [read_split(prepared_dir, one) for one in (*([VALIDATION] if chooses else []), *ground.splits)]
+        names = (*([VALIDATION] if chooses else []), *ground.splits)
+        splits = [read_split(prepared_dir, one, config) for one in names]
         if name == CLASSIFIER:
             notes = _leak(config, training, splits)
             lessons.append((classifier.learn(config, training, path), path))
@@ -133,7 +134,7 @@ def _write(
     found = [
         Judged(
             image["file_name"],
-            image.get("defect_type", "unknown"),
+            split.type_of(image),
             split.is_defective(image),
             one.score >= used.value,
             one.score,
@@ -151,7 +152,7 @@ def _write(
         intervals = {name: bounds for name, bounds in metrics["intervals"].items() if name not in names}
         nothing = dict.fromkeys([*(key.partition(".")[0] for key in dropped), "recall_by_type"])
         metrics |= nothing | {"intervals": intervals}
-    if all(one.map is not None for one in scored):
+    if all(one.map is not None for one in scored) and not any(split.boxes_alone for split in splits):
         pixels = _pixels(config, pairs, scored, numbered(groups))
         metrics |= pixels | {"intervals": metrics["intervals"] | pixels["intervals"]}
     same = chosen is not None and splits[0].name == VALIDATION

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zlib import crc32
 
 import cv2
@@ -15,7 +15,16 @@ import numpy.typing as npt
 
 import flawmask
 from flawmask import images
-from flawmask.coco import CocoSplit, Record, cut_annotation, instance_masks, read_split, split_names, write_split
+from flawmask.coco import (
+    CocoSplit,
+    Record,
+    cut_annotation,
+    instance_masks,
+    read_split,
+    split_names,
+    total_tallies,
+    write_split,
+)
 from flawmask.data import dataset_info
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, whole_folder, write_json, write_json_lines
@@ -23,11 +32,14 @@ from flawmask.images import Pixels
 from flawmask.launch import usable_cores
 from flawmask.masks import Cut, cut_out
 from flawmask.progress import track
-from flawmask.settings import Overwrite, Seed, as_json, require
+from flawmask.settings import BadInput, Overwrite, Reading, Seed, as_json, require
+from flawmask.tally import tallied
 
 log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
+
+Side = TypeVar("Side", int, float)
 
 GEOMETRIC: dict[str, Callable[[Array], Array]] = {
     "flip_h": lambda pixels: cv2.flip(pixels, 1),
@@ -45,7 +57,7 @@ VARIANTS = (*GEOMETRIC, "blur", "bright")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentSettings(Seed):
+class AugmentSettings(Seed, BadInput):
     """How many variants are added."""
 
     augmentation_factor: int = 3
@@ -116,7 +128,8 @@ def augment(config: AugmentConfig) -> Augmented:
             otherwise and `overwrite` is off.
     """
     names = sorted({"train", *split_names(config.dataset_dir)})  # a missing one is for `read_split` to complain about
-    splits = {name: read_split(config.dataset_dir, name) for name in names}
+    reading = Reading(on_error=config.on_error)
+    splits = {name: read_split(config.dataset_dir, name, reading) for name in names}
     if any("augmentation" in image for split in splits.values() for image in split.images):
         raise FlawmaskError(f"{config.dataset_dir} holds variants already: augment the data set they were made from")
     if config.augmented_dir.resolve() == config.dataset_dir.resolve():
@@ -129,6 +142,8 @@ def augment(config: AugmentConfig) -> Augmented:
     if dataset_info.is_made_already(config.augmented_dir, origin, overwrite=config.overwrite):
         info = read_json(config.augmented_dir / "augmentation_info.json")
         return Augmented(config.augmented_dir, info["originals"], len(info["variants"]), reused=True)
+    for split in splits.values():
+        split.warn(strict=False)
     originals = sum(len(split.images) for split in splits.values())
     variants = _write(splits, originals, origin, config)
     log.info("augmented %s: %d images and %d variants", config.augmented_dir, originals, variants)
@@ -138,7 +153,8 @@ def augment(config: AugmentConfig) -> Augmented:
 def _write(splits: dict[str, CocoSplit], originals: int, origin: dict[str, Any], config: AugmentConfig) -> int:
     """Write the augmented COCO folder and return how many variants it holds."""
     made: list[dict[str, Any]] = []
-    info: dict[str, Any] = {**origin, "version": flawmask.__version__}
+    tally = tallied(total_tallies(splits.values()))
+    info: dict[str, Any] = {**origin, "version": flawmask.__version__, "tally": tally}
     if (config.dataset_dir / dataset_info.NAME).is_file():
         info["source_info"] = read_json(config.dataset_dir / dataset_info.NAME)
     with whole_folder(config.augmented_dir) as folder:
@@ -153,7 +169,10 @@ def _write(splits: dict[str, CocoSplit], originals: int, origin: dict[str, Any],
                 _write_records(split, variants, folder / name)
                 info[name] = dataset_info.counts([*split.images, *(variant.image for variant in variants)])
             else:
-                shutil.copyfile(split.annotation_file, folder / name / "annotations.json")
+                if split.tallies[0].is_whole:
+                    shutil.copyfile(split.annotation_file, folder / name / "annotations.json")
+                else:
+                    _write_records(split, [], folder / name)
                 info[name] = dataset_info.counts(split.images)
         write_json(folder / dataset_info.NAME, info)
         write_json_lines(folder / "augmentation_info.json", {**origin, "originals": originals, "variants": made})
@@ -228,8 +247,6 @@ def _cuts(records: Sequence[Record], height: int, width: int, where: str) -> lis
     cuts = []
     for record in records:
         (mask,) = instance_masks([record], height, width, where)
-        if not mask.any():
-            raise FlawmaskError(f"{where}: annotation {record['id']} has an empty mask: draw it or delete it")
         cuts.append(cut_out(mask))
     return cuts
 
@@ -246,17 +263,26 @@ def _moved(record: Record, name: str, cut: Cut, height: int, width: int) -> Reco
     """
     mask = GEOMETRIC[name](cut.mask.astype(np.uint8)).astype(bool)
     rows, columns = cut.mask.shape
-    right, below = width - cut.x - columns, height - cut.y - rows  # of the box
-    x, y = {
-        "flip_h": (right, cut.y),
-        "rotate_90": (below, cut.x),
-        "rotate_180": (right, below),
-        "rotate_270": (cut.y, right),
-    }[name]
-    if name in ("rotate_90", "rotate_270"):
-        height, width = width, height
-    fresh = cut_annotation(Cut(mask, x, y), height, width, id=0, image_id=0, category_id=record["category_id"])
+    x, y = _moved_corner(name, cut.x, cut.y, columns, rows, height, width)
+    turns = name in ("rotate_90", "rotate_270")
+    size = (width, height) if turns else (height, width)
+    fresh = cut_annotation(Cut(mask, x, y), *size, id=0, image_id=0, category_id=record["category_id"])
+    if record.get("is_box"):  # which may lie between pixels, and what it touches does not
+        left, top, across, down = record["bbox"]
+        corner = _moved_corner(name, left, top, across, down, height, width)
+        fresh["bbox"] = [*corner, *((down, across) if turns else (across, down))]
     return {**record, **fresh, "iscrowd": record.get("iscrowd", 0)}
+
+
+def _moved_corner(name: str, x: Side, y: Side, across: Side, down: Side, height: int, width: int) -> tuple[Side, Side]:
+    """Return the upper left corner of a box after a geometric variant of its (height, width) image."""
+    right, below = width - x - across, height - y - down
+    return {
+        "flip_h": (right, y),
+        "rotate_90": (below, x),
+        "rotate_180": (right, below),
+        "rotate_270": (y, right),
+    }[name]
 
 
 def _write_records(split: CocoSplit, variants: list[_Variant], folder: Path) -> None:

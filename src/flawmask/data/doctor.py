@@ -23,14 +23,15 @@ from flawmask.files import sha256
 from flawmask.launch import usable_cores
 from flawmask.masks import Mask
 from flawmask.progress import track
-from flawmask.settings import require
+from flawmask.settings import Crowds, Strict, require
+from flawmask.tally import Tally
 
 CELL = (240, 240)  # of the contact sheet, pixels
 COLUMNS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorConfig(LayoutName):
+class DoctorConfig(LayoutName, Crowds, Strict):
     """Check a category or a COCO folder: counts, masks, damaged and doubled images."""
 
     mvtec_root: Path = Path("datasets/mvtec")
@@ -90,6 +91,7 @@ class Report:
         sizes: of the images that can be read, the most frequent first.
         problems: errors first, then by kind and file; empty where nothing is wrong.
         contact_sheet: where the sheet of outlined images was written; None where none was.
+        tallies: how many images and annotations, or masks, were found and can be used.
     """
 
     name: str
@@ -97,6 +99,11 @@ class Report:
     sizes: tuple[Size, ...]
     problems: tuple[Problem, ...]
     contact_sheet: Path | None
+    tallies: tuple[Tally, ...] = ()
+
+
+LOST = frozenset({"unreadable image", "image size", "mask missing", "mask size", "mask empty"})
+"""The kinds of problems for which an image is left out by the stages that follow."""
 
 
 @dataclass(frozen=True)
@@ -118,22 +125,39 @@ def examine(config: DoctorConfig) -> Report:
     Raises:
         FlawmaskError: there is no such category or COCO folder, or no image in it.
     """
+    tallies = Tally("images"), Tally("annotations")
     if config.category:
         items, problems = category_items(config.mvtec_root, config.category, config.layout, config.good_images)
     else:
-        items, problems = coco_items(config.dataset_dir or Path())
+        items, problems = coco_items(config.dataset_dir or Path(), config.crowds, tallies)
     seen = _see_all(items, _spread(items, config.sheet_images))
     problems += chain.from_iterable(each.problems for each in seen)
     problems += _identical(seen, coco=config.category is None)
     problems += _near_identical(seen, coco=config.category is None)
     problems += _parts(items, config)
+    _count(seen, *tallies)
     return Report(
         config.name,
         _counts(seen),
         _sizes(seen),
         tuple(sorted(problems, key=lambda problem: (problem.severity, problem.kind, problem.where))),
         _write_sheet(seen, config.contact_sheet or Path(f"doctor_{config.name}.png")),
+        tallies,
     )
+
+
+def _count(seen: Sequence[_Seen], of_images: Tally, of_labels: Tally) -> None:
+    """Count the images that can be used and what is marked on them."""
+    for each in seen:
+        item = each.item
+        lost = next((problem.kind for problem in each.problems if problem.kind in LOST), None)
+        if lost is None:
+            of_images.used += 1
+            of_labels.used += len(item.labels)
+        else:
+            of_images.leave_out(item.where, lost)
+            for label in item.labels:
+                of_labels.leave_out(label, "image not used")
 
 
 def _see_all(items: Sequence[Item], on_sheet: frozenset[Path]) -> list[_Seen]:

@@ -1,7 +1,7 @@
 """What can be wrong with one image, its masks or its annotations: of a category, or of a COCO folder."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -10,12 +10,15 @@ import cv2
 import numpy as np
 
 from flawmask import images
-from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, read_split, split_folder
+from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, one_by_one, read_split, split_folder
+from flawmask.coco_records import NO_INSTANCE
 from flawmask.data import layouts
 from flawmask.data.layouts import MaskFile, Problem, Sample
 from flawmask.errors import FlawmaskError, ImageError, RecordsError
 from flawmask.images import Pixels
 from flawmask.masks import Mask, box_of, looks_inverted
+from flawmask.settings import Reading
+from flawmask.tally import Tally
 
 SPLITS = ("train", "val", "test")
 
@@ -36,7 +39,7 @@ class Truth:
 @dataclass(frozen=True)
 class Item:
     """An image to check: where it stands in the data set, what its file was called first, what part it shows if that is
-    known, and what reads its truth, given height and width."""
+    known, and what reads its truth, given height and width. Its labels are the names of its masks or annotations."""
 
     path: Path
     where: str
@@ -46,6 +49,7 @@ class Item:
     type: str
     defective: bool
     variant: bool
+    labels: tuple[str, ...]
     truth: Callable[[int, int], Truth]
 
 
@@ -79,6 +83,7 @@ def _sample_item(sample: Sample, root: Path) -> Item:
         type=sample.defect_type,
         defective=not sample.is_good,
         variant=False,
+        labels=tuple(file.path.relative_to(root).as_posix() for file in sample.masks),
         truth=partial(_sample_truth, sample, root),
     )
 
@@ -131,13 +136,22 @@ def _value_problems(pixels: Pixels, where: str) -> Iterator[Problem]:
 # A COCO folder.
 
 
-def coco_items(dataset_dir: Path) -> tuple[list[Item], list[Problem]]:
-    """Return the images of all splits that are there and can be used, and what is wrong with the splits themselves."""
+def coco_items(
+    dataset_dir: Path, crowds: Literal["ignore", "instances"], tallies: tuple[Tally, Tally]
+) -> tuple[list[Item], list[Problem]]:
+    """Return the images of all splits that are there and can be used, and what is wrong with the splits themselves.
+
+    Args:
+        dataset_dir: the COCO folder.
+        crowds: what crowds are.
+        tallies: of images and annotations; they grow by those that cannot be used.
+    """
+    reading = Reading(crowds=crowds, on_error="skip")
     items: list[Item] = []
     problems: list[Problem] = []
     for name in [name for name in SPLITS if split_folder(dataset_dir, name).is_dir()] or SPLITS[:1]:
         try:
-            split = read_split(dataset_dir, name)
+            split = read_split(dataset_dir, name, reading, opens_images=False)
         except FlawmaskError as error:
             if not split_folder(dataset_dir, name).is_dir():
                 raise
@@ -147,7 +161,10 @@ def coco_items(dataset_dir: Path) -> tuple[list[Item], list[Problem]]:
             problems.append(Problem("error", "unusable split", name, f"cannot be used: {error}"))
             continue
         items += [_record_item(split, image) for image in split.images]
+        problems += [Problem("error", "unusable record", name, problem) for problem in split.problems]
         problems += _split_problems(split)
+        for tally, of_split in zip(tallies, split.tallies, strict=True):
+            tally.add(replace(of_split, used=0))  # the doctor counts those once it has seen their images
     return items, problems
 
 
@@ -163,6 +180,7 @@ def _record_item(split: CocoSplit, image: Record) -> Item:
         type=str(image.get("defect_type") or (names[marked[0]["category_id"]] if marked else "no annotation")),
         defective=split.is_defective(image),
         variant="augmentation" in image,
+        labels=tuple(f"{one['id']} of {image['file_name']}" for one in one_by_one(split.annotations[image["id"]])),
         truth=partial(_record_truth, split, image),
     )
 
@@ -170,7 +188,7 @@ def _record_item(split: CocoSplit, image: Record) -> Item:
 def _record_truth(split: CocoSplit, image: Record, height: int, width: int) -> Truth:
     """Decode the annotations of an image, and return what is wrong with them."""
     where = f"{split.name}/images/{image['file_name']}"
-    defects = split.defects(image)
+    defects = one_by_one(split.defects(image))
     if (image["width"], image["height"]) != (width, height):
         sizes = f"is {width}x{height} but its record says {image['width']}x{image['height']}"
         message = f"{sizes}: export the annotations again; they were not checked"
@@ -201,6 +219,8 @@ def _annotation_problems(record: Record, mask: Mask, where: str) -> Iterator[Pro
     area = record.get("area", pixels)  # not every tool writes it
     if not pixels:
         yield Problem("error", "mask empty", where, f"{who} has a segmentation without a pixel: remove or redraw it")
+    elif record.get("is_box"):  # whose pixels nobody knows
+        return
     elif not isinstance(area, int | float) or abs(area - pixels) > max(2, AREA_TOLERANCE * pixels):
         yield Problem("warning", "area", where, f"{who} has the area {area} but its mask {pixels} pixels")
 
@@ -208,6 +228,21 @@ def _annotation_problems(record: Record, mask: Mask, where: str) -> Iterator[Pro
 def _split_problems(split: CocoSplit) -> Iterator[Problem]:
     """Yield what is wrong with a split as a whole."""
     name, folder = split.name, split.image_folder
+    unmarked = set()
+    for reason, left in split.tallies[1].not_used.items():
+        if reason in NO_INSTANCE:
+            for number, _, file in (one.partition(" of ") for one in left):
+                unmarked.add(file)
+                message = f"annotation {number} is no instance: {reason}; remove or redraw it"
+                yield Problem("error", "mask empty", f"{name}/images/{file}", message)
+    yield from _crowd_problems(split)
+    boxes = split.boxes_alone
+    if boxes:
+        message = (
+            f"has {len(boxes)} defects as boxes without an outline (annotation {boxes[0]['id']} for one): networks "
+            "that find boxes learn them, and those with masks do not"
+        )
+        yield Problem("warning", "box alone", name, message)
     used = {record["category_id"] for records in split.annotations.values() for record in records}
     for category in split.categories:
         if category["id"] not in used and category["name"] != GOOD:
@@ -216,13 +251,32 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
             )
             yield Problem("warning", "empty category", name, message)
     # An image said to be good needs no annotation; one that says nothing may have been forgotten.
-    bare = [image for image in split.images if not split.annotations[image["id"]] and image.get("defect_type") != GOOD]
+    bare = [
+        image
+        for image in split.images
+        if not split.annotations[image["id"]]
+        and image.get("defect_type") != GOOD
+        and str(image["file_name"]) not in unmarked
+    ]
     if bare:
         share = f"{len(bare)} of {len(split.images)} images"
         message = f"has {share} without annotation (the first is {bare[0]['file_name']}): they count as good"
         yield Problem("warning", "no annotation", name, message)
-    listed = {split.image_path(image) for image in split.images}
+    left_out = [folder / file for files in split.tallies[0].not_used.values() for file in files]
+    listed = {*(split.image_path(image) for image in split.images), *left_out}
     for path in sorted(folder.rglob("*")):
         if images.is_image(path) and path not in listed:
             where = f"{name}/images/{path.relative_to(folder).as_posix()}"
             yield Problem("warning", "unlisted image", where, "is not in annotations.json and takes no part")
+
+
+def _crowd_problems(split: CocoSplit) -> Iterator[Problem]:
+    """Yield a warning of crowds, or an error where there is nothing else to learn from."""
+    crowds, defects = len(split.crowds), sum(len(split.defects(image)) for image in split.images)
+    if not crowds:
+        return
+    message = (
+        f"has {crowds} of {defects} defects as crowds (iscrowd: 1), as brushes of labelling tools write them: take "
+        "them as instances with --crowds instances, or export polygons; nothing is learnt from a crowd"
+    )
+    yield Problem("error" if crowds == defects else "warning", "crowd", split.name, message)

@@ -3,7 +3,7 @@
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_j
 from flawmask.launch import usable_cores
 from flawmask.masks import Cut, Mask, cut_components, cut_out, looks_inverted
 from flawmask.progress import track
-from flawmask.settings import Overwrite, Seed, as_json, require
+from flawmask.settings import BadInput, Overwrite, Seed, Strict, as_json, require
+from flawmask.tally import Tally, tallied, warn_of_unused
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ COMPARED = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings(LayoutName, Seed):
+class PrepareSettings(LayoutName, Seed, BadInput):
     """How a category becomes a COCO folder."""
 
     train_ratio: float = 0.8
@@ -58,8 +59,6 @@ class PrepareSettings(LayoutName, Seed):
     """Keep photographs of one part on one side: what finds the part in the names, '^(part[0-9]+)' in part0012_a.png."""
     link: Literal["copy", "hardlink", "symlink"] = "copy"
     """How image files arrive, byte for byte in any case."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """What to do about a bad image or mask: stop before anything is written, or leave it out and list it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,7 +77,7 @@ class PrepareSettings(LayoutName, Seed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig(PrepareSettings, Overwrite):
+class PrepareConfig(PrepareSettings, Overwrite, Strict):
     """Turn a category into a COCO folder with a training and a validation split."""
 
     mvtec_root: Path = Path("datasets/mvtec")
@@ -106,6 +105,7 @@ class Prepared:
         test: the same of the test split; None where there is none.
         left_out: the images left out, each with `file` and `reason`.
         reused: whether it was there already.
+        tallies: how many images and masks were found and are used.
     """
 
     dataset_dir: Path
@@ -114,6 +114,7 @@ class Prepared:
     test: dict[str, Any] | None
     left_out: list[dict[str, str]]
     reused: bool
+    tallies: tuple[Tally, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ def prepare(config: PrepareConfig) -> Prepared:
     is_unknown = not any(parts) and config.fold in (None, 1)  # once for all folds
     wants_looks = is_unknown and not _warn_of_names(samples, config) and len(samples) <= COMPARED
     read, left_out = _read_all(samples, category_ids, config, wants_looks=wants_looks)
+    tallies = _tallies(samples, {item["file"] for item in left_out}, config.mvtec_root)
+    warn_of_unused(tallies, str(config.mvtec_root / config.category), strict=config.strict)
     _warn_of_looks(read)
     contents = [(item.sample.original_file, item.digest + item.mask_digest) for item in read]
     origin = {
@@ -161,15 +164,30 @@ def prepare(config: PrepareConfig) -> Prepared:
             "groups" in info["train"] or not _knows_groups(read),
             f"{config.dataset_dir} was prepared by an older version, which wrote no groups: make it anew, --overwrite",
         )
-        return _prepared(config, info, reused=True)
-    info = _write(read, left_out, category_ids, origin, config)
+        return _prepared(config, info, tallies, reused=True)
+    info = _write(read, left_out, category_ids, {**origin, "tally": tallied(tallies)}, config)
     sizes = ", ".join(f"{name} {dataset_info.size(info[name])}" for name in SPLITS if name in info)
     log.info("prepared %s: images: %s", config.dataset_dir, sizes)
-    return _prepared(config, info, reused=False)
+    return _prepared(config, info, tallies, reused=False)
 
 
-def _prepared(config: PrepareConfig, info: dict[str, Any], *, reused: bool) -> Prepared:
-    return Prepared(config.dataset_dir, info["train"], info["val"], info.get("test"), info["left_out"], reused)
+def _prepared(config: PrepareConfig, info: dict[str, Any], tallies: tuple[Tally, ...], *, reused: bool) -> Prepared:
+    counts = info["train"], info["val"], info.get("test")
+    return Prepared(config.dataset_dir, *counts, info["left_out"], reused, tallies)
+
+
+def _tallies(samples: Sequence[Sample], left_out: Collection[str], root: Path) -> tuple[Tally, Tally]:
+    """Return the count of the images, and that of the annotations, which are masks; those of a good image are none."""
+    of_images, of_masks = Tally("images"), Tally("annotations")
+    for sample in samples:
+        if sample.original_file in left_out:
+            of_images.leave_out(sample.original_file, "bad image or mask")
+            for file in sample.masks:
+                of_masks.leave_out(file.path.relative_to(root).as_posix(), "image not used")
+        else:
+            of_images.used += 1
+            of_masks.used += len(sample.masks)
+    return of_images, of_masks
 
 
 def _samples(config: PrepareConfig, layout: str) -> list[Sample]:

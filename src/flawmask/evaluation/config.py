@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flawmask.errors import FlawmaskError
 from flawmask.inference.config import VerdictSettings
-from flawmask.settings import Classes, Seed, require
+from flawmask.settings import Classes, Reading, Seed, Strict, require
 
 
 def parse_aim(aim: str) -> tuple[str, float]:
@@ -25,7 +25,7 @@ def parse_aim(aim: str) -> tuple[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(VerdictSettings):
+class EvaluateSettings(VerdictSettings, Reading):
     """How a split is judged."""
 
     split: str = "val"
@@ -47,7 +47,7 @@ class EvaluateSettings(VerdictSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluateSettings, Seed, Classes):
+class EvaluateConfig(EvaluateSettings, Seed, Classes, Strict):
     """Judge a labelled split: verdicts, average precision, and pictures of what went wrong."""
 
     model: Path

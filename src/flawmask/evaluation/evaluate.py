@@ -75,7 +75,8 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
 def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
     """Judge a split together with other processes, or alone; the first one writes."""
     check_output_folder(config.results_dir, "metrics.json", overwrite=True, what="evaluation", entries=ENTRIES)
-    split = read_split(config.dataset_dir, config.split)
+    split = read_split(config.dataset_dir, config.split, config)
+    split.warn(strict=config.strict)
     backend = load(config.model, config)
     check_classes(backend.spec, split.class_names, config.dataset_dir)
     classes = len(backend.spec.classes)
@@ -83,6 +84,8 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         config.num_classes in (None, classes),
         f"--num_classes is {config.num_classes}, but {config.model} has {classes}: {', '.join(backend.spec.classes)}",
     )
+    if backend.spec.has_masks:
+        split.refuse_boxes_alone(f"{config.model} outlines what it finds", "evaluate a network that finds boxes")
     conf = threshold.DEFAULT if config.conf == "auto" else config.conf
     other = read_other(config.against, split, conf, config.min_area) if config.against else None
     digests = team.from_main(lambda: content_digests(split))
@@ -163,6 +166,9 @@ def write_judgement(
         "min_area": settings.min_area,
         "seed": seed,
         "allow_leak": settings.allow_leak,
+        "crowds": settings.crowds,
+        "on_error": settings.on_error,
+        "tally": split.tally,
         "split": split.name,
         "notes": [*said, *measured.metrics["notes"]],
     }
@@ -192,7 +198,8 @@ def _threshold(
         kept = team.from_main(lambda: threshold.load(config.model))
         if kept is not None and (kept.aim, kept.min_area) == (config.aim, config.min_area):
             return kept
-        split = read_split(config.dataset_dir, VALIDATION)
+        split = read_split(config.dataset_dir, VALIDATION, config)
+        split.warn(strict=config.strict)
         digests = team.from_main(lambda: content_digests(split))
         seen_in_training(split, digests, config.model, allow=config.allow_leak)
         predictions, _ = _predict(config, backend, split, team)

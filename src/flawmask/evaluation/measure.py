@@ -54,7 +54,7 @@ def judge(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_
         judged.append(
             Judged(
                 file_name=image["file_name"],
-                defect_type=image.get("defect_type", "unknown"),
+                defect_type=split.type_of(image),
                 truth=split.is_defective(image),
                 verdict=verdict.is_defect,
                 score=verdict.score,
@@ -185,7 +185,7 @@ def measure(
         "finds": "masks" if detections.has_masks else "boxes",
         **_groups(evidence),
         "resamples": resamples,
-        "notes": _undefined(truth, detections.has_masks),
+        "notes": [*_crowds_alone(split), *_undefined(truth, detections.has_masks)],
         **_intervals(figures, evidence, resamples, seed),
     }
     ranking = rank(truth, evidence.scores)
@@ -316,13 +316,17 @@ def _confusion(split: CocoSplit, predictions: Sequence[Prediction], conf: float,
 
 
 def _true_class(split: CocoSplit, image: Record) -> str:
-    defects = split.defects(image)
-    if not defects:
-        return GOOD
-    if image.get("defect_type") in split.class_names:
+    if split.is_defective(image) and image.get("defect_type") in split.class_names:
         return str(image["defect_type"])
-    largest = max(defects, key=lambda one: float(one["bbox"][2]) * float(one["bbox"][3]))
-    return split.class_names[split.labels[largest["category_id"]] - 1]
+    return split.class_of(image)
+
+
+def _crowds_alone(split: CocoSplit) -> list[str]:
+    """Return a note where no defect is an instance, as a sentence for a person."""
+    crowds = len(split.crowds)
+    if not crowds or crowds < sum(len(split.defects(image)) for image in split.images):
+        return []
+    return [f"All {crowds} defects are crowds, so none is an instance to find: --crowds instances takes them for such."]
 
 
 def _undefined(truth: Flags, has_masks: bool) -> list[str]:

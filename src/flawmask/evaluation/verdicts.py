@@ -20,7 +20,7 @@ class Judged:
 
     Attributes:
         file_name: its name in the data set.
-        defect_type: `good`, the type of defect, or `unknown` where the data set does not say.
+        defect_type: `good`, or the type of defect: the class of the largest one where the data set does not say.
         truth: whether it has a defect.
         verdict: whether it was rejected.
         score: the highest score of a defect instance on it, 0 where there is none.

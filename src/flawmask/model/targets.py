@@ -10,7 +10,7 @@ from pycocotools import mask as rle_tools
 from torch import Tensor
 
 from flawmask import masks
-from flawmask.coco import Record, instance_rles
+from flawmask.coco import Record, instance_rles, one_by_one
 from flawmask.masks import Mask
 from flawmask.model.layers import upload
 
@@ -50,10 +50,11 @@ def make_target(
     """
     height, width = original
     down, across = resized[0] / height, resized[1] / width
-    one_by_one = [one for one in annotations if not one.get("iscrowd")]
+    single = one_by_one(annotations)
     boxes, kept, windows, pixels = [], [], [], []
-    for record, rle in zip(one_by_one, instance_rles(one_by_one, height, width, where), strict=True):
-        x, y, wide, high = rle_tools.toBbox(rle).tolist()
+    for record, rle in zip(single, instance_rles(single, height, width, where), strict=True):
+        # A box alone may lie between pixels: its mask is what it touches.
+        x, y, wide, high = record["bbox"] if record.get("is_box") else rle_tools.toBbox(rle).tolist()
         if not wide or not high:
             continue
         boxes.append([x * across, y * down, (x + wide) * across, (y + high) * down])

@@ -68,7 +68,7 @@ def gallery(
 def _entry(split: CocoSplit, image: Record, found: Sequence[Record], names: dict[int, str]) -> dict[str, Any]:
     return {
         "file": str(image["file_name"]),
-        "type": str(image.get("defect_type", "unknown")),
+        "type": split.type_of(image),
         "truth": split.is_defective(image),
         "found": [
             {

@@ -9,6 +9,7 @@ from flawmask import coco
 from flawmask.coco import CocoSplit, Record, read_split
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
+from flawmask.settings import Reading
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def read_truth(results: Results) -> CocoSplit:
             f"{results.folder / 'metrics.json'} speaks of {dataset / split}, which is not here: "
             "start from the folder that evaluate was started from"
         )
-    return read_split(dataset, split)
+    reading = {name: results.metrics[name] for name in ("crowds", "on_error") if name in results.metrics}
+    return read_split(dataset, split, Reading(**reading))
 
 
 def read_detections(results: Results, split: CocoSplit) -> dict[int, list[Record]]:

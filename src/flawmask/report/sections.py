@@ -29,6 +29,7 @@ from flawmask.report.headline import (
 )
 from flawmask.report.page import esc, facts, table
 from flawmask.report.results import Results
+from flawmask.tally import Tally
 
 FOLDED = 12  # rows of a list; longer ones are folded away
 
@@ -42,7 +43,7 @@ def header(results: Results, split: CocoSplit) -> str:
     """Return what stands on top: what was judged, the verdict, the threshold and what to mind."""
     metrics = results.metrics
     model = Path(metrics["model"])
-    notes = "".join(f"<li>{esc(note)}</li>" for note in metrics.get("notes") or [])
+    notes = "".join(f"<li>{esc(note)}</li>" for note in [*(metrics.get("notes") or []), *_not_all_used(metrics)])
     links = {"figures": "Figures", "curves": "Curves", "types": "Types", "gallery": "Images", "data": "Data"}
     return (
         "<header>"
@@ -54,6 +55,12 @@ def header(results: Results, split: CocoSplit) -> str:
         + f'<nav aria-label="Sections">{"".join(f"""<a href="#{to}">{name}</a>""" for to, name in links.items())}'
         '<a href="#run">Run</a></nav></header>'
     )
+
+
+def _not_all_used(metrics: Mapping[str, Any]) -> list[str]:
+    """Return a line for what was found and is not used, as the command line has it."""
+    tallies = [Tally(what, tally["used"], tally["not_used"]) for what, tally in (metrics.get("tally") or {}).items()]
+    return [f"{tally.line()}." for tally in tallies if not tally.is_whole]
 
 
 def _judged(split: CocoSplit) -> str:
@@ -363,7 +370,7 @@ def data(results: Results, split: CocoSplit) -> str:
         "Image sizes in pixels": ", ".join(common + varied),
         "Classes": ", ".join(split.class_names),
     }
-    parts = [facts(about), _counts(results.data)]
+    parts = [facts(about), _unused(results), _counts(results.data)]
     for info in chain:
         source = {f"source {key}": value for key, value in (info.get("source") or {}).items()}
         parts.append(f"<h3>{esc(info.get('made_by', 'made by'))}</h3>")
@@ -377,6 +384,23 @@ def data(results: Results, split: CocoSplit) -> str:
     elif chain:
         parts.append("<p>No file was left out.</p>")
     return "".join(parts)
+
+
+def _unused(results: Results) -> str:
+    """Return what was found and is not used, by reason, of what was evaluated, trained on and prepared; empty where all
+    of it is used."""
+    trained = {f"training, {split}": of_split for split, of_split in (results.run.get("tally") or {}).items()}
+    prepared = {info.get("made_by", ""): info.get("tally") or {} for info in _origins(results.data)}
+    stages = {"evaluation": results.metrics.get("tally") or {}, **trained, **prepared}
+    rows = [
+        (esc(stage), esc(what), str(tally["found"]), str(tally["used"]), esc(reason), esc(", ".join(names)))
+        for stage, tallies in stages.items()
+        for what, tally in tallies.items()
+        if "not_used" in tally
+        for reason, names in tally["not_used"].items()
+    ]
+    head = ("stage", "what", "found", "used", "not used", "which")
+    return _folded("Found and not used", table(head, rows), is_open=len(rows) <= FOLDED) if rows else ""
 
 
 def _origins(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -462,7 +486,7 @@ def commands_of(results: Results) -> list[str]:
             lines.append(_command(info["made_by"], inputs | (info.get("settings") or {})))
     if results.run:
         lines.append(_command("flawmask train", results.run.get("settings") or {}))
-    keys = ("split", "conf", "min_area", "seed", "resamples", "allow_leak")
+    keys = ("split", "conf", "min_area", "seed", "resamples", "allow_leak", "crowds", "on_error")
     given = {"model": metrics["model"], "dataset_dir": metrics["dataset"], **{key: metrics.get(key) for key in keys}}
     threshold = metrics.get("threshold") or {}
     if threshold.get("how") == "aim":

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from flawmask.errors import FlawmaskError, OutOfReachError
-from flawmask.model.arch import Arch, is_chosen
+from flawmask.model.arch import Arch, architecture, is_chosen
 from flawmask.training.config import TrainSettings, seconds_in
 
 log = logging.getLogger(__name__)
@@ -16,6 +16,13 @@ LARGE: Arch = "maskrcnn_resnet50_fpn"
 SMALL: Arch = "maskrcnn_efficientnet_lite0_fpn"
 BARE: Arch = "maskrcnn_resnet18_fpn"
 """The best of the networks that start from nothing on a CPU in the time that people have."""
+
+OF_BOXES: tuple[Arch, Arch, Arch] = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_efficientnet_lite0_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+)
+"""The same three where there are boxes and no outlines to learn from."""
 
 PASSES = 20
 """A large network is worth its time where every image can be shown so many times."""
@@ -30,16 +37,17 @@ SMALLEST = 256
 """A time budget does not let images become smaller than this before they are shown less often."""
 
 
-def with_network(config: T, images: int) -> T:
+def with_network(config: T, images: int, *, has_outlines: bool = True) -> T:
     """Return the settings with the name of a network in the place of `auto`, and say in a line which and why.
 
     A GPU gets `LARGE` with COCO's weights, unless the time budget is too short for it. A CPU gets `SMALL` with the
     weights that pip brings, unless COCO's lie there already and the time budget is long enough for `LARGE`. What is not
-    at hand gives way to what is.
+    at hand gives way to what is. Where defects are boxes alone, it is a network that finds boxes.
 
     Args:
         config: the settings.
         images: how many there are to learn from.
+        has_outlines: whether their defects are outlined.
 
     Raises:
         FlawmaskError: there are weights for neither network, or the device is not there.
@@ -50,13 +58,14 @@ def with_network(config: T, images: int) -> T:
 
     device = choose_device(config.device).type
     where = {"cuda": "on a GPU", "mps": "on Apple's GPU"}.get(device, "on a CPU")
+    large, small, bare = (LARGE, SMALL, BARE) if has_outlines else OF_BOXES
     if config.weights == "none":
-        return _said(config, BARE if device == "cpu" else LARGE, f"nothing, {where}")
+        return _said(config, bare if device == "cpu" else large, f"nothing, {where}")
     seconds = _seconds_for_large(config, images, device)
     has_time = seconds <= seconds_in(config.time_budget) if config.time_budget else device != "cpu"
     # For what is better where there is time, a CPU takes weights that lie there, and fetches none.
-    first = [(LARGE, config.offline or device == "cpu")] if has_time else []
-    wishes = dict.fromkeys([*first, (SMALL, config.offline), (LARGE, config.offline)])
+    first = [(large, config.offline or device == "cpu")] if has_time else []
+    wishes = dict.fromkeys([*first, (small, config.offline), (large, config.offline)])
     time = f" in {config.time_budget}" if config.time_budget else ""
     best = next(iter(wishes))[0]
     problems: dict[Arch, OutOfReachError] = {}
@@ -68,7 +77,7 @@ def with_network(config: T, images: int) -> T:
             continue
         lacking = "" if name == best else f", as none are at hand for {best}"
         return _said(config, name, f"{source}, {where}{time}{lacking}")
-    raise problems[LARGE]  # it names both ways out
+    raise problems[large]  # it names both ways out
 
 
 def _seconds_for_large(config: TrainSettings, images: int, device: str) -> float:
@@ -89,19 +98,23 @@ def _said(config: T, arch: Arch, why: str) -> T:
     return replace(config, arch=arch)
 
 
-def with_others(config: T, images: int) -> list[Arch]:
+def with_others(config: T, images: int, *, has_outlines: bool = True) -> list[Arch]:
     """Return the networks that `--archs auto` of `compare` stands for: the one that suits, and those of `BESIDE` whose
     weights are at hand. Who is left out is said in a line.
 
     Args:
         config: the settings of the first, see `with_network`.
         images: how many there are to learn from.
+        has_outlines: whether their defects are outlined; else networks that outline what they find take no part.
 
     Raises:
         FlawmaskError: see `with_network`.
     """
-    chosen = [with_network(config, images).network]
+    chosen = [with_network(config, images, has_outlines=has_outlines).network]
     for arch in BESIDE:
+        if architecture(arch).has_masks and not has_outlines:
+            log.info("%s takes no part: it learns outlines, and defects are boxes alone", arch)
+            continue
         try:
             _source(arch, config, offline=config.offline)
         except FlawmaskError as error:

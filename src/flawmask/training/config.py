@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from flawmask.model.arch import Arch, ArchChoice, architecture, is_chosen
-from flawmask.settings import Classes, Device, Overwrite, Seed, require
+from flawmask.settings import Classes, Device, Overwrite, Reading, Seed, Strict, require
 
 Log = Literal["none", "tensorboard", "mlflow"]
 """Who is told what happens while a network learns: each but none is a package and the extra that installs it."""
@@ -35,7 +35,7 @@ def seconds_in(text: str, flag: str = "--time_budget") -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnSettings(Seed, Device, Classes):
+class LearnSettings(Seed, Device, Classes, Reading):
     """How a network is trained, whichever it is."""
 
     epochs: int = 50
@@ -178,7 +178,7 @@ def check_weights(weights: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(TrainSettings, Overwrite):
+class TrainConfig(TrainSettings, Overwrite, Strict):
     """Train a network on a COCO folder."""
 
     dataset_dir: Path | None = None

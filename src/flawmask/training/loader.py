@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flawmask import images
-from flawmask.coco import CocoSplit, annotation, instance_masks
+from flawmask.coco import CocoSplit, annotation, instance_masks, one_by_one
 from flawmask.errors import FlawmaskError
 from flawmask.launch import cores_of_each_process, own_process, usable_cores
 from flawmask.model import targets
@@ -157,9 +157,9 @@ class SplitDataset(Dataset[Item]):
     def _augmented(self, augmenting: Augmenting, epoch: int, place: int) -> Item:
         record = self.split.images[place]
         path, names = self.split.image_path(record), {label: name for name, label in self._labels.items()}
-        one_by_one = [one for one in self.split.annotations[record["id"]] if not one.get("iscrowd")]
-        masks = instance_masks(one_by_one, record["height"], record["width"], str(path))
-        kept = [(mask, one) for mask, one in zip(masks, one_by_one, strict=True) if mask.any()]
+        single = one_by_one(self.split.annotations[record["id"]])
+        masks = instance_masks(single, record["height"], record["width"], str(path))
+        kept = [(mask, one) for mask, one in zip(masks, single, strict=True) if mask.any()]
         pixels, changed, labels = augmenting.transform(
             self._whole(place).copy(),
             np.array([mask for mask, _ in kept], dtype=bool).reshape(-1, record["height"], record["width"]),

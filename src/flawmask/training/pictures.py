@@ -128,5 +128,5 @@ def _predicted(backend: Backend, split: CocoSplit, image: Record, conf: float) -
     prediction = detect(backend, pixels)
     found = prediction.defects(conf)
     title = f"{len(found)} found from {conf:g} on, best score {prediction.verdict(conf).score:.2f}"
-    captions = f"truth: {image.get('defect_type', 'as marked')}", title
+    captions = f"truth: {split.type_of(image)}", title
     return truth_beside_prediction(split, image, pixels, found, captions)

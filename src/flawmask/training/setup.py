@@ -27,6 +27,7 @@ from flawmask.training import fit
 from flawmask.training.augmentation import Augmentation
 from flawmask.training.choose import with_network
 from flawmask.training.config import TrainConfig, seconds_in
+from flawmask.training.lessons import check_lessons
 from flawmask.training.loader import Augmenting, Transform
 from flawmask.training.resume import State
 from flawmask.training.start import spec_for
@@ -86,7 +87,8 @@ def set_up(
 ) -> Setup:
     """Return what the training is made of: as it was, or as settings, data, memory and time budget have it."""
     training, validation = _splits(config)
-    config = team.from_main(lambda: with_network(config, len(training.images)))
+    has_outlines = not training.boxes_alone
+    config = team.from_main(lambda: with_network(config, len(training.images), has_outlines=has_outlines))
     digests = content_digests(training) if team.is_main else {}
     if transform is None and config.train_augment != "off":
         transform = Augmentation(config.train_augment)
@@ -134,25 +136,24 @@ def set_up(
 def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
     """Return the training split, and the validation split where there is one."""
     dataset_dir = Path(str(config.dataset_dir))
-    training = read_split(dataset_dir, "train")
+    training = read_split(dataset_dir, "train", config)
     classes = len(training.categories)
     require(
         config.num_classes in (None, classes),
         f"--num_classes is {config.num_classes}, but {training.folder} has {classes}: "
         + ", ".join(training.class_names),
     )
-    require(
-        any(training.is_defective(image) for image in training.images),
-        f"{training.annotation_file} has no defect annotated: there is nothing to learn",
-    )
+    check_lessons(training, config.arch)
+    training.warn(strict=config.strict)
     if not split_folder(dataset_dir, "val").is_dir():
         require(config.select_by == "train_loss", f"--select_by {config.select_by} needs {dataset_dir / 'val'}")
         return training, None
-    validation = read_split(dataset_dir, "val")
+    validation = read_split(dataset_dir, "val", config)
     require(
         validation.categories == training.categories,
         f"{dataset_dir} has other categories in train than in val: export both with the same ones",
     )
+    validation.warn(strict=config.strict)
     return training, validation
 
 
@@ -206,6 +207,7 @@ def begin_run(setup: Setup, part_of: Mapping[str, Any] | None, left: list[str]) 
             "images_at_once": setup.at_once,
             "images_per_step": setup.batch_size,
             "cores": usable_cores(),
+            "tally": {split.name: split.tally for split in (setup.training, setup.validation) if split is not None},
             "versions": {
                 "flawmask": flawmask.__version__,
                 "torch": torch.__version__,

@@ -1,0 +1,111 @@
+"""What a training refuses to learn from, before it writes anything, and what it says of labels that it does not use."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stained_plates import make_dataset, settings
+
+from flawmask.coco import read_split
+from flawmask.errors import FlawmaskError, UnusedError
+from flawmask.model.arch import Arch
+from flawmask.model.targets import make_target
+from flawmask.stages import RunConfig, check_trained
+from flawmask.training.lessons import check_lessons
+from flawmask.training.loop import train
+
+MASKS: Arch = "maskrcnn_resnet18_fpn"
+BOXES: Arch = "fasterrcnn_mobilenet_v3_large_fpn"
+
+Change = Callable[[list[dict[str, Any]]], Any]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Four images to learn from and two to validate on, with a defect on each."""
+    return make_dataset(tmp_path / "data")
+
+
+def edit(dataset: Path, change: Change, split: str = "train") -> Path:
+    path = dataset / split / "annotations.json"
+    content = json.loads(path.read_text())
+    change(content["annotations"])
+    path.write_text(json.dumps(content))
+    return dataset
+
+
+def all_crowds(records: list[dict[str, Any]]) -> None:
+    for record in records:
+        record["iscrowd"] = 1
+
+
+def all_boxes(records: list[dict[str, Any]]) -> None:
+    for record in records:
+        del record["segmentation"]
+
+
+def test_a_file_of_crowds_alone_is_refused_with_the_way_out(dataset: Path) -> None:
+    edit(dataset, all_crowds)
+    with pytest.raises(FlawmaskError, match=r"all 4 are crowds .* --crowds instances, or export polygons"):
+        train(settings(dataset))
+    assert not (dataset.parent / "run").exists()
+    with pytest.raises(FlawmaskError, match="crowds"):
+        check_trained(RunConfig(dataset_dir=dataset), dataset, "auto")
+    check_trained(RunConfig(dataset_dir=dataset, crowds="instances", strict=True), dataset, "auto")
+
+
+def test_boxes_alone_are_refused_by_networks_with_masks_and_taken_by_others(dataset: Path) -> None:
+    training = read_split(edit(dataset, all_boxes), "train")
+    with pytest.raises(
+        FlawmaskError, match=r"4 defects are boxes without an outline .*: outline them, or train a netw"
+    ):
+        check_lessons(training, MASKS)
+    check_lessons(training, BOXES)
+    check_lessons(training, "auto")
+
+
+def test_a_network_learns_a_box_alone_as_it_is(dataset: Path) -> None:
+    edit(dataset, lambda records: records[0].update(segmentation=[], bbox=[10.5, 4.25, 20, 8.5]))
+    split = read_split(dataset, "train")
+    target = make_target(split.annotations[1], split.labels, 1, (72, 72), (144, 144), "1.png")
+    assert torch.equal(target["boxes"], torch.tensor([[21.0, 8.5, 61.0, 25.5]]))
+
+
+def test_a_split_without_a_defect_is_refused(dataset: Path) -> None:
+    with pytest.raises(FlawmaskError, match="has no defect annotated: there is nothing to learn"):
+        check_lessons(read_split(edit(dataset, list.clear), "train"), MASKS)
+
+
+def test_what_is_not_used_is_said_and_written_or_with_strict_refused(
+    dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(dataset, lambda records: records[0].update(iscrowd=1))
+    edit(dataset, lambda records: records[0].update(segmentation=[[-9, 1, -5, 1, -5, 5]]), "val")
+    with pytest.raises(UnusedError, match="4 annotations: 3 used, 1 not used: crowd"):
+        train(settings(dataset, strict=True))
+    assert not (dataset.parent / "run").exists()
+    with caplog.at_level(logging.WARNING):
+        done = train(settings(dataset))
+    said = [text for text in caplog.messages if "not used" in text]
+    assert said == [
+        f"{dataset}/train: 4 annotations: 3 used, 1 not used: crowd (1 of 1.png)",
+        f"{dataset}/val: 2 annotations: 1 used, 1 not used: outside the image (1 of 1.png)",
+    ]
+    tally = json.loads((done.run_dir / "config.json").read_text())["tally"]
+    assert tally["train"]["annotations"] == {"found": 4, "used": 3, "not_used": {"crowd": ["1 of 1.png"]}}
+    assert tally["val"]["annotations"]["not_used"] == {"outside the image": ["1 of 1.png"]}
+    assert tally["train"]["images"] == {"found": 4, "used": 4, "not_used": {}}
+
+
+def test_one_bad_record_can_be_left_out_of_a_training(dataset: Path) -> None:
+    edit(dataset, lambda records: records[0].update(segmentation=[[1, 1, 9, 9]]))
+    with pytest.raises(FlawmaskError, match="a polygon with 2 points"):
+        train(settings(dataset))
+    done = train(settings(dataset, on_error="skip"))
+    tally = json.loads((done.run_dir / "config.json").read_text())["tally"]["train"]
+    assert tally["images"] == {"found": 4, "used": 3, "not_used": {"bad record": ["1.png"]}}
+    assert len(json.loads((done.run_dir / "training_images.json").read_text())["sha256_of_pixels"]) == 3
