@@ -65,6 +65,11 @@ class Tally:
         return {"found": self.found, "used": self.used, "not_used": self.not_used}
 
 
+def tallied(tallies: Iterable[Tally]) -> dict[str, Any]:
+    """Return the tallies as JSON values, each under what it counts: `images`, `annotations`."""
+    return {tally.what: tally.to_dict() for tally in tallies}
+
+
 def warn_of_unused(tallies: Iterable[Tally], where: str, *, strict: bool = False) -> None:
     """Warn with a line for each tally that holds something unused, and name the first few.
 

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 
 from flawmask import images
-from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, read_split, split_folder
+from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, read_split
+from flawmask.coco_files import has_split
 from flawmask.data import layouts
 from flawmask.data.layouts import MaskFile, Problem, Sample
 from flawmask.errors import FlawmaskError, ImageError, RecordsError
@@ -135,11 +136,11 @@ def coco_items(dataset_dir: Path) -> tuple[list[Item], list[Problem]]:
     """Return the images of all splits that are there and can be used, and what is wrong with the splits themselves."""
     items: list[Item] = []
     problems: list[Problem] = []
-    for name in [name for name in SPLITS if split_folder(dataset_dir, name).is_dir()] or SPLITS[:1]:
+    for name in [name for name in SPLITS if has_split(dataset_dir, name)] or SPLITS[:1]:
         try:
             split = read_split(dataset_dir, name)
         except FlawmaskError as error:
-            if not split_folder(dataset_dir, name).is_dir():
+            if not has_split(dataset_dir, name):
                 raise
             if isinstance(error, RecordsError):
                 problems += [Problem("error", "unusable record", name, problem) for problem in error.problems]
