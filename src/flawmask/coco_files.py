@@ -243,6 +243,8 @@ class FilesBelow:
         """Take the folder, and see what is in it."""
         self._by_name: Mapping[str, list[Parts]] = defaultdict(list)
         for parts in walk(root):
+            if not root.joinpath(*parts).is_file():  # a link that leads nowhere
+                continue
             self._by_name[_key(parts[-1])].append(parts)
 
     def best(self, name: str, where: str, *, spelling_alone: bool = False) -> Parts | None:

@@ -268,7 +268,7 @@ def test_polygons_become_the_same_pixels_whatever_tool_wrote_them(tool: str, tmp
         for image in split.images:
             assert split.image_path(image).read_bytes() == next(source.rglob(image["original_file"])).read_bytes()
     again = flawmask.import_labels(str(source), output_dir=str(made.dataset_dir), source_format=name)
-    assert again.reused == (name == info["settings"]["source_format"])
+    assert again.reused
 
 
 def round_one(height: int, width: int) -> Mask:
@@ -442,7 +442,6 @@ BAD: dict[str, tuple[Write, Any, str]] = {
     "a line": (labelme, labelme_shape("dent", [[1, 1], [2, 2]]), "a polygon with 2 points"),
     "VIA": (via, via_region(via_polygon(CORNERS), {"dent": True, "hole": True}), "for its class: give it one in VIA"),
     "CVAT": (cvat_xml, ("mask", {"rle": "3, 4", "left": 1, "top": 1, "width": 5, "height": 5}), "a mask of 7 pixels"),
-    "Label Studio": (label_studio, studio_result("polygonlabels", {"points": [], "x": 1}, value={}), ""),
     "a brush": (
         label_studio,
         studio_result("brushlabels", {"format": "rle", "rle": brush.encode(SQUARE[:5])}),
@@ -453,7 +452,7 @@ BAD: dict[str, tuple[Write, Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", [name for name, (_, _, says) in BAD.items() if says])
+@pytest.mark.parametrize("what", BAD)
 def test_a_bad_label_stops_all_or_leaves_its_image_out(what: str, tmp_path: Path) -> None:
     write, bad, says = BAD[what]
     good = next(marked for one, _, marked in TOOLS.values() if one is write)

@@ -78,7 +78,8 @@ def import_labels(config: ImportConfig) -> Prepared:
         raise FlawmaskError(f"{config.source} has no image with a defect: there is nothing to learn from")
     contents = [(item.sample.original_file, item.digest + item.mask_digest) for item in read]
     source = {"category": config.source.resolve().name, "format": name, "sha256": fingerprint(contents)}
-    origin = {"made_by": MADE_BY, "settings": as_json(config, ImportSettings), "source": source}
+    chosen = as_json(config, ImportSettings) | {"source_format": name}
+    origin = {"made_by": MADE_BY, "settings": chosen, "source": source}
     if dataset_info.is_made_already(config.output_dir, origin, overwrite=config.overwrite):
         return _imported(config, read_json(config.output_dir / dataset_info.NAME), tallies, reused=True)
     place = {"source": config.source, "target": config.output_dir}
@@ -111,16 +112,13 @@ def _labels(config: ImportConfig) -> tuple[Labels, str]:
     labels = Labels(source, root)
     imports.read(labels, name)
     _check_once(labels)
-    speaking = {image.path.resolve() for image in labels.images}
-    silent = [path for path in files_below(root, *images.SUFFIXES) if path.resolve() not in speaking]
-    taken = {name for names in labels.found.not_used.values() for name in names}
-    for path, original_file in ((path, labels.name_of(path)) for path in silent):
+    silent = [path for path in files_below(root, *images.SUFFIXES) if not labels.is_named(path)] + labels.unlabelled
+    for path in silent:
+        original_file = labels.name_of(path)
         if labels.says_good or config.unlabelled == "good":
             labels.images.append(LabelledImage(path, original_file, ()))
-        elif original_file not in taken:
+        else:
             labels.found.leave_out(original_file, "not labelled")
-    if config.unlabelled == "good":
-        labels.found.not_used.pop("not labelled", None)
     return labels, name
 
 
@@ -239,7 +237,9 @@ def _read(image: LabelledImage, ids: dict[str, int], config: ImportSettings) -> 
     kind = image.defect_type or max(sizes, key=lambda name: sizes[name])
     named = groups.part_named(config.group_by, Path(image.original_file).name) if config.group_by else None
     parts = [*image.parts, *([named] if named else [])]
-    sample = Sample(image.path, (), kind, origin="test", original_file=image.original_file, good_folder="")
+    sample = Sample(
+        image=image.path, defect_type=kind, origin="test", original_file=image.original_file, good_folder=""
+    )
     item = ReadImage(
         sample=sample,
         name=image.path.name,

@@ -72,5 +72,5 @@ def read(labels: Labels, name: str) -> None:
         FlawmaskError: there is nothing of the kind.
     """
     FORMATS[name].read(labels)
-    if not labels.images and not labels.bad:
+    if not labels.images and not labels.bad and not labels.unlabelled:
         raise FlawmaskError(f"{labels.source} holds no labels as {FORMATS[name].NAME} writes them: name another format")

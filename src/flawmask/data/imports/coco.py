@@ -70,6 +70,7 @@ def _splits(labels: Labels) -> Iterator[CocoSplit]:
 
 def _image(split: CocoSplit, image: Record, labels: Labels, variants: Counter[str]) -> LabelledImage:
     path = split.image_path(image)
+    labels.name(path)
     match = _VARIANT.match(path.name)
     parts = [str(image["group"])] if image.get("group") is not None else []
     parts += [match[1]] if match and variants[match[1]] > 1 else []

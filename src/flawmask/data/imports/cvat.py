@@ -5,6 +5,7 @@ cuboids and skeletons have no area. CVAT's XML for video is refused. A mask is a
 own rectangle, of pixels outside it first.
 """
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from flawmask.data.imports.labels import (
 from flawmask.errors import FlawmaskError
 from flawmask.masks import Mask
 
+log = logging.getLogger(__name__)
+
 NAME = "CVAT"
 
 Element = ElementTree.Element
@@ -45,26 +48,29 @@ def lies_in(source: Path) -> bool:
 
 
 def read(labels: Labels) -> None:
-    """Read CVAT's files in and below the source."""
+    """Read CVAT's files in and below the source.
+
+    Raises:
+        FlawmaskError: one is damaged, or CVAT's for video.
+    """
     for path in files_below(labels.source, ".xml"):
-        with labels.about(path.as_posix(), NAME):
-            root = _root(path)
-            labels.classes += [str(one.text) for one in root.iterfind("meta//labels/label/name")]
-            for image in root.iterfind("image"):
-                with labels.about(f"{path.as_posix()} ({image.get('name')})", NAME):
-                    labels.images.append(_image(image, path, labels))
+        root = _root(path)
+        if root.tag != "annotations":
+            log.warning("%s is not read: it is not as CVAT writes it", path)
+            continue
+        if root.find("track") is not None:
+            raise FlawmaskError(f"{path} is CVAT's XML for video: export the task as `CVAT for images 1.1`")
+        labels.classes += [str(one.text) for one in root.iterfind("meta//labels/label/name")]
+        for image in root.iterfind("image"):
+            with labels.about(f"{path.as_posix()} ({image.get('name')})", NAME):
+                labels.images.append(_image(image, path, labels))
 
 
 def _root(path: Path) -> Element:
     try:
-        root = ElementTree.parse(path).getroot()
+        return ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
         raise FlawmaskError(f"{path} cannot be read as XML: {error}") from None
-    if root.tag != "annotations":
-        raise FlawmaskError(f"{path} is not as CVAT writes it (its root is {root.tag}): take it out")
-    if root.find("track") is not None:
-        raise FlawmaskError(f"{path} is CVAT's XML for video: export the task as `CVAT for images 1.1`")
-    return root
 
 
 def _image(element: Element, path: Path, labels: Labels) -> LabelledImage:

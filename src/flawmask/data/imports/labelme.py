@@ -6,6 +6,7 @@ that is only kept inside its JSON file (`imageData`) is not read.
 
 import base64
 import binascii
+import logging
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -29,6 +30,8 @@ from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
 from flawmask.masks import Segmentation
 
+log = logging.getLogger(__name__)
+
 NAME = "labelme"
 
 
@@ -41,10 +44,14 @@ def read(labels: Labels) -> None:
     """Read the JSON file of each image in and below the source."""
     for path in files_below(labels.source, ".json"):
         with labels.about(path.as_posix(), NAME):
+            for image in (path.with_suffix(suffix) for suffix in images.SUFFIXES):
+                if image.is_file():
+                    labels.name(image)  # however damaged the file may be
             content = read_json(path)
-            if not is_own(content):
-                raise FlawmaskError(f"{path} is not as labelme writes it (no shapes, or no imagePath): take it out")
-            labels.images.append(_image(content, path, labels))
+            if is_own(content):
+                labels.images.append(_image(content, path, labels))
+            else:
+                log.warning("%s is not read: it is not as labelme writes it", path)
 
 
 def _image(content: dict[str, Any], path: Path, labels: Labels) -> LabelledImage:

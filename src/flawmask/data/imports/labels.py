@@ -82,6 +82,7 @@ class Labels:
         classes: the names of classes in the order of the tool; others follow by the alphabet.
         categories: the category records, where the source has some.
         says_good: whether, by the format's own rule, an image of which no file speaks is good.
+        unlabelled: images that a file names, and of which it says that nobody has looked at them.
         found: the images that are not used, by the reason.
         marked: the annotations that are not used, by the reason.
         bad: label files, or records of one, that cannot be used, each with `file` and `reason`.
@@ -93,23 +94,43 @@ class Labels:
     classes: list[str] = field(default_factory=list)
     categories: list[Record] | None = None
     says_good: bool = False
+    unlabelled: list[Path] = field(default_factory=list)
     found: Tally = field(default_factory=lambda: Tally("images"))
     marked: Tally = field(default_factory=lambda: Tally("annotations"))
     bad: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._below = FilesBelow(self.root)
+        self._named: set[Path] = set()
+        self._current: Path | None = None
 
     @contextmanager
-    def about(self, file: str, tool: str) -> Iterator[None]:
-        """Note what goes wrong in the block as a bad record of a file, and go on behind it."""
+    def about(self, what: str, tool: str) -> Iterator[None]:
+        """Note what goes wrong in the block as a bad label, of the image that it named if it did, and go on behind it.
+
+        Args:
+            what: the label file, or the record of one, for messages.
+            tool: the tool that wrote it.
+        """
+        self._current = None
         try:
             yield
         except FlawmaskError as error:
-            self.bad.append({"file": file, "reason": str(error)})
+            self._note(what, str(error))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            reason = f"{file} is not as {tool} writes it ({type(error).__name__}: {error}): export it anew"
-            self.bad.append({"file": file, "reason": reason})
+            self._note(what, f"{what} is not as {tool} writes it ({type(error).__name__}: {error}): export it anew")
+
+    def _note(self, what: str, reason: str) -> None:
+        self.bad.append({"file": what if self._current is None else self.name_of(self._current), "reason": reason})
+
+    def name(self, image: Path) -> None:
+        """Note that a label file speaks of an image, whether it can be used or not."""
+        self._current = image
+        self._named.add(image.resolve())
+
+    def is_named(self, image: Path) -> bool:
+        """Return whether a label file speaks of an image."""
+        return image.resolve() in self._named
 
     def image_file(self, name: str, where: Path, beside: Path | None = None) -> Path:
         """Return the image that a label file names, by the longest common tail where it was written elsewhere.
@@ -125,11 +146,16 @@ class Labels:
         for folder in (beside, self.root):
             path = None if folder is None or not name else Path(folder, name.replace("\\", "/"))
             if path is not None and path.is_file() and self.root.resolve() in path.resolve().parents:
-                return path
-        parts = self._below.best(name, str(where))
-        if parts is None:
-            raise FlawmaskError(f"{where} names {name}, which is not in {self.root}: put it there, or say --image_dir")
-        return self.root.joinpath(*parts)
+                break
+        else:
+            parts = self._below.best(name, str(where))
+            if parts is None:
+                raise FlawmaskError(
+                    f"{where} names {name}, which is not in {self.root}: put it there, or say --image_dir"
+                )
+            path = self.root.joinpath(*parts)
+        self.name(path)
+        return path
 
     def name_of(self, path: Path) -> str:
         """Return what people know an image by: its path from the folder of the images."""

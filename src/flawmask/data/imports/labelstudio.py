@@ -2,11 +2,12 @@
 https://labelstud.io/guide/export).
 
 Read: polygons, rectangles, ellipses and brushes of the annotation that is marked as ground truth, or else of the one
-changed last. Coordinates are percentages of the image. Predictions, other annotators' work, and results without an area
-(key points, choices, texts) are not used. A task that nobody has annotated is not labelled; one that somebody has
-submitted without a region is good.
+changed last. Coordinates are percentages of the image. Predictions are not read. Other annotators' work, and results
+without an area (key points, choices, texts), are not used. A task that nobody has annotated is not labelled; one that
+somebody has submitted without a region is good.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -30,9 +31,9 @@ from flawmask.files import read_json
 from flawmask.images import SUFFIXES
 from flawmask.masks import Segmentation
 
-NAME = "Label Studio"
+log = logging.getLogger(__name__)
 
-UNLABELLED = "not labelled"
+NAME = "Label Studio"
 
 
 def is_own(content: Any) -> bool:
@@ -50,15 +51,19 @@ def _is_flat(task: Mapping[str, Any]) -> bool:
 
 
 def read(labels: Labels) -> None:
-    """Read Label Studio's files in and below the source."""
+    """Read Label Studio's files in and below the source.
+
+    Raises:
+        FlawmaskError: one is damaged.
+    """
     for path in files_below(labels.source, ".json"):
-        with labels.about(path.as_posix(), NAME):
-            content = read_json(path)
-            if not is_own(content):
-                raise FlawmaskError(f"{path} is not as Label Studio writes it: take it out, or name its file itself")
-            for task in content:
-                with labels.about(f"{path.as_posix()} (task {task.get('id')})", NAME):
-                    _read_task(task, path, labels)
+        content = read_json(path)
+        if not is_own(content):
+            log.warning("%s is not read: it is not as Label Studio writes it", path)
+            continue
+        for task in content:
+            with labels.about(f"{path.as_posix()} (task {task.get('id')})", NAME):
+                _read_task(task, path, labels)
 
 
 def _read_task(task: Mapping[str, Any], path: Path, labels: Labels) -> None:
@@ -67,7 +72,7 @@ def _read_task(task: Mapping[str, Any], path: Path, labels: Labels) -> None:
     name = labels.name_of(image)
     results = _flat_results(task) if "data" not in task else _results(task, name, labels)
     if results is None:
-        labels.found.leave_out(name, UNLABELLED)
+        labels.unlabelled.append(image)
         return
     regions = []
     for result in _joined(results):
@@ -102,9 +107,6 @@ def _image_name(data: Mapping[str, Any], task: Mapping[str, Any]) -> str:
 
 def _results(task: Mapping[str, Any], name: str, labels: Labels) -> Sequence[Mapping[str, Any]] | None:
     """Return the results of the annotation that counts; None where nobody has annotated the task."""
-    for prediction in task.get("predictions") or ():
-        for result in prediction.get("result", ()) if isinstance(prediction, dict) else ():
-            labels.marked.leave_out(f"result {result.get('id')} of {name}", "prediction")
     done = [one for one in task.get("annotations") or () if not one.get("was_cancelled")]
     if not done:
         return None

@@ -5,6 +5,7 @@ listed at https://gitlab.com/vgg/via/-/blob/master/via-2.x.y/CodeDoc.md. Read: p
 ellipses of VIA 1 and 2; VIA 3's projects are refused.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from flawmask.data.imports.labels import Box, LabelledImage, Labels, Region, Shape, ellipse, files_below, polygon
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
+
+log = logging.getLogger(__name__)
 
 NAME = "VGG Image Annotator"
 
@@ -27,10 +30,11 @@ def is_own(content: Any) -> bool:
     """Return whether a JSON file is VIA's."""
     if not isinstance(content, dict):
         return False
-    if "_via_img_metadata" in content or _is_version_3(content):
-        return True
-    return bool(content) and all(
-        isinstance(one, dict) and "filename" in one and "regions" in one for one in content.values()
+    entries = content.get("_via_img_metadata", content)
+    return _is_version_3(content) or (
+        isinstance(entries, dict)
+        and bool(entries)
+        and all(isinstance(one, dict) and "filename" in one and "regions" in one for one in entries.values())
     )
 
 
@@ -39,25 +43,29 @@ def _is_version_3(content: Mapping[str, Any]) -> bool:
 
 
 def read(labels: Labels) -> None:
-    """Read VIA's files in and below the source."""
+    """Read VIA's files in and below the source.
+
+    Raises:
+        FlawmaskError: one is damaged, or a project of VIA 3, or does not say the regions' classes.
+    """
     for path in files_below(labels.source, ".json"):
-        with labels.about(path.as_posix(), NAME):
-            content = read_json(path)
-            if not is_own(content):
-                raise FlawmaskError(f"{path} is not as VIA writes it: take it out, or name VIA's file itself")
-            if _is_version_3(content):
-                raise FlawmaskError(f"{path} is a project of VIA 3: export it from VIA as COCO, and import that")
-            entries = content.get("_via_img_metadata", content)
-            attribute = _class_attribute(entries, path)
-            for key, entry in entries.items():
-                with labels.about(f"{path.as_posix()} ({entry.get('filename', key)})", NAME):
-                    labels.images.append(_image(entry, attribute, path, labels))
+        content = read_json(path)
+        if not is_own(content):
+            log.warning("%s is not read: it is not as VIA writes it", path)
+            continue
+        if _is_version_3(content):
+            raise FlawmaskError(f"{path} is a project of VIA 3: export it from VIA as COCO, and import that")
+        entries = content.get("_via_img_metadata", content)
+        attribute = _class_attribute(entries, path)
+        for key, entry in entries.items():
+            with labels.about(f"{path.as_posix()} ({entry.get('filename', key)})", NAME):
+                labels.images.append(_image(entry, attribute, path, labels))
 
 
 def _regions(entry: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Return the regions of an image, which VIA 1 numbers and VIA 2 lists."""
     found = entry["regions"]
-    return list(found.values()) if isinstance(found, dict) else found
+    return list(found.values() if isinstance(found, dict) else found or ())
 
 
 def _class_attribute(entries: Mapping[str, Any], path: Path) -> str | None:
@@ -66,7 +74,8 @@ def _class_attribute(entries: Mapping[str, Any], path: Path) -> str | None:
     Raises:
         FlawmaskError: they have several, and nothing tells which.
     """
-    found = {name for entry in entries.values() for one in _regions(entry) for name in one.get("region_attributes", {})}
+    regions = [one for entry in entries.values() for one in _regions(entry) if isinstance(one, dict)]
+    found = {name for one in regions for name in one.get("region_attributes") or ()}
     if len(found) <= 1:
         return next(iter(found), None)
     chosen = next((one for name in CLASS_NAMES for one in sorted(found) if one.lower() == name), None)

@@ -90,6 +90,7 @@ def read(labels: Labels) -> None:
                 raise FlawmaskError(
                     f"{path} is about no image that is there: put it into images/ beside labels/, or say --image_dir"
                 )
+            labels.name(image)
             name = labels.name_of(image)
             lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
             regions = [_region(line, number, names, path) for number, line in lines if line.strip()]
