@@ -202,10 +202,10 @@ def read_files(place: SplitFiles) -> CocoSplit:
         elif image["width"] * image["height"] > most_pixels():
             problems.append(f"{size}: more than {most_pixels() // 10**6} million pixels, see {LIMIT}")
     _stop(path, problems)
-    image_folder, names = coco_files.locate(images, place)
+    image_folder, files = coco_files.locate(images, place)
     images = [
-        image if image["file_name"] == name else {**image, "file_name": name}
-        for image, name in zip(images, names, strict=True)
+        image if image["file_name"] == file else {**image, "file_name": file}
+        for image, file in zip(images, files, strict=True)
     ]
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     by_image: dict[int, list[Record]] = {number: [] for number in sizes}

@@ -80,7 +80,7 @@ def counts(made: Prepared, what: str) -> dict[str, Any]:
 
 
 def labelme_shape(label: str, points: Any, kind: str = "polygon", **more: Any) -> dict[str, Any]:
-    other = {"group_id": None, "description": "", "shape_type": kind, "flags": {}, "mask": None}
+    other: dict[str, Any] = {"group_id": None, "description": "", "shape_type": kind, "flags": {}, "mask": None}
     return {"label": label, "points": points, **other, **more}
 
 
@@ -95,7 +95,7 @@ def labelme_mask(label: str, part: Mask, x: int, y: int) -> dict[str, Any]:
 def labelme(folder: Path, marked: dict[str, list[Any]]) -> Path:
     for name, shapes in marked.items():
         facts = {"imagePath": f"{name}.png", "imageData": None, "imageHeight": HEIGHT, "imageWidth": WIDTH}
-        content = {"version": "5.5.0", "flags": {}, "shapes": shapes, **facts}
+        content: dict[str, Any] = {"version": "5.5.0", "flags": {}, "shapes": shapes, **facts}
         (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
 

@@ -14,7 +14,7 @@ from flawmask.data import dataset_info, groups, imports
 from flawmask.data.folder_settings import FolderSettings
 from flawmask.data.group_search import find_groups
 from flawmask.data.imports import FormatName
-from flawmask.data.imports.labels import Box, LabelledImage, Labels, Region, files_below
+from flawmask.data.imports.labels import MALFORMED, Box, LabelledImage, Labels, Region, files_below
 from flawmask.data.layouts import Sample
 from flawmask.data.prepare import SPLITS, Prepared, ReadImage, write_folder
 from flawmask.errors import FlawmaskError
@@ -216,8 +216,8 @@ def _read(image: LabelledImage, ids: dict[str, int], config: ImportSettings) -> 
     data = images.read_bytes(image.path)
     pixels = images.to_rgb(images.decode(data, image.path))
     height, width = pixels.shape[:2]
-    if image.size not in (None, (width, height)):
-        labelled = "x".join(map(str, image.size or ()))
+    if image.size is not None and image.size != (width, height):
+        labelled = "x".join(map(str, image.size))
         raise FlawmaskError(
             f"{image.path} is {width}x{height} but its labels are for {labelled}: take the image that was labelled"
         )
@@ -264,8 +264,8 @@ def _record(region: Region, height: int, width: int, boxes: str, file: str) -> R
     """
     try:
         shape = region.shape(height, width)
-    except ValueError as error:
-        raise FlawmaskError(f"{file}: {region.name}: {error}") from None
+    except MALFORMED as error:
+        raise FlawmaskError(f"{file}: {region.name} cannot be read ({error}): export it anew") from None
     if isinstance(shape, Box):
         left, top = max(0.0, shape.x), max(0.0, shape.y)
         right, below = min(float(width), shape.x + shape.width), min(float(height), shape.y + shape.height)

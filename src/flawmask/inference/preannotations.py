@@ -79,7 +79,8 @@ def _outline(instance: Mapping[str, Any]) -> Mask | None:
 
 def _for_coco(records: Sequence[Record], classes: Sequence[str], tolerance: float) -> dict[str, Any]:
     names = [name for name in classes if name != GOOD]
-    images, annotations = [], []
+    images: list[Record] = []
+    annotations: list[Record] = []
     for image_id, record in enumerate(records, start=1):
         name = Path(record["file"]).name
         images.append({"id": image_id, "file_name": name, "width": record["width"], "height": record["height"]})

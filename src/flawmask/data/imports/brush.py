@@ -52,7 +52,7 @@ def decode(values: Sequence[int], height: int, width: int) -> Mask:
             flat[done : done + length] = number(size) > 0
         else:
             number(size * length)
-            found = bits[at - size * length : at].reshape(length, size).any(axis=1)
+            found = np.asarray(bits[at - size * length : at].reshape(length, size).any(axis=1))
             flat[done : done + length] = found[: count - done]
         done += length
     return flat.reshape(height, width, CHANNELS)[:, :, CHANNELS - 1]

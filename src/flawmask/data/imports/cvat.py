@@ -44,7 +44,7 @@ def lies_in(source: Path) -> bool:
         _, root = next(ElementTree.iterparse(path, ("start",)))
     except (ElementTree.ParseError, StopIteration, OSError):
         return False
-    return root.tag == "annotations"
+    return bool(root.tag == "annotations")
 
 
 def read(labels: Labels) -> None:

@@ -19,6 +19,10 @@ CORNERS = 64
 """Of the polygon that stands for an ellipse: it lies within a thousandth of the longer radius of it."""
 
 
+MALFORMED = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+"""What Python raises where a file is not as it should be."""
+
+
 @dataclass(frozen=True)
 class Box:
     """A rectangle that encloses a defect and does not outline it, in pixels of the image."""
@@ -117,7 +121,7 @@ class Labels:
             yield
         except FlawmaskError as error:
             self._note(what, str(error))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             self._note(what, f"{what} is not as {tool} writes it ({type(error).__name__}: {error}): export it anew")
 
     def _note(self, what: str, reason: str) -> None:

@@ -74,8 +74,10 @@ def _class_attribute(entries: Mapping[str, Any], path: Path) -> str | None:
     Raises:
         FlawmaskError: they have several, and nothing tells which.
     """
-    regions = [one for entry in entries.values() for one in _regions(entry) if isinstance(one, dict)]
-    found = {name for one in regions for name in one.get("region_attributes") or ()}
+    regions: list[Mapping[str, Any]] = [
+        one for entry in entries.values() for one in _regions(entry) if isinstance(one, dict)
+    ]
+    found: set[str] = {name for one in regions for name in one.get("region_attributes") or ()}
     if len(found) <= 1:
         return next(iter(found), None)
     chosen = next((one for name in CLASS_NAMES for one in sorted(found) if one.lower() == name), None)

@@ -149,7 +149,8 @@ def _region(line: str, number: int, names: dict[int, str], path: Path) -> Region
 
 def _shape(values: Sequence[float], who: str) -> Shape:
     if len(values) == 4:
-        return partial(_box, *values)
+        x, y, across, down = values
+        return partial(_box, x, y, across, down)
     if len(values) < 6 or len(values) % 2:
         raise FlawmaskError(
             f"{who} has {len(values)} numbers behind the class: a box has 4, a polygon 6 or more, in pairs"
