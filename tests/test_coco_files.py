@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared import draw_image
 
 from flawmask.coco import CocoSplit, read_split
 from flawmask.coco_files import FilesBelow, has_split, split_names
+from flawmask.data.augment import AugmentConfig, augment
 from flawmask.errors import FlawmaskError
+from flawmask.report.results import Results, read_truth
 
 OUTLINE = {"segmentation": [[1, 1, 5, 1, 5, 4]], "bbox": [1, 1, 4, 3], "area": 6, "iscrowd": 0}
 
@@ -110,6 +113,30 @@ def test_names_that_another_machine_wrote_lead_to_the_images(tmp_path: Path, how
     split = read_split(tmp_path, "train")
     assert found(split) == [str(path) for path in files]
     assert [image["file_name"] for image in split.images] == [path.name for path in files]
+
+
+def test_what_augment_writes_leads_to_its_own_copies(tmp_path: Path) -> None:
+    for name in ("train", "valid"):
+        export(tmp_path / "set" / name / "result.json", [r"images\a.png", r"images\b.png"])
+        for seed, file in enumerate("ab"):
+            draw_image(tmp_path / "set" / name / "images" / f"{file}.png", seed, (6, 8))
+    made = augment(AugmentConfig(dataset_dir=tmp_path / "set", augmentation_factor=1)).dataset_dir
+    assert split_names(made) == ["train", "val"]
+    assert [len(read_split(made, name).images) for name in ("train", "val")] == [4, 2]
+    for image in (split := read_split(made, "val")).images:
+        assert split.image_path(image).parent == made / "val" / "images"
+
+
+def test_a_report_finds_the_images_that_were_judged_in_valid(tmp_path: Path) -> None:
+    export(tmp_path / "set/valid/a.json", ["a.png"], [tmp_path / "set/valid/a.png"])
+
+    def judged(split: str) -> Results:
+        metrics = {"dataset": (tmp_path / "set").as_posix(), "split": split}
+        return Results(tmp_path, metrics, curves={}, run={}, folds={}, history={}, data={})
+
+    assert read_truth(judged("val")).folder == tmp_path / "set" / "valid"
+    with pytest.raises(FlawmaskError, match="which is not here"):
+        read_truth(judged("test"))
 
 
 def test_the_longest_common_tail_decides_between_files_of_one_name(tmp_path: Path) -> None:

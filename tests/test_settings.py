@@ -207,7 +207,10 @@ def test_each_command_has_a_flag_for_details_that_is_no_setting_of_its_stage(
     needed = [
         part
         for name, value in NEEDED[command].items()
-        for part in (*([] if name == "runs" else [f"--{name}"]), *(value if isinstance(value, tuple) else [str(value)]))
+        for part in (
+            *([] if name in ("runs", "source") else [f"--{name}"]),
+            *(value if isinstance(value, tuple) else [str(value)]),
+        )
     ]
     for flags in ([], ["--verbose"]):
         monkeypatch.setattr("sys.argv", ["flawmask", command, *needed, *flags])

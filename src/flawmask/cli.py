@@ -56,7 +56,6 @@ network, its figures and its outlined defects out. `flawmask demo --run` shows i
 FLAGS = {
     "mvtec_root": tyro.conf.arg(aliases=("--root",)),
     "layout": tyro.conf.arg(metavar=f"{{{','.join((AUTO, *LAYOUTS))}}}"),
-    "source": tyro.conf.Positional,
     "source_format": tyro.conf.arg(name="from"),
 }
 """What a setting is on the command line beside what its field says."""

@@ -33,8 +33,7 @@ class DataPaths(Settings):
     mvtec_root: Path = Path("datasets/mvtec")
     """The folder that holds the categories."""
     dataset_dir: Path | None = None
-    """Start from this labelled COCO folder (train/, val/) instead of a category. With --folds, --group_by or
-    --test_ratio, the images of all its splits are divided anew."""
+    """Start from this COCO folder (train/, val/) instead; --folds, --group_by and --test_ratio divide it anew."""
     skip_prepare: bool = False
     """Use the data set that is there already."""
     skip_augment: bool = False

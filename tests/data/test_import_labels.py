@@ -437,6 +437,24 @@ def test_images_may_lie_elsewhere_and_below(tmp_path: Path) -> None:
     assert {Path(image["original_file"]).parent for split in splits(made) for image in split.images} == {Path("line 3")}
 
 
+def test_yolo_as_cvat_writes_it_is_read(tmp_path: Path) -> None:
+    """`YOLO 1.1` has text files in `obj_train_data`, beside images if these were exported, and names in `obj.names`."""
+    pictures = draw(tmp_path / "pictures")
+    source = tmp_path / "in"
+    (source / "obj_train_data").mkdir(parents=True)
+    (source / "obj.names").write_text("unused\ndent\n")
+    (source / "obj.data").write_text("classes = 2\ntrain = data/train.txt\nnames = data/obj.names\n")
+    (source / "train.txt").write_text("data/obj_train_data/a.png\n")
+    for name in NAMES:
+        text = "" if "good" in name else yolo_polygon(CORNERS)
+        (source / "obj_train_data" / f"{name}.txt").write_text(text)
+    found = masks_of(imported(source, image_dir=pictures))
+    assert {name: len(of_image) for name, of_image in found.items()} == {n: int("good" not in n) for n in NAMES}
+    (source / "obj.names").write_bytes("缺陷\n".encode("gbk"))
+    with pytest.raises(FlawmaskError, match=r"obj\.names is not in UTF-8"):
+        imported(source, image_dir=pictures)
+
+
 BAD: dict[str, tuple[Write, Any, str]] = {
     "labelme": (labelme, labelme_shape("dent", [[1, 1], [2]]), "is not as labelme writes it"),
     "a line": (labelme, labelme_shape("dent", [[1, 1], [2, 2]]), "a polygon with 2 points"),
@@ -528,6 +546,35 @@ def test_variants_that_roboflow_made_of_one_image_stay_together(tmp_path: Path) 
     for split in splits(imported(folder)):
         found = [image["original_file"].partition("_png.rf.")[0] for image in split.images]
         assert all(found.count(one) == 3 for one in found)
+
+
+KINDS: dict[str, Any] = {
+    "outlined": labelme_shape("dent", CORNERS),
+    "point": labelme_shape("dent", [[1, 1]], "point"),
+    "outside": labelme_shape("dent", [[50, 8], [60, 8], [60, 16]]),
+    "broken": labelme_shape("dent", [[1, 1], [2, 2]]),
+}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.none() | st.lists(st.sampled_from(sorted(KINDS)), max_size=3), max_size=6))
+def test_found_is_used_and_not_used_whatever_a_folder_holds(
+    tmp_path_factory: pytest.TempPathFactory, folder: list[list[str] | None]
+) -> None:
+    """An image of None has no label file."""
+    source = tmp_path_factory.mktemp("import") / "in"
+    of_image = dict(enumerate([["outlined"], ["outlined"], *folder]))
+    for number in of_image:
+        draw_image(source / f"{number}.png", number, (HEIGHT, WIDTH))
+    labelme(source, {str(n): [KINDS[kind] for kind in kinds] for n, kinds in of_image.items() if kinds is not None})
+    made = imported(source, on_error="skip")
+    labelled = [kinds for kinds in of_image.values() if kinds is not None]
+    whole = [kinds for kinds in labelled if "broken" not in kinds]
+    images, annotations = counts(made, "images"), counts(made, "annotations")
+    assert (images["found"], images["used"]) == (len(of_image), len(whole))
+    assert annotations["found"] == sum(map(len, labelled))
+    assert annotations["used"] == sum(kinds.count("outlined") for kinds in whole)
+    assert len(annotations["not_used"].get("point", [])) == sum(kinds.count("point") for kinds in labelled)
 
 
 MASKS = st.integers(1, 9).flatmap(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared import draw_image
+from random_network import SPEC, network
 
 from flawmask.coco import Record
 from flawmask.coco_files import split_names
@@ -19,7 +20,9 @@ from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.preannotations import Tool, simplified, write
+from flawmask.inference.predict import predict
 from flawmask.masks import Mask, box_of, decode, to_polygons, to_rle
+from flawmask.model import checkpoint
 
 HEIGHT, WIDTH = 48, 64
 CLASSES = ("good", "dent", "scratch")
@@ -127,6 +130,23 @@ def test_what_is_written_is_as_the_tools_document_it(tmp_path: Path) -> None:
     boxes = [record("a.png", instance(DISC, "dent", outlined=False))]
     (box,) = json.loads(write(tmp_path, "coco", boxes, CLASSES, 1.0).read_text())["annotations"]
     assert (box["bbox"], box["segmentation"]) == ([float(side) for side in box_of(DISC)], [])
+
+
+def test_predict_writes_them_and_a_later_run_replaces_them(images: Path, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "best.pt", network(), SPEC)
+    out = tmp_path / "found"
+
+    def found(tool: Tool) -> set[str]:
+        place: dict[str, Any] = {"model": tmp_path / "best.pt", "input": (str(images / "a.png"),), "output": out}
+        predict(PredictConfig(**place, conf=0.1, device="cpu", preannotations=tool))
+        return {path.name for path in out.iterdir()} - {"predictions.json", "predictions.csv", "overlays"}
+
+    assert found("coco") == {"preannotations.json"}
+    written = read_json(out / "preannotations.json")
+    records = read_json(out / "predictions.json")["images"]
+    assert [image["file_name"] for image in written["images"]] == ["a.png"]
+    assert len(written["annotations"]) == sum(len(one["instances"]) for one in records) > 0
+    assert found("cvat") == {"preannotations.xml"}
 
 
 @settings(max_examples=25, deadline=None)

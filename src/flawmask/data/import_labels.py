@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
+
 from flawmask import images, masks
 from flawmask.coco import GOOD, Record
 from flawmask.data import dataset_info, groups, imports
@@ -48,7 +50,7 @@ class ImportConfig(ImportSettings, Overwrite, Strict):
     Splits that the source has are joined, and divided anew.
     """
 
-    source: Path
+    source: tyro.conf.Positional[Path]
     """A label file, or a folder with label files and images: labelme, VIA, CVAT, Label Studio, YOLO or COCO."""
     output_dir: Path
     """Where the COCO folder goes."""

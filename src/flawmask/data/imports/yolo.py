@@ -3,11 +3,12 @@
 
 A line is the class's number and either a polygon, `x1 y1 x2 y2 ...`, or a box, `x-centre y-centre width height`, in
 fractions of the image. The text file has its image's name and lies where `images` in the path is replaced by `labels`,
-or beside the image. An image without one is good, as the format has it. Names come from `data.yaml` (`names`), or from
-`classes.txt` or `obj.names`, a line for each.
+or beside the image, or it is the only image of that name. An image without one is good, as the format has it. Names
+come from `data.yaml` (`names`), or from `classes.txt` or `obj.names`, a line for each.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -79,9 +80,15 @@ def read(labels: Labels) -> None:
     names = _names(labels.source, root)
     labels.classes += names.values()
     labels.says_good = True
-    images = {image.with_suffix(""): image for image in files_below(labels.root, *SUFFIXES)}
+    found = list(files_below(labels.root, *SUFFIXES))
+    images = {image.with_suffix(""): image for image in found}
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for one in found:
+        by_name[one.stem].append(one)
     for path in _label_files(root):
         image = _image_of(path.relative_to(root), images, labels.root)
+        if image is None and len(by_name[path.stem]) == 1:
+            (image,) = by_name[path.stem]
         if image is None and LABELS not in path.relative_to(root).parts:
             log.warning("%s is not read: it lies beside no image of its name", path)
             continue
@@ -92,7 +99,7 @@ def read(labels: Labels) -> None:
                 )
             labels.name(image)
             name = labels.name_of(image)
-            lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
+            lines = enumerate(_lines(path), start=1)
             regions = [_region(line, number, names, path) for number, line in lines if line.strip()]
             labels.images.append(LabelledImage(image, name, regions))
 
@@ -111,13 +118,20 @@ def _names(source: Path, root: Path) -> dict[int, str]:
         found = {int(number): str(name) for number, name in pairs}
     else:
         path = next(_lists(root), None)
-        lines = path.read_text(encoding="utf-8-sig").splitlines() if path else []
+        lines = _lines(path) if path else []
         found = {number: line.strip() for number, line in enumerate(lines) if line.strip()}
     if not found:
         raise FlawmaskError(
             f"{root} says nowhere what its classes are called: add data.yaml with `names`, or classes.txt"
         )
     return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise FlawmaskError(f"{path} is not in UTF-8: save it in UTF-8 again") from None
 
 
 def _image_of(path: Path, images: Mapping[Path, Path], root: Path) -> Path | None:
