@@ -26,12 +26,10 @@ from flawmask.files import real_path
 
 WORDS = {
     "train": "train",
-    "training": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
     "test": "test",
-    "testing": "test",
 }
 """What tools call the splits, in small letters; COCO itself adds the year."""
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flawmask import masks
-from flawmask.data.imports import brush
+from flawmask.data.imports.brush import decode
 from flawmask.data.imports.labels import (
     Box,
     LabelledImage,
@@ -160,7 +160,7 @@ def _shape(result: Mapping[str, Any]) -> Shape | None:
 
 
 def _stroke(values: Sequence[int], height: int, width: int) -> Segmentation:
-    mask = brush.decode(values, height, width)
+    mask = decode(values, height, width)
     return masks.encode(mask) if mask.any() else masks.to_rle(mask)
 
 
