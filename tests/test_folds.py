@@ -31,7 +31,6 @@ def test_the_spread_is_that_of_the_folds_that_have_a_value() -> None:
         ({"split": "train"}, "--folds judges every image: no --split"),
         ({"test_ratio": 0.2}, "no --test_ratio"),
         ({"conf": "auto"}, "give --conf a number"),
-        ({"category": None, "dataset_dir": "somewhere"}, "cannot start from a --dataset_dir"),
     ],
 )
 def test_what_does_not_go_with_folds_is_refused_at_once(settings: dict[str, Any], says: str) -> None:

@@ -20,6 +20,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "run": {"category": "bottle", "weights": "none"},
     "download": {"category": "bottle"},
     "prepare": {"category": "bottle"},
+    "import": {"source": "labels", "output_dir": "data"},
     "augment": {"dataset_dir": "data"},
     "train": {"dataset_dir": "data", "output_dir": "run", "weights": "none"},
     "evaluate": {"model": "best.pt", "dataset_dir": "data"},
@@ -48,7 +49,7 @@ HARMLESS = {
 MAY_BE_0 = {
     *("seed", "test_ratio", "augmentation_factor", "warmup_steps", "trainable_layers", "workers", "cache_gb"),
     *("score_floor", "conf", "min_area", "overlays", "resamples", "good", "defective", "train_good", "gallery"),
-    "sheet_images",
+    *("sheet_images", "polygon_tolerance"),
 }
 """Where none, nothing or the first is something to ask for."""
 
@@ -206,7 +207,10 @@ def test_each_command_has_a_flag_for_details_that_is_no_setting_of_its_stage(
     needed = [
         part
         for name, value in NEEDED[command].items()
-        for part in (*([] if name == "runs" else [f"--{name}"]), *(value if isinstance(value, tuple) else [str(value)]))
+        for part in (
+            *([] if name in ("runs", "source") else [f"--{name}"]),
+            *(value if isinstance(value, tuple) else [str(value)]),
+        )
     ]
     for flags in ([], ["--verbose"]):
         monkeypatch.setattr("sys.argv", ["flawmask", command, *needed, *flags])

@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any
 from flawmask.launch import set_environment
 
 if TYPE_CHECKING:
-    from flawmask.api import augment, compare, demo, doctor, download, evaluate, predict, prepare, run, train
+    from flawmask.api import (
+        augment,
+        compare,
+        demo,
+        doctor,
+        download,
+        evaluate,
+        import_labels,
+        predict,
+        prepare,
+        run,
+        train,
+    )
     from flawmask.errors import FlawmaskError, ImageError
     from flawmask.inference.predictor import Predictor
     from flawmask.prediction import Instance, Prediction, RawDetections, Verdict
@@ -39,6 +51,7 @@ __all__ = [
     "doctor",
     "download",
     "evaluate",
+    "import_labels",
     "predict",
     "prepare",
     "run",

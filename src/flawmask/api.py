@@ -11,6 +11,7 @@ from flawmask.comparison.config import CompareConfig
 from flawmask.data.augment import AugmentConfig
 from flawmask.data.doctor import DoctorConfig
 from flawmask.data.download import DownloadConfig
+from flawmask.data.import_labels import ImportConfig
 from flawmask.data.prepare import PrepareConfig
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.inference.config import PredictConfig
@@ -120,6 +121,30 @@ def prepare(config: PrepareConfig | None = None, /, **settings: Any) -> "Prepare
     from flawmask.data import prepare
 
     return prepare.prepare(config or from_json(PrepareConfig, settings))
+
+
+def import_labels(source: "ImportConfig | str | Path", /, **settings: Any) -> "Prepared":
+    """Make a COCO folder of what a labelling tool wrote, and return where it is and what is in it.
+
+    docs/formats.md says what is read of each format.
+
+    Args:
+        source: a label file, or a folder with label files and images; or all settings as one object.
+        **settings: the other settings by name: `output_dir`, which must be given, and `source_format` (`coco`, `cvat`,
+            `labelme`, `via`, `labelstudio`, `yolo`; by default `auto`) among them.
+
+    Returns:
+        What `prepare` returns.
+
+    Raises:
+        FlawmaskError: there are no labels of a known format, no image has a defect, a label or an image is bad and
+            `on_error` is `stop`, or the output folder holds something else, or a data set made otherwise.
+        UnusedError: an image or a label is not used, and `strict` is on.
+    """
+    from flawmask.data import import_labels
+
+    given = source if isinstance(source, ImportConfig) else from_json(ImportConfig, {"source": str(source), **settings})
+    return import_labels.import_labels(given)
 
 
 def augment(config: AugmentConfig | None = None, /, **settings: Any) -> "Augmented":

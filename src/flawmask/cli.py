@@ -1,6 +1,7 @@
 """The command line. It is made from the stages' settings and nothing else: a field's docstring is its help."""
 
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from flawmask.data.augment import AugmentConfig, augment
 from flawmask.data.doctor import DoctorConfig, examine
 from flawmask.data.doctor_tables import tables
 from flawmask.data.download import DownloadConfig, download
+from flawmask.data.import_labels import ImportConfig, import_labels
 from flawmask.data.layouts import AUTO, LAYOUTS, chosen_categories
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError, RecordsError, UnusedError
@@ -37,6 +39,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "run": RunConfig,
     "download": DownloadConfig,
     "prepare": PrepareConfig,
+    "import": ImportConfig,
     "augment": AugmentConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
@@ -54,6 +57,7 @@ network, its figures and its outlined defects out. `flawmask demo --run` shows i
 FLAGS = {
     "mvtec_root": tyro.conf.arg(aliases=("--root",)),
     "layout": tyro.conf.arg(metavar=f"{{{','.join((AUTO, *LAYOUTS))}}}"),
+    "source_format": tyro.conf.arg(name="from"),
 }
 """What a setting is on the command line beside what its field says."""
 
@@ -174,8 +178,8 @@ def _dispatch(config: Any) -> int:
             return _print_finished(run(config))
         case DemoCommand():
             return _print_finished(demo(config))
-        case DownloadConfig():
-            _print_lines([f"{download(config).as_posix()}: now flawmask run --category {config.category}"])
+        case DownloadConfig() | ImportConfig():
+            _print_lines([_brought_in(config)])
         case PrepareConfig():
             return _prepare(config)
         case AugmentConfig():
@@ -201,6 +205,14 @@ def _dispatch(config: Any) -> int:
             _print_lines([f"look at {examined.contact_sheet}"] if examined.contact_sheet is not None else [])
             warn_of_unused(examined.tallies, config.name, strict=config.strict)
     return OK
+
+
+def _brought_in(config: DownloadConfig | ImportConfig) -> str:
+    """Fetch a category, or import labels, and return where it is and what to do next."""
+    if isinstance(config, DownloadConfig):
+        return f"{download(config).as_posix()}: now flawmask run --category {config.category}"
+    folder = import_labels(config).dataset_dir.as_posix()
+    return f"{folder}: now {shlex.join(['flawmask', 'run', '--dataset_dir', folder])}"
 
 
 def _print_lines(lines: Iterable[str]) -> None:

@@ -14,23 +14,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from flawmask import coco_files, masks
 from flawmask import images as image_files
-from flawmask import masks
-from flawmask.coco_records import Records, is_box, plain_id, read_records
+from flawmask.coco_files import SplitFiles
+from flawmask.coco_records import Records, is_box, plain_id, read_records, take_twice_listed_out
 from flawmask.errors import FlawmaskError
-from flawmask.files import read_json, real_path, write_json_lines
+from flawmask.files import read_json, write_json_lines
 from flawmask.launch import is_first, usable_cores
 from flawmask.masks import Cut, Mask, cut_out
 from flawmask.settings import Reading
 from flawmask.tally import Tally, tallied, warn_of_unused
 
 log = logging.getLogger(__name__)
-
-ROBOFLOWS_VAL = "valid"
-"""What Roboflow calls the folder of the split `val`."""
-
-SPLITS = ("train", "val", ROBOFLOWS_VAL, "test")
-"""What the folders of splits are called that other tools write."""
 
 GOOD = "good"
 """The name of the class that is no defect. It takes no part in AP, image scores or overlays."""
@@ -45,12 +40,12 @@ class CocoSplit:
     """One split of a COCO folder, checked.
 
     Attributes:
-        folder: `<dataset>/<split>`.
+        folder: `<dataset>/<split>`, which may be no more than a name: see `coco_files`.
         images: the image records, in the file's order.
         annotations: the annotation records by image id; every image id is there, its list possibly empty.
         categories: the category records, sorted by id.
-        annotations_in: the annotation file, below the folder.
-        images_in: where the images' names lead from, below the folder.
+        annotations_in: the annotation file, from the folder; `..` where a tool keeps those of all splits together.
+        images_in: where the images' names lead from, from the folder.
         tallies: how many images and annotations were found and are used; none of a split that was not read from a file.
         problems: why records were left out, one by one, where `on_error` is `skip`.
     """
@@ -82,17 +77,22 @@ class CocoSplit:
     @property
     def name(self) -> str:
         """What the split is called."""
-        return "val" if self.folder.name == ROBOFLOWS_VAL else self.folder.name
+        return coco_files.split_name(self.folder.name)
 
     @property
     def annotation_file(self) -> Path:
         """The file that the records are from."""
-        return self.folder / self.annotations_in
+        return self._at(self.annotations_in)
 
     @property
     def image_folder(self) -> Path:
         """Where the images' names lead from."""
-        return self.folder / self.images_in
+        return self._at(self.images_in)
+
+    def _at(self, inside: str) -> Path:
+        """Return a path from the folder, which need not be there itself where the path leads out of it."""
+        path = self.folder / inside
+        return Path(os.path.normpath(path)) if inside.startswith("..") else path
 
     @property
     def groups(self) -> list[str] | None:
@@ -242,31 +242,14 @@ def write_split(
     write_json_lines(folder / "annotations.json", content)
 
 
-def split_folder(dataset_dir: Path, split: str) -> Path:
-    """Return where a split lies, or would lie."""
-    folder = dataset_dir / split
-    other = dataset_dir / ROBOFLOWS_VAL
-    return other if split == "val" and not folder.is_dir() and other.is_dir() else folder
-
-
-def split_names(dataset_dir: Path) -> list[str]:
-    """Return the names of a COCO folder's splits, sorted: of folders with an `annotations.json`, whatever they are
-    called, or with another tool's file, where they are called as splits are."""
-    found = set()
-    for path in dataset_dir.iterdir() if dataset_dir.is_dir() else ():
-        if (path / "annotations.json").is_file() or (path.name in SPLITS and _annotation_files(path)):
-            found.add("val" if path.name == ROBOFLOWS_VAL else path.name)
-    return sorted(found)
-
-
 def read_split(
     dataset_dir: Path, split: str, reading: Reading | None = None, *, opens_images: bool = True
 ) -> CocoSplit:
     """Return a split of a COCO folder after checking its records against each other and against the disk.
 
-    Exports of other tools are taken as they are: any one JSON file in the folder, or in `annotations/` under it, where
-    there is no `annotations.json`, images that lie beside it where there is no `images/`, and `valid` for `val`. What
-    is not used is counted in `tallies`.
+    Exports of other tools are taken as they are: see `coco_files` and `coco_records`. Where a name is one that another
+    machine wrote, the record's `file_name` becomes the one that leads to the file. What is not used is counted in
+    `tallies`.
 
     Args:
         dataset_dir: the COCO folder.
@@ -281,24 +264,28 @@ def read_split(
         FlawmaskError: a folder or file is missing, or a record names a file that is not there or lies outside the
             split's folder.
     """
-    folder = split_folder(dataset_dir, split)
-    if not folder.is_dir():
-        found = sorted(path.name for path in dataset_dir.iterdir()) if dataset_dir.is_dir() else []
-        there = f"it holds {', '.join(found)}" if found else "there is no such folder, or it is empty"
-        raise FlawmaskError(f"{dataset_dir} has no split {split}: {there}")
-    path = _annotation_file(folder)
+    return read_files(coco_files.find_split(dataset_dir, split), reading, opens_images=opens_images)
+
+
+def read_files(place: SplitFiles, reading: Reading | None = None, *, opens_images: bool = True) -> CocoSplit:
+    """Return a split, as `read_split` does, whose files are known.
+
+    Raises:
+        FlawmaskError: see `read_split`.
+    """
+    folder, path = place.folder, place.annotation_file
     records = read_records(read_json(path), path, reading or Reading())
-    images_in = _check_files(records, folder)
+    image_folder = _locate(records, place)
     if opens_images and records.reading.on_error == "skip":
-        records.leave_out(_unreadable(records, folder / images_in), "bad image")
+        records.leave_out(_unreadable(records, image_folder), "bad image")
     tallies = records.count()
     return CocoSplit(
         folder=folder,
         images=tuple(records.images),
         annotations={number: tuple(of_image) for number, of_image in records.annotations.items()},
         categories=tuple(sorted(records.categories, key=lambda category: int(category["id"]))),
-        annotations_in=path.relative_to(folder).as_posix(),
-        images_in=images_in,
+        annotations_in=Path(os.path.relpath(path, folder)).as_posix(),
+        images_in=Path(os.path.relpath(image_folder, folder)).as_posix(),
         tallies=tallies,
         problems=tuple(records.problems),
     )
@@ -328,63 +315,28 @@ def _file_problem(path: Path, changed: int, size: int, width: int, height: int) 
     return "" if is_right else f"{path} is {found[1]}x{found[0]} but its record says {width}x{height}"
 
 
-def _annotation_file(folder: Path) -> Path:
-    """Return the split's annotation file, whatever another tool has called it."""
-    path = folder / "annotations.json"
-    if path.is_file():
-        return path
-    others = _annotation_files(folder)
-    if len(others) == 1:
-        return others[0]
-    found = f", and {', '.join(one.relative_to(folder).as_posix() for one in others)} are several" if others else ""
-    raise FlawmaskError(f"{path} does not exist{found}")
-
-
-def _annotation_files(folder: Path) -> list[Path]:
-    found = [*folder.glob("*.json"), *folder.glob("annotations/*.json")]
-    return sorted(path for path in found if not path.name.startswith("."))
-
-
-def _check_files(records: Records, folder: Path) -> str:
-    """Return where in the folder the images' names lead from: `images`, or nothing where they lie beside the file.
+def _locate(records: Records, place: SplitFiles) -> Path:
+    """Name each image as its file is called, and return the folder that the names lead from.
 
     Raises:
-        FlawmaskError: a file lies outside the folder; or is not there, and is not to be left out.
+        FlawmaskError: a file lies outside the folder, or several fit a name; or one is not there, and is not to be left
+            out.
     """
-    first = str(records.images[0]["file_name"])
-    beside = not (folder / "images" / first).is_file() and (folder / first).is_file()
-    images_in = "" if beside else "images"
-    root = real_path(folder / images_in)
-    there = _files_in(root)
-    missing = {}
-    for image in records.images:
-        if str(image["file_name"]) in there:  # and so a plain name: most are, and asking for each takes its time
-            continue
-        name = Path(str(image["file_name"]))
-        if name.is_absolute() or ".." in name.parts:
-            raise FlawmaskError(
-                f"{records.path}: image {image['id']} names {name}, which is outside {root}: put it there"
-            )
-        if not (root / name).is_file():
-            missing[image["id"]] = name.as_posix()
-    if missing and records.reading.on_error == "stop":
-        names = list(missing.values())
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        raise FlawmaskError(
-            f"{records.path} lists images that are not in {folder / images_in} ({shown}): put them there, or take them "
-            "out"
-        )
+    skips = records.reading.on_error == "skip"
+    folder, names = coco_files.locate(records.images, place, skips_missing=skips)
+    missing = {
+        image["id"]: f"{image['file_name']} is not there"
+        for image, name in zip(records.images, names, strict=True)
+        if name is None
+    }
+    records.images = [
+        image if name in (None, image["file_name"]) else {**image, "file_name": name}
+        for image, name in zip(records.images, names, strict=True)
+    ]
     if missing:
-        records.leave_out({number: f"{name} is not there" for number, name in missing.items()}, "file missing")
-    return images_in
-
-
-def _files_in(folder: Path) -> frozenset[str]:
-    """Return the names of the files in the folder, in one look; none where there is no folder."""
-    if not folder.is_dir():
-        return frozenset()
-    with os.scandir(folder) as entries:
-        return frozenset(entry.name for entry in entries if entry.is_file())
+        records.leave_out(missing, "file missing")
+    take_twice_listed_out(records)  # two names may lead to one file
+    return folder
 
 
 def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:

@@ -136,7 +136,7 @@ def read_records(content: Any, path: Path, reading: Reading) -> Records:
         raise FlawmaskError(f"{path} lists no {what} that can be used: {found.problems[0]}")
     _sort_in(numbered, image_ids, category_ids, bad_sizes, found)
     found.stop()
-    _take_twice_listed_out(found)
+    take_twice_listed_out(found)
     return found
 
 
@@ -252,7 +252,7 @@ def _with_whole_size(image: Record) -> tuple[Record, str]:
     return _changed(image, **whole), ""
 
 
-def _take_twice_listed_out(found: Records) -> None:
+def take_twice_listed_out(found: Records) -> None:
     """Leave out the records of images that an earlier or fuller record lists too.
 
     Raises:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def cross_validate(config: RunConfig, name: str) -> Finished:
-    """Train and judge each fold of a category, then all images together, and return what became of it.
+    """Train and judge each fold of a category or a data set, then all images together; return what became of it.
 
     Folds that an earlier call with the same settings on the same images finished are kept, unless `overwrite` is on.
 
@@ -55,7 +55,7 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
         "settings": {
             key: value for key, value in as_json(config).items() if key not in ("compile", "offline", "strict")
         }
-        | {"category": name, "overwrite": False, "layout": layouts.layout_of(config.mvtec_root, config.layout)},
+        | {"overwrite": False, **_of_category(config, name)},
         "source": info["source"],
         **({"split_method": method} if method else {}),
     }
@@ -66,13 +66,21 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
     return Finished(name, run_dir, fold_by_fold(config, folders, run_dir))
 
 
+def _of_category(config: RunConfig, name: str) -> dict[str, Any]:
+    """Return the settings that say which category of several it is; none of a data set."""
+    if config.dataset_dir is not None:
+        return {}
+    return {"category": name, "layout": layouts.layout_of(config.mvtec_root, config.layout)}
+
+
 def prepared_folds(config: RunConfig, name: str) -> list[Path]:
-    """Return the COCO folder of each fold of a category, made or reused.
+    """Return the COCO folder of each fold of a category or a data set, made or reused.
 
     Raises:
-        FlawmaskError: see `prepare`; or some were divided in another way than others, and may share images.
+        FlawmaskError: see `prepared`; or some were divided in another way than others, and may share images.
     """
-    folders = [prepared(replace(config, category=name, fold=fold), name) for fold in range(1, config.folds + 1)]
+    category = name if config.dataset_dir is None else None
+    folders = [prepared(replace(config, category=category, fold=fold), name) for fold in range(1, config.folds + 1)]
     methods = {read_json(folder / dataset_info.NAME).get("split_method") for folder in folders}
     require(
         len(methods) == 1,

@@ -50,7 +50,7 @@ def run(config: RunConfig) -> list[Finished]:
     if config.resume is not None:
         return [_go_on(config.resume)]
     if config.dataset_dir is not None:
-        return [_finish(config, config.dataset_dir.name, config.dataset_dir)]
+        return [_one(config, config.dataset_dir.name)]
     _check_device(config)
     wanted = str(config.category)
     reads_root = not config.skip_prepare or wanted == "all"
@@ -85,10 +85,10 @@ def _go_on(run_dir: Path) -> Finished:
     except TypeError:
         raise FlawmaskError(f"{path} was written by another version of Flawmask: start the run anew") from None
     if path == folds:
-        return _one(config, str(config.category))
+        return _one(config, config.category or Path(str(config.dataset_dir)).name)
     train(TrainConfig(resume=run_dir), part_of=found)
-    prepared_dir = config.dataset_dir or prepared(replace(config, skip_prepare=True), str(config.category))
-    name = config.category or prepared_dir.name
+    name = config.category or Path(str(config.dataset_dir)).name
+    prepared_dir = prepared(replace(config, skip_prepare=True), name)
     if config.skip_inference:
         return Finished(name, run_dir, None)
     return Finished(

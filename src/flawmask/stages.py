@@ -1,12 +1,17 @@
 """The stages that a run, a cross-validation and a comparison are made of, and the settings of all of them."""
 
+import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flawmask.coco import read_split, split_names
+from flawmask.coco import read_split
+from flawmask.coco_files import split_names
 from flawmask.data.augment import AugmentConfig, AugmentSettings, augment
+from flawmask.data.import_labels import ImportConfig, import_labels
+from flawmask.data.imports import FORMATS, recognised
 from flawmask.data.prepare import PrepareConfig, PrepareSettings, prepare
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
@@ -14,6 +19,8 @@ from flawmask.model.arch import ArchChoice
 from flawmask.settings import Overwrite, Settings, Strict, require, stage
 from flawmask.training.config import TrainSettings
 from flawmask.training.lessons import check_lessons
+
+log = logging.getLogger(__name__)
 
 NAME_DATA = "name either a --category (a folder under --mvtec_root) or a --dataset_dir (a COCO folder)"
 
@@ -27,7 +34,7 @@ class DataPaths(Settings):
     mvtec_root: Path = Path("datasets/mvtec")
     """The folder that holds the categories."""
     dataset_dir: Path | None = None
-    """Start from this labelled COCO folder (train/, val/) instead of a category."""
+    """Start from this COCO folder (train/, val/) instead; --folds, --group_by and --test_ratio divide it anew."""
     skip_prepare: bool = False
     """Use the data set that is there already."""
     skip_augment: bool = False
@@ -78,7 +85,6 @@ class RunConfig(Overwrite, Strict, EvaluateSettings, TrainSettings, AugmentSetti
             return
         skips = self.skip_prepare or self.skip_train or self.skip_inference
         require(not skips, "--folds trains and judges: leave out --skip_prepare, --skip_train and --skip_inference")
-        require(self.dataset_dir is None, "--folds divides a --category: it cannot start from a --dataset_dir")
         require(self.split == "val" and not self.test_ratio, "--folds judges every image: no --split, no --test_ratio")
         fixed = self.conf != "auto"
         require(fixed, "--folds judges every image, so none is left to choose a threshold on: give --conf a number")
@@ -106,13 +112,44 @@ class Finished:
     error: str | None = None
 
 
-def prepared(config: RunConfig, category: str) -> Path:
-    """Return the category's COCO folder, made or reused."""
-    made = stage(PrepareConfig, config, category=category, output_dir=None)
+def prepared(config: RunConfig, name: str) -> Path:
+    """Return the COCO folder of a category, or of the data set that the settings name, made or reused.
+
+    Raises:
+        FlawmaskError: see `prepare` and `import_labels`; or the data set's folder holds labels of another kind.
+    """
+    if config.dataset_dir is not None:
+        return _divided(config, config.dataset_dir)
+    made = stage(PrepareConfig, config, category=name, output_dir=None)
     if not config.skip_prepare:
         return prepare(made).dataset_dir
     require(made.dataset_dir.is_dir(), f"{made.dataset_dir} does not exist: run once without --skip_prepare")
     return made.dataset_dir
+
+
+def _divided(config: RunConfig, dataset_dir: Path) -> Path:
+    """Return the COCO folder as it is, or divided anew where the settings say how."""
+    names = split_names(dataset_dir)
+    found = None if names else recognised(dataset_dir)
+    if found is not None:
+        made = shlex.join(["flawmask", "import", str(dataset_dir), "--output_dir", f"datasets/{dataset_dir.name}"])
+        raise FlawmaskError(
+            f"{dataset_dir} holds labels of {FORMATS[found].NAME} and no splits: make a COCO folder of it with {made}"
+        )
+    if config.folds == 1 and not config.test_ratio and config.group_by is None:
+        return dataset_dir
+    require(
+        "test" not in names or config.folds > 1 or config.test_ratio > 0,
+        f"{dataset_dir} has a test split, and --group_by divides all anew: say with --test_ratio how much is held back",
+    )
+    fold = f"fold{config.fold}of{config.folds}" if config.fold else "divided"
+    target = Path("datasets") / f"{dataset_dir.resolve().name}_{fold}"
+    if config.skip_prepare:
+        require(target.is_dir(), f"{target} does not exist: run once without --skip_prepare")
+        return target
+    log.info("dividing the images of %s anew, those of %s together", dataset_dir, ", ".join(names))
+    given = {"source": dataset_dir, "source_format": "coco", "output_dir": target}
+    return import_labels(stage(ImportConfig, config, **given)).dataset_dir
 
 
 def judged_splits(config: RunConfig, prepared_dir: Path) -> list[str]:

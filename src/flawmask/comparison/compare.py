@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import flawmask
-from flawmask.coco import read_split, split_names
+from flawmask.coco import read_split
+from flawmask.coco_files import split_names
 from flawmask.comparison import contender, speed
 from flawmask.comparison.conclusions import Compared, summed_up
 from flawmask.comparison.config import CompareConfig
@@ -82,8 +83,8 @@ def compare(config: CompareConfig) -> Compared:
 
 def _ground(config: CompareConfig, run: RunConfig) -> Ground:
     """Prepare and augment once for all models."""
-    category = str(config.category)
-    folders = prepared_folds(run, category) if run.crosses else [config.dataset_dir or prepared(run, category)]
+    name = config.category or Path(str(config.dataset_dir)).name
+    folders = prepared_folds(run, name) if run.crosses else [prepared(run, name)]
     splits = judged_splits(run, folders[0])
     for folder in folders:
         check_trained(run, folder, "auto")  # what a single network cannot learn from, its own entry says

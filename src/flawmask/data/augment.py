@@ -21,10 +21,10 @@ from flawmask.coco import (
     cut_annotation,
     instance_masks,
     read_split,
-    split_names,
     total_tallies,
     write_split,
 )
+from flawmask.coco_files import split_names
 from flawmask.data import dataset_info
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, whole_folder, write_json, write_json_lines
@@ -169,14 +169,20 @@ def _write(splits: dict[str, CocoSplit], originals: int, origin: dict[str, Any],
                 _write_records(split, variants, folder / name)
                 info[name] = dataset_info.counts([*split.images, *(variant.image for variant in variants)])
             else:
-                if split.tallies[0].is_whole:
-                    shutil.copyfile(split.annotation_file, folder / name / "annotations.json")
-                else:
-                    _write_records(split, [], folder / name)
+                _copy_records(split, folder / name)
                 info[name] = dataset_info.counts(split.images)
         write_json(folder / dataset_info.NAME, info)
         write_json_lines(folder / "augmentation_info.json", {**origin, "originals": originals, "variants": made})
     return len(made)
+
+
+def _copy_records(split: CocoSplit, folder: Path) -> None:
+    """Copy the split's annotation file as it is, unless images are left out or have other names here than there."""
+    listed = [image["file_name"] for image in read_json(split.annotation_file)["images"]]
+    if listed == [image["file_name"] for image in split.images]:
+        shutil.copyfile(split.annotation_file, folder / "annotations.json")
+    else:
+        _write_records(split, [], folder)
 
 
 def _augment_split(split: CocoSplit, folder: Path, config: AugmentSettings) -> list[_Variant]:

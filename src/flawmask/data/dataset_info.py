@@ -1,6 +1,7 @@
 """`dataset_info.json`: what a COCO folder was made from, with which settings, and what is in it."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,4 +92,5 @@ def content_of(splits: Mapping[str, CocoSplit]) -> str:
     with ThreadPoolExecutor(usable_cores()) as pool:
         digests = list(pool.map(lambda path: sha256(read_bytes(path)), paths))
     root = next(iter(splits.values())).folder.parent
-    return fingerprint((path.relative_to(root).as_posix(), digest) for path, digest in zip(paths, digests, strict=True))
+    names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+    return fingerprint(zip(names, digests, strict=True))

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 
 from flawmask import images
-from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, one_by_one, read_split, split_folder
+from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, one_by_one, read_split
+from flawmask.coco_files import has_split
 from flawmask.coco_records import NO_INSTANCE
 from flawmask.data import layouts
 from flawmask.data.layouts import MaskFile, Problem, Sample
@@ -149,11 +150,11 @@ def coco_items(
     reading = Reading(crowds=crowds, on_error="skip")
     items: list[Item] = []
     problems: list[Problem] = []
-    for name in [name for name in SPLITS if split_folder(dataset_dir, name).is_dir()] or SPLITS[:1]:
+    for name in [name for name in SPLITS if has_split(dataset_dir, name)] or SPLITS[:1]:
         try:
             split = read_split(dataset_dir, name, reading, opens_images=False)
         except FlawmaskError as error:
-            if not split_folder(dataset_dir, name).is_dir():
+            if not has_split(dataset_dir, name):
                 raise
             if isinstance(error, RecordsError):
                 problems += [Problem("error", "unusable record", name, problem) for problem in error.problems]

@@ -1,7 +1,6 @@
 """A category to a COCO folder: every mask comes through exactly, and no part is on both sides of the split."""
 
 import logging
-import re
 import shutil
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from flawmask import images
 from flawmask.coco import GOOD, Record, cut_annotation, write_split
 from flawmask.data import dataset_info, groups, layouts
 from flawmask.data.duplicates import Compared, Look, alike, look_of
+from flawmask.data.folder_settings import FolderSettings
 from flawmask.data.group_search import find_groups
 from flawmask.data.layouts import LayoutName, MaskFile, Sample
 from flawmask.data.split import Member, fold_groups, split_groups, split_method
@@ -24,7 +24,7 @@ from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_j
 from flawmask.launch import usable_cores
 from flawmask.masks import Cut, Mask, cut_components, cut_out, looks_inverted
 from flawmask.progress import track
-from flawmask.settings import BadInput, Overwrite, Seed, Strict, as_json, require
+from flawmask.settings import Overwrite, Strict, as_json, require
 from flawmask.tally import Tally, tallied, warn_of_unused
 
 log = logging.getLogger(__name__)
@@ -36,17 +36,9 @@ COMPARED = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings(LayoutName, Seed, BadInput):
+class PrepareSettings(LayoutName, FolderSettings):
     """How a category becomes a COCO folder."""
 
-    train_ratio: float = 0.8
-    """Share of the images of each type that goes to training; the others validate. Without those held back for test."""
-    test_ratio: float = 0.0
-    """Share of the images of each type that is held back first, as a third split that chooses nothing: test."""
-    folds: int = 1
-    """Divide the images into so many parts; each in turn validates, and the others train. 1: split by train_ratio."""
-    fold: int | None = None
-    """With --folds, which part validates: 1 to folds. run takes them all in turn by default."""
     good_images: Literal["test", "all"] = "test"
     """Which good images take part: those of the test images, or those of the training images too."""
     good_as: Literal["instance", "empty"] = "instance"
@@ -55,25 +47,6 @@ class PrepareSettings(LayoutName, Seed, BadInput):
     """What one instance is: each connected region (8 neighbours) of a mask, or all of it."""
     classes: Literal["defect", "type"] = "defect"
     """The classes beside good: one for every defect, or one for each defect type (folder name)."""
-    group_by: str | None = None
-    """Keep photographs of one part on one side: what finds the part in the names, '^(part[0-9]+)' in part0012_a.png."""
-    link: Literal["copy", "hardlink", "symlink"] = "copy"
-    """How image files arrive, byte for byte in any case."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 < self.train_ratio < 1, f"--train_ratio is {self.train_ratio}: it must lie between 0 and 1")
-        require(0 <= self.test_ratio < 1, f"--test_ratio is {self.test_ratio}: it must be 0 or more, and below 1")
-        require(self.folds >= 1, f"--folds is {self.folds}: it must be 1 or more")
-        within = self.fold is None or (self.folds > 1 and 1 <= self.fold <= self.folds)
-        require(
-            within,
-            f"--fold is {self.fold}: with --folds {self.folds} it must be 1 to {self.folds}, and folds 2 or more",
-        )
-        try:
-            re.compile(self.group_by or "")
-        except re.error as error:
-            raise FlawmaskError(f"--group_by {self.group_by!r} is not a regular expression: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +91,25 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class _Read:
-    """What is kept of a sample once it was read: never its pixels."""
+class ReadImage:
+    """What is kept of a sample once it was read: never its pixels.
+
+    Attributes:
+        sample: the sample.
+        name: the file name that it is to have in the COCO folder, if no other has it.
+        digest: SHA-256 of its file.
+        content: that of its pixels, see `images.content_digest`.
+        mask_digest: those of its masks' files, or of what else marks its defects.
+        height: in pixels.
+        width: in pixels.
+        annotations: its records; their ids are given later.
+        inverted: its masks that seem to be.
+        parts: what its part is called, see `groups.keys`.
+        look: see `look_of`; None where nobody asks for it.
+    """
 
     sample: Sample
+    name: str
     digest: str
     content: str
     mask_digest: str
@@ -165,7 +153,10 @@ def prepare(config: PrepareConfig) -> Prepared:
             f"{config.dataset_dir} was prepared by an older version, which wrote no groups: make it anew, --overwrite",
         )
         return _prepared(config, info, tallies, reused=True)
-    info = _write(read, left_out, category_ids, {**origin, "tally": tallied(tallies)}, config)
+    made_from = {"mvtec_root": config.mvtec_root.as_posix(), "tally": tallied(tallies)}
+    categories = _categories(category_ids, config.classes)
+    source, target = config.mvtec_root / config.category, config.dataset_dir
+    info = write_folder(read, left_out, categories, origin, made_from, config, source=source, target=target)
     sizes = ", ".join(f"{name} {dataset_info.size(info[name])}" for name in SPLITS if name in info)
     log.info("prepared %s: images: %s", config.dataset_dir, sizes)
     return _prepared(config, info, tallies, reused=False)
@@ -244,7 +235,7 @@ def _warn_of_names(samples: Sequence[Sample], config: PrepareConfig) -> bool:
     return found is not None
 
 
-def _warn_of_looks(read: Sequence[_Read]) -> None:
+def _warn_of_looks(read: Sequence[ReadImage]) -> None:
     """Warn where images look like others that may be on the other side of the split."""
     pairs = alike([Compared(item.content, item.look, "", variant=False) for item in read if item.look is not None])
     if pairs:
@@ -260,10 +251,10 @@ def _warn_of_looks(read: Sequence[_Read]) -> None:
 
 def _read_all(
     samples: Sequence[Sample], category_ids: dict[str, int], config: PrepareConfig, *, wants_looks: bool
-) -> tuple[list[_Read], list[dict[str, str]]]:
+) -> tuple[list[ReadImage], list[dict[str, str]]]:
     """Return what was read, and the images left out with the reason; all cores take part."""
 
-    def attempt(sample: Sample) -> _Read | FlawmaskError:
+    def attempt(sample: Sample) -> ReadImage | FlawmaskError:
         try:
             return _read(sample, category_ids, config, wants_look=wants_looks)
         except FlawmaskError as error:
@@ -274,7 +265,7 @@ def _read_all(
         for sample, result in zip(
             samples, track(pool.map(attempt, samples), "reading", total=len(samples)), strict=True
         ):
-            if isinstance(result, _Read):
+            if isinstance(result, ReadImage):
                 read.append(result)
             else:
                 left_out.append({"file": sample.original_file, "reason": str(result)})
@@ -295,7 +286,7 @@ def _read_all(
     return read, left_out
 
 
-def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings, *, wants_look: bool) -> _Read:
+def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings, *, wants_look: bool) -> ReadImage:
     """Read one image and its masks, and encode what is on it; ids are given later."""
     data = images.read_bytes(sample.image)
     image = images.to_rgb(images.decode(data, sample.image))
@@ -319,7 +310,9 @@ def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings,
     ]
     parts, look = groups.parts_of(sample, config.group_by), look_of(image) if wants_look else None
     content = images.content_digest(image)
-    return _Read(sample, sha256(data), content, mask_digest, height, width, records, inverted, parts, look)
+    before = "train_" if sample.origin == "train" else ""
+    name = f"{before}{sample.defect_type}_{sample.image.name}"
+    return ReadImage(sample, name, sha256(data), content, mask_digest, height, width, records, inverted, parts, look)
 
 
 def _read_mask(file: MaskFile, sample: Sample, height: int, width: int) -> tuple[Mask, str]:
@@ -337,32 +330,43 @@ def _read_mask(file: MaskFile, sample: Sample, height: int, width: int) -> tuple
     return mask, sha256(data)
 
 
-def _write(
-    read: Sequence[_Read],
+def write_folder(
+    read: Sequence[ReadImage],
     left_out: list[dict[str, str]],
-    category_ids: dict[str, int],
+    categories: Sequence[Record],
     origin: dict[str, Any],
-    config: PrepareConfig,
+    facts: dict[str, Any],
+    config: FolderSettings,
+    *,
+    source: Path,
+    target: Path,
 ) -> dict[str, Any]:
-    """Write the COCO folder and return its `dataset_info.json`."""
+    """Divide the images, write them as a COCO folder, and return its `dataset_info.json`.
+
+    Args:
+        read: the images.
+        left_out: those left out, each with `file` and `reason`.
+        categories: the category records.
+        origin: what tells this data set from others, see `dataset_info.is_made_already`.
+        facts: what else `dataset_info.json` is to say.
+        config: how they are divided, and arrive.
+        source: where they come from, for messages.
+        target: where the COCO folder goes.
+
+    Raises:
+        FlawmaskError: no image is left for validation, or there are fewer images than folds.
+    """
     group_of = groups.together([groups.keys(item.content, item.parts) for item in read])
     members = [Member(group, item.sample.defect_type) for group, item in zip(group_of, read, strict=True)]
     side_of = _sides(members, config)
     sides = [side_of[group] for group in group_of]
     if "val" not in sides:
         raise FlawmaskError(
-            f"{config.mvtec_root / config.category}: every defect type has a single image (or group), "
-            "so none is left for validation: add images"
+            f"{source}: every defect type has a single image (or group), so none is left for validation: add images"
         )
     records = _records(read, _group_names(read, group_of))
-    categories = _categories(category_ids, config.classes)
-    info = {
-        **origin,
-        "split_method": split_method(members),
-        "version": flawmask.__version__,
-        "mvtec_root": config.mvtec_root.as_posix(),
-    }
-    with whole_folder(config.dataset_dir) as folder:
+    info = {**origin, "split_method": split_method(members), "version": flawmask.__version__, **facts}
+    with whole_folder(target) as folder:
         for side in (name for name in SPLITS if name in sides):
             chosen = [(item, *record) for item, record, at in zip(read, records, sides, strict=True) if at == side]
             (folder / side / "images").mkdir(parents=True)
@@ -376,7 +380,7 @@ def _write(
     return info
 
 
-def _sides(members: Sequence[Member], config: PrepareConfig) -> dict[str, str]:
+def _sides(members: Sequence[Member], config: FolderSettings) -> dict[str, str]:
     """Return the split that each group goes to.
 
     Raises:
@@ -399,7 +403,7 @@ def _sides(members: Sequence[Member], config: PrepareConfig) -> dict[str, str]:
     }
 
 
-def _check_folds(members: Sequence[Member], config: PrepareConfig) -> None:
+def _check_folds(members: Sequence[Member], config: FolderSettings) -> None:
     """Refuse more folds than there are groups, and warn of a type that cannot be in every fold.
 
     Raises:
@@ -418,17 +422,17 @@ def _check_folds(members: Sequence[Member], config: PrepareConfig) -> None:
             )
 
 
-def _knows_groups(read: Sequence[_Read]) -> bool:
+def _knows_groups(read: Sequence[ReadImage]) -> bool:
     return any(item.parts for item in read)
 
 
-def _group_names(read: Sequence[_Read], group_of: Sequence[str]) -> list[str] | None:
+def _group_names(read: Sequence[ReadImage], group_of: Sequence[str]) -> list[str] | None:
     """Return the name of each image's group; None where nothing says what part any image shows."""
     files = [item.sample.original_file for item in read]
     return groups.names(group_of, [item.parts for item in read], files) if _knows_groups(read) else None
 
 
-def _records(read: Sequence[_Read], named: Sequence[str] | None) -> list[tuple[Record, list[Record]]]:
+def _records(read: Sequence[ReadImage], named: Sequence[str] | None) -> list[tuple[Record, list[Record]]]:
     """Return each image's COCO record, with its group's name where groups are known, and its annotations'; ids are
     unique over all splits."""
     taken: set[str] = set()
@@ -436,7 +440,7 @@ def _records(read: Sequence[_Read], named: Sequence[str] | None) -> list[tuple[R
     for image_id, item in enumerate(read, start=1):
         image = {
             "id": image_id,
-            "file_name": _file_name(item.sample, taken),
+            "file_name": _file_name(item.name, taken),
             "width": item.width,
             "height": item.height,
             "original_file": item.sample.original_file,
@@ -453,11 +457,9 @@ def _records(read: Sequence[_Read], named: Sequence[str] | None) -> list[tuple[R
     return numbered
 
 
-def _file_name(sample: Sample, taken: set[str]) -> str:
-    """Return a flat name that no other image has, not even one that differs in case only; `taken` grows by it."""
-    before = "train_" if sample.origin == "train" else ""
-    stem, suffix = f"{before}{sample.defect_type}_{sample.image.stem}", sample.image.suffix
-    name, number = stem + suffix, 2
+def _file_name(name: str, taken: set[str]) -> str:
+    """Return a name that no other image has, not even one that differs in case only; `taken` grows by it."""
+    stem, suffix, number = Path(name).stem, Path(name).suffix, 2
     while name.lower() in taken:
         name, number = f"{stem}-{number}{suffix}", number + 1
     taken.add(name.lower())

@@ -69,5 +69,14 @@ class PredictConfig(VerdictSettings):
     """Write the defects of each image as a black and white PNG at the image's own size too."""
     roi: Path | None = None
     """An image at the size of the inputs, white where defects count."""
+    preannotations: Literal["coco", "cvat", "labelstudio"] | None = None
+    """Write the defects as labels for this tool too, for a person to correct: preannotations.json, or .xml for CVAT."""
+    polygon_tolerance: float = 1.0
+    """How far, in pixels, a polygon in --preannotations may be from the outline, 0 to 100; 0 keeps every corner."""
     fail_on_defect: bool = False
     """Exit with status 1 when a defect was found."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tolerance = self.polygon_tolerance
+        require(0 <= tolerance <= 100, f"--polygon_tolerance is {tolerance}: it must lie between 0 and 100")

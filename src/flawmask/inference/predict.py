@@ -16,7 +16,7 @@ from flawmask import images
 from flawmask.draw import PREDICTION, title_bar
 from flawmask.errors import FlawmaskError
 from flawmask.files import check_output_folder, real_path, whole_folder, write_json
-from flawmask.inference import threshold
+from flawmask.inference import preannotations, threshold
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.overlay import draw_instances, viewing_size
 from flawmask.inference.predictor import load
@@ -28,7 +28,10 @@ from flawmask.settings import require
 
 log = logging.getLogger(__name__)
 
-ENTRIES = ("predictions.json", "predictions.csv", "overlays", "masks")
+ENTRIES = (
+    *("predictions.json", "predictions.csv", "overlays", "masks"),
+    *("preannotations.json", "preannotations.xml"),
+)
 COLUMNS = ("file", "verdict", "score", "instances", "defect_area_px", "defect_area_percent")
 
 
@@ -80,6 +83,9 @@ def predict(config: PredictConfig) -> Predicted:
                 records.append(record)
         write_json(folder / "predictions.json", {"conf": conf, "min_area": config.min_area, "images": records})
         _write_table(folder / "predictions.csv", records)
+        if config.preannotations is not None:
+            classes = backend.spec.classes
+            preannotations.write(folder, config.preannotations, records, classes, config.polygon_tolerance)
     by_path = dict(zip(paths, records, strict=True))
     defective = [path for path, record in by_path.items() if record.get("verdict") == "defect"]
     good = [path for path, record in by_path.items() if record.get("verdict") == "good"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from flawmask import coco
 from flawmask.coco import CocoSplit, Record, read_split
+from flawmask.coco_files import has_split
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
 from flawmask.settings import Reading
@@ -83,7 +84,7 @@ def read_truth(results: Results) -> CocoSplit:
         FlawmaskError: it is not where `metrics.json` says, or is damaged.
     """
     dataset, split = Path(results.metrics["dataset"]), str(results.metrics["split"])
-    if not (dataset / split).is_dir():
+    if not has_split(dataset, split):
         raise FlawmaskError(
             f"{results.folder / 'metrics.json'} speaks of {dataset / split}, which is not here: "
             "start from the folder that evaluate was started from"

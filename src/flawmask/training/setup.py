@@ -14,7 +14,8 @@ import torch
 import torchvision
 
 import flawmask
-from flawmask.coco import CocoSplit, read_split, split_folder
+from flawmask.coco import CocoSplit, read_split
+from flawmask.coco_files import has_split
 from flawmask.distributed import Processes
 from flawmask.evaluation.leak import NAME as TRAINING_IMAGES
 from flawmask.evaluation.leak import content_digests
@@ -145,7 +146,7 @@ def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
     )
     check_lessons(training, config.arch)
     training.warn(strict=config.strict)
-    if not split_folder(dataset_dir, "val").is_dir():
+    if not has_split(dataset_dir, "val"):
         require(config.select_by == "train_loss", f"--select_by {config.select_by} needs {dataset_dir / 'val'}")
         return training, None
     validation = read_split(dataset_dir, "val", config)

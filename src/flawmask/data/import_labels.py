@@ -1,0 +1,290 @@
+"""Labels that other tools wrote, to a COCO folder that is divided as `prepare` divides one."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from flawmask import images, masks
+from flawmask.coco import GOOD, Record
+from flawmask.data import dataset_info, groups, imports
+from flawmask.data.folder_settings import FolderSettings
+from flawmask.data.group_search import find_groups
+from flawmask.data.imports import FormatName
+from flawmask.data.imports.labels import MALFORMED, Box, LabelledImage, Labels, Region, files_below
+from flawmask.data.layouts import Sample
+from flawmask.data.prepare import SPLITS, Prepared, ReadImage, write_folder
+from flawmask.errors import FlawmaskError
+from flawmask.files import fingerprint, read_json, sha256
+from flawmask.launch import usable_cores
+from flawmask.progress import track
+from flawmask.settings import Crowds, Overwrite, Reading, Strict, as_json, require
+from flawmask.tally import Tally, tallied, warn_of_unused
+
+log = logging.getLogger(__name__)
+
+MADE_BY = "flawmask import"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSettings(FolderSettings, Crowds):
+    """How labels of other tools become a COCO folder."""
+
+    source_format: FormatName = "auto"
+    """What wrote the labels; auto looks."""
+    boxes: Literal["box", "outline"] = "box"
+    """What a rectangle is: a box around a defect, for networks that find boxes, or the defect's own outline."""
+    unlabelled: Literal["leave_out", "good"] = "leave_out"
+    """What an image is of which no label file speaks: not used and named, or good. YOLO's are good by its own rule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig(ImportSettings, Overwrite, Strict):
+    """Turn what a labelling tool wrote into a COCO folder with a training and a validation split.
+
+    Splits that the source has are joined, and divided anew.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """A label file, or a folder with label files and images: labelme, VIA, CVAT, Label Studio, YOLO or COCO."""
+    output_dir: Path
+    """Where the COCO folder goes."""
+    image_dir: Path | None = None
+    """The folder that the images lie in or below, where that is not the folder of the labels."""
+
+
+def import_labels(config: ImportConfig) -> Prepared:
+    """Make a COCO folder of the labels and return what is in it.
+
+    Raises:
+        FlawmaskError: there are no labels of a known format, no image has a defect, a label or an image is bad and
+            `on_error` is `stop`, or the output folder holds something else, or a data set made otherwise.
+        UnusedError: something is not used, and `strict` is on.
+    """
+    require(config.folds == 1 or config.fold is not None, f"--folds {config.folds} needs --fold: which part validates")
+    labels, name = _labels(config)
+    log.info("%s: %d images with labels of %s", config.source, len(labels.images), imports.FORMATS[name].NAME)
+    categories = _categories(labels)
+    _warn_of_parts(labels.images, config)
+    read, used = _read_all(labels, categories, config)
+    tallies = Tally("images", used=len(read)), Tally("annotations", used=used)
+    for tally, not_used in zip(tallies, (labels.found, labels.marked), strict=True):
+        tally.add(not_used)
+    warn_of_unused(tallies, str(config.source), strict=config.strict)
+    if not any(not item.sample.is_good for item in read):
+        raise FlawmaskError(f"{config.source} has no image with a defect: there is nothing to learn from")
+    contents = [(item.sample.original_file, item.digest + item.mask_digest) for item in read]
+    source = {"category": config.source.resolve().name, "format": name, "sha256": fingerprint(contents)}
+    chosen = as_json(config, ImportSettings) | {"source_format": name}
+    origin = {"made_by": MADE_BY, "settings": chosen, "source": source}
+    if dataset_info.is_made_already(config.output_dir, origin, overwrite=config.overwrite):
+        return _imported(config, read_json(config.output_dir / dataset_info.NAME), tallies, reused=True)
+    place = {"source": config.source, "target": config.output_dir}
+    info = write_folder(read, labels.bad, categories, origin, {"tally": tallied(tallies)}, config, **place)
+    sizes = ", ".join(f"{split} {dataset_info.size(info[split])}" for split in SPLITS if split in info)
+    log.info("imported %s: images: %s", config.output_dir, sizes)
+    return _imported(config, info, tallies, reused=False)
+
+
+def _imported(config: ImportConfig, info: dict[str, Any], tallies: tuple[Tally, ...], *, reused: bool) -> Prepared:
+    counts = info["train"], info["val"], info.get("test")
+    return Prepared(config.output_dir, *counts, info["left_out"], reused, tallies)
+
+
+def _labels(config: ImportConfig) -> tuple[Labels, str]:
+    """Return what the label files say, and the format's name.
+
+    Raises:
+        FlawmaskError: there is no such file or folder, or no labels of a known format in it, or one cannot be used and
+            `on_error` is `stop`.
+    """
+    source = config.source
+    require(source.exists(), f"{source} is not there: name a label file, or a folder with labels and images")
+    root = config.image_dir or (source if source.is_dir() else source.parent)
+    require(root.is_dir(), f"--image_dir {root} is no folder: name the one that the images lie in")
+    name = imports.recognised(source) if config.source_format == "auto" else config.source_format
+    if name is None:
+        known = ", ".join(one.NAME for one in imports.FORMATS.values())
+        raise FlawmaskError(f"{source} holds no labels that are known ({known}): name the label file, or say --from")
+    labels = Labels(source, root, Reading(crowds=config.crowds, on_error=config.on_error))
+    imports.read(labels, name)
+    _check_once(labels)
+    silent = [path for path in files_below(root, *images.SUFFIXES) if not labels.is_named(path)] + labels.unlabelled
+    for path in silent:
+        original_file = labels.name_of(path)
+        if labels.says_good or config.unlabelled == "good":
+            labels.images.append(LabelledImage(path, original_file, ()))
+        else:
+            labels.found.leave_out(original_file, "not labelled")
+    return labels, name
+
+
+def _check_once(labels: Labels) -> None:
+    """Leave out images of which label files speak twice."""
+    count = Counter(image.path.resolve() for image in labels.images)
+    for path in [path for path, times in count.items() if times > 1]:
+        reason = f"{path} is labelled {count[path]} times: keep one of the labels"
+        labels.bad.append({"file": labels.name_of(path), "reason": reason})
+    for image in labels.images:
+        if count[image.path.resolve()] > 1:
+            _leave_out_regions(image, labels)
+    labels.images = [image for image in labels.images if count[image.path.resolve()] == 1]
+
+
+def _leave_out_regions(image: LabelledImage, labels: Labels) -> None:
+    for region in image.regions:
+        labels.marked.leave_out(f"{region.name} ({image.original_file})", "image not used")
+
+
+def _categories(labels: Labels) -> list[Record]:
+    """Return the category records: the source's own, or the classes that are used."""
+    if labels.categories is not None:
+        return labels.categories
+    used = {region.label for image in labels.images for region in image.regions}
+    names = [*dict.fromkeys(name for name in labels.classes if name in used), *sorted(used - set(labels.classes))]
+    return [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+
+
+def _warn_of_parts(found: Sequence[LabelledImage], config: ImportConfig) -> None:
+    """Refuse a `--group_by` that finds no part in any name; warn where names seem to speak of parts."""
+    names = [Path(image.original_file).name for image in found]
+    if config.group_by is None:
+        parts = find_groups(names) if config.fold in (None, 1) and not any(image.parts for image in found) else None
+        if parts is not None:
+            log.warning("%s %s. If so, keep each on one side with %s", config.source, parts, parts.flag)
+        return
+    without = [name for name in names if not groups.part_named(config.group_by, name)]
+    if len(without) == len(names):
+        raise FlawmaskError(
+            f"--group_by {config.group_by!r} matches none of {len(names)} file names, {names[0]} for one: give a "
+            "regular expression that finds the part in them"
+        )
+    if without and config.fold in (None, 1):
+        log.warning(
+            "--group_by %r does not match %d of %d file names (%s for one): each of them counts as a part of its own",
+            config.group_by,
+            len(without),
+            len(names),
+            without[0],
+        )
+
+
+def _read_all(labels: Labels, categories: Sequence[Record], config: ImportConfig) -> tuple[list[ReadImage], int]:
+    """Return what was read and how many annotations are used; what cannot be is noted in `labels`.
+
+    Raises:
+        FlawmaskError: something cannot be used, and `on_error` is `stop`.
+    """
+    ids = {str(category["name"]): int(category["id"]) for category in categories}
+
+    def attempt(image: LabelledImage) -> tuple[ReadImage, Tally] | FlawmaskError:
+        try:
+            return _read(image, ids, config)
+        except FlawmaskError as error:
+            return error
+
+    read, used = [], 0
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        results = track(pool.map(attempt, labels.images), "reading", total=len(labels.images))
+        for image, result in zip(labels.images, results, strict=True):
+            if isinstance(result, FlawmaskError):
+                labels.bad.append({"file": image.original_file, "reason": str(result)})
+                _leave_out_regions(image, labels)
+                continue
+            item, tally = result
+            read.append(item)
+            used += tally.used
+            labels.marked.add(Tally("annotations", not_used=tally.not_used))
+    _stop_or_note(labels, config)
+    return read, used
+
+
+def _stop_or_note(labels: Labels, config: ImportConfig) -> None:
+    if labels.bad and config.on_error == "stop":
+        others = f" ({len(labels.bad)} are bad in all)" if len(labels.bad) > 1 else ""
+        raise FlawmaskError(f"{labels.bad[0]['reason']}{others}, or leave it out with --on_error skip")
+    for item in labels.bad:
+        log.warning("left out: %s", item["reason"])
+        labels.found.leave_out(item["file"], "bad image or label")
+
+
+def _read(image: LabelledImage, ids: dict[str, int], config: ImportSettings) -> tuple[ReadImage, Tally]:
+    """Read one image and encode what is marked on it; ids are given later."""
+    data = images.read_bytes(image.path)
+    pixels = images.to_rgb(images.decode(data, image.path))
+    height, width = pixels.shape[:2]
+    if image.size is not None and image.size != (width, height):
+        labelled = "x".join(map(str, image.size))
+        raise FlawmaskError(
+            f"{image.path} is {width}x{height} but its labels are for {labelled}: take the image that was labelled"
+        )
+    tally = Tally("annotations")
+    records: list[Record] = []
+    sizes = {GOOD: 0.0}  # of the largest defect of each class
+    for region in image.regions:
+        record = _record(region, height, width, config.boxes, image.original_file)
+        if isinstance(record, str):
+            tally.leave_out(f"{region.name} ({image.original_file})", record)
+            continue
+        records.append({**record, "category_id": ids[region.label], **region.facts})
+        if region.label != GOOD:
+            _, _, across, down = record["bbox"]
+            sizes[region.label] = max(sizes.get(region.label, 0.0), float(across * down))
+    tally.used = len(records)
+    kind = image.defect_type or max(sizes, key=lambda name: sizes[name])
+    named = groups.part_named(config.group_by, Path(image.original_file).name) if config.group_by else None
+    parts = [*image.parts, *([named] if named else [])]
+    sample = Sample(
+        image=image.path, defect_type=kind, origin="test", original_file=image.original_file, good_folder=""
+    )
+    item = ReadImage(
+        sample=sample,
+        name=image.path.name,
+        digest=sha256(data),
+        content=images.content_digest(pixels),
+        mask_digest=sha256(repr(records).encode()),
+        height=height,
+        width=width,
+        annotations=records,
+        inverted=[],
+        parts=parts,
+        look=None,
+    )
+    return item, tally
+
+
+def _record(region: Region, height: int, width: int, boxes: str, file: str) -> Record | str:
+    """Return the annotation of a region, without its class; or why it is none, in a word or two.
+
+    Raises:
+        FlawmaskError: its outline cannot be used; `file` is its image.
+    """
+    try:
+        shape = region.shape(height, width)
+    except MALFORMED as error:
+        raise FlawmaskError(f"{file}: {region.name} cannot be read ({error}): export it anew") from None
+    if isinstance(shape, Box):
+        left, top = max(0.0, shape.x), max(0.0, shape.y)
+        right, below = min(float(width), shape.x + shape.width), min(float(height), shape.y + shape.height)
+        if not (left < right and top < below):
+            return "outside the image" if shape.width > 0 and shape.height > 0 else "without area"
+        across, down = right - left, below - top
+        outline = [[left, top, right, top, right, below, left, below]] if boxes == "outline" else []
+        if not outline:
+            box = {"bbox": [left, top, across, down], "area": across * down}
+            return {"id": 0, "image_id": 0, **box, "iscrowd": 0, "segmentation": []}
+        shape = outline  # type: ignore[assignment]
+    reason = masks.unusable(shape, height, width)
+    if reason:
+        raise FlawmaskError(f"{file}: {region.name} has no usable outline: {reason}")
+    rle = masks.as_rle(shape, height, width)  # type: ignore[arg-type]
+    area = masks.area(rle)
+    if not area:
+        return "without a pixel"
+    box_of = list(masks.box_of_rle(rle))
+    return {"id": 0, "image_id": 0, "bbox": box_of, "area": area, "iscrowd": 0, "segmentation": shape}

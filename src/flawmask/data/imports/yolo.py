@@ -1,0 +1,177 @@
+"""YOLO: a text file for each image, with a line for each object
+(https://docs.ultralytics.com/datasets/segment/ and https://docs.ultralytics.com/datasets/detect/).
+
+A line is the class's number and either a polygon, `x1 y1 x2 y2 ...`, or a box, `x-centre y-centre width height`, in
+fractions of the image. The text file has its image's name and lies where `images` in the path is replaced by `labels`,
+or beside the image, or it is the only image of that name. An image without one is good, as the format has it. Names
+come from `data.yaml` (`names`), or from `classes.txt` or `obj.names`, a line for each.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flawmask.data.imports.labels import Box, LabelledImage, Labels, Region, Shape, files_below, polygon
+from flawmask.errors import FlawmaskError
+from flawmask.images import SUFFIXES
+from flawmask.masks import Segmentation
+
+log = logging.getLogger(__name__)
+
+NAME = "YOLO"
+
+LISTS = ("classes.txt", "obj.names", "predefined_classes.txt")
+"""Files that list the classes' names, where there is no `data.yaml`."""
+
+LABELS = "labels"
+
+OTHERS = (*LISTS, "train.txt", "val.txt", "valid.txt", "test.txt", "obj.data")
+"""Text files that are no labels: lists of names and of images. READMEs are left aside too."""
+
+
+def lies_in(source: Path) -> bool:
+    """Return whether a folder holds a list of classes as YOLO has them, and text files as their labels."""
+    root = _root(source)
+    return (bool(_yaml_files(root)) or any(_lists(root))) and any(_label_files(root))
+
+
+def _root(source: Path) -> Path:
+    return source if source.is_dir() else source.parent
+
+
+def _yaml_files(root: Path) -> list[Path]:
+    found = []
+    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
+        content = _yaml(path)
+        if isinstance(content, dict) and "names" in content:
+            found.append(path)
+    return found
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None
+
+
+def _lists(root: Path) -> Iterator[Path]:
+    return (path for path in files_below(root, ".txt", ".names") if path.name.lower() in LISTS)
+
+
+def _label_files(root: Path) -> Iterator[Path]:
+    for path in files_below(root, ".txt"):
+        if path.name.lower() not in OTHERS and not path.name.lower().startswith("readme"):
+            yield path
+
+
+def read(labels: Labels) -> None:
+    """Read the text file of each image in and below the source, or below the folder of a `data.yaml`.
+
+    Raises:
+        FlawmaskError: nothing says what the classes are called.
+    """
+    root = _root(labels.source)
+    names = _names(labels.source, root)
+    labels.classes += names.values()
+    labels.says_good = True
+    found = list(files_below(labels.root, *SUFFIXES))
+    images = {image.with_suffix(""): image for image in found}
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for one in found:
+        by_name[one.stem].append(one)
+    for path in _label_files(root):
+        image = _image_of(path.relative_to(root), images, labels.root)
+        if image is None and len(by_name[path.stem]) == 1:
+            (image,) = by_name[path.stem]
+        if image is None and LABELS not in path.relative_to(root).parts:
+            log.warning("%s is not read: it lies beside no image of its name", path)
+            continue
+        with labels.about(path.as_posix(), NAME):
+            if image is None:
+                raise FlawmaskError(
+                    f"{path} is about no image that is there: put it into images/ beside labels/, or say --image_dir"
+                )
+            labels.name(image)
+            name = labels.name_of(image)
+            lines = enumerate(_lines(path), start=1)
+            regions = [_region(line, number, names, path) for number, line in lines if line.strip()]
+            labels.images.append(LabelledImage(image, name, regions))
+
+
+def _names(source: Path, root: Path) -> dict[int, str]:
+    """Return the classes' names by their numbers.
+
+    Raises:
+        FlawmaskError: nothing says them, or not in one way.
+    """
+    files = [source] if source.is_file() else _yaml_files(root)
+    if files:
+        content = _yaml(files[0])
+        names = content.get("names") if isinstance(content, dict) else None
+        pairs = names.items() if isinstance(names, dict) else enumerate(names or ())
+        found = {int(number): str(name) for number, name in pairs}
+    else:
+        path = next(_lists(root), None)
+        lines = _lines(path) if path else []
+        found = {number: line.strip() for number, line in enumerate(lines) if line.strip()}
+    if not found:
+        raise FlawmaskError(
+            f"{root} says nowhere what its classes are called: add data.yaml with `names`, or classes.txt"
+        )
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise FlawmaskError(f"{path} is not in UTF-8: save it in UTF-8 again") from None
+
+
+def _image_of(path: Path, images: Mapping[Path, Path], root: Path) -> Path | None:
+    """Return the image that a text file is about; None where there is none.
+
+    Args:
+        path: the file, from the source's folder.
+        images: the images by their paths without suffix.
+        root: the folder that they lie in or below.
+    """
+    parts = path.with_suffix("").parts
+    places = [at for at, part in enumerate(parts) if part == LABELS]
+    swapped = [Path(*parts[:at], "images", *parts[at + 1 :]) for at in reversed(places)]
+    bare = [Path(*parts[:at], *parts[at + 1 :]) for at in reversed(places)]  # the folder of images itself was named
+    return next((images[root / one] for one in [*swapped, *bare, Path(*parts)] if root / one in images), None)
+
+
+def _region(line: str, number: int, names: dict[int, str], path: Path) -> Region:
+    who = f"{path}: line {number}"
+    try:
+        first, *values = (float(word) for word in line.split())
+    except ValueError:
+        raise FlawmaskError(f"{who} is not as YOLO writes it: {line[:40]!r}") from None
+    label = names.get(int(first))
+    if label is None:
+        raise FlawmaskError(f"{who} has the class {first:g}, which has no name: there are {', '.join(names.values())}")
+    return Region(label, _shape(values, who), f"line {number} of {path.name}")
+
+
+def _shape(values: Sequence[float], who: str) -> Shape:
+    if len(values) == 4:
+        x, y, across, down = values
+        return partial(_box, x, y, across, down)
+    if len(values) < 6 or len(values) % 2:
+        raise FlawmaskError(
+            f"{who} has {len(values)} numbers behind the class: a box has 4, a polygon 6 or more, in pairs"
+        )
+    points = list(zip(values[::2], values[1::2], strict=True))
+    return lambda height, width: polygon(points, width, height)
+
+
+def _box(x: float, y: float, across: float, down: float, height: int, width: int) -> Segmentation | Box:
+    return Box((x - across / 2) * width, (y - down / 2) * height, across * width, down * height)
