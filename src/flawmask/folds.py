@@ -49,7 +49,7 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
         "version": flawmask.__version__,
         # These change no fold, and what was begun before there were such settings goes on.
         "settings": {key: value for key, value in as_json(config).items() if key not in ("compile", "offline")}
-        | {"category": name, "overwrite": False, "layout": layouts.layout_of(config.mvtec_root, config.layout)},
+        | {"category": name, "overwrite": False, "layout": layouts.layout_of(config.mvtec_root, config)},
         "source": info["source"],
         **({"split_method": method} if method else {}),
     }

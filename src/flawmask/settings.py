@@ -9,7 +9,14 @@ from flawmask.errors import FlawmaskError
 
 T = TypeVar("T")
 
-BEFORE: Mapping[str, Any] = {"layout": "mvtec"}
+BEFORE: Mapping[str, Any] = {
+    "layout": "mvtec",
+    "images": None,
+    "masks": None,
+    "mask_suffix": None,
+    "good_name": None,
+    "keep_split": False,
+}
 """What a setting came to before it was one: a file that does not say it was written then."""
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
@@ -49,6 +56,14 @@ class Strict(Settings):
 
     strict: bool = False
     """End with status 3, before anything is written, where an image or a label was found and is not used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoodName(Settings):
+    """What good images are called."""
+
+    good_name: str | None = None
+    """What good images are called, as a type or a folder: OK, or several as OK,gut. good always is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,8 @@ from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_j
 from flawmask.launch import usable_cores
 from flawmask.masks import Cut, Mask, cut_components, cut_out, looks_inverted
 from flawmask.progress import track
-from flawmask.settings import Overwrite, Seed, as_json, require
+from flawmask.settings import Overwrite, Seed, Strict, as_json, require
+from flawmask.tally import Tally, tallied, warn_of_unused
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ class PrepareSettings(LayoutName, Seed):
     """What one instance is: each connected region (8 neighbours) of a mask, or all of it."""
     classes: Literal["defect", "type"] = "defect"
     """The classes beside good: one for every defect, or one for each defect type (folder name)."""
+    keep_split: bool = False
+    """Keep the data set's own split: its test images are the split test; train_ratio divides those that it trains on,
+    unless it has some for validation. All good images take part."""
     group_by: str | None = None
     """Keep photographs of one part on one side: what finds the part in the names, '^(part[0-9]+)' in part0012_a.png."""
     link: Literal["copy", "hardlink", "symlink"] = "copy"
@@ -71,6 +75,8 @@ class PrepareSettings(LayoutName, Seed):
             within,
             f"--fold is {self.fold}: with --folds {self.folds} it must be 1 to {self.folds}, and folds 2 or more",
         )
+        divides = "--test_ratio" if self.test_ratio else "--folds" if self.folds > 1 else None
+        require(not (self.keep_split and divides), f"--keep_split keeps the data set's own split: leave out {divides}")
         try:
             re.compile(self.group_by or "")
         except re.error as error:
@@ -78,7 +84,7 @@ class PrepareSettings(LayoutName, Seed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig(PrepareSettings, Overwrite):
+class PrepareConfig(PrepareSettings, Overwrite, Strict):
     """Turn a category into a COCO folder with a training and a validation split."""
 
     mvtec_root: Path = Path("datasets/mvtec")
@@ -106,6 +112,7 @@ class Prepared:
         test: the same of the test split; None where there is none.
         left_out: the images left out, each with `file` and `reason`.
         reused: whether it was there already.
+        tallies: how many images and masks were found and are used.
     """
 
     dataset_dir: Path
@@ -114,6 +121,7 @@ class Prepared:
     test: dict[str, Any] | None
     left_out: list[dict[str, str]]
     reused: bool
+    tallies: tuple[Tally, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,8 +148,11 @@ def prepare(config: PrepareConfig) -> Prepared:
             `stop`; the output folder holds something else, or a data set made otherwise and `overwrite` is off.
     """
     require(config.folds == 1 or config.fold is not None, f"--folds {config.folds} needs --fold: which part validates")
-    layout = layouts.layout_of(config.mvtec_root, config.layout)
-    samples = _samples(config, layout)
+    layout = layouts.layout_of(config.mvtec_root, config)
+    if config.fold in (None, 1):
+        layouts.say(layout, config.mvtec_root, config)
+    config = replace(config, layout=layout)
+    samples, not_asked_for = _samples(config)
     category_ids = _category_ids(samples, config.classes)
     parts = [groups.parts_of(sample, config.group_by) for sample in samples]
     _check_pattern(samples, parts, config)
@@ -149,10 +160,16 @@ def prepare(config: PrepareConfig) -> Prepared:
     wants_looks = is_unknown and not _warn_of_names(samples, config) and len(samples) <= COMPARED
     read, left_out = _read_all(samples, category_ids, config, wants_looks=wants_looks)
     _warn_of_looks(read)
-    contents = [(item.sample.original_file, item.digest + item.mask_digest) for item in read]
+    tallies = _tallies(read, samples, not_asked_for, config)
+    if config.strict or config.fold in (None, 1):
+        warn_of_unused(tallies, str(config.mvtec_root / config.category), strict=config.strict)
+    contents = [
+        (item.sample.original_file + (f" {item.sample.origin}" if config.keep_split else ""), item.digest + item.mask_digest)
+        for item in read
+    ]
     origin = {
         "made_by": "flawmask prepare",
-        "settings": as_json(config, PrepareSettings) | {"layout": layout},
+        "settings": as_json(config, PrepareSettings),
         "source": {"category": config.category, "sha256": fingerprint(contents)},
     }
     if dataset_info.is_made_already(config.dataset_dir, origin, overwrite=config.overwrite):
@@ -161,31 +178,45 @@ def prepare(config: PrepareConfig) -> Prepared:
             "groups" in info["train"] or not _knows_groups(read),
             f"{config.dataset_dir} was prepared by an older version, which wrote no groups: make it anew, --overwrite",
         )
-        return _prepared(config, info, reused=True)
-    info = _write(read, left_out, category_ids, origin, config)
+        return _prepared(config, info, tallies, reused=True)
+    info = _write(read, left_out, category_ids, {**origin, "tally": tallied(tallies)}, config)
     sizes = ", ".join(f"{name} {dataset_info.size(info[name])}" for name in SPLITS if name in info)
     log.info("prepared %s: images: %s", config.dataset_dir, sizes)
-    return _prepared(config, info, reused=False)
+    return _prepared(config, info, tallies, reused=False)
 
 
-def _prepared(config: PrepareConfig, info: dict[str, Any], *, reused: bool) -> Prepared:
-    return Prepared(config.dataset_dir, info["train"], info["val"], info.get("test"), info["left_out"], reused)
+def _prepared(config: PrepareConfig, info: dict[str, Any], tallies: tuple[Tally, ...], *, reused: bool) -> Prepared:
+    counts = info["train"], info["val"], info.get("test")
+    return Prepared(config.dataset_dir, *counts, info["left_out"], reused, tallies)
 
 
-def _samples(config: PrepareConfig, layout: str) -> list[Sample]:
-    """Return the samples that take part.
+def _samples(config: PrepareConfig) -> tuple[list[Sample], list[Sample]]:
+    """Return the samples that take part, and those that the settings leave aside.
 
     Raises:
         FlawmaskError: none of them is defective, or something is wrong with the folders.
     """
-    found = layouts.taking_part(layouts.samples(config.mvtec_root, config.category, layout), config.good_images)
-    for problem in layouts.problems(config.mvtec_root, config.category, layout):
+    every = layouts.samples(config.mvtec_root, config.category, config)
+    found = every if config.keep_split else layouts.taking_part(every, config.good_images)
+    for problem in layouts.problems(config.mvtec_root, config.category, config):
         if problem.severity == "error":
             raise FlawmaskError(f"{config.mvtec_root / problem.where} {problem.message}")
     if all(sample.is_good for sample in found):
         beside_good = config.mvtec_root / config.category / Path(found[0].good_folder).parent
         raise FlawmaskError(f"{beside_good} holds no defective image: there is nothing to learn from")
-    return found
+    chosen = {sample.image for sample in found}
+    return found, [sample for sample in every if sample.image not in chosen]
+
+
+def _tallies(
+    read: Sequence[_Read], samples: Sequence[Sample], not_asked_for: Sequence[Sample], config: PrepareConfig
+) -> tuple[Tally, Tally]:
+    """Return the count of the images in the category's folders, and that of the annotations, which are masks."""
+    used = [item.sample for item in read]
+    images_used = {sample.image for sample in used}
+    bad = [sample for sample in samples if sample.image not in images_used]
+    left_out = {layouts.BAD: bad, f"--good_images {config.good_images}": not_asked_for}
+    return layouts.tallies(config.mvtec_root, config.category, used, left_out, config)
 
 
 def _category_ids(samples: Sequence[Sample], classes: Literal["defect", "type"]) -> dict[str, int]:
@@ -287,8 +318,7 @@ def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings,
     if sample.is_good and config.good_as == "instance":
         regions.append((GOOD, Cut(np.ones((height, width), dtype=bool), 0, 0)))
     if not sample.is_good and not sample.masks:
-        instead = f"draw {sample.mask_wanted}, or move the image to {sample.good_folder}"
-        raise FlawmaskError(f"{sample.image} has no mask: {instead}")
+        raise FlawmaskError(f"{sample.image} has no mask: draw {sample.mask_wanted}, or {sample.if_good}")
     for file in sample.masks:
         mask, digest = _read_mask(file, sample, height, width)
         mask_digest += digest
@@ -314,8 +344,7 @@ def _read_mask(file: MaskFile, sample: Sample, height: int, width: int) -> tuple
             "export the mask at the image's size"
         )
     if not mask.any():
-        instead = f"draw the defect white, or move the image to {sample.good_folder}"
-        raise FlawmaskError(f"{file.path} has no defect pixel: {instead}")
+        raise FlawmaskError(f"{file.path} has no defect pixel: draw the defect white, or {sample.if_good}")
     return mask, sha256(data)
 
 
@@ -329,7 +358,7 @@ def _write(
     """Write the COCO folder and return its `dataset_info.json`."""
     group_of = groups.together([groups.keys(item.content, item.parts) for item in read])
     members = [Member(group, item.sample.defect_type) for group, item in zip(group_of, read, strict=True)]
-    side_of = _sides(members, config)
+    side_of = _kept_sides(read, members, config) if config.keep_split else _sides(members, config)
     sides = [side_of[group] for group in group_of]
     if "val" not in sides:
         raise FlawmaskError(
@@ -340,7 +369,7 @@ def _write(
     categories = _categories(category_ids, config.classes)
     info = {
         **origin,
-        "split_method": split_method(members),
+        "split_method": "layout" if config.keep_split else split_method(members),
         "version": flawmask.__version__,
         "mvtec_root": config.mvtec_root.as_posix(),
     }
@@ -379,6 +408,33 @@ def _sides(members: Sequence[Member], config: PrepareConfig) -> dict[str, str]:
         member.group: "test" if member.group in test else "train" if member.group in training else "val"
         for member in members
     }
+
+
+def _kept_sides(read: Sequence[_Read], members: Sequence[Member], config: PrepareConfig) -> dict[str, str]:
+    """Return the split that each group goes to by the data set's own split.
+
+    Raises:
+        FlawmaskError: a group is on two sides of it, or there is no defect to train on.
+    """
+    first: dict[str, Sample] = {}
+    for member, item in zip(members, read, strict=True):
+        other = first.setdefault(member.group, item.sample)
+        if other.origin != item.sample.origin:
+            raise FlawmaskError(
+                f"{item.sample.image} is for {item.sample.origin} and shows the part or picture of {other.image}, which "
+                f"is for {other.origin}: take one of them out, or leave out --keep_split"
+            )
+    origin_of = {group: sample.origin for group, sample in first.items()}
+    training = [member for member in members if origin_of[member.group] == "train"]
+    if all(member.defect_type == GOOD for member in training):
+        raise FlawmaskError(
+            f"{config.mvtec_root / config.category}: the data set's own split has no defective image to train on: leave "
+            "out --keep_split"
+        )
+    if "val" not in origin_of.values():
+        staying = split_groups(training, config.train_ratio, config.seed)
+        origin_of |= {member.group: "val" for member in training if member.group not in staying}
+    return dict(origin_of)
 
 
 def _check_folds(members: Sequence[Member], config: PrepareConfig) -> None:
@@ -437,7 +493,7 @@ def _records(read: Sequence[_Read], named: Sequence[str] | None) -> list[tuple[R
 
 def _file_name(sample: Sample, taken: set[str]) -> str:
     """Return a flat name that no other image has, not even one that differs in case only; `taken` grows by it."""
-    before = "train_" if sample.origin == "train" else ""
+    before = "" if sample.origin == "test" else f"{sample.origin}_"
     stem, suffix = f"{before}{sample.defect_type}_{sample.image.stem}", sample.image.suffix
     name, number = stem + suffix, 2
     while name.lower() in taken:
