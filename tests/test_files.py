@@ -277,4 +277,7 @@ def test_links_are_walked_and_those_that_lead_back_are_not(tmp_path: Path) -> No
     (tmp_path / "elsewhere/one.png").write_bytes(b"")
     for name in ("a", "b"):
         (tmp_path / "top" / name).symlink_to(tmp_path / "elsewhere")
-    assert [path.relative_to(tmp_path / "top").as_posix() for path in walk(tmp_path / "top")] == ["a/one.png", "b/one.png"]
+    assert [path.relative_to(tmp_path / "top").as_posix() for path in walk(tmp_path / "top")] == [
+        "a/one.png",
+        "b/one.png",
+    ]

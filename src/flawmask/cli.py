@@ -196,16 +196,20 @@ def _dispatch(config: Any) -> int:
 
             _print_lines(f"look at {page.as_posix()}" for page in report(config))
         case DoctorConfig():
-            examined = examine(config)
-            _print_report(examined, as_json=config.json)
-            warn_of_unused(examined.tallies, config.name, strict=config.strict)
-            return DEFECT_FOUND if any(problem.severity == "error" for problem in examined.problems) else OK
+            return _doctor(config)
     return OK
 
 
 def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         print(line)  # noqa: T201
+
+
+def _doctor(config: DoctorConfig) -> int:
+    examined = examine(config)
+    _print_report(examined, as_json=config.json)
+    warn_of_unused(examined.tallies, config.name, strict=config.strict)
+    return DEFECT_FOUND if any(problem.severity == "error" for problem in examined.problems) else OK
 
 
 def _print_report(report: Report, *, as_json: bool) -> None:

@@ -28,8 +28,8 @@ _THUMBNAIL = re.compile(r"thumb(?:nail)?s?[ ._-]+(?P<after>.+)|(?P<before>.+?)[ 
 
 
 def is_junk(name: str) -> bool:
-    """Return whether the name of a file or folder says that it is none of the user's: hidden, or made by a file manager,
-    an archiver or a network drive for itself (`.DS_Store`, `__MACOSX`, `@eaDir`, `thumbnails`)."""
+    """Return whether the name of a file or folder says that it is none of the user's: hidden, or made by a file
+    manager, an archiver or a network drive for itself (`.DS_Store`, `__MACOSX`, `@eaDir`, `thumbnails`)."""
     return name.startswith((".", "@")) or name in LITTER or name.casefold() in JUNK
 
 

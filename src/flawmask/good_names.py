@@ -9,7 +9,7 @@ NAMES = frozenset(
     nofault nonanomalous nondefect nondefective normal normale ok okay pass passed perfect sano undamaged
     dobry dobre godny норма годен годные хорошо
     合格 合格品 良品 良好 正常 好 好品 无缺陷 無缺陷 没有缺陷 ok品 良 無欠陥 양품 정상
-    """.split()
+    """.split()  # noqa: SIM905 - sixty lines else
 )
 """Such names in lower case, without signs, digits and spaces."""
 

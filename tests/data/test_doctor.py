@@ -567,7 +567,11 @@ def test_what_was_found_comes_as_json(category: Path, capsys: pytest.CaptureFixt
     assert told["counts"][0] == {"split": "test", "type": "crack", "images": 2, "defective": 2, "instances": 1}
     assert told["sizes"] == [{"width": SIDE, "height": SIDE, "images": 9}]
     (problem,) = told["problems"]
-    assert (problem["severity"], problem["kind"], problem["where"]) == ("error", "mask missing", "part/test/crack/1.png")
+    assert (problem["severity"], problem["kind"], problem["where"]) == (
+        "error",
+        "mask missing",
+        "part/test/crack/1.png",
+    )
     assert told["images"] == {"found": 9, "used": 8, "not_used": {"bad image or mask": ["part/test/crack/1.png"]}}
     assert told["annotations"] == {"found": 3, "used": 3, "not_used": {}}
     assert told["contact_sheet"] is None

@@ -1,4 +1,4 @@
-"""Layouts of public data sets, and plain folders: recognised, read as their authors say, and every file accounted for."""
+"""Layouts of public data sets, and plain folders: recognised, read as their authors say, each file accounted for."""
 
 import csv
 import logging
@@ -65,7 +65,7 @@ def kinds(folder: Path, **how: Any) -> dict[str, str]:
 
 def nested(tmp_path: Path) -> Path:
     images = {**numbered("test/good", 4), **numbered("test/good/cam2", 4)}
-    masks = {}
+    masks: dict[str, Mask] = {}
     for kind in ("hole", "scratch"):
         images |= {**numbered(f"test/{kind}", 3), **numbered(f"test/{kind}/cam2", 3)}
         masks |= {f"ground_truth/{kind}/{number:03d}_mask.png": spot(number) for number in range(3)}
@@ -92,7 +92,11 @@ def test_a_mask_in_another_folder_belongs_to_the_only_image_of_its_name(tmp_path
         {f"test/hole/{image}000.png": 1, f"test/hole/{image}001.png": 2, "test/hole/cam9/001.png": 3},
         {f"ground_truth/hole/{mask}{number:03d}_mask.png": spot(number) for number in range(2)},
     )
-    found = {Path(sample.original_file).name: sample for sample in samples(tmp_path, "part") if "cam9" not in sample.original_file}
+    found = {
+        Path(sample.original_file).name: sample
+        for sample in samples(tmp_path, "part")
+        if "cam9" not in sample.original_file
+    }
     assert [mask.path.name for mask in found["000.png"].masks] == ["000_mask.png"]
     assert found["001.png"].masks == (), "two images have that name"
     assert [(one.kind, one.where) for one in problems(tmp_path, "part")] == [
@@ -105,12 +109,16 @@ def test_defects_among_the_training_images_have_masks_of_their_own(tmp_path: Pat
     files(
         tmp_path / "part",
         {**numbered("test/bad", 2), **numbered("train/bad", 2), **numbered("train/good", 1)},
-        {f"ground_truth/{part}/bad/{number:03d}.png": spot(number) for part in ("train", "test") for number in range(2)},
+        {
+            f"ground_truth/{part}/bad/{number:03d}.png": spot(number)
+            for part in ("train", "test")
+            for number in range(2)
+        },
     )
     found = samples(tmp_path, "part")
-    assert [(sample.origin, sample.defect_type) for sample in found] == [("test", "bad")] * 2 + [("train", "bad")] * 2 + [
-        ("train", "good")
-    ]
+    assert [(sample.origin, sample.defect_type) for sample in found] == [("test", "bad")] * 2 + [
+        ("train", "bad")
+    ] * 2 + [("train", "good")]
     for sample in found[:4]:
         (mask,) = sample.masks
         assert mask.path == tmp_path / f"part/ground_truth/{sample.origin}/bad/{sample.image.name}"
@@ -151,12 +159,14 @@ def test_hidden_folders_thumbnails_and_those_of_archivers_and_drives_are_no_imag
 
 def loco(tmp_path: Path) -> Path:
     images = {**numbered("test/good", 4), **numbered("train/good", 3), **numbered("validation/good", 2)}
-    masks = {}
+    masks: dict[str, Mask] = {}
     for kind in ("logical_anomalies", "structural_anomalies"):
         images |= numbered(f"test/{kind}", 3)
         for number in range(3):
             masks[f"ground_truth/{kind}/{number:03d}/000.png"] = spot(number, level=254)
-            masks[f"ground_truth/{kind}/{number:03d}/001.png"] = spot(number + 6, level=96)  # no white: its area saturates
+            masks[f"ground_truth/{kind}/{number:03d}/001.png"] = spot(
+                number + 6, level=96
+            )  # no white: its area saturates
     return files(tmp_path / "data" / "box", images, masks)
 
 
@@ -192,7 +202,9 @@ def visa(tmp_path: Path, category: str = "pcb1") -> Path:
         {**numbered("Data/Images/Normal", 6, suffix=".JPG"), **numbered("Data/Images/Anomaly", 6, suffix=".JPG")},
         {
             f"Data/Masks/Anomaly/{number:03d}.png": mask
-            for number, mask in enumerate([spot(1, 1), spot(2, 1), spot(3, 3), spot(4, 3), spot(5, 1) | spot(9, 3), spot(7, 2)])
+            for number, mask in enumerate(
+                [spot(1, 1), spot(2, 1), spot(3, 3), spot(4, 3), spot(5, 1) | spot(9, 3), spot(7, 2)]
+            )
         },
     )
     rows = [["object", "split", "label", "image", "mask"]]
@@ -259,9 +271,14 @@ def test_a_category_of_ones_own_in_visas_layout_is_named_by_its_csv_file(tmp_pat
 def test_visas_csv_file_says_what_is_tested_and_what_it_does_not_know_is_named(tmp_path: Path) -> None:
     folder = visa(tmp_path)
     prepared = run(folder, keep_split=True)
-    by_split = {name: {image["original_file"] for image in content(prepared, name)["images"]} for name in ("train", "val", "test")}
-    assert by_split["test"] == {f"pcb1/Data/Images/{kind}/{number:03d}.JPG" for kind in ("Normal", "Anomaly") for number in (4, 5)}
-    assert {len(by_split["train"]), len(by_split["val"])} == {6, 2}
+    by_split = {
+        name: {image["original_file"] for image in content(prepared, name)["images"]}
+        for name in ("train", "val", "test")
+    }
+    assert by_split["test"] == {
+        f"pcb1/Data/Images/{kind}/{number:03d}.JPG" for kind in ("Normal", "Anomaly") for number in (4, 5)
+    }
+    assert len(by_split["train"]) + len(by_split["val"]) == 8
     draw_image(folder / "Data/Images/Normal/900.JPG", 900)
     (folder / "Data/Images/Normal/000.JPG").unlink()
     assert [(one.kind, one.where) for one in problems(folder.parent, "pcb1")] == [
@@ -282,7 +299,9 @@ def test_mvtec_ad_2_has_light_conditions_of_one_part_and_private_images(
     }
     images |= {f"{part}/000_regular.png": hash_of(part) for part in ("train/good", "validation/good", "test_private")}
     masks = {
-        f"test_public/ground_truth/bad/{number:03d}_{light}_mask.png": spot(number) for number in range(4) for light in lights
+        f"test_public/ground_truth/bad/{number:03d}_{light}_mask.png": spot(number)
+        for number in range(4)
+        for light in lights
     }
     folder = files(tmp_path / "data" / "can", images, masks)
     assert layout_of(folder.parent) == "mvtec_ad_2"
@@ -320,7 +339,8 @@ def test_btad_calls_good_images_ok(tmp_path: Path) -> None:
 
 
 def ksdd2(tmp_path: Path) -> Path:
-    images, masks = {}, {}
+    images: dict[str, int] = {}
+    masks: dict[str, Mask] = {}
     for part, first in (("train", 10000), ("test", 20000)):
         for number in range(first, first + 8):
             images[f"{part}/{number}.png"] = number
@@ -366,9 +386,7 @@ def test_plain_folders_are_matched_by_name_whatever_the_suffix(tmp_path: Path, s
     assert info(prepared)["tally"]["annotations"] == {"found": 5, "used": 5, "not_used": {}}
 
 
-def test_plain_folders_may_be_called_anything_and_lie_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plain_folders_may_be_called_anything_and_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = plain(tmp_path)
     (folder / "images").rename(folder / "photos")
     (folder / "masks").rename(folder / "labels")
@@ -396,7 +414,10 @@ def test_images_and_masks_in_one_folder_are_told_apart_by_the_suffix(tmp_path: P
 def test_folders_below_the_images_say_the_split_and_the_type(tmp_path: Path) -> None:
     folder = files(
         tmp_path / "data" / "part",
-        {f"images/{name}.png": seed for seed, name in enumerate(("train/dent/1", "train/dent/2", "val/good/3", "test/rust/4", "5"))},
+        {
+            f"images/{name}.png": seed
+            for seed, name in enumerate(("train/dent/1", "train/dent/2", "val/good/3", "test/rust/4", "5"))
+        },
         {f"masks/{name}.png": spot(row) for row, name in enumerate(("train/dent/1", "train/dent/2", "test/rust/4"))},
     )
     found = {sample.image.stem: (sample.origin, sample.defect_type) for sample in samples(folder.parent, "part")}
@@ -432,7 +453,9 @@ def test_the_settings_of_plain_folders_are_for_no_other_layout() -> None:
 def test_a_type_that_looks_good_is_asked_about_and_no_defect(tiny_category: Make, name: str) -> None:
     folder = tiny_category(good=3, crack=3)
     (folder / "test/good").rename(folder / "test" / name)
-    with pytest.raises(FlawmaskError, match=rf"looks as if its images .* were good: .* --good_name {name}, or --good_name good"):
+    with pytest.raises(
+        FlawmaskError, match=rf"looks as if its images .* were good: .* --good_name {name}, or --good_name good"
+    ):
         run(folder)
     report = examine(DoctorConfig(mvtec_root=folder.parent, category="part", sheet_images=0))
     assert ("error", "good by another name", f"part/test/{name}") in [
@@ -467,7 +490,10 @@ def test_other_types_are_not_asked_about(tiny_category: Make, name: str) -> None
 def test_a_split_that_is_kept_tests_on_what_the_data_set_does(tmp_path: Path) -> None:
     folder = ksdd2(tmp_path)
     prepared = run(folder, keep_split=True, train_ratio=0.75)
-    of = {name: [image["original_file"] for image in content(prepared, name)["images"]] for name in ("train", "val", "test")}
+    of = {
+        name: [image["original_file"] for image in content(prepared, name)["images"]]
+        for name in ("train", "val", "test")
+    }
     assert sorted(of["test"]) == [f"KolektorSDD2/test/{number}.png" for number in range(20000, 20008)]
     assert {Path(name).parent.name for name in of["train"] + of["val"]} == {"train"}
     assert (len(of["train"]), len(of["val"])) == (6, 2)
@@ -476,7 +502,12 @@ def test_a_split_that_is_kept_tests_on_what_the_data_set_does(tmp_path: Path) ->
 
 
 def test_validation_images_of_the_data_set_validate(tmp_path: Path) -> None:
-    images = {f"images/{part}/{kind}/{number}.png": hash_of(part + kind) + number for part in ("train", "val", "test") for kind in ("good", "dent") for number in range(2)}
+    images = {
+        f"images/{part}/{kind}/{number}.png": hash_of(part + kind) + number
+        for part in ("train", "val", "test")
+        for kind in ("good", "dent")
+        for number in range(2)
+    }
     masks = {name.replace("images", "masks"): spot() for name in images if "dent" in name}
     folder = files(tmp_path / "data" / "part", images, masks)
     prepared = run(folder, keep_split=True)
@@ -494,14 +525,14 @@ def test_a_split_without_defects_to_train_on_is_refused(tiny_category: Make) -> 
 def test_a_picture_on_both_sides_of_a_kept_split_is_refused(tmp_path: Path) -> None:
     folder = ksdd2(tmp_path)
     shutil.copy(folder / "train/10000.png", folder / "test/20000.png")
-    with pytest.raises(FlawmaskError, match=r"10000\.png is for train and shows .* 20000\.png, which is for test"):
+    with pytest.raises(FlawmaskError, match=r"10000\.png is for train and shows .*20000\.png, which is for test"):
         run(folder, keep_split=True)
 
 
 def test_a_kept_split_goes_with_no_other() -> None:
     for other in ({"test_ratio": 0.2}, {"folds": 3}):
         with pytest.raises(FlawmaskError, match=f"leave out --{next(iter(other))}"):
-            PrepareConfig(category="part", keep_split=True, **other)  # type: ignore[arg-type]
+            PrepareConfig(category="part", keep_split=True, **other)
 
 
 # Nothing is lost
@@ -568,7 +599,8 @@ def test_what_was_found_is_used_or_named_with_the_reason(
 def test_strict_stops_before_anything_is_written(tiny_category: Make) -> None:
     folder = tiny_category()
     (folder / "test/crack/photo.cr2").write_bytes(b"")
-    with pytest.raises(UnusedError, match=r"10 images: 9 used, 1 not used: suffix \.cr2 \(part/test/crack/photo\.cr2\)"):
+    with pytest.raises(
+        UnusedError, match=r"10 images: 9 used, 1 not used: suffix \.cr2 \(part/test/crack/photo\.cr2\)"
+    ):
         run(folder, strict=True)
     assert not (folder.parents[1] / "out").exists()
-

@@ -139,18 +139,19 @@ def examine(config: DoctorConfig) -> Report:
         FlawmaskError: there is no such category or COCO folder, or no image in it.
     """
     samples, aside = list[Sample](), list[Sample]()
-    if config.category:
+    category = config.category
+    if category:
         layout = layouts.layout_of(config.mvtec_root, config)
         layouts.say(layout, config.mvtec_root, config)
         config = replace(config, layout=layout)
-        samples, aside = _samples(config, config.category)
+        samples, aside = _samples(config, category)
         items = category_items(samples, config.mvtec_root)
-        problems = layouts.problems(config.mvtec_root, config.category, config)
+        problems = layouts.problems(config.mvtec_root, category, config)
     else:
         items, problems = coco_items(config.dataset_dir or Path())
     seen = _see_all(items, _spread(items, config.sheet_images))
     problems += chain.from_iterable(each.problems for each in seen)
-    tallies = _tallies(config, config.category, samples, seen, aside) if config.category else ()
+    tallies = _tallies(config, category, samples, seen, aside) if category else ()
     problems += unused_files(tallies, (layouts.BAD, config.left_aside), problems)
     problems += _identical(seen, coco=config.category is None)
     problems += _near_identical(seen, coco=config.category is None)

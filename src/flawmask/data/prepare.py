@@ -164,7 +164,10 @@ def prepare(config: PrepareConfig) -> Prepared:
     if config.strict or config.fold in (None, 1):
         warn_of_unused(tallies, str(config.mvtec_root / config.category), strict=config.strict)
     contents = [
-        (item.sample.original_file + (f" {item.sample.origin}" if config.keep_split else ""), item.digest + item.mask_digest)
+        (
+            item.sample.original_file + (f" {item.sample.origin}" if config.keep_split else ""),
+            item.digest + item.mask_digest,
+        )
         for item in read
     ]
     origin = {
@@ -421,15 +424,15 @@ def _kept_sides(read: Sequence[_Read], members: Sequence[Member], config: Prepar
         other = first.setdefault(member.group, item.sample)
         if other.origin != item.sample.origin:
             raise FlawmaskError(
-                f"{item.sample.image} is for {item.sample.origin} and shows the part or picture of {other.image}, which "
-                f"is for {other.origin}: take one of them out, or leave out --keep_split"
+                f"{item.sample.image} is for {item.sample.origin} and shows the part or picture of {other.image}, "
+                f"which is for {other.origin}: take one of them out, or leave out --keep_split"
             )
     origin_of = {group: sample.origin for group, sample in first.items()}
     training = [member for member in members if origin_of[member.group] == "train"]
     if all(member.defect_type == GOOD for member in training):
         raise FlawmaskError(
-            f"{config.mvtec_root / config.category}: the data set's own split has no defective image to train on: leave "
-            "out --keep_split"
+            f"{config.mvtec_root / config.category}: the data set's own split has no defective image to train on: "
+            "leave out --keep_split"
         )
     if "val" not in origin_of.values():
         staying = split_groups(training, config.train_ratio, config.seed)

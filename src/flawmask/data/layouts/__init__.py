@@ -84,7 +84,7 @@ class LayoutName(GoodName):
     masks: str | None = None
     """With --layout folders, the folder of masks, named as their images are; by default masks."""
     mask_suffix: str | None = None
-    """With --layout folders, what a mask's name has more than its image's, such as _mask; by default the files say it."""
+    """With --layout folders, what a mask's name has more than its image's: _mask for one; by default found."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

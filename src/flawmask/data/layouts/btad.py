@@ -3,9 +3,9 @@
 Images are BMP or PNG; a mask has the name of its image, whatever the suffix.
 
 Mishra et al., "VT-ADL: a vision transformer network for image anomaly detection and localization", ISIE 2021;
-http://avires.dimi.uniud.it/papers/btad/btad.zip. The reader of anomalib, which
-https://anomalib.readthedocs.io/en/latest/markdown/guides/reference/data/datamodules/image/btech.html documents, says how
-its folders lie.
+http://avires.dimi.uniud.it/papers/btad/btad.zip. How its folders lie, the documentation of
+anomalib's reader says:
+https://anomalib.readthedocs.io/en/latest/markdown/guides/reference/data/datamodules/image/btech.html.
 """
 
 from pathlib import Path

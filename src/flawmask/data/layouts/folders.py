@@ -1,8 +1,8 @@
-"""Plain folders: one of images, one of masks with the same names, perhaps with a suffix: `images/7.png`, `masks/7_mask.png`.
+"""Plain folders: one of images, one of masks with the same names or a suffix more: `images/7.png`, `masks/7_mask.png`.
 
-No data set's layout, but what most people have who label with a painting program. Images may lie in folders, with masks at
-the same places: a first folder `train`, `val` or `test` says what an image is for, and the next, or else the first, is the
-type of its defect. Of an image that lies in none, a black mask says that it is good, and so does a missing one.
+This is no data set's layout, but what people have who label with a painting program. Images may lie in folders, with
+masks at the same places. A first folder `train`, `val` or `test` says what an image is for; the next, or else the first,
+is the type of its defect. A black mask says that an image is good; so does a missing one where no folder says a type.
 """
 
 from collections import Counter
@@ -47,7 +47,7 @@ class Folders:
     Attributes:
         images: the folder of images, below the category, or else a path of its own, whatever the root and the category.
         masks: the folder of masks likewise.
-        mask_suffix: what a mask's name has more than its image's, before the file's suffix; None where the files say it.
+        mask_suffix: what a mask's name has more than its image's, before the file's suffix; None to find it.
     """
 
     images: str = "images"
@@ -130,7 +130,7 @@ class Folders:
         return found
 
     def _files(self, root: Path, category: str) -> tuple[Path, list[Path], dict[PurePath, list[Path]]]:
-        """Return the folder of images, the images in it, and the masks by the path of their image, as `_key` gives it."""
+        """Return the folder of images, the images in it, and the masks by the `_key` of their image."""
         at, masks_at = self.places(root, category)
         if at == masks_at and not self.mask_suffix:
             raise FlawmaskError(f"{at} holds both images and masks: say with --mask_suffix what tells the masks")
@@ -164,8 +164,8 @@ class Folders:
         if 2 * count <= len(masks):
             names = f"{images[0].name} and {masks[0].name} for one" if masks else "there is no mask"
             raise FlawmaskError(
-                f"{masks_at}: the names of the masks do not follow from those of the images in {at} ({names}): name each "
-                "mask after its image, perhaps with a suffix that --mask_suffix says"
+                f"{masks_at}: the names of the masks do not follow from those of the images in {at} ({names}): name "
+                "each mask after its image, perhaps with a suffix that --mask_suffix says"
             )
         return tail
 

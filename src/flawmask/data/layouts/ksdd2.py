@@ -75,7 +75,7 @@ def problems(root: Path, category: str) -> list[Problem]:
 
 
 def _is_category(folder: Path) -> bool:
-    return any(folder.glob(f"{part}/*{MARK}.*") for part, _ in PARTS)
+    return any(True for part, _ in PARTS for _ in folder.glob(f"{part}/*{MARK}.*"))
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[Path, Path]]:

@@ -32,8 +32,8 @@ def _grey(pixels: Pixels) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
 
 
 def counts_of(paths: Iterable[Path]) -> list[dict[int, int]]:
-    """Return for each mask how many pixels have each of its values; nothing where it cannot be read, which whoever reads
-    it as a mask will say. All cores take part, and a file that has not changed is read once."""
+    """Return for each mask how many pixels have each of its values; nothing where it cannot be read, which
+    whoever reads it as a mask will say. All cores take part, and a file that has not changed is read once."""
     with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(_counts, paths))
 

@@ -1,4 +1,4 @@
-"""A folder for each type of defect, `test/<type>`, with the masks in a tree of their own: what several layouts share."""
+"""A folder for each type of defect, `test/<type>`, and one for its masks: what several layouts share."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,8 +28,8 @@ OTHER_PARTS: tuple[tuple[str, Origin], ...] = (("train", "train"), ("validation"
 class TypeFolders:
     """A layout: `<category>/<test>/<type>`, and beside it perhaps `train/<type>` and `validation/<type>`.
 
-    An image may lie in a folder below its type's. Its mask lies at the same place below the type's folder in `truth`, or
-    anywhere below that where its name leaves no doubt.
+    An image may lie in a folder below its type's. Its mask lies at the same place below the type's folder in `truth`,
+    or anywhere below that where its name leaves no doubt.
 
     Attributes:
         test: the folder of the test images.
@@ -37,7 +37,7 @@ class TypeFolders:
         good: what the folder of good images is called.
         has_several: whether each image has a folder of masks, called after it, and not a mask.
         rule: how a mask is read.
-        group: gives the name of the part that an image shows, of its path below the category; None where nothing says it.
+        group: gives the name of the part that an image shows, of its path below the category; None where it says none.
     """
 
     test: str = "test"
@@ -60,7 +60,8 @@ class TypeFolders:
         found = [folder.name for folder in folders_in(root) if (folder / self.test).is_dir()]
         if not found:
             raise FlawmaskError(
-                f"{root} holds no category, which is a folder with {self.test}/ and {self.truth}/: it holds {listed(root)}"
+                f"{root} holds no category, which is a folder with {self.test}/ and {self.truth}/: it holds "
+                f"{listed(root)}"
             )
         return found
 
@@ -180,9 +181,7 @@ def _with_black_masks(samples: Sequence[Sample], files: Mapping[Path, Sequence[P
     """Return good samples with the masks that say so, which are black."""
     masks = [mask for sample in samples for mask in files[sample.image]]
     black = {mask for mask, is_black in zip(masks, are_black(masks), strict=True) if is_black}
-    return [
-        replace(sample, labels=tuple(mask for mask in files[sample.image] if mask in black)) for sample in samples
-    ]
+    return [replace(sample, labels=tuple(mask for mask in files[sample.image] if mask in black)) for sample in samples]
 
 
 def _matched(images: Sequence[Path], kind: Path, place: Path, *, has_several: bool) -> dict[Path, list[Path]]:
