@@ -540,7 +540,10 @@ def test_a_category_that_looks_good_is_asked_about(dataset: Path) -> None:
 
 
 def status(*arguments: str) -> int:
+    logger = logging.getLogger("flawmask")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(logger, "handlers", [*logger.handlers])  # what the command line adds goes when it ends
+        patch.setattr(logger, "level", logger.level)
         patch.setattr(sys, "argv", ["flawmask", "doctor", *arguments, "--sheet_images", "0"])
         cli.main()
     return int(stopped.value.code or 0)

@@ -50,15 +50,15 @@ FOLDERS, USUAL = "folders", "mvtec"
 """The layout that has settings of its own, and the one whose folders are missed where none is recognised."""
 
 LAYOUTS: dict[str, Layout] = {
+    USUAL: mvtec,
     "visa": visa,
     "loco": loco,
     "mvtec_ad_2": mvtec_ad_2,
     "btad": btad,
     "ksdd2": ksdd2,
-    USUAL: mvtec,
     FOLDERS: Folders(),
 }
-"""The layouts by name, in the order in which `auto` asks them: several are MVTec AD's with something more."""
+"""The layouts by name. `auto` asks them in this order, but MVTec AD's last: others are that with something more."""
 
 BAD = "bad image or mask"
 """Why images are not used that cannot be read, or whose masks cannot."""
@@ -121,7 +121,8 @@ def layout_of(root: Path, how: LayoutName = ANY) -> str:
     _check_root(root)
     if how.layout != AUTO:
         return how.layout
-    return next((name for name, one in LAYOUTS.items() if one.recognised(root)), USUAL)
+    others = (name for name in LAYOUTS if name != USUAL)
+    return next((name for name in others if LAYOUTS[name].recognised(root)), USUAL)
 
 
 def say(layout: str, root: Path, how: LayoutName) -> None:

@@ -1,8 +1,9 @@
 """Plain folders: one of images, one of masks with the same names or a suffix more: `images/7.png`, `masks/7_mask.png`.
 
 This is no data set's layout, but what people have who label with a painting program. Images may lie in folders, with
-masks at the same places. A first folder `train`, `val` or `test` says what an image is for; the next, or else the first,
-is the type of its defect. A black mask says that an image is good; so does a missing one where no folder says a type.
+masks at the same places. A first folder `train`, `val` or `test` says what an image is for; the next, or else the
+first, is the type of its defect. A black mask says that an image is good; so does a missing one where no folder says a
+type.
 """
 
 from collections import Counter

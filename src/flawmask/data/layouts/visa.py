@@ -1,8 +1,8 @@
 """VisA's layout: `<category>/Data/Images/Normal`, `Data/Images/Anomaly` and `Data/Masks/Anomaly`; `split_csv/*.csv`.
 
 The levels of a mask are types of defects, several on one mask perhaps: the authors' id2class.py names them for their
-categories. For others, `<category>/image_anno.csv` does, where an image has one type and its mask one level. CSV files in
-`split_csv` say which images are for training and which for testing (`object,split,label,image,mask`); that of two
+categories. For others, `<category>/image_anno.csv` does, where an image has one type and its mask one level. CSV files
+in `split_csv` say which images are for training and which for testing (`object,split,label,image,mask`); that of two
 classes and many training images, `2cls_highshot.csv`, comes first, since it has defects on both sides.
 
 Zou et al., "SPot-the-Difference self-supervised pre-training for anomaly detection and segmentation", ECCV 2022;
