@@ -17,6 +17,7 @@ from flawmask.files import (
     fingerprint,
     read_json,
     sha256,
+    walk,
     whole_file,
     whole_folder,
     write_bytes,
@@ -274,3 +275,30 @@ def test_noise_is_refused_as_no_json(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'{"a": "\xff\xfe@\x81"}')
     with pytest.raises(FlawmaskError, match="it is not UTF-8 at byte 7: save it"):
         read_json(tmp_path / "a.json")
+
+
+JUNK = (".a.png", "@eaDir/b.png", "x/.git/c.png", "__MACOSX/d.png", "x/Thumbs/e.png", "Thumbs.db", "x/one_thumb.png")
+
+
+def test_a_folder_is_walked_without_what_programs_leave_there(tmp_path: Path) -> None:
+    kept = ("one.png", "x/one.PNG", "x/y z/two.jpg", "x/thumb_screw.png", "notes.txt")
+    for name in (*JUNK, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [path.relative_to(tmp_path).as_posix() for path in walk(tmp_path)] == sorted(kept)
+    assert walk(tmp_path / "nowhere") == []
+    assert [path.name for path in walk(tmp_path / "@eaDir")] == ["b.png"], "somebody names it"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_links_are_walked_and_those_that_lead_back_are_not(tmp_path: Path) -> None:
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top/back").symlink_to(tmp_path / "top")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/one.png").write_bytes(b"")
+    for name in ("a", "b"):
+        (tmp_path / "top" / name).symlink_to(tmp_path / "elsewhere")
+    assert [path.relative_to(tmp_path / "top").as_posix() for path in walk(tmp_path / "top")] == [
+        "a/one.png",
+        "b/one.png",
+    ]

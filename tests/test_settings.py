@@ -150,7 +150,7 @@ def test_root_is_another_name_of_mvtec_root(
         cli.main()
     shown = capsys.readouterr().out
     assert "--root" in shown
-    assert ("--layout {auto,mvtec}" in shown) == (command in ("run", "prepare", "compare", "doctor"))
+    assert ("--layout {auto,mvtec,visa,loco," in shown) == (command in ("run", "prepare", "compare", "doctor"))
 
 
 @pytest.mark.parametrize("command", ["run", "prepare", "compare", "doctor"])

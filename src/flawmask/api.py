@@ -90,9 +90,9 @@ def doctor(config: DoctorConfig | None = None, /, **settings: Any) -> "Report":
         `problems` holds errors first, each with `severity` (`error` or `warning`), `kind`, `where` and `message`; it is
             empty where nothing is wrong. `counts` holds `images`, `defective` and `instances` for each `split` and
             `type`, and `sizes` how many images there are of each `width` and `height` in pixels. `contact_sheet` is the
-            path of the sheet with outlined images, None where none was written. `name` is what was checked. `tallies`
-            are two counts, of the images and of the annotations or masks, with those that can be used and the names of
-            the others by reason.
+            path of the sheet with outlined images, None where none was written. `name` is what was checked. `layout` is
+            how a category's folders lie. `tallies` are two counts, of the images and of the annotations or masks, with
+            those that can be used and the names of the others by reason. `to_dict()` gives all as JSON values.
 
     Raises:
         FlawmaskError: there is no such category or data set, or no image in it.

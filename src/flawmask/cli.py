@@ -1,5 +1,6 @@
 """The command line. It is made from the stages' settings and nothing else: a field's docstring is its help."""
 
+import json
 import os
 import shlex
 import sys
@@ -16,7 +17,7 @@ import flawmask
 from flawmask.comparison.config import CompareConfig
 from flawmask.data import dataset_info
 from flawmask.data.augment import AugmentConfig, augment
-from flawmask.data.doctor import DoctorConfig, examine
+from flawmask.data.doctor import DoctorConfig, Report, examine
 from flawmask.data.doctor_tables import tables
 from flawmask.data.download import DownloadConfig, download
 from flawmask.data.import_labels import ImportConfig, import_labels
@@ -171,7 +172,7 @@ def _as_flags(kind: Callable[..., Any], defaults: Mapping[str, Any]) -> type:
     return made
 
 
-def _dispatch(config: Any) -> int:
+def _dispatch(config: Any) -> int:  # noqa: PLR0911 - a case for each command
     """Run the stage that the config belongs to, and return the exit status."""
     match config:
         case RunConfig():
@@ -199,11 +200,7 @@ def _dispatch(config: Any) -> int:
 
             _print_lines(f"look at {page.as_posix()}" for page in report(config))
         case DoctorConfig():
-            examined = examine(config)
-            for table in tables(examined):
-                Console().print(table)
-            _print_lines([f"look at {examined.contact_sheet}"] if examined.contact_sheet is not None else [])
-            warn_of_unused(examined.tallies, config.name, strict=config.strict)
+            return _doctor(config)
     return OK
 
 
@@ -220,8 +217,25 @@ def _print_lines(lines: Iterable[str]) -> None:
         print(line)  # noqa: T201
 
 
+def _doctor(config: DoctorConfig) -> int:
+    examined = examine(config)
+    _print_report(examined, as_json=config.json)
+    warn_of_unused(examined.tallies, config.name, strict=config.strict)
+    return DEFECT_FOUND if any(problem.severity == "error" for problem in examined.problems) else OK
+
+
+def _print_report(report: Report, *, as_json: bool) -> None:
+    """Print what the doctor found: tables for a person, or one JSON object and nothing else."""
+    if as_json:
+        _print_lines([json.dumps(report.to_dict(), indent=2, ensure_ascii=False)])
+        return
+    for table in tables(report):
+        Console().print(table)
+    _print_lines([f"look at {report.contact_sheet}"] if report.contact_sheet is not None else [])
+
+
 def _prepare(config: PrepareConfig) -> int:
-    names = chosen_categories(config.mvtec_root, config.category, config.layout)
+    names = chosen_categories(config.mvtec_root, config.category, config)
     require(len(names) == 1 or config.output_dir is None, "--output_dir takes one category: leave it out for several")
     table = Table("category", "train", "val", "test", "defective", "left out", "data set")
     status = OK
@@ -232,7 +246,7 @@ def _prepare(config: PrepareConfig) -> int:
             if len(names) == 1:
                 raise
             table.add_row(name, "", "", "", "", "", str(error))
-            status = FAILED
+            status = UNUSED if isinstance(error, UnusedError) and status != FAILED else FAILED
             continue
         splits = (made.train, made.val, made.test or {"images": 0, "defective": 0})
         counts = [dataset_info.size(split) for split in splits]

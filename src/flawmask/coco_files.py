@@ -17,12 +17,12 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from flawmask.errors import FlawmaskError
-from flawmask.files import real_path
+from flawmask.files import real_path, walk
 
 WORDS = {
     "train": "train",
@@ -256,10 +256,8 @@ class FilesBelow:
     def __init__(self, root: Path) -> None:
         """Take the folder, and see what is in it."""
         self._by_name: Mapping[str, list[Parts]] = defaultdict(list)
-        for parts in walk(root):
-            if not root.joinpath(*parts).is_file():  # a link that leads nowhere
-                continue
-            self._by_name[_key(parts[-1])].append(parts)
+        for path in filter(Path.is_file, walk(root)):  # a link may lead nowhere
+            self._by_name[_key(path.name)].append(path.relative_to(root).parts)
 
     def best(self, name: str, where: str, *, spelling_alone: bool = False) -> Parts | None:
         """Return the path, from the folder, of the file that has the longest tail in common with the name; None where
@@ -306,14 +304,6 @@ def _parts(name: str) -> Parts:
 def _key(name: str) -> str:
     """Return what two names have in common that a file system may take for the same."""
     return unicodedata.normalize("NFC", name).casefold()
-
-
-def walk(root: Path) -> Iterator[Parts]:
-    """Yield the path of each file below a folder, in a fixed order; what tools and systems hide is left aside."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "@")) and name != "__MACOSX")
-        above = PurePosixPath(Path(folder).relative_to(root).as_posix()).parts
-        yield from ((*above, name) for name in sorted(files) if not name.startswith("."))
 
 
 def _files_in(folder: Path) -> frozenset[str]:

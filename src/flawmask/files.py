@@ -21,6 +21,54 @@ from flawmask.errors import FlawmaskError
 LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 """What file managers leave in every folder that they show."""
 
+JUNK = frozenset({"__macosx", "thumb", "thumbs", "thumbnail", "thumbnails"})
+"""What folders of copies are called that programs make for themselves, in lower case."""
+
+_THUMBNAIL = re.compile(r"thumb(?:nail)?s?[ ._-]+(?P<after>.+)|(?P<before>.+?)[ ._-]+thumb(?:nail)?s?", re.IGNORECASE)
+
+
+def is_junk(name: str) -> bool:
+    """Return whether the name of a file or folder says that it is none of the user's: hidden, or made by a file
+    manager, an archiver or a network drive for itself (`.DS_Store`, `__MACOSX`, `@eaDir`, `thumbnails`)."""
+    return name.startswith((".", "@")) or name in LITTER or name.casefold() in JUNK
+
+
+def walk(folder: Path) -> list[Path]:
+    """Return the files below a folder, sorted; none where there is no such folder.
+
+    Links are followed. What is left aside is junk by its name, folders with all that is in them, and thumbnails of a
+    file beside them, as `001_thumb.jpg` is of `001.png`.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    if not folder.is_dir():
+        return []
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        if _is_loop(Path(place), folder):
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not is_junk(name)]
+        stems = {Path(name).stem.casefold() for name in names}
+        found += [Path(place, name) for name in names if not is_junk(name) and not _is_thumbnail(name, stems)]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_loop(place: Path, top: Path) -> bool:
+    """Return whether links lead from a folder between `top` and `place` back to it."""
+    above = [place.parents[up] for up in range(len(place.relative_to(top).parts))]
+    return bool(above) and real_path(place) in {real_path(one) for one in above}
+
+
+def _is_thumbnail(name: str, stems: Collection[str]) -> bool:
+    match = _THUMBNAIL.fullmatch(Path(name).stem)
+    return match is not None and (match["after"] or match["before"]).casefold() in stems
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:

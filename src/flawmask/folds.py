@@ -70,7 +70,7 @@ def _of_category(config: RunConfig, name: str) -> dict[str, Any]:
     """Return the settings that say which category of several it is; none of a data set."""
     if config.dataset_dir is not None:
         return {}
-    return {"category": name, "layout": layouts.layout_of(config.mvtec_root, config.layout)}
+    return {"category": name, "layout": layouts.layout_of(config.mvtec_root, config)}
 
 
 def prepared_folds(config: RunConfig, name: str) -> list[Path]:

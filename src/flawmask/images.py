@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from flawmask.errors import FlawmaskError, ImageError
-from flawmask.files import write_bytes
+from flawmask.files import is_junk, write_bytes
 from flawmask.launch import is_own_process
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def most_pixels() -> int:
 
 
 def is_image(path: Path) -> bool:
-    """Return whether the file's name says that it is an image; hidden files are not."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    """Return whether the file's name says that it is an image; hidden files are not, nor is other junk."""
+    return path.suffix.lower() in SUFFIXES and not is_junk(path.name)
 
 
 def decode(data: bytes, path: Path) -> Pixels:

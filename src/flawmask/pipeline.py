@@ -54,7 +54,7 @@ def run(config: RunConfig) -> list[Finished]:
     _check_device(config)
     wanted = str(config.category)
     reads_root = not config.skip_prepare or wanted == "all"
-    names = chosen_categories(config.mvtec_root, wanted, config.layout) if reads_root else names_in(wanted)
+    names = chosen_categories(config.mvtec_root, wanted, config) if reads_root else names_in(wanted)
     require(bool(names), f"--category {wanted!r} names none: give one, several as a,b,c, or all")
     finished = []
     for name in names:

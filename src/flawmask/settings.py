@@ -9,7 +9,16 @@ from flawmask.errors import FlawmaskError
 
 T = TypeVar("T")
 
-BEFORE: Mapping[str, Any] = {"layout": "mvtec", "crowds": "ignore", "on_error": "stop"}
+BEFORE: Mapping[str, Any] = {
+    "layout": "mvtec",
+    "images": None,
+    "masks": None,
+    "mask_suffix": None,
+    "good_name": None,
+    "keep_split": False,
+    "crowds": "ignore",
+    "on_error": "stop",
+}
 """What a setting came to before it was one: a file that does not say it was written then."""
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
@@ -79,6 +88,14 @@ class Crowds(Settings):
 @dataclass(frozen=True, kw_only=True)
 class Reading(Crowds, BadInput):
     """How the records of a COCO file are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoodName(Settings):
+    """What good images are called."""
+
+    good_name: str | None = None
+    """What good images are called, as a type or a folder: OK, or several as OK,gut. good always is."""
 
 
 @dataclass(frozen=True, kw_only=True)

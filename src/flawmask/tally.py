@@ -52,6 +52,11 @@ class Tally:
         for reason, names in other.not_used.items():
             self.not_used.setdefault(reason, []).extend(names)
 
+    @property
+    def is_as_asked(self) -> bool:
+        """Whether all is used but what a setting leaves aside: a reason such as `--good_images test` is one."""
+        return all(reason.startswith("--") for reason in self.not_used)
+
     def line(self) -> str:
         """Return it in a line: `22 annotations: 11 used, 11 not used: crowd`."""
         left = self.found - self.used
@@ -71,12 +76,13 @@ def tallied(tallies: Iterable[Tally]) -> dict[str, Any]:
 
 
 def warn_of_unused(tallies: Iterable[Tally], where: str, *, strict: bool = False) -> None:
-    """Warn with a line for each tally that holds something unused, and name the first few.
+    """Warn with a line for each tally that holds something unused, and name the first few; where a setting alone leaves
+    it aside, say so.
 
     Args:
         tallies: what was counted.
         where: what it was counted in, for the message: a folder or a split of one.
-        strict: whether anything unused is an error.
+        strict: whether anything unused is an error, but for what a setting leaves aside.
 
     Raises:
         UnusedError: something is not used, and `strict` is on.
@@ -87,7 +93,11 @@ def warn_of_unused(tallies: Iterable[Tally], where: str, *, strict: bool = False
             continue
         names = [name for of_reason in tally.not_used.values() for name in of_reason]
         shown = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-        lines.append(f"{where}: {tally.line()} ({shown})")
+        line = f"{where}: {tally.line()} ({shown})"
+        if tally.is_as_asked:
+            log.info("%s", line)
+        else:
+            lines.append(line)
     if lines and strict:
         raise UnusedError("; ".join(lines))
     for line in lines:

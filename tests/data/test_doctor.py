@@ -1,7 +1,9 @@
 """The doctor: every fault that is planted is reported, a clean folder is not, and nothing makes it stumble."""
 
+import json
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -547,8 +549,8 @@ def test_what_of_a_category_cannot_be_used_is_counted(category: Path) -> None:
     (category / "ground_truth/crack/0_mask.png").unlink()
     (category / "test/hole/1.png").write_bytes(b"?")
     assert counted(check(category)) == [
-        "9 images: 7 used, 2 not used: 1 mask missing, 1 unreadable image",
-        "3 annotations: 2 used, 1 not used: image not used",
+        "9 images: 7 used, 2 not used: bad image or mask",
+        "3 annotations: 2 used, 1 not used: bad image or mask",
     ]
 
 
@@ -604,3 +606,56 @@ def test_with_strict_what_cannot_be_used_ends_the_command_with_status_3(
     shown = capsys.readouterr()
     assert "set: images" in shown.out
     assert ("6 annotations: 5 used, 1 not used: crowd (2 of 2.png)" in shown.err + "".join(said)) == (flags != TAKEN)
+
+
+def test_a_category_that_looks_good_is_asked_about(dataset: Path) -> None:
+    edit(dataset, lambda content: content["categories"][1].update(name="OK"))
+    assert ("warning", "good by another name", "train") in found(check(dataset))
+
+
+def status(*arguments: str) -> int:
+    logger = logging.getLogger("flawmask")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(logger, "handlers", [*logger.handlers])  # what the command line adds goes when it ends
+        patch.setattr(logger, "level", logger.level)
+        patch.setattr(sys, "argv", ["flawmask", "doctor", *arguments, "--sheet_images", "0"])
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_the_command_ends_with_1_where_it_found_an_error(category: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ("--mvtec_root", str(category.parent), "--category", "part")
+    assert status(*where) == 0
+    (category / "test/good/photo.cr2").write_bytes(b"")
+    assert status(*where) == 0, "a warning is no error"
+    assert "10 images: 9 used, 1 not used: suffix .cr2" in capsys.readouterr().err
+    assert status(*where, "--strict") == 3
+    (category / "ground_truth/crack/1_mask.png").unlink()
+    assert status(*where) == 1
+
+
+def test_what_was_found_comes_as_json(category: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (category / "ground_truth/crack/1_mask.png").unlink()
+    capsys.readouterr()
+    assert status("--mvtec_root", str(category.parent), "--category", "part", "--json") == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["name"] == "part"
+    assert told["layout"] == "mvtec"
+    assert told["counts"][0] == {"split": "test", "type": "crack", "images": 2, "defective": 2, "instances": 1}
+    assert told["sizes"] == [{"width": SIDE, "height": SIDE, "images": 9}]
+    (problem,) = told["problems"]
+    assert (problem["severity"], problem["kind"], problem["where"]) == (
+        "error",
+        "mask missing",
+        "part/test/crack/1.png",
+    )
+    assert told["images"] == {"found": 9, "used": 8, "not_used": {"bad image or mask": ["part/test/crack/1.png"]}}
+    assert told["annotations"] == {"found": 3, "used": 3, "not_used": {}}
+    assert told["contact_sheet"] is None
+
+
+def test_a_coco_folder_comes_as_json(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert status("--dataset_dir", str(dataset), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["layout"], told["problems"]) == ("set", None, [])

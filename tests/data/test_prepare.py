@@ -250,6 +250,11 @@ def test_dataset_info_says_what_was_made_from_what(tiny_category: Make) -> None:
     assert found["settings"] == {
         "seed": 7,
         "layout": "mvtec",
+        "images": None,
+        "masks": None,
+        "mask_suffix": None,
+        "good_name": None,
+        "keep_split": False,
         "train_ratio": 0.8,
         "test_ratio": 0.0,
         "folds": 1,

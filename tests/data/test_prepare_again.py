@@ -245,7 +245,7 @@ def test_a_bad_file_is_left_out_and_listed_when_asked_for(
 def test_with_strict_nothing_is_written_where_a_file_is_left_out(tiny_category: Make) -> None:
     folder = tiny_category()
     cut_in_half(folder / "test/hole/000.png")
-    says = "9 images: 8 used, 1 not used: bad image or mask .*; .*5 annotations: 4 used, 1 not used: image not used"
+    says = "9 images: 8 used, 1 not used: bad image or mask .*; .*5 annotations: 4 used, 1 not used: bad image or mask"
     with pytest.raises(UnusedError, match=says):
         run(folder, on_error="skip", strict=True)
     assert not (folder.parents[1] / "out").exists()

@@ -146,10 +146,10 @@ def good_images(config: CompareConfig, training: CocoSplit) -> tuple[str, list[P
 
 
 def _own_training_images(config: CompareConfig) -> list[layouts.Sample]:
-    if not config.category or config.good_images == "all":
+    if not config.category or config.good_images == "all" or config.keep_split:
         return []
     try:
-        samples = layouts.samples(config.mvtec_root, config.category, config.layout)
+        samples = layouts.samples(config.mvtec_root, config.category, config)
     except FlawmaskError:  # with --skip_prepare, the category need not be there any more
         return []
     return [sample for sample in samples if sample.is_good and sample.origin == "train"]

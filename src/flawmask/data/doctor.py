@@ -6,17 +6,18 @@ Every image is read once, by all cores; a fault becomes a row of the report, nev
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flawmask import draw, images
 from flawmask.coco import GOOD
-from flawmask.data.doctor_checks import Item, category_items, coco_items, unreadable
+from flawmask.data import layouts
+from flawmask.data.doctor_checks import Item, category_items, coco_items, unreadable, unused_files
 from flawmask.data.duplicates import Compared, Look, alike, identical, look_of
 from flawmask.data.group_search import find_groups
-from flawmask.data.layouts import LayoutName, Problem
+from flawmask.data.layouts import LayoutName, Problem, Sample
 from flawmask.draw import Picture
 from flawmask.errors import ImageError
 from flawmask.files import sha256
@@ -24,7 +25,7 @@ from flawmask.launch import usable_cores
 from flawmask.masks import Mask
 from flawmask.progress import track
 from flawmask.settings import Crowds, Strict, require
-from flawmask.tally import Tally
+from flawmask.tally import Tally, tallied
 
 CELL = (240, 240)  # of the contact sheet, pixels
 COLUMNS = 8
@@ -46,6 +47,8 @@ class DoctorConfig(LayoutName, Crowds, Strict):
     """Where the sheet of outlined images goes; by default doctor_<name>.png in the current folder."""
     sheet_images: int = 48
     """Most images on the contact sheet, taken evenly from all defect types; 0 makes no sheet."""
+    json: bool = False
+    """Print what was found as JSON, and nothing else on standard output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +57,11 @@ class DoctorConfig(LayoutName, Crowds, Strict):
             "name either a --category or a --dataset_dir to check, and not both",
         )
         require(self.sheet_images >= 0, f"--sheet_images is {self.sheet_images}: it must be 0 or more")
+
+    @property
+    def left_aside(self) -> str:
+        """Why good images of the training images are not checked."""
+        return f"--good_images {self.good_images}"
 
     @property
     def name(self) -> str:
@@ -92,6 +100,7 @@ class Report:
         problems: errors first, then by kind and file; empty where nothing is wrong.
         contact_sheet: where the sheet of outlined images was written; None where none was.
         tallies: how many images and annotations, or masks, were found and can be used.
+        layout: how the folders of the category lie; None of a COCO folder.
     """
 
     name: str
@@ -100,6 +109,14 @@ class Report:
     problems: tuple[Problem, ...]
     contact_sheet: Path | None
     tallies: tuple[Tally, ...] = ()
+    layout: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values; of the tallies, `images` and `annotations` with what each holds."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tallies"}
+        listed = {name: [asdict(one) for one in plain[name]] for name in ("counts", "sizes", "problems")}
+        sheet = None if self.contact_sheet is None else self.contact_sheet.as_posix()
+        return plain | listed | {"contact_sheet": sheet} | tallied(self.tallies)
 
 
 LOST = frozenset({"unreadable image", "image size", "mask missing", "mask size", "mask empty"})
@@ -125,17 +142,28 @@ def examine(config: DoctorConfig) -> Report:
     Raises:
         FlawmaskError: there is no such category or COCO folder, or no image in it.
     """
+    samples, aside = list[Sample](), list[Sample]()
     tallies = Tally("images"), Tally("annotations")
-    if config.category:
-        items, problems = category_items(config.mvtec_root, config.category, config.layout, config.good_images)
+    category = config.category
+    if category:
+        layout = layouts.layout_of(config.mvtec_root, config)
+        layouts.say(layout, config.mvtec_root, config)
+        config = replace(config, layout=layout)
+        samples, aside = _samples(config, category)
+        items = category_items(samples, config.mvtec_root)
+        problems = layouts.problems(config.mvtec_root, category, config)
     else:
         items, problems = coco_items(config.dataset_dir or Path(), config.crowds, tallies)
     seen = _see_all(items, _spread(items, config.sheet_images))
     problems += chain.from_iterable(each.problems for each in seen)
+    if category:
+        tallies = _tallies(config, category, samples, seen, aside)
+        problems += unused_files(tallies, (layouts.BAD, config.left_aside), problems)
+    else:
+        _count(seen, *tallies)
     problems += _identical(seen, coco=config.category is None)
     problems += _near_identical(seen, coco=config.category is None)
     problems += _parts(items, config)
-    _count(seen, *tallies)
     return Report(
         config.name,
         _counts(seen),
@@ -143,11 +171,12 @@ def examine(config: DoctorConfig) -> Report:
         tuple(sorted(problems, key=lambda problem: (problem.severity, problem.kind, problem.where))),
         _write_sheet(seen, config.contact_sheet or Path(f"doctor_{config.name}.png")),
         tallies,
+        config.layout if config.category else None,
     )
 
 
 def _count(seen: Sequence[_Seen], of_images: Tally, of_labels: Tally) -> None:
-    """Count the images that can be used and what is marked on them."""
+    """Count the images of a COCO folder that can be used and what is marked on them."""
     for each in seen:
         item = each.item
         lost = next((problem.kind for problem in each.problems if problem.kind in LOST), None)
@@ -158,6 +187,28 @@ def _count(seen: Sequence[_Seen], of_images: Tally, of_labels: Tally) -> None:
             of_images.leave_out(item.where, lost)
             for label in item.labels:
                 of_labels.leave_out(label, "image not used")
+
+
+def _samples(config: DoctorConfig, category: str) -> tuple[list[Sample], list[Sample]]:
+    """Return the samples of a category to check, and those that the settings leave aside.
+
+    Raises:
+        FlawmaskError: there is no such category, or no image in it.
+    """
+    every = layouts.samples(config.mvtec_root, category, config)
+    chosen = layouts.taking_part(every, config.good_images)
+    images = {sample.image for sample in chosen}
+    return chosen, [sample for sample in every if sample.image not in images]
+
+
+def _tallies(
+    config: DoctorConfig, category: str, samples: Sequence[Sample], seen: Sequence["_Seen"], aside: Sequence[Sample]
+) -> tuple[Tally, Tally]:
+    """Return the counts of the images and masks of a category; those with an error would not be trained on."""
+    errors = [any(problem.severity == "error" for problem in each.problems) for each in seen]
+    used = [sample for sample, has_error in zip(samples, errors, strict=True) if not has_error]
+    bad = [sample for sample, has_error in zip(samples, errors, strict=True) if has_error]
+    return layouts.tallies(config.mvtec_root, category, used, {layouts.BAD: bad, config.left_aside: aside}, config)
 
 
 def _see_all(items: Sequence[Item], on_sheet: frozenset[Path]) -> list[_Seen]:

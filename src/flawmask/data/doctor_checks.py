@@ -1,9 +1,9 @@
 """What can be wrong with one image, its masks or its annotations: of a category, or of a COCO folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import cv2
@@ -13,9 +13,10 @@ from flawmask import images
 from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, one_by_one, read_split
 from flawmask.coco_files import has_split
 from flawmask.coco_records import NO_INSTANCE
-from flawmask.data import layouts
-from flawmask.data.layouts import MaskFile, Problem, Sample
+from flawmask.data.layouts import MaskFile, Problem, Sample, where_of
 from flawmask.errors import FlawmaskError, ImageError, RecordsError
+from flawmask.files import walk
+from flawmask.good_names import looks_good
 from flawmask.images import Pixels
 from flawmask.masks import Mask, box_of, looks_inverted
 from flawmask.settings import Reading
@@ -54,16 +55,27 @@ class Item:
     truth: Callable[[int, int], Truth]
 
 
-def category_items(
-    root: Path, category: str, layout: str, good_images: Literal["test", "all"]
-) -> tuple[list[Item], list[Problem]]:
-    """Return the images of a category, and what is wrong with its folders and file names.
+def category_items(samples: Sequence[Sample], root: Path) -> list[Item]:
+    """Return the images of a category, in their order."""
+    return [_sample_item(sample, root) for sample in samples]
 
-    Raises:
-        FlawmaskError: there is no such category, or no image in it.
+
+def unused_files(tallies: Sequence[Tally], reasons: Container[str], known: Sequence[Problem]) -> Iterator[Problem]:
+    """Yield a problem for each file that is not used.
+
+    Args:
+        tallies: the counts of what was found.
+        reasons: those for which nothing is to be said.
+        known: problems that say it already, of a file or, of masks, of a folder that they lie in.
     """
-    samples = layouts.taking_part(layouts.samples(root, category, layout), good_images)
-    return [_sample_item(sample, root) for sample in samples], layouts.problems(root, category, layout)
+    named = {PurePosixPath(problem.where) for problem in known}
+    folders = {PurePosixPath(problem.where) for problem in known if problem.kind == "orphan masks"}
+    for tally in tallies:
+        for reason, names in tally.not_used.items():
+            for name in names if reason not in reasons else ():
+                path = PurePosixPath(name)
+                if path not in named and folders.isdisjoint(path.parents):
+                    yield Problem("warning", "not used", name, f"is not used ({reason}): move it, or take it out")
 
 
 def unreadable(error: ImageError, path: Path, where: str) -> Problem:
@@ -84,7 +96,7 @@ def _sample_item(sample: Sample, root: Path) -> Item:
         type=sample.defect_type,
         defective=not sample.is_good,
         variant=False,
-        labels=tuple(file.path.relative_to(root).as_posix() for file in sample.masks),
+        labels=tuple(where_of(file.path, root) for file in sample.masks),
         truth=partial(_sample_truth, sample, root),
     )
 
@@ -92,7 +104,7 @@ def _sample_item(sample: Sample, root: Path) -> Item:
 def _sample_truth(sample: Sample, root: Path, height: int, width: int) -> Truth:
     """Read the sample's masks, and return what is wrong with them."""
     if not sample.is_good and not sample.masks:
-        advice = f"draw {sample.mask_wanted}, or move it to {sample.good_folder}"
+        advice = f"draw {sample.mask_wanted}, or {sample.if_good}"
         return Truth(None, 0, [Problem("error", "mask missing", sample.original_file, f"has no mask: {advice}")])
     truths = [_mask_truth(file, sample, root, height, width) for file in sample.masks]
     masks = [truth.mask for truth in truths if truth.mask is not None]
@@ -105,7 +117,7 @@ def _sample_truth(sample: Sample, root: Path, height: int, width: int) -> Truth:
 
 def _mask_truth(file: MaskFile, sample: Sample, root: Path, height: int, width: int) -> Truth:
     """Read one mask, and return what is wrong with it."""
-    where = file.path.relative_to(root).as_posix()
+    where = where_of(file.path, root)
     try:
         pixels = images.read_pixels(file.path)
     except ImageError as error:
@@ -117,7 +129,7 @@ def _mask_truth(file: MaskFile, sample: Sample, root: Path, height: int, width: 
     count, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     problems = [*(_value_problems(pixels, where) if file.rule is images.to_mask else ())]
     if not mask.any():
-        message = f"has no defect pixel: draw the defect white, or move the image to {sample.good_folder}"
+        message = f"has no defect pixel: draw the defect white, or {sample.if_good}"
         problems.append(Problem("error", "mask empty", where, message))
     if looks_inverted(mask):
         message = "is white in all four corners: if the defect is what is black, invert it"
@@ -251,6 +263,13 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
                 f"has no annotation of category {category['id']} {category['name']}: it cannot be learnt or judged"
             )
             yield Problem("warning", "empty category", name, message)
+    for category in split.categories:
+        if category["name"] != GOOD and looks_good(category["name"]):
+            message = (
+                f"has the category {category['name']}, which counts as a defect: if it is what good images are called, "
+                f"call it {GOOD}"
+            )
+            yield Problem("warning", "good by another name", name, message)
     # An image said to be good needs no annotation; one that says nothing may have been forgotten.
     bare = [
         image
@@ -265,7 +284,7 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
         yield Problem("warning", "no annotation", name, message)
     left_out = [folder / file for files in split.tallies[0].not_used.values() for file in files]
     listed = {*(split.image_path(image) for image in split.images), *left_out}
-    for path in sorted(folder.rglob("*")):
+    for path in walk(folder):
         if images.is_image(path) and path not in listed:
             where = f"{name}/images/{path.relative_to(folder).as_posix()}"
             yield Problem("warning", "unlisted image", where, "is not in annotations.json and takes no part")

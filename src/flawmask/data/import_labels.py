@@ -84,8 +84,8 @@ def import_labels(config: ImportConfig) -> Prepared:
     origin = {"made_by": MADE_BY, "settings": chosen, "source": source}
     if dataset_info.is_made_already(config.output_dir, origin, overwrite=config.overwrite):
         return _imported(config, read_json(config.output_dir / dataset_info.NAME), tallies, reused=True)
-    place = {"source": config.source, "target": config.output_dir}
-    info = write_folder(read, labels.bad, categories, origin, {"tally": tallied(tallies)}, config, **place)
+    facts, target = {"tally": tallied(tallies)}, config.output_dir
+    info = write_folder(read, labels.bad, categories, origin, facts, config, source=config.source, target=target)
     sizes = ", ".join(f"{split} {dataset_info.size(info[split])}" for split in SPLITS if split in info)
     log.info("imported %s: images: %s", config.output_dir, sizes)
     return _imported(config, info, tallies, reused=False)

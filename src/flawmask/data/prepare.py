@@ -2,9 +2,9 @@
 
 import logging
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,14 @@ class PrepareSettings(LayoutName, FolderSettings):
     """What one instance is: each connected region (8 neighbours) of a mask, or all of it."""
     classes: Literal["defect", "type"] = "defect"
     """The classes beside good: one for every defect, or one for each defect type (folder name)."""
+    keep_split: bool = False
+    """Keep the data set's own split: its test images are the split test; train_ratio divides those that it trains on,
+    unless it has some for validation. All good images take part."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        divides = "--test_ratio" if self.test_ratio else "--folds" if self.folds > 1 else None
+        require(not (self.keep_split and divides), f"--keep_split keeps the data set's own split: leave out {divides}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,21 +137,31 @@ def prepare(config: PrepareConfig) -> Prepared:
             `stop`; the output folder holds something else, or a data set made otherwise and `overwrite` is off.
     """
     require(config.folds == 1 or config.fold is not None, f"--folds {config.folds} needs --fold: which part validates")
-    layout = layouts.layout_of(config.mvtec_root, config.layout)
-    samples = _samples(config, layout)
+    layout = layouts.layout_of(config.mvtec_root, config)
+    if config.fold in (None, 1):
+        layouts.say(layout, config.mvtec_root, config)
+    config = replace(config, layout=layout)
+    samples, not_asked_for = _samples(config)
     category_ids = _category_ids(samples, config.classes)
     parts = [groups.parts_of(sample, config.group_by) for sample in samples]
     _check_pattern(samples, parts, config)
     is_unknown = not any(parts) and config.fold in (None, 1)  # once for all folds
     wants_looks = is_unknown and not _warn_of_names(samples, config) and len(samples) <= COMPARED
     read, left_out = _read_all(samples, category_ids, config, wants_looks=wants_looks)
-    tallies = _tallies(samples, {item["file"] for item in left_out}, config.mvtec_root)
-    warn_of_unused(tallies, str(config.mvtec_root / config.category), strict=config.strict)
     _warn_of_looks(read)
-    contents = [(item.sample.original_file, item.digest + item.mask_digest) for item in read]
+    tallies = _tallies(read, samples, not_asked_for, config)
+    if config.strict or config.fold in (None, 1):
+        warn_of_unused(tallies, str(config.mvtec_root / config.category), strict=config.strict)
+    contents = [
+        (
+            item.sample.original_file + (f" {item.sample.origin}" if config.keep_split else ""),
+            item.digest + item.mask_digest,
+        )
+        for item in read
+    ]
     origin = {
         "made_by": "flawmask prepare",
-        "settings": as_json(config, PrepareSettings) | {"layout": layout},
+        "settings": as_json(config, PrepareSettings),
         "source": {"category": config.category, "sha256": fingerprint(contents)},
     }
     if dataset_info.is_made_already(config.dataset_dir, origin, overwrite=config.overwrite):
@@ -155,8 +173,17 @@ def prepare(config: PrepareConfig) -> Prepared:
         return _prepared(config, info, tallies, reused=True)
     made_from = {"mvtec_root": config.mvtec_root.as_posix(), "tally": tallied(tallies)}
     categories = _categories(category_ids, config.classes)
-    source, target = config.mvtec_root / config.category, config.dataset_dir
-    info = write_folder(read, left_out, categories, origin, made_from, config, source=source, target=target)
+    info = write_folder(
+        read,
+        left_out,
+        categories,
+        origin,
+        made_from,
+        config,
+        source=config.mvtec_root / config.category,
+        target=config.dataset_dir,
+        keeps_split=config.keep_split,
+    )
     sizes = ", ".join(f"{name} {dataset_info.size(info[name])}" for name in SPLITS if name in info)
     log.info("prepared %s: images: %s", config.dataset_dir, sizes)
     return _prepared(config, info, tallies, reused=False)
@@ -167,34 +194,33 @@ def _prepared(config: PrepareConfig, info: dict[str, Any], tallies: tuple[Tally,
     return Prepared(config.dataset_dir, *counts, info["left_out"], reused, tallies)
 
 
-def _tallies(samples: Sequence[Sample], left_out: Collection[str], root: Path) -> tuple[Tally, Tally]:
-    """Return the count of the images, and that of the annotations, which are masks; those of a good image are none."""
-    of_images, of_masks = Tally("images"), Tally("annotations")
-    for sample in samples:
-        if sample.original_file in left_out:
-            of_images.leave_out(sample.original_file, "bad image or mask")
-            for file in sample.masks:
-                of_masks.leave_out(file.path.relative_to(root).as_posix(), "image not used")
-        else:
-            of_images.used += 1
-            of_masks.used += len(sample.masks)
-    return of_images, of_masks
-
-
-def _samples(config: PrepareConfig, layout: str) -> list[Sample]:
-    """Return the samples that take part.
+def _samples(config: PrepareConfig) -> tuple[list[Sample], list[Sample]]:
+    """Return the samples that take part, and those that the settings leave aside.
 
     Raises:
         FlawmaskError: none of them is defective, or something is wrong with the folders.
     """
-    found = layouts.taking_part(layouts.samples(config.mvtec_root, config.category, layout), config.good_images)
-    for problem in layouts.problems(config.mvtec_root, config.category, layout):
+    every = layouts.samples(config.mvtec_root, config.category, config)
+    found = every if config.keep_split else layouts.taking_part(every, config.good_images)
+    for problem in layouts.problems(config.mvtec_root, config.category, config):
         if problem.severity == "error":
             raise FlawmaskError(f"{config.mvtec_root / problem.where} {problem.message}")
     if all(sample.is_good for sample in found):
         beside_good = config.mvtec_root / config.category / Path(found[0].good_folder).parent
         raise FlawmaskError(f"{beside_good} holds no defective image: there is nothing to learn from")
-    return found
+    chosen = {sample.image for sample in found}
+    return found, [sample for sample in every if sample.image not in chosen]
+
+
+def _tallies(
+    read: Sequence[ReadImage], samples: Sequence[Sample], not_asked_for: Sequence[Sample], config: PrepareConfig
+) -> tuple[Tally, Tally]:
+    """Return the count of the images in the category's folders, and that of the annotations, which are masks."""
+    used = [item.sample for item in read]
+    images_used = {sample.image for sample in used}
+    bad = [sample for sample in samples if sample.image not in images_used]
+    left_out = {layouts.BAD: bad, f"--good_images {config.good_images}": not_asked_for}
+    return layouts.tallies(config.mvtec_root, config.category, used, left_out, config)
 
 
 def _category_ids(samples: Sequence[Sample], classes: Literal["defect", "type"]) -> dict[str, int]:
@@ -296,8 +322,7 @@ def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings,
     if sample.is_good and config.good_as == "instance":
         regions.append((GOOD, Cut(np.ones((height, width), dtype=bool), 0, 0)))
     if not sample.is_good and not sample.masks:
-        instead = f"draw {sample.mask_wanted}, or move the image to {sample.good_folder}"
-        raise FlawmaskError(f"{sample.image} has no mask: {instead}")
+        raise FlawmaskError(f"{sample.image} has no mask: draw {sample.mask_wanted}, or {sample.if_good}")
     for file in sample.masks:
         mask, digest = _read_mask(file, sample, height, width)
         mask_digest += digest
@@ -310,7 +335,7 @@ def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings,
     ]
     parts, look = groups.parts_of(sample, config.group_by), look_of(image) if wants_look else None
     content = images.content_digest(image)
-    before = "train_" if sample.origin == "train" else ""
+    before = "" if sample.origin == "test" else f"{sample.origin}_"
     name = f"{before}{sample.defect_type}_{sample.image.name}"
     return ReadImage(sample, name, sha256(data), content, mask_digest, height, width, records, inverted, parts, look)
 
@@ -325,8 +350,7 @@ def _read_mask(file: MaskFile, sample: Sample, height: int, width: int) -> tuple
             "export the mask at the image's size"
         )
     if not mask.any():
-        instead = f"draw the defect white, or move the image to {sample.good_folder}"
-        raise FlawmaskError(f"{file.path} has no defect pixel: {instead}")
+        raise FlawmaskError(f"{file.path} has no defect pixel: draw the defect white, or {sample.if_good}")
     return mask, sha256(data)
 
 
@@ -340,6 +364,7 @@ def write_folder(
     *,
     source: Path,
     target: Path,
+    keeps_split: bool = False,
 ) -> dict[str, Any]:
     """Divide the images, write them as a COCO folder, and return its `dataset_info.json`.
 
@@ -352,20 +377,22 @@ def write_folder(
         config: how they are divided, and arrive.
         source: where they come from, for messages.
         target: where the COCO folder goes.
+        keeps_split: whether each image stays on the side that its sample says.
 
     Raises:
         FlawmaskError: no image is left for validation, or there are fewer images than folds.
     """
     group_of = groups.together([groups.keys(item.content, item.parts) for item in read])
     members = [Member(group, item.sample.defect_type) for group, item in zip(group_of, read, strict=True)]
-    side_of = _sides(members, config)
+    side_of = _kept_sides(read, members, config, source) if keeps_split else _sides(members, config)
     sides = [side_of[group] for group in group_of]
     if "val" not in sides:
         raise FlawmaskError(
             f"{source}: every defect type has a single image (or group), so none is left for validation: add images"
         )
     records = _records(read, _group_names(read, group_of))
-    info = {**origin, "split_method": split_method(members), "version": flawmask.__version__, **facts}
+    method = "layout" if keeps_split else split_method(members)
+    info = {**origin, "split_method": method, "version": flawmask.__version__, **facts}
     with whole_folder(target) as folder:
         for side in (name for name in SPLITS if name in sides):
             chosen = [(item, *record) for item, record, at in zip(read, records, sides, strict=True) if at == side]
@@ -401,6 +428,34 @@ def _sides(members: Sequence[Member], config: FolderSettings) -> dict[str, str]:
         member.group: "test" if member.group in test else "train" if member.group in training else "val"
         for member in members
     }
+
+
+def _kept_sides(
+    read: Sequence[ReadImage], members: Sequence[Member], config: FolderSettings, source: Path
+) -> dict[str, str]:
+    """Return the split that each group goes to by the data set's own split.
+
+    Raises:
+        FlawmaskError: a group is on two sides of it, or there is no defect to train on.
+    """
+    first: dict[str, Sample] = {}
+    for member, item in zip(members, read, strict=True):
+        other = first.setdefault(member.group, item.sample)
+        if other.origin != item.sample.origin:
+            raise FlawmaskError(
+                f"{item.sample.image} is for {item.sample.origin} and shows the part or picture of {other.image}, "
+                f"which is for {other.origin}: take one of them out, or leave out --keep_split"
+            )
+    origin_of = {group: sample.origin for group, sample in first.items()}
+    training = [member for member in members if origin_of[member.group] == "train"]
+    if all(member.defect_type == GOOD for member in training):
+        raise FlawmaskError(
+            f"{source}: the data set's own split has no defective image to train on: leave out --keep_split"
+        )
+    if "val" not in origin_of.values():
+        staying = split_groups(training, config.train_ratio, config.seed)
+        origin_of |= {member.group: "val" for member in training if member.group not in staying}
+    return dict(origin_of)
 
 
 def _check_folds(members: Sequence[Member], config: FolderSettings) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 
 from flawmask import masks
 from flawmask.coco import Record
-from flawmask.coco_files import FilesBelow, walk
+from flawmask.coco_files import FilesBelow
 from flawmask.errors import FlawmaskError
+from flawmask.files import walk
 from flawmask.masks import Cut, Mask, Segmentation
 from flawmask.settings import Reading
 from flawmask.tally import Tally
@@ -171,7 +172,7 @@ class Labels:
 
 def files_below(source: Path, *suffixes: str) -> Iterator[Path]:
     """Yield a file, or the files in and below a folder, that have one of the suffixes, in a fixed order."""
-    paths = [source] if source.is_file() else (source.joinpath(*parts) for parts in walk(source))
+    paths = [source] if source.is_file() else walk(source)
     yield from (path for path in paths if path.suffix.lower() in suffixes)
 
 

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from flawmask.coco import GOOD
-from flawmask.images import Pixels
+from flawmask.files import is_junk, walk
+from flawmask.images import Pixels, is_image
 from flawmask.masks import Mask
 
 SHOWN = 12  # names in a message that says what is there
+
+Origin = Literal["train", "val", "test"]
+"""What a data set has an image for."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +41,35 @@ class Sample:
         masks: what marks its defects; empty for a good image, and for a defective one whose mask is missing.
         defect_type: the type that the image counts for, `good` for a good one.
         group: what images of the same part share; None where the layout says none.
-        origin: whether the data set has the image for training or for testing.
+        origin: whether the data set has the image for training, for validation or for testing.
         original_file: the image's POSIX path relative to the root.
         mask_wanted: where its mask should be, for messages: a POSIX path relative to the category; empty for a good
             image.
         good_folder: where it would lie if it were good, for messages: a POSIX path relative to the category.
+        labels: further files that its label was read from, such as the black mask of a good image.
+        good_by: what would make it good, for messages, where that is not the folder that it lies in.
     """
 
     image: Path
     masks: tuple[MaskFile, ...] = ()
     defect_type: str
     group: str | None = None
-    origin: Literal["train", "test"]
+    origin: Origin
     original_file: str
     mask_wanted: str = ""
     good_folder: str
+    labels: tuple[Path, ...] = ()
+    good_by: str = ""
 
     @property
     def is_good(self) -> bool:
         """Whether the image shows no defect."""
         return self.defect_type == GOOD
+
+    @property
+    def if_good(self) -> str:
+        """What to do with the image if it is good, for messages."""
+        return self.good_by or f"move the image to {self.good_folder}"
 
 
 @dataclass(frozen=True)
@@ -109,8 +122,25 @@ class Layout(Protocol):
         """
 
 
+def folders_in(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without junk; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_junk(path.name))
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Return the image files below a folder, sorted by their path; none where there is no such folder."""
+    return [path for path in walk(folder) if is_image(path)]
+
+
+def where_of(path: Path, root: Path) -> str:
+    """Return a file's POSIX path relative to the root, or all of it where it lies elsewhere."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
 def listed(folder: Path) -> str:
     """Return what is in a folder, in a few words."""
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    names = sorted(path.name for path in folder.iterdir() if not is_junk(path.name))
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more or "nothing"

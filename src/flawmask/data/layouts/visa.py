@@ -1,0 +1,272 @@
+"""VisA's layout: `<category>/Data/Images/Normal`, `Data/Images/Anomaly` and `Data/Masks/Anomaly`; `split_csv/*.csv`.
+
+The levels of a mask are types of defects, several on one mask perhaps: the authors' id2class.py names them for their
+categories. For others, `<category>/image_anno.csv` does, where an image has one type and its mask one level. CSV files
+in `split_csv` say which images are for training and which for testing (`object,split,label,image,mask`); that of two
+classes and many training images, `2cls_highshot.csv`, comes first, since it has defects on both sides.
+
+Zou et al., "SPot-the-Difference self-supervised pre-training for anomaly detection and segmentation", ECCV 2022;
+https://github.com/amazon-science/spot-diff.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from flawmask.coco import GOOD
+from flawmask.data.layouts.layout import (
+    MaskFile,
+    Origin,
+    Problem,
+    Sample,
+    folders_in,
+    images_below,
+    listed,
+)
+from flawmask.data.layouts.mask_values import counts_of, not_black, of_values
+from flawmask.errors import FlawmaskError
+
+IMAGES, NORMAL, ANOMALY, MASKS = "Data/Images", "Data/Images/Normal", "Data/Images/Anomaly", "Data/Masks/Anomaly"
+
+SPLITS = ("2cls_highshot.csv", "2cls_fewshot.csv", "1cls.csv")
+"""The files that divide the images, the best first."""
+
+UNNAMED = "anomaly"
+"""The type of a defect that nothing names."""
+
+_PCB = ("Bent", "Melt", "Scratch", "Missing")
+TYPES: dict[str, tuple[str, ...]] = {
+    "candle": (
+        "Chunk Of Wax Missing",
+        "Damaged Corner of Packaging",
+        "weird candle wick",
+        "Different Colour Spot",
+        "Extra Wax in Candle",
+        "Foreign Particals on Candle",
+        "Wax Melded out of the candle",
+        "Other",
+    ),
+    "capsules": ("Bubble", "Discolor", "Scratch", "Leak", "Misshape"),
+    "cashew": (
+        "Burnt",
+        "Corner or Edge Breakage",
+        "Different Colour Spot",
+        "Middle Breakage",
+        "Small Holes",
+        "Small Scratches",
+        "Stuck Together",
+        "Same Colour Spot",
+        "Other",
+    ),
+    "chewinggum": (
+        "Chunk of gum missing",
+        "Corner Missing",
+        "Scratches",
+        "Similar Colour Spot",
+        "Small Cracks",
+        "Other",
+    ),
+    "fryum": (
+        "Burnt",
+        "Corner or Edge Breakage",
+        "Different Colour Spot",
+        "Fryum Stuck Together",
+        "Middle Breakage",
+        "Similar Colour Spot",
+        "Small Scratches",
+        "Other",
+    ),
+    "macaroni1": (
+        "Chip Around Edge And Corner",
+        "Different Colour Spot",
+        "Middle Breakage",
+        "Similar Colour Spot",
+        "Small Cracks",
+        "Small Scratches",
+        "Other",
+    ),
+    "macaroni2": (
+        "Breakage down the middle",
+        "Color spot similar to the Object",
+        "Different Color spot",
+        "Small chip around edge",
+        "Small Cracks",
+        "Small Scratches",
+        "Other",
+    ),
+    "pcb1": _PCB,
+    "pcb2": _PCB,
+    "pcb3": _PCB,
+    "pcb4": ("Burnt", "Scratch", "Missing", "Damage", "Extra", "Wrong Place", "Dirt"),
+    "pipe_fryum": (
+        "Burnt",
+        "Corner And Edge Breakage",
+        "Different Colour Spot",
+        "Middle Breakage",
+        "Similar Colour Spot",
+        "Small Scratches",
+        "Stuck Together",
+        "Small Cracks",
+        "Other",
+    ),
+}
+"""What the mask levels 1, 2, ... of a category are, by id2class.py."""
+
+
+def recognised(root: Path) -> bool:
+    """Return whether a folder under `root` holds `Data/Images`."""
+    return any((folder / IMAGES).is_dir() for folder in folders_in(root))
+
+
+def categories(root: Path) -> list[str]:
+    """Return the names of the folders under `root` that hold `Data/Images`, sorted.
+
+    Raises:
+        FlawmaskError: there is none.
+    """
+    found = [folder.name for folder in folders_in(root) if (folder / IMAGES).is_dir()]
+    if not found:
+        raise FlawmaskError(f"{root} holds no category, which is a folder with {IMAGES}: it holds {listed(root)}")
+    return found
+
+
+def samples(root: Path, category: str) -> list[Sample]:
+    """Return the images below `Normal` and `Anomaly`, sorted by their path.
+
+    A mask with several levels comes as several masks. An image counts for the type that covers most of it.
+
+    Raises:
+        FlawmaskError: no image is there.
+    """
+    folder = root / category
+    normal, anomalous = images_below(folder / NORMAL), images_below(folder / ANOMALY)
+    if not normal and not anomalous:
+        raise FlawmaskError(f"{folder / IMAGES} holds no image in Normal or Anomaly")
+    origins = _origins(root, category)
+    masks = _masks(folder)
+    files = [masks.get(image.relative_to(folder / ANOMALY).with_suffix("")) for image in anomalous]
+    there = [path for path in files if path is not None]
+    levels = {
+        path: {level: count for level, count in counts.items() if level}
+        for path, counts in zip(there, counts_of(there), strict=True)
+    }
+    names = _names(folder, levels)
+    found = [_sample(root, category, image, None, {}, names, origins) for image in normal]
+    found += [
+        _sample(root, category, image, mask, levels[mask] if mask else {}, names, origins)
+        for image, mask in zip(anomalous, files, strict=True)
+    ]
+    return sorted(found, key=lambda sample: sample.image)
+
+
+def problems(root: Path, category: str) -> list[Problem]:
+    """Return masks without an image, and images that the CSV file does not divide, or that it names and are not there.
+
+    Raises:
+        FlawmaskError: no image is there.
+    """
+    found = samples(root, category)
+    there = {sample.original_file for sample in found}
+    used = {mask.path for sample in found for mask in sample.masks}
+    divided = _origins(root, category)
+    message = "belongs to no image of Anomaly: add the image, or name the mask after it"
+    orphans = [("orphan masks", path, message) for path in images_below(root / category / MASKS) if path not in used]
+    lost = [("no image", root / name, f"is in {_split_file(root)} alone") for name in sorted(divided.keys() - there)]
+    new = [
+        ("not divided", root / name, f"is not in {_split_file(root)}: it counts as one to train with")
+        for name in sorted(there - divided.keys() if divided else ())
+    ]
+    return [
+        Problem("warning", kind, path.relative_to(root).as_posix(), message)
+        for kind, path, message in [*orphans, *lost, *new]
+    ]
+
+
+def _sample(
+    root: Path,
+    category: str,
+    image: Path,
+    mask: Path | None,
+    levels: Mapping[int, int],
+    names: Mapping[int, str],
+    origins: Mapping[str, Origin],
+) -> Sample:
+    """Return an image's sample, given how many pixels of its mask have each level but 0."""
+    is_good = image.is_relative_to(root / category / NORMAL)
+    original = image.relative_to(root).as_posix()
+    files = [MaskFile(mask, partial(of_values, values=(level,)), names[level]) for level in levels] if mask else []
+    if mask and not files:  # it is black or cannot be read, which whoever reads it will say
+        files = [MaskFile(mask, not_black, UNNAMED)]
+    largest = max(levels, key=lambda level: levels[level], default=None)
+    wanted = image.relative_to(root / category / (NORMAL if is_good else ANOMALY)).with_suffix(".png")
+    return Sample(
+        image=image,
+        masks=tuple(files),
+        defect_type=GOOD if is_good else UNNAMED if largest is None else names[largest],
+        origin=origins.get(original, "train" if origins else "test"),
+        original_file=original,
+        mask_wanted="" if is_good else f"{MASKS}/{wanted.as_posix()}",
+        good_folder=NORMAL,
+    )
+
+
+def _masks(folder: Path) -> dict[Path, Path]:
+    """Return the masks by their path below the folder of masks, without the suffix."""
+    place = folder / MASKS
+    return {path.relative_to(place).with_suffix(""): path for path in images_below(place)}
+
+
+def _names(folder: Path, levels: Mapping[Path, Mapping[int, int]]) -> dict[int, str]:
+    """Return what each level of the masks stands for."""
+    known = dict(enumerate(TYPES.get(folder.name, ()), start=1))
+    labels = {} if known else _labels(folder)
+    votes = Counter(
+        (level, labels[path])
+        for path, of_mask in levels.items()
+        if len(of_mask) == 1 and path in labels
+        for level in of_mask
+    )
+    for (level, name), _ in reversed(votes.most_common()):  # the most frequent comes last, and stays
+        known[level] = name
+    every = {level for of_mask in levels.values() for level in of_mask}
+    return {level: known.get(level, UNNAMED if len(every) == 1 else f"{UNNAMED}_{level}") for level in every}
+
+
+def _labels(folder: Path) -> dict[Path, str]:
+    """Return the type on each mask that `image_anno.csv` gives a single one."""
+    rows = _rows(folder / "image_anno.csv")
+    return {
+        folder.parent / row["mask"]: row["label"]
+        for row in rows
+        if row.get("mask") and row.get("label") and "," not in row["label"]
+    }
+
+
+def _split_file(root: Path) -> str:
+    """Return the name of the CSV file that divides the images; nothing where there is none."""
+    return next((f"split_csv/{name}" for name in SPLITS if (root / "split_csv" / name).is_file()), "")
+
+
+def _origins(root: Path, category: str) -> dict[str, Origin]:
+    """Return what each image of the category is for, by its path below the root, where a CSV file says it."""
+    name = _split_file(root)
+    rows: Sequence[Mapping[str, str]] = _rows(root / name) if name else ()
+    of_category = (row for row in rows if row.get("object") == category)
+    return {row["image"]: "train" if row.get("split") == "train" else "test" for row in of_category if row.get("image")}
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Return the lines of a CSV file by the names in its first; none where there is no such file.
+
+    Raises:
+        FlawmaskError: it is no CSV file in UTF-8.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise FlawmaskError(f"{path} cannot be read as a CSV file in UTF-8 ({error}): export it again") from None
