@@ -9,7 +9,13 @@ from flawmask.errors import FlawmaskError
 
 T = TypeVar("T")
 
-BEFORE: Mapping[str, Any] = {"layout": "mvtec"}
+BEFORE: Mapping[str, Any] = {
+    "layout": "mvtec",
+    "intensity": "auto",
+    "mask_values": "auto",
+    "mask_classes": None,
+    "exif_masks": None,
+}
 """What a setting came to before it was one: a file that does not say it was written then."""
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]

@@ -45,7 +45,7 @@ def test_every_figure_is_written_under_the_name_that_users_know(judged: Callable
     pixels = ("auroc", "ap", "aupro", "aupro_05", "iou", "dice", "f1_max", "f1_max_threshold")
     speed = ("seconds", "seconds_per_image")
     sure = ("intervals", "interval_method", "resamples", "threshold", "notes")
-    settings = ("conf", "min_area", "split", "dataset", "model", "seed", "allow_leak", "finds")
+    settings = ("conf", "min_area", "split", "dataset", "model", "seed", "allow_leak", "finds", "intensity")
     beyond = {*ranked, *counted, *listed, *overlaps, *(f"pixel_{name}" for name in pixels), *speed, *sure, *settings}
     assert set(metrics) == {*promised, *beyond}
     assert metrics["total_images"] == 5

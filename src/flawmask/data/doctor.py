@@ -13,13 +13,17 @@ from typing import Literal
 
 from flawmask import draw, images
 from flawmask.coco import GOOD
-from flawmask.data.doctor_checks import Item, category_items, coco_items, unreadable
+from flawmask.data import intensity
+from flawmask.data.doctor_checks import Item, brightness, category_items, coco_items, unreadable
 from flawmask.data.duplicates import Compared, Look, alike, identical, look_of
 from flawmask.data.group_search import find_groups
+from flawmask.data.intensity import IntensitySettings
 from flawmask.data.layouts import LayoutName, Problem
+from flawmask.data.mask_files import MaskSettings, TurnedImage
 from flawmask.draw import Picture
 from flawmask.errors import ImageError
 from flawmask.files import sha256
+from flawmask.images import UPPER_BITS, Levels
 from flawmask.launch import usable_cores
 from flawmask.masks import Mask
 from flawmask.progress import track
@@ -30,7 +34,7 @@ COLUMNS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorConfig(LayoutName):
+class DoctorConfig(IntensitySettings, MaskSettings, LayoutName):
     """Check a category or a COCO folder: counts, masks, damaged and doubled images."""
 
     mvtec_root: Path = Path("datasets/mvtec")
@@ -119,10 +123,13 @@ def examine(config: DoctorConfig) -> Report:
         FlawmaskError: there is no such category or COCO folder, or no image in it.
     """
     if config.category:
-        items, problems = category_items(config.mvtec_root, config.category, config.layout, config.good_images)
+        place = config.mvtec_root, config.category, config.layout, config.good_images
+        items, problems = category_items(*place, config)
+        levels = intensity.of_images(config.intensity, [item.path for item in items], config.category)
     else:
-        items, problems = coco_items(config.dataset_dir or Path())
-    seen = _see_all(items, _spread(items, config.sheet_images))
+        items, problems, splits = coco_items(config.dataset_dir or Path())
+        levels = intensity.of_dataset(config.intensity, splits) if splits else UPPER_BITS
+    seen = _see_all(items, levels, _spread(items, config.sheet_images))
     problems += chain.from_iterable(each.problems for each in seen)
     problems += _identical(seen, coco=config.category is None)
     problems += _near_identical(seen, coco=config.category is None)
@@ -136,23 +143,25 @@ def examine(config: DoctorConfig) -> Report:
     )
 
 
-def _see_all(items: Sequence[Item], on_sheet: frozenset[Path]) -> list[_Seen]:
+def _see_all(items: Sequence[Item], levels: Levels, on_sheet: frozenset[Path]) -> list[_Seen]:
     with ThreadPoolExecutor(usable_cores()) as pool:
-        seen = pool.map(lambda item: _see(item, item.path in on_sheet), items)
+        seen = pool.map(lambda item: _see(item, levels, item.path in on_sheet), items)
         return list(track(seen, "checking", total=len(items)))
 
 
-def _see(item: Item, on_sheet: bool) -> _Seen:
+def _see(item: Item, levels: Levels, on_sheet: bool) -> _Seen:
     """Read one image and its truth, and return what the report needs of them."""
     try:
         data = images.read_bytes(item.path)
-        image = images.to_rgb(images.decode(data, item.path))
+        decoded = images.decode_parts(data, item.path)
     except ImageError as error:
         return _Seen(item, [unreadable(error, item.path, item.where)])
+    image = images.to_rgb(decoded.colour, levels)
     height, width = image.shape[:2]
-    truth = item.truth(height, width)
+    truth = item.truth(TurnedImage(height, width, decoded.orientation))
+    problems = [*truth.problems, *brightness(image, item.where)]
     cell = _cell(image, truth.mask) if on_sheet else None
-    return _Seen(item, truth.problems, sha256(data), (width, height), look_of(image), truth.instances, cell)
+    return _Seen(item, problems, sha256(data), (width, height), look_of(image), truth.instances, cell)
 
 
 # Images that are there twice.

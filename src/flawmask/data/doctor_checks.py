@@ -1,5 +1,6 @@
 """What can be wrong with one image, its masks or its annotations: of a category, or of a COCO folder."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +12,26 @@ import numpy as np
 
 from flawmask import images
 from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, read_split, split_folder
-from flawmask.data import layouts
+from flawmask.data import layouts, mask_files
 from flawmask.data.layouts import MaskFile, Problem, Sample
+from flawmask.data.mask_files import MaskSettings, TurnedError, TurnedImage
+from flawmask.draw import Picture
 from flawmask.errors import FlawmaskError, ImageError, RecordsError
 from flawmask.images import Pixels
 from flawmask.masks import Mask, box_of, looks_inverted
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 
 # Other tools measure the polygon where Flawmask counts pixels: a difference below these is theirs, not a fault.
 BOX_TOLERANCE = 1.5  # pixels
 AREA_TOLERANCE = 0.05  # of the mask's pixels
+
+DARK = 16
+"""Below this level, of 255, a pixel is as good as black; so far from the top it is as good as white."""
+FEW_PIXELS = 0.001
+"""So few brighter ones, of all, leave a picture black: hot pixels of the camera."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Truth:
 @dataclass(frozen=True)
 class Item:
     """An image to check: where it stands in the data set, what its file was called first, what part it shows if that is
-    known, and what reads its truth, given height and width."""
+    known, and what reads its truth, given height, width and Exif orientation."""
 
     path: Path
     where: str
@@ -46,19 +56,28 @@ class Item:
     type: str
     defective: bool
     variant: bool
-    truth: Callable[[int, int], Truth]
+    truth: Callable[[TurnedImage], Truth]
 
 
 def category_items(
-    root: Path, category: str, layout: str, good_images: Literal["test", "all"]
+    root: Path, category: str, layout: str, good_images: Literal["test", "all"], settings: MaskSettings
 ) -> tuple[list[Item], list[Problem]]:
-    """Return the images of a category, and what is wrong with its folders and file names.
+    """Return the images of a category, and what is wrong with its folders, file names and masks as a whole.
 
     Raises:
         FlawmaskError: there is no such category, or no image in it.
     """
     samples = layouts.taking_part(layouts.samples(root, category, layout), good_images)
-    return [_sample_item(sample, root) for sample in samples], layouts.problems(root, category, layout)
+    found = layouts.problems(root, category, layout)
+    try:
+        samples, reading = mask_files.with_rule(samples, settings)
+    except FlawmaskError as error:
+        return [], [*found, Problem("error", "masks of two kinds", category, f"cannot be read: {error}")]
+    if reading is not None and reading.several and reading.rule != "white":  # of white, each mask says it
+        found.append(Problem("warning", "mask values", category, reading.several))
+    if reading is not None:
+        log.info("masks of %s: %s", category, reading)
+    return [_sample_item(sample, root, settings) for sample in samples], found
 
 
 def unreadable(error: ImageError, path: Path, where: str) -> Problem:
@@ -66,10 +85,25 @@ def unreadable(error: ImageError, path: Path, where: str) -> Problem:
     return Problem("error", "unreadable image", where, str(error).removeprefix(f"{path} "))
 
 
+def brightness(image: Picture, where: str) -> Iterator[Problem]:
+    """Yield a problem for a picture that is nearly black or white, as it is where its range of grey is not known.
+
+    Args:
+        image: (height, width, 3) uint8 RGB.
+        where: its place in the data set.
+    """
+    few = FEW_PIXELS * image.size
+    message = "is nearly %s as networks see it: look at the exposure, or at --intensity if it has more than 8 bits"
+    if np.count_nonzero(image >= DARK) < few:
+        yield Problem("warning", "nearly black", where, message % "black")
+    elif np.count_nonzero(image <= 255 - DARK) < few:
+        yield Problem("warning", "nearly white", where, message % "white")
+
+
 # A category.
 
 
-def _sample_item(sample: Sample, root: Path) -> Item:
+def _sample_item(sample: Sample, root: Path, settings: MaskSettings) -> Item:
     return Item(
         path=sample.image,
         where=sample.original_file,
@@ -79,17 +113,25 @@ def _sample_item(sample: Sample, root: Path) -> Item:
         type=sample.defect_type,
         defective=not sample.is_good,
         variant=False,
-        truth=partial(_sample_truth, sample, root),
+        truth=partial(_sample_truth, sample, root, settings),
     )
 
 
-def _sample_truth(sample: Sample, root: Path, height: int, width: int) -> Truth:
+def _sample_truth(sample: Sample, root: Path, settings: MaskSettings, image: TurnedImage) -> Truth:
     """Read the sample's masks, and return what is wrong with them."""
     if not sample.is_good and not sample.masks:
         advice = f"draw {sample.mask_wanted}, or move it to {sample.good_folder}"
         return Truth(None, 0, [Problem("error", "mask missing", sample.original_file, f"has no mask: {advice}")])
-    truths = [_mask_truth(file, sample, root, height, width) for file in sample.masks]
+    truths = [_mask_truth(file, root, settings, image) for file in sample.masks]
     masks = [truth.mask for truth in truths if truth.mask is not None]
+    there = [(file.path, truth.mask) for file, truth in zip(sample.masks, truths, strict=True)]
+    marked = {path for path, mask in there if mask is not None and mask.any()}
+    for file, truth in zip(sample.masks, truths, strict=True):
+        if truth.mask is not None and file.path not in marked:
+            marked.add(file.path)  # said once, though several rules may have looked at it
+            where = file.path.relative_to(root).as_posix()
+            message = f"has no defect pixel: draw the defect white, or move the image to {sample.good_folder}"
+            truth.problems.append(Problem("error", "mask empty", where, message))
     return Truth(
         np.logical_or.reduce(masks) if masks else None,
         sum(truth.instances for truth in truths),
@@ -97,22 +139,24 @@ def _sample_truth(sample: Sample, root: Path, height: int, width: int) -> Truth:
     )
 
 
-def _mask_truth(file: MaskFile, sample: Sample, root: Path, height: int, width: int) -> Truth:
-    """Read one mask, and return what is wrong with it."""
+def _mask_truth(file: MaskFile, root: Path, settings: MaskSettings, image: TurnedImage) -> Truth:
+    """Read one mask, and return what is wrong with it, but for its being empty."""
     where = file.path.relative_to(root).as_posix()
     try:
-        pixels = images.read_pixels(file.path)
+        pixels = mask_files.pixels_of(images.read_bytes(file.path), file, image, settings)
     except ImageError as error:
         return Truth(None, 0, [unreadable(error, file.path, where)])
-    if pixels.shape[:2] != (height, width):
-        sizes = f"is {pixels.shape[1]}x{pixels.shape[0]} but its image is {width}x{height}"
+    except TurnedError as error:
+        return Truth(None, 0, [Problem("error", "mask turned", where, str(error).removeprefix(f"{file.path} "))])
+    if pixels.shape[:2] != (image.height, image.width):
+        sizes = f"is {pixels.shape[1]}x{pixels.shape[0]} but its image is {image.width}x{image.height}"
         return Truth(None, 0, [Problem("error", "mask size", where, f"{sizes}: export the mask at the image's size")])
-    mask = file.rule(pixels)
+    try:
+        mask = file.rule(pixels)
+    except FlawmaskError as error:
+        return Truth(None, 0, [Problem("error", "mask values", where, str(error).removeprefix(f"{file.path} "))])
     count, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    problems = [*(_value_problems(pixels, where) if file.rule is images.to_mask else ())]
-    if not mask.any():
-        message = f"has no defect pixel: draw the defect white, or move the image to {sample.good_folder}"
-        problems.append(Problem("error", "mask empty", where, message))
+    problems = [*(_value_problems(pixels, where) if (file.part, file.rule) == ("colour", images.white) else ())]
     if looks_inverted(mask):
         message = "is white in all four corners: if the defect is what is black, invert it"
         problems.append(Problem("warning", "mask inverted", where, message))
@@ -131,9 +175,11 @@ def _value_problems(pixels: Pixels, where: str) -> Iterator[Problem]:
 # A COCO folder.
 
 
-def coco_items(dataset_dir: Path) -> tuple[list[Item], list[Problem]]:
-    """Return the images of all splits that are there and can be used, and what is wrong with the splits themselves."""
+def coco_items(dataset_dir: Path) -> tuple[list[Item], list[Problem], list[CocoSplit]]:
+    """Return the images of all splits that are there and can be used, what is wrong with the splits themselves, and
+    these splits."""
     items: list[Item] = []
+    splits: list[CocoSplit] = []
     problems: list[Problem] = []
     for name in [name for name in SPLITS if split_folder(dataset_dir, name).is_dir()] or SPLITS[:1]:
         try:
@@ -146,9 +192,10 @@ def coco_items(dataset_dir: Path) -> tuple[list[Item], list[Problem]]:
                 continue
             problems.append(Problem("error", "unusable split", name, f"cannot be used: {error}"))
             continue
+        splits.append(split)
         items += [_record_item(split, image) for image in split.images]
         problems += _split_problems(split)
-    return items, problems
+    return items, problems, splits
 
 
 def _record_item(split: CocoSplit, image: Record) -> Item:
@@ -167,8 +214,9 @@ def _record_item(split: CocoSplit, image: Record) -> Item:
     )
 
 
-def _record_truth(split: CocoSplit, image: Record, height: int, width: int) -> Truth:
+def _record_truth(split: CocoSplit, image: Record, seen: TurnedImage) -> Truth:
     """Decode the annotations of an image, and return what is wrong with them."""
+    height, width = seen.height, seen.width
     where = f"{split.name}/images/{image['file_name']}"
     defects = split.defects(image)
     if (image["width"], image["height"]) != (width, height):

@@ -14,13 +14,16 @@ import numpy as np
 import flawmask
 from flawmask import images
 from flawmask.coco import GOOD, Record, cut_annotation, write_split
-from flawmask.data import dataset_info, groups, layouts
+from flawmask.data import dataset_info, groups, intensity, layouts, mask_files
 from flawmask.data.duplicates import Compared, Look, alike, look_of
 from flawmask.data.group_search import find_groups
+from flawmask.data.intensity import IntensitySettings
 from flawmask.data.layouts import LayoutName, MaskFile, Sample
+from flawmask.data.mask_files import MaskSettings, TurnedImage
 from flawmask.data.split import Member, fold_groups, split_groups, split_method
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json
+from flawmask.images import Levels
 from flawmask.launch import usable_cores
 from flawmask.masks import Cut, Mask, cut_components, cut_out, looks_inverted
 from flawmask.progress import track
@@ -35,7 +38,7 @@ COMPARED = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings(LayoutName, Seed):
+class PrepareSettings(IntensitySettings, MaskSettings, LayoutName, Seed):
     """How a category becomes a COCO folder."""
 
     train_ratio: float = 0.8
@@ -127,6 +130,7 @@ class _Read:
     height: int
     width: int
     annotations: list[Record]
+    kinds: list[str]
     inverted: list[Path]
     parts: list[str]
     look: Look | None
@@ -142,14 +146,23 @@ def prepare(config: PrepareConfig) -> Prepared:
     require(config.folds == 1 or config.fold is not None, f"--folds {config.folds} needs --fold: which part validates")
     layout = layouts.layout_of(config.mvtec_root, config.layout)
     samples = _samples(config, layout)
-    category_ids = _category_ids(samples, config.classes)
+    samples, reading = mask_files.with_rule(samples, config)
+    once = config.fold in (None, 1)  # is said what holds for all folds
+    if reading is not None and once:
+        log.info("masks of %s: %s", config.category, reading)
+        if reading.several:
+            log.warning("%s: %s", config.category, reading.several)
     parts = [groups.parts_of(sample, config.group_by) for sample in samples]
     _check_pattern(samples, parts, config)
-    is_unknown = not any(parts) and config.fold in (None, 1)  # once for all folds
+    is_unknown = not any(parts) and once
     wants_looks = is_unknown and not _warn_of_names(samples, config) and len(samples) <= COMPARED
-    read, left_out = _read_all(samples, category_ids, config, wants_looks=wants_looks)
+    levels = intensity.of_images(config.intensity, [sample.image for sample in samples], config.category)
+    read, left_out = _read_all(samples, levels, config, wants_looks=wants_looks)
     _warn_of_looks(read)
+    category_ids = _category_ids(samples, read, config)
     contents = [(item.sample.original_file, item.digest + item.mask_digest) for item in read]
+    if config.mask_classes is not None:
+        contents.append(("mask_classes", sha256(config.mask_classes.read_bytes())))
     origin = {
         "made_by": "flawmask prepare",
         "settings": as_json(config, PrepareSettings) | {"layout": layout},
@@ -162,7 +175,10 @@ def prepare(config: PrepareConfig) -> Prepared:
             f"{config.dataset_dir} was prepared by an older version, which wrote no groups: make it anew, --overwrite",
         )
         return _prepared(config, info, reused=True)
-    info = _write(read, left_out, category_ids, origin, config)
+    facts = {} if reading is None else {"mask_values": reading.rule}
+    if levels != images.UPPER_BITS:
+        facts["intensity"] = intensity.to_keep(config.intensity, levels)
+    info = _write(read, left_out, category_ids, origin, facts, config)
     sizes = ", ".join(f"{name} {dataset_info.size(info[name])}" for name in SPLITS if name in info)
     log.info("prepared %s: images: %s", config.dataset_dir, sizes)
     return _prepared(config, info, reused=False)
@@ -188,13 +204,17 @@ def _samples(config: PrepareConfig, layout: str) -> list[Sample]:
     return found
 
 
-def _category_ids(samples: Sequence[Sample], classes: Literal["defect", "type"]) -> dict[str, int]:
-    """Return the category id of each defect type; good is 1."""
+def _category_ids(samples: Sequence[Sample], read: Sequence[_Read], config: PrepareSettings) -> dict[str, int]:
+    """Return the category id of each defect type; good is 1. Of the types that `--mask_classes` names, those that are
+    on some mask have one."""
     defective = [sample for sample in samples if not sample.is_good]
-    types = sorted(
-        {kind for sample in defective for kind in [mask.defect_type for mask in sample.masks] or [sample.defect_type]}
-    )
-    return {GOOD: 1, **{name: 2 if classes == "defect" else number for number, name in enumerate(types, start=2)}}
+    types = {
+        kind for sample in defective for kind in [mask.defect_type for mask in sample.masks] or [sample.defect_type]
+    }
+    if config.mask_classes is not None:
+        types = {kind for item in read for kind in item.kinds if kind != GOOD}
+    by_type = config.classes == "type"
+    return {GOOD: 1, **{name: number if by_type else 2 for number, name in enumerate(sorted(types), start=2)}}
 
 
 def _check_pattern(samples: Sequence[Sample], parts: Sequence[Sequence[str]], config: PrepareConfig) -> None:
@@ -241,13 +261,13 @@ def _warn_of_looks(read: Sequence[_Read]) -> None:
 
 
 def _read_all(
-    samples: Sequence[Sample], category_ids: dict[str, int], config: PrepareConfig, *, wants_looks: bool
+    samples: Sequence[Sample], levels: Levels, config: PrepareConfig, *, wants_looks: bool
 ) -> tuple[list[_Read], list[dict[str, str]]]:
     """Return what was read, and the images left out with the reason; all cores take part."""
 
     def attempt(sample: Sample) -> _Read | FlawmaskError:
         try:
-            return _read(sample, category_ids, config, wants_look=wants_looks)
+            return _read(sample, levels, config, wants_look=wants_looks)
         except FlawmaskError as error:
             return error
 
@@ -277,10 +297,11 @@ def _read_all(
     return read, left_out
 
 
-def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings, *, wants_look: bool) -> _Read:
+def _read(sample: Sample, levels: Levels, config: PrepareSettings, *, wants_look: bool) -> _Read:
     """Read one image and its masks, and encode what is on it; ids are given later."""
     data = images.read_bytes(sample.image)
-    image = images.to_rgb(images.decode(data, sample.image))
+    decoded = images.decode_parts(data, sample.image)
+    image = images.to_rgb(decoded.colour, levels)
     height, width = image.shape[:2]
     regions: list[tuple[str, Cut]] = []
     mask_digest, inverted = "", []
@@ -289,33 +310,35 @@ def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings,
     if not sample.is_good and not sample.masks:
         instead = f"draw {sample.mask_wanted}, or move the image to {sample.good_folder}"
         raise FlawmaskError(f"{sample.image} has no mask: {instead}")
-    for file in sample.masks:
-        mask, digest = _read_mask(file, sample, height, width)
+    found = [_read_mask(file, TurnedImage(height, width, decoded.orientation), config) for file in sample.masks]
+    marked = {file.path for file, (mask, _) in zip(sample.masks, found, strict=True) if mask.any()}
+    for file, (mask, digest) in zip(sample.masks, found, strict=True):
         mask_digest += digest
+        if file.path not in marked:
+            instead = f"draw the defect white, or move the image to {sample.good_folder}"
+            raise FlawmaskError(f"{file.path} has no defect pixel: {instead}")
+        if not mask.any():
+            continue
         cuts = cut_components(mask) if config.instances == "component" else [cut_out(mask)]
         regions += [(file.defect_type, cut) for cut in cuts]
         if looks_inverted(mask):
             inverted.append(file.path)
-    records = [
-        cut_annotation(cut, height, width, id=0, image_id=0, category_id=category_ids[kind]) for kind, cut in regions
-    ]
+    records = [cut_annotation(cut, height, width, id=0, image_id=0, category_id=0) for _, cut in regions]
+    kinds = [kind for kind, _ in regions]
     parts, look = groups.parts_of(sample, config.group_by), look_of(image) if wants_look else None
     content = images.content_digest(image)
-    return _Read(sample, sha256(data), content, mask_digest, height, width, records, inverted, parts, look)
+    return _Read(sample, sha256(data), content, mask_digest, height, width, records, kinds, inverted, parts, look)
 
 
-def _read_mask(file: MaskFile, sample: Sample, height: int, width: int) -> tuple[Mask, str]:
-    """Return one of the sample's masks and the SHA-256 of its file, after checking that it fits the image."""
+def _read_mask(file: MaskFile, image: TurnedImage, config: PrepareSettings) -> tuple[Mask, str]:
+    """Return a mask and the SHA-256 of its file, after checking that it fits the image."""
     data = images.read_bytes(file.path)
-    mask = file.rule(images.decode(data, file.path))
-    if mask.shape != (height, width):
+    mask = file.rule(mask_files.pixels_of(data, file, image, config))
+    if mask.shape != (image.height, image.width):
         raise FlawmaskError(
-            f"{file.path} is {mask.shape[1]}x{mask.shape[0]} but its image is {width}x{height}: "
+            f"{file.path} is {mask.shape[1]}x{mask.shape[0]} but its image is {image.width}x{image.height}: "
             "export the mask at the image's size"
         )
-    if not mask.any():
-        instead = f"draw the defect white, or move the image to {sample.good_folder}"
-        raise FlawmaskError(f"{file.path} has no defect pixel: {instead}")
     return mask, sha256(data)
 
 
@@ -324,9 +347,10 @@ def _write(
     left_out: list[dict[str, str]],
     category_ids: dict[str, int],
     origin: dict[str, Any],
+    facts: dict[str, Any],
     config: PrepareConfig,
 ) -> dict[str, Any]:
-    """Write the COCO folder and return its `dataset_info.json`."""
+    """Write the COCO folder and return its `dataset_info.json`, which holds the facts, too."""
     group_of = groups.together([groups.keys(item.content, item.parts) for item in read])
     members = [Member(group, item.sample.defect_type) for group, item in zip(group_of, read, strict=True)]
     side_of = _sides(members, config)
@@ -336,10 +360,11 @@ def _write(
             f"{config.mvtec_root / config.category}: every defect type has a single image (or group), "
             "so none is left for validation: add images"
         )
-    records = _records(read, _group_names(read, group_of))
+    records = _records(read, category_ids, _group_names(read, group_of))
     categories = _categories(category_ids, config.classes)
     info = {
         **origin,
+        **facts,
         "split_method": split_method(members),
         "version": flawmask.__version__,
         "mvtec_root": config.mvtec_root.as_posix(),
@@ -410,7 +435,9 @@ def _group_names(read: Sequence[_Read], group_of: Sequence[str]) -> list[str] | 
     return groups.names(group_of, [item.parts for item in read], files) if _knows_groups(read) else None
 
 
-def _records(read: Sequence[_Read], named: Sequence[str] | None) -> list[tuple[Record, list[Record]]]:
+def _records(
+    read: Sequence[_Read], category_ids: dict[str, int], named: Sequence[str] | None
+) -> list[tuple[Record, list[Record]]]:
     """Return each image's COCO record, with its group's name where groups are known, and its annotations'; ids are
     unique over all splits."""
     taken: set[str] = set()
@@ -427,8 +454,8 @@ def _records(read: Sequence[_Read], named: Sequence[str] | None) -> list[tuple[R
         if named is not None:
             image["group"] = named[image_id - 1]
         of_image = [
-            {**record, "id": number, "image_id": image_id}
-            for number, record in enumerate(item.annotations, start=next_annotation)
+            {**record, "id": number, "image_id": image_id, "category_id": category_ids[kind]}
+            for number, (record, kind) in enumerate(zip(item.annotations, item.kinds, strict=True), next_annotation)
         ]
         next_annotation += len(of_image)
         numbered.append((image, of_image))

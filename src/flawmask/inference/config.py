@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flawmask.data.intensity import IntensityRule
 from flawmask.settings import Device, require
 
 SCORE_FLOOR = 0.05
@@ -69,5 +70,13 @@ class PredictConfig(VerdictSettings):
     """Write the defects of each image as a black and white PNG at the image's own size too."""
     roi: Path | None = None
     """An image at the size of the inputs, white where defects count."""
+    intensity: IntensityRule | None = None
+    """How many bits images of more than 8 use, percentile or auto, see train; by default as the model was trained."""
+    page: int | None = None
+    """Which image is read of files that hold several, from 1. Without it they are listed as unreadable."""
     fail_on_defect: bool = False
     """Exit with status 1 when a defect was found."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.page is None or self.page >= 1, f"--page is {self.page}: pages are counted from 1")

@@ -5,7 +5,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torchvision
 
 import flawmask
 from flawmask.coco import CocoSplit, read_split, split_folder
+from flawmask.data import intensity
 from flawmask.distributed import Processes
 from flawmask.evaluation.leak import NAME as TRAINING_IMAGES
 from flawmask.evaluation.leak import content_digests
@@ -86,7 +87,12 @@ def set_up(
     """Return what the training is made of: as it was, or as settings, data, memory and time budget have it."""
     training, validation = _splits(config)
     config = team.from_main(lambda: with_network(config, len(training.images)))
-    digests = content_digests(training) if team.is_main else {}
+    if state is not None:
+        levels = state.model_spec.intensity
+    else:
+        splits = [training, *([validation] if validation else [])]
+        levels = team.from_main(lambda: intensity.of_dataset(config.intensity, splits))
+    digests = content_digests(training, levels) if team.is_main else {}
     each = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
     batch_size = state.batch_size if state else config.effective_batch_size or each * team.count
     require(
@@ -124,7 +130,7 @@ def set_up(
         at_once = 1  # as fast as several on a CPU, in less than half the memory, and nothing looks at the others
     elif config.batch_size == "auto":
         at_once = team.from_main(lambda: fit.largest_batch(trial, image_size, share))
-    spec = spec_for(config, training, given, image_size, at_once)
+    spec = replace(spec_for(config, training, given, image_size, at_once), intensity=levels)
     return setup(spec, given, bool(given.state), at_once=at_once, digests=digests)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from flawmask.data.layouts import mvtec
-from flawmask.data.layouts.layout import Layout, MaskFile, Problem, Sample, listed
+from flawmask.data.layouts.layout import Layout, MaskFile, Part, Problem, Sample, listed
 from flawmask.errors import FlawmaskError
 from flawmask.settings import Settings, require
 
@@ -19,6 +19,7 @@ __all__ = [
     "Layout",
     "LayoutName",
     "MaskFile",
+    "Part",
     "Problem",
     "Sample",
     "categories",
