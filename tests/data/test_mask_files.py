@@ -129,6 +129,9 @@ def test_the_noise_of_a_jpeg_is_no_defect_and_is_warned_of(
     for name, truth in truths(folder).items():
         assert (found[name] != truth).sum() <= 4, name
     assert any("hold several values" in one and "export them as PNG" in one for one in caplog.messages)
+    dark = category(lambda **types: tiny_category(name="other", **types), grey(100), "jpg")
+    with pytest.raises(FlawmaskError, match=r"000_mask\.jpg has no defect pixel"):  # noise would be all over it
+        run(dark)
 
 
 def test_several_values_where_one_was_expected_are_named(tiny_category: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -50,6 +50,10 @@ FEW = 32
 """More values than these are no classes: smoothing or JPEG's noise leaves them."""
 
 
+JPEG = b"\xff\xd8\xff"
+"""What a JPEG begins with (ITU-T T.81, annex B)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings(Settings):
     """How masks are read."""
@@ -144,6 +148,7 @@ class _Seen:
         has_white: whether anything in it is above half.
         fits: the parts of the file in which its defect may be.
         needs: those of them that say something else than what is white.
+        is_jpeg: whether it is a JPEG, whose small values are noise.
     """
 
     path: Path
@@ -152,6 +157,7 @@ class _Seen:
     has_white: bool
     fits: frozenset[str]
     needs: frozenset[str]
+    is_jpeg: bool
 
 
 def _look_at(paths: Sequence[Path]) -> list[_Seen]:
@@ -163,7 +169,8 @@ def _look_at(paths: Sequence[Path]) -> list[_Seen]:
 
 def _see(path: Path) -> _Seen | None:
     try:
-        parts = images.decode_parts(images.read_bytes(path), path)
+        data = images.read_bytes(path)
+        parts = images.decode_parts(data, path)
     except ImageError:
         return None
     strongest, is_white = images.strongest(parts.colour), images.white(parts.colour)
@@ -175,6 +182,7 @@ def _see(path: Path) -> _Seen | None:
         bool(is_white.any()),
         frozenset(part for part, _ in found),
         frozenset(part for part, is_needed in found if is_needed),
+        data.startswith(JPEG),
     )
 
 
@@ -215,7 +223,7 @@ def _chosen(seen: Sequence[_Seen], wanted: MaskValues) -> Reading:
         return Reading(rule, reason)
     shown = f"{', '.join(values[:5])}{', ...' if len(values) > 5 else ''}"
     which = f"{len(several)} of {len(seen)} masks hold several values ({shown}), {several[0].path.name} for one"
-    if len(values) > FEW:
+    if len(values) > FEW or all(one.is_jpeg for one in several):
         advice = "smoothing or JPEG leaves such: export them as PNG, in black and white"
     elif rule == "white":
         advice = "those up to half of white count as no defect: see --mask_values and --mask_classes"
@@ -244,7 +252,7 @@ def _best(seen: Sequence[_Seen]) -> tuple[Rule, str]:
         return "palette", f"all masks have one, and {len(in_palette)} of {len(seen)} have dark colours in it"
     lost = [one for one in seen if one.values and not one.has_white]
     values = {value for one in seen for value in one.values}
-    if lost and len(values) <= FEW and all(one.has_black for one in lost):
+    if lost and len(values) <= FEW and all(one.has_black and not one.is_jpeg for one in lost):
         return "nonzero", f"{len(lost)} of {len(seen)} masks have nothing above half of white"
     return "white", f"as in {sum(one.has_white for one in seen)} of {len(seen)} masks"
 
