@@ -278,7 +278,11 @@ def test_colours_that_lie_in_planes_are_read_right_or_refused_by_name(tmp_path: 
 
 
 def test_a_page_of_a_file_with_several_images_is_read_and_one_that_is_not_there_refused(tmp_path: Path) -> None:
-    for name, pages in (("a.tif", [RGB, RGB[::-1], RGB[:3]]), ("b.tif", [DEEP_RGB, DEEP_RGB[:, ::-1], DEEP_RGB[:3]])):
+    files: dict[str, list[Array]] = {
+        "a.tif": [RGB, RGB[::-1], RGB[:3]],
+        "b.tif": [DEEP_RGB, DEEP_RGB[:, ::-1], DEEP_RGB[:3]],
+    }
+    for name, pages in files.items():
         with tifffile.TiffWriter(tmp_path / name) as file:
             for page in pages:
                 file.write(page, photometric="rgb", contiguous=False)
@@ -305,7 +309,8 @@ def test_the_rows_of_a_bmp_go_up_or_down_as_its_header_says(tmp_path: Path) -> N
 def test_what_predict_takes_from_folders_beside_the_usual_kinds_is_read_and_not_when_damaged(
     tmp_path: Path, suffix: str
 ) -> None:
-    options = {"webp": {"lossless": True}, "jfif": {"format": "JPEG", "quality": 95}}.get(suffix, {})
+    given: dict[str, dict[str, Any]] = {"webp": {"lossless": True}, "jfif": {"format": "JPEG", "quality": 95}}
+    options = given.get(suffix, {})
     pixels = CLOUDS[:, :, 0] // 16 * 16 if suffix == "gif" else CLOUDS
     path = saved(tmp_path / f"a.{suffix}", pixels, **options)
     assert is_readable(path)
@@ -332,7 +337,8 @@ def test_what_another_program_would_have_to_draw_is_refused_by_name(tmp_path: Pa
 def test_a_picture_that_is_converted_strip_by_strip_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = [saved(tmp_path / f"{number}.png", pixels) for number, pixels in enumerate((GREY, RGB, DEEP, BITS))]
+    kinds: list[Array] = [GREY, RGB, DEEP, BITS]
+    files = [saved(tmp_path / f"{number}.png", pixels) for number, pixels in enumerate(kinds)]
     write_png(tmp_path / "deep.png", DEEP_RGB)
     palette = Image.fromarray(GREY % 3)
     palette.putpalette([10, 20, 30, 200, 100, 50, 0, 255, 0])

@@ -97,7 +97,9 @@ def cut_of_rle(rle: dict[str, Any]) -> Cut:
     laid out, which in a line scan is hundreds of times as much."""
     x, y, width, height = box_of_rle(rle)
     rows = rle["size"][0]
-    ends = np.cumsum(_counts_in(rle["counts"]))
+    counts = _counts_in(rle["counts"])
+    assert counts is not None
+    ends = np.cumsum(counts)
     first, last = ends[0:-1:2], ends[1::2] - 1  # of each run of mask pixels, as they are counted column by column
     runs = first <= last
     first, last = first[runs], last[runs]

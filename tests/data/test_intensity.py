@@ -51,7 +51,7 @@ def test_of_images_of_8_bits_nothing_is_said_and_none_is_decoded(
     write_png(tmp_path / "a.png", np.full((3, 4, 3), 9, np.uint8))
     monkeypatch.setattr("flawmask.images.read_pixels", lambda path: pytest.fail(f"{path} was decoded"))
     for rule in ("auto", "percentile"):
-        assert of_images(rule, [tmp_path / "a.png"], "parts") == (0, 65535)  # type: ignore[arg-type]
+        assert of_images(rule, [tmp_path / "a.png"], "parts") == (0, 65535)
     assert not caplog.messages
 
 
@@ -148,8 +148,7 @@ def test_the_doctor_sees_by_the_levels_and_warns_of_what_is_nearly_black_or_whit
         place = {"dataset_dir": run(twelve_bits).dataset_dir}
 
     def found(**settings: Any) -> set[tuple[str, str]]:
-        sheet = {"contact_sheet": tmp_path / "sheet.png"}
-        problems = examine(DoctorConfig(**place, **settings, **sheet)).problems
+        problems = examine(DoctorConfig(**place, **settings, contact_sheet=tmp_path / "sheet.png")).problems
         there = [one for one in problems if one.kind in ("nearly black", "nearly white")]
         return {(one.kind, one.where.replace("/", "_").partition("good_")[2] or one.where) for one in there}
 

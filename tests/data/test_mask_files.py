@@ -37,7 +37,7 @@ def category(make: Make, draw: Callable[[Mask, int], Image.Image | Array], suffi
         path.unlink()
         drawn = draw(shape(number), number)
         picture = drawn if isinstance(drawn, Image.Image) else Image.fromarray(drawn)
-        picture.save(path.with_suffix(f".{suffix}"), **({"quality": 90} if suffix == "jpg" else {}))
+        picture.save(path.with_suffix(f".{suffix}"), quality=90)  # which a PNG has none of
     return folder
 
 
@@ -47,8 +47,7 @@ def truths(folder: Path) -> dict[str, Mask]:
 
 
 def errors_of_doctor(folder: Path, **settings: Any) -> list[str]:
-    place = {"mvtec_root": folder.parent, "category": folder.name, "sheet_images": 0}
-    report = examine(DoctorConfig(**place, **settings))
+    report = examine(DoctorConfig(mvtec_root=folder.parent, category=folder.name, sheet_images=0, **settings))
     return [
         f"{one.severity} {one.kind}: {one.where} {one.message}" for one in report.problems if "images" not in one.kind
     ]
@@ -192,7 +191,7 @@ def of_two_types(mask: Mask, _: int) -> Array:
 
 
 def colours_of_two_types(mask: Mask, _: int) -> Array:
-    return np.array([BLACK, (200, 10, 0), (0, 0, 90)], np.uint8)[of_two_types(mask, 0) // 3]
+    return np.array([BLACK, (200, 10, 0), (0, 0, 90)], np.uint8).take(of_two_types(mask, 0) // 3, axis=0)
 
 
 def numbers_of_a_palette(mask: Mask, number: int) -> Image.Image:

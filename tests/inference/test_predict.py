@@ -190,7 +190,7 @@ def test_a_bad_image_is_listed_and_the_others_go_on(model: Path, parts: Path, tm
 def deep(path: Path, bits: int, seed: int = 0) -> Path:
     """The same picture as that of 8 bits, as a camera of so many would have taken it."""
     pixels = patchwork(60, 80, seed)[:, :, 0].astype(np.uint16)
-    write_png(path, pixels << bits - 8 | pixels >> 16 - bits)
+    write_png(path, (pixels << bits - 8 | pixels >> 16 - bits).astype(np.uint16))
     return path
 
 
@@ -211,8 +211,8 @@ def test_images_are_seen_by_the_levels_that_the_model_was_trained_with(
     done, (eight, twelve) = run(deep_model, tmp_path, tmp_path / "parts")
     assert eight["instances"]
     assert twelve["instances"] == eight["instances"]
-    overlays = [read_image(done.output / one["overlay"])[40:] for one in (eight, twelve)]
-    assert np.array_equal(*overlays)
+    one, other = (read_image(done.output / record["overlay"])[40:] for record in (eight, twelve))
+    assert np.array_equal(one, other)
     assert not caplog.messages
     predictor = Predictor(deep_model, "cpu")
     assert (
@@ -262,7 +262,13 @@ def test_a_page_is_taken_of_files_that_hold_several(model: Path, tmp_path: Path)
 
 
 def test_further_kinds_of_files_are_found_in_folders(model: Path, tmp_path: Path) -> None:
-    for name, options in {"a.webp": {"lossless": True}, "b.jfif": {"format": "JPEG"}, "c.jp2": {}, "d.gif": {}}.items():
+    kinds: dict[str, dict[str, Any]] = {
+        "a.webp": {"lossless": True},
+        "b.jfif": {"format": "JPEG"},
+        "c.jp2": {},
+        "d.gif": {},
+    }
+    for name, options in kinds.items():
         (tmp_path / "parts").mkdir(exist_ok=True)
         Image.fromarray(patchwork(60, 80)).save(tmp_path / "parts" / name, **options)
     done, records = run(model, tmp_path, tmp_path / "parts")
@@ -297,7 +303,8 @@ print(*run(sys.argv[4]), *run(sys.argv[5]))
 def test_a_line_scan_of_80_megapixels_takes_little_more_memory_than_one(model: Path, tmp_path: Path, kind: str) -> None:
     spread = np.random.default_rng(0).integers(0, 40, (4000, 20_000), dtype=np.uint8)
     spread[1000:3000, 3000:9000] += 150
-    scan = {"grey": spread, "grey16": spread.astype(np.uint16) * 256, "rgb": np.repeat(spread[:, :, None], 3, 2)}[kind]
+    scan: Any = spread.astype(np.uint16) * 256 if kind == "grey16" else spread
+    scan = np.repeat(spread[:, :, None], 3, 2) if kind == "rgb" else scan
     for name, pixels in (("small.png", scan[:1000, :1000]), ("large.png", scan)):
         write_png(tmp_path / name, pixels)
     names = [str(tmp_path / name) for name in ("out", "small.png", "large.png")]

@@ -18,7 +18,7 @@ def test_images_of_12_bits_train_the_network_and_are_judged_as_the_same_in_8(tmp
     for path in deep.glob("*/images/*.png"):
         pixels = read_pixels(path).astype(np.uint16)
         pixels[0, 0] = 255  # as a reflection, that uses all the bits there are
-        write_png(path, pixels << 4 | pixels >> 4)
+        write_png(path, (pixels << 4 | pixels >> 4).astype(np.uint16))
         write_png(shallow / path.relative_to(deep), pixels.astype(np.uint8))
     done = {dataset: train(light(dataset)) for dataset in (shallow, deep)}
     assert same_weights(done[shallow].run_dir / "best.pt", done[deep].run_dir / "best.pt")

@@ -24,7 +24,7 @@ from flawmask.coco import CocoSplit
 from flawmask.comparison.config import CLASSIFIER, PUBLISHED, CompareConfig
 from flawmask.comparison.entry import Learned, NotThereError, Scored
 from flawmask.errors import FlawmaskError, OutOfReachError
-from flawmask.images import Levels
+from flawmask.images import UPPER_BITS, Levels
 from flawmask.model.compute import Layers, compute_in
 from flawmask.model.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, count_parameters, to_device
 from flawmask.model.weights import StateDict, download, find_state_dict, load_file, save_file
@@ -63,7 +63,7 @@ def _squeezed(pixels: Image, size: int) -> Tensor:
     return torch.from_numpy(images.resize(pixels, (size, size))).permute(2, 0, 1)
 
 
-def learn(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels) -> Learned:
+def learn(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels = UPPER_BITS) -> Learned:
     """Train the classifier with the budget of the settings and write it to `path`.
 
     Args:

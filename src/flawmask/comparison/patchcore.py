@@ -51,7 +51,11 @@ Image = npt.NDArray[np.uint8]
 
 
 def learn(
-    config: CompareConfig, training: CocoSplit, judged: Sequence[CocoSplit], path: Path, levels: Levels
+    config: CompareConfig,
+    training: CocoSplit,
+    judged: Sequence[CocoSplit],
+    path: Path,
+    levels: Levels = UPPER_BITS,
 ) -> Learned:
     """Keep the patches of the good images and write them, and the network that they are seen with, to `path`.
 

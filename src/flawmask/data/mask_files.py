@@ -253,7 +253,10 @@ def _best(seen: Sequence[_Seen]) -> tuple[Rule, str]:
     lost = [one for one in seen if one.values and not one.has_white]
     values = {value for one in seen for value in one.values}
     if lost and len(values) <= FEW and all(one.has_black and not one.is_jpeg for one in lost):
-        return "nonzero", f"{len(lost)} of {len(seen)} masks have nothing above half of white"
+        shown = ", ".join(sorted(values, key=lambda value: (len(value), value))[:5]) + (
+            ", ..." if len(values) > 5 else ""
+        )
+        return "nonzero", f"{len(lost)} of {len(seen)} masks have nothing above half of white, but {shown}"
     return "white", f"as in {sum(one.has_white for one in seen)} of {len(seen)} masks"
 
 
@@ -276,7 +279,7 @@ def classes_in(path: Path) -> dict[str, str | None]:
     classes = {str(value).strip().lower(): name for value, name in found.items()}
     for value, name in classes.items():
         is_value = (value.isdecimal() and int(value) < 65536) or _is_colour(value)
-        is_name = name is None or (isinstance(name, str) and name.strip() and name != GOOD)
+        is_name = name is None or (isinstance(name, str) and name.strip() not in ("", GOOD))
         require(is_value and is_name, f"--mask_classes {path}: {value!r}: {name!r} is not possible: {form}")
     require(
         len({_is_colour(value) for value in classes}) == 1,
@@ -322,13 +325,13 @@ class _OfType:
             raise FlawmaskError(
                 f"{self.path} holds {shown}, of which {self.said_by} says nothing: add its type, or null for no defect"
             )
-        return np.isin(values, [value for value, kind in numbers.items() if kind == self.kind])
+        return np.asarray(np.isin(values, [value for value, kind in numbers.items() if kind == self.kind]), bool)
 
     def _numbered(self, pixels: Pixels, *, is_coloured: bool) -> npt.NDArray[Any]:
         """Return a number for each pixel: its value, or its colour's."""
         if is_coloured:
             red, green, blue = images.to_rgb(pixels).astype(np.uint32).transpose(2, 0, 1)
-            return red << 16 | green << 8 | blue
+            return np.asarray(red << 16 | green << 8 | blue)
         if pixels.ndim == 3:
             if (pixels != pixels[:, :, :1]).any():
                 raise FlawmaskError(f"{self.path} holds colours, and {self.said_by} names values: name '#rrggbb' there")

@@ -175,7 +175,7 @@ def prepare(config: PrepareConfig) -> Prepared:
             f"{config.dataset_dir} was prepared by an older version, which wrote no groups: make it anew, --overwrite",
         )
         return _prepared(config, info, reused=True)
-    facts = {} if reading is None else {"mask_values": reading.rule}
+    facts: dict[str, Any] = {} if reading is None else {"mask_values": reading.rule}
     if levels != images.UPPER_BITS:
         facts["intensity"] = intensity.to_keep(config.intensity, levels)
     info = _write(read, left_out, category_ids, origin, facts, config)

@@ -84,7 +84,6 @@ def predict(config: PredictConfig) -> Predicted:
                 records.append(record)
         write_json(folder / "predictions.json", {"conf": conf, "min_area": config.min_area, "images": records})
         _write_table(folder / "predictions.csv", records)
-    _warn_of_outside(job)
     by_path = dict(zip(paths, records, strict=True))
     defective = [path for path, record in by_path.items() if record.get("verdict") == "defect"]
     good = [path for path, record in by_path.items() if record.get("verdict") == "good"]
@@ -97,6 +96,7 @@ def predict(config: PredictConfig) -> Predicted:
         len(unreadable),
         config.output,
     )
+    _warn_of_outside(job)
     return Predicted(config.output, defective, good, unreadable)
 
 
