@@ -5,12 +5,14 @@ truncated JPEG), knows every container's EXIF orientation and prints nothing. Of
 it has read such a file, OpenCV reads the other 8.
 """
 
+import ctypes
 import hashlib
 import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -221,8 +223,12 @@ def _deep_colours(file: BinaryIO, page: int, turn: int, upper: Pixels, path: Pat
     data = np.frombuffer(file.read(), np.uint8)
     _, found = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED, range=(page - 1, page))
     if found and found[0].dtype == np.uint16 and found[0].ndim == 3 and found[0].shape[2] in (3, 4):
-        colours = np.ascontiguousarray(turned(found[0][:, :, 2::-1], turn))
-        if colours.shape == upper.shape and np.array_equal(colours >> 8, upper):
+        values = found[0]
+        for top, bottom in _strips(*values.shape[:2]):  # in place: each copy of a large image is dear
+            values[top:bottom, :, :3] = values[top:bottom, :, 2::-1]
+        colours = np.ascontiguousarray(turned(values[:, :, :3], turn))
+        strips = list(_strips(*upper.shape[:2]))
+        if colours.shape == upper.shape and all(np.array_equal(colours[a:b] >> 8, upper[a:b]) for a, b in strips):
             return colours
     raise ImageError(f"{path} holds 16-bit colours in a way that cannot be read for sure: export it as a PNG")
 
@@ -351,7 +357,17 @@ def read_pixels(path: Path, page: int | None = None) -> Pixels:
     except OSError as error:
         raise ImageError(f"{path} cannot be opened: {error.strerror}") from None
     with file:
-        return _decoded(file if file.seekable() else io.BytesIO(file.read()), path, page).colour
+        pixels = _decoded(file if file.seekable() else io.BytesIO(file.read()), path, page).colour
+    if pixels.size > 4 * STRIP:
+        _give_back_memory()
+    return pixels
+
+
+def _give_back_memory() -> None:
+    """Give back what Pillow has freed of a large image, in a process that else keeps such memory
+    (`runtime.keep_freed_memory`): what comes next may not fit into the gap, and be added to it."""
+    with suppress(AttributeError, OSError, TypeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def to_rgb(pixels: Pixels, levels: Levels = UPPER_BITS) -> npt.NDArray[np.uint8]:
@@ -493,14 +509,23 @@ def resize(image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[
     # Not OpenCV: after a fork its thread pool, once used by prepare or augment, hangs. Not PyTorch's kernel for whole
     # numbers: it rounds twice, and every second value of an image shrunk to half is another by one. The colours of a
     # pixel stay together all the way, by which it takes a third to a half less time; the values are the same bits.
-    # Of a large image, one colour after the other: the floats of all three take four times its memory.
     whole = torch.from_numpy(np.ascontiguousarray(image))
-    parts = [whole] if image[:, :, 0].size <= 4 * STRIP else [whole[:, :, colour, None] for colour in range(3)]
-    resized = [
-        F.interpolate(part[None].float().permute(0, 3, 1, 2), size=shape, mode="bilinear", align_corners=False)
-        for part in parts
-    ]
+    parts: Iterable[torch.Tensor] = [whole[None].float().permute(0, 3, 1, 2)] if _is_small(image) else _by_colour(whole)
+    resized = [F.interpolate(part, size=shape, mode="bilinear", align_corners=False) for part in parts]
     return np.ascontiguousarray(torch.cat(resized, 1)[0].round_().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def _is_small(image: npt.NDArray[np.uint8]) -> bool:
+    return image.shape[0] * image.shape[1] <= 4 * STRIP
+
+
+def _by_colour(whole: "torch.Tensor") -> "Iterator[torch.Tensor]":
+    """Yield one colour of a (height, width, 3) image after the other as floats, (1, 1, height, width), each in the
+    place of the last: those of all three take four times the image's memory."""
+    import torch
+
+    floats = torch.empty((1, 1, *whole.shape[:2]))
+    yield from (floats.copy_(whole[:, :, colour]) for colour in range(3))
 
 
 def content_digest(image: npt.NDArray[np.uint8]) -> str:
