@@ -250,6 +250,10 @@ def test_dataset_info_says_what_was_made_from_what(tiny_category: Make) -> None:
     assert found["settings"] == {
         "seed": 7,
         "layout": "mvtec",
+        "intensity": "auto",
+        "mask_values": "auto",
+        "mask_classes": None,
+        "exif_masks": None,
         "train_ratio": 0.8,
         "test_ratio": 0.0,
         "folds": 1,
