@@ -516,7 +516,7 @@ def resize(image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[
 
 
 def _is_small(image: npt.NDArray[np.uint8]) -> bool:
-    return image.shape[0] * image.shape[1] <= 4 * STRIP
+    return image[:, :, 0].size <= 4 * STRIP
 
 
 def _by_colour(whole: "torch.Tensor") -> "Iterator[torch.Tensor]":
