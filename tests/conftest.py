@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import logging
 import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,16 @@ def pytest_sessionfinish() -> None:
     gc.collect()
     for one in multiprocessing.active_children():
         one.kill()
+
+
+@pytest.fixture(autouse=True)
+def _quiet_logger() -> Iterator[None]:
+    """Take off what the command line hangs on the logger: in a process of its own, it goes with it."""
+    logger = logging.getLogger("flawmask")
+    handlers, level = [*logger.handlers], logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flawmask import draw
 from flawmask.draw import PREDICTION, TRUTH, Picture
-from flawmask.masks import Mask
+from flawmask.masks import Mask, cut_out
 
 
 def picture(height: int, width: int, seed: int = 0) -> Picture:
@@ -152,6 +152,35 @@ def test_an_image_and_its_mask_fit_the_same_size_and_a_thin_mask_survives(shape:
     assert image.shape[:2] == fitted.shape
     assert max(fitted.shape) == 240
     assert fitted.any(axis=1).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    box=st.tuples(st.integers(0, 399), st.integers(0, 399), st.integers(1, 60), st.integers(1, 60)),
+    most=st.integers(1, 60),
+    seed=st.integers(0, 99),
+)
+def test_a_mask_cut_out_of_a_larger_image_shrinks_to_every_cell_that_it_touches(
+    shape: tuple[int, int], box: tuple[int, int, int, int], most: int, seed: int
+) -> None:
+    mask = np.zeros(shape, dtype=bool)
+    window = mask[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
+    window[:] = np.random.default_rng(seed).random(window.shape) > 0.8
+    if not mask.any():
+        return
+    width, height = min(most, shape[1]), min(most, shape[0])
+    found = draw.fit_cut(cut_out(mask), shape, width, height)
+    rows, columns = found.shape
+    assert found.shape == draw.fit_mask(mask, width, height).shape
+    expected = np.zeros_like(found)
+    for y, x in zip(*np.nonzero(mask), strict=True):
+        down, across = (
+            slice(at * few // many, -(-(at + 1) * few // many))
+            for at, few, many in ((y, rows, shape[0]), (x, columns, shape[1]))
+        )
+        expected[down, across] = True
+    assert (found == expected).all()
 
 
 def test_a_contact_sheet_shows_every_image_in_a_cell_of_the_same_size() -> None:

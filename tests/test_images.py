@@ -3,10 +3,12 @@
 import hashlib
 import io
 import os
+import struct
 import subprocess
 import sys
 import tracemalloc
 import warnings
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,10 +27,15 @@ from torch.nn import functional as F
 
 from flawmask.errors import FlawmaskError, ImageError
 from flawmask.images import (
+    Levels,
     content_digest,
+    decode_parts,
     encode_png,
+    is_deep,
     is_image,
+    is_readable,
     most_pixels,
+    outside,
     read_image,
     read_mask,
     read_pixels,
@@ -43,6 +51,7 @@ DRAW = np.random.default_rng(11)
 GREY = DRAW.integers(0, 256, (7, 10), dtype=np.uint8)
 DEEP = DRAW.integers(0, 65536, (7, 10), dtype=np.uint16)
 RGB = DRAW.integers(0, 256, (7, 10, 3), dtype=np.uint8)
+DEEP_RGB = DRAW.integers(0, 65536, (7, 10, 3), dtype=np.uint16)
 ALPHA = DRAW.integers(0, 256, (7, 10), dtype=np.uint8)
 BITS = DRAW.random((7, 10)) > 0.5
 CLOUDS = np.asarray(cv2.GaussianBlur(DRAW.random((40, 60, 3)), (0, 0), 5) * 255, dtype=np.uint8)
@@ -78,10 +87,50 @@ def test_a_big_endian_16_bit_tiff_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bit_colours_keep_their_upper_8_bits(tmp_path: Path, suffix: str) -> None:
-    deep = DRAW.integers(0, 65536, (7, 10, 3), dtype=np.uint16)
-    assert cv2.imwrite(str(tmp_path / f"a.{suffix}"), deep[:, :, ::-1])
-    assert np.array_equal(read_pixels(tmp_path / f"a.{suffix}"), deep // 256)
+def test_16_bit_colours_keep_all_their_bits_and_are_seen_by_the_upper_8(tmp_path: Path, suffix: str) -> None:
+    assert cv2.imwrite(str(tmp_path / f"a.{suffix}"), DEEP_RGB[:, :, ::-1])
+    assert np.array_equal(read_pixels(tmp_path / f"a.{suffix}"), DEEP_RGB)
+    assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), DEEP_RGB // 256)
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(8, (0, 255)), (10, (0, 1023)), (12, (0, 4095)), (14, (0, 16383))])
+def test_values_of_fewer_bits_are_seen_as_the_upper_8_of_these(tmp_path: Path, bits: int, levels: Levels) -> None:
+    for pixels in (DEEP, DEEP_RGB):
+        narrow = (pixels >> (16 - bits)).astype(np.uint16)
+        write_png(tmp_path / "a.png", narrow)
+        found = read_image(tmp_path / "a.png", levels)
+        upper = narrow >> (bits - 8)
+        assert np.array_equal(found, upper if upper.ndim == 3 else np.dstack([upper] * 3))
+    assert np.array_equal(to_rgb(RGB, levels), RGB), "8 bits stay as they are"
+
+
+def test_values_between_any_two_levels_go_from_black_to_white_in_even_steps() -> None:
+    values = np.array([[0, 99, 100, 101, 355, 356, 60_000]], np.uint16)
+    assert to_rgb(values, (100, 355))[0, :, 0].tolist() == [0, 0, 0, 1, 255, 255, 255]
+    assert to_rgb(values, (100, 611))[0, :, 0].tolist() == [0, 0, 0, 0, 127, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16"])
+def test_32_bit_whole_numbers_are_read_where_16_bits_hold_them_and_refused_elsewhere(tmp_path: Path, mode: str) -> None:
+    values = DEEP.astype(np.int32)
+    saved(tmp_path / "a.tif", values if mode == "I" else DEEP)
+    assert np.array_equal(read_pixels(tmp_path / "a.tif"), DEEP)
+    for low, high in ((0, 65536), (-1, 100)):
+        saved(tmp_path / "b.tif", np.array([[low, high]], np.int32))
+        with pytest.raises(ImageError, match=f"b.tif holds values from {low} to {high}: export it with 8 or 16 bits"):
+            read_pixels(tmp_path / "b.tif")
+
+
+def test_what_lies_outside_the_levels_is_told_and_8_bits_never_do() -> None:
+    picture = np.linspace(0, 4095, 400).astype(np.uint16).reshape(20, 20)
+    assert not outside(picture, (0, 4095))
+    assert "no value above 4095, and 65535 becomes white" in outside(picture, (0, 65535))
+    assert "values up to 4095, and all above 1023 become white" in outside(picture, (0, 1023))
+    assert "values down to 0, and all below 1000 become black" in outside(picture, (1000, 4095))
+    few = picture // 4
+    few[0, 0] = 4095
+    assert not outside(few, (0, 1023)), "a hot pixel"
+    assert not outside(GREY // 16, (0, 4095))
 
 
 def test_transparency_is_dropped(tmp_path: Path) -> None:
@@ -89,9 +138,30 @@ def test_transparency_is_dropped(tmp_path: Path) -> None:
     assert np.array_equal(read_pixels(saved(tmp_path / "rgba.png", rgba)), RGB)
     assert np.array_equal(read_pixels(saved(tmp_path / "rgba.tif", rgba)), RGB)
     assert np.array_equal(read_pixels(saved(tmp_path / "la.png", np.dstack((GREY, ALPHA)))), GREY)
-    deep = np.dstack([DRAW.integers(0, 65536, (7, 10), dtype=np.uint16)] * 4)
+    deep = np.dstack([DEEP_RGB[:, :, ::-1], DEEP])
     assert cv2.imwrite(str(tmp_path / "deep.png"), deep)
-    assert np.array_equal(read_pixels(tmp_path / "deep.png"), deep[:, :, :3] // 256)
+    assert np.array_equal(read_pixels(tmp_path / "deep.png"), DEEP_RGB)
+
+
+def test_two_channels_are_grey_and_its_transparency_at_8_and_at_16_bits(tmp_path: Path) -> None:
+    for name, grey in (("a.png", GREY), ("b.png", DEEP)):
+        (tmp_path / name).write_bytes(png_of_two_channels(grey, ALPHA.astype(grey.dtype)))
+        found = read_pixels(tmp_path / name)
+        assert found.dtype == grey.dtype
+        assert np.array_equal(found, grey)
+
+
+def png_of_two_channels(grey: Array, alpha: Array) -> bytes:
+    """A PNG of colour type 4, put together by the PNG specification."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    bits = 8 * grey.itemsize
+    rows = np.dstack((grey, alpha)).astype(grey.dtype.newbyteorder(">"))
+    header = struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], bits, 4, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def test_a_palette_gives_its_colours_and_one_bit_gives_0_and_255(tmp_path: Path) -> None:
@@ -151,7 +221,162 @@ def test_16_bit_images_are_turned_too(tmp_path: Path) -> None:
     assert np.array_equal(read_pixels(tmp_path / "a.png"), np.rot90(DEEP, -1))
 
 
+@pytest.mark.parametrize("orientation", TURNS)
+def test_16_bit_colours_are_turned_too_and_the_file_says_how(tmp_path: Path, orientation: int) -> None:
+    exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + struct.pack(">HHI", orientation, 0, 0)
+    data = encode_png(DEEP_RGB)
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    parts = decode_parts(data[:33] + chunk + data[33:], tmp_path)
+    assert np.array_equal(parts.colour, TURNS[orientation](DEEP_RGB))
+    assert parts.orientation == orientation
+    assert decode_parts(data, tmp_path).orientation is None
+
+
+# Files that are rare
+
+
+@pytest.mark.parametrize("pixels", [GREY, DEEP, RGB, DEEP_RGB], ids=["grey", "grey16", "rgb", "rgb16"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bigtiff": True},
+        {"bigtiff": True, "tile": (16, 16)},
+        {"tile": (16, 16)},
+        {"tile": (16, 32), "compression": "deflate"},
+        {"rowsperstrip": 2, "compression": "lzw", "predictor": True},
+        {"byteorder": ">"},
+    ],
+    ids=["big", "big_tiled", "tiled", "tiled_deflate", "strips_lzw", "big_endian"],
+)
+def test_a_tiff_is_read_however_it_lies_in_its_file(tmp_path: Path, pixels: Array, options: dict[str, Any]) -> None:
+    large = np.tile(pixels, (5, 4, *[1] * (pixels.ndim - 2)))
+    photometric = "rgb" if pixels.ndim == 3 else "minisblack"
+    tifffile.imwrite(tmp_path / "a.tif", large, photometric=photometric, **options)
+    found = read_pixels(tmp_path / "a.tif")
+    assert found.dtype == pixels.dtype
+    assert np.array_equal(found, large)
+    assert is_deep(tmp_path / "a.tif") == (pixels.dtype == np.uint16)
+
+
+@pytest.mark.parametrize("pixels", [GREY, DEEP], ids=["grey", "grey16"])
+def test_a_tiff_in_which_0_is_white_is_read_as_it_is_meant(tmp_path: Path, pixels: Array) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
+    assert np.array_equal(read_pixels(tmp_path / "a.tif"), np.iinfo(pixels.dtype).max - pixels)
+
+
+@pytest.mark.parametrize("pixels", [RGB, DEEP_RGB], ids=["rgb", "rgb16"])
+def test_colours_that_lie_in_planes_are_read_right_or_refused_by_name(tmp_path: Path, pixels: Array) -> None:
+    planes = pixels.transpose(2, 0, 1)
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate")
+    try:
+        found = read_pixels(tmp_path / "a.tif")
+    except ImageError as error:
+        assert pixels.dtype == np.uint16
+        assert "a.tif" in str(error)
+    else:
+        assert np.array_equal(found, pixels)
+
+
+def test_a_page_of_a_file_with_several_images_is_read_and_one_that_is_not_there_refused(tmp_path: Path) -> None:
+    files: dict[str, list[Array]] = {
+        "a.tif": [RGB, RGB[::-1], RGB[:3]],
+        "b.tif": [DEEP_RGB, DEEP_RGB[:, ::-1], DEEP_RGB[:3]],
+    }
+    for name, pages in files.items():
+        with tifffile.TiffWriter(tmp_path / name) as file:
+            for page in pages:
+                file.write(page, photometric="rgb", contiguous=False)
+        for number, page in enumerate(pages, start=1):
+            assert np.array_equal(read_pixels(tmp_path / name, number), page)
+        with pytest.raises(ImageError, match=f"{name} holds 3 images: .*--page"):
+            read_pixels(tmp_path / name)
+        with pytest.raises(ImageError, match=f"{name} has no page 4: it holds 3 images"):
+            read_pixels(tmp_path / name, 4)
+    with pytest.raises(ImageError, match=r"c\.png has no page 2: it holds 1 image"):
+        read_pixels(saved(tmp_path / "c.png", RGB), 2)
+
+
+def test_the_rows_of_a_bmp_go_up_or_down_as_its_header_says(tmp_path: Path) -> None:
+    data = bytearray(saved(tmp_path / "up.bmp", RGB).read_bytes())
+    assert struct.unpack_from("<i", data, 22) == (7,), "from the bottom up, as most are"
+    assert np.array_equal(read_pixels(tmp_path / "up.bmp"), RGB)
+    struct.pack_into("<i", data, 22, -7)
+    (tmp_path / "down.bmp").write_bytes(data)
+    assert np.array_equal(read_pixels(tmp_path / "down.bmp"), RGB[::-1])
+
+
+@pytest.mark.parametrize("suffix", ["webp", "jfif", "jp2", "gif"])
+def test_what_predict_takes_from_folders_beside_the_usual_kinds_is_read_and_not_when_damaged(
+    tmp_path: Path, suffix: str
+) -> None:
+    given: dict[str, dict[str, Any]] = {"webp": {"lossless": True}, "jfif": {"format": "JPEG", "quality": 95}}
+    options = given.get(suffix, {})
+    pixels = CLOUDS[:, :, 0] // 16 * 16 if suffix == "gif" else CLOUDS
+    path = saved(tmp_path / f"a.{suffix}", pixels, **options)
+    assert is_readable(path)
+    assert np.abs(read_image(path).astype(int) - to_rgb(pixels)).max() <= (3 if suffix == "jfif" else 0)
+    data = path.read_bytes()
+    for share in (0.3, 0.6, 0.95):
+        path.write_bytes(data[: int(len(data) * share)])
+        _assert_refused(path)
+
+
+def test_an_animation_is_refused(tmp_path: Path) -> None:
+    frames = [Image.fromarray(GREY), Image.fromarray(GREY[::-1])]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(ImageError, match=r"a\.gif holds 2 images"):
+        read_pixels(tmp_path / "a.gif")
+
+
+def test_what_another_program_would_have_to_draw_is_refused_by_name(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.png", "EPS")
+    with pytest.raises(ImageError, match=r"a\.png is EPS, which holds no pixels"):
+        read_pixels(tmp_path / "a.png")
+
+
+def test_a_picture_that_is_converted_strip_by_strip_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[Array] = [GREY, RGB, DEEP, BITS]
+    files = [saved(tmp_path / f"{number}.png", pixels) for number, pixels in enumerate(kinds)]
+    write_png(tmp_path / "deep.png", DEEP_RGB)
+    palette = Image.fromarray(GREY % 3)
+    palette.putpalette([10, 20, 30, 200, 100, 50, 0, 255, 0])
+    palette.save(tmp_path / "p.png")
+    files += [tmp_path / "deep.png", tmp_path / "p.png"]
+    whole = [(read_pixels(path), read_image(path)) for path in files]
+    monkeypatch.setattr("flawmask.images.STRIP", 20)
+    for path, (pixels, image) in zip(files, whole, strict=True):
+        assert np.array_equal(read_pixels(path), pixels)
+        assert np.array_equal(read_image(path), image)
+
+
+def test_a_large_image_is_resized_colour_by_colour_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = resize(CLOUDS, (17, 23))
+    monkeypatch.setattr("flawmask.images.STRIP", 100)
+    assert np.array_equal(resize(CLOUDS, (17, 23)), expected)
+
+
 # Masks
+
+
+def test_all_that_a_mask_may_be_in_is_read_at_once() -> None:
+    def parts(picture: Image.Image, **options: Any) -> Any:
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", **options)
+        return decode_parts(buffer.getvalue(), Path("a.png"))
+
+    found = parts(Image.fromarray(np.dstack((RGB, ALPHA))))
+    assert np.array_equal(found.colour, RGB)
+    assert np.array_equal(found.alpha, ALPHA)
+    assert found.palette is None
+    palette = Image.fromarray(GREY % 3)
+    palette.putpalette([0, 0, 0, 64, 0, 0, 255, 255, 255])
+    found = parts(palette)
+    assert np.array_equal(found.palette, GREY % 3)
+    assert found.alpha is None
+    assert np.array_equal(parts(palette, transparency=0).alpha, np.where(GREY % 3, 255, 0))
+    assert parts(Image.fromarray(GREY)).palette is None
 
 
 def test_half_of_8_bits_lies_between_127_and_128(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from flawmask.masks import (
     box_of,
     box_of_rle,
     components,
+    cut_of_rle,
+    cut_out,
     decode,
     encode,
     intersection,
@@ -192,3 +194,13 @@ def test_overlapping_polygons_are_joined_and_none_at_all_is_an_empty_mask() -> N
 def test_an_rle_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="3x2 on an image of 5x4"):
         decode(to_rle(np.ones((2, 3), dtype=bool)), 4, 5)
+
+
+@given(ANY_MASK)
+@settings(max_examples=200, deadline=None)
+def test_the_mask_of_an_rle_is_cut_along_its_box_as_one_that_was_laid_out_is(mask: Mask) -> None:
+    if not mask.any():
+        return
+    found, expected = cut_of_rle(to_rle(mask)), cut_out(mask)
+    assert (found.x, found.y) == (expected.x, expected.y)
+    assert np.array_equal(found.mask, expected.mask)

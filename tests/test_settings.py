@@ -42,7 +42,7 @@ NUMBERS = [
 HARMLESS = {
     *("epochs", "patience", "batch_size", "effective_batch_size", "max_detections", "proposals", "roi_samples"),
     *("warmup_steps", "clip_norm", "cache_gb", "inference_batch_size", "max_proposals", "min_area", "overlays", "lr"),
-    *("gallery", "sheet_images", "folds", "num_classes"),
+    *("gallery", "sheet_images", "folds", "num_classes", "page"),
 }
 """Where a huge number means no more than all that there is, or a training that diverges and says so."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from flawmask.masks import Mask, box_of
+from flawmask.masks import Cut, Mask, box_of
 
 Picture = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -156,6 +156,42 @@ def fit_mask(mask: Mask, width: int, height: int) -> Mask:
     shrinks = size[0] < mask.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
     return np.asarray(cv2.resize(mask.astype(np.float32), size, interpolation=method) > 0)
+
+
+def fit_cut(cut: Cut, shape: tuple[int, int], width: int, height: int) -> Mask:
+    """Return what `fit_mask` returns of a mask that is cut out of its image's, where that shrinks, without laying it
+    out at the image's size.
+
+    Args:
+        cut: the mask.
+        shape: the image's height and width.
+        width: the most that the result may have.
+        height: the most that the result may have.
+    """
+    columns, rows = _fitting(*shape, width, height)
+    found = np.zeros((rows, columns), dtype=bool)
+    down, across = (_cells(*side) for side in zip((cut.y, cut.x), cut.mask.shape, shape, (rows, columns), strict=True))
+    # NumPy takes no range that begins behind the last pixel, as the gap after the last cell does.
+    pixels = np.pad(cut.mask, ((0, 1), (0, 1)))
+    touched = np.logical_or.reduceat(pixels, down[1], axis=0)[::2]
+    found[down[0], across[0]] = np.logical_or.reduceat(touched, across[1], axis=1)[:, ::2]
+    return found
+
+
+def _cells(start: int, length: int, pixels: int, cells: int) -> tuple[slice, npt.NDArray[np.int64]]:
+    """Return which of a side's cells some of its pixels touch, and for each where these begin and end, in turns.
+
+    Args:
+        start: the first of the pixels.
+        length: how many they are.
+        pixels: how many the side has, no fewer than cells.
+        cells: how many it is divided into.
+    """
+    first, last = start * cells // pixels, -(-(start + length) * cells // pixels)
+    edges = np.arange(first, last + 1) * pixels
+    begin = np.clip(edges[:-1] // cells - start, 0, length - 1)
+    end = np.clip(-(-edges[1:] // cells) - start, 1, length)
+    return np.s_[first:last], np.stack((begin, end), axis=1).ravel()
 
 
 def contact_sheet(

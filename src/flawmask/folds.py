@@ -17,6 +17,7 @@ from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
 from flawmask.evaluation.metrics import METRICS
 from flawmask.files import read_json, whole_folder, write_json
+from flawmask.images import UPPER_BITS
 from flawmask.inference.predictor import load
 from flawmask.prediction import Prediction
 from flawmask.report.headline import lookup
@@ -130,6 +131,7 @@ def _judge_all(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[st
         "dataset": run_dir.as_posix(),
         "model": run_dir.as_posix(),
         "threshold": by_fold[0]["threshold"],
+        "intensity": by_fold[0].get("intensity", list(UPPER_BITS)),  # of an older version's fold
         "seconds": seconds,
         "seconds_per_image": sum(seconds.values()),
         "folds": spreads(by_fold),

@@ -18,6 +18,10 @@ BEFORE: Mapping[str, Any] = {
     "keep_split": False,
     "crowds": "ignore",
     "on_error": "stop",
+    "intensity": "auto",
+    "mask_values": "auto",
+    "mask_classes": None,
+    "exif_masks": None,
 }
 """What a setting came to before it was one: a file that does not say it was written then."""
 

@@ -301,7 +301,8 @@ def test_images_without_annotations_get_variants_without_annotations(tiny_catego
 def test_augmentation_info_says_what_was_made_from_what(dataset: Path) -> None:
     folder = run(dataset, augmentation_factor=2, seed=9).dataset_dir
     info = json.loads((folder / "augmentation_info.json").read_text())
-    assert info["settings"] == {"seed": 9, "augmentation_factor": 2, "augment_val": False, "on_error": "stop"}
+    expected = {"seed": 9, "augmentation_factor": 2, "augment_val": False, "on_error": "stop", "intensity": "auto"}
+    assert info["settings"] == expected
     assert info["source"]["dataset"] == "set"
     assert info["originals"] == TRAIN + VAL
     made = {one["file_name"]: one for one in info["variants"]}

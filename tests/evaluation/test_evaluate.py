@@ -56,6 +56,7 @@ def test_every_figure_is_written_under_the_name_that_users_know(judged: Callable
         *sure,
         *settings,
         "tally",
+        "intensity",
     }
     assert set(metrics) == {*promised, *beyond}
     assert metrics["total_images"] == 5

@@ -1,10 +1,15 @@
 """The stage `predict`: which images, what is written about them, and what stops it."""
 
 import json
+import logging
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ import numpy as np
 import pytest
 from files_read_back import names, rows
 from forked import Forked
+from PIL import Image
 from random_network import SPEC, network, patchwork
 
 from flawmask import masks
@@ -19,6 +25,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.images import read_image, read_mask, write_png
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.predict import Predicted, find_images, predict
+from flawmask.inference.predictor import Predictor
 from flawmask.model import checkpoint
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -177,6 +184,137 @@ def test_a_bad_image_is_listed_and_the_others_go_on(model: Path, parts: Path, tm
     assert len(list((done.output / "overlays").iterdir())) == 2
 
 
+# Files of more than 8 bits, and rare ones
+
+
+def deep(path: Path, bits: int, seed: int = 0) -> Path:
+    """The same picture as that of 8 bits, as a camera of so many would have taken it."""
+    pixels = patchwork(60, 80, seed)[:, :, 0].astype(np.uint16)
+    write_png(path, (pixels << bits - 8 | pixels >> 16 - bits).astype(np.uint16))
+    return path
+
+
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, as if it had been trained on images of 12 bits."""
+    path = tmp_path_factory.mktemp("deep") / "best.pt"
+    checkpoint.save(path, network(), replace(SPEC, intensity=(0, 4095)))
+    return path
+
+
+def test_images_are_seen_by_the_levels_that_the_model_was_trained_with(
+    deep_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    write_png(tmp_path / "parts" / "eight.png", patchwork(60, 80)[:, :, 0])
+    deep(tmp_path / "parts" / "twelve.png", 12)
+    done, (eight, twelve) = run(deep_model, tmp_path, tmp_path / "parts")
+    assert eight["instances"]
+    assert twelve["instances"] == eight["instances"]
+    one, other = (read_image(done.output / record["overlay"])[40:] for record in (eight, twelve))
+    assert np.array_equal(one, other)
+    assert not caplog.messages
+    predictor = Predictor(deep_model, "cpu")
+    assert (
+        predictor(tmp_path / "parts" / "twelve.png").scores.tolist()
+        == predictor(patchwork(60, 80)[:, :, 0]).scores.tolist()
+    )
+
+
+def test_images_that_lie_outside_the_levels_are_warned_of_in_one_line_and_other_levels_can_be_given(
+    model: Path, deep_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    write_png(tmp_path / "parts" / "eight.png", patchwork(60, 80)[:, :, 0])
+    for seed, bits in enumerate((10, 12, 16)):
+        deep(tmp_path / "parts" / f"of_{bits}.png", bits, seed)
+    run(model, tmp_path, tmp_path / "parts")
+    (said,) = caplog.messages
+    assert "2 of 4 images do not fit the range of grey from 0 to 65535 (as the model was trained)" in said
+    assert re.search(
+        r"of_10\.png holds no value above \d+, and 65535 becomes white: it is seen as a dark picture", said
+    )
+    assert "--intensity" in said
+    caplog.clear()
+    run(deep_model, tmp_path, tmp_path / "parts" / "of_16.png")
+    assert "all above 4095 become white" in caplog.messages[0]
+    caplog.clear()
+    _, (dark,) = run(model, tmp_path, tmp_path / "parts" / "of_12.png")
+    caplog.clear()
+    for rule in ("12", "auto"):
+        done, (bright,) = run(model, tmp_path, tmp_path / "parts" / "of_12.png", intensity=rule)
+        assert bright["instances"] != dark["instances"]
+        assert read_image(done.output / bright["overlay"])[40:].max() > 200
+    assert not caplog.messages
+
+
+def test_a_page_is_taken_of_files_that_hold_several(model: Path, tmp_path: Path) -> None:
+    pages = [Image.fromarray(patchwork(60, 80, seed)) for seed in range(2)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    pages[1].save(tmp_path / "second.png")
+    done, _ = run(model, tmp_path, tmp_path / "a.tif")
+    assert "--page" in done.unreadable[tmp_path / "a.tif"]
+    _, (found,) = run(model, tmp_path, tmp_path / "a.tif", page=2)
+    _, (expected,) = run(model, tmp_path, tmp_path / "second.png", page=1)
+    assert found["instances"] == expected["instances"]
+    done, _ = run(model, tmp_path, tmp_path / "second.png", page=2)
+    assert "has no page 2" in done.unreadable[tmp_path / "second.png"]
+
+
+def test_further_kinds_of_files_are_found_in_folders(model: Path, tmp_path: Path) -> None:
+    kinds: dict[str, dict[str, Any]] = {
+        "a.webp": {"lossless": True},
+        "b.jfif": {"format": "JPEG"},
+        "c.jp2": {},
+        "d.gif": {},
+    }
+    for name, options in kinds.items():
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        Image.fromarray(patchwork(60, 80)).save(tmp_path / "parts" / name, **options)
+    done, records = run(model, tmp_path, tmp_path / "parts")
+    assert [Path(one["file"]).name for one in records] == ["a.webp", "b.jfif", "c.jp2", "d.gif"]
+    assert not done.unreadable
+
+
+LARGE = """
+import resource, sys, time
+from dataclasses import replace
+from pathlib import Path
+from flawmask import launch
+launch.set_environment()
+launch.own_process()
+sys.path.insert(0, sys.argv[1])
+from small_network import put_in_place
+put_in_place()
+from flawmask.inference.config import PredictConfig
+from flawmask.inference.predict import predict
+def run(name):
+    began = time.perf_counter()
+    config = PredictConfig(model=Path(sys.argv[2]), input=(name,), output=Path(sys.argv[3]), device="cpu", conf=0.05)
+    assert not predict(config).unreadable
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter() - began
+print(*run(sys.argv[4]), *run(sys.argv[5]))
+"""
+
+
+@pytest.mark.services
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is another elsewhere")
+@pytest.mark.parametrize("kind", ["grey", "grey16", "rgb"])
+def test_a_line_scan_of_80_megapixels_takes_little_more_memory_than_one(model: Path, tmp_path: Path, kind: str) -> None:
+    spread = np.random.default_rng(0).integers(0, 40, (4000, 20_000), dtype=np.uint8)
+    spread[1000:3000, 3000:9000] += 150
+    scan: Any = spread.astype(np.uint16) * 256 if kind == "grey16" else spread
+    scan = np.repeat(spread[:, :, None], 3, 2) if kind == "rgb" else scan
+    for name, pixels in (("small.png", scan[:1000, :1000]), ("large.png", scan)):
+        write_png(tmp_path / name, pixels)
+    names = [str(tmp_path / name) for name in ("out", "small.png", "large.png")]
+    command = [sys.executable, "-c", LARGE, str(Path(__file__).parents[1]), str(model), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    small, _, large, seconds = map(float, done.stdout.split())
+    assert large - small < 700, f"MB: {small:.0f} and {large:.0f}"
+    assert seconds < 60
+
+
 def test_of_images_that_are_all_bad_a_list_is_left(model: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").touch()
     done, records = run(model, tmp_path, tmp_path / "bad.png")
@@ -302,6 +440,7 @@ def test_limits_reach_the_network(model: Path, parts: Path, tmp_path: Path) -> N
         ({"min_area": -1}, "--min_area is -1"),
         ({"inference_batch_size": 0}, "--inference_batch_size is 0"),
         ({"max_proposals": 0}, "--max_proposals is 0"),
+        ({"page": 0}, "--page is 0"),
         ({"score_floor": 1.1}, "--score_floor is 1.1"),
         ({"score_floor": -0.1}, "--score_floor is -0.1"),
         ({"score_floor": 0.6}, "--score_floor is 0.6, above --conf"),

@@ -22,7 +22,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from flawmask import images
 from flawmask.coco import CocoSplit, annotation, read_split, write_split
 from flawmask.errors import FlawmaskError
-from flawmask.images import resize, write_png
+from flawmask.images import Levels, resize, write_png
 from flawmask.launch import usable_cores
 from flawmask.masks import Mask
 from flawmask.model.architecture import STRIDE
@@ -402,9 +402,9 @@ def test_with_a_cache_each_image_is_decoded_once_and_is_the_same(
     decoded: list[str] = []
     decode = images.read_image
 
-    def read_image(path: Path) -> Any:
+    def read_image(path: Path, levels: Levels) -> Any:
         decoded.append(path.name)
-        return decode(path)
+        return decode(path, levels)
 
     plain = SplitDataset(split, SPEC)
     expected = [plain[place][0] for place in range(5)]

@@ -24,6 +24,7 @@ from flawmask.coco import CocoSplit
 from flawmask.comparison.config import CLASSIFIER, PUBLISHED, CompareConfig
 from flawmask.comparison.entry import Learned, NotThereError, Scored
 from flawmask.errors import FlawmaskError, OutOfReachError
+from flawmask.images import UPPER_BITS, Levels
 from flawmask.model.compute import Layers, compute_in
 from flawmask.model.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, count_parameters, to_device
 from flawmask.model.weights import StateDict, download, find_state_dict, load_file, save_file
@@ -42,15 +43,15 @@ Image = npt.NDArray[np.uint8]
 class _Images(Dataset[tuple[Tensor, float]]):
     """The images of a split at the size that the network sees, (3, S, S) uint8, and 1.0 for a defective one."""
 
-    def __init__(self, split: CocoSplit, size: int) -> None:
-        self._split, self._size = split, size
+    def __init__(self, split: CocoSplit, size: int, levels: Levels) -> None:
+        self._split, self._size, self._levels = split, size, levels
 
     def __len__(self) -> int:
         return len(self._split.images)
 
     def __getitem__(self, at: int) -> tuple[Tensor, float]:
         image = self._split.images[at]
-        pixels = images.read_image(self._split.image_path(image))
+        pixels = images.read_image(self._split.image_path(image), self._levels)
         return _squeezed(pixels, self._size), float(self._split.is_defective(image))
 
 
@@ -62,13 +63,14 @@ def _squeezed(pixels: Image, size: int) -> Tensor:
     return torch.from_numpy(images.resize(pixels, (size, size))).permute(2, 0, 1)
 
 
-def learn(config: CompareConfig, training: CocoSplit, path: Path) -> Learned:
+def learn(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels = UPPER_BITS) -> Learned:
     """Train the classifier with the budget of the settings and write it to `path`.
 
     Args:
         config: the settings.
         training: what it learns from; images, and whether each is defective.
         path: the file, `.pt`.
+        levels: what becomes black and white, of values of more than 8 bits.
 
     Raises:
         NotThereError: no weights are at hand, and none were asked for.
@@ -92,7 +94,7 @@ def learn(config: CompareConfig, training: CocoSplit, path: Path) -> Learned:
     kind: Any = torch.optim.AdamW if weights == "none" else torch.optim.SGD
     schedule = Schedule(config.lr / 10 if weights == "none" else config.lr, config.scheduler, config.warmup_steps)
     optimizer = kind(parameter_groups(model), lr=schedule.rate, **decay)
-    items = _Images(training, size)
+    items = _Images(training, size, levels)
     order = BatchSampler(RandomSampler(items, generator=torch.Generator().manual_seed(config.seed)), BATCH, False)
     batches = make_loader(items, order, workers=config.workers, pin=False, collate=_together)
     budget = seconds_in(config.time_budget) if config.time_budget else None

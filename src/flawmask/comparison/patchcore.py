@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from flawmask.comparison.entry import Learned, NotThereError, Scored
 from flawmask.data import dataset_info, groups, layouts
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.leak import content_digests
-from flawmask.images import content_digest
+from flawmask.images import UPPER_BITS, Levels, content_digest
 from flawmask.inference.stream import THREADS, in_order
 from flawmask.model.weights import load_file, save_file
 from flawmask.progress import track
@@ -49,7 +50,13 @@ KEPT = 0.01
 Image = npt.NDArray[np.uint8]
 
 
-def learn(config: CompareConfig, training: CocoSplit, judged: Sequence[CocoSplit], path: Path) -> Learned:
+def learn(
+    config: CompareConfig,
+    training: CocoSplit,
+    judged: Sequence[CocoSplit],
+    path: Path,
+    levels: Levels = UPPER_BITS,
+) -> Learned:
     """Keep the patches of the good images and write them, and the network that they are seen with, to `path`.
 
     Args:
@@ -58,6 +65,7 @@ def learn(config: CompareConfig, training: CocoSplit, judged: Sequence[CocoSplit
             set that has none, the good images of `training`.
         judged: whose images it must not see, nor others of the parts that they show.
         path: the file, `.pt`.
+        levels: what becomes black and white, of values of more than 8 bits.
 
     Raises:
         NotThereError: anomalib, weights or good images are not there.
@@ -70,7 +78,7 @@ def learn(config: CompareConfig, training: CocoSplit, judged: Sequence[CocoSplit
         )
     model = _network(config)
     where, files = good_images(config, training)
-    seen = unjudged(config, training, judged, files)
+    seen = unjudged(config, training, judged, files, levels)
     left = len(files) - len(seen)
     if not seen:
         of_parts = f" of parts that are not judged: {left} are" if left else ""
@@ -86,16 +94,15 @@ def learn(config: CompareConfig, training: CocoSplit, judged: Sequence[CocoSplit
         raise
     extractor.load_state_dict(state, strict=False)
     began = time.perf_counter()
-    with closing(in_order(images.read_image, seen, THREADS)) as pictures, torch.inference_mode():
+    read = partial(images.read_image, levels=levels)
+    with closing(in_order(read, seen, THREADS)) as pictures, torch.inference_mode():
         for pixels in track(pictures, "patches", total=len(seen)):
             model(_batch([pixels], model))
         log.info("choosing %.0f %% of the patches of %d images", 100 * KEPT, len(seen))
         with _quiet():
             model.subsample_embedding(KEPT)
         model.eval()
-        known = [
-            float(model(_batch([images.read_image(file)], model)).pred_score) for file in seen[:: -(-len(seen) // 20)]
-        ]
+        known = [float(model(_batch([read(file)], model)).pred_score) for file in seen[:: -(-len(seen) // 20)]]
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     save_file(path, {"patchcore": BACKBONE, "usual": max(float(np.mean(known)), 1e-6), "model_state_dict": state})
     parameters = sum(tensor.numel() for tensor in state.values())
@@ -156,7 +163,11 @@ def _own_training_images(config: CompareConfig) -> list[layouts.Sample]:
 
 
 def unjudged(
-    config: CompareConfig, training: CocoSplit, judged: Sequence[CocoSplit], files: Sequence[Path]
+    config: CompareConfig,
+    training: CocoSplit,
+    judged: Sequence[CocoSplit],
+    files: Sequence[Path],
+    levels: Levels = UPPER_BITS,
 ) -> list[Path]:
     """Return those of the files whose pictures are not judged, and whose parts are on no image that is.
 
@@ -165,6 +176,7 @@ def unjudged(
         training: tells the groups of its images, and how those of the category's own training images are found.
         judged: the images that are judged.
         files: as `good_images` gives them.
+        levels: what becomes black and white, of values of more than 8 bits.
     """
     pattern = dataset_info.origin_of(training.folder.parent)["group_by"]
     parts = {sample.image: groups.parts_of(sample, pattern) for sample in _own_training_images(config)}
@@ -177,9 +189,9 @@ def unjudged(
     shown = [
         groups.keys(digest, parts[split.image_folder / name])
         for split in judged
-        for name, digest in content_digests(split).items()
+        for name, digest in content_digests(split, levels).items()
     ]
-    with closing(in_order(lambda file: content_digest(images.read_image(file)), files, THREADS)) as digests:
+    with closing(in_order(lambda file: content_digest(images.read_image(file, levels)), files, THREADS)) as digests:
         own = [groups.keys(digest, parts[file]) for file, digest in zip(files, digests, strict=True)]
     group_of = groups.together([*shown, *own])
     forbidden = set(group_of[: len(shown)])

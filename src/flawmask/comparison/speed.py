@@ -16,7 +16,9 @@ from flawmask.comparison import yardstick
 from flawmask.comparison.config import YARDSTICKS, CompareConfig
 from flawmask.comparison.contender import begin
 from flawmask.comparison.entry import Entry
+from flawmask.data import intensity
 from flawmask.files import write_json
+from flawmask.images import Levels
 from flawmask.inference.backend import resized
 from flawmask.inference.predictor import load
 from flawmask.prediction import post_process
@@ -64,7 +66,8 @@ def _time_all(config: CompareConfig, folder: Path, entries: Sequence[Entry], spl
             models[one.name] = _judge(config, one.name, folder / str(one.checkpoint))
         except Exception as error:  # whatever a library makes of a file or of too little memory
             failed[one.name] = _reason(one.name, error)
-    write_json(folder / NAME, measure(models, _images(split)) | failed)
+    levels = intensity.of_dataset(config.intensity, [split])
+    write_json(folder / NAME, measure(models, _images(split, levels)) | failed)
 
 
 def _reason(name: str, error: Exception, where: str = "") -> dict[str, str]:
@@ -87,13 +90,13 @@ def _judge(config: CompareConfig, name: str, path: Path) -> Judge:
     return judge
 
 
-def _images(split: CocoSplit) -> list[Image]:
+def _images(split: CocoSplit, levels: Levels) -> list[Image]:
     """Return images of the size that most of them have, as many as are timed: a batch is of one size."""
     sizes = Counter((image["height"], image["width"]) for image in split.images)
     ((height, width), _), *_ = sizes.most_common(1)
     most = min(ROUNDS, max(BATCHES[-1], MOST_BYTES // (3 * height * width)))
     chosen = [image for image in split.images if (image["height"], image["width"]) == (height, width)][:most]
-    return [images.read_image(split.image_path(image)) for image in chosen]
+    return [images.read_image(split.image_path(image), levels) for image in chosen]
 
 
 def measure(models: Mapping[str, Judge], pictures: Sequence[Image]) -> dict[str, dict[str, Any]]:

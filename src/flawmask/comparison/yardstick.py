@@ -14,6 +14,7 @@ from flawmask.coco import CocoSplit, groups_of, read_split
 from flawmask.comparison import classifier, patchcore
 from flawmask.comparison.config import CLASSIFIER, CompareConfig
 from flawmask.comparison.entry import Entry, Ground, Learned, Scored
+from flawmask.data import intensity
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.aim import choose
 from flawmask.evaluation.by_group import bootstrap, numbered
@@ -25,6 +26,7 @@ from flawmask.evaluation.pixels import PixelTally
 from flawmask.evaluation.results import write_scores
 from flawmask.evaluation.uncertainty import Groups, resample
 from flawmask.evaluation.verdicts import Judged
+from flawmask.images import Levels
 from flawmask.inference import threshold
 from flawmask.inference.threshold import Threshold
 from flawmask.progress import track
@@ -53,14 +55,15 @@ def train_and_judge(config: CompareConfig, ground: Ground, folder: Path, name: s
         chooses = config.conf == "auto" and VALIDATION not in ground.splits
         names = (*([VALIDATION] if chooses else []), *ground.splits)
         splits = [read_split(prepared_dir, one, config) for one in names]
+        levels = intensity.of_dataset(config.intensity, [training])
         if name == CLASSIFIER:
-            notes = _leak(config, training, splits)
-            lessons.append((classifier.learn(config, training, path), path))
+            notes = _leak(config, training, splits, levels)
+            lessons.append((classifier.learn(config, training, path, levels), path))
         else:
-            lessons.append((patchcore.learn(config, training, splits, path), path))
+            lessons.append((patchcore.learn(config, training, splits, path, levels), path))
         scorer = load(config, name, path)
         for split in splits:
-            found = _score(scorer, split)
+            found = _score(scorer, split, levels)
             if config.conf == "auto" and split.name == VALIDATION:
                 chosen = _choose(config, split, found)
         judged.append(splits[-1])
@@ -81,17 +84,17 @@ def load(config: CompareConfig, name: str, path: Path) -> Scorer:
     return classifier.load(config, path) if name == CLASSIFIER else patchcore.load(config, path)
 
 
-def _leak(config: CompareConfig, training: CocoSplit, judged: Sequence[CocoSplit]) -> list[str]:
+def _leak(config: CompareConfig, training: CocoSplit, judged: Sequence[CocoSplit], levels: Levels) -> list[str]:
     """Refuse to judge images that were trained on, or whose parts were, as `evaluate` does, or return notes of it.
 
     Raises:
         FlawmaskError: there are some, and `allow_leak` is off.
     """
-    known, trained = set(content_digests(training).values()), set(training.groups or ())
+    known, trained = set(content_digests(training, levels).values()), set(training.groups or ())
     seen = parts = 0
     for split in judged:
         of_images = split.groups or [""] * len(split.images)
-        for digest, group in zip(content_digests(split).values(), of_images, strict=True):
+        for digest, group in zip(content_digests(split, levels).values(), of_images, strict=True):
             seen += digest in known
             parts += digest not in known and group in trained
     said = []
@@ -105,9 +108,9 @@ def _leak(config: CompareConfig, training: CocoSplit, judged: Sequence[CocoSplit
     return said
 
 
-def _score(scorer: Scorer, split: CocoSplit) -> list[Scored]:
+def _score(scorer: Scorer, split: CocoSplit, levels: Levels) -> list[Scored]:
     paths = track([split.image_path(image) for image in split.images], f"judging {split.name}")
-    return [scorer([images.read_image(path)])[0] for path in paths]
+    return [scorer([images.read_image(path, levels)])[0] for path in paths]
 
 
 def _choose(config: CompareConfig, split: CocoSplit, scored: Sequence[Scored]) -> Threshold:

@@ -25,10 +25,11 @@ from flawmask.coco import (
     write_split,
 )
 from flawmask.coco_files import split_names
-from flawmask.data import dataset_info
+from flawmask.data import dataset_info, intensity
+from flawmask.data.intensity import IntensitySettings
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, whole_folder, write_json, write_json_lines
-from flawmask.images import Pixels
+from flawmask.images import UPPER_BITS, Levels, Pixels
 from flawmask.launch import usable_cores
 from flawmask.masks import Cut, cut_out
 from flawmask.progress import track
@@ -57,7 +58,7 @@ VARIANTS = (*GEOMETRIC, "blur", "bright")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentSettings(Seed, BadInput):
+class AugmentSettings(IntensitySettings, Seed, BadInput):
     """How many variants are added."""
 
     augmentation_factor: int = 3
@@ -145,16 +146,21 @@ def augment(config: AugmentConfig) -> Augmented:
     for split in splits.values():
         split.warn(strict=False)
     originals = sum(len(split.images) for split in splits.values())
-    variants = _write(splits, originals, origin, config)
+    levels = intensity.of_dataset(config.intensity, list(splits.values()))
+    variants = _write(splits, originals, origin, levels, config)
     log.info("augmented %s: %d images and %d variants", config.augmented_dir, originals, variants)
     return Augmented(config.augmented_dir, originals, variants, reused=False)
 
 
-def _write(splits: dict[str, CocoSplit], originals: int, origin: dict[str, Any], config: AugmentConfig) -> int:
+def _write(
+    splits: dict[str, CocoSplit], originals: int, origin: dict[str, Any], levels: Levels, config: AugmentConfig
+) -> int:
     """Write the augmented COCO folder and return how many variants it holds."""
     made: list[dict[str, Any]] = []
     tally = tallied(total_tallies(splits.values()))
     info: dict[str, Any] = {**origin, "version": flawmask.__version__, "tally": tally}
+    if levels != UPPER_BITS:
+        info["intensity"] = intensity.to_keep(config.intensity, levels)
     if (config.dataset_dir / dataset_info.NAME).is_file():
         info["source_info"] = read_json(config.dataset_dir / dataset_info.NAME)
     with whole_folder(config.augmented_dir) as folder:
@@ -164,7 +170,7 @@ def _write(splits: dict[str, CocoSplit], originals: int, origin: dict[str, Any],
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(split.image_path(image), target)
             if name == "train" or (name == "val" and config.augment_val):
-                variants = _augment_split(split, folder / name, config)
+                variants = _augment_split(split, folder / name, levels, config)
                 made += [_what_was_made(name, variant) for variant in variants]
                 _write_records(split, variants, folder / name)
                 info[name] = dataset_info.counts([*split.images, *(variant.image for variant in variants)])
@@ -185,10 +191,10 @@ def _copy_records(split: CocoSplit, folder: Path) -> None:
         _write_records(split, [], folder)
 
 
-def _augment_split(split: CocoSplit, folder: Path, config: AugmentSettings) -> list[_Variant]:
+def _augment_split(split: CocoSplit, folder: Path, levels: Levels, config: AugmentSettings) -> list[_Variant]:
     """Write the variants of every image of the split into `folder/images` and return their records."""
     with ThreadPoolExecutor(usable_cores()) as pool:
-        jobs = pool.map(lambda image: _variants_of(split, image, folder, config), split.images)
+        jobs = pool.map(lambda image: _variants_of(split, image, folder, levels, config), split.images)
         by_image = list(track(jobs, f"augmenting {split.name}", total=len(split.images)))
     variants = [variant for of_image in by_image for variant in of_image]
     next_id = max(image["id"] for image in split.images) + 1
@@ -197,7 +203,9 @@ def _augment_split(split: CocoSplit, folder: Path, config: AugmentSettings) -> l
     return variants
 
 
-def _variants_of(split: CocoSplit, image: Record, folder: Path, config: AugmentSettings) -> list[_Variant]:
+def _variants_of(
+    split: CocoSplit, image: Record, folder: Path, levels: Levels, config: AugmentSettings
+) -> list[_Variant]:
     """Write the variants of one image. What is drawn depends on the seed and its file name alone."""
     path = split.image_path(image)
     pixels = images.read_pixels(path)
@@ -211,7 +219,7 @@ def _variants_of(split: CocoSplit, image: Record, folder: Path, config: AugmentS
     cuts = _cuts(records, height, width, str(path)) if not GEOMETRIC.keys().isdisjoint(names) else []
     variants = []
     for name in names:
-        changed, parameter = _transform(name, pixels, draw)
+        changed, parameter = _transform(name, pixels, levels, draw)
         record = {
             **image,
             "file_name": f"{path.stem}-{image['id']}__{name}.png",
@@ -232,7 +240,7 @@ def _variants_of(split: CocoSplit, image: Record, folder: Path, config: AugmentS
     return variants
 
 
-def _transform(name: str, pixels: Pixels, draw: np.random.Generator) -> tuple[Pixels, float | None]:
+def _transform(name: str, pixels: Pixels, levels: Levels, draw: np.random.Generator) -> tuple[Pixels, float | None]:
     """Return the transformed image, and the strength drawn for it where there is one."""
     if name in GEOMETRIC:
         return GEOMETRIC[name](pixels), None
@@ -242,9 +250,10 @@ def _transform(name: str, pixels: Pixels, draw: np.random.Generator) -> tuple[Pi
         return cv2.GaussianBlur(pixels, (0, 0), sigma), sigma  # type: ignore[return-value]
     # Far enough from 1 to be another image: a factor drawn near it would add a copy.
     factor = draw.uniform(0.7, 0.9) if draw.random() < 0.5 else draw.uniform(1.1, 1.3)
-    # Each of the few values there are is multiplied once.
-    brightest = np.iinfo(pixels.dtype).max
-    table = np.clip(np.rint(np.arange(brightest + 1) * factor), 0, brightest).astype(pixels.dtype)
+    # Each of the few values there are is multiplied once. A camera of 12 bits has none above 4095, in whatever light.
+    most = np.iinfo(pixels.dtype).max
+    brightest = most if pixels.dtype == np.uint8 else max(levels[1], int(pixels.max()))
+    table = np.clip(np.rint(np.arange(most + 1) * factor), 0, brightest).astype(pixels.dtype)
     return cv2.LUT(pixels, table) if pixels.dtype == np.uint8 else table[pixels], factor  # type: ignore[return-value]
 
 

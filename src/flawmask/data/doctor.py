@@ -13,14 +13,17 @@ from typing import Any, Literal
 
 from flawmask import draw, images
 from flawmask.coco import GOOD
-from flawmask.data import layouts
-from flawmask.data.doctor_checks import Item, category_items, coco_items, unreadable, unused_files
+from flawmask.data import intensity, layouts
+from flawmask.data.doctor_checks import Item, brightness, category_items, coco_items, unreadable, unused_files
 from flawmask.data.duplicates import Compared, Look, alike, identical, look_of
 from flawmask.data.group_search import find_groups
+from flawmask.data.intensity import IntensitySettings
 from flawmask.data.layouts import LayoutName, Problem, Sample
+from flawmask.data.mask_files import MaskSettings, TurnedImage
 from flawmask.draw import Picture
 from flawmask.errors import ImageError
 from flawmask.files import sha256
+from flawmask.images import UPPER_BITS, Levels
 from flawmask.launch import usable_cores
 from flawmask.masks import Mask
 from flawmask.progress import track
@@ -32,7 +35,7 @@ COLUMNS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorConfig(LayoutName, Crowds, Strict):
+class DoctorConfig(IntensitySettings, MaskSettings, LayoutName, Crowds, Strict):
     """Check a category or a COCO folder: counts, masks, damaged and doubled images."""
 
     mvtec_root: Path = Path("datasets/mvtec")
@@ -150,11 +153,14 @@ def examine(config: DoctorConfig) -> Report:
         layouts.say(layout, config.mvtec_root, config)
         config = replace(config, layout=layout)
         samples, aside = _samples(config, category)
-        items = category_items(samples, config.mvtec_root)
         problems = layouts.problems(config.mvtec_root, category, config)
+        items, more = category_items(samples, config.mvtec_root, category, config)
+        problems += more
+        levels = intensity.of_images(config.intensity, [item.path for item in items], category)
     else:
-        items, problems = coco_items(config.dataset_dir or Path(), config.crowds, tallies)
-    seen = _see_all(items, _spread(items, config.sheet_images))
+        items, problems, splits = coco_items(config.dataset_dir or Path(), config.crowds, tallies)
+        levels = intensity.of_dataset(config.intensity, splits) if splits else UPPER_BITS
+    seen = _see_all(items, levels, _spread(items, config.sheet_images))
     problems += chain.from_iterable(each.problems for each in seen)
     if category:
         tallies = _tallies(config, category, samples, seen, aside)
@@ -205,29 +211,31 @@ def _tallies(
     config: DoctorConfig, category: str, samples: Sequence[Sample], seen: Sequence["_Seen"], aside: Sequence[Sample]
 ) -> tuple[Tally, Tally]:
     """Return the counts of the images and masks of a category; those with an error would not be trained on."""
-    errors = [any(problem.severity == "error" for problem in each.problems) for each in seen]
-    used = [sample for sample, has_error in zip(samples, errors, strict=True) if not has_error]
-    bad = [sample for sample, has_error in zip(samples, errors, strict=True) if has_error]
+    bad_images = {each.item.path for each in seen if any(problem.severity == "error" for problem in each.problems)}
+    used = [sample for sample in samples if sample.image not in bad_images]
+    bad = [sample for sample in samples if sample.image in bad_images]
     return layouts.tallies(config.mvtec_root, category, used, {layouts.BAD: bad, config.left_aside: aside}, config)
 
 
-def _see_all(items: Sequence[Item], on_sheet: frozenset[Path]) -> list[_Seen]:
+def _see_all(items: Sequence[Item], levels: Levels, on_sheet: frozenset[Path]) -> list[_Seen]:
     with ThreadPoolExecutor(usable_cores()) as pool:
-        seen = pool.map(lambda item: _see(item, item.path in on_sheet), items)
+        seen = pool.map(lambda item: _see(item, levels, item.path in on_sheet), items)
         return list(track(seen, "checking", total=len(items)))
 
 
-def _see(item: Item, on_sheet: bool) -> _Seen:
+def _see(item: Item, levels: Levels, on_sheet: bool) -> _Seen:
     """Read one image and its truth, and return what the report needs of them."""
     try:
         data = images.read_bytes(item.path)
-        image = images.to_rgb(images.decode(data, item.path))
+        decoded = images.decode_parts(data, item.path)
     except ImageError as error:
         return _Seen(item, [unreadable(error, item.path, item.where)])
+    image = images.to_rgb(decoded.colour, levels)
     height, width = image.shape[:2]
-    truth = item.truth(height, width)
+    truth = item.truth(TurnedImage(height, width, decoded.orientation))
+    problems = [*truth.problems, *brightness(image, item.where)]
     cell = _cell(image, truth.mask) if on_sheet else None
-    return _Seen(item, truth.problems, sha256(data), (width, height), look_of(image), truth.instances, cell)
+    return _Seen(item, problems, sha256(data), (width, height), look_of(image), truth.instances, cell)
 
 
 # Images that are there twice.

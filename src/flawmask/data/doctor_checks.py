@@ -1,5 +1,6 @@
 """What can be wrong with one image, its masks or its annotations: of a category, or of a COCO folder."""
 
+import logging
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,10 @@ from flawmask import images
 from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, one_by_one, read_split
 from flawmask.coco_files import has_split
 from flawmask.coco_records import NO_INSTANCE
+from flawmask.data import mask_files
 from flawmask.data.layouts import MaskFile, Problem, Sample, where_of
+from flawmask.data.mask_files import MaskSettings, TurnedError, TurnedImage
+from flawmask.draw import Picture
 from flawmask.errors import FlawmaskError, ImageError, RecordsError
 from flawmask.files import walk
 from flawmask.good_names import looks_good
@@ -22,11 +26,18 @@ from flawmask.masks import Mask, box_of, looks_inverted
 from flawmask.settings import Reading
 from flawmask.tally import Tally
 
+log = logging.getLogger(__name__)
+
 SPLITS = ("train", "val", "test")
 
 # Other tools measure the polygon where Flawmask counts pixels: a difference below these is theirs, not a fault.
 BOX_TOLERANCE = 1.5  # pixels
 AREA_TOLERANCE = 0.05  # of the mask's pixels
+
+DARK = 16
+"""Below this level, of 255, a pixel is as good as black; so far from the top it is as good as white."""
+FEW_PIXELS = 0.001
+"""So few brighter ones, of all, leave a picture black: hot pixels of the camera."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,8 @@ class Truth:
 @dataclass(frozen=True)
 class Item:
     """An image to check: where it stands in the data set, what its file was called first, what part it shows if that is
-    known, and what reads its truth, given height and width. Its labels are the names of its masks or annotations."""
+    known, and what reads its truth, given height, width and Exif orientation. Its labels are the names of its masks or
+    annotations."""
 
     path: Path
     where: str
@@ -52,12 +64,23 @@ class Item:
     defective: bool
     variant: bool
     labels: tuple[str, ...]
-    truth: Callable[[int, int], Truth]
+    truth: Callable[[TurnedImage], Truth]
 
 
-def category_items(samples: Sequence[Sample], root: Path) -> list[Item]:
-    """Return the images of a category, in their order."""
-    return [_sample_item(sample, root) for sample in samples]
+def category_items(
+    samples: Sequence[Sample], root: Path, category: str, settings: MaskSettings
+) -> tuple[list[Item], list[Problem]]:
+    """Return the images of a category, in their order, and what is wrong with its masks as a whole."""
+    problems = []
+    try:
+        samples, reading = mask_files.with_rule(samples, settings)
+    except FlawmaskError as error:
+        return [], [Problem("error", "masks of two kinds", category, f"cannot be read: {error}")]
+    if reading is not None and reading.several and reading.rule != "white":  # of white, each mask says it
+        problems.append(Problem("warning", "mask values", category, reading.several))
+    if reading is not None:
+        log.info("masks of %s: %s", category, reading)
+    return [_sample_item(sample, root, settings) for sample in samples], problems
 
 
 def unused_files(tallies: Sequence[Tally], reasons: Container[str], known: Sequence[Problem]) -> Iterator[Problem]:
@@ -83,10 +106,25 @@ def unreadable(error: ImageError, path: Path, where: str) -> Problem:
     return Problem("error", "unreadable image", where, str(error).removeprefix(f"{path} "))
 
 
+def brightness(image: Picture, where: str) -> Iterator[Problem]:
+    """Yield a problem for a picture that is nearly black or white, as it is where its range of grey is not known.
+
+    Args:
+        image: (height, width, 3) uint8 RGB.
+        where: its place in the data set.
+    """
+    few = FEW_PIXELS * image.size
+    message = "is nearly %s as networks see it: look at the exposure, or at --intensity if it has more than 8 bits"
+    if np.count_nonzero(image >= DARK) < few:
+        yield Problem("warning", "nearly black", where, message % "black")
+    elif np.count_nonzero(image <= 255 - DARK) < few:
+        yield Problem("warning", "nearly white", where, message % "white")
+
+
 # A category.
 
 
-def _sample_item(sample: Sample, root: Path) -> Item:
+def _sample_item(sample: Sample, root: Path, settings: MaskSettings) -> Item:
     return Item(
         path=sample.image,
         where=sample.original_file,
@@ -96,18 +134,25 @@ def _sample_item(sample: Sample, root: Path) -> Item:
         type=sample.defect_type,
         defective=not sample.is_good,
         variant=False,
-        labels=tuple(where_of(file.path, root) for file in sample.masks),
-        truth=partial(_sample_truth, sample, root),
+        labels=tuple(dict.fromkeys(where_of(file.path, root) for file in sample.masks)),
+        truth=partial(_sample_truth, sample, root, settings),
     )
 
 
-def _sample_truth(sample: Sample, root: Path, height: int, width: int) -> Truth:
+def _sample_truth(sample: Sample, root: Path, settings: MaskSettings, image: TurnedImage) -> Truth:
     """Read the sample's masks, and return what is wrong with them."""
     if not sample.is_good and not sample.masks:
         advice = f"draw {sample.mask_wanted}, or {sample.if_good}"
         return Truth(None, 0, [Problem("error", "mask missing", sample.original_file, f"has no mask: {advice}")])
-    truths = [_mask_truth(file, sample, root, height, width) for file in sample.masks]
+    truths = [_mask_truth(file, root, settings, image) for file in sample.masks]
     masks = [truth.mask for truth in truths if truth.mask is not None]
+    there = [(file.path, truth.mask) for file, truth in zip(sample.masks, truths, strict=True)]
+    marked = {path for path, mask in there if mask is not None and mask.any()}
+    for file, truth in zip(sample.masks, truths, strict=True):
+        if truth.mask is not None and file.path not in marked:
+            marked.add(file.path)  # said once, though several rules may have looked at it
+            message = f"has no defect pixel: draw the defect white, or {sample.if_good}"
+            truth.problems.append(Problem("error", "mask empty", where_of(file.path, root), message))
     return Truth(
         np.logical_or.reduce(masks) if masks else None,
         sum(truth.instances for truth in truths),
@@ -115,22 +160,24 @@ def _sample_truth(sample: Sample, root: Path, height: int, width: int) -> Truth:
     )
 
 
-def _mask_truth(file: MaskFile, sample: Sample, root: Path, height: int, width: int) -> Truth:
-    """Read one mask, and return what is wrong with it."""
+def _mask_truth(file: MaskFile, root: Path, settings: MaskSettings, image: TurnedImage) -> Truth:
+    """Read one mask, and return what is wrong with it, but for its being empty."""
     where = where_of(file.path, root)
     try:
-        pixels = images.read_pixels(file.path)
+        pixels = mask_files.pixels_of(images.read_bytes(file.path), file, image, settings)
     except ImageError as error:
         return Truth(None, 0, [unreadable(error, file.path, where)])
-    if pixels.shape[:2] != (height, width):
-        sizes = f"is {pixels.shape[1]}x{pixels.shape[0]} but its image is {width}x{height}"
+    except TurnedError as error:
+        return Truth(None, 0, [Problem("error", "mask turned", where, str(error).removeprefix(f"{file.path} "))])
+    if pixels.shape[:2] != (image.height, image.width):
+        sizes = f"is {pixels.shape[1]}x{pixels.shape[0]} but its image is {image.width}x{image.height}"
         return Truth(None, 0, [Problem("error", "mask size", where, f"{sizes}: export the mask at the image's size")])
-    mask = file.rule(pixels)
+    try:
+        mask = file.rule(pixels)
+    except FlawmaskError as error:
+        return Truth(None, 0, [Problem("error", "mask values", where, str(error).removeprefix(f"{file.path} "))])
     count, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    problems = [*(_value_problems(pixels, where) if file.rule is images.to_mask else ())]
-    if not mask.any():
-        message = f"has no defect pixel: draw the defect white, or {sample.if_good}"
-        problems.append(Problem("error", "mask empty", where, message))
+    problems = [*(_value_problems(pixels, where) if (file.part, file.rule) == ("colour", images.white) else ())]
     if looks_inverted(mask):
         message = "is white in all four corners: if the defect is what is black, invert it"
         problems.append(Problem("warning", "mask inverted", where, message))
@@ -151,8 +198,9 @@ def _value_problems(pixels: Pixels, where: str) -> Iterator[Problem]:
 
 def coco_items(
     dataset_dir: Path, crowds: Literal["ignore", "instances"], tallies: tuple[Tally, Tally]
-) -> tuple[list[Item], list[Problem]]:
-    """Return the images of all splits that are there and can be used, and what is wrong with the splits themselves.
+) -> tuple[list[Item], list[Problem], list[CocoSplit]]:
+    """Return the images of all splits that are there and can be used, what is wrong with the splits themselves, and
+    these splits.
 
     Args:
         dataset_dir: the COCO folder.
@@ -161,6 +209,7 @@ def coco_items(
     """
     reading = Reading(crowds=crowds, on_error="skip")
     items: list[Item] = []
+    splits: list[CocoSplit] = []
     problems: list[Problem] = []
     for name in [name for name in SPLITS if has_split(dataset_dir, name)] or SPLITS[:1]:
         try:
@@ -173,12 +222,13 @@ def coco_items(
                 continue
             problems.append(Problem("error", "unusable split", name, f"cannot be used: {error}"))
             continue
+        splits.append(split)
         items += [_record_item(split, image) for image in split.images]
         problems += [Problem("error", "unusable record", name, problem) for problem in split.problems]
         problems += _split_problems(split)
         for tally, of_split in zip(tallies, split.tallies, strict=True):
             tally.add(replace(of_split, used=0))  # the doctor counts those once it has seen their images
-    return items, problems
+    return items, problems, splits
 
 
 def _record_item(split: CocoSplit, image: Record) -> Item:
@@ -198,8 +248,9 @@ def _record_item(split: CocoSplit, image: Record) -> Item:
     )
 
 
-def _record_truth(split: CocoSplit, image: Record, height: int, width: int) -> Truth:
+def _record_truth(split: CocoSplit, image: Record, seen: TurnedImage) -> Truth:
     """Decode the annotations of an image, and return what is wrong with them."""
+    height, width = seen.height, seen.width
     where = f"{split.name}/images/{image['file_name']}"
     defects = one_by_one(split.defects(image))
     if (image["width"], image["height"]) != (width, height):

@@ -13,14 +13,17 @@ import numpy as np
 import flawmask
 from flawmask import images
 from flawmask.coco import GOOD, Record, cut_annotation, write_split
-from flawmask.data import dataset_info, groups, layouts
+from flawmask.data import dataset_info, groups, intensity, layouts, mask_files
 from flawmask.data.duplicates import Compared, Look, alike, look_of
 from flawmask.data.folder_settings import FolderSettings
 from flawmask.data.group_search import find_groups
+from flawmask.data.intensity import IntensitySettings
 from flawmask.data.layouts import LayoutName, MaskFile, Sample
+from flawmask.data.mask_files import MaskSettings, TurnedImage
 from flawmask.data.split import Member, fold_groups, split_groups, split_method
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json
+from flawmask.images import Levels
 from flawmask.launch import usable_cores
 from flawmask.masks import Cut, Mask, cut_components, cut_out, looks_inverted
 from flawmask.progress import track
@@ -36,7 +39,7 @@ COMPARED = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings(LayoutName, FolderSettings):
+class PrepareSettings(IntensitySettings, MaskSettings, LayoutName, FolderSettings):
     """How a category becomes a COCO folder."""
 
     good_images: Literal["test", "all"] = "test"
@@ -114,6 +117,7 @@ class ReadImage:
         inverted: its masks that seem to be.
         parts: what its part is called, see `groups.keys`.
         look: see `look_of`; None where nobody asks for it.
+        kinds: the defect type of each annotation, where category ids are given later too.
     """
 
     sample: Sample
@@ -127,6 +131,7 @@ class ReadImage:
     inverted: list[Path]
     parts: list[str]
     look: Look | None
+    kinds: Sequence[str] = ()
 
 
 def prepare(config: PrepareConfig) -> Prepared:
@@ -138,20 +143,28 @@ def prepare(config: PrepareConfig) -> Prepared:
     """
     require(config.folds == 1 or config.fold is not None, f"--folds {config.folds} needs --fold: which part validates")
     layout = layouts.layout_of(config.mvtec_root, config)
-    if config.fold in (None, 1):
+    once = config.fold in (None, 1)  # is said what holds for all folds
+    if once:
         layouts.say(layout, config.mvtec_root, config)
     config = replace(config, layout=layout)
     samples, not_asked_for = _samples(config)
-    category_ids = _category_ids(samples, config.classes)
+    samples, reading = mask_files.with_rule(samples, config)
+    if reading is not None and once:
+        log.info("masks of %s: %s", config.category, reading)
+        if reading.several:
+            log.warning("%s: %s", config.category, reading.several)
     parts = [groups.parts_of(sample, config.group_by) for sample in samples]
     _check_pattern(samples, parts, config)
-    is_unknown = not any(parts) and config.fold in (None, 1)  # once for all folds
+    is_unknown = not any(parts) and once
     wants_looks = is_unknown and not _warn_of_names(samples, config) and len(samples) <= COMPARED
-    read, left_out = _read_all(samples, category_ids, config, wants_looks=wants_looks)
+    levels = intensity.of_images(config.intensity, [sample.image for sample in samples], config.category)
+    read, left_out = _read_all(samples, levels, config, wants_looks=wants_looks)
     _warn_of_looks(read)
     tallies = _tallies(read, samples, not_asked_for, config)
-    if config.strict or config.fold in (None, 1):
+    if config.strict or once:
         warn_of_unused(tallies, str(config.mvtec_root / config.category), strict=config.strict)
+    category_ids = _category_ids(samples, read, config)
+    read = [_with_categories(item, category_ids) for item in read]
     contents = [
         (
             item.sample.original_file + (f" {item.sample.origin}" if config.keep_split else ""),
@@ -159,6 +172,8 @@ def prepare(config: PrepareConfig) -> Prepared:
         )
         for item in read
     ]
+    if config.mask_classes is not None:
+        contents.append(("mask_classes", sha256(config.mask_classes.read_bytes())))
     origin = {
         "made_by": "flawmask prepare",
         "settings": as_json(config, PrepareSettings),
@@ -171,7 +186,11 @@ def prepare(config: PrepareConfig) -> Prepared:
             f"{config.dataset_dir} was prepared by an older version, which wrote no groups: make it anew, --overwrite",
         )
         return _prepared(config, info, tallies, reused=True)
-    made_from = {"mvtec_root": config.mvtec_root.as_posix(), "tally": tallied(tallies)}
+    made_from: dict[str, Any] = {"mvtec_root": config.mvtec_root.as_posix(), "tally": tallied(tallies)}
+    if reading is not None:
+        made_from["mask_values"] = reading.rule
+    if levels != images.UPPER_BITS:
+        made_from["intensity"] = intensity.to_keep(config.intensity, levels)
     categories = _categories(category_ids, config.classes)
     info = write_folder(
         read,
@@ -223,13 +242,17 @@ def _tallies(
     return layouts.tallies(config.mvtec_root, config.category, used, left_out, config)
 
 
-def _category_ids(samples: Sequence[Sample], classes: Literal["defect", "type"]) -> dict[str, int]:
-    """Return the category id of each defect type; good is 1."""
+def _category_ids(samples: Sequence[Sample], read: Sequence[ReadImage], config: PrepareSettings) -> dict[str, int]:
+    """Return the category id of each defect type; good is 1. Of the types that `--mask_classes` names, those that are
+    on some mask have one."""
     defective = [sample for sample in samples if not sample.is_good]
-    types = sorted(
-        {kind for sample in defective for kind in [mask.defect_type for mask in sample.masks] or [sample.defect_type]}
-    )
-    return {GOOD: 1, **{name: 2 if classes == "defect" else number for number, name in enumerate(types, start=2)}}
+    types = {
+        kind for sample in defective for kind in [mask.defect_type for mask in sample.masks] or [sample.defect_type]
+    }
+    if config.mask_classes is not None:
+        types = {kind for item in read for kind in item.kinds if kind != GOOD}
+    by_type = config.classes == "type"
+    return {GOOD: 1, **{name: number if by_type else 2 for number, name in enumerate(sorted(types), start=2)}}
 
 
 def _check_pattern(samples: Sequence[Sample], parts: Sequence[Sequence[str]], config: PrepareConfig) -> None:
@@ -276,13 +299,13 @@ def _warn_of_looks(read: Sequence[ReadImage]) -> None:
 
 
 def _read_all(
-    samples: Sequence[Sample], category_ids: dict[str, int], config: PrepareConfig, *, wants_looks: bool
+    samples: Sequence[Sample], levels: Levels, config: PrepareConfig, *, wants_looks: bool
 ) -> tuple[list[ReadImage], list[dict[str, str]]]:
     """Return what was read, and the images left out with the reason; all cores take part."""
 
     def attempt(sample: Sample) -> ReadImage | FlawmaskError:
         try:
-            return _read(sample, category_ids, config, wants_look=wants_looks)
+            return _read(sample, levels, config, wants_look=wants_looks)
         except FlawmaskError as error:
             return error
 
@@ -312,10 +335,17 @@ def _read_all(
     return read, left_out
 
 
-def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings, *, wants_look: bool) -> ReadImage:
+def _with_categories(item: ReadImage, category_ids: dict[str, int]) -> ReadImage:
+    """Return the image with the category ids of its annotations."""
+    pairs = zip(item.annotations, item.kinds, strict=True)
+    return replace(item, annotations=[{**record, "category_id": category_ids[kind]} for record, kind in pairs])
+
+
+def _read(sample: Sample, levels: Levels, config: PrepareSettings, *, wants_look: bool) -> ReadImage:
     """Read one image and its masks, and encode what is on it; ids are given later."""
     data = images.read_bytes(sample.image)
-    image = images.to_rgb(images.decode(data, sample.image))
+    decoded = images.decode_parts(data, sample.image)
+    image = images.to_rgb(decoded.colour, levels)
     height, width = image.shape[:2]
     regions: list[tuple[str, Cut]] = []
     mask_digest, inverted = "", []
@@ -323,34 +353,48 @@ def _read(sample: Sample, category_ids: dict[str, int], config: PrepareSettings,
         regions.append((GOOD, Cut(np.ones((height, width), dtype=bool), 0, 0)))
     if not sample.is_good and not sample.masks:
         raise FlawmaskError(f"{sample.image} has no mask: draw {sample.mask_wanted}, or {sample.if_good}")
-    for file in sample.masks:
-        mask, digest = _read_mask(file, sample, height, width)
+    found = [_read_mask(file, TurnedImage(height, width, decoded.orientation), config) for file in sample.masks]
+    marked = {file.path for file, (mask, _) in zip(sample.masks, found, strict=True) if mask.any()}
+    for file, (mask, digest) in zip(sample.masks, found, strict=True):
         mask_digest += digest
+        if file.path not in marked:
+            raise FlawmaskError(f"{file.path} has no defect pixel: draw the defect white, or {sample.if_good}")
+        if not mask.any():
+            continue
         cuts = cut_components(mask) if config.instances == "component" else [cut_out(mask)]
         regions += [(file.defect_type, cut) for cut in cuts]
         if looks_inverted(mask):
             inverted.append(file.path)
-    records = [
-        cut_annotation(cut, height, width, id=0, image_id=0, category_id=category_ids[kind]) for kind, cut in regions
-    ]
+    records = [cut_annotation(cut, height, width, id=0, image_id=0, category_id=0) for _, cut in regions]
+    kinds = [kind for kind, _ in regions]
     parts, look = groups.parts_of(sample, config.group_by), look_of(image) if wants_look else None
     content = images.content_digest(image)
     before = "" if sample.origin == "test" else f"{sample.origin}_"
-    name = f"{before}{sample.defect_type}_{sample.image.name}"
-    return ReadImage(sample, name, sha256(data), content, mask_digest, height, width, records, inverted, parts, look)
+    return ReadImage(
+        sample=sample,
+        name=f"{before}{sample.defect_type}_{sample.image.name}",
+        digest=sha256(data),
+        content=content,
+        mask_digest=mask_digest,
+        height=height,
+        width=width,
+        annotations=records,
+        kinds=kinds,
+        inverted=inverted,
+        parts=parts,
+        look=look,
+    )
 
 
-def _read_mask(file: MaskFile, sample: Sample, height: int, width: int) -> tuple[Mask, str]:
-    """Return one of the sample's masks and the SHA-256 of its file, after checking that it fits the image."""
+def _read_mask(file: MaskFile, image: TurnedImage, config: PrepareSettings) -> tuple[Mask, str]:
+    """Return a mask and the SHA-256 of its file, after checking that it fits the image."""
     data = images.read_bytes(file.path)
-    mask = file.rule(images.decode(data, file.path))
-    if mask.shape != (height, width):
+    mask = file.rule(mask_files.pixels_of(data, file, image, config))
+    if mask.shape != (image.height, image.width):
         raise FlawmaskError(
-            f"{file.path} is {mask.shape[1]}x{mask.shape[0]} but its image is {width}x{height}: "
+            f"{file.path} is {mask.shape[1]}x{mask.shape[0]} but its image is {image.width}x{image.height}: "
             "export the mask at the image's size"
         )
-    if not mask.any():
-        raise FlawmaskError(f"{file.path} has no defect pixel: draw the defect white, or {sample.if_good}")
     return mask, sha256(data)
 
 

@@ -88,7 +88,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         split.refuse_boxes_alone(f"{config.model} outlines what it finds", "evaluate a network that finds boxes")
     conf = threshold.DEFAULT if config.conf == "auto" else config.conf
     other = read_other(config.against, split, conf, config.min_area) if config.against else None
-    digests = team.from_main(lambda: content_digests(split))
+    digests = team.from_main(lambda: content_digests(split, backend.spec.intensity))
     seen = seen_in_training(split, digests, config.model, allow=config.allow_leak)
     predictions, seconds = _predict(config, backend, split, team)
     chosen = _threshold(config, backend, split, digests, predictions, team)
@@ -97,6 +97,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         "seconds_per_image": sum(seconds.values()),
         "dataset": config.dataset_dir.as_posix(),
         "model": config.model.as_posix(),
+        "intensity": list(backend.spec.intensity),
     }
     if other is not None:
         facts["against"] = compare(
@@ -200,7 +201,7 @@ def _threshold(
             return kept
         split = read_split(config.dataset_dir, VALIDATION, config)
         split.warn(strict=config.strict)
-        digests = team.from_main(lambda: content_digests(split))
+        digests = team.from_main(lambda: content_digests(split, backend.spec.intensity))
         seen_in_training(split, digests, config.model, allow=config.allow_leak)
         predictions, _ = _predict(config, backend, split, team)
     judged = judge(split, predictions, threshold.DEFAULT, config.min_area)
@@ -277,7 +278,7 @@ def predict_split(
     def read(image: Record) -> npt.NDArray[np.uint8]:
         """Return the image's pixels after checking them against its record."""
         path = split.image_path(image)
-        pixels = images.read_image(path)
+        pixels = images.read_image(path, backend.spec.intensity)
         if pixels.shape[:2] != (image["height"], image["width"]):
             size = f"{pixels.shape[1]}x{pixels.shape[0]}"
             raise FlawmaskError(f"{path} is {size} but its record says {image['width']}x{image['height']}")

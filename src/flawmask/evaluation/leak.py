@@ -10,7 +10,7 @@ from flawmask.coco import CocoSplit, Record
 from flawmask.data import dataset_info, groups
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json
-from flawmask.images import content_digest, read_image
+from flawmask.images import UPPER_BITS, Levels, content_digest, read_image
 from flawmask.launch import usable_cores
 from flawmask.progress import track
 
@@ -31,15 +31,19 @@ class Leak:
     parts: list[str]
 
 
-def content_digests(split: CocoSplit) -> dict[str, str]:
+def content_digests(split: CocoSplit, levels: Levels = UPPER_BITS) -> dict[str, str]:
     """Return the SHA-256 of each image's upright pixels, by file name: the same picture in another file has the same.
+
+    Args:
+        split: whose images are read.
+        levels: what becomes black and white, of values of more than 8 bits.
 
     Raises:
         ImageError: an image cannot be read.
     """
 
     def digest(image: Record) -> str:
-        return content_digest(read_image(split.image_path(image)))
+        return content_digest(read_image(split.image_path(image), levels))
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         digests = track(pool.map(digest, split.images), f"reading {split.name}", total=len(split.images))

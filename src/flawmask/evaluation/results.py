@@ -12,12 +12,13 @@ from flawmask.evaluation.average_precision import coco_results
 from flawmask.evaluation.measure import Measured
 from flawmask.evaluation.verdicts import Judged
 from flawmask.files import whole_folder, write_json
+from flawmask.images import Levels
 from flawmask.inference.overlay import truth_beside_prediction
 from flawmask.inference.stream import MOST_THREADS, in_order
 from flawmask.launch import usable_cores
 from flawmask.prediction import Prediction
 from flawmask.progress import track
-from flawmask.report.report import write_report
+from flawmask.report.report import levels_in, write_report
 
 
 def write_results(
@@ -30,7 +31,8 @@ def write_results(
         write_json(folder / "curves.json", measured.curves)
         write_json(folder / "predictions.json", coco_results(split, predictions))
         _write_table(folder / "predictions.csv", measured.judged, predictions, conf, min_area)
-        _draw_worst(folder / "overlays", split, measured.judged, predictions, conf, min_area, overlays)
+        levels = levels_in(measured.metrics)
+        _draw_worst(folder / "overlays", split, measured.judged, predictions, conf, min_area, overlays, levels)
         write_report(folder)
 
 
@@ -84,6 +86,7 @@ def _draw_worst(
     conf: float,
     min_area: int,
     most: int,
+    levels: Levels,
 ) -> None:
     """Draw truth beside prediction: wrong verdicts first, and among equals those whose score was furthest off."""
     folder.mkdir()
@@ -97,7 +100,7 @@ def _draw_worst(
         name = f"{rank:03d}_{one.outcome}_{Path(one.file_name).stem}.png"
         verdict = f"verdict: {'defect' if one.verdict else 'good'} ({one.score:.2f})"
         found = predictions[at].defects(conf, min_area)
-        pixels = images.read_image(split.image_path(image))
+        pixels = images.read_image(split.image_path(image), levels)
         picture = truth_beside_prediction(split, image, pixels, found, (f"truth: {one.defect_type}", verdict))
         (folder / name).write_bytes(images.encode_png(picture))
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flawmask.data.intensity import IntensityRule
 from flawmask.settings import Device, require
 
 SCORE_FLOOR = 0.05
@@ -73,6 +74,10 @@ class PredictConfig(VerdictSettings):
     """Write the defects as labels for this tool too, for a person to correct: preannotations.json, or .xml for CVAT."""
     polygon_tolerance: float = 1.0
     """How far, in pixels, a polygon in --preannotations may be from the outline, 0 to 100; 0 keeps every corner."""
+    intensity: IntensityRule | None = None
+    """How many bits images of more than 8 use, percentile or auto, see train; by default as the model was trained."""
+    page: int | None = None
+    """Which image is read of files that hold several, from 1. Without it they are listed as unreadable."""
     fail_on_defect: bool = False
     """Exit with status 1 when a defect was found."""
 
@@ -80,3 +85,4 @@ class PredictConfig(VerdictSettings):
         super().__post_init__()
         tolerance = self.polygon_tolerance
         require(0 <= tolerance <= 100, f"--polygon_tolerance is {tolerance}: it must lie between 0 and 100")
+        require(self.page is None or self.page >= 1, f"--page is {self.page}: pages are counted from 1")

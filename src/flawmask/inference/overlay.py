@@ -13,11 +13,13 @@ from flawmask.draw import (
     Colour,
     box_labels,
     fit,
+    fit_cut,
     fit_mask,
     outline,
     side_by_side,
     title_bar,
 )
+from flawmask.masks import Mask, cut_of_rle
 
 if TYPE_CHECKING:
     from flawmask.prediction import Instance
@@ -55,10 +57,19 @@ def draw_instances(image: Image, instances: "Sequence[Instance]", colour: Colour
     scale = size[0] / image.shape[1]
     drawn = fit(image, *size)
     for instance in instances:
-        drawn = outline(drawn, fit_mask(instance.mask, *size), colour)
+        drawn = outline(drawn, _mask_at(instance, image.shape[:2], size), colour)
     corners = [(round(one.box[0] * scale), round(one.box[1] * scale)) for one in instances]
     labels = [(f"{one.label} {one.score:.2f}", x, y) for one, (x, y) in zip(instances, corners, strict=True)]
     return box_labels(drawn, labels, colour)  # last, so that no outline runs over one
+
+
+def _mask_at(instance: "Instance", shape: tuple[int, int], size: tuple[int, int]) -> Mask:
+    """Return the instance's mask at the size that its image is drawn at."""
+    if size[0] >= shape[1]:
+        return fit_mask(instance.mask, *size)
+    if not instance.area:
+        return np.zeros((size[1], size[0]), dtype=bool)
+    return fit_cut(cut_of_rle(instance.rle), shape, *size)
 
 
 def truth_beside_prediction(

@@ -5,7 +5,7 @@ import glob
 import logging
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawmask import images
+from flawmask.data import intensity
 from flawmask.draw import PREDICTION, title_bar
 from flawmask.errors import FlawmaskError
 from flawmask.files import check_output_folder, real_path, whole_folder, write_json
@@ -70,11 +71,14 @@ def predict(config: PredictConfig) -> Predicted:
         f"--save_masks: {backend.spec.arch} finds boxes and outlines nothing",
     )
     conf = threshold.of(config.conf, config.model, config.min_area).value
+    levels = backend.spec.intensity
+    if config.intensity is not None:
+        levels = intensity.of_images(config.intensity, paths, "--input")
     records: list[dict[str, Any]] = []
     with whole_folder(config.output) as folder:
         for name in ("overlays", "masks") if config.save_masks else ("overlays",):
             (folder / name).mkdir()
-        job = _Job(config, backend.spec.classes, conf, region, folder, _unique_names(paths))
+        job = _Job(config, backend.spec.classes, conf, region, folder, _unique_names(paths), levels)
         judged = judge_all(backend, paths, job.read, job.write, config.inference_batch_size)
         with closing(judged):
             for record in track(judged, "predicting", total=len(paths)):
@@ -98,6 +102,7 @@ def predict(config: PredictConfig) -> Predicted:
         len(unreadable),
         config.output,
     )
+    _warn_of_outside(job)
     return Predicted(config.output, defective, good, unreadable)
 
 
@@ -112,6 +117,8 @@ class _Job:
         region: (height, width) bool, where defects count; None for everywhere.
         folder: where the results go.
         names: of each image's pictures.
+        levels: what becomes black and white, of values of more than 8 bits.
+        outside: how images lie outside the levels, those of them that do.
     """
 
     config: PredictConfig
@@ -120,11 +127,15 @@ class _Job:
     region: Mask | None
     folder: Path
     names: dict[Path, str]
+    levels: images.Levels
+    outside: dict[Path, str] = field(default_factory=dict)
 
     def read(self, path: Path) -> npt.NDArray[np.uint8]:
-        pixels = images.read_image(path)
+        pixels = images.read_pixels(path, self.config.page)
         _check_size(pixels, self.region, path, self.config)
-        return pixels
+        if how := images.outside(pixels, self.levels):
+            self.outside[path] = how
+        return images.to_rgb(pixels, self.levels)
 
     def write(self, path: Path, seen: Seen | FlawmaskError) -> dict[str, Any]:
         """Write the pictures of an image and return its record."""
@@ -145,6 +156,23 @@ class _Job:
             record["mask"] = f"masks/{self.names[path]}"
             (self.folder / record["mask"]).write_bytes(images.encode_png(mask.astype(np.uint8) * 255))
         return record
+
+
+def _warn_of_outside(job: _Job) -> None:
+    """Warn of images whose range of grey is another than the one that they were read with."""
+    if not job.outside:
+        return
+    first = min(job.outside)
+    log.warning(
+        "%d of %d images do not fit the range of grey from %d to %d (%s): %s %s; if the camera has fewer bits or more, "
+        "say how many with --intensity, or train on its images",
+        len(job.outside),
+        len(job.names),
+        *job.levels,
+        "as the model was trained" if job.config.intensity is None else f"--intensity {job.config.intensity}",
+        first,
+        job.outside[first],
+    )
 
 
 def _read_region(path: Path) -> Mask:
@@ -187,13 +215,13 @@ def find_images(inputs: tuple[str, ...], output: Path) -> list[Path]:
 def _expand(text: str) -> Iterator[Path]:
     path = Path(text)
     if path.is_dir():
-        yield from sorted(one for one in path.rglob("*") if images.is_image(one) and not one.is_dir())
+        yield from sorted(one for one in path.rglob("*") if images.is_readable(one) and not one.is_dir())
     elif path.is_file():
         yield path
     else:
         # Not Path.glob, which refuses patterns that start at the root.
         found = glob.glob(text, recursive=True)  # noqa: PTH207
-        yield from sorted(Path(one) for one in found if images.is_image(Path(one)))
+        yield from sorted(Path(one) for one in found if images.is_readable(Path(one)))
 
 
 def _unique_names(paths: list[Path]) -> dict[Path, str]:

@@ -80,7 +80,7 @@ class Predictor:
         Raises:
             ImageError: it cannot be read, or is nothing of this.
         """
-        pixels = images.pixels_of(image, colour)
+        pixels = images.pixels_of(image, colour, self.spec.intensity)
         return self._own(detect(self.backend, pixels), pixels)
 
     def predict(
@@ -88,8 +88,8 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """Yield what is on each image, in their order. While the network looks at some, threads read the next.
 
-        Images are converted as files are read: grey is repeated, transparency is dropped, 16-bit values keep their
-        upper 8 bits. Floats are multiplied by 255 and rounded.
+        Images are converted as files are read: grey is repeated, transparency is dropped, 16-bit values become 0 to 255
+        as the checkpoint says (`spec.intensity`). Floats are multiplied by 255 and rounded.
 
         Args:
             sources: images, as many as you like: a list, a generator of a camera's frames, or one alone. Each is a
@@ -109,7 +109,7 @@ class Predictor:
             return self._own(post_process(seen.found, self.spec.classes, *seen.pixels.shape[:2]), seen.pixels)
 
         def read(source: Source) -> Image:
-            return images.pixels_of(source, colour)
+            return images.pixels_of(source, colour, self.spec.intensity)
 
         several = [sources] if images.is_source(sources) else sources
         with closing(judge_all(self.backend, several, read, finish, batch_size)) as judged:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from flawmask.errors import FlawmaskError
+from flawmask.images import UPPER_BITS, Levels
 from flawmask.model.arch import Arch, architecture
 from flawmask.model.architecture import Architecture, FixedSquare, Proportional, SteppedSquare
 
@@ -26,6 +27,8 @@ class ModelSpec:
         anchor_sizes: the five anchor sizes, in pixels of the resized image, smallest first.
         max_detections: the most instances that one image can have.
         proposals: the most regions of an image that the heads look at; twice as many in training.
+        intensity: which value is black and which is white, of images of more than 8 bits; of older checkpoints those
+            that keep the upper 8 of 16 bits.
     """
 
     arch: Arch
@@ -36,10 +39,13 @@ class ModelSpec:
     anchor_sizes: tuple[int, ...] = TORCHVISION_ANCHORS
     max_detections: int = 100
     proposals: int = 1000
+    intensity: Levels = UPPER_BITS
 
     def __post_init__(self) -> None:
         architecture(self.arch)
-        if self.norm not in get_args(Norm) or not self.classes or len(self.anchor_sizes) != len(TORCHVISION_ANCHORS):
+        is_known = self.norm in get_args(Norm) and bool(self.classes)
+        low, high = self.intensity
+        if not is_known or len(self.anchor_sizes) != len(TORCHVISION_ANCHORS) or not 0 <= low < high <= 65535:
             raise FlawmaskError(f"{self} does not describe a network")
 
     @property

@@ -12,6 +12,7 @@ from pycocotools import mask as rle_tools
 from flawmask import images, masks
 from flawmask.coco import CocoSplit, Record, instance_masks
 from flawmask.draw import Picture, fit
+from flawmask.images import UPPER_BITS, Levels
 from flawmask.launch import usable_cores
 from flawmask.masks import Mask
 from flawmask.progress import track
@@ -31,6 +32,7 @@ def gallery(
     conf: float,
     min_area: int,
     limit: int | None = None,
+    levels: Levels = UPPER_BITS,
 ) -> list[dict[str, Any]]:
     """Return an entry per image, as JSON values, in the order of the gallery: wrong verdicts first.
 
@@ -45,6 +47,7 @@ def gallery(
         conf: detections below this score do not count for the order.
         min_area: detections of fewer pixels do not count for the order.
         limit: the most entries that get a picture, the first ones; all by default.
+        levels: what becomes black and white, of values of more than 8 bits.
 
     Raises:
         FlawmaskError: an image cannot be read or a segmentation cannot be decoded.
@@ -57,7 +60,7 @@ def gallery(
 
     def draw(pair: tuple[Record, dict[str, Any]]) -> None:
         image, entry = pair
-        _add_picture(entry, split, image, detections[image["id"]], side)
+        _add_picture(entry, split, image, detections[image["id"]], side, levels)
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         for _ in track(pool.map(draw, shown), "report", total=len(shown)):
@@ -92,11 +95,13 @@ def _badness(entry: dict[str, Any], conf: float, min_area: int) -> tuple[bool, f
     return rejected == entry["truth"], -abs(entry["truth"] - image_score(entry, min_area))
 
 
-def _add_picture(entry: dict[str, Any], split: CocoSplit, image: Record, found: Sequence[Record], side: int) -> None:
+def _add_picture(
+    entry: dict[str, Any], split: CocoSplit, image: Record, found: Sequence[Record], side: int, levels: Levels
+) -> None:
     """Add picture and outlines to an entry; the picture is never larger than the image."""
     path, height, width = split.image_path(image), image["height"], image["width"]
     size = min(side, max(height, width))
-    picture = fit(images.read_image(path), size, size)
+    picture = fit(images.read_image(path, levels), size, size)
     scale = picture.shape[1] / width
     truth = instance_masks(split.defects(image), height, width, str(path))
     entry["jpeg"] = jpeg(picture)

@@ -1,8 +1,11 @@
 """`report.html` beside `metrics.json`: the verdict in plain words, the figures, the curves and every image."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flawmask.files import write_bytes
+from flawmask.images import UPPER_BITS, Levels
 from flawmask.report import sections
 from flawmask.report.figures import draw_figures
 from flawmask.report.gallery import gallery, image_score
@@ -13,6 +16,12 @@ NAME = "report.html"
 
 ENTRIES = (NAME, "figures")
 """What a report adds to a results folder."""
+
+
+def levels_in(metrics: Mapping[str, Any]) -> Levels:
+    """Return what became black and white of values of more than 8 bits, by `metrics.json`; older ones do not say it."""
+    low, high = metrics.get("intensity", UPPER_BITS)
+    return low, high
 
 
 def write_report(results_dir: Path, *, gallery_limit: int | None = None) -> Path:
@@ -31,7 +40,8 @@ def write_report(results_dir: Path, *, gallery_limit: int | None = None) -> Path
     results = read_results(results_dir)
     metrics, split = results.metrics, read_truth(results)
     conf, min_area = metrics["conf"], metrics["min_area"]
-    entries = gallery(split, read_detections(results, split), conf, min_area, gallery_limit)
+    detections = read_detections(results, split)
+    entries = gallery(split, detections, conf, min_area, gallery_limit, levels_in(metrics))
     drawn = draw_figures(results, [(entry["truth"], image_score(entry, min_area)) for entry in entries])
     body = "".join(
         (

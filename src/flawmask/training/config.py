@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from flawmask.data.intensity import IntensitySettings
 from flawmask.model.arch import Arch, ArchChoice, architecture, is_chosen
 from flawmask.settings import Classes, Device, Overwrite, Reading, Seed, Strict, require
 
@@ -35,7 +36,7 @@ def seconds_in(text: str, flag: str = "--time_budget") -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnSettings(Seed, Device, Classes, Reading):
+class LearnSettings(IntensitySettings, Seed, Device, Classes, Reading):
     """How a network is trained, whichever it is."""
 
     epochs: int = 50

@@ -192,7 +192,7 @@ class SplitDataset(Dataset[Item]):
     def _whole(self, place: int) -> npt.NDArray[np.uint8]:
         record = self.split.images[place]
         path = self.split.image_path(record)
-        pixels = images.read_image(path)
+        pixels = images.read_image(path, self.spec.intensity)
         height, width = pixels.shape[:2]
         if (record["height"], record["width"]) != (height, width):
             raise FlawmaskError(f"{path} is {width}x{height} but its record says {record['width']}x{record['height']}")

@@ -124,7 +124,7 @@ def draw_predictions(backend: Backend, split: CocoSplit, conf: float = 0.5) -> d
 
 
 def _predicted(backend: Backend, split: CocoSplit, image: Record, conf: float) -> Picture:
-    pixels = images.read_image(split.image_path(image))
+    pixels = images.read_image(split.image_path(image), backend.spec.intensity)
     prediction = detect(backend, pixels)
     found = prediction.defects(conf)
     title = f"{len(found)} found from {conf:g} on, best score {prediction.verdict(conf).score:.2f}"

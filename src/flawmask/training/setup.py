@@ -5,7 +5,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torchvision
 import flawmask
 from flawmask.coco import CocoSplit, read_split
 from flawmask.coco_files import has_split
+from flawmask.data import intensity
 from flawmask.distributed import Processes
 from flawmask.evaluation.leak import NAME as TRAINING_IMAGES
 from flawmask.evaluation.leak import content_digests
@@ -90,7 +91,12 @@ def set_up(
     training, validation = _splits(config)
     has_outlines = not training.boxes_alone
     config = team.from_main(lambda: with_network(config, len(training.images), has_outlines=has_outlines))
-    digests = content_digests(training) if team.is_main else {}
+    if state is not None:
+        levels = state.model_spec.intensity
+    else:
+        splits = [training, *([validation] if validation else [])]
+        levels = team.from_main(lambda: intensity.of_dataset(config.intensity, splits))
+    digests = content_digests(training, levels) if team.is_main else {}
     if transform is None and config.train_augment != "off":
         transform = Augmentation(config.train_augment)
     each = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
@@ -130,7 +136,7 @@ def set_up(
         at_once = 1  # as fast as several on a CPU, in less than half the memory, and nothing looks at the others
     elif config.batch_size == "auto":
         at_once = team.from_main(lambda: fit.largest_batch(trial, image_size, share))
-    spec = spec_for(config, training, given, image_size, at_once)
+    spec = replace(spec_for(config, training, given, image_size, at_once), intensity=levels)
     return setup(spec, given, bool(given.state), at_once=at_once, digests=digests)
 
 

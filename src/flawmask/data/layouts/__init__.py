@@ -14,7 +14,7 @@ from typing import Literal
 from flawmask.coco import GOOD
 from flawmask.data.layouts import btad, ksdd2, loco, mvtec, mvtec_ad_2, visa
 from flawmask.data.layouts.folders import Folders
-from flawmask.data.layouts.layout import Layout, MaskFile, Problem, Sample, listed, where_of
+from flawmask.data.layouts.layout import Layout, MaskFile, Part, Problem, Sample, listed, where_of
 from flawmask.data.layouts.mask_values import are_black
 from flawmask.errors import FlawmaskError
 from flawmask.files import walk
@@ -30,6 +30,7 @@ __all__ = [
     "Layout",
     "LayoutName",
     "MaskFile",
+    "Part",
     "Problem",
     "Sample",
     "categories",

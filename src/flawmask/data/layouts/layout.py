@@ -10,6 +10,10 @@ from flawmask.files import is_junk, walk
 from flawmask.images import Pixels, is_image
 from flawmask.masks import Mask
 
+Part = Literal["colour", "alpha", "palette", "values"]
+"""What of a mask's file is looked at: its colours or grey values, its alpha channel, the numbers of its palette, or
+these numbers where it has a palette and its values where it has none."""
+
 SHOWN = 12  # names in a message that says what is there
 
 Origin = Literal["train", "val", "test"]
@@ -23,13 +27,16 @@ class MaskFile:
     Attributes:
         path: the file. Several masks may come from the same one, each by another rule.
         rule: takes the file's pixels as `images.decode` gives them, and returns (height, width) bool, True on the
-            defect. `images.to_mask` is the usual one: what is white.
+            defect. `images.to_mask` stands for the rule that suits all masks of the category (`data/mask_files.py`).
+            Where several take the same file, some may find nothing in it, but not all of them.
         defect_type: the type of the defect that it marks.
+        part: what of the file the rule takes.
     """
 
     path: Path
     rule: Callable[[Pixels], Mask]
     defect_type: str
+    part: Part = "colour"
 
 
 @dataclass(frozen=True, kw_only=True)
