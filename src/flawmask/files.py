@@ -21,6 +21,54 @@ from flawmask.errors import FlawmaskError
 LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 """What file managers leave in every folder that they show."""
 
+JUNK = frozenset({"__macosx", "thumb", "thumbs", "thumbnail", "thumbnails"})
+"""What folders of copies are called that programs make for themselves, in lower case."""
+
+_THUMBNAIL = re.compile(r"thumb(?:nail)?s?[ ._-]+(?P<after>.+)|(?P<before>.+?)[ ._-]+thumb(?:nail)?s?", re.IGNORECASE)
+
+
+def is_junk(name: str) -> bool:
+    """Return whether the name of a file or folder says that it is none of the user's: hidden, or made by a file
+    manager, an archiver or a network drive for itself (`.DS_Store`, `__MACOSX`, `@eaDir`, `thumbnails`)."""
+    return name.startswith((".", "@")) or name in LITTER or name.casefold() in JUNK
+
+
+def walk(folder: Path) -> list[Path]:
+    """Return the files below a folder, sorted; none where there is no such folder.
+
+    Links are followed. What is left aside is junk by its name, folders with all that is in them, and thumbnails of a
+    file beside them, as `001_thumb.jpg` is of `001.png`.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    if not folder.is_dir():
+        return []
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        if _is_loop(Path(place), folder):
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not is_junk(name)]
+        stems = {Path(name).stem.casefold() for name in names}
+        found += [Path(place, name) for name in names if not is_junk(name) and not _is_thumbnail(name, stems)]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_loop(place: Path, top: Path) -> bool:
+    """Return whether links lead from a folder between `top` and `place` back to it."""
+    above = [place.parents[up] for up in range(len(place.relative_to(top).parts))]
+    return bool(above) and real_path(place) in {real_path(one) for one in above}
+
+
+def _is_thumbnail(name: str, stems: Collection[str]) -> bool:
+    match = _THUMBNAIL.fullmatch(Path(name).stem)
+    return match is not None and (match["after"] or match["before"]).casefold() in stems
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -63,8 +111,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all. NaN is refused: a figure that is not there is null."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    """Write `value` as JSON, whole or not at all. NaN is refused: a figure that is not there is null.
+
+    What a file system has in a name that is no Unicode is written as JSON escapes it, `\\udcff`, and read as it was.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def write_json_lines(path: Path, content: Mapping[str, Any]) -> None:
@@ -73,8 +125,8 @@ def write_json_lines(path: Path, content: Mapping[str, Any]) -> None:
     For lists of a hundred thousand records: seven times as fast as `write_json`, a third of its size where there are
     many numbers, still a line for each record in a diff, and never more than one of them in memory as text.
     """
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(_json_pieces(content))
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.writelines(piece.encode(errors="backslashreplace") for piece in _json_pieces(content))  # as `write_json`
 
 
 def _json_pieces(content: Mapping[str, Any]) -> Iterator[str]:
@@ -132,7 +184,8 @@ def sha256(data: bytes) -> str:
 
 def fingerprint(contents: Iterable[tuple[str, str]]) -> str:
     """Return one SHA-256 for a set of (name, SHA-256 of the content) pairs, whatever their order."""
-    return sha256("\n".join(f"{digest} {name}" for name, digest in sorted(contents)).encode())
+    lines = "\n".join(f"{digest} {name}" for name, digest in sorted(contents))
+    return sha256(lines.encode(errors="surrogateescape"))  # a name need not be Unicode
 
 
 def check_output_folder(

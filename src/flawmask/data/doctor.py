@@ -20,6 +20,7 @@ from flawmask.data.layouts import LayoutName, Problem
 from flawmask.draw import Picture
 from flawmask.errors import ImageError
 from flawmask.files import sha256
+from flawmask.fonts import first_writable
 from flawmask.launch import usable_cores
 from flawmask.masks import Mask
 from flawmask.progress import track
@@ -266,7 +267,11 @@ def _write_sheet(seen: Sequence[_Seen], path: Path) -> Path | None:
     if not shown:
         return None
     captions = [
-        item.path.name if item.path.name.startswith(item.type) else f"{item.type}  {item.path.name}"
+        first_writable(
+            item.path.name if item.path.name.startswith(item.type) else f"{item.type}  {item.path.name}",
+            item.type,
+            "",
+        )
         for item, _ in shown  # prepare puts the type into the name already
     ]
     rows = -(-len(shown) // COLUMNS)
