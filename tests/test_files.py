@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,18 @@ def lines_of(content: dict[str, Any]) -> int:
     )
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "\udc80", object()])
+@pytest.mark.parametrize("write", [write_json, write_json_lines])
+def test_a_name_that_is_no_unicode_is_written_as_an_escape_and_comes_back(
+    tmp_path: Path, write: Callable[[Path, dict[str, Any]], None]
+) -> None:
+    write(tmp_path / "a.json", {"names": ["Pr\udcfcfung.png", "划.png"]})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert r'"Pr\udcfcfung.png"' in text
+    assert "划" in text
+    assert read_json(tmp_path / "a.json") == {"names": ["Pr\udcfcfung.png", "划.png"]}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), object()])
 def test_a_bad_record_far_down_leaves_the_old_file(tmp_path: Path, bad: Any) -> None:
     write_json(tmp_path / "a.json", "old")
     records = [{"id": number} for number in range(10_000)]

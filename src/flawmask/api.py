@@ -224,11 +224,11 @@ def predict(config: PredictConfig | None = None, /, **settings: Any) -> "Predict
     Returns:
         `output` is the folder with `predictions.json`, `predictions.csv` and `overlays/`. `defective` and `good` are
             the paths of the files with a defect and without. `unreadable` holds the reason for each path that could not
-            be read.
+            be read, `not_predicted` that for each other file in the folders that were named.
 
     Raises:
         FlawmaskError: there is no image at all, the checkpoint or the region of interest cannot be used, or the output
-            folder holds something else.
+            folder holds something else; `strict` is on, and an image was found that is not predicted.
     """
     from flawmask.inference import predict
 

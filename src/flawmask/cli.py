@@ -1,5 +1,6 @@
 """The command line. It is made from the stages' settings and nothing else: a field's docstring is its help."""
 
+import io
 import json
 import os
 import shlex
@@ -66,11 +67,11 @@ SPARING = ("batch_size", "inference_batch_size", "image_size", "max_proposals")
 """Settings that take less memory the lower they are: those first that change nothing else."""
 
 OK, DEFECT_FOUND, FAILED, UNUSED, INTERRUPTED, UNREAD = 0, 1, 2, 3, 130, 141
+"""The exit statuses, which docs/formats.md explains; 128 and a signal's number is one that ended the process."""
 
 
 def main(command: str | None = None, **defaults: Any) -> None:
-    """Run the command line and exit the process: 0 done, 2 bad input, 3 something unused with `--strict`, 130
-    interrupted, 141 nobody read all of the output; `predict` knows 1 too.
+    """Run the command line and exit the process, with one of the statuses in docs/formats.md.
 
     Args:
         command: a subcommand's name, for the scripts that are one subcommand each.
@@ -87,6 +88,8 @@ def main(command: str | None = None, **defaults: Any) -> None:
 def _guarded(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
     """Run one command and return its exit status; what the user can mend is one line on stderr, no traceback."""
     own_process()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have letters that a terminal or a pipe has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     status = FAILED
     console = Console(stderr=True)
     log_to(console)

@@ -3,16 +3,14 @@
 Images are (height, width, 3) uint8 RGB, masks (height, width) bool. What is passed in is never changed.
 """
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from flawmask.fonts import plain, runs
 from flawmask.masks import Cut, Mask, box_of
 
 Picture = npt.NDArray[np.uint8]
@@ -30,14 +28,6 @@ SURROUND: Colour = (226, 226, 226)  # beside a letterboxed image, so that its ow
 
 FILL = 0.25  # opacity inside a mask: its place is seen and so is the defect
 CASING = 0.6  # opacity of the dark rim that parts the line from a background of its own colour
-
-
-@contextmanager
-def in_any_script() -> Iterator[None]:
-    """Within, Matplotlib writes names in letters that its font lacks, as boxes, without a warning for each."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        yield
 
 
 def outline(image: Picture, mask: Mask, colour: Colour, thickness: int | None = None) -> Picture:
@@ -87,7 +77,7 @@ def _blend(
 def box_labels(image: Picture, labels: Sequence[tuple[str, int, int]], colour: Colour) -> Picture:
     """Return the image with a tag just above each place, clear of an outline's line, moved to stay on the image.
 
-    A tag that would cover an earlier one is left out: two that overlap say less than one.
+    A tag that would cover an earlier one is left out: two that overlap say less than one. So is one without text.
 
     Args:
         image: (height, width, 3) uint8 RGB.
@@ -98,6 +88,8 @@ def box_labels(image: Picture, labels: Sequence[tuple[str, int, int]], colour: C
     drawn = image.copy()
     taken = np.zeros(image.shape[:2], dtype=bool)
     for text, x, y in labels:
+        if not text:
+            continue
         tag = _tag(image, text, colour)
         top, left = _tag_corner(image, tag, x, y)
         window = np.s_[top : top + tag.shape[0], left : left + tag.shape[1]]
@@ -109,7 +101,7 @@ def box_labels(image: Picture, labels: Sequence[tuple[str, int, int]], colour: C
 def _tag(image: Picture, text: str, colour: Colour) -> Picture:
     """Return the tag for an image of this size; it is never larger than the image."""
     size = _text_size(image)
-    wanted = round(_font(size).getlength(text)) + 2 * _margin(size)
+    wanted = round(_length(plain(text), size)) + 2 * _margin(size)
     red, green, blue = colour
     ink = INK if 0.299 * red + 0.587 * green + 0.114 * blue > 90 else PAPER
     return _strip(text, min(wanted, image.shape[1]), size, ink, colour)[: image.shape[0]]
@@ -252,26 +244,28 @@ def _margin(size: int) -> int:
     return max(2, size // 3)
 
 
-@lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _length(text: str, size: int) -> float:
+    """Return how wide a text is in pixels."""
+    return sum(font.getlength(part) for part, font in runs(text, size))
 
 
 def _strip(text: str, width: int, size: int, ink: Colour, paper: Colour) -> Picture:
     """Return one line of text, `width` pixels wide and about 1.5 times as high as the text is large."""
     margin = _margin(size)
     strip = Image.new("RGB", (width, size + 2 * margin - 1), paper)
-    fitted = _shortened(text, size, width - 2 * margin)
-    ImageDraw.Draw(strip).text((margin, strip.height // 2), fitted, fill=ink, font=_font(size), anchor="lm")
+    pen, x = ImageDraw.Draw(strip), float(margin)
+    for part, font in runs(_shortened(plain(text), size, width - 2 * margin), size):
+        pen.text((x, strip.height // 2), part, fill=ink, font=font, anchor="lm")
+        x += font.getlength(part)
     return np.asarray(strip, dtype=np.uint8)
 
 
 def _shortened(text: str, size: int, width: int) -> str:
     """Return the text, or its beginning and end around an ellipsis where it is wider than `width` pixels."""
-    if _font(size).getlength(text) <= width:
+    if _length(text, size) <= width:
         return text
     for kept in range(len(text) - 1, 0, -1):  # the end tells file names apart, so it gets the odd letter
         shorter = f"{text[: kept // 2]}…{text[len(text) - (kept + 1) // 2 :]}"
-        if _font(size).getlength(shorter) <= width:
+        if _length(shorter, size) <= width:
             return shorter
     return ""

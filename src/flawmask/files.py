@@ -111,8 +111,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all. NaN is refused: a figure that is not there is null."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    """Write `value` as JSON, whole or not at all. NaN is refused: a figure that is not there is null.
+
+    What a file system has in a name that is no Unicode is written as JSON escapes it, `\\udcff`, and read as it was.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def write_json_lines(path: Path, content: Mapping[str, Any]) -> None:
@@ -121,8 +125,8 @@ def write_json_lines(path: Path, content: Mapping[str, Any]) -> None:
     For lists of a hundred thousand records: seven times as fast as `write_json`, a third of its size where there are
     many numbers, still a line for each record in a diff, and never more than one of them in memory as text.
     """
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(_json_pieces(content))
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.writelines(piece.encode(errors="backslashreplace") for piece in _json_pieces(content))  # as `write_json`
 
 
 def _json_pieces(content: Mapping[str, Any]) -> Iterator[str]:
@@ -205,7 +209,8 @@ def sha256(data: bytes) -> str:
 
 def fingerprint(contents: Iterable[tuple[str, str]]) -> str:
     """Return one SHA-256 for a set of (name, SHA-256 of the content) pairs, whatever their order."""
-    return sha256("\n".join(f"{digest} {name}" for name, digest in sorted(contents)).encode())
+    lines = "\n".join(f"{digest} {name}" for name, digest in sorted(contents))
+    return sha256(lines.encode(errors="surrogateescape"))  # a name need not be Unicode
 
 
 def check_output_folder(

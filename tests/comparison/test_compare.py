@@ -52,7 +52,7 @@ def read(path: Path) -> Any:
 
 
 def scores_of(results: Path) -> tuple[list[bool], list[float]]:
-    with (results / "predictions.csv").open(newline="") as lines:
+    with (results / "predictions.csv").open(newline="", encoding="utf-8-sig") as lines:
         table = list(csv.DictReader(lines))
     return [row["truth"] == "defect" for row in table], [float(row["score"]) for row in table]
 

@@ -220,7 +220,7 @@ def test_evaluate_writes_figures_table_pictures_and_report_without_a_word_of_mas
     results = json.loads((done.results_dir / "predictions.json").read_text())
     assert len(results) > 10
     assert not any("segmentation" in record for record in results)
-    with (done.results_dir / "predictions.csv").open(newline="") as lines:
+    with (done.results_dir / "predictions.csv").open(newline="", encoding="utf-8-sig") as lines:
         rows = list(csv.DictReader(lines))
     assert {(row["defect_area_px"], row["defect_area_percent"]) for row in rows} == {("", "")}
     assert max(int(row["instances"]) for row in rows) > 0
@@ -259,5 +259,5 @@ def test_predict_writes_boxes_and_no_area(model: Path, dataset: Path) -> None:
             assert 0 <= x < x + width <= 80
             assert 0 <= y < y + height <= 60
             assert one["area"] >= int(width) * int(height)
-    with (done.output / "predictions.csv").open(newline="") as lines:
+    with (done.output / "predictions.csv").open(newline="", encoding="utf-8-sig") as lines:
         assert {(row["defect_area_px"], row["defect_area_percent"]) for row in csv.DictReader(lines)} == {("", "")}

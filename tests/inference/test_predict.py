@@ -21,10 +21,10 @@ from PIL import Image
 from random_network import SPEC, network, patchwork
 
 from flawmask import masks
-from flawmask.errors import FlawmaskError
+from flawmask.errors import FlawmaskError, UnusedError
 from flawmask.images import read_image, read_mask, write_png
 from flawmask.inference.config import PredictConfig
-from flawmask.inference.predict import Predicted, find_images, predict
+from flawmask.inference.predict import Predicted, predict
 from flawmask.inference.predictor import Predictor
 from flawmask.model import checkpoint
 
@@ -54,26 +54,6 @@ def run(model: Path, tmp_path: Path, *inputs: Path | str, **settings: Any) -> tu
     return done, json.loads((done.output / "predictions.json").read_bytes())["images"]
 
 
-def test_files_folders_and_patterns_are_all_found_each_once_and_in_order(
-    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "out"
-    everything = [parts / "a.png", parts / "b.png", parts / "deep" / "c.png"]
-    assert find_images((str(parts),), output) == everything
-    assert find_images((str(parts / "*.png"),), output) == everything[:2]
-    assert find_images((str(parts / "**" / "*.png"),), output) == everything
-    assert find_images((str(parts / "b.png"), str(parts)), output) == [everything[1], everything[0], everything[2]]
-    (parts / "photo.dat").write_bytes((parts / "a.png").read_bytes())
-    assert find_images((str(parts / "photo.dat"),), output) == [parts / "photo.dat"]
-    monkeypatch.chdir(parts)
-    assert find_images(("?.png", "deep"), output) == [Path("a.png"), Path("b.png"), Path("deep/c.png")]
-
-
-def test_a_file_with_the_signs_of_a_pattern_in_its_name_is_that_file(tmp_path: Path) -> None:
-    write_png(tmp_path / "part[1].png", patchwork(8, 8))
-    assert find_images((str(tmp_path / "part[1].png"),), tmp_path / "out") == [tmp_path / "part[1].png"]
-
-
 def test_pictures_that_an_earlier_run_left_among_the_images_are_not_judged(model: Path, parts: Path) -> None:
     output = parts / "results"
     _, first = run(model, parts, parts, output=output, save_masks=True)
@@ -82,16 +62,12 @@ def test_pictures_that_an_earlier_run_left_among_the_images_are_not_judged(model
     assert len(second) == 3
 
 
-@pytest.mark.parametrize("what", ["missing.png", "*.png", "empty", "texts"])
-def test_an_input_that_leads_to_no_image_is_an_error_and_nothing_is_written(
-    model: Path, tmp_path: Path, what: str
-) -> None:
-    (tmp_path / "empty").mkdir()
+def test_an_input_that_leads_to_no_image_is_an_error_and_nothing_is_written(model: Path, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "notes.txt").write_text("no image")
     with pytest.raises(FlawmaskError, match=r"--input .*: there is no such file, or no image"):
-        run(model, tmp_path, tmp_path / what)
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["empty", "texts"]
+        run(model, tmp_path, tmp_path / "texts")
+    assert names(tmp_path) == ["texts"]
 
 
 def test_each_image_gets_its_record_at_its_own_size(model: Path, parts: Path, tmp_path: Path) -> None:
@@ -164,6 +140,90 @@ def test_names_with_spaces_and_of_any_script_are_kept(model: Path, tmp_path: Pat
     assert rows(done.output / "predictions.csv")[0]["file"] == record["file"]
     assert (done.output / "overlays" / name).is_file()
     assert (done.output / "masks" / name).is_file()
+
+
+def test_a_table_opens_in_excel_and_a_folder_with_brackets_is_that_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names_there = ("=1+2.png", 'Teil_ü, 划痕 "A".png', "-1.png")
+    for seed, name in enumerate(names_there):
+        write_png(tmp_path / "línea 3, cámara [2]" / name, patchwork(40, 50, seed))
+    done, records = run(model, tmp_path, "línea 3, cámara [2]/*.png")
+    assert sorted(record["file"] for record in records) == sorted(f"línea 3, cámara [2]/{name}" for name in names_there)
+    assert (done.output / "predictions.csv").read_bytes().startswith(b"\xef\xbb\xbffile,verdict,")
+    assert [row["file"] for row in rows(done.output / "predictions.csv")] == [record["file"] for record in records]
+    monkeypatch.chdir(tmp_path / "línea 3, cámara [2]")
+    done, records = run(model, tmp_path, *names_there)
+    assert [record["file"] for record in records] == list(names_there)
+    listed = [row["file"] for row in rows(done.output / "predictions.csv")]
+    assert listed == ["'=1+2.png", 'Teil_ü, 划痕 "A".png', "'-1.png"]
+
+
+def test_a_name_that_no_font_can_write_is_left_out_of_the_title(model: Path, tmp_path: Path) -> None:
+    pixels = patchwork(40, 50)
+    for name in ("\u0378.png", "\u0379_2.png", "named.png"):
+        write_png(tmp_path / "parts" / name, pixels)
+    done, records = run(model, tmp_path, tmp_path / "parts")
+    by_name = {Path(record["file"]).name: read_image(done.output / record["overlay"]) for record in records}
+    assert (by_name["\u0378.png"] == by_name["\u0379_2.png"]).all()
+    assert (by_name["\u0378.png"] != by_name["named.png"]).any()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_name_that_is_no_unicode_arrives(model: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"Pr\xfcfung.png")
+    try:
+        write_png(tmp_path / "parts" / name, patchwork(40, 50))
+    except OSError:
+        pytest.skip("this file system has Unicode names only")
+    done, (record,) = run(model, tmp_path, tmp_path / "parts")
+    assert record["file"].endswith(name)
+    assert (done.output / record["overlay"]).is_file()
+    assert rows(done.output / "predictions.csv")[0]["file"].endswith("Pr\\udcfcfung.png")
+
+
+def test_what_is_not_predicted_is_named_and_counted(
+    model: Path, parts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (parts / "photo.cr2").write_bytes(b"II*\0raw")
+    (parts / "bad.png").write_bytes(b"no image")
+    done, records = run(model, tmp_path, parts)
+    photo, notes = (parts / "photo.cr2").as_posix(), (parts / "notes.txt").as_posix()
+    content = json.loads((done.output / "predictions.json").read_bytes())
+    assert {one["file"]: one["reason"] for one in content["not_predicted"]} == {
+        path.as_posix(): reason for path, reason in done.not_predicted.items()
+    }
+    assert set(done.not_predicted) == {Path(photo), Path(notes)}
+    assert content["tally"]["images"] == {
+        "found": 5,
+        "used": 3,
+        "not_used": {"unknown format": [photo], "unreadable": [(parts / "bad.png").as_posix()]},
+    }
+    assert content["tally"]["images"]["used"] == sum("error" not in record for record in records)
+    assert f"{notes}: not predicted: no image" in caplog.messages
+    assert any(message.startswith(f"{photo}: not predicted: none of the formats ") for message in caplog.messages)
+    line = "5 images: 3 used, 2 not used: 1 unknown format, 1 unreadable"
+    assert any(message.startswith(f"{parts}: {line} (") for message in caplog.messages)
+
+
+def test_a_count_is_not_printed_where_all_is_used(
+    model: Path, parts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    done, _ = run(model, tmp_path, parts, strict=True)
+    assert not [message for message in caplog.messages if "not used" in message]
+    content = json.loads((done.output / "predictions.json").read_bytes())
+    assert content["tally"] == {"images": {"found": 3, "used": 3, "not_used": {}}}
+
+
+@pytest.mark.parametrize(("name", "reason"), [("photo.cr2", "unknown format"), ("bad.png", "unreadable")])
+def test_with_strict_an_image_that_is_not_predicted_ends_it_and_nothing_is_written(
+    model: Path, parts: Path, tmp_path: Path, name: str, reason: str
+) -> None:
+    (parts / name).write_bytes(b"II*\0raw")
+    with pytest.raises(UnusedError, match=rf"4 images: 3 used, 1 not used: {reason} \(.*{name}\)"):
+        run(model, tmp_path, parts, strict=True)
+    assert names(tmp_path) == ["parts"]
 
 
 def test_a_bad_image_is_listed_and_the_others_go_on(model: Path, parts: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What the models of a comparison come to: rankings over the same resampled images, a recommendation, what to mind."""
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from flawmask.comparison.differences import Ranked, questions, rank_models, reco
 from flawmask.comparison.entry import Entry, Ground
 from flawmask.comparison.page import write_page
 from flawmask.comparison.table import Column, markdown, rows
+from flawmask.csv_tables import read_table
 from flawmask.evaluation.against import read_other
 from flawmask.evaluation.by_group import numbered
 from flawmask.evaluation.measure import gather
@@ -127,8 +127,7 @@ def _weights(config: CompareConfig, truth: npt.NDArray[np.bool_], groups: Groups
 
 def _scores(results: Path) -> tuple[npt.NDArray[np.bool_], Floats]:
     """Return truth and score of each image in a yardstick's results."""
-    with (results / "predictions.csv").open(newline="", encoding="utf-8") as lines:
-        table = list(csv.DictReader(lines))
+    table = read_table(results / "predictions.csv")
     return np.array([row["truth"] == "defect" for row in table]), np.array([float(row["score"]) for row in table])
 
 

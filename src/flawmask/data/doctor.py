@@ -23,6 +23,7 @@ from flawmask.data.mask_files import MaskSettings, TurnedImage
 from flawmask.draw import Picture
 from flawmask.errors import ImageError
 from flawmask.files import sha256
+from flawmask.fonts import first_writable
 from flawmask.images import UPPER_BITS, Levels
 from flawmask.launch import usable_cores
 from flawmask.masks import Mask
@@ -349,7 +350,11 @@ def _write_sheet(seen: Sequence[_Seen], path: Path) -> Path | None:
     if not shown:
         return None
     captions = [
-        item.path.name if item.path.name.startswith(item.type) else f"{item.type}  {item.path.name}"
+        first_writable(
+            item.path.name if item.path.name.startswith(item.type) else f"{item.type}  {item.path.name}",
+            item.type,
+            "",
+        )
         for item, _ in shown  # prepare puts the type into the name already
     ]
     rows = -(-len(shown) // COLUMNS)

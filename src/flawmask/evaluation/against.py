@@ -1,6 +1,5 @@
 """Two models on the same images: how far they differ, and whether that could be chance."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from pycocotools import mask as rle_tools
 
 from flawmask.coco import CocoSplit, Record, read_results
+from flawmask.csv_tables import read_table
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.measure import gather
 from flawmask.evaluation.metrics import placed, values
@@ -71,8 +71,7 @@ def _check_same_images(folder: Path, split: CocoSplit) -> None:
     Raises:
         FlawmaskError: names or truth differ.
     """
-    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as lines:
-        theirs = {(row.get("file"), row.get("truth") == "defect") for row in csv.DictReader(lines)}
+    theirs = {(row.get("file"), row.get("truth") == "defect") for row in read_table(folder / "predictions.csv")}
     if theirs != {(image["file_name"], split.is_defective(image)) for image in split.images}:
         raise FlawmaskError(f"{folder} is of other images than {split.folder}: judge that run on this split first")
 

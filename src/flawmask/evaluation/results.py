@@ -1,6 +1,5 @@
 """What `evaluate` leaves on disk: figures, tables, pictures and the report."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -8,10 +7,12 @@ from typing import Any
 
 from flawmask import images
 from flawmask.coco import CocoSplit
+from flawmask.csv_tables import Cell, write_table
 from flawmask.evaluation.average_precision import coco_results
 from flawmask.evaluation.measure import Measured
 from flawmask.evaluation.verdicts import Judged
 from flawmask.files import whole_folder, write_json
+from flawmask.fonts import first_writable
 from flawmask.images import Levels
 from flawmask.inference.overlay import truth_beside_prediction
 from flawmask.inference.stream import MOST_THREADS, in_order
@@ -43,29 +44,27 @@ def write_scores(
     threshold there are no verdicts."""
     with whole_folder(results_dir) as folder:
         write_json(folder / "metrics.json", metrics)
-        with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["file", "defect_type", "truth", "verdict", "score"])
-            for one in judged:
-                truth, verdict = ("defect" if is_defect else "good" for is_defect in (one.truth, one.verdict))
-                table.writerow(
-                    [one.file_name, one.defect_type, truth, verdict if has_threshold else "", repr(one.score)]
-                )
+        rows: list[list[Cell]] = []
+        for one in judged:
+            truth, verdict = ("defect" if is_defect else "good" for is_defect in (one.truth, one.verdict))
+            rows.append([one.file_name, one.defect_type, truth, verdict if has_threshold else "", one.score])
+        write_table(folder / "predictions.csv", ["file", "defect_type", "truth", "verdict", "score"], rows)
 
 
 def _write_table(
     path: Path, judged: Sequence[Judged], predictions: Sequence[Prediction], conf: float, min_area: int
 ) -> None:
     """Write a line per image: truth, verdict, score, instances, defect area in pixels and per cent."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(
-            ["file", "defect_type", "truth", "verdict", "score", "instances", "defect_area_px", "defect_area_percent"]
-        )
-        for one, prediction in zip(judged, predictions, strict=True):
-            names = ["defect" if is_defect else "good" for is_defect in (one.truth, one.verdict)]
-            found = defect_columns(prediction, conf, min_area)
-            table.writerow([one.file_name, one.defect_type, *names, f"{one.score:.6f}", *found])
+    columns = [
+        *("file", "defect_type", "truth", "verdict", "score"),
+        *("instances", "defect_area_px", "defect_area_percent"),
+    ]
+    rows = []
+    for one, prediction in zip(judged, predictions, strict=True):
+        names = ["defect" if is_defect else "good" for is_defect in (one.truth, one.verdict)]
+        found = defect_columns(prediction, conf, min_area)
+        rows.append([one.file_name, one.defect_type, *names, f"{one.score:.6f}", *found])
+    write_table(path, columns, rows)
 
 
 def defect_columns(prediction: Prediction, conf: float, min_area: int) -> tuple[int, int | str, str]:
@@ -99,9 +98,10 @@ def _draw_worst(
         one, image = judged[at], split.images[at]
         name = f"{rank:03d}_{one.outcome}_{Path(one.file_name).stem}.png"
         verdict = f"verdict: {'defect' if one.verdict else 'good'} ({one.score:.2f})"
+        truth = first_writable(f"truth: {one.defect_type}", f"truth: {'defect' if one.truth else 'good'}")
         found = predictions[at].defects(conf, min_area)
         pixels = images.read_image(split.image_path(image), levels)
-        picture = truth_beside_prediction(split, image, pixels, found, (f"truth: {one.defect_type}", verdict))
+        picture = truth_beside_prediction(split, image, pixels, found, (truth, verdict))
         (folder / name).write_bytes(images.encode_png(picture))
 
     drawn, threads = enumerate(order[:most], start=1), min(MOST_THREADS, usable_cores())

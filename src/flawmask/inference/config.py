@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from flawmask.data.intensity import IntensityRule
-from flawmask.settings import Device, require
+from flawmask.settings import Device, Strict, require
 
 SCORE_FLOOR = 0.05
 """Where `--score_floor` lies unless it is given: torchvision's own, low enough for average precision."""
@@ -54,10 +54,11 @@ class VerdictSettings(InferenceSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(VerdictSettings):
+class PredictConfig(VerdictSettings, Strict):
     """Find and outline the defects on images that nobody labelled.
 
-    Exit status: 0; 2 if an image could not be read; with --fail_on_defect, 1 when there is a defect and all could.
+    Exit status: 0; 2 if an image could not be read; with --fail_on_defect, 1 when there is a defect and all could; with
+    --strict, 3 when an image was found and not predicted.
     """
 
     model: Path

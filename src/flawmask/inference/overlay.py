@@ -19,6 +19,7 @@ from flawmask.draw import (
     side_by_side,
     title_bar,
 )
+from flawmask.fonts import first_writable
 from flawmask.masks import Mask, cut_of_rle
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def draw_instances(image: Image, instances: "Sequence[Instance]", colour: Colour
     for instance in instances:
         drawn = outline(drawn, _mask_at(instance, image.shape[:2], size), colour)
     corners = [(round(one.box[0] * scale), round(one.box[1] * scale)) for one in instances]
-    labels = [(f"{one.label} {one.score:.2f}", x, y) for one, (x, y) in zip(instances, corners, strict=True)]
+    texts = [first_writable(f"{one.label} {one.score:.2f}", f"{one.score:.2f}") for one in instances]
+    labels = [(text, x, y) for text, (x, y) in zip(texts, corners, strict=True)]
     return box_labels(drawn, labels, colour)  # last, so that no outline runs over one
 
 

@@ -1,9 +1,6 @@
 """Find the defects on images that nobody labelled, and write them down."""
 
-import csv
-import glob
 import logging
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from flawmask import images
+from flawmask.csv_tables import write_table
 from flawmask.data import intensity
 from flawmask.draw import PREDICTION, title_bar
 from flawmask.errors import FlawmaskError
-from flawmask.files import check_output_folder, real_path, whole_folder, write_json
+from flawmask.files import check_output_folder, whole_folder, write_json
+from flawmask.fonts import first_writable
 from flawmask.inference import preannotations, threshold
 from flawmask.inference.config import PredictConfig
+from flawmask.inference.inputs import find_images
 from flawmask.inference.overlay import draw_instances, viewing_size
 from flawmask.inference.predictor import load
 from flawmask.inference.stream import Seen, judge_all
@@ -26,6 +26,7 @@ from flawmask.masks import Mask
 from flawmask.prediction import post_process
 from flawmask.progress import track
 from flawmask.settings import require
+from flawmask.tally import tallied, warn_of_unused
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ ENTRIES = (
     *("predictions.json", "predictions.csv", "overlays", "masks"),
     *("preannotations.json", "preannotations.xml"),
 )
+LISTED = 20
+"""So many files that were not predicted are named on the console; `predictions.json` has them all."""
 COLUMNS = ("file", "verdict", "score", "instances", "defect_area_px", "defect_area_percent")
 
 
@@ -45,25 +48,33 @@ class Predicted:
         defective: the files with a defect.
         good: the files without.
         unreadable: the files that could not be read, each with the reason.
+        not_predicted: what else lies in the folders that were named, each with the reason.
     """
 
     output: Path
     defective: list[Path]
     good: list[Path]
     unreadable: dict[Path, str]
+    not_predicted: dict[Path, str] = field(default_factory=dict)
 
 
 def predict(config: PredictConfig) -> Predicted:
     """Find the defects on all images named and write the results.
 
-    A file that cannot be read is listed, and the others go on.
+    A file that cannot be read is listed, and the others go on. So is what lies in a folder and is not predicted.
 
     Raises:
         FlawmaskError: there is no image at all, the checkpoint or the region of interest cannot be used, or the
             output folder holds something else. Nothing is written then.
+        UnusedError: `strict` is on, and an image was found that is not predicted or cannot be read. The same holds.
     """
     check_output_folder(config.output, "predictions.json", overwrite=True, what="prediction", entries=ENTRIES)
-    paths = find_images(config.input, config.output)
+    inputs = find_images(config.input, config.output)
+    paths, tally = inputs.images, inputs.tally
+    where = config.input[0] if len(config.input) == 1 else "--input"
+    _list(inputs.not_predicted)
+    if config.strict:
+        warn_of_unused([tally], where, strict=True)
     region = _read_region(config.roi) if config.roi else None
     backend = load(config.model, config)
     require(
@@ -84,8 +95,13 @@ def predict(config: PredictConfig) -> Predicted:
             for record in track(judged, "predicting", total=len(paths)):
                 if "error" in record:
                     log.error("%s", record["error"])
+                    tally.leave_out(record["file"], "unreadable")
                 records.append(record)
-        write_json(folder / "predictions.json", {"conf": conf, "min_area": config.min_area, "images": records})
+        tally.used = sum("error" not in record for record in records)
+        warn_of_unused([tally], where, strict=config.strict)
+        left = [{"file": path.as_posix(), "reason": reason} for path, reason in inputs.not_predicted.items()]
+        said = {"conf": conf, "min_area": config.min_area, "tally": tallied([tally])}
+        write_json(folder / "predictions.json", {**said, "images": records, "not_predicted": left})
         _write_table(folder / "predictions.csv", records)
         if config.preannotations is not None:
             classes = backend.spec.classes
@@ -103,7 +119,14 @@ def predict(config: PredictConfig) -> Predicted:
         config.output,
     )
     _warn_of_outside(job)
-    return Predicted(config.output, defective, good, unreadable)
+    return Predicted(config.output, defective, good, unreadable, inputs.not_predicted)
+
+
+def _list(not_predicted: dict[Path, str]) -> None:
+    for path, reason in list(not_predicted.items())[:LISTED]:
+        log.warning("%s: not predicted: %s", path.as_posix(), reason)
+    if len(not_predicted) > LISTED:
+        log.warning("%d more were not predicted: predictions.json names them", len(not_predicted) - LISTED)
 
 
 @dataclass(frozen=True)
@@ -146,7 +169,8 @@ class _Job:
             prediction = prediction.within(self.region)
         limits = (self.conf, self.config.min_area)
         record: dict[str, Any] = {"file": path.as_posix(), **prediction.to_dict(*limits)}
-        caption = f"{path.name}: {record['verdict']} ({record['score']:.2f})"
+        said = f"{record['verdict']} ({record['score']:.2f})"
+        caption = first_writable(f"{path.name}: {said}", said)
         size = viewing_size(seen.pixels)
         picture = title_bar(draw_instances(seen.pixels, prediction.defects(*limits), PREDICTION, size), caption)
         record["overlay"] = f"overlays/{self.names[path]}"
@@ -188,42 +212,6 @@ def _check_size(pixels: images.Pixels, region: Mask | None, path: Path, config: 
         raise FlawmaskError(f"{path} is {sizes[0]} but {config.roi} is {sizes[1]}: draw the region at the images' size")
 
 
-def find_images(inputs: tuple[str, ...], output: Path) -> list[Path]:
-    """Return the image files that files, folders and patterns name, each once, in the order named, folders sorted.
-
-    A file named outright is taken whatever its suffix.
-
-    Args:
-        inputs: as on the command line.
-        output: where the results go; the pictures that an earlier run left there are none to be judged.
-
-    Raises:
-        FlawmaskError: one of them leads to no image.
-    """
-    found: dict[Path, None] = {}
-    results = real_path(output)
-    for text in inputs:
-        paths = [path for path in _expand(text) if results not in real_path(path).parents]
-        if not paths:
-            raise FlawmaskError(f"--input {text}: there is no such file, or no image (png, jpg, bmp, tif) there")
-        found |= dict.fromkeys(paths)
-    if not found:
-        raise FlawmaskError("--input names no image: give it files, folders or patterns")
-    return list(found)
-
-
-def _expand(text: str) -> Iterator[Path]:
-    path = Path(text)
-    if path.is_dir():
-        yield from sorted(one for one in path.rglob("*") if images.is_readable(one) and not one.is_dir())
-    elif path.is_file():
-        yield path
-    else:
-        # Not Path.glob, which refuses patterns that start at the root.
-        found = glob.glob(text, recursive=True)  # noqa: PTH207
-        yield from sorted(Path(one) for one in found if images.is_readable(Path(one)))
-
-
 def _unique_names(paths: list[Path]) -> dict[Path, str]:
     """Return a PNG name for each image that no other has, not even one that differs in case only."""
     taken: set[str] = set()
@@ -239,13 +227,12 @@ def _unique_names(paths: list[Path]) -> dict[Path, str]:
 
 def _write_table(path: Path, records: list[dict[str, Any]]) -> None:
     """Write a line per image; one that could not be read has the verdict `unreadable`."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(COLUMNS)
-        for record in records:
-            if "error" in record:
-                table.writerow([record["file"], "unreadable", "", "", "", ""])
-                continue
-            percent = "" if record["defect_area_percent"] is None else f"{record['defect_area_percent']:.4f}"
-            score, count = f"{record['score']:.6f}", len(record["instances"])
-            table.writerow([record["file"], record["verdict"], score, count, record["defect_area_px"], percent])
+    rows = []
+    for record in records:
+        if "error" in record:
+            rows.append([record["file"], "unreadable", "", "", "", ""])
+            continue
+        percent = "" if record["defect_area_percent"] is None else f"{record['defect_area_percent']:.4f}"
+        score, count = f"{record['score']:.6f}", len(record["instances"])
+        rows.append([record["file"], record["verdict"], score, count, record["defect_area_px"], percent])
+    write_table(path, COLUMNS, rows)

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -14,9 +14,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from flawmask.coco import GOOD
-from flawmask.draw import in_any_script
 from flawmask.evaluation.metrics import METRICS
 from flawmask.files import write_bytes
+from flawmask.fonts import in_any_script
 from flawmask.report.headline import decimal, lookup, written
 from flawmask.report.results import Results
 
@@ -77,7 +77,7 @@ def draw_figures(results: Results, scores: Sequence[tuple[bool, float]]) -> dict
             figure = Figure(figsize=SIZE, layout="constrained")
             targets = [results.folder / "figures" / f"{name}.{kind}" for kind in ("png", "svg")]
             if draw(results, scores, figure.subplots()):
-                png, svg = (saved(figure, path.suffix[1:]) for path in targets)
+                png, svg = saved(figure, "png"), saved(figure, "svg")
                 write_bytes(targets[0], png)
                 write_bytes(targets[1], svg)
                 drawn[name] = svg.decode()
@@ -87,10 +87,10 @@ def draw_figures(results: Results, scores: Sequence[tuple[bool, float]]) -> dict
     return drawn
 
 
-def saved(figure: Figure, kind: str) -> bytes:
+def saved(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
     """Return the figure as a file; the same figure gives the same bytes."""
     data = io.BytesIO()
-    with in_any_script():  # of letters that the font lacks, an SVG shows the reader's own
+    with in_any_script(figure, kind):
         figure.savefig(data, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
     return data.getvalue()
 

@@ -62,5 +62,5 @@ def write_report(results_dir: Path, *, gallery_limit: int | None = None) -> Path
     )
     path = results_dir / NAME
     content = {"conf": conf, "min_area": min_area, "images": entries}
-    write_bytes(path, page(f"{sections.title(results)}: inspection report", body, content).encode())
+    write_bytes(path, page(f"{sections.title(results)}: inspection report", body, content).encode(errors="replace"))
     return path

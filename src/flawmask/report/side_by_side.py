@@ -1,12 +1,12 @@
 """Several runs side by side on one page; and the report of one run, written again."""
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flawmask.csv_tables import read_table
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.metrics import Metric
 from flawmask.files import write_bytes
@@ -77,7 +77,7 @@ def compare_reports(runs: Sequence[Path], output: Path) -> Path:
             "</main>",
         )
     )
-    write_bytes(output, page("Runs side by side", body).encode())
+    write_bytes(output, page("Runs side by side", body).encode(errors="replace"))
     log.info("wrote %s", output)
     return output
 
@@ -144,8 +144,7 @@ def _judged(results: Results) -> frozenset[tuple[str, ...]]:
     path = results.folder / "predictions.csv"
     if not path.is_file():
         return frozenset({(results.metrics["dataset"], results.metrics["split"])})
-    with path.open(newline="", encoding="utf-8") as lines:
-        return frozenset((row["file"], row["truth"]) for row in csv.DictReader(lines))
+    return frozenset((row["file"], row["truth"]) for row in read_table(path))
 
 
 def _figures(named: Mapping[str, Results]) -> str:

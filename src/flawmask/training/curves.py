@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from flawmask.draw import in_any_script
 from flawmask.files import write_bytes
+from flawmask.fonts import in_any_script
 
 # Okabe and Ito's palette, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -63,6 +63,6 @@ def _plot(axes: Axes, history: dict[str, list[Any]], names: Sequence[str]) -> No
 def write_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG, whole or not at all."""
     picture = io.BytesIO()
-    with in_any_script():
+    with in_any_script(figure, "png"):
         figure.savefig(picture, format="png", dpi=110)
     write_bytes(path, picture.getvalue())

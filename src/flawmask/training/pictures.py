@@ -23,6 +23,7 @@ from flawmask.draw import (
     outline,
 )
 from flawmask.files import write_bytes
+from flawmask.fonts import first_writable
 from flawmask.inference.backend import Backend, detect
 from flawmask.inference.overlay import truth_beside_prediction
 from flawmask.model.build import Detector
@@ -63,7 +64,8 @@ def draw_train_batch(network: Any, detector: Detector, batches: Iterable[Batch],
     shown: list[tuple[Picture, Target, str]] = []
     for number, batch in enumerate(islice(batches, BATCHES), start=1):
         for picture, target in _seen(network, detector, batch):
-            shown.append((picture, target, f"batch {number}: {Path(names[int(target['image_id'])]).name}"))
+            name = Path(names[int(target["image_id"])]).name
+            shown.append((picture, target, first_writable(f"batch {number}: {name}", f"batch {number}: ")))
     # A later batch may be smaller, and is the last then.
     columns = sum(caption.startswith("batch 1:") for *_, caption in shown)
     width = min(LARGEST_CELL, SHEET_WIDTH // columns)
@@ -98,7 +100,8 @@ def _labelled(picture: Picture, target: Target, classes: tuple[str, ...], cell: 
     for name, (left, top, right, bottom) in zip(names, corners, strict=True):
         cv2.rectangle(drawn, (left, top), (right - 1, bottom - 1), _colour(name, classes))
     for one in sorted(set(names)):  # tags last, so that nothing runs over them
-        places = [(name, left, top) for name, (left, top, *_) in zip(names, corners, strict=True) if name == one]
+        tag = first_writable(one, "")
+        places = [(tag, left, top) for name, (left, top, *_) in zip(names, corners, strict=True) if name == one]
         drawn = box_labels(drawn, places, _colour(one, classes))
     return drawn
 
@@ -128,5 +131,5 @@ def _predicted(backend: Backend, split: CocoSplit, image: Record, conf: float) -
     prediction = detect(backend, pixels)
     found = prediction.defects(conf)
     title = f"{len(found)} found from {conf:g} on, best score {prediction.verdict(conf).score:.2f}"
-    captions = f"truth: {split.type_of(image)}", title
+    captions = first_writable(f"truth: {split.type_of(image)}", "truth: as marked"), title
     return truth_beside_prediction(split, image, pixels, found, captions)
