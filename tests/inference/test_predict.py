@@ -286,13 +286,13 @@ def test_images_that_lie_outside_the_levels_are_warned_of_in_one_line_and_other_
 ) -> None:
     caplog.set_level(logging.WARNING)
     write_png(tmp_path / "parts" / "eight.png", patchwork(60, 80)[:, :, 0])
-    for seed, bits in enumerate((10, 12, 16)):
+    for seed, bits in enumerate((11, 12, 16)):
         deep(tmp_path / "parts" / f"of_{bits}.png", bits, seed)
     run(model, tmp_path, tmp_path / "parts")
     (said,) = caplog.messages
     assert "2 of 4 images do not fit the range of grey from 0 to 65535 (as the model was trained)" in said
     assert re.search(
-        r"of_10\.png holds no value above \d+, and 65535 becomes white: it is seen as a dark picture", said
+        r"of_11\.png holds no value above \d+, and 65535 becomes white: it is seen as a dark picture", said
     )
     assert "--intensity" in said
     caplog.clear()
@@ -306,6 +306,17 @@ def test_images_that_lie_outside_the_levels_are_warned_of_in_one_line_and_other_
         assert bright["instances"] != dark["instances"]
         assert read_image(done.output / bright["overlay"])[40:].max() > 200
     assert not caplog.messages
+
+
+def test_of_an_image_that_its_levels_make_black_there_is_no_verdict(model: Path, tmp_path: Path) -> None:
+    deep(tmp_path / "parts" / "of_10.png", 10)
+    write_png(tmp_path / "parts" / "wide.png", np.full((60, 80), 255, np.uint16))  # 8 bits in 16
+    done, records = run(model, tmp_path, tmp_path / "parts")
+    assert not done.good
+    assert all("is black as the network sees it: its highest value" in record["error"] for record in records)
+    done, (found,) = run(model, tmp_path, tmp_path / "parts" / "of_10.png", intensity="10")
+    assert not done.unreadable
+    assert found["instances"]
 
 
 def test_a_page_is_taken_of_files_that_hold_several(model: Path, tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ ENTRIES = (
 )
 LISTED = 20
 """So many files that were not predicted are named on the console; `predictions.json` has them all."""
+BLACK = 3
+"""Of an image of more than 8 bits no more than this is left of 255 where its range of grey is read wrong: of a black
+picture there is no verdict."""
 COLUMNS = ("file", "verdict", "score", "instances", "defect_area_px", "defect_area_percent")
 
 
@@ -158,7 +161,13 @@ class _Job:
         _check_size(pixels, self.region, path, self.config)
         if how := images.outside(pixels, self.levels):
             self.outside[path] = how
-        return images.to_rgb(pixels, self.levels)
+        shown = images.to_rgb(pixels, self.levels)
+        if pixels.dtype == np.uint16 and shown.max() <= BLACK:
+            raise FlawmaskError(
+                f"{path} is black as the network sees it: its highest value {pixels.max()} becomes {shown.max()} of "
+                "255; say with --intensity how many bits the camera has"
+            )
+        return shown
 
     def write(self, path: Path, seen: Seen | FlawmaskError) -> dict[str, Any]:
         """Write the pictures of an image and return its record."""
