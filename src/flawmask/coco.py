@@ -20,15 +20,13 @@ from flawmask.coco_files import SplitFiles
 from flawmask.coco_records import Records, is_box, plain_id, read_records, take_twice_listed_out
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json_lines
+from flawmask.good_names import GOOD
 from flawmask.launch import is_first, usable_cores
 from flawmask.masks import Cut, Mask, cut_out
 from flawmask.settings import Reading
 from flawmask.tally import Tally, tallied, warn_of_unused
 
 log = logging.getLogger(__name__)
-
-GOOD = "good"
-"""The name of the class that is no defect. It takes no part in AP, image scores or overlays."""
 
 Record = dict[str, Any]
 

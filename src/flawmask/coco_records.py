@@ -16,6 +16,7 @@ from typing import Any
 
 from flawmask import masks
 from flawmask.errors import FlawmaskError, RecordsError
+from flawmask.good_names import GOOD
 from flawmask.images import LIMIT, most_pixels
 from flawmask.settings import Reading
 from flawmask.tally import Tally
@@ -126,6 +127,8 @@ def read_records(content: Any, path: Path, reading: Reading) -> Records:
     numbered = [_with_id(record, annotation_ids) for record in annotations]
     in_use = {category_ids.get(plain_id(record["category_id"])) for record in annotations}
     found.categories = _one_of_each_name([_with_id(one, category_ids) for one in categories], in_use, found)
+    found.categories, of_good = _one_good(found.categories, reading.good_names)
+    category_ids = {one: of_good.get(number, number) for one, number in category_ids.items()}
     sizes = [_with_whole_size(image) for image in found.images]
     found.images = [image for image, _ in sizes]
     bad_sizes = {image["id"]: problem for image, problem in sizes if problem}
@@ -236,6 +239,17 @@ def _one_of_each_name(categories: Sequence[Record], in_use: Collection[int | Non
             for other in used[1:]
         ]
     return kept
+
+
+def _one_good(categories: Sequence[Record], names: Collection[str]) -> tuple[list[Record], dict[int, int]]:
+    """Return the categories, those that have one of the names as one category `good`, and the id of that by each id
+    that it takes the place of."""
+    good = [category for category in categories if category["name"] in {GOOD, *names}]
+    if not good or not names:
+        return list(categories), {}
+    first = {**good[0], "name": GOOD}
+    rest = [category for category in categories if category not in good]
+    return [first, *rest], {category["id"]: first["id"] for category in good}
 
 
 def _with_whole_size(image: Record) -> tuple[Record, str]:

@@ -44,7 +44,7 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
     folders = prepared_folds(config, name)
     variants = 0 if config.skip_augment else config.augmentation_factor
     training = read_split(folders[0], "train", config)
-    check_lessons(training, config.arch)
+    check_lessons(training, config.arch, config.good_name)
     images = len(training.images) * (1 + variants)
     config = with_network(config, images, has_outlines=not training.boxes_alone)
     info = read_json(folders[0] / dataset_info.NAME)

@@ -2,6 +2,9 @@
 
 import re
 
+GOOD = "good"
+"""The name of the class that is no defect. It takes no part in AP, image scores or overlays."""
+
 NAMES = frozenset(
     """
     accept accepted anomalyfree bon bonne bueno buena buono buona clean conform conforme correct defectfree faultfree

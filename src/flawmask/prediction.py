@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flawmask import masks
-from flawmask.coco import GOOD
 from flawmask.errors import FlawmaskError
+from flawmask.good_names import GOOD
 from flawmask.inference.paste import grown, mask_changes, probabilities_in_box
 from flawmask.masks import Mask
 

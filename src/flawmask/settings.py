@@ -90,16 +90,21 @@ class Crowds(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading(Crowds, BadInput):
-    """How the records of a COCO file are read."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class GoodName(Settings):
     """What good images are called."""
 
     good_name: str | None = None
-    """What good images are called, as a type or a folder: OK, or several as OK,gut. good always is."""
+    """What good images are called, as a type, a folder or a category: OK, or several as OK,gut. good always is."""
+
+    @property
+    def good_names(self) -> frozenset[str]:
+        """The names in `good_name`."""
+        return frozenset(name.strip() for name in (self.good_name or "").split(",") if name.strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Crowds, BadInput, GoodName):
+    """How the records of a COCO file are read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,7 +204,7 @@ def check_trained(config: RunConfig, prepared_dir: Path, arch: ArchChoice) -> No
         UnusedError: something is not used, and `strict` is on.
     """
     training = read_split(prepared_dir, "train", config)
-    check_lessons(training, arch)
+    check_lessons(training, arch, config.good_name)
     if config.strict:
         training.warn(strict=True)
 

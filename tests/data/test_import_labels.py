@@ -17,7 +17,7 @@ from PIL import Image
 from prepared import draw_image
 
 import flawmask
-from flawmask.coco import GOOD, CocoSplit, read_split
+from flawmask.coco import CocoSplit, read_split
 from flawmask.coco_files import split_names
 from flawmask.data.import_labels import ImportConfig, import_labels
 from flawmask.data.imports import brush, cvat, recognised
@@ -25,6 +25,7 @@ from flawmask.data.imports.labels import ellipse, outline_of
 from flawmask.data.prepare import Prepared
 from flawmask.errors import FlawmaskError, UnusedError
 from flawmask.files import read_json
+from flawmask.good_names import GOOD
 from flawmask.masks import Mask, decode, rle_of_box
 
 WIDTH, HEIGHT = 40, 32
@@ -269,6 +270,18 @@ def test_polygons_become_the_same_pixels_whatever_tool_wrote_them(tool: str, tmp
             assert split.image_path(image).read_bytes() == next(source.rglob(image["original_file"])).read_bytes()
     again = flawmask.import_labels(str(source), output_dir=str(made.dataset_dir), source_format=name)
     assert again.reused
+
+
+def test_a_class_that_looks_good_is_asked_about(tmp_path: Path) -> None:
+    write, _, marked = TOOLS["labelme"]
+    source = write(draw(tmp_path / "in"), {one: [] if "good" in one else [marked] for one in NAMES})
+    for path in source.glob("[ab].json"):
+        path.write_text(path.read_text().replace('"dent"', '"OK"'))
+    with pytest.raises(FlawmaskError, match=r"the class OK counts as a defect .* --good_name OK, or --good_name good"):
+        imported(source)
+    assert not (tmp_path / "out").exists()
+    found = masks_of(imported(source, good_name="OK"))
+    assert [label for label, _ in found["a"] + found["c"]] == [GOOD, "dent"]
 
 
 def round_one(height: int, width: int) -> Mask:

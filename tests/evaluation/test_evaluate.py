@@ -57,6 +57,7 @@ def test_every_figure_is_written_under_the_name_that_users_know(judged: Callable
         *settings,
         "tally",
         "intensity",
+        "good_name",
     }
     assert set(metrics) == {*promised, *beyond}
     assert metrics["total_images"] == 5

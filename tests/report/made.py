@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from flawmask.coco import GOOD, CocoSplit, annotation, instance_masks, read_split, write_split
+from flawmask.coco import CocoSplit, annotation, instance_masks, read_split, write_split
 from flawmask.data.demo_drawing import DEFECTS, PRODUCTS, Defect, draw
 from flawmask.evaluation.measure import measure_scores
 from flawmask.evaluation.verdicts import Judged
 from flawmask.files import write_json
+from flawmask.good_names import GOOD
 from flawmask.images import encode_png
 from flawmask.masks import Mask, box_of, components, decode, to_rle
 

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from flawmask.coco import GOOD, read_split
+from flawmask.coco import read_split
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json
+from flawmask.good_names import GOOD
 from flawmask.masks import Mask, decode
 from flawmask.report.figures import DRAWINGS
 from flawmask.report.gallery import UNITS, outline_path

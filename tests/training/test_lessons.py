@@ -14,6 +14,7 @@ from flawmask.coco import read_split
 from flawmask.errors import FlawmaskError, UnusedError
 from flawmask.model.arch import Arch
 from flawmask.model.targets import make_target
+from flawmask.settings import Reading
 from flawmask.stages import RunConfig, check_trained
 from flawmask.training.lessons import check_lessons
 from flawmask.training.loop import train
@@ -56,6 +57,23 @@ def test_a_file_of_crowds_alone_is_refused_with_the_way_out(dataset: Path) -> No
     with pytest.raises(FlawmaskError, match="crowds"):
         check_trained(RunConfig(dataset_dir=dataset), dataset, "auto")
     check_trained(RunConfig(dataset_dir=dataset, crowds="instances", strict=True), dataset, "auto")
+
+
+def test_a_category_that_looks_good_is_asked_about(dataset: Path) -> None:
+    path = dataset / "train" / "annotations.json"
+    content = json.loads(path.read_text())
+    for category in content["categories"]:
+        category["name"] = {"defect": "OK"}.get(category["name"], category["name"])
+    path.write_text(json.dumps(content))
+    with pytest.raises(FlawmaskError, match=r"the category OK counts as a defect .* --good_name OK, or --good_name go"):
+        train(settings(dataset))
+    assert not (dataset.parent / "run").exists()
+    check_lessons(read_split(dataset, "train"), MASKS, "good")
+    good = read_split(dataset, "train", Reading(good_name="OK"))
+    assert good.class_names == ("good",)
+    assert not any(good.is_defective(image) for image in good.images)
+    with pytest.raises(FlawmaskError, match="no defect"):
+        check_lessons(good, MASKS, "OK")
 
 
 def test_boxes_alone_are_refused_by_networks_with_masks_and_taken_by_others(dataset: Path) -> None:

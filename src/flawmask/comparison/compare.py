@@ -90,7 +90,7 @@ def _ground(config: CompareConfig, run: RunConfig) -> Ground:
         check_trained(run, folder, "auto")  # what a single network cannot learn from, its own entry says
         check_judged(run, folder, splits)
     trained = [augmented(replace(run, fold=None), folder) for folder in folders]
-    reading = Reading(crowds=run.crowds, on_error=run.on_error)
+    reading = Reading(crowds=run.crowds, on_error=run.on_error, good_name=run.good_name)
     return Ground(tuple(folders), tuple(trained), tuple(splits), pooled=run.crosses, reading=reading)
 
 

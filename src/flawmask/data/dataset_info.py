@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from flawmask.coco import GOOD, CocoSplit, Record, groups_of
+from flawmask.coco import CocoSplit, Record, groups_of
 from flawmask.errors import FlawmaskError
 from flawmask.files import check_output_folder, fingerprint, read_json, sha256
+from flawmask.good_names import GOOD
 from flawmask.images import read_bytes
 from flawmask.launch import usable_cores
 from flawmask.settings import is_of

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from flawmask import __version__
-from flawmask.coco import GOOD
 from flawmask.data.demo_drawing import DEFECTS, PRODUCTS, Defect, Product, draw
 from flawmask.errors import FlawmaskError
 from flawmask.files import check_output_folder, read_json, whole_folder, write_json
+from flawmask.good_names import GOOD
 from flawmask.images import encode_png
 from flawmask.progress import track
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flawmask import draw, images
-from flawmask.coco import GOOD
 from flawmask.data import intensity, layouts
 from flawmask.data.doctor_checks import Item, brightness, category_items, coco_items, unreadable, unused_files
 from flawmask.data.duplicates import Compared, Look, alike, identical, look_of
@@ -24,6 +23,7 @@ from flawmask.draw import Picture
 from flawmask.errors import ImageError
 from flawmask.files import sha256
 from flawmask.fonts import first_writable
+from flawmask.good_names import GOOD
 from flawmask.images import UPPER_BITS, Levels
 from flawmask.launch import usable_cores
 from flawmask.masks import Mask

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from flawmask import images
-from flawmask.coco import GOOD, CocoSplit, Record, instance_masks, one_by_one, read_split
+from flawmask.coco import CocoSplit, Record, instance_masks, one_by_one, read_split
 from flawmask.coco_files import has_split
 from flawmask.coco_records import NO_INSTANCE
 from flawmask.data import mask_files
@@ -20,7 +20,7 @@ from flawmask.data.mask_files import MaskSettings, TurnedError, TurnedImage
 from flawmask.draw import Picture
 from flawmask.errors import FlawmaskError, ImageError, RecordsError
 from flawmask.files import walk
-from flawmask.good_names import looks_good
+from flawmask.good_names import GOOD, looks_good
 from flawmask.images import Pixels
 from flawmask.masks import Mask, box_of, looks_inverted
 from flawmask.settings import Reading

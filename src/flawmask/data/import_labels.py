@@ -2,16 +2,16 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from flawmask import images, masks
-from flawmask.coco import GOOD, Record
+from flawmask.coco import Record
 from flawmask.data import dataset_info, groups, imports
 from flawmask.data.folder_settings import FolderSettings
 from flawmask.data.group_search import find_groups
@@ -21,9 +21,10 @@ from flawmask.data.layouts import Sample
 from flawmask.data.prepare import SPLITS, Prepared, ReadImage, write_folder
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256
+from flawmask.good_names import GOOD, looks_good
 from flawmask.launch import usable_cores
 from flawmask.progress import track
-from flawmask.settings import Crowds, Overwrite, Reading, Strict, as_json, require
+from flawmask.settings import Overwrite, Reading, Strict, as_json, require
 from flawmask.tally import Tally, tallied, warn_of_unused
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ MADE_BY = "flawmask import"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportSettings(FolderSettings, Crowds):
+class ImportSettings(FolderSettings, Reading):
     """How labels of other tools become a COCO folder."""
 
     source_format: FormatName = "auto"
@@ -111,8 +112,9 @@ def _labels(config: ImportConfig) -> tuple[Labels, str]:
     if name is None:
         known = ", ".join(one.NAME for one in imports.FORMATS.values())
         raise FlawmaskError(f"{source} holds no labels that are known ({known}): name the label file, or say --from")
-    labels = Labels(source, root, Reading(crowds=config.crowds, on_error=config.on_error))
+    labels = Labels(source, root, Reading(crowds=config.crowds, on_error=config.on_error, good_name=config.good_name))
     imports.read(labels, name)
+    _name_good(labels, config)
     _check_once(labels)
     silent = [path for path in files_below(root, *images.SUFFIXES) if not labels.is_named(path)] + labels.unlabelled
     for path in silent:
@@ -122,6 +124,29 @@ def _labels(config: ImportConfig) -> tuple[Labels, str]:
         else:
             labels.found.leave_out(original_file, "not labelled")
     return labels, name
+
+
+def _name_good(labels: Labels, config: ImportConfig) -> None:
+    """Call good what `--good_name` says, and refuse a class that looks as if it were good where nobody says.
+
+    Raises:
+        FlawmaskError: there is such a class.
+    """
+    names = {region.label for image in labels.images for region in image.regions}
+    for name in sorted(names - {GOOD}):
+        require(
+            config.good_name is not None or not looks_good(name),
+            f"{config.source}: the class {name} counts as a defect and looks as if it were good: say so with "
+            f"--good_name {name}, or --good_name {GOOD} if it is a defect",
+        )
+    labels.images = [
+        replace(image, regions=[_renamed(region, config.good_names) for region in image.regions])
+        for image in labels.images
+    ]
+
+
+def _renamed(region: Region, good: Collection[str]) -> Region:
+    return replace(region, label=GOOD) if region.label in good else region
 
 
 def _check_once(labels: Labels) -> None:

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flawmask import images
-from flawmask.coco import GOOD
 from flawmask.data.layouts import MaskFile, Part, Sample
 from flawmask.errors import FlawmaskError, ImageError
+from flawmask.good_names import GOOD
 from flawmask.images import Parts, Pixels
 from flawmask.launch import usable_cores
 from flawmask.masks import Mask

@@ -12,7 +12,7 @@ import numpy as np
 
 import flawmask
 from flawmask import images
-from flawmask.coco import GOOD, Record, cut_annotation, write_split
+from flawmask.coco import Record, cut_annotation, write_split
 from flawmask.data import dataset_info, groups, intensity, layouts, mask_files
 from flawmask.data.duplicates import Compared, Look, alike, look_of
 from flawmask.data.folder_settings import FolderSettings
@@ -23,6 +23,7 @@ from flawmask.data.mask_files import MaskSettings, TurnedImage
 from flawmask.data.split import Member, fold_groups, split_groups, split_method
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256, whole_folder, write_json
+from flawmask.good_names import GOOD
 from flawmask.images import Levels
 from flawmask.launch import usable_cores
 from flawmask.masks import Cut, Mask, cut_components, cut_out, looks_inverted
@@ -39,7 +40,7 @@ COMPARED = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings(IntensitySettings, MaskSettings, LayoutName, FolderSettings):
+class PrepareSettings(IntensitySettings, MaskSettings, FolderSettings, LayoutName):
     """How a category becomes a COCO folder."""
 
     good_images: Literal["test", "all"] = "test"

@@ -69,17 +69,19 @@ def split_groups(members: Sequence[Member], train_ratio: float, seed: int) -> fr
     whole = np.concatenate((np.ones(len(groups), int), np.zeros(len(types), int), np.ones(len(types), int)))
     upper = np.concatenate((np.ones(len(groups)), np.full(len(types), np.inf), np.ones(len(types))))
     bounds = Bounds(np.zeros(len(cost)), upper)
-    # Without presolve: that of HiGHS prints lines of its own here and there, and is no faster.
-    solution = milp(
-        cost,
-        integrality=whole,
-        bounds=bounds,
-        constraints=constraints,
-        options={"mip_rel_gap": 0, "presolve": False},
-    )
-    if solution.x is None:
-        raise RuntimeError(f"the split has no solution, which cannot be: {solution.message}")
-    return frozenset(group for group, chosen in zip(groups, solution.x, strict=False) if chosen > 0.5)
+    # Without presolve: that of HiGHS prints lines of its own here and there, and is no faster. But without it, HiGHS
+    # gives up on one division of few images in two hundred ("Solve error", SciPy 1.17).
+    for presolve in (False, True):
+        solution = milp(
+            cost,
+            integrality=whole,
+            bounds=bounds,
+            constraints=constraints,
+            options={"mip_rel_gap": 0, "presolve": presolve},
+        )
+        if solution.x is not None:
+            return frozenset(group for group, chosen in zip(groups, solution.x, strict=False) if chosen > 0.5)
+    raise RuntimeError(f"the split has no solution, which cannot be: {solution.message}")
 
 
 def split_method(members: Sequence[Member]) -> SplitMethod:

@@ -169,6 +169,7 @@ def write_judgement(
         "allow_leak": settings.allow_leak,
         "crowds": settings.crowds,
         "on_error": settings.on_error,
+        "good_name": settings.good_name,
         "tally": split.tally,
         "split": split.name,
         "notes": [*said, *measured.metrics["notes"]],

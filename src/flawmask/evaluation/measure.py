@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawmask.coco import GOOD, CocoSplit, Record, instance_masks
+from flawmask.coco import CocoSplit, Record, instance_masks
 from flawmask.evaluation.average_precision import (
     Evaluation,
     average_precision,
@@ -23,6 +23,7 @@ from flawmask.evaluation.pixels import PixelTally
 from flawmask.evaluation.ranking import calibration, confusion, precision_recall_curve, rank, roc_curve
 from flawmask.evaluation.uncertainty import Groups, Interval
 from flawmask.evaluation.verdicts import Judged, groups_of, recall_by_type
+from flawmask.good_names import GOOD
 from flawmask.prediction import Prediction
 from flawmask.progress import track
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from flawmask.coco import GOOD
 from flawmask.evaluation import by_group
 from flawmask.evaluation.uncertainty import Groups, wilson
+from flawmask.good_names import GOOD
 
 COMPOSITE_WEIGHTS = {"accuracy": 0.3, "precision": 0.2, "recall": 0.3, "f1_score": 0.2}
 """What the composite score is made of."""

@@ -20,9 +20,10 @@ import cv2
 import numpy as np
 
 from flawmask import masks
-from flawmask.coco import GOOD, Record
+from flawmask.coco import Record
 from flawmask.data.imports import brush, cvat
 from flawmask.files import write_bytes, write_json
+from flawmask.good_names import GOOD
 from flawmask.masks import Mask
 
 Tool = Literal["coco", "cvat", "labelstudio"]

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 import flawmask
-from flawmask.coco import GOOD
 from flawmask.errors import FlawmaskError
+from flawmask.good_names import GOOD
 from flawmask.model.build import build_to_fill
 from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import StateDict, find_state_dict, load_file, save_file

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from flawmask.coco import GOOD
 from flawmask.evaluation.metrics import METRICS
 from flawmask.files import write_bytes
 from flawmask.fonts import in_any_script
+from flawmask.good_names import GOOD
 from flawmask.report.headline import decimal, lookup, written
 from flawmask.report.results import Results
 

@@ -89,7 +89,7 @@ def read_truth(results: Results) -> CocoSplit:
             f"{results.folder / 'metrics.json'} speaks of {dataset / split}, which is not here: "
             "start from the folder that evaluate was started from"
         )
-    reading = {name: results.metrics[name] for name in ("crowds", "on_error") if name in results.metrics}
+    reading = {name: results.metrics[name] for name in ("crowds", "on_error", "good_name") if name in results.metrics}
     return read_split(dataset, split, Reading(**reading))
 
 

@@ -486,7 +486,7 @@ def commands_of(results: Results) -> list[str]:
             lines.append(_command(info["made_by"], inputs | (info.get("settings") or {})))
     if results.run:
         lines.append(_command("flawmask train", results.run.get("settings") or {}))
-    keys = ("split", "conf", "min_area", "seed", "resamples", "allow_leak", "crowds", "on_error")
+    keys = ("split", "conf", "min_area", "seed", "resamples", "allow_leak", "crowds", "on_error", "good_name")
     given = {"model": metrics["model"], "dataset_dir": metrics["dataset"], **{key: metrics.get(key) for key in keys}}
     threshold = metrics.get("threshold") or {}
     if threshold.get("how") == "aim":

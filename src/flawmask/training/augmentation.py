@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flawmask import torchvision_alone  # noqa: F401
-from flawmask.coco import GOOD
+from flawmask.good_names import GOOD
 
 Level = Literal["off", "light", "strong"]
 """How much images are changed."""

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from flawmask import images
-from flawmask.coco import GOOD, CocoSplit, Record
+from flawmask.coco import CocoSplit, Record
 from flawmask.draw import (
     TRUTH,
     Colour,
@@ -24,6 +24,7 @@ from flawmask.draw import (
 )
 from flawmask.files import write_bytes
 from flawmask.fonts import first_writable
+from flawmask.good_names import GOOD
 from flawmask.inference.backend import Backend, detect
 from flawmask.inference.overlay import truth_beside_prediction
 from flawmask.model.build import Detector

@@ -150,7 +150,7 @@ def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
         f"--num_classes is {config.num_classes}, but {training.folder} has {classes}: "
         + ", ".join(training.class_names),
     )
-    check_lessons(training, config.arch)
+    check_lessons(training, config.arch, config.good_name)
     training.warn(strict=config.strict)
     if not has_split(dataset_dir, "val"):
         require(config.select_by == "train_loss", f"--select_by {config.select_by} needs {dataset_dir / 'val'}")

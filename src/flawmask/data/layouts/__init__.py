@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from flawmask.coco import GOOD
 from flawmask.data.layouts import btad, ksdd2, loco, mvtec, mvtec_ad_2, visa
 from flawmask.data.layouts.folders import Folders
 from flawmask.data.layouts.layout import Layout, MaskFile, Part, Problem, Sample, listed, where_of
 from flawmask.data.layouts.mask_values import are_black
 from flawmask.errors import FlawmaskError
 from flawmask.files import walk
-from flawmask.good_names import looks_good
+from flawmask.good_names import GOOD, looks_good
 from flawmask.images import is_image
 from flawmask.settings import GoodName, require
 from flawmask.tally import Tally
@@ -222,7 +221,7 @@ def taking_part(found: Sequence[Sample], good_images: Literal["test", "all"]) ->
 
 def _with_good_names(found: Sequence[Sample], how: LayoutName) -> list[Sample]:
     """Return the samples, those good whose type `--good_name` names. Black masks of theirs say so, too."""
-    names = names_in(how.good_name or "")
+    names = how.good_names
     masks = [mask.path for sample in found if sample.defect_type in names for mask in sample.masks]
     black = {path for path, is_black in zip(masks, are_black(masks), strict=True) if is_black}
     return [

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from flawmask.coco import GOOD
 from flawmask.data.layouts.layout import (
     MaskFile,
     Origin,
@@ -24,6 +23,7 @@ from flawmask.data.layouts.layout import (
 )
 from flawmask.data.layouts.mask_values import are_black
 from flawmask.errors import FlawmaskError
+from flawmask.good_names import GOOD
 from flawmask.images import to_mask
 
 DEFECT = "defect"

@@ -7,10 +7,10 @@ Industry 129, 2021; https://www.vicos.si/resources/kolektorsdd2/.
 
 from pathlib import Path
 
-from flawmask.coco import GOOD
 from flawmask.data.layouts.layout import MaskFile, Origin, Problem, Sample, folders_in, images_below, listed
 from flawmask.data.layouts.mask_values import are_black, not_black
 from flawmask.errors import FlawmaskError
+from flawmask.good_names import GOOD
 
 MARK = "_GT"
 """What a mask's name has more than its image's."""

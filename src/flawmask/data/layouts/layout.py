@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from flawmask.coco import GOOD
 from flawmask.files import is_junk, walk
+from flawmask.good_names import GOOD
 from flawmask.images import Pixels, is_image
 from flawmask.masks import Mask
 

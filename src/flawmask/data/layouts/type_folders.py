@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from flawmask.coco import GOOD
 from flawmask.data.layouts.layout import (
     MaskFile,
     Origin,
@@ -17,6 +16,7 @@ from flawmask.data.layouts.layout import (
 )
 from flawmask.data.layouts.mask_values import are_black
 from flawmask.errors import FlawmaskError
+from flawmask.good_names import GOOD
 from flawmask.images import Pixels, to_mask
 from flawmask.masks import Mask
 

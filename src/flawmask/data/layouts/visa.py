@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from flawmask.coco import GOOD
 from flawmask.data.layouts.layout import (
     MaskFile,
     Origin,
@@ -27,6 +26,7 @@ from flawmask.data.layouts.layout import (
 )
 from flawmask.data.layouts.mask_values import counts_of, not_black, of_values
 from flawmask.errors import FlawmaskError
+from flawmask.good_names import GOOD
 
 IMAGES, NORMAL, ANOMALY, MASKS = "Data/Images", "Data/Images/Normal", "Data/Images/Anomaly", "Data/Masks/Anomaly"
 
