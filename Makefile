@@ -11,10 +11,10 @@ help:  ## list what there is to make
 demo: .venv/ready  ## train on a small category that is drawn, evaluate, predict: about 4 minutes
 	$(BIN)/flawmask demo --run
 
-# Two files at a time, each on one thread: as fast on two cores as it gets, and no faster to fail on a large machine.
+# Three files at a time, each on one thread: on two cores, one computes while another waits for a process or the disk.
 # In their own order: otherwise files with few tests, which take long, come last.
 test: .venv/dev  ## run the tests: about 8 minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not services"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not services"
 
 # Those that read images, or train, with processes of their own.
 SPAWNING := $(addprefix tests/,training/test_loader.py training/test_cache.py training/test_run_folder.py comparison/test_yardsticks.py test_faults.py::test_a_reading_process_that_dies_is_told_in_a_line)
@@ -22,8 +22,8 @@ SPAWNING := $(addprefix tests/,training/test_loader.py training/test_cache.py tr
 # What needs a browser (the report's tests need chromium, and are skipped where there is none), a run with
 # the default network at its full size, and processes that read images, started as on macOS and Windows.
 test-services: .venv/dev  ## run the tests that need a browser, a launcher or every network: about 6 minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m services
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --start_method spawn $(SPAWNING)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m services
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --start_method spawn $(SPAWNING)
 
 # What docs/reliability.md tells: processes killed and files damaged by the thousand; 40 minutes or so on two cores.
 torture: .venv/dev  ## kill processes and damage files by the thousand: 40 minutes

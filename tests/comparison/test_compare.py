@@ -141,7 +141,8 @@ def test_told_to_stop_it_saves_and_says_so_by_its_status(
     os.killpg(process.pid, number)  # as Ctrl-C and schedulers do: all processes get it
     process.communicate(timeout=120)
     assert process.returncode == 128 + number
-    assert not (state.parent.parent / f"{STANDS_IN_FOR}.json").exists()
+    entry = state.parent.parent / f"{STANDS_IN_FOR}.json"
+    assert not entry.exists(), entry.read_text()
     assert not (state.parent.parent / "comparison.md").exists()
 
 

@@ -35,9 +35,10 @@ class Stop:
         self._before = {}
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.asked or not self.waits:
+        at_once = self.asked or not self.waits
+        self.asked = number  # first: Python drops what is raised in a destructor, and then the next step sees it
+        if at_once:
             end(number)
-        self.asked = number
         log.warning("told to stop: this step is finished and saved first")
 
 
