@@ -75,7 +75,9 @@ def test_found_is_used_and_not_used_in_every_stage(in_training: list[str], in_va
         folder = Path(temporary) / "data"
         training = make(folder / "train", in_training)
         validation = make(folder / "val", in_validation, first=1000)
-        seen: Counts = {tally.what: tally.to_dict() for tally in examine(DoctorConfig(dataset_dir=folder)).tallies}
+        seen: Counts = {
+            tally.what: tally.to_dict() for tally in examine(DoctorConfig(dataset_dir=folder, sheet_images=0)).tallies
+        }
         doctors = check(seen, training[0] + validation[0], training[1] + validation[1])
 
         run = train(training_settings(folder, on_error="skip")).run_dir
