@@ -13,12 +13,13 @@ import tyro
 from flawmask import images, masks
 from flawmask.coco import Record
 from flawmask.data import dataset_info, groups, imports
+from flawmask.data.coco_folder import SPLITS, ReadImage, write_folder
 from flawmask.data.folder_settings import FolderSettings
 from flawmask.data.group_search import find_groups
 from flawmask.data.imports import FormatName
 from flawmask.data.imports.labels import MALFORMED, Box, LabelledImage, Labels, Region, files_below
 from flawmask.data.layouts import Sample
-from flawmask.data.prepare import SPLITS, Prepared, ReadImage, write_folder
+from flawmask.data.prepare import Prepared
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256
 from flawmask.good_names import GOOD, looks_good

@@ -16,6 +16,7 @@ from flawmask.data.layouts.layout import (
     Origin,
     Problem,
     Sample,
+    categories_with,
     folders_in,
     images_below,
     listed,
@@ -70,13 +71,7 @@ class Folders:
         Raises:
             FlawmaskError: there is none.
         """
-        found = [folder.name for folder in folders_in(root) if (folder / self.images).is_dir()]
-        if not found:
-            raise FlawmaskError(
-                f"{root} holds no category, which is a folder with {self.images}/ and {self.masks}/: it holds "
-                f"{listed(root)}; name the folders with --images and --masks"
-            )
-        return found
+        return categories_with(root, self.images, self.masks, "; name the folders with --images and --masks")
 
     def places(self, root: Path, category: str) -> list[Path]:
         """Return the folder of images and that of masks.

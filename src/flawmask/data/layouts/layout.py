@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from flawmask.errors import FlawmaskError
 from flawmask.files import is_junk, walk
 from flawmask.good_names import GOOD
 from flawmask.images import Pixels, is_image
@@ -144,6 +145,25 @@ def images_below(folder: Path) -> list[Path]:
 def where_of(path: Path, root: Path) -> str:
     """Return a file's POSIX path relative to the root, or all of it where it lies elsewhere."""
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def categories_with(root: Path, inside: str, beside: str, advice: str = "") -> list[str]:
+    """Return the names of the folders under `root` that hold a folder, sorted.
+
+    Args:
+        root: the folder of categories.
+        inside: what each holds.
+        beside: what each holds too, for the message.
+        advice: what else to do, for the message.
+
+    Raises:
+        FlawmaskError: there is none.
+    """
+    found = [folder.name for folder in folders_in(root) if (folder / inside).is_dir()]
+    if not found:
+        wanted = f"a folder with {inside}/ and {beside}/"
+        raise FlawmaskError(f"{root} holds no category, which is {wanted}: it holds {listed(root)}{advice}")
+    return found
 
 
 def listed(folder: Path) -> str:

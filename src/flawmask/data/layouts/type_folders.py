@@ -10,9 +10,9 @@ from flawmask.data.layouts.layout import (
     Origin,
     Problem,
     Sample,
+    categories_with,
     folders_in,
     images_below,
-    listed,
 )
 from flawmask.data.layouts.mask_values import are_black
 from flawmask.errors import FlawmaskError
@@ -57,13 +57,7 @@ class TypeFolders:
         Raises:
             FlawmaskError: there is none.
         """
-        found = [folder.name for folder in folders_in(root) if (folder / self.test).is_dir()]
-        if not found:
-            raise FlawmaskError(
-                f"{root} holds no category, which is a folder with {self.test}/ and {self.truth}/: it holds "
-                f"{listed(root)}"
-            )
-        return found
+        return categories_with(root, self.test, self.truth)
 
     def samples(self, root: Path, category: str) -> list[Sample]:
         """Return the images below the test folder's types, sorted by their path, and then the others.

@@ -1,0 +1,248 @@
+"""Images that were read, of a category or of another tool's labels, divided and written as a COCO folder."""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import flawmask
+from flawmask.coco import Record, write_split
+from flawmask.data import dataset_info, groups
+from flawmask.data.duplicates import Look
+from flawmask.data.folder_settings import FolderSettings
+from flawmask.data.layouts import Sample
+from flawmask.data.split import Member, fold_groups, split_groups, split_method
+from flawmask.errors import FlawmaskError
+from flawmask.files import whole_folder, write_json
+from flawmask.good_names import GOOD
+from flawmask.launch import usable_cores
+from flawmask.progress import track
+from flawmask.settings import require
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """What is kept of a sample once it was read: never its pixels.
+
+    Attributes:
+        sample: the sample.
+        name: the file name that it is to have in the COCO folder, if no other has it.
+        digest: SHA-256 of its file.
+        content: that of its pixels, see `images.content_digest`.
+        mask_digest: those of its masks' files, or of what else marks its defects.
+        height: in pixels.
+        width: in pixels.
+        annotations: its records; their ids are given later.
+        inverted: its masks that seem to be.
+        parts: what its part is called, see `groups.keys`.
+        look: see `look_of`; None where nobody asks for it.
+        kinds: the defect type of each annotation, where category ids are given later too.
+    """
+
+    sample: Sample
+    name: str
+    digest: str
+    content: str
+    mask_digest: str
+    height: int
+    width: int
+    annotations: list[Record]
+    inverted: list[Path]
+    parts: list[str]
+    look: Look | None
+    kinds: Sequence[str] = ()
+
+
+def write_folder(
+    read: Sequence[ReadImage],
+    left_out: list[dict[str, str]],
+    categories: Sequence[Record],
+    origin: dict[str, Any],
+    facts: dict[str, Any],
+    config: FolderSettings,
+    *,
+    source: Path,
+    target: Path,
+    keeps_split: bool = False,
+) -> dict[str, Any]:
+    """Divide the images, write them as a COCO folder, and return its `dataset_info.json`.
+
+    Args:
+        read: the images.
+        left_out: those left out, each with `file` and `reason`.
+        categories: the category records.
+        origin: what tells this data set from others, see `dataset_info.is_made_already`.
+        facts: what else `dataset_info.json` is to say.
+        config: how they are divided, and arrive.
+        source: where they come from, for messages.
+        target: where the COCO folder goes.
+        keeps_split: whether each image stays on the side that its sample says.
+
+    Raises:
+        FlawmaskError: no image is left for validation, or there are fewer images than folds.
+    """
+    group_of = groups.together([groups.keys(item.content, item.parts) for item in read])
+    members = [Member(group, item.sample.defect_type) for group, item in zip(group_of, read, strict=True)]
+    side_of = _kept_sides(read, members, config, source) if keeps_split else _sides(members, config)
+    sides = [side_of[group] for group in group_of]
+    if "val" not in sides:
+        raise FlawmaskError(
+            f"{source}: every defect type has a single image (or group), so none is left for validation: add images"
+        )
+    records = _records(read, _group_names(read, group_of))
+    method = "layout" if keeps_split else split_method(members)
+    info = {**origin, "split_method": method, "version": flawmask.__version__, **facts}
+    with whole_folder(target) as folder:
+        for side in (name for name in SPLITS if name in sides):
+            chosen = [(item, *record) for item, record, at in zip(read, records, sides, strict=True) if at == side]
+            (folder / side / "images").mkdir(parents=True)
+            files = [(item.sample.image, folder / side / "images" / image["file_name"]) for item, image, _ in chosen]
+            _place_all(files, config.link, f"writing {side}")
+            annotations = [record for _, _, of_image in chosen for record in of_image]
+            write_split(folder / side, [image for _, image, _ in chosen], annotations, categories)
+            info[side] = dataset_info.counts([image for _, image, _ in chosen])
+        info["left_out"] = left_out
+        write_json(folder / dataset_info.NAME, info)
+    return info
+
+
+def _sides(members: Sequence[Member], config: FolderSettings) -> dict[str, str]:
+    """Return the split that each group goes to.
+
+    Raises:
+        FlawmaskError: there are fewer groups than folds.
+    """
+    rest, test = list(members), frozenset[str]()
+    if config.test_ratio:
+        staying = split_groups(members, 1 - config.test_ratio, config.seed)
+        rest = [member for member in members if member.group in staying]
+        test = frozenset(member.group for member in members) - staying
+    if config.fold is None:
+        training = split_groups(rest, config.train_ratio, config.seed)
+    else:
+        _check_folds(rest, config)
+        training = frozenset(member.group for member in rest)
+        training -= fold_groups(rest, config.folds, config.seed)[config.fold - 1]
+    return {
+        member.group: "test" if member.group in test else "train" if member.group in training else "val"
+        for member in members
+    }
+
+
+def _kept_sides(
+    read: Sequence[ReadImage], members: Sequence[Member], config: FolderSettings, source: Path
+) -> dict[str, str]:
+    """Return the split that each group goes to by the data set's own split.
+
+    Raises:
+        FlawmaskError: a group is on two sides of it, or there is no defect to train on.
+    """
+    first: dict[str, Sample] = {}
+    for member, item in zip(members, read, strict=True):
+        other = first.setdefault(member.group, item.sample)
+        if other.origin != item.sample.origin:
+            raise FlawmaskError(
+                f"{item.sample.image} is for {item.sample.origin} and shows the part or picture of {other.image}, "
+                f"which is for {other.origin}: take one of them out, or leave out --keep_split"
+            )
+    origin_of = {group: sample.origin for group, sample in first.items()}
+    training = [member for member in members if origin_of[member.group] == "train"]
+    if all(member.defect_type == GOOD for member in training):
+        raise FlawmaskError(
+            f"{source}: the data set's own split has no defective image to train on: leave out --keep_split"
+        )
+    if "val" not in origin_of.values():
+        staying = split_groups(training, config.train_ratio, config.seed)
+        origin_of |= {member.group: "val" for member in training if member.group not in staying}
+    return dict(origin_of)
+
+
+def _check_folds(members: Sequence[Member], config: FolderSettings) -> None:
+    """Refuse more folds than there are groups, and warn of a type that cannot be in every fold.
+
+    Raises:
+        FlawmaskError: there are fewer groups than folds.
+    """
+    groups = {member.group for member in members}
+    require(
+        config.folds <= len(groups),
+        f"--folds {config.folds}: there are only {len(groups)} images (or groups) to divide",
+    )
+    for kind in sorted({member.defect_type for member in members}):
+        count = len({member.group for member in members if member.defect_type == kind})
+        if count < config.folds:
+            log.warning(
+                "%s: %d images (or groups) for %d folds: some folds judge without it", kind, count, config.folds
+            )
+
+
+def knows_groups(read: Sequence[ReadImage]) -> bool:
+    """Return whether anything says what part some image shows."""
+    return any(item.parts for item in read)
+
+
+def _group_names(read: Sequence[ReadImage], group_of: Sequence[str]) -> list[str] | None:
+    """Return the name of each image's group; None where nothing says what part any image shows."""
+    files = [item.sample.original_file for item in read]
+    return groups.names(group_of, [item.parts for item in read], files) if knows_groups(read) else None
+
+
+def _records(read: Sequence[ReadImage], named: Sequence[str] | None) -> list[tuple[Record, list[Record]]]:
+    """Return each image's COCO record, with its group's name where groups are known, and its annotations'; ids are
+    unique over all splits."""
+    taken: set[str] = set()
+    numbered, next_annotation = [], 1
+    for image_id, item in enumerate(read, start=1):
+        image = {
+            "id": image_id,
+            "file_name": _file_name(item.name, taken),
+            "width": item.width,
+            "height": item.height,
+            "original_file": item.sample.original_file,
+            "defect_type": item.sample.defect_type,
+        }
+        if named is not None:
+            image["group"] = named[image_id - 1]
+        of_image = [
+            {**record, "id": number, "image_id": image_id}
+            for number, record in enumerate(item.annotations, start=next_annotation)
+        ]
+        next_annotation += len(of_image)
+        numbered.append((image, of_image))
+    return numbered
+
+
+def _file_name(name: str, taken: set[str]) -> str:
+    """Return a name that no other image has, not even one that differs in case only; `taken` grows by it."""
+    stem, suffix, number = Path(name).stem, Path(name).suffix, 2
+    while name.lower() in taken:
+        name, number = f"{stem}-{number}{suffix}", number + 1
+    taken.add(name.lower())
+    return name
+
+
+def _place_all(files: Sequence[tuple[Path, Path]], link: Literal["copy", "hardlink", "symlink"], label: str) -> None:
+    """Place every (source, target), several at a time."""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        placed = pool.map(lambda pair: _place(pair[0], pair[1], link), files)
+        for _ in track(placed, label, total=len(files)):
+            pass
+
+
+def _place(source: Path, target: Path, link: Literal["copy", "hardlink", "symlink"]) -> None:
+    if link == "copy":
+        shutil.copyfile(source, target)
+    elif link == "symlink":
+        target.symlink_to(source.resolve())
+    else:
+        try:
+            target.hardlink_to(source.resolve())
+        except OSError as error:
+            raise FlawmaskError(f"{source} cannot be hard-linked ({error.strerror}): use --link copy") from None
