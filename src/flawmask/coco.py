@@ -1,6 +1,6 @@
-"""The COCO folder: read, checked and written. `<dataset>/<split>/images/*` and `<dataset>/<split>/annotations.json`.
+"""Read, check and write a COCO folder: `<dataset>/<split>/images/*` and `<dataset>/<split>/annotations.json`.
 
-Records are COCO's for object detection (https://cocodataset.org/#format-data).
+The records follow COCO's format for object detection (https://cocodataset.org/#format-data).
 """
 
 import logging
@@ -35,17 +35,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """One split of a COCO folder, checked.
+    """One split of a COCO folder, after all checks.
 
     Attributes:
-        folder: `<dataset>/<split>`, which may be no more than a name: see `coco_files`.
+        folder: `<dataset>/<split>`. The folder need not exist: see `coco_files`.
         images: the image records, in the file's order.
-        annotations: the annotation records by image id; every image id is there, its list possibly empty.
+        annotations: the annotation records by image id. Every image id is a key; its list may be empty.
         categories: the category records, sorted by id.
-        annotations_in: the annotation file, from the folder; `..` where a tool keeps those of all splits together.
-        images_in: where the images' names lead from, from the folder.
-        tallies: how many images and annotations were found and are used; none of a split that was not read from a file.
-        problems: why records were left out, one by one, where `on_error` is `skip`.
+        annotations_in: the annotation file, relative to `folder`. It starts with `..` if one folder holds
+            the files of all splits.
+        images_in: the folder that the images' file names are relative to, itself relative to `folder`.
+        tallies: how many images and annotations were found and are used. Empty if the split was not read from a file.
+        problems: one reason for each record that was left out because `on_error` is `skip`.
     """
 
     folder: Path
@@ -59,50 +60,50 @@ class CocoSplit:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The categories' names in the order of the network's labels 1, 2, ...; background, 0, has none."""
+        """The categories' names in the order of the network's labels 1, 2, ...; label 0 is the background."""
         return tuple(category["name"] for category in self.categories)
 
     @property
     def labels(self) -> dict[int, int]:
-        """The network's label, 1 or more, of each category id."""
+        """The network's label (1 or more) by category id."""
         return {category["id"]: label for label, category in enumerate(self.categories, start=1)}
 
     @property
     def defect_ids(self) -> frozenset[int]:
-        """The category ids that stand for a defect: all but the one named `good`."""
+        """The ids of all categories that are defects: every category except `good`."""
         return frozenset(category["id"] for category in self.categories if category["name"] != GOOD)
 
     @property
     def name(self) -> str:
-        """What the split is called."""
+        """The split's name, such as `val`."""
         return coco_files.split_name(self.folder.name)
 
     @property
     def annotation_file(self) -> Path:
-        """The file that the records are from."""
-        return self._at(self.annotations_in)
+        """The file that holds the records."""
+        return self._resolve(self.annotations_in)
 
     @property
     def image_folder(self) -> Path:
-        """Where the images' names lead from."""
-        return self._at(self.images_in)
+        """The folder that the images' file names are relative to."""
+        return self._resolve(self.images_in)
 
-    def _at(self, inside: str) -> Path:
-        """Return a path from the folder, which need not be there itself where the path leads out of it."""
-        path = self.folder / inside
-        return Path(os.path.normpath(path)) if inside.startswith("..") else path
+    def _resolve(self, relative: str) -> Path:
+        """Return a path relative to `folder`. A path that leaves the folder works even if the folder does not exist."""
+        path = self.folder / relative
+        return Path(os.path.normpath(path)) if relative.startswith("..") else path
 
     @property
     def groups(self) -> list[str] | None:
-        """The group of each image, see `groups_of`."""
+        """The group of each image; see `groups_of`."""
         return groups_of(self.images)
 
     def image_path(self, image: Record) -> Path:
-        """Return where the image record's file lies."""
+        """Return the path of the image's file."""
         return self.image_folder / str(image["file_name"])
 
     def defects(self, image: Record) -> list[Record]:
-        """Return the annotations of the image that are defects."""
+        """Return the image's annotations that are defects."""
         return [record for record in self.annotations[image["id"]] if record["category_id"] in self.defect_ids]
 
     def is_defective(self, image: Record) -> bool:
@@ -110,37 +111,39 @@ class CocoSplit:
         return bool(self.defects(image))
 
     def type_of(self, image: Record) -> str:
-        """Return the type of defect that the image shows: what its record says, else the class of its largest defect,
-        else `good`."""
+        """Return the image's defect type.
+
+        This is the `defect_type` of its record if there is one, else the class of its largest defect, else `good`.
+        """
         return str(image["defect_type"]) if image.get("defect_type") else self.class_of(image)
 
     def class_of(self, image: Record) -> str:
-        """Return the class of the image's largest defect, by its box; `good` where it has none."""
+        """Return the class of the defect with the largest box, or `good` if the image has no defect."""
         defects = self.defects(image)
         if not defects:
             return GOOD
-        largest = max(defects, key=lambda one: float(one["bbox"][2]) * float(one["bbox"][3]))
+        largest = max(defects, key=lambda record: float(record["bbox"][2]) * float(record["bbox"][3]))
         return self.class_names[self.labels[largest["category_id"]] - 1]
 
     @property
     def boxes_alone(self) -> list[Record]:
-        """The defects of which a box is all that is known."""
+        """The defects that have a box and no mask."""
         return [record for image in self.images for record in self.defects(image) if record.get("is_box")]
 
     @property
     def crowds(self) -> list[Record]:
-        """The defects that are crowds: nothing is learnt from them."""
+        """The defects that are crowds (`iscrowd: 1`). Networks learn nothing from them."""
         return [record for image in self.images for record in self.defects(image) if record.get("iscrowd")]
 
     def refuse_boxes_alone(self, why: str, instead: str) -> None:
-        """Refuse defects that are boxes alone.
+        """Raise an error if a defect has a box and no mask.
 
         Args:
-            why: why they do not do, as a clause.
-            instead: what to do that takes no outlines.
+            why: why masks are needed, as a clause of the message.
+            instead: what to do that needs no masks.
 
         Raises:
-            FlawmaskError: there are some.
+            FlawmaskError: there is such a defect.
         """
         boxes = self.boxes_alone
         if boxes:
@@ -151,14 +154,14 @@ class CocoSplit:
 
     @property
     def tally(self) -> dict[str, Any]:
-        """The tallies as JSON values, see `Tally.to_dict`."""
+        """The tallies as JSON values; see `Tally.to_dict`."""
         return tallied(self.tallies)
 
     def warn(self, *, strict: bool) -> None:
-        """Say what was found and is not used; of several processes, the first one does.
+        """Warn about images and annotations that were found and are not used. Only the first process of several warns.
 
         Raises:
-            UnusedError: there is any, and `strict` is on.
+            UnusedError: something is not used, and `strict` is on.
         """
         if not strict:
             if not is_first():
@@ -169,10 +172,10 @@ class CocoSplit:
 
 
 def groups_of(images: Sequence[Record]) -> list[str] | None:
-    """Return the group of each image, in their order: images of one group show the same part.
+    """Return the group of each image, in order; images of one group show the same part.
 
-    An image whose record names none is a group of its own. None where no record names one: then nothing is known of
-    groups.
+    An image whose record names no group forms a group of its own. Returns None if no record names a group: then the
+    groups are not known.
     """
     if all(image.get("group") is None for image in images):
         return None
@@ -181,27 +184,29 @@ def groups_of(images: Sequence[Record]) -> list[str] | None:
 
 
 def total_tallies(splits: Iterable[CocoSplit]) -> tuple[Tally, Tally]:
-    """Return the count of the images and that of the annotations of several splits together."""
-    both = Tally("images"), Tally("annotations")
+    """Return the sums of several splits' tallies, first for images and then for annotations."""
+    totals = Tally("images"), Tally("annotations")
     for split in splits:
-        for total, of_split in zip(both, split.tallies, strict=True):
-            total.add(of_split)
-    return both
+        for total, tally in zip(totals, split.tallies, strict=True):
+            total.add(tally)
+    return totals
 
 
 def one_by_one(records: Sequence[Record]) -> list[Record]:
-    """Return the annotations that are instances: all but crowds, regions of which nobody outlined what is in them."""
+    """Return the annotations that are instances. Crowds are not: nobody marked the single objects in such a region."""
     return [record for record in records if not record.get("iscrowd")]
 
 
 def annotation(mask: Mask, *, id: int, image_id: int, category_id: int) -> Record:
-    """Return the COCO annotation record of one instance: `bbox` is [x, y, width, height] and `area` counts its pixels.
+    """Return the COCO annotation record of one instance.
+
+    `bbox` is [x, y, width, height] in pixels, and `area` is the number of the mask's pixels.
 
     Args:
-        mask: (height, width) bool, of the whole image.
-        id: the record's.
-        image_id: the image's.
-        category_id: the class's.
+        mask: (height, width) bool, as large as the image.
+        id: the id of the record.
+        image_id: the id of the image.
+        category_id: the id of the class.
 
     Raises:
         ValueError: the mask is empty.
@@ -211,7 +216,7 @@ def annotation(mask: Mask, *, id: int, image_id: int, category_id: int) -> Recor
 
 
 def cut_annotation(cut: Cut, height: int, width: int, *, id: int, image_id: int, category_id: int) -> Record:
-    """Return what `annotation` returns, of an instance that is cut out of a (height, width) image.
+    """Return the same record as `annotation`, from a crop of the (height, width) mask.
 
     Raises:
         ValueError: the mask is empty.
@@ -233,9 +238,9 @@ def cut_annotation(cut: Cut, height: int, width: int, *, id: int, image_id: int,
 def write_split(
     folder: Path, images: Sequence[Record], annotations: Sequence[Record], categories: Sequence[Record]
 ) -> None:
-    """Write `folder/annotations.json`; the images are the caller's. A box alone is written without an outline."""
+    """Write `folder/annotations.json`, not the images. An annotation that is only a box gets an empty segmentation."""
     info = {"description": "made by Flawmask"}
-    records = [{**one, "segmentation": []} if one.get("is_box") else one for one in annotations]
+    records = [{**record, "segmentation": []} if record.get("is_box") else record for record in annotations]
     content = {"info": info, "images": images, "annotations": records, "categories": categories}
     write_json_lines(folder / "annotations.json", content)
 
@@ -243,30 +248,31 @@ def write_split(
 def read_split(
     dataset_dir: Path, split: str, reading: Reading | None = None, *, opens_images: bool = True
 ) -> CocoSplit:
-    """Return a split of a COCO folder after checking its records against each other and against the disk.
+    """Return a split of a COCO folder, after checking its records against each other and against the files.
 
-    Exports of other tools are taken as they are: see `coco_files` and `coco_records`. Where a name is one that another
-    machine wrote, the record's `file_name` becomes the one that leads to the file. What is not used is counted in
-    `tallies`.
+    Exports of other tools are read without changes: see `coco_files` and `coco_records`. A `file_name` may have been
+    written on another machine; it is then replaced by the name that leads to the file. The split's `tallies` count what
+    is not used.
 
     Args:
         dataset_dir: the COCO folder.
         split: the split's name.
-        reading: what crowds are, and what becomes of an image that cannot be used. By default crowds are no instances,
-            and nothing is left out.
-        opens_images: whether image files are read to find those that cannot be used, where these are left out.
+        reading: how crowds are treated, and whether an unusable image is left out or an error. By default crowds are
+            not instances, and an unusable image is an error.
+        opens_images: whether to read every image file in order to leave out the damaged ones. This applies only if
+            unusable images are left out.
 
     Raises:
-        RecordsError: records cannot be used, each of which is named: it is incomplete, doubled, refers to an image or
-            category that is not there, or has an outline that is none.
-        FlawmaskError: a folder or file is missing, or a record names a file that is not there or lies outside the
-            split's folder.
+        RecordsError: some records cannot be used. The error lists each one: it is incomplete, duplicated, refers to a
+            missing image or category, or has an invalid segmentation.
+        FlawmaskError: a folder or file is missing, or a record names a file that is missing or lies outside the split's
+            folder.
     """
     return read_files(coco_files.find_split(dataset_dir, split), reading, opens_images=opens_images)
 
 
 def read_files(place: SplitFiles, reading: Reading | None = None, *, opens_images: bool = True) -> CocoSplit:
-    """Return a split, as `read_split` does, whose files are known.
+    """Return the split with these files; like `read_split`, which finds the files first.
 
     Raises:
         FlawmaskError: see `read_split`.
@@ -280,7 +286,7 @@ def read_files(place: SplitFiles, reading: Reading | None = None, *, opens_image
     return CocoSplit(
         folder=folder,
         images=tuple(records.images),
-        annotations={number: tuple(of_image) for number, of_image in records.annotations.items()},
+        annotations={image_id: tuple(of_image) for image_id, of_image in records.annotations.items()},
         categories=tuple(sorted(records.categories, key=lambda category: int(category["id"]))),
         annotations_in=Path(os.path.relpath(path, folder)).as_posix(),
         images_in=Path(os.path.relpath(image_folder, folder)).as_posix(),
@@ -290,35 +296,35 @@ def read_files(place: SplitFiles, reading: Reading | None = None, *, opens_image
 
 
 def _unreadable(records: Records, folder: Path) -> dict[int, str]:
-    """Return what is wrong with the files of images, by image id: those that cannot be read, or are of another size."""
+    """Return the problems of image files by image id: a file cannot be read, or its size differs from its record's."""
 
     def problem(image: Record) -> str:
         path = folder / str(image["file_name"])
-        seen = path.stat()
-        return _file_problem(path, seen.st_mtime_ns, seen.st_size, image["width"], image["height"])
+        status = path.stat()
+        return _file_problem(path, status.st_mtime_ns, status.st_size, image["width"], image["height"])
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         problems = zip(records.images, pool.map(problem, records.images), strict=True)
-        return {image["id"]: found for image, found in problems if found}
+        return {image["id"]: reason for image, reason in problems if reason}
 
 
 @lru_cache(maxsize=10**6)
-def _file_problem(path: Path, changed: int, size: int, width: int, height: int) -> str:
-    """Return what is wrong with an image's file; nothing where it is right. A run asks several times."""
+def _file_problem(path: Path, mtime: int, size: int, width: int, height: int) -> str:
+    """Return what is wrong with an image's file, or "". Cached, because a run asks several times."""
     try:
-        found = image_files.read_image(path).shape
+        shape = image_files.read_image(path).shape
     except FlawmaskError as error:
         return str(error)
-    is_right = found[:2] == (height, width)
-    return "" if is_right else f"{path} is {found[1]}x{found[0]} but its record says {width}x{height}"
+    is_right = shape[:2] == (height, width)
+    return "" if is_right else f"{path} is {shape[1]}x{shape[0]} but its record says {width}x{height}"
 
 
 def _locate(records: Records, place: SplitFiles) -> Path:
-    """Name each image as its file is called, and return the folder that the names lead from.
+    """Set each image's `file_name` to that of its file, and return the folder that these names are relative to.
 
     Raises:
-        FlawmaskError: a file lies outside the folder, or several fit a name; or one is not there, and is not to be left
-            out.
+        FlawmaskError: a file lies outside the folder, several files match a name, or a file is missing and is not to be
+            left out.
     """
     skips = records.reading.on_error == "skip"
     folder, names = coco_files.locate(records.images, place, skips_missing=skips)
@@ -333,29 +339,29 @@ def _locate(records: Records, place: SplitFiles) -> Path:
     ]
     if missing:
         records.leave_out(missing, "file missing")
-    take_twice_listed_out(records)  # two names may lead to one file
+    take_twice_listed_out(records)  # two names may lead to the same file
     return folder
 
 
 def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:
-    """Return the detections of a file in COCO's results format (https://cocodataset.org/#format-results) by image id,
-    the highest score first.
+    """Return the predictions in a COCO results file by image id, highest score first.
 
-    Every id of the split is there, its list possibly empty; each mask is compressed RLE at its image's size. Where no
-    detection has one, the network outlines nothing: the box's pixels stand in for it, and `is_box` says so.
+    The format is https://cocodataset.org/#format-results. Every image id of the split is a key; its list may be empty.
+    Each mask is compressed RLE at the image's size. If no record of the file has a mask, the network predicts only
+    boxes: then each mask is filled from its box, and the record gets `is_box`.
 
     Raises:
         FlawmaskError: the file is damaged, or a record names an image or class that the split does not list, has a
-            score that is not a number from 0 to 1, no box, or a mask of another size than its image.
+            score that is not a number from 0 to 1, no box, or a mask whose size is not that of its image.
     """
     content = read_json(path)
     if not isinstance(content, list):
         raise FlawmaskError(f"{path} is not in COCO's results format: it must hold a list")
     has_masks = any(isinstance(record, dict) and "segmentation" in record for record in content)
     images: dict[Any, Record] = {image["id"]: image for image in split.images}
-    found: dict[int, list[Record]] = {number: [] for number in images}
-    for place, record in enumerate(content):
-        where = f"{path}: record {place}"
+    predictions: dict[int, list[Record]] = {image_id: [] for image_id in images}
+    for index, record in enumerate(content):
+        where = f"{path}: record {index}"
         if not isinstance(record, dict):
             raise FlawmaskError(f"{where} is no object: {record!r}")
         image_id, category_id, score = (record.get(key) for key in ("image_id", "category_id", "score"))
@@ -364,13 +370,18 @@ def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:
             raise FlawmaskError(f"{where} names the image {image_id!r}, which {split.folder} does not list")
         if category not in split.labels:
             raise FlawmaskError(f"{where} names the class {category_id!r}, which {split.folder} does not list")
-        if not isinstance(score, int | float) or not 0 <= score <= 1:  # NaN is not either
+        if not isinstance(score, int | float) or not 0 <= score <= 1:  # this also refuses NaN
             raise FlawmaskError(f"{where} has the score {score!r}: it must be a number from 0 to 1")
         if not is_box(record.get("bbox")):
             raise FlawmaskError(f"{where} has the box {record.get('bbox')!r}, not [x, y, width, height]")
         known = {**record, "image_id": image["id"], "category_id": category}
-        found[image["id"]].append(_with_rle(known, image, where) if has_masks else _with_box_as_mask(known, image))
-    return {number: sorted(of_image, key=lambda record: -float(record["score"])) for number, of_image in found.items()}
+        predictions[image["id"]].append(
+            _with_rle(known, image, where) if has_masks else _with_box_as_mask(known, image)
+        )
+    return {
+        image_id: sorted(of_image, key=lambda record: -float(record["score"]))
+        for image_id, of_image in predictions.items()
+    }
 
 
 def _with_box_as_mask(record: Record, image: Record) -> Record:
@@ -380,7 +391,7 @@ def _with_box_as_mask(record: Record, image: Record) -> Record:
 
 
 def _with_rle(record: Record, image: Record, where: str) -> Record:
-    """Return the detection with its mask as compressed RLE."""
+    """Return the prediction with its mask as compressed RLE."""
     height, width = image["height"], image["width"]
     reason = masks.unusable(record.get("segmentation"), height, width)
     if reason:
@@ -413,6 +424,6 @@ def _converted(
     for record in records:
         try:
             converted.append(convert(record["segmentation"], height, width))
-        except Exception as error:  # pycocotools raises plain Exception for what it does not know
+        except Exception as error:  # pycocotools raises a plain Exception for input that it does not know
             raise FlawmaskError(f"{where}: annotation {record['id']} has no usable segmentation: {error}") from None
     return converted

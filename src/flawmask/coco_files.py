@@ -1,12 +1,12 @@
-"""Where the files of a COCO folder lie: its splits, their annotation files, and the images that records name.
+"""Find the files of a COCO folder: its splits, their annotation files, and the images that records name.
 
-Other tools lay out their exports in their own ways, and these are taken as they come:
+Every tool lays out its exports in its own way. These layouts are read without changes:
 
 - Roboflow: `train/`, `valid/` and `test/`, each with `_annotations.coco.json` beside its images
   (https://roboflow.com/formats/coco-json).
-- CVAT: `annotations/instances_<subset>.json` and `images/<subset>/`, for a task or a whole project, whose subsets are
+- CVAT: `annotations/instances_<subset>.json` and `images/<subset>/`, for a task or a whole project. The subsets are
   called Train, Validation and Test (https://docs.cvat.ai/docs/dataset_management/formats/format-coco/).
-- Label Studio: `result.json` and `images/`, with names as the machine wrote them that exported: `images\\1.png`, or
+- Label Studio: `result.json` and `images/`. The names are paths on the machine that exported them: `images\\1.png`, or
   `..\\..\\label-studio\\media\\upload\\4\\1.png` (https://labelstud.io/guide/export#COCO).
 - COCO itself: `annotations/instances_train2017.json` and `train2017/` (https://cocodataset.org/#download).
 """
@@ -31,25 +31,25 @@ WORDS = {
     "validation": "val",
     "test": "test",
 }
-"""What tools call the splits, in small letters; COCO itself adds the year."""
+"""The splits by the names that tools give them, in lower case. COCO itself adds the year."""
 
 _SUBSET = re.compile(rf"(?:(?:instances|annotations?|labels)[_.-])?({'|'.join(WORDS)})(?:20[0-9]{{2}})?", re.IGNORECASE)
-"""The name of an annotation file that lies beside those of other splits, `instances_val2017` for one."""
+"""The name of an annotation file that lies beside those of other splits, such as `instances_val2017`."""
 
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")
-"""What Label Studio puts before the name of an uploaded file."""
+"""The prefix that Label Studio gives to the name of an uploaded file."""
 
 Parts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """Where a split lies.
+    """The paths of a split.
 
     Attributes:
-        folder: `<dataset>/<split>`; where a tool keeps all annotation files together, nothing need be there.
-        annotation_file: the file with its records.
-        image_folders: where its images may lie, the likeliest first.
+        folder: `<dataset>/<split>`. It need not exist if the tool keeps all annotation files in one folder.
+        annotation_file: the file with the split's records.
+        image_folders: the folders where its images may lie, the likeliest first.
     """
 
     folder: Path
@@ -58,31 +58,34 @@ class SplitFiles:
 
 
 def split_name(folder_name: str) -> str:
-    """Return what a split is called whose folder has this name: `val` for `valid`, say."""
+    """Return the name of the split that is stored in a folder of this name: `val` for `valid`, for example."""
     word = re.sub(r"(?<=[a-z])20[0-9]{2}$", "", folder_name.lower())
     return WORDS.get(word, folder_name)
 
 
 def has_split(dataset_dir: Path, split: str) -> bool:
-    """Return whether there is such a split, be it a damaged one."""
+    """Return whether there is such a split, even if it is damaged."""
     return split_folder(dataset_dir, split).is_dir() or bool(_shared_files(dataset_dir).get(split_name(split)))
 
 
 def split_folder(dataset_dir: Path, split: str) -> Path:
-    """Return where a split lies, or would lie."""
+    """Return the folder of a split, whether it exists or not."""
     folder = dataset_dir / split
     return folder if folder.is_dir() else next(iter(_folders_of(dataset_dir, split)), folder)
 
 
 def _folders_of(dataset_dir: Path, split: str) -> list[Path]:
-    """Return the folders whose names say this split, sorted."""
+    """Return the folders whose names mean this split, sorted."""
     paths = dataset_dir.iterdir() if dataset_dir.is_dir() else ()
     return sorted(path for path in paths if split_name(path.name) == split_name(split) and path.is_dir())
 
 
 def split_names(dataset_dir: Path) -> list[str]:
-    """Return the names of a COCO folder's splits, sorted: of folders with an `annotations.json`, whatever they are
-    called, or with another tool's file, where they are called as splits are; and of files that name a split."""
+    """Return the names of a COCO folder's splits, sorted.
+
+    A split is a folder with an `annotations.json`, whatever its name; a folder with another JSON file, if its name is
+    that of a split; or an annotation file whose own name contains that of a split.
+    """
     found = set(_shared_files(dataset_dir))
     for path in dataset_dir.iterdir() if dataset_dir.is_dir() else ():
         if (path / "annotations.json").is_file() or (path.name.lower() in WORDS and annotation_files(path)):
@@ -91,15 +94,15 @@ def split_names(dataset_dir: Path) -> list[str]:
 
 
 def find_split(dataset_dir: Path, split: str) -> SplitFiles:
-    """Return where a split lies.
+    """Return the paths of a split.
 
     Raises:
-        FlawmaskError: there is no such split, or not exactly one annotation file for it.
+        FlawmaskError: there is no such split, or it does not have exactly one annotation file.
     """
-    several = [path.name for path in _folders_of(dataset_dir, split) if annotation_files(path)]
-    if len(several) > 1:
+    names = [path.name for path in _folders_of(dataset_dir, split) if annotation_files(path)]
+    if len(names) > 1:
         raise FlawmaskError(
-            f"{dataset_dir} holds {' and '.join(several)}, which are one split: join them, or take one out"
+            f"{dataset_dir} holds {' and '.join(names)}, which are one split: join them, or take one out"
         )
     folder = split_folder(dataset_dir, split)
     shared = _shared_files(dataset_dir).get(split_name(split), [])
@@ -114,10 +117,10 @@ def find_split(dataset_dir: Path, split: str) -> SplitFiles:
 
 
 def files_in(folder: Path) -> SplitFiles:
-    """Return where the files of a split lie that has a folder of its own.
+    """Return the paths of a split that has its own folder.
 
     Raises:
-        FlawmaskError: it has not exactly one annotation file, and none called `annotations.json`.
+        FlawmaskError: the folder has no `annotations.json`, and not exactly one other annotation file.
     """
     path = folder / "annotations.json"
     if not path.is_file():
@@ -128,7 +131,7 @@ def files_in(folder: Path) -> SplitFiles:
 
 
 def annotation_files(folder: Path) -> list[Path]:
-    """Return the JSON files of a split's folder, sorted: those in it, and those in `annotations/` under it."""
+    """Return the JSON files in a split's folder and in its subfolder `annotations/`, sorted."""
     found = [*folder.glob("*.json"), *folder.glob("annotations/*.json")]
     return sorted(path for path in found if not path.name.startswith("."))
 
@@ -140,7 +143,7 @@ def _check_single(files: Sequence[Path], folder: Path, wanted: Path) -> None:
 
 
 def _shared_files(dataset_dir: Path) -> dict[str, list[Path]]:
-    """Return the annotation files that lie beside those of other splits, by the split that their names say."""
+    """Return the annotation files that lie together in one folder, by the split in their names."""
     found: dict[str, list[Path]] = defaultdict(list)
     for path in annotation_files(dataset_dir):
         match = _SUBSET.fullmatch(path.stem)
@@ -160,50 +163,50 @@ def _shared_image_folders(dataset_dir: Path, split: str) -> Iterator[Path]:
 def locate(
     images: Sequence[dict[str, Any]], place: SplitFiles, *, skips_missing: bool = False
 ) -> tuple[Path, list[str | None]]:
-    """Return the folder that the images' names lead from, and the name of each from there.
+    """Return the folder of the images, and the name of each image relative to it.
 
-    A name is first taken as it is. Names that lead nowhere like this were written on another machine: of those, the
-    file is taken whose path has the longest common tail with the name. Capitals do not matter then, nor do escapes as
-    in `%20`, a query (`?d=`), or what Label Studio puts before the names of uploads.
+    Each name is first used as it is. If there is no such file, the name was written on another machine. Then the file
+    is used whose path has the longest suffix in common with the name. This comparison ignores case, escapes such as
+    `%20`, a query (`?d=`), and the prefix that Label Studio gives to uploads.
 
     Args:
-        images: the records, of which `id` and `file_name` are looked at.
-        place: where the split lies.
-        skips_missing: whether a name that leads nowhere is None in what is returned. If not, it is an error.
+        images: the image records, with `id` and `file_name`.
+        place: the paths of the split.
+        skips_missing: whether a missing file gives None instead of an error.
 
     Raises:
-        FlawmaskError: a file is not there, lies outside the folder, or several fit equally well; or no file is there.
+        FlawmaskError: a file is missing or outside the folder, several files match equally well, or no file exists.
     """
     names = [str(image["file_name"]) for image in images]
-    folder = next((one for one in place.image_folders if (one / names[0]).is_file()), place.image_folders[0])
-    root, there = real_path(folder), _files_in(folder)
-    # Most are plain names, and asking the disk for each takes its time.
-    is_here = [name in there or _is_below(name, root) for name in names]
-    if all(is_here):
+    folder = next((path for path in place.image_folders if (path / names[0]).is_file()), place.image_folders[0])
+    root, present = real_path(folder), _files_in(folder)
+    # Most names have no folder. Looking them up in a set is faster than asking the disk for each.
+    exists = [name in present or _is_below(name, root) for name in names]
+    if all(exists):
         return folder, list(names)
-    most: tuple[Path, list[Parts | None]] = folder, []
+    best: tuple[Path, list[Parts | None]] = folder, []
     for root in filter(Path.is_dir, place.image_folders):
         below = FilesBelow(root)
-        # Where some names lead from here, so do all: of the others, no more than the spelling may differ.
+        # If some names are right, so is the folder of all names: the others may differ in spelling only.
         found = [
-            below.best(name, f"{place.annotation_file}: image {image['id']}", spelling_alone=any(is_here))
+            below.best(name, f"{place.annotation_file}: image {image['id']}", spelling_alone=any(exists))
             for image, name in zip(images, names, strict=True)
         ]
         located = [parts for parts in found if parts is not None]
         if len(located) == len(names):
             return _named_from(root, found, names, place)
-        if len(located) > len(most[1]) - most[1].count(None):
-            most = root, found
-    if skips_missing and most[1]:
-        return _named_from(*most, names, place)
-    missing = [image for image, is_there in zip(images, is_here, strict=True) if not is_there]
+        if len(located) > len(best[1]) - best[1].count(None):
+            best = root, found
+    if skips_missing and best[1]:
+        return _named_from(*best, names, place)
+    missing = [image for image, is_present in zip(images, exists, strict=True) if not is_present]
     raise FlawmaskError(f"{place.annotation_file}{_what_is_missing(missing, folder)}")
 
 
 def _named_from(
     root: Path, found: Sequence[Parts | None], names: Sequence[str], place: SplitFiles
 ) -> tuple[Path, list[str | None]]:
-    """Return the folder that all files lie in which were found below `root`, and their names from there."""
+    """Return the deepest folder that contains all files found below `root`, and their names relative to it."""
     located = [(name, parts) for name, parts in zip(names, found, strict=True) if parts is not None]
     _check_different([name for name, _ in located], [parts for _, parts in located], place.annotation_file)
     common = _common_folder([parts for _, parts in located])
@@ -216,7 +219,7 @@ def _is_below(name: str, root: Path) -> bool:
 
 
 def _what_is_missing(images: Sequence[dict[str, Any]], folder: Path) -> str:
-    """Return what to say of images whose files are not there, after the annotation file's name."""
+    """Return the message about missing image files. It continues after the annotation file's name."""
     for image in images:
         name = Path(str(image["file_name"]))
         if name.is_absolute() or ".." in name.parts:
@@ -227,7 +230,7 @@ def _what_is_missing(images: Sequence[dict[str, Any]], folder: Path) -> str:
 
 
 def _check_different(names: Sequence[str], found: Sequence[Parts], path: Path) -> None:
-    """Refuse two names that lead to one file, unless one of them is the other's end: then it is listed twice."""
+    """Raise an error if two names lead to the same file. If one name ends with the other, the image is listed twice."""
     first: dict[Parts, str] = {}
     for name, parts in zip(names, found, strict=True):
         other = first.setdefault(parts, name)
@@ -240,53 +243,54 @@ def _check_different(names: Sequence[str], found: Sequence[Parts], path: Path) -
 
 
 def _common_folder(found: Sequence[Parts]) -> Parts:
-    """Return the folder that all of them lie in, the deepest one."""
+    """Return the deepest folder that contains all of the paths."""
     first, last = min(parts[:-1] for parts in found), max(parts[:-1] for parts in found)
     return first[: _common(first, last)]
 
 
 def _common(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return how many elements two sequences have in common at their beginnings."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    """Return the length of the common prefix of two sequences."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 class FilesBelow:
-    """The files below a folder, found by the ends of their paths."""
+    """An index of the files below a folder, searched by the ends of their paths."""
 
     def __init__(self, root: Path) -> None:
-        """Take the folder, and see what is in it."""
+        """Index the files below `root`."""
         self._by_name: Mapping[str, list[Parts]] = defaultdict(list)
-        for path in filter(Path.is_file, walk(root)):  # a link may lead nowhere
+        for path in filter(Path.is_file, walk(root)):  # a link may be broken
             self._by_name[_key(path.name)].append(path.relative_to(root).parts)
 
     def best(self, name: str, where: str, *, spelling_alone: bool = False) -> Parts | None:
-        """Return the path, from the folder, of the file that has the longest tail in common with the name; None where
-        no file is called so.
+        """Return the file whose path has the longest suffix in common with the name; None if no file has this name.
+
+        The path is relative to the folder.
 
         Args:
-            name: as the record has it.
+            name: the name as the record has it.
             where: which name it is, for the message.
-            spelling_alone: whether the tail has to be all of the name.
+            spelling_alone: whether the whole name must match, apart from its spelling.
 
         Raises:
-            FlawmaskError: several have, and none is spelt just so.
+            FlawmaskError: several files match equally well, and none has exactly this name.
         """
         for parts in _readings(name):
             found = self._by_name.get(_key(parts[-1]), ())
-            lengths = [_common([*map(_key, reversed(one))], [*map(_key, reversed(parts))]) for one in found]
+            lengths = [_common([*map(_key, reversed(path))], [*map(_key, reversed(parts))]) for path in found]
             wanted = len(parts) if spelling_alone else max(lengths, default=0)
-            nearest = [one for one, length in zip(found, lengths, strict=True) if length == wanted]
-            spelt = [one for one in nearest if one[-1] == parts[-1]] or nearest
-            if len(spelt) > 1:
-                fitting = " or ".join("/".join(one) for one in spelt[:2])
-                raise FlawmaskError(f"{where} names {name}, which may be {fitting}: put them in folders as names say")
-            if spelt:
-                return spelt[0]
+            longest = [path for path, length in zip(found, lengths, strict=True) if length == wanted]
+            matches = [path for path in longest if path[-1] == parts[-1]] or longest
+            if len(matches) > 1:
+                shown = " or ".join("/".join(path) for path in matches[:2])
+                raise FlawmaskError(f"{where} names {name}, which may be {shown}: put them in folders as names say")
+            if matches:
+                return matches[0]
         return None
 
 
 def _readings(name: str) -> Iterator[Parts]:
-    """Yield what a name may mean, the likeliest first."""
+    """Yield the paths that a name may mean, the likeliest first."""
     for text in dict.fromkeys((name, unquote(name.rpartition("?d=")[2]), unquote(name.partition("?")[0]))):
         parts = _parts(text)
         if parts:
@@ -297,17 +301,17 @@ def _readings(name: str) -> Iterator[Parts]:
 
 
 def _parts(name: str) -> Parts:
-    """Return the folders and the file of a path that may be Windows', without drive and steps upwards."""
+    """Return the folders and the file name of a POSIX or Windows path, without `.` and `..`."""
     return tuple(part for part in re.split(r"[/\\]", name) if part not in ("", ".", ".."))
 
 
 def _key(name: str) -> str:
-    """Return what two names have in common that a file system may take for the same."""
+    """Return a key that is equal for two names which a file system may treat as the same."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _files_in(folder: Path) -> frozenset[str]:
-    """Return the names of the files in the folder, in one look; none where there is no folder."""
+    """Return the names of the files in a folder; none if the folder does not exist."""
     if not folder.is_dir():
         return frozenset()
     with os.scandir(folder) as entries:

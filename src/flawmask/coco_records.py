@@ -1,8 +1,8 @@
-"""The records of a COCO file, as tools write them: which can be used, and which cannot and why. Each is counted.
+"""Check the records of a COCO file, and count which are used and which are not, with the reason.
 
-Records are COCO's for object detection (https://cocodataset.org/#format-data). Tools differ from it and from each other
-in what is read here all the same: ids that are text or floats, a polygon as one flat list or as a list of points,
-annotations that are boxes alone, an image that is listed twice.
+The records follow COCO's format for object detection (https://cocodataset.org/#format-data). Tools deviate from the
+format, and these deviations are accepted: ids that are text or floats, a polygon as one flat list or as a list of
+points, annotations that are only a box, and an image that is listed twice.
 """
 
 import posixpath
@@ -24,30 +24,30 @@ from flawmask.tally import Tally
 Record = dict[str, Any]
 
 Id = int | str
-"""An id as records refer to it: a number, or text that is none."""
+"""An id as records refer to it: a number, or text that is not a number."""
 
 NO_OUTLINE: tuple[Any, ...] = (None, [], [[]], {}, "")
-"""What tools write as `segmentation` where nothing was outlined."""
+"""What tools write as `segmentation` of an annotation without a mask."""
 
 
 NO_PIXEL, NO_AREA, OUTSIDE = NO_INSTANCE = ("no pixel", "no area", "outside the image")
-"""Why an annotation is no instance."""
+"""The reasons why an annotation is not an instance."""
 
 
 @dataclass
 class Records:
-    """The records of one file.
+    """The checked records of one file.
 
     Attributes:
         path: the file.
-        reading: how it is read.
-        images: the records of the images that are used, in the file's order; ids are numbers, each once.
-        categories: the category records, each name once.
-        annotations: those that are used and the crowds, by image id; every image's id is there.
-        of_images: the count of the images.
-        of_annotations: the count of the annotations.
-        problems: why records cannot be used, one by one.
-        doubtful: what annotations that lack a field or an id of their own say of their image.
+        reading: how the file is read.
+        images: the records of the images that are used, in the file's order. Ids are unique numbers.
+        categories: the category records. Names are unique.
+        annotations: the annotations that are used, and the crowds, by image id. Every image id is a key.
+        of_images: the tally of the images.
+        of_annotations: the tally of the annotations.
+        problems: one reason for each record that cannot be used.
+        doubtful: the image ids of annotations that lack a field or a unique id.
     """
 
     path: Path
@@ -61,23 +61,23 @@ class Records:
     doubtful: list[Any] = field(default_factory=list)
 
     def stop(self) -> None:
-        """Refuse the file where records cannot be used, unless they are to be left out.
+        """Raise an error if a record cannot be used, unless such records are left out.
 
         Raises:
-            RecordsError: there are some.
+            RecordsError: a record cannot be used, and `on_error` is `stop`.
         """
         if self.problems and self.reading.on_error == "stop":
             raise RecordsError(self.path, self.problems)
 
     def leave_out(self, unusable: Mapping[int, str], reason: str) -> None:
-        """Leave out images with all that is annotated on them.
+        """Leave out images together with their annotations.
 
         Args:
-            unusable: the problem of each of them, by image id.
-            reason: the same in one or two words.
+            unusable: the problem of each image that is left out, by image id.
+            reason: the reason in one or two words.
 
         Raises:
-            RecordsError: records that cannot be used are not to be left out.
+            RecordsError: a record cannot be used, and `on_error` is `stop`.
             FlawmaskError: no image is left.
         """
         self.problems += [problem for problem in unusable.values() if problem]
@@ -92,7 +92,7 @@ class Records:
             raise FlawmaskError(f"{self.path} lists no image that can be used: {self.problems[0]}")
 
     def count(self) -> tuple[Tally, Tally]:
-        """Return the count of the images and that of the annotations, once nothing more is left out."""
+        """Return the tallies of images and annotations. Call this after the last `leave_out`."""
         self.of_images.used = len(self.images)
         for image in self.images:
             for record in self.annotations[image["id"]]:
@@ -104,14 +104,15 @@ class Records:
 
 
 def read_records(content: Any, path: Path, reading: Reading) -> Records:
-    """Return the records of a COCO file's content, checked against each other.
+    """Return the records of a COCO file, after checking them against each other.
 
-    With `on_error` at `skip`, an image of which a record cannot be used is left out with all that is annotated on it:
-    what it shows is not known. An annotation without a pixel in its image is no instance, whatever `on_error` says.
+    If one record of an image cannot be used, we do not know what the image shows. So with `on_error=skip` the image is
+    left out together with all of its annotations. An annotation without a pixel in its image is never an instance,
+    whatever `on_error` is.
 
     Raises:
-        RecordsError: records cannot be used, each of which is named.
-        FlawmaskError: it is no COCO file, or lists no image or no category.
+        RecordsError: some records cannot be used; the error lists each one.
+        FlawmaskError: this is not a COCO file, or it lists no image or no category.
     """
     if not isinstance(content, dict):
         raise FlawmaskError(f"{path} is not a COCO file: it must hold an object, not {type(content).__name__}")
@@ -122,7 +123,7 @@ def read_records(content: Any, path: Path, reading: Reading) -> Records:
     found.stop()
     if not content["images"] or not content["categories"]:
         raise FlawmaskError(f"{path} lists no {'category' if content['images'] else 'image'}")
-    image_ids, category_ids, annotation_ids = (_numbers(one) for one in (images, categories, annotations))
+    image_ids, category_ids, annotation_ids = (_numbers(records) for records in (images, categories, annotations))
     found.images = [_with_id(image, image_ids) for image in images]
     numbered = [_with_id(record, annotation_ids) for record in annotations]
     in_use = {category_ids.get(plain_id(record["category_id"])) for record in annotations}
@@ -147,8 +148,8 @@ def read_records(content: Any, path: Path, reading: Reading) -> Records:
 
 
 def plain_id(value: Any) -> Id | None:
-    """Return an id in the form in which 7, 7.0 and "7" are one; None where it is none."""
-    if type(value) is int:  # as nearly all are, and true is none
+    """Return an id in one form, so that 7, 7.0 and "7" are equal; None if the value is not an id."""
+    if type(value) is int:  # nearly all are; `true` is not an id
         return value if abs(value) < 2**63 else None
     if isinstance(value, str):
         text = value.strip()
@@ -157,7 +158,7 @@ def plain_id(value: Any) -> Id | None:
 
 
 def _numbers(records: Sequence[Record]) -> dict[Id | None, int]:
-    """Return the number of each id: itself, or of text that is none the next that is free."""
+    """Return a number for each id: the id itself, or the next free number if the id is text."""
     ids = [plain_id(record["id"]) for record in records]
     free = count(max((one for one in ids if isinstance(one, int)), default=0) + 1)
     return {one: one if isinstance(one, int) else next(free) for one in ids}
@@ -168,19 +169,19 @@ def _with_id(record: Record, numbers: Mapping[Id | None, int]) -> Record:
 
 
 def _changed(record: Record, **values: Any) -> Record:
-    """Return the record with these values: itself where it has them, and most do."""
+    """Return the record with these values. Most records have them already, and are returned without a copy."""
     same = all(type(record.get(key)) is type(value) and record[key] == value for key, value in values.items())
     return record if same else {**record, **values}
 
 
 def _listed(content: Record, key: str, fields: Collection[str], found: Records) -> Iterator[Record]:
-    """Yield the records under `key` that have these fields and an id of their own; count or name the others."""
+    """Yield the records under `key` that have these fields and a unique id; count or report the others."""
     records = content.get(key)
     if not isinstance(records, list):
         raise FlawmaskError(f"{found.path} is not a COCO file: it has no list `{key}`")
     tally = {"images": found.of_images, "annotations": found.of_annotations}.get(key)
     first: dict[Id, Record] = {}
-    for place, record in enumerate(records):
+    for index, record in enumerate(records):
         is_record = isinstance(record, dict)
         missing = [field for field in fields if not is_record or field not in record]
         if key == "annotations" and is_record and "segmentation" not in record and "bbox" not in record:
@@ -190,7 +191,7 @@ def _listed(content: Record, key: str, fields: Collection[str], found: Records) 
             first[number] = record
             yield record
             continue
-        reason, where = "bad record", f"{key}[{place}]"
+        reason, where = "bad record", f"{key}[{index}]"
         if missing:
             found.problems.append(f"{where} has no {', '.join(missing)}")
         elif number is None or not _is_same(first[number], record):
@@ -204,7 +205,7 @@ def _listed(content: Record, key: str, fields: Collection[str], found: Records) 
 
 
 def _is_same(first: Record, second: Record) -> bool:
-    """Return whether two records of one id say the same."""
+    """Return whether two records with the same id have the same content."""
     if "file_name" in first:
         return _plain_name(first) == _plain_name(second)
     return first == second
@@ -218,9 +219,10 @@ def _plain_name(image: Record) -> str:
 
 
 def _one_of_each_name(categories: Sequence[Record], in_use: Collection[int | None], found: Records) -> list[Record]:
-    """Return the categories; of those that share a name the one that annotations have, else the last.
+    """Return the categories, one for each name.
 
-    Roboflow lists the project's name first, as a category that no annotation has; a class may be called the same.
+    If several categories share a name, the one that annotations use is kept; if none is used, the last one. Roboflow
+    lists the project's name as its first category, which no annotation uses, and a class may have the same name.
     """
     by_name: dict[Any, list[Record]] = defaultdict(list)
     for category in categories:
@@ -242,18 +244,20 @@ def _one_of_each_name(categories: Sequence[Record], in_use: Collection[int | Non
 
 
 def _one_good(categories: Sequence[Record], names: Collection[str]) -> tuple[list[Record], dict[int, int]]:
-    """Return the categories, those that have one of the names as one category `good`, and the id of that by each id
-    that it takes the place of."""
+    """Merge all categories with one of the names into one category `good`.
+
+    Returns the categories, and the id of `good` by the id of each category that was merged into it.
+    """
     good = [category for category in categories if category["name"] in {GOOD, *names}]
     if not good or not names:
         return list(categories), {}
     first = {**good[0], "name": GOOD}
-    rest = [category for category in categories if category not in good]
-    return [first, *rest], {category["id"]: first["id"] for category in good}
+    defects = [category for category in categories if category not in good]
+    return [first, *defects], {category["id"]: first["id"] for category in good}
 
 
 def _with_whole_size(image: Record) -> tuple[Record, str]:
-    """Return the image's record, its sides as integers, and what is wrong with its size; nothing where it is right."""
+    """Return the image's record with integer width and height, and what is wrong with its size, or ""."""
     sides = {side: image[side] for side in ("width", "height")}
     whole = {
         side: int(value) if isinstance(value, float) and value.is_integer() else value for side, value in sides.items()
@@ -267,15 +271,15 @@ def _with_whole_size(image: Record) -> tuple[Record, str]:
 
 
 def take_twice_listed_out(found: Records) -> None:
-    """Leave out the records of images that an earlier or fuller record lists too.
+    """Leave out duplicate records of the same image. The first record with annotations is kept.
 
     Raises:
-        RecordsError: two of them have annotations, and not the same ones.
+        RecordsError: two records of an image have different annotations.
     """
     by_name: dict[str, list[Record]] = defaultdict(list)
     for image in found.images:
         by_name[_plain_name(image)].append(image)
-    twice: dict[int, str] = {}
+    duplicates: dict[int, str] = {}
     unclear: dict[int, str] = {}
     for name, of_name in by_name.items():
         if len(of_name) == 1:
@@ -287,27 +291,27 @@ def take_twice_listed_out(found: Records) -> None:
             problem = f"images {numbers} are both {name} and have different annotations: give them to one of the two"
             unclear |= {image["id"]: "" for image in of_name} | {first["id"]: problem}
         else:
-            twice |= {image["id"]: "" for image in of_name if image is not first}
-    if twice:
-        found.leave_out(twice, "listed twice")
+            duplicates |= {image["id"]: "" for image in of_name if image is not first}
+    if duplicates:
+        found.leave_out(duplicates, "listed twice")
     if unclear:
         found.leave_out(unclear, "listed twice")
 
 
 def _marks(records: Sequence[Record]) -> list[Any]:
-    """Return what is annotated, whatever the ids."""
-    return [(one["category_id"], one["segmentation"], one["bbox"]) for one in records]
+    """Return the content of the annotations without their ids, for comparison."""
+    return [(record["category_id"], record["segmentation"], record["bbox"]) for record in records]
 
 
 # Annotations.
 
 
 class _BadRecordError(Exception):
-    """An annotation that cannot be used; the message goes on after its id."""
+    """An annotation cannot be used. The message continues after the annotation's id."""
 
 
 class _NoInstanceError(Exception):
-    """An annotation that marks nothing; the message is the reason in a word or two."""
+    """An annotation marks no pixel. The message is the reason in one or two words."""
 
 
 def _sort_in(
@@ -317,7 +321,10 @@ def _sort_in(
     bad_sizes: Collection[int],
     found: Records,
 ) -> None:
-    """Sort the annotations into their images, and leave out those that are no instances and images with bad ones."""
+    """Assign the annotations to their images.
+
+    Annotations that are not instances are left out. So are images with an annotation that cannot be used.
+    """
     images: dict[int | None, Record] = {image["id"]: image for image in found.images}
     names: dict[int | None, str] = {category["id"]: category["name"] for category in found.categories}
     found.annotations = {image["id"]: [] for image in found.images}
@@ -347,9 +354,9 @@ def _sort_in(
         else:
             found.annotations[image["id"]].append(instance)
     if bad:
-        names_of_bad = {_plain_name(image) for image in found.images if image["id"] in bad}
-        alike = {image["id"]: "" for image in found.images if _plain_name(image) in names_of_bad}
-        found.leave_out(alike, "bad record")
+        bad_names = {_plain_name(image) for image in found.images if image["id"] in bad}
+        with_bad_name = {image["id"]: "" for image in found.images if _plain_name(image) in bad_names}
+        found.leave_out(with_bad_name, "bad record")
 
 
 def _named(record: Record, image: Record) -> str:
@@ -367,12 +374,13 @@ def _category(record: Record, category_ids: Mapping[Id | None, int], names: Mapp
 
 
 def _instance(record: Record, height: int, width: int, reading: Reading) -> Record:
-    """Return the annotation with a box, with its outline as COCO nests it, and as a crowd only where crowds are.
+    """Return the annotation in its standard form: with a box, with nested polygons, and with `iscrowd` as 0 or 1.
 
-    Of a box alone, `segmentation` is what the box touches, `is_box` says so, and the box is cut at the image's edges.
+    If the annotation is only a box, the box is clipped to the image, `segmentation` holds the pixels that the box
+    touches, and `is_box` is set.
 
     Raises:
-        _BadRecordError: it cannot be used.
+        _BadRecordError: the annotation cannot be used.
         _NoInstanceError: it has no area, or none of its pixels is in the image.
     """
     if "iscrowd" in record:
@@ -397,7 +405,7 @@ def _instance(record: Record, height: int, width: int, reading: Reading) -> Reco
 
 
 def _crowd(value: Any) -> int:
-    """Return 1 of a crowd and 0 of a single instance, whichever way that is written."""
+    """Return 1 for a crowd and 0 for a single instance. Tools write these values in several ways."""
     if value in (None, 0, "0"):
         return 0
     if value in (1, "1"):

@@ -1,8 +1,8 @@
-"""CSV files that spreadsheets open as they are: names in any script stay what they are, and none becomes a formula.
+"""CSV files that spreadsheets open correctly: names in any script are preserved, and no name becomes a formula.
 
-A file begins with a byte order mark, by which Excel knows UTF-8 ("Opening CSV UTF-8 files correctly in Excel",
-Microsoft Support). A text that a spreadsheet would take for a formula gets an apostrophe in front, as OWASP's
-Application Security Verification Standard 5.0 has it in requirement 1.2.10; numbers get none. Otherwise RFC 4180.
+The files follow RFC 4180, with two additions. A file begins with a byte order mark, so that Excel recognises UTF-8
+("Opening CSV UTF-8 files correctly in Excel", Microsoft Support). A text that a spreadsheet would read as a formula
+gets an apostrophe in front (OWASP Application Security Verification Standard 5.0, requirement 1.2.10). Numbers do not.
 """
 
 import csv
@@ -13,19 +13,20 @@ from pathlib import Path
 Cell = str | int | float
 
 _FORMULA = re.compile("'*(?:\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20]|[\\t\\r\\n\\0])")
-"""How a formula begins; the wide signs do it in Japanese settings. Apostrophes before it are counted with it, so that
-those of a name can be told from ours."""
+"""The beginning of a formula; the full-width signs count in Japanese settings. Leading apostrophes match too, so that
+an apostrophe of the name itself can be told from the one that we add."""
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-    """Write a table, its columns' names first.
+    """Write a table with a header row.
 
-    What a file system has in a name that is no Unicode is written as an escape, as Python writes it: `\\udcff`.
+    Bytes of a file name that are not Unicode are written as Python escapes: `\\udcff`.
 
     Args:
-        path: where it goes.
+        path: the file to write.
         columns: the names of the columns.
-        rows: a value for each column; text is protected, and numbers are written as `repr` has them.
+        rows: the rows, with one value for each column. Text is protected against being read as a formula. Numbers are
+            written in the form of `repr`.
     """
     with path.open("w", newline="", encoding="utf-8-sig", errors="backslashreplace") as file:
         table = csv.writer(file)
@@ -38,12 +39,12 @@ def _protected(cell: Cell) -> Cell:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a table that `write_table` wrote, as text by column, without what protects it.
+    """Return the rows of a table that `write_table` wrote: text by column name, without the protecting apostrophes.
 
-    One without a byte order mark is read too.
+    A table without a byte order mark is read too.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         return [{name: _plain(cell) for name, cell in row.items()} for row in csv.DictReader(file, restval="")]

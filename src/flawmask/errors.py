@@ -7,14 +7,14 @@ from pathlib import Path
 from flawmask.launch import is_own_process
 
 _SETTING = re.compile(r"flawmask \w+[^:;,()]*|(?<!\S)--(\w+)(?: ([^\s:;,]+)(?=:| is not there))?")
-"""A setting in a message, as the command line has it, perhaps with its value; or a command to be typed."""
+"""A command-line flag in a message, perhaps with its value; or a command to type, which stays as it is."""
 
 
 class FlawmaskError(Exception):
-    """Something the user can mend: the message names the file, what is wrong with it and what to do.
+    """An error that the user can fix. The message names the file, what is wrong with it, and what to do.
 
-    The command line prints it as one line and exits with status 2. A message is written with the flags of the command
-    line; in a program that imports Flawmask, it speaks of arguments: `device='tpu' is not there`.
+    The command line prints the message as one line and exits with status 2. Messages are written with command-line
+    flags. In a program that imports Flawmask, they name arguments instead: `device='tpu' is not there`.
     """
 
     def __str__(self) -> str:
@@ -28,32 +28,32 @@ def _argument(setting: re.Match[str]) -> str:
 
 
 class ImageError(FlawmaskError):
-    """A file that cannot be read as an image, or a value that is none."""
+    """A file or a value is not an image, or cannot be read as one."""
 
 
 class UnusedError(FlawmaskError):
-    """Images or annotations that were found and are not used, where `--strict` wants all of them to be.
+    """Images or annotations were found and are not used, although `--strict` is on.
 
     The command line exits with status 3.
     """
 
 
 class OutOfReachError(FlawmaskError):
-    """Weights that are not on this machine, and cannot be fetched or may not be."""
+    """Weights are not on this machine, and cannot or must not be downloaded."""
 
 
 class RecordsError(FlawmaskError):
-    """Records of a file that cannot be used.
+    """Some records of a file cannot be used.
 
-    The command line prints a line for each.
+    The command line prints a line for each record.
 
     Attributes:
         path: the file.
-        problems: what is wrong, record by record; the message holds the first alone.
+        problems: one problem for each bad record. The message holds only the first.
     """
 
     def __init__(self, path: Path, problems: Sequence[str]) -> None:
-        """Take the file and what is wrong with its records."""
+        """Make the message from the first problem."""
         more = f"; it is the first of {len(problems)} records that cannot be used" if len(problems) > 1 else ""
         super().__init__(f"{path}: {problems[0]}{more}")
         self.path, self.problems = path, tuple(problems)

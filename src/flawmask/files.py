@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Write files and folders atomically: they are complete or do not exist."""
 
 import errno
 import getpass
@@ -19,50 +19,53 @@ from filelock import FileLock, Timeout
 from flawmask.errors import FlawmaskError
 
 LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
-"""What file managers leave in every folder that they show."""
+"""Files that file managers leave in every folder that they show."""
 
 JUNK = frozenset({"__macosx", "thumb", "thumbs", "thumbnail", "thumbnails"})
-"""What folders of copies are called that programs make for themselves, in lower case."""
+"""Names, in lower case, of folders that programs make for their own copies of files."""
 
 _THUMBNAIL = re.compile(r"thumb(?:nail)?s?[ ._-]+(?P<after>.+)|(?P<before>.+?)[ ._-]+thumb(?:nail)?s?", re.IGNORECASE)
 
 
 def is_junk(name: str) -> bool:
-    """Return whether the name of a file or folder says that it is none of the user's: hidden, or made by a file
-    manager, an archiver or a network drive for itself (`.DS_Store`, `__MACOSX`, `@eaDir`, `thumbnails`)."""
+    """Return whether the name is that of a file or folder that the user did not make.
+
+    Such files are hidden, or were made by a file manager, an archiver or a network drive (`.DS_Store`, `__MACOSX`,
+    `@eaDir`, `thumbnails`).
+    """
     return name.startswith((".", "@")) or name in LITTER or name.casefold() in JUNK
 
 
 def walk(folder: Path) -> list[Path]:
-    """Return the files below a folder, sorted; none where there is no such folder.
+    """Return the files below a folder, sorted; none if the folder does not exist.
 
-    Links are followed. What is left aside is junk by its name, folders with all that is in them, and thumbnails of a
-    file beside them, as `001_thumb.jpg` is of `001.png`.
+    Links are followed. Junk files and junk folders are skipped (see `is_junk`). So are thumbnails of a file in the same
+    folder, such as `001_thumb.jpg` beside `001.png`.
 
     Raises:
         OSError: a folder cannot be read.
     """
     if not folder.is_dir():
         return []
-    found: list[Path] = []
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        if _is_loop(Path(place), folder):
+    paths: list[Path] = []
+    for current, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        if _is_loop(Path(current), folder):
             folders.clear()
             continue
         folders[:] = [name for name in folders if not is_junk(name)]
         stems = {Path(name).stem.casefold() for name in names}
-        found += [Path(place, name) for name in names if not is_junk(name) and not _is_thumbnail(name, stems)]
-    return sorted(found)
+        paths += [Path(current, name) for name in names if not is_junk(name) and not _is_thumbnail(name, stems)]
+    return sorted(paths)
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _is_loop(place: Path, top: Path) -> bool:
-    """Return whether links lead from a folder between `top` and `place` back to it."""
-    above = [place.parents[up] for up in range(len(place.relative_to(top).parts))]
-    return bool(above) and real_path(place) in {real_path(one) for one in above}
+def _is_loop(folder: Path, top: Path) -> bool:
+    """Return whether `folder` is a link back to one of its parents below `top`."""
+    parents = [folder.parents[up] for up in range(len(folder.relative_to(top).parts))]
+    return bool(parents) and real_path(folder) in {real_path(parent) for parent in parents}
 
 
 def _is_thumbnail(name: str, stems: Collection[str]) -> bool:
@@ -72,13 +75,13 @@ def _is_thumbnail(name: str, stems: Collection[str]) -> bool:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to; it is flushed to disk and renamed when the block ends well."""
+    """Yield a temporary name beside `path` to write to. If the block succeeds, the file is flushed and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
         yield temporary
         _flush(temporary)
-        temporary.replace(path)  # only now, since Windows renames no open file
+        temporary.replace(path)  # only after the file is closed: Windows cannot rename an open file
         _flush(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -87,43 +90,45 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk, as far as the system can tell."""
+    """Wait until a file, or a folder's list of names, is on the disk, as far as the system can tell."""
     is_windows, is_folder = os.name == "nt", path.is_dir()
-    if is_windows and is_folder:  # it opens no folders
+    if is_windows and is_folder:  # Windows cannot open a folder
         return
     try:
         handle = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)
-    except PermissionError:  # written, but not to be opened once more
+    except PermissionError:  # the file is written, but we may not open it again
         return
     try:
         os.fsync(handle)
     except OSError as error:
-        if not is_folder or error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # some network file systems
+        # Some network file systems cannot flush a folder.
+        if not is_folder or error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
             raise
     finally:
         os.close(handle)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all."""
+    """Write `data` to `path` atomically."""
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all. NaN is refused: a figure that is not there is null.
+    """Write `value` as JSON, atomically. NaN is refused: a missing value must be null.
 
-    What a file system has in a name that is no Unicode is written as JSON escapes it, `\\udcff`, and read as it was.
+    Bytes of a file name that are not Unicode are written as JSON escapes, `\\udcff`, and are read back unchanged.
     """
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
     write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def write_json_lines(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as JSON, each element of its lists on a line of its own, whole or not at all.
+    """Write an object as JSON, atomically, with each element of its lists on a separate line.
 
-    For lists of a hundred thousand records: seven times as fast as `write_json`, a third of its size where there are
-    many numbers, still a line for each record in a diff, and never more than one of them in memory as text.
+    This is for lists of a hundred thousand records. It is seven times as fast as `write_json`, and files with many
+    numbers are a third as large. A diff still shows a line for each record, and only one record at a time is in memory
+    as text.
     """
     with whole_file(path) as temporary, temporary.open("wb") as file:
         file.writelines(piece.encode(errors="backslashreplace") for piece in _json_pieces(content))  # as `write_json`
@@ -145,20 +150,21 @@ def _json_pieces(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 class _Integers(dict[str, int]):
-    """The integers in a JSON file by how they are written: one object for each, however often it is there.
+    """The integers of a JSON file by their text. Equal integers share one object.
 
-    Outlines are millions of coordinates from a few thousand values: a list of them takes a fifth of the memory.
+    Polygons have millions of coordinates with a few thousand different values. Sharing them takes a fifth of the
+    memory.
     """
 
     def __missing__(self, text: str) -> int:
         value = int(text)
-        if len(text) <= 5:  # a coordinate; ids and areas are many and seldom there twice
+        if len(text) <= 5:  # a coordinate; longer numbers are ids and areas, which seldom occur twice
             self[text] = value
         return value
 
 
 def read_json(path: Path) -> Any:
-    """Return what the JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
         FlawmaskError: the file is missing or is not JSON.
@@ -174,19 +180,19 @@ def read_json(path: Path) -> Any:
 
 
 def _text(path: Path) -> str:
-    """Return a JSON file's text, in whichever UTF. (`json.loads` would keep the bytes beside it while it parses.)"""
+    """Return a JSON file's text, in any UTF encoding. (`json.loads` would keep the bytes in memory while it parses.)"""
     data = path.read_bytes()
     return data.decode(json.detect_encoding(data), "surrogatepass")
 
 
 ENCODINGS = ("gb18030", "cp932", "big5", "cp949", "cp1251", "cp1252")
-"""What tools write beside UTF-8, in China, Japan, Taiwan, Korea, Eastern and Western Europe."""
+"""Encodings that tools use instead of UTF-8, in China, Japan, Taiwan, Korea, Eastern and Western Europe."""
 
 
 def _encoding_problem(error: UnicodeDecodeError) -> str:
-    """Return what is wrong with bytes that are not in their encoding, and how the first word would read in others.
+    """Return a message about bytes that are not in the expected encoding, with the first word read in other encodings.
 
-    Several may fit, and a few bytes do not say which one does: a person who sees the words knows.
+    A few bytes do not tell which encoding is right, since several may fit. A person who sees the words knows.
     """
     words = re.finditer(rb"[\x40-\xff]+", error.object[max(0, error.start - 60) : error.start + 60])
     word = next((found[0] for found in words if found.end() > min(error.start, 60)), b"")
@@ -194,7 +200,7 @@ def _encoding_problem(error: UnicodeDecodeError) -> str:
     for encoding in ENCODINGS:
         text = word.decode(encoding, "ignore")
         is_word = text.replace("_", "").isalpha() and text.encode(encoding) == word
-        # No word is partly Latin and partly Chinese, say.
+        # A word is not partly Latin and partly Chinese, for example.
         if is_word and len({ord(letter) < 0x250 for letter in text}) == 1:
             shown.append(f"{text} in {encoding}")
     guess = f", and {word!r} there is {', or '.join(shown)}" if shown else ""
@@ -208,26 +214,26 @@ def sha256(data: bytes) -> str:
 
 
 def fingerprint(contents: Iterable[tuple[str, str]]) -> str:
-    """Return one SHA-256 for a set of (name, SHA-256 of the content) pairs, whatever their order."""
+    """Return one SHA-256 for a set of (name, SHA-256 of the content) pairs. Their order does not matter."""
     lines = "\n".join(f"{digest} {name}" for name, digest in sorted(contents))
-    return sha256(lines.encode(errors="surrogateescape"))  # a name need not be Unicode
+    return sha256(lines.encode(errors="surrogateescape"))  # a file name need not be Unicode
 
 
 def check_output_folder(
     folder: Path, marker: str, *, overwrite: bool, what: str, entries: Collection[str] | None = None
 ) -> None:
-    """Refuse to write into `folder` unless it is new, empty, or (with `overwrite`) made by the same stage.
+    """Raise an error unless `folder` is new or empty, or was made by the same stage and `overwrite` is on.
 
     Args:
-        folder: where the stage is about to write.
-        marker: the file that the stage leaves in every folder it makes; only such a folder is ever replaced.
-        overwrite: whether a folder the stage made before may be replaced.
-        what: what the folder would hold, for the message.
-        entries: all that the stage ever writes there, where the marker's name is a common one; a folder with anything
-            else in it is not the stage's.
+        folder: the folder that the stage is about to write.
+        marker: the file that the stage writes into every folder it makes. Only a folder with this file is replaced.
+        overwrite: whether a folder that the same stage made may be replaced.
+        what: the content of the folder, for the message.
+        entries: the names of everything that the stage may write, if the marker's name is a common one. A folder with
+            any other name in it was not made by the stage.
 
     Raises:
-        FlawmaskError: the folder holds something else, or something that `overwrite` would have to replace.
+        FlawmaskError: the folder holds something else, or would need `overwrite`.
     """
     if folder.exists() and not folder.is_dir():
         raise FlawmaskError(f"{folder} is a file: name a folder for the {what}")
@@ -236,30 +242,31 @@ def check_output_folder(
         return
     if not (folder / marker).is_file():
         raise FlawmaskError(f"{folder} holds something else (no {marker}): name a new folder for the {what}")
-    strange = [name for name in names if entries is not None and name not in entries]
-    if strange:
-        raise FlawmaskError(f"{folder} holds something else ({strange[0]}): name a new folder for the {what}")
+    unknown = [name for name in names if entries is not None and name not in entries]
+    if unknown:
+        raise FlawmaskError(f"{folder} holds something else ({unknown[0]}): name a new folder for the {what}")
     if not overwrite:
         raise FlawmaskError(f"{folder} already holds a {what}: name another folder, or replace it with --overwrite")
 
 
 def real_path(path: Path) -> Path:
-    """Return where a path leads, links followed; one that loops, at which `Path.resolve` raises, leads to itself."""
+    """Return the path with all links followed. A link loop is returned as it is; `Path.resolve` would raise."""
     return Path(os.path.realpath(path))
 
 
 def this_user() -> str:
-    """Return what tells this user from the others of the machine."""
-    return str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()  # a user need not have a name
+    """Return an identifier of this user that is unique on this machine."""
+    return str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()  # on POSIX, a user need not have a name
 
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Keep other programs on this machine from writing into the folder meanwhile. The system forgets it with the
-    process, however that ends.
+    """Lock a folder, so that no other Flawmask process on this machine writes into it.
+
+    The system releases the lock when the process ends, for whatever reason.
 
     Raises:
-        FlawmaskError: one does.
+        FlawmaskError: another process holds the lock.
     """
     name = sha256(f"{this_user()} {real_path(folder)}".encode())[:16]
     lock = FileLock(Path(tempfile.gettempdir()) / f"flawmask_{name}.lock")
@@ -270,21 +277,21 @@ def only_one(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.name != "nt":  # there, the lock itself removes its file
+        if os.name != "nt":  # on Windows, the lock removes its file itself
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `target` to fill; it takes `target`'s place when the block ends well.
+    """Yield a temporary folder beside `target` to fill. If the block succeeds, the folder replaces `target`.
 
-    What was at `target` stays until then, and stays for good when the block raises.
+    If the block raises an error, `target` stays as it was.
 
     Raises:
-        FlawmaskError: another process fills it.
+        FlawmaskError: another process writes into `target`.
     """
-    target = real_path(target)  # a link to a folder elsewhere stays one
+    target = real_path(target)  # a link to a folder stays a link
     target.parent.mkdir(parents=True, exist_ok=True)
     with only_one(target):
         _tidy(target)
@@ -303,8 +310,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def _name(error: BaseException, path: Path) -> None:
-    """Let an error of the system, a full disk's for one, say where it happened: a failed write does not, and a failed
-    copy names what it copied first."""
+    """Set the file name of a system error, such as a full disk. A failed write has none, and a failed copy names its
+    source."""
     if (
         isinstance(error, OSError)
         and error.errno is not None
@@ -314,8 +321,10 @@ def _name(error: BaseException, path: Path) -> None:
 
 
 def _tidy(target: Path) -> None:
-    """Remove what processes that were killed left beside `target`, which nobody else is at; what one of them had put
-    aside comes back where nothing has taken its place."""
+    """Clean up after killed processes: restore `target` from `.old` if it is missing, and delete all other leftovers.
+
+    The caller must hold the lock of `target`.
+    """
     for old in _hidden(target, ".old"):
         if target.exists():
             _remove(old)
@@ -333,9 +342,9 @@ def _remove(path: Path) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove the files that a process which was killed had not written whole; nobody else may be at the folder.
+    """Remove the incomplete files of a killed process. No other process may be writing into the folder.
 
-    A folder is left to `whole_folder`, which knows by its own lock whether somebody is at it.
+    Incomplete folders stay: `whole_folder` removes them, under its own lock.
     """
     for path in folder.glob(".*.partial"):
         if not path.is_dir():
@@ -344,11 +353,11 @@ def remove_partial_files(folder: Path) -> None:
 
 def _hidden(path: Path, suffix: str) -> list[Path]:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}{re.escape(suffix)}")
-    return [one for one in path.parent.iterdir() if pattern.fullmatch(one.name)]
+    return [other for other in path.parent.iterdir() if pattern.fullmatch(other.name)]
 
 
 def _swap(new: Path, target: Path) -> None:
-    """Put `new` in the place of `target`. A folder cannot be replaced in one step, so the old one steps aside."""
+    """Replace `target` by `new`. A folder cannot be replaced in one step, so `target` is renamed first."""
     if not target.exists():
         new.rename(target)
         return
@@ -363,5 +372,5 @@ def _swap(new: Path, target: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """Return a hidden name beside `path` that nobody has taken. (What `tempfile` makes, only its owner may read.)"""
+    """Return a hidden, unused name beside `path`. (Files from `tempfile` would be readable by their owner only.)"""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")

@@ -1,4 +1,7 @@
-"""K-fold cross-validation: K runs, and one judgement of all images, each by the model that has not seen it."""
+"""K-fold cross-validation: K training runs, and one evaluation of all images.
+
+Each image is evaluated with the model that was not trained on it.
+"""
 
 import logging
 import shutil
@@ -34,9 +37,9 @@ log = logging.getLogger(__name__)
 
 
 def cross_validate(config: RunConfig, name: str) -> Finished:
-    """Train and judge each fold of a category or a data set, then all images together; return what became of it.
+    """Train and evaluate each fold of a category or a data set, then evaluate all images together.
 
-    Folds that an earlier call with the same settings on the same images finished are kept, unless `overwrite` is on.
+    Folds that an earlier call finished, with the same settings on the same images, are reused unless `overwrite` is on.
 
     Raises:
         FlawmaskError: see `prepare`, `augment`, `train` and `evaluate`.
@@ -48,11 +51,11 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
     images = len(training.images) * (1 + variants)
     config = with_network(config, images, has_outlines=not training.boxes_alone)
     info = read_json(folders[0] / dataset_info.NAME)
-    method = info.get("split_method")  # folds that were divided in another way go on with none of these
+    method = info.get("split_method")  # a run with folds that were divided in another way is not continued
     origin = {
         "made_by": "flawmask run --folds",
         "version": flawmask.__version__,
-        # These change no fold, and what was begun before there were such settings goes on.
+        # These settings change no fold. A run from before they existed can be continued.
         "settings": {
             key: value for key, value in as_json(config).items() if key not in ("compile", "offline", "strict")
         }
@@ -68,17 +71,17 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
 
 
 def _of_category(config: RunConfig, name: str) -> dict[str, Any]:
-    """Return the settings that say which category of several it is; none of a data set."""
+    """Return the settings that name the category, since there may be several; nothing for a COCO folder."""
     if config.dataset_dir is not None:
         return {}
     return {"category": name, "layout": layouts.layout_of(config.mvtec_root, config)}
 
 
 def prepared_folds(config: RunConfig, name: str) -> list[Path]:
-    """Return the COCO folder of each fold of a category or a data set, made or reused.
+    """Make or reuse the COCO folder of each fold, and return the folders.
 
     Raises:
-        FlawmaskError: see `prepared`; or some were divided in another way than others, and may share images.
+        FlawmaskError: see `prepared`; or the folds were not all divided in the same way, so that they may share images.
     """
     category = name if config.dataset_dir is None else None
     folders = [prepared(replace(config, category=category, fold=fold), name) for fold in range(1, config.folds + 1)]
@@ -91,12 +94,12 @@ def prepared_folds(config: RunConfig, name: str) -> list[Path]:
 
 
 def fold_by_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[str, Any]:
-    """Train and judge each fold that `folds.json` in the run folder does not call done; return what all come to.
+    """Train and evaluate each fold that is not done according to `folds.json`; return the metrics of all images.
 
     Args:
         config: the settings.
         folders: the COCO folder of each fold.
-        run_dir: holds `folds.json`.
+        run_dir: the run folder with `folds.json`.
     """
     content = read_json(run_dir / FOLDS)
     done = list(content["done"])
@@ -106,11 +109,11 @@ def fold_by_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[
             _one_fold(config, folder, run_dir / f"fold_{fold}")
             done.append(fold)
             write_json(run_dir / FOLDS, {**content, "done": done})
-    return _judge_all(config, folders, run_dir)
+    return _evaluate_all(config, folders, run_dir)
 
 
 def _one_fold(config: RunConfig, prepared_dir: Path, run_dir: Path) -> None:
-    """Train and judge one fold; an interrupted training goes on, and one that has ended ends at once."""
+    """Train and evaluate one fold. An interrupted training is resumed; a finished one is not repeated."""
     if has_state(run_dir):
         train(TrainConfig(resume=run_dir))
     else:
@@ -120,44 +123,56 @@ def _one_fold(config: RunConfig, prepared_dir: Path, run_dir: Path) -> None:
     evaluate(stage(EvaluateConfig, config, **place))
 
 
-def _judge_all(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[str, Any]:
-    """Judge all images together, each by its own fold's model, and return the metrics with the folds' spread."""
+def _evaluate_all(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[str, Any]:
+    """Evaluate all images together, each with the model of its own fold.
+
+    Returns the metrics, with their spread over the folds.
+    """
     split, predictions = _out_of_fold(config, folders, run_dir)
     settings = EvaluateSettings(**{field.name: getattr(config, field.name) for field in fields(EvaluateSettings)})
     by_fold = [read_json(run_dir / f"fold_{fold}/inference_val/metrics.json") for fold in range(1, config.folds + 1)]
-    seconds = {part: float(np.median([one["seconds"][part] for one in by_fold])) for part in by_fold[0]["seconds"]}
+    seconds = {
+        part: float(np.median([of_fold["seconds"][part] for of_fold in by_fold])) for part in by_fold[0]["seconds"]
+    }
     conf = by_fold[0]["conf"]
     facts = {
         "dataset": run_dir.as_posix(),
         "model": run_dir.as_posix(),
         "threshold": by_fold[0]["threshold"],
-        "intensity": by_fold[0].get("intensity", list(UPPER_BITS)),  # of an older version's fold
+        "intensity": by_fold[0].get("intensity", list(UPPER_BITS)),  # missing if an older version made the fold
         "seconds": seconds,
         "seconds_per_image": sum(seconds.values()),
         "folds": spreads(by_fold),
     }
-    said = [
-        f"{config.folds}-fold cross-validation: each image was judged by the one of {config.folds} models that was not "
-        "trained on it. A model trained on all images should be about as good, or slightly better.",
-        *_lacking(split, config.folds),
-        *dict.fromkeys(f"Of some folds: {note}" for one in by_fold for note in one["notes"]),
+    notes = [
+        f"{config.folds}-fold cross-validation: each image was evaluated with the one of {config.folds} models that "
+        "was not trained on it. A model trained on all images should be about as good, or slightly better.",
+        *_rare_types(split, config.folds),
+        *dict.fromkeys(f"Some folds: {note}" for of_fold in by_fold for note in of_fold["notes"]),
     ]
     results_dir = run_dir / f"inference_{POOLED}"
-    return write_judgement(results_dir, split, predictions, conf, settings, config.seed, facts, said).metrics
+    return write_judgement(results_dir, split, predictions, conf, settings, config.seed, facts, notes).metrics
 
 
-def _lacking(split: CocoSplit, folds: int) -> list[str]:
-    """Return a note for the defect types that cannot be in every fold."""
+def _rare_types(split: CocoSplit, folds: int) -> list[str]:
+    """Return a note about the defect types that are too rare to be in every fold."""
     groups = split.groups or [image["file_name"] for image in split.images]
     types = (split.type_of(image) for image in split.images)
     counts = Counter(kind for kind, _ in set(zip(types, groups, strict=True)))
     rare = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()) if count < folds)
     what = "images" if split.groups is None else "parts"
-    return [f"There are fewer {what} than folds of {rare}: some folds judge, or train, without it."] if rare else []
+    return (
+        [f"These types have fewer {what} than there are folds: {rare}. Some folds train, or evaluate, without them."]
+        if rare
+        else []
+    )
 
 
 def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple[CocoSplit, list[Prediction]]:
-    """Write what the folds held back as one split; return it with what the models that never saw it find."""
+    """Write the validation images of all folds as one split; return it with the predictions for it.
+
+    The predictions for an image come from the model that was not trained on it.
+    """
     predictions: list[Prediction] = []
     parts = [read_split(folder, "val", config) for folder in folders]
     for fold, part in enumerate(parts, start=1):
@@ -169,18 +184,18 @@ def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple
             for image in part.images:
                 _place(part.image_path(image), folder / "images" / image["file_name"])
         images = [image for part in parts for image in part.images]
-        annotations = [one for part in parts for of_image in part.annotations.values() for one in of_image]
+        annotations = [record for part in parts for of_image in part.annotations.values() for record in of_image]
         write_split(folder, images, annotations, parts[0].categories)
     info = read_json(folders[0] / dataset_info.NAME)
     kept = {name: info[name] for name in ("made_by", "version", "settings", "source", "left_out")}
     write_json(run_dir / dataset_info.NAME, {**kept, POOLED: dataset_info.counts(images)})
     pooled = read_split(run_dir, POOLED, config)
-    # Their common file holds nothing but what is used.
+    # The pooled file holds only what is used, so the tallies come from the folds.
     return replace(pooled, tallies=total_tallies(parts)), predictions
 
 
 def _place(source: Path, target: Path) -> None:
-    """Link the file where the file system can, and copy it where it cannot."""
+    """Hard-link the file, or copy it if the file system cannot link."""
     try:
         target.hardlink_to(source.resolve())
     except OSError:
@@ -188,16 +203,20 @@ def _place(source: Path, target: Path) -> None:
 
 
 def spreads(by_fold: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the spread of each metric of which it is told, from the folds' `metrics.json`."""
-    told = [one.key for one in METRICS.values() if one.in_folds]
-    return {key: spread([lookup(of_fold, key)[1] for of_fold in by_fold]) for key in told}
+    """Return the spread over the folds of each metric that is reported by fold.
+
+    Args:
+        by_fold: the content of each fold's `metrics.json`.
+    """
+    keys = [metric.key for metric in METRICS.values() if metric.in_folds]
+    return {key: spread([lookup(of_fold, key)[1] for of_fold in by_fold]) for key in keys}
 
 
 def spread(values: list[float | None]) -> dict[str, Any]:
-    """Return the folds' values, and the mean and sample standard deviation of those that are defined."""
-    known = [value for value in values if value is not None]
+    """Return the folds' values, with the mean and the sample standard deviation of the defined ones."""
+    defined = [value for value in values if value is not None]
     return {
         "values": values,
-        "mean": float(np.mean(known)) if known else None,
-        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "mean": float(np.mean(defined)) if defined else None,
+        "sd": float(np.std(defined, ddof=1)) if len(defined) > 1 else None,
     }

@@ -1,8 +1,8 @@
-"""Which fonts have the letters of a name: names of files, defect types and classes are in any script.
+"""Find fonts for names in any script: names of files, defect types and classes.
 
-Pillow's own font has ASCII. DejaVu Sans, which comes with Matplotlib, has the alphabets of Europe and more. Other
-letters are taken from a font of the machine, of those that Matplotlib lists. A name that no font can write is left out:
-boxes in its place would say nothing.
+Pillow's own font has ASCII. DejaVu Sans, which comes with Matplotlib, has the alphabets of Europe and more. For other
+letters, a font of the machine is used, if Matplotlib lists one. If no font has the letters, the name is left out:
+empty boxes in its place would tell nothing.
 """
 
 import unicodedata
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 PILLOWS = frozenset(map(chr, range(0x20, 0x7F)))
-"""The letters that are drawn with Pillow's own font."""
+"""The characters that are drawn with Pillow's own font."""
 
 SHAPED = (range(0x590, 0xE00), range(0xF00, 0x10A0), range(0x1780, 0x1800), range(0xFB1D, 0xFF00))
-"""Hebrew to Arabic, the scripts of India, Tibetan and Burmese, Khmer, and Arabic's presentation forms. Their letters
-run from right to left, join or stack. For that Pillow wants Raqm, a library that it does not have on every machine."""
+"""Scripts whose letters run from right to left, join or stack: Hebrew and Arabic, the scripts of India, Tibetan and
+Burmese, Khmer, and Arabic's presentation forms. For these Pillow needs Raqm, a library that not every machine has."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class _Face:
     """A font.
 
     Attributes:
-        path: its file.
-        family: its name.
+        path: the font's file.
+        family: the font's name.
     """
 
     path: str
@@ -44,7 +44,7 @@ class _Face:
 
 
 def first_writable(*texts: str) -> str:
-    """Return the first of the texts that the fonts of this machine can write; the last where they can write none."""
+    """Return the first text that the fonts of this machine can write, or the last text if they can write none."""
     return next((text for text in texts if _is_writable(text)), texts[-1])
 
 
@@ -60,21 +60,21 @@ def _is_writable(text: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """Return the text as one line of letters.
+    """Return the text as one line of printable characters.
 
-    Accents, which Apple's file systems keep apart, are joined to their letters. Whatever breaks a line is a space. What
-    is no Unicode is U+FFFD.
+    Accents are joined to their letters (Apple's file systems store them separately). Line breaks become spaces.
+    Characters that are not valid Unicode become U+FFFD.
     """
     shown = {"Cc": " ", "Zl": " ", "Zp": " ", "Zs": " ", "Cf": "", "Cs": "\ufffd"}
     return "".join(shown.get(unicodedata.category(one), one) for one in unicodedata.normalize("NFC", text))
 
 
 def runs(text: str, size: int) -> Iterator[tuple[str, Font]]:
-    """Yield the text in parts, each with the font that has its letters, for Pillow.
+    """Yield the parts of a text, each with a Pillow font that has its letters.
 
     Args:
-        text: as `plain` gives it. Letters that no font has are drawn as boxes.
-        size: in pixels.
+        text: the text that `plain` returned. Letters that no font has are drawn as boxes.
+        size: the font size in pixels.
     """
     for face, letters in groupby(text, key=lambda letter: None if letter in PILLOWS else _face(letter)):
         yield "".join(letters), pillow_font(size, None if face is None else face.path)
@@ -82,12 +82,12 @@ def runs(text: str, size: int) -> Iterator[tuple[str, Font]]:
 
 @lru_cache(maxsize=64)
 def pillow_font(size: int, path: str | None = None) -> Font:
-    """Return a font at a size in pixels: Pillow's own unless a file is named."""
+    """Return a font with this size in pixels: Pillow's own font, or the font in the file `path`."""
     return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
 
 
 def _face(letter: str) -> _Face | None:
-    """Return the font to take for a letter; None where no font has it."""
+    """Return a font that has the letter, or None."""
     return _dejavu().get(ord(letter)) or _of_machine().get(ord(letter))
 
 
@@ -102,8 +102,7 @@ def _dejavu() -> Mapping[int, _Face]:
 
 @cache
 def _of_machine() -> Mapping[int, _Face]:
-    """Return the font to take for each letter that a font of the machine has: an upright one without serifs, if there
-    is one."""
+    """Return a font of this machine for each letter; upright fonts without serifs are preferred."""
     from matplotlib.font_manager import fontManager
     from matplotlib.ft2font import FT2Font
 
@@ -113,13 +112,13 @@ def _of_machine() -> Mapping[int, _Face]:
 
     faces: dict[int, _Face] = {}
     for entry in sorted(fontManager.ttflist, key=rank):
-        # "Last Resort" has a box for every letter there is. Pillow takes the first font of a collection.
-        is_first = not getattr(entry, "index", None)  # Matplotlib before 3.11 knows no others
+        # The font "Last Resort" has a box for every letter. Of a font collection, Pillow uses the first font.
+        is_first = not getattr(entry, "index", None)  # Matplotlib before 3.11 lists only the first font
         if "lastresort" in entry.name.replace(" ", "").lower() or not is_first:
             continue
         try:
             letters = FT2Font(entry.fname).get_charmap()
-        except (OSError, RuntimeError):  # gone since it was listed, or of a kind that FreeType does not know
+        except (OSError, RuntimeError):  # the file is gone, or FreeType does not know its format
             continue
         face = _Face(entry.fname, entry.name)
         for letter in letters:
@@ -129,12 +128,13 @@ def _of_machine() -> Mapping[int, _Face]:
 
 @contextmanager
 def in_any_script(figure: "Figure", kind: Literal["png", "svg"]) -> Iterator[None]:
-    """Within, a figure is saved with fonts that have its letters. In an SVG, what is left shows in the reader's own;
-    from a PNG, names that no font can write are left out.
+    """Inside this context, a figure is saved with fonts that have its letters.
+
+    Names that no font can write are left out of a PNG. In an SVG they stay, since the viewer may have a font for them.
 
     Args:
-        figure: a figure of Matplotlib's, with all that is written on it.
-        kind: what it is saved as.
+        figure: a Matplotlib figure with all of its text.
+        kind: the file format.
     """
     from matplotlib.text import Text
 

@@ -1,9 +1,9 @@
-"""What good images are called by people who do not call them `good`."""
+"""Names that people use for good images instead of `good`."""
 
 import re
 
 GOOD = "good"
-"""The name of the class that is no defect. It takes no part in AP, image scores or overlays."""
+"""The name of the class that is not a defect. AP, image scores and overlays ignore it."""
 
 NAMES = frozenset(
     """
@@ -14,13 +14,13 @@ NAMES = frozenset(
     合格 合格品 良品 良好 正常 好 好品 无缺陷 無缺陷 没有缺陷 ok品 良 無欠陥 양품 정상
     """.split()  # noqa: SIM905 - sixty lines else
 )
-"""Such names in lower case, without signs, digits and spaces."""
+"""These names in lower case, without punctuation, digits and spaces."""
 
 _OTHERS = re.compile(r"[\W\d_]+")
 _AROUND = re.compile(r"^(images?|parts?|samples?|teile?)|(images?|parts?|samples?|teile?)$")
 
 
 def looks_good(name: str) -> bool:
-    """Return whether a type or a category is called as good images are: `OK`, `i.O.`, `Good_parts`, `合格`."""
+    """Return whether the name of a type or category probably means good images: `OK`, `i.O.`, `Good_parts`, `合格`."""
     bare = _OTHERS.sub("", name.casefold())
     return bare in NAMES or _AROUND.sub("", bare) in NAMES

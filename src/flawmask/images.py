@@ -1,8 +1,8 @@
-"""The one image reader of every stage, and the one writer.
+"""The image reader and writer of all stages.
 
-Pillow decodes, because it refuses a truncated file of any kind (OpenCV 5 returns a full-size image for a
-truncated JPEG), knows every container's EXIF orientation and prints nothing. Of colours of 16 bits it keeps 8: where
-it has read such a file, OpenCV reads the other 8.
+Pillow decodes the files. It refuses truncated files of every kind (OpenCV 5 returns a full-size image for a truncated
+JPEG), knows the EXIF orientation in every format, and prints nothing. But it keeps only 8 bits of 16-bit colours, so
+OpenCV reads such files a second time.
 """
 
 import ctypes
@@ -33,30 +33,30 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
 READABLE = SUFFIXES | {".webp", ".jfif", ".jp2", ".gif"}
-"""Of the files that `predict` finds in folders. A file of several pictures is refused, as an animation is."""
+"""Suffixes of the files that `predict` reads in folders. Files with several images, such as animations, are refused."""
 
 PROGRAMS = ("EPS", "WMF")
-"""What Pillow would let another program draw. No such file is a photograph."""
+"""Formats that Pillow hands to another program to draw. Such a file is never a photograph."""
 
 LIMIT = "FLAWMASK_MAX_PIXELS"
-"""The environment variable that says how many pixels an image may have."""
+"""The environment variable that sets how many pixels an image may have."""
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 Levels: TypeAlias = tuple[int, int]
-"""What becomes black and what becomes white, of values of more than 8 bits. One pair holds for a whole data set."""
+"""The 16-bit values that become black and white. A whole data set shares one pair."""
 
 UPPER_BITS: Levels = (0, 65535)
-"""By these, 16-bit values keep their upper 8 bits: as of files that use all 16."""
+"""The levels that keep the upper 8 of 16 bits, for files that use all 16."""
 
 CLIPPED = 0.01
-"""So large a share of an image's values may lie outside the levels."""
+"""The largest share of an image's values that may lie outside the levels."""
 
 STRIP = 2**22
-"""So many pixels are converted at a time: a large image is not held in memory once more."""
+"""The number of pixels that are converted at a time. This avoids a second copy of a large image in memory."""
 
 Source: TypeAlias = "str | Path | Image.Image | npt.NDArray[Any] | torch.Tensor"
-"""What `pixels_of` makes an image of."""
+"""What `pixels_of` accepts as an image."""
 
 Colour = Literal["rgb", "bgr"]
 
@@ -69,41 +69,41 @@ ACCEPTED = (
 
 @cache
 def most_pixels() -> int:
-    """Return how many pixels an image may have: a file of some kilobytes can hold billions of them.
+    """Return how many pixels an image may have. (A file of a few kilobytes can hold billions.)
 
     Raises:
-        FlawmaskError: the environment variable says no number.
+        FlawmaskError: the environment variable is not a number.
     """
-    given = os.environ.get(LIMIT) or str(2 * 89_478_485)  # at twice of which Pillow refuses an image
-    if not given.isdecimal() or not int(given):
-        raise FlawmaskError(f"the environment variable {LIMIT} is {given!r}: it must be a number of pixels")
+    text = os.environ.get(LIMIT) or str(2 * 89_478_485)  # Pillow refuses an image above twice its own limit
+    if not text.isdecimal() or not int(text):
+        raise FlawmaskError(f"the environment variable {LIMIT} is {text!r}: it must be a number of pixels")
     if is_own_process():
-        Image.MAX_IMAGE_PIXELS = int(given)  # Pillow warns at once, which is not shown here
-        # Pillow warns of odd metadata; the pixels are what counts. (`warnings.catch_warnings` around each decode would
-        # not do: images are read by many threads, and it is one list of filters that they would put back in any order.)
+        Image.MAX_IMAGE_PIXELS = int(text)  # above it Pillow warns, and the filter below hides the warning
+        # Pillow also warns of odd metadata, but only the pixels matter. (`warnings.catch_warnings` around each decode
+        # does not work: many threads read images. They share one list of filters, and would restore it in any order.)
         warnings.filterwarnings("ignore", module=r"PIL\.")
-    return int(given)
+    return int(text)
 
 
 def is_image(path: Path) -> bool:
-    """Return whether the file's name says that it is an image; hidden files are not, nor is other junk."""
+    """Return whether the file's name is that of an image. Hidden files and other junk are not images."""
     return path.suffix.lower() in SUFFIXES and not is_junk(path.name)
 
 
 def is_readable(path: Path) -> bool:
-    """Return whether the file's name says that it is an image of one of the kinds that `predict` takes from folders."""
+    """Return whether the file's name is that of an image which `predict` reads in a folder."""
     return path.suffix.lower() in READABLE and not path.name.startswith(".")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What an image file holds, each part upright and (height, width) but for colours.
+    """The content of an image file, turned upright.
 
     Attributes:
-        colour: what `decode` returns.
-        alpha: uint8, how opaque each pixel is, 0 to 255; None where the file says nothing of it.
-        palette: uint8, the number of each pixel's colour in the file's palette; None where it has none.
-        orientation: by Exif, 1 to 8, of the pixels as they are stored; None where the file says nothing of it.
+        colour: the pixels that `decode` returns.
+        alpha: (height, width) uint8, the opacity of each pixel; None if the file has no transparency.
+        palette: (height, width) uint8, the palette index of each pixel; None if the file has no palette.
+        orientation: the Exif orientation of the stored pixels, 1 to 8; None if the file has none.
     """
 
     colour: Pixels
@@ -113,25 +113,25 @@ class Parts:
 
 
 def decode(data: bytes, path: Path) -> Pixels:
-    """Return the pixels that the bytes of an image file hold, turned upright by their Exif orientation (CIPA DC-008).
+    """Return the pixels of an image file, turned upright by their Exif orientation (CIPA DC-008).
 
     Args:
-        data: the whole file.
-        path: where it came from, for the message.
+        data: the content of the file.
+        path: the file's path, for the message.
 
     Returns:
-        Grey images as (height, width), all others as (height, width, 3) RGB: uint8, or uint16 where the file holds more
-        than 8 bits. Transparency is dropped.
+        Grey images as (height, width), all others as (height, width, 3) RGB. The type is uint8, or uint16 if the file
+        has more than 8 bits. Transparency is dropped.
 
     Raises:
-        ImageError: not an image, truncated, several images, with more pixels than `most_pixels()`, with values beyond
-            0 to 65535 or that are no whole numbers.
+        ImageError: the file is not an image, is truncated, holds several images, has more pixels than `most_pixels()`,
+            has values outside 0 to 65535, or has values that are not whole numbers.
     """
     return _decoded(io.BytesIO(data), path).colour
 
 
 def decode_parts(data: bytes, path: Path) -> Parts:
-    """Return what `decode` returns together with what else a file may hold.
+    """Return the pixels of an image file together with its alpha channel, palette and orientation.
 
     Raises:
         ImageError: see `decode`.
@@ -140,13 +140,13 @@ def decode_parts(data: bytes, path: Path) -> Parts:
 
 
 def _decoded(file: BinaryIO, path: Path, page: int | None = None, *, wants_all: bool = False) -> Parts:
-    """Return what `decode_parts` does.
+    """Decode an open image file.
 
     Args:
-        file: the image file, open.
-        path: where it lies.
-        page: which of a file's images is read, from 1; None for its only one.
-        wants_all: whether alpha channel and palette are wanted.
+        file: the open file.
+        path: its path, for messages.
+        page: which of the file's images to read, from 1; None if there is only one.
+        wants_all: whether to read the alpha channel and the palette too.
     """
     limit = most_pixels()
     try:
@@ -156,75 +156,77 @@ def _decoded(file: BinaryIO, path: Path, page: int | None = None, *, wants_all: 
                 raise Image.DecompressionBombError
             if picture.format in PROGRAMS:
                 raise ImageError(f"{path} is {picture.format}, which holds no pixels: export it as PNG")
-            deep = _raw_mode(picture)
+            raw_mode = _raw_mode(picture)
             orientation = _orientation(picture)
-            ImageOps.exif_transpose(picture, in_place=True)  # each copy costs a tenth of decoding a PNG
+            ImageOps.exif_transpose(picture, in_place=True)  # a copy takes a tenth as long as decoding a PNG
             pixels = _pixels_in(picture, str(path))
-            if ";16" in deep:
+            if ";16" in raw_mode:
                 pixels = _deep_colours(file, page or 1, orientation or 1, pixels, path)
-                pixels = pixels[:, :, 0] if deep.startswith("L") else pixels
+                pixels = pixels[:, :, 0] if raw_mode.startswith("L") else pixels
             return Parts(pixels, *(_alpha_and_palette(picture) if wants_all else (None, None)), orientation)
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        # In a program of others, Pillow's own limit holds, too.
-        pillows = limit if is_own_process() else 2 * (Image.MAX_IMAGE_PIXELS or limit)
-        where = f"the environment variable {LIMIT}" if limit <= pillows else "PIL.Image.MAX_IMAGE_PIXELS"
+        # In a program that imports Flawmask, Pillow's own limit applies too.
+        pillow_limit = limit if is_own_process() else 2 * (Image.MAX_IMAGE_PIXELS or limit)
+        where = f"the environment variable {LIMIT}" if limit <= pillow_limit else "PIL.Image.MAX_IMAGE_PIXELS"
         raise ImageError(
-            f"{path} has more than {min(limit, pillows) // 10**6} million pixels: if it is meant to be so large, raise "
-            f"the limit by {where}"
+            f"{path} has more than {min(limit, pillow_limit) // 10**6} million pixels: if it is meant to be so large, "
+            f"raise the limit by {where}"
         ) from None
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them trip over
+    except Exception as error:  # on a damaged file, Pillow's plugins raise errors of any type
         reason = str(error).split("<_io")[0].strip() or type(error).__name__
         raise ImageError(f"{path} cannot be read as an image ({reason}): replace it or take it out") from None
 
 
 def is_deep(path: Path) -> bool:
-    """Return whether a file holds values of more than 8 bits, by its header alone.
+    """Return whether an image file has more than 8 bits per value, without decoding it.
 
     Raises:
-        ImageError: it cannot be opened, or is no image.
+        ImageError: the file cannot be opened, or is not an image.
     """
-    most_pixels()  # and with it, what Pillow warns of
+    most_pixels()  # this also hides Pillow's warnings
     try:
         with Image.open(path) as picture:
             return picture.mode.startswith("I") or ";16" in _raw_mode(picture)
-    except Exception as error:  # whatever Pillow's plugins trip over
+    except Exception as error:  # Pillow's plugins raise errors of any type
         raise ImageError(f"{path} cannot be read as an image ({type(error).__name__})") from None
 
 
 def _raw_mode(picture: Image.Image) -> str:
-    """Return what Pillow calls the order and depth of the colours in the file, `RGB;16B` say; nothing of grey
-    pictures, or where it keeps that to itself."""
+    """Return Pillow's name for the order and depth of the file's colours, such as `RGB;16B`.
+
+    Returns "" for grey images, and if Pillow does not tell.
+    """
     if picture.mode not in ("RGB", "RGBA", "LA"):
         return ""
     tiles = getattr(picture, "tile", None) or ()
     arguments = tiles[0][3] if tiles else ()
     first = arguments if isinstance(arguments, str) else next(iter(arguments or ()), "")
     if picture.format == "TIFF" and max(getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))) > 8:
-        return f"{picture.mode};16"  # of colours that lie in planes, Pillow names one
+        return f"{picture.mode};16"  # if each colour is stored as a plane, Pillow names only one
     return first if isinstance(first, str) else ""
 
 
 def _deep_colours(file: BinaryIO, page: int, turn: int, upper: Pixels, path: Path) -> npt.NDArray[np.uint16]:
-    """Return 16-bit colours with all their bits, (height, width, 3) RGB, as OpenCV reads them.
+    """Read 16-bit colours in full with OpenCV: (height, width, 3) RGB.
 
     Args:
         file: the image file.
-        page: which of its images, from 1.
-        turn: its Exif orientation.
-        upper: (height, width, 3), the upper 8 bits, upright, as Pillow has read them: both must agree.
-        path: where it lies.
+        page: which of the file's images to read, from 1.
+        turn: the Exif orientation.
+        upper: (height, width, 3), the upper 8 bits as Pillow has read them, turned upright. Both readers must agree.
+        path: the file's path, for the message.
 
     Raises:
-        ImageError: they do not, as where colours lie in planes.
+        ImageError: the readers disagree, for example if each colour is stored as a plane.
     """
     file.seek(0)
     data = np.frombuffer(file.read(), np.uint8)
-    _, found = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED, range=(page - 1, page))
-    if found and found[0].dtype == np.uint16 and found[0].ndim == 3 and found[0].shape[2] in (3, 4):
-        values = found[0]
-        for top, bottom in _strips(*values.shape[:2]):  # in place: each copy of a large image is dear
+    _, pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED, range=(page - 1, page))
+    if pages and pages[0].dtype == np.uint16 and pages[0].ndim == 3 and pages[0].shape[2] in (3, 4):
+        values = pages[0]
+        for top, bottom in _strips(*values.shape[:2]):  # in place, to save a copy of a large image
             values[top:bottom, :, :3] = values[top:bottom, :, 2::-1]
         colours = np.ascontiguousarray(turned(values[:, :, :3], turn))
         strips = list(_strips(*upper.shape[:2]))
@@ -242,21 +244,21 @@ TURNS: dict[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: np.rot90,
 }
-"""What makes upright pixels of stored ones, by Exif orientation."""
+"""The functions that turn stored pixels upright, by Exif orientation."""
 
 ORIENTATION = 0x0112
 BITS_PER_SAMPLE, WHITE_IS_ZERO = 258, 262
-"""Tags of TIFF 6.0; the last one's value 0 says that 0 is white."""
+"""Tags of TIFF 6.0. If the value of the last one is 0, then 0 means white."""
 
 
 def turned(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """Return stored pixels upright, by an Exif orientation; a view of them where that will do."""
+    """Return stored pixels turned upright by an Exif orientation, as a view if possible."""
     return TURNS[orientation](pixels) if orientation in TURNS else pixels
 
 
 def _orientation(picture: Image.Image) -> int | None:
-    found = picture.getexif().get(ORIENTATION)
-    return found if found in range(1, 9) else None
+    orientation = picture.getexif().get(ORIENTATION)
+    return orientation if orientation in range(1, 9) else None
 
 
 def _alpha_and_palette(
@@ -272,7 +274,7 @@ def _pixels_in(picture: Image.Image, name: str) -> Pixels:
     if picture.mode.startswith("I"):
         values = _array(picture, picture.mode)
         if values.dtype == np.uint16:
-            # Pillow inverts such values of 8 bits, and not those of 16.
+            # Pillow inverts such values if they have 8 bits, but not if they have 16.
             is_inverted = getattr(picture, "tag_v2", {}).get(WHITE_IS_ZERO) == 0
             return np.asarray(65535 - values if is_inverted else values)
         if values.min() < 0 or values.max() > 65535:
@@ -284,36 +286,35 @@ def _pixels_in(picture: Image.Image, name: str) -> Pixels:
 
 
 def _array(picture: Image.Image, mode: str) -> npt.NDArray[Any]:
-    """Return the picture's values in a mode of Pillow's: a copy, since PyTorch wants to own what it is given and
-    Pillow's own buffer cannot be written to.
+    """Return the image's values in a Pillow mode, as a copy: PyTorch needs an array that can be written to.
 
-    It is made strip by strip. Pillow's own way has three further copies in memory.
+    The copy is made strip by strip. Converting all at once would hold three more copies in memory.
     """
-    found: npt.NDArray[Any] | None = None
+    copy: npt.NDArray[Any] | None = None
     for top, bottom in _strips(picture.height, picture.width):
         part = picture if bottom - top == picture.height else picture.crop((0, top, picture.width, bottom))
         values = np.asarray(part if part.mode == mode else part.convert(mode))
-        if found is None:
-            found = np.empty((picture.height, *values.shape[1:]), values.dtype.newbyteorder("="))
-        found[top:bottom] = values
-    assert found is not None
-    return found
+        if copy is None:
+            copy = np.empty((picture.height, *values.shape[1:]), values.dtype.newbyteorder("="))
+        copy[top:bottom] = values
+    assert copy is not None
+    return copy
 
 
 def _strips(height: int, width: int) -> Iterator[tuple[int, int]]:
-    """Yield the first row and the one behind the last of each strip of about `STRIP` pixels."""
+    """Yield the first row and the end row (exclusive) of each strip of about `STRIP` pixels."""
     rows = max(1, STRIP // max(1, width))
     yield from ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
 def _turn_to(picture: Image.Image, page: int | None, path: Path) -> None:
-    """Go to a page of the file, or refuse a file with a second image as large as its first: which of them is meant,
-    nobody can tell.
+    """Go to a page of the file.
 
-    A smaller one is a thumbnail, or the first at a lower resolution. A camera's JPEG may hold more than that.
+    Without a page, refuse a file whose second image is as large as its first: we cannot know which one is meant. A
+    smaller second image is a thumbnail or a lower resolution. A JPEG from a camera may hold further images.
     """
-    several = picture.format in ("TIFF", "PNG", "GIF", "WEBP")
-    count = getattr(picture, "n_frames", 1) if several else 1
+    has_pages = picture.format in ("TIFF", "PNG", "GIF", "WEBP")
+    count = getattr(picture, "n_frames", 1) if has_pages else 1
     if page is not None:
         if page > count:
             raise ImageError(f"{path} has no page {page}: it holds {count} image{'' if count == 1 else 's'}")
@@ -334,7 +335,7 @@ def read_bytes(path: Path) -> bytes:
     """Return the file's bytes.
 
     Raises:
-        ImageError: it is not there or cannot be opened.
+        ImageError: the file is missing or cannot be opened.
     """
     try:
         return path.read_bytes()
@@ -343,17 +344,17 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_pixels(path: Path, page: int | None = None) -> Pixels:
-    """Return a file's pixels as `decode` gives them.
+    """Return the pixels of an image file in the form that `decode` returns.
 
     Args:
         path: the file.
-        page: which of its images, from 1; None for its only one.
+        page: which of the file's images to read, from 1; None if there is only one.
 
     Raises:
         ImageError: the file cannot be read as an image, or has no such page.
     """
     try:
-        file = path.open("rb")  # and not its bytes: those of a large image would be held beside its pixels
+        file = path.open("rb")  # reading all bytes at once would hold them in memory beside the pixels
     except OSError as error:
         raise ImageError(f"{path} cannot be opened: {error.strerror}") from None
     with file:
@@ -364,31 +365,34 @@ def read_pixels(path: Path, page: int | None = None) -> Pixels:
 
 
 def _give_back_memory() -> None:
-    """Give back what Pillow has freed of a large image, in a process that else keeps such memory
-    (`runtime.keep_freed_memory`): what comes next may not fit into the gap, and be added to it."""
-    with suppress(AttributeError, OSError, TypeError):  # glibc alone has it
+    """Return the memory that Pillow has freed to the operating system.
+
+    Flawmask's own processes keep freed memory (`runtime.keep_freed_memory`). The next large image may not fit into the
+    gap, and would then need memory on top of it.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # only glibc has this function
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def to_rgb(pixels: Pixels, levels: Levels = UPPER_BITS) -> npt.NDArray[np.uint8]:
-    """Return (height, width, 3) uint8 RGB: grey is repeated, and 16-bit values become 0 to 255 as the levels say."""
+    """Return (height, width, 3) uint8 RGB. Grey is repeated, and the levels map 16-bit values to 0 to 255."""
     eight = to_eight_bits(pixels, levels)
     return np.repeat(eight[:, :, None], 3, axis=2) if eight.ndim == 2 else eight
 
 
 def to_eight_bits(pixels: Pixels, levels: Levels = UPPER_BITS) -> npt.NDArray[np.uint8]:
-    """Return the pixels as uint8: 16-bit values between the levels become 0 to 255 in even steps, the others 0 or 255;
-    8-bit values stay as they are.
+    """Return the pixels as uint8.
 
-    Levels of 0 and 4095 keep the upper 8 of 12 bits.
+    16-bit values between the levels are scaled to 0 to 255 in even steps, and values outside become 0 or 255. For
+    example, levels of 0 and 4095 keep the upper 8 of 12 bits. 8-bit values stay as they are.
     """
     if pixels.dtype != np.uint16:
         return pixels.astype(np.uint8, copy=False)
     table = _table(levels)
-    found = np.empty(pixels.shape, np.uint8)
-    for top, bottom in _strips(*pixels.shape[:2]):  # NumPy makes 8 bytes of each index
-        found[top:bottom] = table[pixels[top:bottom]]
-    return found
+    eight_bits = np.empty(pixels.shape, np.uint8)
+    for top, bottom in _strips(*pixels.shape[:2]):  # NumPy needs 8 bytes for each index
+        eight_bits[top:bottom] = table[pixels[top:bottom]]
+    return eight_bits
 
 
 @cache
@@ -398,18 +402,19 @@ def _table(levels: Levels) -> npt.NDArray[np.uint8]:
 
 
 def outside(pixels: Pixels, levels: Levels) -> str:
-    """Return how an image lies outside the levels, to be read on from its name; nothing where it does not.
+    """Return a message about an image that does not fit the levels, or "". The message continues after its name.
 
-    It does where more than `CLIPPED` of its values lie beyond either level, or where not even a quarter of what lies
-    between them is used. 8-bit pixels never do.
+    An image does not fit if more than the share `CLIPPED` of its values lie above the upper level, or below the lower
+    one. It does not fit either if its values use less than a quarter of the range between the levels. 8-bit images
+    always fit.
     """
     if pixels.dtype != np.uint16:
         return ""
     low, high = levels
-    most, brightest = CLIPPED * pixels.size, int(pixels.max(initial=0))
-    if np.count_nonzero(pixels > high) > most:
+    allowed, brightest = CLIPPED * pixels.size, int(pixels.max(initial=0))
+    if np.count_nonzero(pixels > high) > allowed:
         return f"holds values up to {brightest}, and all above {high} become white"
-    if np.count_nonzero(pixels < low) > most:
+    if np.count_nonzero(pixels < low) > allowed:
         return f"holds values down to {int(pixels.min())}, and all below {low} become black"
     if brightest - low < (high - low) // 4:
         return f"holds no value above {brightest}, and {high} becomes white: it is seen as a dark picture"
@@ -421,16 +426,16 @@ def read_image(path: Path, levels: Levels = UPPER_BITS) -> npt.NDArray[np.uint8]
 
     Args:
         path: the file.
-        levels: what becomes black and white, of values of more than 8 bits.
+        levels: the 16-bit values that become black and white.
 
-    Raises:
-        ImageError: the file cannot be read as an image.
+        Raises:
+            ImageError: the file cannot be read as an image.
     """
     return to_rgb(read_pixels(path), levels)
 
 
 def is_source(value: Any) -> "TypeGuard[Source]":
-    """Return whether the value is one image of those that `pixels_of` takes, and not several."""
+    """Return whether the value is a single image that `pixels_of` accepts, not a collection of images."""
     return isinstance(value, str | Path | Image.Image | np.ndarray) or _is_tensor(value)
 
 
@@ -440,18 +445,18 @@ def _is_tensor(value: Any) -> "TypeGuard[torch.Tensor]":
 
 
 def pixels_of(source: "Source", colour: Colour = "rgb", levels: Levels = UPPER_BITS) -> npt.NDArray[np.uint8]:
-    """Return the image as `read_image` returns it, from a file, a picture of Pillow's, an array or a tensor.
+    """Return an image in the form that `read_image` returns, from a file, a Pillow image, an array or a tensor.
 
-    As in files, grey is repeated, transparency is dropped, and 16-bit values become 0 to 255 as the levels say. Floats
-    are multiplied by 255 and rounded.
+    As with files, grey is repeated, transparency is dropped, and the levels map 16-bit values to 0 to 255. Floats are
+    multiplied by 255 and rounded.
 
     Args:
-        source: see `ACCEPTED`.
-        colour: the order of the colours in an array or a tensor of 3 or 4 channels.
-        levels: what becomes black and white, of values of more than 8 bits.
+        source: the image; see `ACCEPTED`.
+        colour: the order of the colours in an array or tensor with 3 or 4 channels.
+        levels: the 16-bit values that become black and white.
 
     Raises:
-        ImageError: it cannot be read, or is nothing of this; the message says what is taken.
+        ImageError: the source cannot be read or is not of an accepted type; the message lists the accepted types.
     """
     if isinstance(source, str | Path):
         return read_image(Path(source), levels)
@@ -469,7 +474,7 @@ def pixels_of(source: "Source", colour: Colour = "rgb", levels: Levels = UPPER_B
 
 
 def _values_in(source: Any) -> npt.NDArray[Any]:
-    """Return an array, or a tensor as one, its channels last."""
+    """Return an array or a tensor as an array with its channels last."""
     if isinstance(source, np.ndarray):
         return source
     if not _is_tensor(source):
@@ -479,38 +484,39 @@ def _values_in(source: Any) -> npt.NDArray[Any]:
 
 
 def _eight_bits_of(values: npt.NDArray[Any], levels: Levels) -> npt.NDArray[np.uint8]:
-    """Return uint8 and uint16 values, and floats from 0 to 1, as uint8."""
+    """Return uint8 values, uint16 values, or floats from 0 to 1 as uint8."""
     if values.dtype in (np.uint8, np.uint16):
         return to_eight_bits(values, levels)
     if values.dtype.kind != "f":
         raise ImageError(f"this is of {values.dtype}, but {ACCEPTED}")
-    if not (values.min() >= 0 and values.max() <= 1):  # nor for NaN
+    if not (values.min() >= 0 and values.max() <= 1):  # this also refuses NaN
         raise ImageError(f"these floats go from {values.min():g} to {values.max():g}, but {ACCEPTED}")
     return np.asarray(np.rint(values * 255).astype(np.uint8))
 
 
 def resize(image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Return the (height, width, 3) uint8 image at another size, as all networks see it, in training and afterwards.
+    """Return the (height, width, 3) uint8 image at another size. All networks use this function in every stage.
 
-    Bilinear between the middles of pixels (half-pixel centres), not smoothed beforehand where it shrinks (no
-    antialiasing), each value the nearest whole grey level. The image itself is returned where its size is the one asked
-    for. Places between pixels are worked out in float32, so that a value may be the nearest one to something
-    else than the exact result: by no more than 0.0001 grey levels for each pixel of the image's longer side.
+    The interpolation is bilinear with half-pixel centres and without antialiasing, and rounds to whole grey levels. If
+    the image has this size already, the image itself is returned. Positions are computed in float32. Before rounding,
+    this changes a value by at most 0.0001 grey levels for each pixel of the image's longer side.
 
     Args:
         image: (height, width, 3) uint8.
-        shape: height and width wanted.
+        shape: the new height and width.
     """
     if image.shape[:2] == shape:
         return image
     import torch
     from torch.nn import functional as F
 
-    # Not OpenCV: after a fork its thread pool, once used by prepare or augment, hangs. Not PyTorch's kernel for whole
-    # numbers: it rounds twice, and every second value of an image shrunk to half is another by one. The colours of a
-    # pixel stay together all the way, by which it takes a third to a half less time; the values are the same bits.
-    whole = torch.from_numpy(np.ascontiguousarray(image))
-    parts: Iterable[torch.Tensor] = [whole[None].float().permute(0, 3, 1, 2)] if _is_small(image) else _by_colour(whole)
+    # Not OpenCV: its thread pool, once used by prepare or augment, hangs after a fork. Not PyTorch's integer kernel: it
+    # rounds twice, and so every second value of an image that is shrunk to half its size is wrong by one. The channels
+    # stay last in memory, which takes a third to a half less time and gives the same bits.
+    tensor = torch.from_numpy(np.ascontiguousarray(image))
+    parts: Iterable[torch.Tensor] = (
+        [tensor[None].float().permute(0, 3, 1, 2)] if _is_small(image) else _by_colour(tensor)
+    )
     resized = [F.interpolate(part, size=shape, mode="bilinear", align_corners=False) for part in parts]
     return np.ascontiguousarray(torch.cat(resized, 1)[0].round_().to(torch.uint8).permute(1, 2, 0).numpy())
 
@@ -519,50 +525,53 @@ def _is_small(image: npt.NDArray[np.uint8]) -> bool:
     return image[:, :, 0].size <= 4 * STRIP
 
 
-def _by_colour(whole: "torch.Tensor") -> "Iterator[torch.Tensor]":
-    """Yield one colour of a (height, width, 3) image after the other as floats, (1, 1, height, width), each in the
-    place of the last: those of all three take four times the image's memory."""
+def _by_colour(image: "torch.Tensor") -> "Iterator[torch.Tensor]":
+    """Yield the colours of a (height, width, 3) image one after the other as floats, (1, 1, height, width).
+
+    All use the same memory: the floats of all three colours together would take four times the image's memory.
+    """
     import torch
 
-    floats = torch.empty((1, 1, *whole.shape[:2]))
-    yield from (floats.copy_(whole[:, :, colour]) for colour in range(3))
+    floats = torch.empty((1, 1, *image.shape[:2]))
+    yield from (floats.copy_(image[:, :, colour]) for colour in range(3))
 
 
 def content_digest(image: npt.NDArray[np.uint8]) -> str:
-    """Return a SHA-256 in hexadecimal of what is on the image, as `read_image` gives it: (height, width, 3) uint8 RGB.
+    """Return the SHA-256 of the pixels, in hexadecimal. It does not depend on the file format.
 
-    It is the same in whatever file the image is kept.
+    Args:
+        image: (height, width, 3) uint8 RGB, as `read_image` returns it.
     """
     digest = hashlib.sha256(repr(image.shape).encode())
-    digest.update(np.ascontiguousarray(image).data)  # joined to one string it would be copied twice
+    digest.update(np.ascontiguousarray(image).data)  # `tobytes` would copy the pixels
     return digest.hexdigest()
 
 
 def to_mask(pixels: Pixels) -> npt.NDArray[np.bool_]:
-    """Return (height, width) bool: True where any channel is above half of what its type can hold.
+    """Return (height, width) bool: True where a channel is above half of the largest value of its type.
 
-    In 8 bits that is above 127. A mask that holds nothing but 0 and 1 is True at 1.
+    With 8 bits this means above 127. A mask whose only values are 0 and 1 is True at 1.
     """
     return nonzero(pixels) if pixels.size and pixels.max() == 1 else white(pixels)
 
 
 def white(pixels: Pixels) -> npt.NDArray[np.bool_]:
-    """Return (height, width) bool: True where any channel is above half of what its type can hold."""
+    """Return (height, width) bool: True where a channel is above half of the largest value of its type."""
     return np.asarray(strongest(pixels) > np.iinfo(pixels.dtype).max // 2)
 
 
 def nonzero(pixels: Pixels) -> npt.NDArray[np.bool_]:
-    """Return (height, width) bool: True where any channel is not 0."""
+    """Return (height, width) bool: True where a channel is not 0."""
     return np.asarray(strongest(pixels) > 0)
 
 
 def strongest(pixels: Pixels) -> Pixels:
-    """Return the highest of each pixel's channels: (height, width)."""
+    """Return the highest channel of each pixel: (height, width)."""
     return pixels.max(axis=2) if pixels.ndim == 3 else pixels
 
 
 def read_mask(path: Path) -> npt.NDArray[np.bool_]:
-    """Return the ground-truth mask in the file: (height, width) bool, True on the defect, upright.
+    """Return the ground-truth mask in a file: (height, width) bool, upright, True on the defect.
 
     Raises:
         ImageError: the file cannot be read as an image.
@@ -575,8 +584,9 @@ def encode_png(pixels: Pixels) -> bytes:
     ordered: npt.NDArray[Any] = np.ascontiguousarray(pixels)
     if ordered.ndim == 3:
         ordered = cv2.cvtColor(ordered, cv2.COLOR_RGB2BGR)
-    # OpenCV's own choice of filter and compression: on photographs of parts Paeth's filter made files a quarter smaller
-    # and took half as long again, zlib's level 6 a fifth smaller and eight times as long.
+    # We keep OpenCV's default filter and compression level. On photographs of parts, the Paeth filter made files a
+    # quarter smaller but took one and a half times as long. Level 6 of zlib made them a fifth smaller and took eight
+    # times as long.
     _, data = cv2.imencode(".png", ordered)
     return data.tobytes()
 

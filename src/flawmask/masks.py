@@ -1,9 +1,9 @@
-"""Masks and what they are written as: polygons, RLE, boxes, connected components.
+"""Convert masks to and from polygons, RLE, boxes and connected components.
 
-The only place that converts. A mask is a (height, width) bool array. What it is written as follows COCO's format
-(https://cocodataset.org/#format-data). COCO polygons run along pixel *edges*, so their coordinates are whole numbers
-from 0 to width and 0 to height and pycocotools rasterises them back to exactly the mask. An RLE is a dictionary of
-`size`, [height, width], and `counts`: the lengths of its runs, counted column by column.
+No other module converts masks. A mask is a (height, width) bool array. Its written forms follow COCO's format
+(https://cocodataset.org/#format-data). COCO polygons run along pixel *edges*. So their coordinates are whole numbers
+from 0 to width and from 0 to height, and pycocotools rasterises them back to exactly the mask. An RLE is a dictionary
+with `size`, [height, width], and `counts`: the run lengths, counted column by column.
 """
 
 import math
@@ -23,12 +23,12 @@ Segmentation = list[list[int]] | dict[str, Any]
 
 @dataclass(frozen=True)
 class Cut:
-    """A mask cut out of its image's, which is False everywhere else: a small defect costs nothing of a large image.
+    """A crop of a mask. The mask is False outside the crop, so a small defect on a large image needs little memory.
 
     Attributes:
-        mask: (height, width) bool, the part that is cut out.
-        x: column of the image where the part's first column lies.
-        y: row of the image where the part's first row lies.
+        mask: (height, width) bool, the crop.
+        x: the column of the image where the crop begins.
+        y: the row of the image where the crop begins.
     """
 
     mask: Mask
@@ -37,7 +37,7 @@ class Cut:
 
 
 def cut_out(mask: Mask) -> Cut:
-    """Return the mask cut along its box.
+    """Return the mask, cropped to its box.
 
     Raises:
         ValueError: the mask is empty.
@@ -47,34 +47,34 @@ def cut_out(mask: Mask) -> Cut:
 
 
 def components(mask: Mask) -> Iterator[Mask]:
-    """Yield each 8-connected region of the mask, (height, width) bool, in reading order of their first pixel.
+    """Yield each 8-connected region of the mask, (height, width) bool, in the reading order of their first pixels.
 
-    One at a time: a noisy mask may have thousands, each as large as the image.
+    The regions are made one at a time, because a noisy mask may have thousands, each as large as the image.
     """
     _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    found, first_pixels = np.unique(labels, return_index=True)
-    for label in found[np.argsort(first_pixels)]:
+    values, first_pixels = np.unique(labels, return_index=True)
+    for label in values[np.argsort(first_pixels)]:
         if label:
             yield labels == label
 
 
 def cut_components(mask: Mask) -> list[Cut]:
-    """Return what `components` yields, each region cut along its box.
+    """Return the regions that `components` yields, each cropped to its box.
 
     Raises:
         ValueError: the mask is empty.
     """
-    whole = cut_out(mask)  # OpenCV takes thirty times as long for all of a mask as for the defect on it
-    count, labels, boxes, _ = cv2.connectedComponentsWithStats(whole.mask.astype(np.uint8), connectivity=8)
+    crop = cut_out(mask)  # for OpenCV, the whole mask takes thirty times as long as the crop around the defect
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(crop.mask.astype(np.uint8), connectivity=8)
     cuts = []
     for label in range(1, count):
         x, y, width, height = (int(side) for side in boxes[label, : cv2.CC_STAT_AREA])
-        cuts.append(Cut(labels[y : y + height, x : x + width] == label, whole.x + x, whole.y + y))
+        cuts.append(Cut(labels[y : y + height, x : x + width] == label, crop.x + x, crop.y + y))
     return sorted(cuts, key=lambda cut: (cut.y, cut.x + int(cut.mask[0].argmax())))
 
 
 def box_of(mask: Mask) -> tuple[int, int, int, int]:
-    """Return the mask's box as (x, y, width, height) in pixels, width being the number of columns it covers.
+    """Return the mask's box as (x, y, width, height) in pixels; a mask that is one pixel wide has width 1.
 
     Raises:
         ValueError: the mask is empty.
@@ -87,23 +87,25 @@ def box_of(mask: Mask) -> tuple[int, int, int, int]:
 
 
 def box_of_rle(rle: dict[str, Any]) -> tuple[int, int, int, int]:
-    """Return what `box_of` returns for the mask of a compressed RLE, which must have a pixel."""
+    """Return the box (x, y, width, height) of a compressed RLE, which must have a pixel. See `box_of`."""
     x, y, width, height = (int(side) for side in rle_tools.toBbox(rle))
     return x, y, width, height
 
 
 def cut_of_rle(rle: dict[str, Any]) -> Cut:
-    """Return the mask of a compressed RLE, which must have a pixel, cut along its box. What lies around it is never
-    laid out, which in a line scan is hundreds of times as much."""
+    """Return the mask of a compressed RLE, which must have a pixel, cropped to its box.
+
+    Only the crop is decoded. On a line-scan image, the whole mask would be hundreds of times as large.
+    """
     x, y, width, height = box_of_rle(rle)
     rows = rle["size"][0]
     counts = _counts_in(rle["counts"])
     assert counts is not None
     ends = np.cumsum(counts)
-    first, last = ends[0:-1:2], ends[1::2] - 1  # of each run of mask pixels, as they are counted column by column
+    first, last = ends[0:-1:2], ends[1::2] - 1  # pixel of each run of the mask, counted column by column
     runs = first <= last
     first, last = first[runs], last[runs]
-    # A run that goes on in the next column is one in each of them.
+    # Split a run that continues in the next column into one run for each column.
     columns = last // rows - first // rows + 1
     of_run = np.repeat(np.arange(len(first)), columns)
     column = first[of_run] // rows + np.arange(len(of_run)) - np.repeat(np.cumsum(columns) - columns, columns)
@@ -116,46 +118,48 @@ def cut_of_rle(rle: dict[str, Any]) -> Cut:
 
 
 def encode(mask: Mask) -> Segmentation:
-    """Return the mask as a COCO `segmentation`: polygons, or compressed RLE where a region has a hole.
+    """Return the mask as a COCO `segmentation`: polygons, or compressed RLE if a region has a hole.
 
-    pycocotools decodes either to exactly the mask. COCO polygons have no holes, hence the RLE.
+    COCO polygons cannot have holes. pycocotools decodes either form to exactly the mask.
     """
     polygons = to_polygons(mask)
     return to_rle(mask) if polygons is None else polygons
 
 
 def encode_cut(cut: Cut, height: int, width: int) -> Segmentation:
-    """Return what `encode` returns for the whole mask, of a (height, width) image."""
+    """Return the COCO `segmentation` of a cropped mask of a (height, width) image; see `encode`."""
     rows, columns = cut.mask.shape
-    if cut.mask.all():  # as a good image's: no corner to look for in a million pixels
+    if cut.mask.all():  # fast path, for example for the mask of a good image
         left, top, right, bottom = cut.x, cut.y, cut.x + columns, cut.y + rows
         return [[left, top, right, top, right, bottom, left, bottom]]
     polygons = to_polygons(cut.mask)
     if polygons is None:
-        whole = np.zeros((height, width), dtype=bool)
-        whole[cut.y : cut.y + rows, cut.x : cut.x + columns] = cut.mask
-        return to_rle(whole)
-    return [[_kept_once(at + (cut.y if odd % 2 else cut.x)) for odd, at in enumerate(polygon)] for polygon in polygons]
+        mask = np.zeros((height, width), dtype=bool)
+        mask[cut.y : cut.y + rows, cut.x : cut.x + columns] = cut.mask
+        return to_rle(mask)
+    return [[_interned(at + (cut.y if odd % 2 else cut.x)) for odd, at in enumerate(polygon)] for polygon in polygons]
 
 
 @cache
-def _kept_once(coordinate: int) -> int:
-    """Return the number, the same object for equal ones: all records together take half the memory."""
+def _interned(coordinate: int) -> int:
+    """Return one shared object for equal numbers. This halves the memory of all records together."""
     return coordinate
 
 
 def decode(segmentation: Segmentation, height: int, width: int) -> Mask:
-    """Return the (height, width) mask of a COCO `segmentation`: polygons, or RLE compressed or not.
+    """Return the (height, width) mask of a COCO `segmentation`: polygons, or compressed or uncompressed RLE.
 
     Raises:
-        ValueError: it is none of these, or an RLE of another size.
+        ValueError: it is neither, or an RLE of another size.
     """
     return np.asarray(rle_tools.decode(as_rle(segmentation, height, width)), dtype=bool)
 
 
 def nested(segmentation: Any) -> Any:
-    """Return polygons as COCO nests them, [[x0, y0, x1, y1, ...], ...], whichever way a file does: as one flat list of
-    numbers, or as points [x, y]. What is no polygon is returned as it is."""
+    """Return polygons in COCO's form, [[x0, y0, x1, y1, ...], ...].
+
+    Tools also write one flat list of numbers, or lists of points [x, y]. Other values are returned unchanged.
+    """
     if not isinstance(segmentation, list) or not segmentation:
         return segmentation
     if isinstance(segmentation[0], int | float):
@@ -178,14 +182,14 @@ def _flat(points: list[list[Any]]) -> list[Any]:
 
 
 FARTHEST = 10
-"""How many image sizes outside its image a polygon may reach: pycocotools takes memory for all the way there."""
+"""How far a polygon may reach out of its image, in image sizes. pycocotools allocates memory for this distance."""
 
 
 def unusable(segmentation: Any, height: int, width: int) -> str:
-    """Return why something is no COCO `segmentation` of an image of this size; nothing where it is one.
+    """Return why a value is not a valid COCO `segmentation` for an image of this size, or "" if it is valid.
 
-    Whatever a file may hold, what passes here takes no more time and memory than its image has pixels; pycocotools
-    itself crashes on some of the rest, and takes a polygon of two points for a box.
+    The value may come from any file. A valid one needs time and memory in proportion to the image's pixels. On some
+    invalid ones pycocotools crashes, and it reads a polygon of two points as a box.
     """
     if isinstance(segmentation, list):
         if not segmentation:
@@ -225,10 +229,11 @@ def _bad_ring(ring: Any, height: int, width: int) -> str:
 
 
 def _counts_in(text: str) -> list[int] | None:
-    """Return the run lengths in a compressed RLE's text; None where it is none.
+    """Return the run lengths in the text of a compressed RLE; None if the text is not one.
 
-    Each number is written in groups of 5 bits, the lowest first, a sixth bit saying that another group follows, the
-    last group's highest bit being its sign; from the third number on, it is the difference to the one before the last.
+    Each number is written in groups of 5 bits, the lowest bits first. A sixth bit says that another group follows. The
+    highest bit of the last group is the sign. From the third number on, the difference to the number two places
+    earlier is written.
     """
     groups = np.frombuffer(text.encode("latin-1", "replace"), np.uint8).astype(np.int64) - 48
     if not len(groups) or groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
@@ -236,7 +241,7 @@ def _counts_in(text: str) -> list[int] | None:
     last = np.flatnonzero(groups < 32)
     first = np.concatenate(([0], last[:-1] + 1))
     place = np.arange(len(groups)) - np.repeat(first, last - first + 1)
-    if place.max() > 6:  # 35 bits: no image has so many pixels
+    if place.max() > 6:  # more than 35 bits: no image has so many pixels
         return None
     values = np.add.reduceat((groups & 31) << (5 * place), first)
     values -= np.where(groups[last] & 16, np.int64(1) << (5 * (place[last] + 1)), 0)
@@ -247,13 +252,13 @@ def _counts_in(text: str) -> list[int] | None:
 
 
 def _short(value: Any) -> str:
-    """Return what a value looks like, the beginning of it where that is long."""
+    """Return the `repr` of a value, cut off if it is long."""
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 def rle_of_box(box: tuple[float, float, float, float], height: int, width: int) -> dict[str, Any]:
-    """Return the pixels that a box (x1, y1, x2, y2), in pixels of the image, touches as compressed RLE at its size."""
+    """Return the mask of all pixels that a box (x1, y1, x2, y2) touches, as compressed RLE of the image's size."""
     x1, y1, x2, y2 = box
     left, top = max(0, math.floor(x1)), max(0, math.floor(y1))
     across, down = max(0, min(width, math.ceil(x2)) - left), max(0, min(height, math.ceil(y2)) - top)
@@ -262,15 +267,15 @@ def rle_of_box(box: tuple[float, float, float, float], height: int, width: int) 
 
 
 def looks_inverted(mask: Mask) -> bool:
-    """Return whether all four corners are defect, as where a tool draws the defect black."""
+    """Return whether all four corners of a mask are defect. Then the tool may have drawn the defect black."""
     return bool(mask[[0, 0, -1, -1], [0, -1, 0, -1]].all())
 
 
 def as_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
-    """Return a COCO `segmentation` as compressed RLE at the image's size, as `to_rle` gives it.
+    """Return a COCO `segmentation` as compressed RLE of the image's size, in the form that `to_rle` returns.
 
     Raises:
-        ValueError: it is none, or an RLE of another size.
+        ValueError: it is not a segmentation, or an RLE of another size.
     """
     if isinstance(segmentation, list):
         if not segmentation:
@@ -287,8 +292,8 @@ def as_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
 
 
 def has_pixel(segmentation: Segmentation, height: int, width: int) -> bool:
-    """Return whether a COCO `segmentation` has a pixel in its (height, width) image. It must be usable there."""
-    if isinstance(segmentation, list):  # all of them need not be one mask for that
+    """Return whether a COCO `segmentation` has a pixel in its (height, width) image. It must be valid."""
+    if isinstance(segmentation, list):  # no need to merge the polygons into one mask
         return bool(np.any(rle_tools.area(rle_tools.frPyObjects(segmentation, height, width))))
     return area(as_rle(segmentation, height, width)) > 0
 
@@ -299,25 +304,26 @@ def to_rle(mask: Mask) -> dict[str, Any]:
 
 
 def rle_of_changes(changes: npt.NDArray[np.int64], height: int, width: int) -> tuple[dict[str, Any], int]:
-    """Return the compressed RLE of a (height, width) mask known by its runs, and how many pixels it has.
+    """Return the compressed RLE of a (height, width) mask that is given by its runs, and its number of pixels.
 
     Args:
-        changes: ascending, each once: `column * height + row` of every first pixel of a run and first one behind it.
-        height: the image's.
-        width: the image's.
+        changes: the indices `column * height + row` where a run begins, and where the first pixel after a run lies.
+            They are unique and in ascending order.
+        height: the height of the image.
+        width: the width of the image.
     """
-    ends = [] if len(changes) and changes[-1] == height * width else [height * width]  # no run of no pixels at the end
+    ends = [] if len(changes) and changes[-1] == height * width else [height * width]  # no empty run at the end
     counts = np.diff(changes, prepend=0, append=ends)
     return _compressed(counts, height, width), int(counts[1::2].sum())
 
 
 def union(rles: Sequence[dict[str, Any]], height: int, width: int) -> dict[str, Any]:
-    """Return the compressed RLE of all pixels that are in any of the masks, without laying one out.
+    """Return the compressed RLE of the union of masks, without decoding them.
 
     Args:
-        rles: any number of them, as `to_rle` gives them, of images of this size.
-        height: the images'.
-        width: the images'.
+        rles: any number of compressed RLEs of this size, in the form that `to_rle` returns.
+        height: the height of the images.
+        width: the width of the images.
     """
     if not rles:
         return _compressed(np.array([height * width]), height, width)
@@ -325,12 +331,12 @@ def union(rles: Sequence[dict[str, Any]], height: int, width: int) -> dict[str, 
 
 
 def intersection(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Return the compressed RLE of all pixels that are in both masks, of images of one size."""
+    """Return the compressed RLE of the intersection of two masks of the same size."""
     return _text(rle_tools.merge([one, other], intersect=True))
 
 
 def area(rle: dict[str, Any]) -> int:
-    """Return how many pixels a compressed RLE has."""
+    """Return the number of pixels of a compressed RLE."""
     return int(rle_tools.area(rle))
 
 
@@ -344,31 +350,33 @@ def _text(rle: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_polygons(mask: Mask) -> list[list[int]] | None:
-    """Return the mask's outline as COCO polygons `[x0, y0, x1, y1, ...]` along pixel edges; None if it has a hole.
+    """Return the mask as COCO polygons `[x0, y0, x1, y1, ...]` along pixel edges; None if the mask has a hole.
 
-    Each polygon is rectilinear and crosses itself nowhere; it touches itself only where background that reaches the
-    outside by no more than a pixel's corner would have been a hole. Pixels that touch only by a corner come as polygons
-    of their own.
+    Each polygon is rectilinear and does not cross itself. It may touch itself at a pixel's corner, where background
+    inside is connected to the outside by this corner only. Pixels that touch each other only at a corner become
+    separate polygons.
 
-    The vertices of a rectilinear outline need no tracing: sorted by row, each even one is joined to the next by a
-    horizontal edge; sorted by column, by a vertical one. (O'Rourke, "Uniqueness of orthogonal connect-the-dots", 1988.)
+    No contour tracing is needed. If the vertices are sorted by row, a horizontal edge joins each vertex with an even
+    index to the next one. If they are sorted by column, a vertical edge does. (O'Rourke, "Uniqueness of orthogonal
+    connect-the-dots", 1988.)
     """
     if not mask.any():
         return []
     left, top, width, height = box_of(mask)
-    mask = mask[top : top + height, left : left + width]  # a small region of a large image stays cheap
+    mask = mask[top : top + height, left : left + width]  # this keeps a small region of a large image cheap
     padded = np.pad(mask, 1).astype(np.int8)
     upper_left, upper_right = padded[:-1, :-1], padded[:-1, 1:]
     lower_left, lower_right = padded[1:, :-1], padded[1:, 1:]
     falling = (upper_left == lower_right) & (upper_right == lower_left) & (upper_left != upper_right)
     corner = (upper_left + upper_right + lower_left + lower_right) % 2 == 1
     ys, xs = np.nonzero(corner | falling)
-    # Where two pixels touch by a corner, two vertices coincide: one for each pixel.
+    # Where two pixels touch at a corner, two vertices coincide: one for each pixel.
     twice = falling[ys, xs].astype(np.int64) + 1
     first_of_two = np.concatenate([np.arange(count) for count in twice]) if len(twice) else np.zeros(0, np.int64)
     ys, xs = np.repeat(ys, twice), np.repeat(xs, twice)
     rising = falling[ys, xs] & (upper_right[ys, xs] == 1)
-    # The copy with the edge to the left has the edge upwards if the upper left pixel is set, else the one downwards.
+    # Of two such vertices, one has the edge to the left. It has the upward edge if the upper left pixel is set, else
+    # the downward edge.
     vertical_rank = np.where(rising, 1 - first_of_two, first_of_two)
     across, down = (
         _partners(np.lexsort((first_of_two, xs, ys))),
@@ -376,18 +384,18 @@ def to_polygons(mask: Mask) -> list[list[int]] | None:
     )
 
     polygons = []
-    unseen = np.ones(len(xs), dtype=bool)
+    unvisited = np.ones(len(xs), dtype=bool)
     for start in range(len(xs)):
-        if not unseen[start]:
+        if not unvisited[start]:
             continue
         loop, vertex = [], start
-        while unseen[vertex]:
+        while unvisited[vertex]:
             other = across[vertex]
-            unseen[vertex] = unseen[other] = False
+            unvisited[vertex] = unvisited[other] = False
             loop += [vertex, other]
             vertex = down[other]
         x, y = xs[loop], ys[loop]
-        # The first vertex is the loop's uppermost, then leftmost: its pixel is set in an outline, clear in a hole.
+        # The first vertex is the topmost, then leftmost, of its loop. Its pixel is set, unless the loop is a hole.
         if not mask[y[0], x[0]]:
             return None
         polygons.append(np.stack((x + left, y + top), axis=1).ravel().tolist())
@@ -395,7 +403,7 @@ def to_polygons(mask: Mask) -> list[list[int]] | None:
 
 
 def _partners(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return for each vertex the one it is paired with when neighbours in `order` are joined two by two."""
+    """Return the partner of each vertex after pairing them off in this order: first with second, third with fourth."""
     partner = np.empty_like(order)
     partner[order[0::2]], partner[order[1::2]] = order[1::2], order[0::2]
     return partner

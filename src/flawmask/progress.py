@@ -1,4 +1,4 @@
-"""Progress bars and lines that only the command line turns on: a library call never prints."""
+"""Progress bars and log lines. Only the command line turns them on: a library call never prints."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -23,13 +23,13 @@ _console: Console | None = None
 
 
 def show_progress_on(console: Console | None) -> None:
-    """Show the bars of `track` on `console` from now on; None hides them."""
+    """From now on, show progress bars on `console`; None hides them."""
     global _console  # noqa: PLW0603 - the one switch between a library and a program
     _console = console
 
 
 def log_to(console: Console) -> None:
-    """Show what the library logs as plain lines that do not disturb a progress bar."""
+    """Show the library's log messages as plain lines that do not disturb a progress bar."""
 
     class _Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -42,7 +42,7 @@ def log_to(console: Console) -> None:
 
 
 def show_details() -> None:
-    """Show debug lines too from now on."""
+    """From now on, show debug lines too."""
     logging.getLogger("flawmask").setLevel(logging.DEBUG)
 
 
@@ -57,12 +57,12 @@ def is_shown() -> bool:
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items` one by one, under a bar named `label` where progress is shown.
+    """Yield `items` one by one, with a progress bar if progress is shown.
 
     Args:
-        items: what to go through.
-        label: a word or two; what is being done.
-        total: how many there are, where `items` has no length.
+        items: the items.
+        label: what is being done, in one or two words.
+        total: the number of items, if `items` has no length.
     """
     if _console is None:
         yield from items
@@ -73,12 +73,12 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
 
 @contextmanager
 def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Give a function that moves a bar on by so many bytes; it shows nothing where progress is not shown.
+    """Yield a function that advances a progress bar by a number of bytes. If progress is hidden, it does nothing.
 
     Args:
-        label: a word or two; what is being done.
-        total: how many bytes there are; 0 where nobody knows.
-        done: how many of them are done.
+        label: what is being done, in one or two words.
+        total: the number of bytes; 0 if unknown.
+        done: the number of bytes that are done already.
     """
     if _console is None:
         yield lambda _: None
@@ -98,6 +98,6 @@ def _bar(console: Console) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    # A bar drawn over and over would fill a log file: without a terminal only its last state is printed.
+    # Drawing the bar again and again would fill a log file. So without a terminal, only its last state is printed.
     with Progress(*columns, console=console, transient=console.is_terminal) as bar:
         yield bar

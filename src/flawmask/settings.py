@@ -23,14 +23,14 @@ BEFORE: Mapping[str, Any] = {
     "mask_classes": None,
     "exif_masks": None,
 }
-"""What a setting came to before it was one: a file that does not say it was written then."""
+"""The fixed values that were in force before these settings existed. A file without the setting was written then."""
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every settings class inherits from: each checks its own fields and hands on to the next."""
+    """The base of all settings classes. Each class checks its own fields and then calls the next class."""
 
     def __post_init__(self) -> None:
         """End the chain of checks."""
@@ -38,10 +38,10 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Seed(Settings):
-    """Everything drawn at random."""
+    """The seed of everything random."""
 
     seed: int = 42
-    """Seed of everything that is drawn at random; 0 is a seed like any other."""
+    """Seed of everything random; 0 is a seed like any other."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,26 +50,26 @@ class Seed(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Overwrite(Settings):
-    """Whether what is there may go."""
+    """Whether an existing output folder may be replaced."""
 
     overwrite: bool = False
-    """Replace the output folder, whole, if the same stage made it. No other folder is ever replaced."""
+    """Replace the whole output folder if the same command made it. No other folder is ever replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strict(Settings):
-    """Whether everything that was found must be used."""
+    """Whether unused images or labels are an error."""
 
     strict: bool = False
-    """End with status 3, before anything is written, where an image or a label was found and is not used."""
+    """Stop with exit status 3, before writing anything, if an image or a label was found but is not used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadInput(Settings):
-    """What becomes of what cannot be used."""
+    """What to do about unusable input."""
 
     on_error: Literal["stop", "skip"] = "stop"
-    """What to do about a bad image, mask or record: stop before anything is written, or leave the image out, named."""
+    """What to do about a bad image, mask or record: stop before writing anything, or skip the image and report it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,10 +78,10 @@ class BadInput(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Crowds(Settings):
-    """What crowds are."""
+    """How crowds are treated."""
 
     crowds: Literal["ignore", "instances"] = "ignore"
-    """What annotations with iscrowd: 1 are, as brushes of tools write them: regions left aside, or instances."""
+    """Ignore annotations with iscrowd: 1, or use them as instances. Brush tools often write iscrowd: 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,14 +91,14 @@ class Crowds(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class GoodName(Settings):
-    """What good images are called."""
+    """The name of good images."""
 
     good_name: str | None = None
-    """What good images are called, as a type, a folder or a category: OK, or several as OK,gut. good always is."""
+    """Your name for good images (a type, folder or category), such as OK; several as OK,gut. good is always known."""
 
     @property
     def good_names(self) -> frozenset[str]:
-        """The names in `good_name`."""
+        """The set of names in `good_name`."""
         return frozenset(name.strip() for name in (self.good_name or "").split(",") if name.strip())
 
 
@@ -112,17 +112,17 @@ class Device(Settings):
     """Where the network runs, and how precisely."""
 
     device: str | None = None
-    """cuda, cuda:1, mps or cpu. By default the first of CUDA, MPS and CPU that is there."""
+    """cuda, cuda:1, mps or cpu. The default is the first of cuda, mps and cpu that the machine has."""
     precision: Precision = "auto"
-    """What the layers compute in; auto is bf16 where the hardware has it. Boxes and scores are float32 in any case."""
+    """Number format of the layers; auto is bf16 if the hardware supports it. Boxes and scores are always float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classes(Settings):
-    """A check that model and data belong together."""
+    """A check that model and data fit together."""
 
     num_classes: int | None = None
-    """How many classes there are besides background, 2 for good and defect; checked against the data where given."""
+    """Number of classes without background, 2 for good and defect. If given, it is checked against the data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,10 +132,10 @@ class Classes(Settings):
         )
 
 
-def require(holds: bool, otherwise: str) -> None:
-    """Raise a FlawmaskError with the message `otherwise` unless `holds`."""
-    if not holds:
-        raise FlawmaskError(otherwise)
+def require(condition: bool, message: str) -> None:
+    """Raise a FlawmaskError with this message unless the condition holds."""
+    if not condition:
+        raise FlawmaskError(message)
 
 
 def as_json(config: Any, only: type | None = None) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def as_json(config: Any, only: type | None = None) -> dict[str, Any]:
 
     Args:
         config: the dataclass.
-        only: a dataclass that `config` inherits from: its fields alone are taken.
+        only: a base class of `config`; then only its fields are returned.
     """
     names = {field.name for field in fields(only or config)}
     return {name: _plain(value) for name, value in asdict(config).items() if name in names}
@@ -156,23 +156,25 @@ def _plain(value: Any) -> Any:
 
 
 def is_of(content: Any, origin: Mapping[str, Any]) -> bool:
-    """Return whether what a JSON file holds says this very origin: stage, settings, source. What else it says is left
-    aside; of a setting that there was not yet when it was written, it says what `BEFORE` does."""
+    """Return whether a JSON file's content has exactly this origin: stage, settings and source.
+
+    Other keys of the content are ignored. If it was written before a setting existed, the value in `BEFORE` is used.
+    """
     if not isinstance(content, dict):
         return False
-    found = content.get("settings")
-    if isinstance(found, dict):
+    stored = content.get("settings")
+    if isinstance(stored, dict):
         before = {name: value for name, value in BEFORE.items() if name in origin.get("settings", {})}
-        content = content | {"settings": before | found}
+        content = content | {"settings": before | stored}
     return all(content.get(key) == value for key, value in origin.items())
 
 
-def from_json(kind: type[T], found: Mapping[str, Any]) -> T:
-    """Return the settings that `as_json` gave.
+def from_json(kind: type[T], stored: Mapping[str, Any]) -> T:
+    """Return settings of class `kind` from the JSON values that `as_json` returned.
 
     Raises:
         FlawmaskError: a value is not allowed.
-        TypeError: there is a field that `kind` does not have.
+        TypeError: `kind` has no such field.
     """
     types = get_type_hints(kind)
 
@@ -182,11 +184,11 @@ def from_json(kind: type[T], found: Mapping[str, Any]) -> T:
             return Path(value)
         return tuple(value) if isinstance(value, list) else value
 
-    return kind(**{name: typed(name, value) for name, value in found.items()})
+    return kind(**{name: typed(name, value) for name, value in stored.items()})
 
 
-def stage(kind: type[T], config: Settings, **given: Any) -> T:
-    """Return the stage's own config: what `given` does not say comes from the run's settings of the same name."""
+def stage(kind: type[T], config: Settings, **changes: Any) -> T:
+    """Return the settings of one stage, copied from a run's settings of the same names and then changed."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     shared = {field.name: getattr(config, field.name) for field in fields(config) if field.name in names}
-    return kind(**{**shared, **given})
+    return kind(**{**shared, **changes})

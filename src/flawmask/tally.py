@@ -1,4 +1,4 @@
-"""What was found, what of it is used, and what is not and why: nothing is lost in silence."""
+"""Count the images and annotations that were found, how many are used, and why the others are not."""
 
 import logging
 from collections.abc import Iterable
@@ -10,17 +10,17 @@ from flawmask.errors import UnusedError
 log = logging.getLogger(__name__)
 
 NAMED = 3
-"""So many names of what is not used stand in a warning; files have them all."""
+"""How many unused names a warning shows. JSON files list all of them."""
 
 
 @dataclass
 class Tally:
-    """The count of images or annotations that somebody pointed at. Found is always used and not used together.
+    """Counts of the images or annotations in a data set. `found` is always the sum of used and unused.
 
     Attributes:
-        what: which of the two is counted.
+        what: whether images or annotations are counted.
         used: how many are used.
-        not_used: the names of those that are not, by the reason; a reason is one or two words, such as `crowd`.
+        not_used: the names of the unused ones by reason. A reason is one or two words, such as `crowd`.
     """
 
     what: Literal["images", "annotations"]
@@ -34,55 +34,56 @@ class Tally:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that was found is used."""
+        """Whether everything that was found is used."""
         return not self.not_used
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Count one that is not used.
+        """Count an unused image or annotation.
 
         Args:
-            name: what people know it by: a file, or an annotation's id with its image's file.
-            reason: why, in one or two words.
+            name: its name for people: the file, or the annotation's id with the image's file.
+            reason: why it is not used, in one or two words.
         """
         self.not_used.setdefault(reason, []).append(name)
 
     def add(self, other: "Tally") -> None:
-        """Count what another tally of the same kind has too."""
+        """Add another tally of the same kind."""
         self.used += other.used
         for reason, names in other.not_used.items():
             self.not_used.setdefault(reason, []).extend(names)
 
     @property
     def is_as_asked(self) -> bool:
-        """Whether all is used but what a setting leaves aside: a reason such as `--good_images test` is one."""
+        """Whether all is used except what the user's settings leave out (reasons such as `--good_images test`)."""
         return all(reason.startswith("--") for reason in self.not_used)
 
     def line(self) -> str:
-        """Return it in a line: `22 annotations: 11 used, 11 not used: crowd`."""
-        left = self.found - self.used
-        if not left:
+        """Return one line of text: `22 annotations: 11 used, 11 not used: crowd`."""
+        unused = self.found - self.used
+        if not unused:
             return f"{self.found} {self.what}: all used"
         counts = [(f"{len(names)} " if len(self.not_used) > 1 else "") + why for why, names in self.not_used.items()]
-        return f"{self.found} {self.what}: {self.used} used, {left} not used: {', '.join(counts)}"
+        return f"{self.found} {self.what}: {self.used} used, {unused} not used: {', '.join(counts)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values: `found`, `used` and, by reason, `not_used`, whose names are all there."""
+        """Return the tally as JSON values: `found`, `used`, and `not_used` with all names by reason."""
         return {"found": self.found, "used": self.used, "not_used": self.not_used}
 
 
 def tallied(tallies: Iterable[Tally]) -> dict[str, Any]:
-    """Return the tallies as JSON values, each under what it counts: `images`, `annotations`."""
+    """Return the tallies as JSON values under the keys `images` and `annotations`."""
     return {tally.what: tally.to_dict() for tally in tallies}
 
 
 def warn_of_unused(tallies: Iterable[Tally], where: str, *, strict: bool = False) -> None:
-    """Warn with a line for each tally that holds something unused, and name the first few; where a setting alone leaves
-    it aside, say so.
+    """Log a line for each tally with something unused, and name the first few.
+
+    The line is a warning, or only an information if the user's settings leave everything unused that is unused.
 
     Args:
-        tallies: what was counted.
-        where: what it was counted in, for the message: a folder or a split of one.
-        strict: whether anything unused is an error, but for what a setting leaves aside.
+        tallies: the counts.
+        where: the folder or split that was counted, for the message.
+        strict: whether something unused is an error. What the user's settings leave unused never is.
 
     Raises:
         UnusedError: something is not used, and `strict` is on.
