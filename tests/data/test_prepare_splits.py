@@ -131,7 +131,7 @@ def test_a_type_with_fewer_images_than_folds_is_pointed_out(
 ) -> None:
     folder = tiny_category(good=6, crack=6, hole=2)
     run(folder, folds=3, fold=1)
-    assert "hole: 2 images (or groups) for 3 folds: some folds judge without it" in caplog.text
+    assert "hole: 2 images (or groups) for 3 folds: some folds evaluate without it" in caplog.text
     assert "crack" not in caplog.text
 
 

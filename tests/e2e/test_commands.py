@@ -255,7 +255,7 @@ def test_cross_validation_judges_every_image_once_and_goes_on_where_it_stopped(w
     done = call_in(workplace, *command)
     (folder,) = workplace.glob("model_maskrcnn/*_folds")
     assert "Mean and spread of 2 folds: accuracy" in done.stdout
-    assert "2-fold cross-validation: each image was judged by the one of 2 models" in done.stdout
+    assert "2-fold cross-validation: each image was evaluated with the one of 2 models" in done.stdout
     metrics = json.loads((folder / "inference_pooled/metrics.json").read_text())
     assert metrics["total_images"] == 12
     assert (folder / "inference_pooled/report.html").is_file()

@@ -1,1 +1,1 @@
-"""From the images on disk to COCO folders: scan, split, prepare, augment, check, and a category to try it on."""
+"""Make COCO folders from images on disk: scan, split, prepare, augment and check; and a demo category to try it on."""

@@ -1,4 +1,4 @@
-"""Variants of the training images: image and masks are transformed together, and exactly."""
+"""Make variants of the training images. Image and masks are transformed together and exactly."""
 
 import logging
 import shutil
@@ -48,23 +48,23 @@ GEOMETRIC: dict[str, Callable[[Array], Array]] = {
     "rotate_180": lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
     "rotate_270": lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-"""Transformations that move pixels and change none; turns are clockwise. They act on images and masks alike.
+"""Transformations that move pixels without changing their values, for images and masks. Rotations are clockwise.
 
-By OpenCV: NumPy takes ten times as long to turn an image.
+They use OpenCV, since NumPy takes ten times as long to rotate an image.
 """
 
 VARIANTS = (*GEOMETRIC, "blur", "bright")
-"""Every variant there is, by the name that the image record's `augmentation` carries."""
+"""The names of all variants, as in the `augmentation` of an image record."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSettings(IntensitySettings, Seed, BadInput):
-    """How many variants are added."""
+    """How many variants are added, and to which splits."""
 
     augmentation_factor: int = 3
-    """Variants added to each training image, 0 to 6: flip, turns by 90, 180 and 270 degrees, blur, brightness."""
+    """Variants added to each training image, 0 to 6: flip, rotation by 90, 180 and 270 degrees, blur, brightness."""
     augment_val: bool = False
-    """Add variants to the validation split too. Its figures then no longer speak of untouched images."""
+    """Add variants to the validation split too. Its metrics then no longer describe original images only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,16 +77,16 @@ class AugmentSettings(IntensitySettings, Seed, BadInput):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(AugmentSettings, Overwrite):
-    """Add flipped, turned, blurred and brightened variants to the training images of a COCO folder."""
+    """Add flipped, rotated, blurred and brightened variants to the training images of a COCO folder."""
 
     dataset_dir: Path
-    """The COCO folder, as prepare makes it."""
+    """The COCO folder that prepare made."""
     output_dir: Path | None = None
-    """Where the augmented COCO folder goes; by default <dataset_dir>_augmented."""
+    """The augmented COCO folder to write; by default <dataset_dir>_augmented."""
 
     @property
     def augmented_dir(self) -> Path:
-        """Where the augmented COCO folder goes."""
+        """The augmented COCO folder to write."""
         if self.output_dir:
             return self.output_dir
         named = self.dataset_dir if self.dataset_dir.name not in ("", "..") else self.dataset_dir.resolve()
@@ -95,13 +95,13 @@ class AugmentConfig(AugmentSettings, Overwrite):
 
 @dataclass(frozen=True)
 class Augmented:
-    """What `augment` made.
+    """The result of `augment`.
 
     Attributes:
         dataset_dir: the augmented COCO folder.
-        originals: how many images were there before.
-        variants: how many were added.
-        reused: whether it was there already.
+        originals: the number of original images.
+        variants: the number of variants that were added.
+        reused: whether the folder existed already.
     """
 
     dataset_dir: Path
@@ -112,7 +112,7 @@ class Augmented:
 
 @dataclass(frozen=True)
 class _Variant:
-    """One variant: its image record, its annotations (ids are given later) and what was done to the source."""
+    """One variant: its image record, its annotations (ids are assigned later), and the strength of the change."""
 
     image: Record
     annotations: list[Record]
@@ -120,15 +120,15 @@ class _Variant:
 
 
 def augment(config: AugmentConfig) -> Augmented:
-    """Make the augmented COCO folder and return what is in it.
+    """Make the augmented COCO folder.
 
-    The training images arrive byte for byte and keep their ids; the other splits arrive untouched.
+    The original training images are copied byte for byte and keep their ids. The other splits are copied unchanged.
 
     Raises:
-        FlawmaskError: the COCO folder is damaged; the output folder holds something else, or a data set made
-            otherwise and `overwrite` is off.
+        FlawmaskError: the COCO folder is damaged; or the output folder holds something else, or a data set with another
+            origin and `overwrite` is off.
     """
-    names = sorted({"train", *split_names(config.dataset_dir)})  # a missing one is for `read_split` to complain about
+    names = sorted({"train", *split_names(config.dataset_dir)})  # if train is missing, `read_split` raises an error
     reading = Reading(on_error=config.on_error)
     splits = {name: read_split(config.dataset_dir, name, reading) for name in names}
     if any("augmentation" in image for split in splits.values() for image in split.images):
@@ -171,7 +171,7 @@ def _write(
                 shutil.copyfile(split.image_path(image), target)
             if name == "train" or (name == "val" and config.augment_val):
                 variants = _augment_split(split, folder / name, levels, config)
-                made += [_what_was_made(name, variant) for variant in variants]
+                made += [_to_dict(name, variant) for variant in variants]
                 _write_records(split, variants, folder / name)
                 info[name] = dataset_info.counts([*split.images, *(variant.image for variant in variants)])
             else:
@@ -183,7 +183,7 @@ def _write(
 
 
 def _copy_records(split: CocoSplit, folder: Path) -> None:
-    """Copy the split's annotation file as it is, unless images are left out or have other names here than there."""
+    """Copy the split's annotation file, or write a new one if images were left out or renamed."""
     listed = [image["file_name"] for image in read_json(split.annotation_file)["images"]]
     if listed == [image["file_name"] for image in split.images]:
         shutil.copyfile(split.annotation_file, folder / "annotations.json")
@@ -206,20 +206,20 @@ def _augment_split(split: CocoSplit, folder: Path, levels: Levels, config: Augme
 def _variants_of(
     split: CocoSplit, image: Record, folder: Path, levels: Levels, config: AugmentSettings
 ) -> list[_Variant]:
-    """Write the variants of one image. What is drawn depends on the seed and its file name alone."""
+    """Write the variants of one image. The random draws depend only on the seed and the image's file name."""
     path = split.image_path(image)
     pixels = images.read_pixels(path)
     height, width = pixels.shape[:2]
     if (image["height"], image["width"]) != (height, width):
         raise FlawmaskError(f"{path} is {width}x{height} but its record says {image['width']}x{image['height']}")
-    draw = np.random.default_rng([config.seed, crc32(str(image["file_name"]).encode())])
-    chosen = draw.permutation(len(VARIANTS))[: config.augmentation_factor]
+    rng = np.random.default_rng([config.seed, crc32(str(image["file_name"]).encode())])
+    chosen = rng.permutation(len(VARIANTS))[: config.augmentation_factor]
     names = [VARIANTS[index] for index in sorted(chosen)]
     records = split.annotations[image["id"]]
     cuts = _cuts(records, height, width, str(path)) if not GEOMETRIC.keys().isdisjoint(names) else []
     variants = []
     for name in names:
-        changed, parameter = _transform(name, pixels, levels, draw)
+        changed, parameter = _transform(name, pixels, levels, rng)
         record = {
             **image,
             "file_name": f"{path.stem}-{image['id']}__{name}.png",
@@ -233,32 +233,33 @@ def _variants_of(
             raise FlawmaskError(f"{path.with_name(target.name)} has the name of a variant to be made: rename it")
         target.write_bytes(images.encode_png(changed))
         if name in GEOMETRIC:
-            moved = [_moved(one, name, cut, height, width) for one, cut in zip(records, cuts, strict=True)]
+            moved = [_moved(source, name, cut, height, width) for source, cut in zip(records, cuts, strict=True)]
         else:
-            moved = [dict(one) for one in records]
+            moved = [dict(source) for source in records]
         variants.append(_Variant(record, moved, parameter))
     return variants
 
 
-def _transform(name: str, pixels: Pixels, levels: Levels, draw: np.random.Generator) -> tuple[Pixels, float | None]:
-    """Return the transformed image, and the strength drawn for it where there is one."""
+def _transform(name: str, pixels: Pixels, levels: Levels, rng: np.random.Generator) -> tuple[Pixels, float | None]:
+    """Return the transformed image and its random strength; the strength is None for a geometric variant."""
     if name in GEOMETRIC:
         return GEOMETRIC[name](pixels), None
     if name == "blur":
-        # In pixels, for an image of 512: a blur that is seen at 100 would not be at 4000.
-        sigma = draw.uniform(0.6, 1.6) * max(1.0, min(pixels.shape[:2]) / 512)
+        # Sigma grows with the image: a blur that is visible at 100 pixels would not be visible at 4000.
+        sigma = rng.uniform(0.6, 1.6) * max(1.0, min(pixels.shape[:2]) / 512)
         return cv2.GaussianBlur(pixels, (0, 0), sigma), sigma  # type: ignore[return-value]
-    # Far enough from 1 to be another image: a factor drawn near it would add a copy.
-    factor = draw.uniform(0.7, 0.9) if draw.random() < 0.5 else draw.uniform(1.1, 1.3)
-    # Each of the few values there are is multiplied once. A camera of 12 bits has none above 4095, in whatever light.
-    most = np.iinfo(pixels.dtype).max
-    brightest = most if pixels.dtype == np.uint8 else max(levels[1], int(pixels.max()))
-    table = np.clip(np.rint(np.arange(most + 1) * factor), 0, brightest).astype(pixels.dtype)
+    # The factor stays away from 1, or the variant would be almost a copy.
+    factor = rng.uniform(0.7, 0.9) if rng.random() < 0.5 else rng.uniform(1.1, 1.3)
+    # A table needs one multiplication for each possible value. A 12-bit camera never writes values above 4095, so the
+    # result is clipped to the levels.
+    type_max = np.iinfo(pixels.dtype).max
+    brightest = type_max if pixels.dtype == np.uint8 else max(levels[1], int(pixels.max()))
+    table = np.clip(np.rint(np.arange(type_max + 1) * factor), 0, brightest).astype(pixels.dtype)
     return cv2.LUT(pixels, table) if pixels.dtype == np.uint8 else table[pixels], factor  # type: ignore[return-value]
 
 
 def _cuts(records: Sequence[Record], height: int, width: int, where: str) -> list[Cut]:
-    """Return each annotation's mask, one laid out at a time and cut along its box."""
+    """Return each annotation's mask, cropped to its box. Only one full-size mask is in memory at a time."""
     cuts = []
     for record in records:
         (mask,) = instance_masks([record], height, width, where)
@@ -267,26 +268,26 @@ def _cuts(records: Sequence[Record], height: int, width: int, where: str) -> lis
 
 
 def _moved(record: Record, name: str, cut: Cut, height: int, width: int) -> Record:
-    """Return the annotation of a geometric variant: its mask moved with the pixels, box and area read off it again.
+    """Return the annotation of a geometric variant. Box and area are computed again from the transformed mask.
 
     Args:
         record: the source's annotation.
-        name: the variant.
+        name: the variant's name.
         cut: the annotation's mask.
-        height: the source image's.
-        width: the source image's.
+        height: the height of the source image.
+        width: the width of the source image.
     """
     mask = GEOMETRIC[name](cut.mask.astype(np.uint8)).astype(bool)
     rows, columns = cut.mask.shape
     x, y = _moved_corner(name, cut.x, cut.y, columns, rows, height, width)
-    turns = name in ("rotate_90", "rotate_270")
-    size = (width, height) if turns else (height, width)
-    fresh = cut_annotation(Cut(mask, x, y), *size, id=0, image_id=0, category_id=record["category_id"])
-    if record.get("is_box"):  # which may lie between pixels, and what it touches does not
+    swaps_sides = name in ("rotate_90", "rotate_270")
+    size = (width, height) if swaps_sides else (height, width)
+    new_record = cut_annotation(Cut(mask, x, y), *size, id=0, image_id=0, category_id=record["category_id"])
+    if record.get("is_box"):  # a box may lie between pixels, while its mask cannot
         left, top, across, down = record["bbox"]
         corner = _moved_corner(name, left, top, across, down, height, width)
-        fresh["bbox"] = [*corner, *((down, across) if turns else (across, down))]
-    return {**record, **fresh, "iscrowd": record.get("iscrowd", 0)}
+        new_record["bbox"] = [*corner, *((down, across) if swaps_sides else (across, down))]
+    return {**record, **new_record, "iscrowd": record.get("iscrowd", 0)}
 
 
 def _moved_corner(name: str, x: Side, y: Side, across: Side, down: Side, height: int, width: int) -> tuple[Side, Side]:
@@ -301,7 +302,7 @@ def _moved_corner(name: str, x: Side, y: Side, across: Side, down: Side, height:
 
 
 def _write_records(split: CocoSplit, variants: list[_Variant], folder: Path) -> None:
-    """Write the split's annotation file: the originals' records as they are, the variants' behind them."""
+    """Write the split's annotation file: first the records of the originals, unchanged, then those of the variants."""
     annotations = [record for image in split.images for record in split.annotations[image["id"]]]
     next_id = max((record["id"] for record in annotations), default=0) + 1
     for variant in variants:
@@ -312,7 +313,7 @@ def _write_records(split: CocoSplit, variants: list[_Variant], folder: Path) -> 
     write_split(folder, records, annotations, split.categories)
 
 
-def _what_was_made(split: str, variant: _Variant) -> dict[str, Any]:
+def _to_dict(split: str, variant: _Variant) -> dict[str, Any]:
     return {
         "split": split,
         "file_name": variant.image["file_name"],

@@ -1,4 +1,4 @@
-"""Images that were read, of a category or of another tool's labels, divided and written as a COCO folder."""
+"""Split images that were read and write them as a COCO folder. `prepare` and `import` share this module."""
 
 import logging
 import shutil
@@ -29,21 +29,21 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class ReadImage:
-    """What is kept of a sample once it was read: never its pixels.
+    """What is kept of an image after reading it. The pixels are not kept.
 
     Attributes:
         sample: the sample.
-        name: the file name that it is to have in the COCO folder, if no other has it.
-        digest: SHA-256 of its file.
-        content: that of its pixels, see `images.content_digest`.
-        mask_digest: those of its masks' files, or of what else marks its defects.
-        height: in pixels.
-        width: in pixels.
-        annotations: its records; their ids are given later.
-        inverted: its masks that seem to be.
-        parts: what its part is called, see `groups.keys`.
-        look: see `look_of`; None where nobody asks for it.
-        kinds: the defect type of each annotation, where category ids are given later too.
+        name: the file name wanted in the COCO folder; it is changed if another image has the same name.
+        digest: the SHA-256 of the image file.
+        content: the SHA-256 of the pixels; see `images.content_digest`.
+        mask_digest: the SHA-256 of each mask file, joined; or the SHA-256 of the labels.
+        height: the height in pixels.
+        width: the width in pixels.
+        annotations: the annotation records. Their ids are assigned later.
+        inverted: the masks that seem to be inverted.
+        parts: the names of the part that the image shows; see `groups.keys`.
+        look: the image descriptor, see `look_of`; None if it is not needed.
+        kinds: the defect type of each annotation, if category ids are assigned later too.
     """
 
     sample: Sample
@@ -72,18 +72,18 @@ def write_folder(
     target: Path,
     keeps_split: bool = False,
 ) -> dict[str, Any]:
-    """Divide the images, write them as a COCO folder, and return its `dataset_info.json`.
+    """Split the images, write them as a COCO folder, and return the content of its `dataset_info.json`.
 
     Args:
         read: the images.
-        left_out: those left out, each with `file` and `reason`.
+        left_out: the images that were left out, each with `file` and `reason`.
         categories: the category records.
-        origin: what tells this data set from others, see `dataset_info.is_made_already`.
-        facts: what else `dataset_info.json` is to say.
-        config: how they are divided, and arrive.
-        source: where they come from, for messages.
-        target: where the COCO folder goes.
-        keeps_split: whether each image stays on the side that its sample says.
+        origin: what identifies this data set; see `dataset_info.is_made_already`.
+        facts: further entries of `dataset_info.json`.
+        config: how to split and how to place the image files.
+        source: the source folder or file, for messages.
+        target: the COCO folder to write.
+        keeps_split: whether to keep the data set's own split, given by each sample's `origin`.
 
     Raises:
         FlawmaskError: no image is left for validation, or there are fewer images than folds.
@@ -101,7 +101,9 @@ def write_folder(
     info = {**origin, "split_method": method, "version": flawmask.__version__, **facts}
     with whole_folder(target) as folder:
         for side in (name for name in SPLITS if name in sides):
-            chosen = [(item, *record) for item, record, at in zip(read, records, sides, strict=True) if at == side]
+            chosen = [
+                (item, *record) for item, record, its_side in zip(read, records, sides, strict=True) if its_side == side
+            ]
             (folder / side / "images").mkdir(parents=True)
             files = [(item.sample.image, folder / side / "images" / image["file_name"]) for item, image, _ in chosen]
             _place_all(files, config.link, f"writing {side}")
@@ -114,22 +116,22 @@ def write_folder(
 
 
 def _sides(members: Sequence[Member], config: FolderSettings) -> dict[str, str]:
-    """Return the split that each group goes to.
+    """Return the split of each group.
 
     Raises:
         FlawmaskError: there are fewer groups than folds.
     """
-    rest, test = list(members), frozenset[str]()
+    not_test, test = list(members), frozenset[str]()
     if config.test_ratio:
-        staying = split_groups(members, 1 - config.test_ratio, config.seed)
-        rest = [member for member in members if member.group in staying]
-        test = frozenset(member.group for member in members) - staying
+        not_test_groups = split_groups(members, 1 - config.test_ratio, config.seed)
+        not_test = [member for member in members if member.group in not_test_groups]
+        test = frozenset(member.group for member in members) - not_test_groups
     if config.fold is None:
-        training = split_groups(rest, config.train_ratio, config.seed)
+        training = split_groups(not_test, config.train_ratio, config.seed)
     else:
-        _check_folds(rest, config)
-        training = frozenset(member.group for member in rest)
-        training -= fold_groups(rest, config.folds, config.seed)[config.fold - 1]
+        _check_folds(not_test, config)
+        training = frozenset(member.group for member in not_test)
+        training -= fold_groups(not_test, config.folds, config.seed)[config.fold - 1]
     return {
         member.group: "test" if member.group in test else "train" if member.group in training else "val"
         for member in members
@@ -139,10 +141,10 @@ def _sides(members: Sequence[Member], config: FolderSettings) -> dict[str, str]:
 def _kept_sides(
     read: Sequence[ReadImage], members: Sequence[Member], config: FolderSettings, source: Path
 ) -> dict[str, str]:
-    """Return the split that each group goes to by the data set's own split.
+    """Return the split of each group according to the data set's own split.
 
     Raises:
-        FlawmaskError: a group is on two sides of it, or there is no defect to train on.
+        FlawmaskError: a group is in two splits, or there is no defect to train on.
     """
     first: dict[str, Sample] = {}
     for member, item in zip(members, read, strict=True):
@@ -159,13 +161,13 @@ def _kept_sides(
             f"{source}: the data set's own split has no defective image to train on: leave out --keep_split"
         )
     if "val" not in origin_of.values():
-        staying = split_groups(training, config.train_ratio, config.seed)
-        origin_of |= {member.group: "val" for member in training if member.group not in staying}
+        kept = split_groups(training, config.train_ratio, config.seed)
+        origin_of |= {member.group: "val" for member in training if member.group not in kept}
     return dict(origin_of)
 
 
 def _check_folds(members: Sequence[Member], config: FolderSettings) -> None:
-    """Refuse more folds than there are groups, and warn of a type that cannot be in every fold.
+    """Check that there are enough groups for the folds, and warn about types that are too rare to be in every fold.
 
     Raises:
         FlawmaskError: there are fewer groups than folds.
@@ -179,24 +181,26 @@ def _check_folds(members: Sequence[Member], config: FolderSettings) -> None:
         count = len({member.group for member in members if member.defect_type == kind})
         if count < config.folds:
             log.warning(
-                "%s: %d images (or groups) for %d folds: some folds judge without it", kind, count, config.folds
+                "%s: %d images (or groups) for %d folds: some folds evaluate without it", kind, count, config.folds
             )
 
 
 def knows_groups(read: Sequence[ReadImage]) -> bool:
-    """Return whether anything says what part some image shows."""
+    """Return whether the part of at least one image is known."""
     return any(item.parts for item in read)
 
 
 def _group_names(read: Sequence[ReadImage], group_of: Sequence[str]) -> list[str] | None:
-    """Return the name of each image's group; None where nothing says what part any image shows."""
+    """Return the name of each image's group, or None if no image's part is known."""
     files = [item.sample.original_file for item in read]
     return groups.names(group_of, [item.parts for item in read], files) if knows_groups(read) else None
 
 
 def _records(read: Sequence[ReadImage], named: Sequence[str] | None) -> list[tuple[Record, list[Record]]]:
-    """Return each image's COCO record, with its group's name where groups are known, and its annotations'; ids are
-    unique over all splits."""
+    """Return the COCO record of each image and the records of its annotations.
+
+    Ids are unique over all splits. The image's record names its group, if groups are known.
+    """
     taken: set[str] = set()
     numbered, next_annotation = [], 1
     for image_id, item in enumerate(read, start=1):
@@ -220,7 +224,7 @@ def _records(read: Sequence[ReadImage], named: Sequence[str] | None) -> list[tup
 
 
 def _file_name(name: str, taken: set[str]) -> str:
-    """Return a name that no other image has, not even one that differs in case only; `taken` grows by it."""
+    """Return a file name that is not in `taken`, ignoring case, and add it to `taken`."""
     stem, suffix, number = Path(name).stem, Path(name).suffix, 2
     while name.lower() in taken:
         name, number = f"{stem}-{number}{suffix}", number + 1
@@ -229,7 +233,7 @@ def _file_name(name: str, taken: set[str]) -> str:
 
 
 def _place_all(files: Sequence[tuple[Path, Path]], link: Literal["copy", "hardlink", "symlink"], label: str) -> None:
-    """Place every (source, target), several at a time."""
+    """Copy or link every (source, target), several at a time."""
     with ThreadPoolExecutor(usable_cores()) as pool:
         placed = pool.map(lambda pair: _place(pair[0], pair[1], link), files)
         for _ in track(placed, label, total=len(files)):

@@ -1,4 +1,4 @@
-"""`dataset_info.json`: what a COCO folder was made from, with which settings, and what is in it."""
+"""`dataset_info.json`: the source of a COCO folder, the settings it was made with, and its counts."""
 
 import logging
 import os
@@ -22,24 +22,24 @@ log = logging.getLogger(__name__)
 
 
 def is_made_already(folder: Path, origin: dict[str, Any], *, overwrite: bool) -> bool:
-    """Return whether `folder` holds a data set of this very origin: the same stage, settings and source images.
+    """Return whether `folder` holds a data set with exactly this origin: the same stage, settings and source images.
 
-    With `overwrite` it never does: who asks for a fresh one gets it.
+    With `overwrite` the answer is always no, so that the data set is made again.
 
     Args:
-        folder: where the data set would be written.
-        origin: the part of `dataset_info.json` that says what it is made from: stage, settings, source.
-        overwrite: whether one that the same stage made is replaced, whatever its origin.
+        folder: the folder to write.
+        origin: the entries of `dataset_info.json` that identify the data set: stage, settings and source.
+        overwrite: whether to replace a data set that the same stage made, whatever its origin.
 
     Raises:
-        FlawmaskError: the folder holds something else, or a data set of another origin and `overwrite` is off.
+        FlawmaskError: the folder holds something else, or a data set with another origin and `overwrite` is off.
     """
     if (folder / NAME).is_file():
-        found = read_json(folder / NAME)
-        maker = found.get("made_by") if isinstance(found, dict) else None
+        info = read_json(folder / NAME)
+        maker = info.get("made_by") if isinstance(info, dict) else None
         if maker != origin["made_by"]:
             raise FlawmaskError(f"{folder} holds something else ({NAME} says made by {maker}): name a new folder")
-        if not overwrite and is_of(found, origin):
+        if not overwrite and is_of(info, origin):
             log.info("reused %s: it was made from the same images with the same settings", folder)
             return True
     check_output_folder(folder, NAME, overwrite=overwrite, what="data set made from other images or settings")
@@ -47,24 +47,26 @@ def is_made_already(folder: Path, origin: dict[str, Any], *, overwrite: bool) ->
 
 
 def origin_of(folder: Path) -> dict[str, str | None]:
-    """Return what tells the groups of a COCO folder from those of another: the `category` that it was made from, and
-    the regular expression `group_by` that found the parts; each None where it does not say so."""
+    """Return the `category` that a COCO folder was made from, and the regular expression `group_by` of its parts.
+
+    Groups of two folders can be compared only if both are equal. An entry is None if the folder does not say it.
+    """
     info = read_json(folder / NAME) if (folder / NAME).is_file() else {}
 
     def value(*keys: str) -> Any:
-        found = info
+        entry = info
         for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
-        return found
+            entry = entry.get(key) if isinstance(entry, dict) else None
+        return entry
 
-    of = () if value("source_info") is None else ("source_info",)  # a folder with variants is of what it was made from
-    named = {"category": value(*of, "source", "category"), "group_by": value(*of, "settings", "group_by")}
-    return {key: found if isinstance(found, str) else None for key, found in named.items()}
+    # An augmented folder keeps the info of its source folder.
+    prefix = () if value("source_info") is None else ("source_info",)
+    values = {"category": value(*prefix, "source", "category"), "group_by": value(*prefix, "settings", "group_by")}
+    return {key: entry if isinstance(entry, str) else None for key, entry in values.items()}
 
 
 def counts(images: Sequence[Record]) -> dict[str, Any]:
-    """Return how many images there are, how many of them good and defective, how many of each type, and how many
-    groups they are of, where that is known."""
+    """Return the numbers of images: all, good, defective, and by type; and the number of groups, if known."""
     by_type = Counter(image.get("defect_type", "unknown") for image in images)
     good, groups = by_type.get(GOOD, 0), groups_of(images)
     return {
@@ -77,14 +79,14 @@ def counts(images: Sequence[Record]) -> dict[str, Any]:
 
 
 def size(counts: Mapping[str, Any]) -> str:
-    """Return how many images a split has, and of how many parts where that is known, from its counts."""
+    """Return a split's number of images in words, with the number of parts if it is known, from its counts."""
     if "groups" not in counts:
         return str(counts["images"])
     return f"{counts['images']} of {counts['groups']} part{'' if counts['groups'] == 1 else 's'}"
 
 
 def content_of(splits: Mapping[str, CocoSplit]) -> str:
-    """Return one SHA-256 for every annotation file and image of a COCO folder's splits."""
+    """Return one SHA-256 over all annotation files and images of a COCO folder's splits."""
     paths = [
         path
         for split in splits.values()

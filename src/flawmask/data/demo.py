@@ -1,4 +1,4 @@
-"""A small procedural category in MVTec AD's layout: something to try every command on without a download."""
+"""Draw a small category in MVTec AD's layout, to try every command on without a download."""
 
 import zlib
 from collections.abc import Iterator
@@ -26,35 +26,35 @@ class DemoConfig:
     """Draw a small category of products with and without defects, to try the commands on."""
 
     mvtec_root: Path = Path("datasets/demo")
-    """Folder the category is made in."""
+    """The folder in which the category is made."""
     category: str = "demo"
-    """Name of the category's folder."""
+    """The name of the category's folder."""
     image_size: int = 256
     """Side of the square images in pixels, at least 64."""
     good: int = 60
     """Good images in test/good."""
     defective: int = 40
-    """Images per defect type."""
+    """Defective images of each defect type."""
     train_good: int = 20
     """Good images in train/good."""
     products: tuple[Product, ...] = tuple(PRODUCTS)
-    """What lies under the camera, in turn."""
+    """The products to draw, in turn."""
     defects: tuple[Defect, ...] = tuple(DEFECTS)
-    """Defect types, each a folder under test."""
+    """The defect types; each becomes a folder in test."""
     seed: int = 42
-    """Seed of everything random: the same seed gives the same bytes."""
+    """Seed of everything random: the same seed gives the same files, byte for byte."""
     overwrite: bool = False
-    """Replace a demo category that was made before with other settings."""
+    """Replace a demo category that was made with other settings."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What `generate` made or found.
+    """The demo category that `generate` made or found.
 
     Attributes:
         folder: the category's folder.
-        images: number of images in it, test and train together.
-        defective: how many of them show a defect.
+        images: the number of images, test and train together.
+        defective: the number of images with a defect.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class _Job:
-    """One image to draw: its folder and number, and the defect on it if any."""
+    """One image to draw: its folder, its number, and its defect or None."""
 
     folder: str
     index: int
@@ -72,13 +72,13 @@ class _Job:
 
 
 def generate(config: DemoConfig) -> Demo:
-    """Return the demo category, drawn whole or not at all; one already made with the same settings is left as it is.
+    """Draw the demo category, unless it exists already with the same settings.
 
-    An image depends on the seed, its folder, its number and the products alone: a larger count adds images and
-    changes none.
+    An image depends only on the seed, its folder, its number and the products. So a larger count adds images and does
+    not change the others.
 
     Raises:
-        FlawmaskError: a setting makes no sense, or the folder holds something else.
+        FlawmaskError: a setting is not possible, or the folder holds something else.
     """
     _check(config)
     folder = config.mvtec_root / config.category
@@ -100,7 +100,7 @@ def generate(config: DemoConfig) -> Demo:
 
 
 def _check(config: DemoConfig) -> None:
-    """Raise FlawmaskError for settings that make no sense."""
+    """Raise an error for settings that are not possible."""
     if config.category in ("", ".", "..") or any(mark in config.category for mark in "/\\\0"):
         raise FlawmaskError(f"--category {config.category!r} is not the name of a folder")
     limits = {"image_size": (SMALLEST, 10_000), "seed": (0, 2**63 - 1)}
@@ -121,7 +121,7 @@ def _check(config: DemoConfig) -> None:
 
 
 def _jobs(config: DemoConfig) -> Iterator[_Job]:
-    """Yield every image of the category."""
+    """Yield every image to draw."""
     yield from (_Job(f"train/{GOOD}", index, None) for index in range(config.train_good))
     yield from (_Job(f"test/{GOOD}", index, None) for index in range(config.good))
     for defect in config.defects:
@@ -129,7 +129,7 @@ def _jobs(config: DemoConfig) -> Iterator[_Job]:
 
 
 def _write(target: Path, job: _Job, config: DemoConfig) -> None:
-    """Draw one image and write it, with its mask where it shows a defect. `target` is temporary: no need to sync."""
+    """Draw one image and write it, with its mask if it has a defect. `target` is temporary, so no flush is needed."""
     rng = np.random.default_rng([config.seed, zlib.crc32(job.folder.encode()), job.index])
     product = config.products[job.index % len(config.products)]
     image, mask = draw(rng, product, job.defect, config.image_size)
@@ -140,7 +140,7 @@ def _write(target: Path, job: _Job, config: DemoConfig) -> None:
 
 
 def _info(config: DemoConfig, demo: Demo) -> dict[str, Any]:
-    """Return what the marker file holds: where it lies is no part of it, so that equal folders are equal in bytes."""
+    """Return the content of the marker file, without the path, so that equal categories are equal byte for byte."""
     settings = {name: value for name, value in asdict(config).items() if name not in ("mvtec_root", "overwrite")}
     return {
         "made_by": "flawmask demo",

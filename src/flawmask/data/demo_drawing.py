@@ -1,8 +1,8 @@
 """Procedural inspection images: a product under a camera, with or without a defect, and the defect's exact mask.
 
-Lengths are in units of half the image's side, so the picture looks alike at any size; a "field" is one float64 per
-pixel. Everything random about the product is drawn before anything about the defect: a generator with the same seed
-gives the same photograph with and without its defect, identical to the byte outside the mask.
+Lengths are in units of half the image's side, so the picture looks alike at any size. A "field" is one float64 per
+pixel. The random numbers of the product are drawn before those of the defect. So the same seed gives the same
+photograph with and without its defect, identical to the byte outside the mask.
 """
 
 from collections.abc import Callable
@@ -21,28 +21,28 @@ Defect = Literal["broken_edge", "contamination", "scratch", "hole"]
 Field = npt.NDArray[np.float64]
 Rng = np.random.Generator
 
-LIGHT = np.array([-0.6, -0.8])  # where the light comes from: the upper left
+LIGHT = np.array([-0.6, -0.8])  # direction of the light: from the upper left
 SUPERSAMPLING = 4  # each pixel's coverage by a defect is counted on 4x4 points
-LEAST_COVERAGE = 0.35  # a pixel that a defect covers less is left as it was, and out of the mask
-LEAST_PRODUCT = 0.12  # so is one that hardly shows the product; the bar is low lest a bite leave a ghost of the edge
-LEAST_AREA = 20 / 256**2  # smaller specks are left out: share of the image, 20 pixels at 256x256
-LEAST_CONTRAST = 0.3  # between a defect's colour and what was there, of the range 0 to 1
+MIN_COVERAGE = 0.35  # a pixel of which a defect covers less is not changed, and is not in the mask
+MIN_PRODUCT = 0.12  # the same for a pixel that hardly shows the product; low, or a bite would leave traces of the edge
+MIN_AREA = 20 / 256**2  # smaller specks are left out; as a share of the image: 20 pixels at 256x256
+MIN_CONTRAST = 0.3  # between a defect's colour and the product's colour, on a scale from 0 to 1
 
-# Each holds a dark and a bright colour, so that one of them stands out from any product.
-# Oil, rust, grease, yellow paint; then bared metal and a dark groove.
+# Each list holds dark and bright colours, so that one of them stands out from any product.
+# Oil, rust, grease, yellow paint; below, bare metal and a dark groove.
 FOREIGN_MATTER = np.array([(0.07, 0.06, 0.05), (0.32, 0.15, 0.05), (0.93, 0.9, 0.8), (0.9, 0.7, 0.1)])
 SCRATCHES = np.array([(0.93, 0.92, 0.9), (0.1, 0.09, 0.09)])
 
 
 @dataclass(frozen=True)
 class Part:
-    """A product's shape and paint, before light falls on it.
+    """A product's shape and paint, before it is lit.
 
     Attributes:
         outline: field, signed distance to the outer edge, negative inside.
-        openings: field, signed distance to the designed openings, negative in them.
+        openings: field, signed distance to the designed openings, negative inside them.
         paint: (size, size, 3), RGB from 0 to 1.
-        background: RGB of what the product lies on.
+        background: RGB of the surface that the product lies on.
     """
 
     outline: Field
@@ -53,14 +53,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Scene:
-    """A lit product as the lens sees it, and what a defect needs to know of it.
+    """A lit product as the lens sees it, and the geometry that a defect needs.
 
     Attributes:
         picture: (size, size, 3), RGB from 0 to 1, without sensor noise.
-        background: the same place without the product.
+        background: the same picture without the product.
         coverage: field, the share of each pixel that the product covers.
         outline: field, signed distance to the outer edge, negative inside.
-        openings: field, signed distance to the designed openings, negative in them.
+        openings: field, signed distance to the designed openings, negative inside them.
     """
 
     picture: Field
@@ -71,17 +71,17 @@ class Scene:
 
     @property
     def depth(self) -> Field:
-        """Field: distance to the nearest edge, outer or of an opening; negative off the product."""
+        """Field: distance to the nearest edge, outer or of an opening; negative outside the product."""
         return np.minimum(-self.outline, self.openings)
 
 
 def draw(rng: Rng, product: Product, defect: Defect | None, size: int) -> tuple[npt.NDArray[np.uint8], Mask]:
-    """Return one photograph, (size, size, 3) uint8 RGB, and its (size, size) mask of the pixels the defect changed.
+    """Return one photograph, (size, size, 3) uint8 RGB, and the (size, size) mask of the pixels changed by the defect.
 
     Args:
-        rng: where all randomness comes from.
-        product: what lies under the camera.
-        defect: what is wrong with it, in one to three places; None for a good product, whose mask is empty.
+        rng: the source of all random numbers.
+        product: the product under the camera.
+        defect: the defect type, drawn in one to three places; None for a good product, whose mask is empty.
         size: side of the image in pixels.
     """
     scene = _light(rng, PRODUCTS[product], size)
@@ -90,7 +90,7 @@ def draw(rng: Rng, product: Product, defect: Defect | None, size: int) -> tuple[
     places = 0 if defect is None else int(rng.choice([1, 2, 3], p=[0.55, 0.3, 0.15]))
     while defect is not None and (places > 0 or not mask.any()):
         alpha, colour = DEFECTS[defect](rng, scene, mask)
-        region = _without_specks((alpha >= LEAST_COVERAGE) & (scene.coverage >= LEAST_PRODUCT))
+        region = _without_specks((alpha >= MIN_COVERAGE) & (scene.coverage >= MIN_PRODUCT))
         blend = picture + alpha[..., None] * (colour - picture)
         picture, mask, places = np.where(region[..., None], blend, picture), mask | region, places - 1
     exposed = picture + noise * np.sqrt(0.3 + np.clip(picture, 0, 1))  # shot noise grows with the light
@@ -98,7 +98,7 @@ def draw(rng: Rng, product: Product, defect: Defect | None, size: int) -> tuple[
 
 
 def _light(rng: Rng, make: Callable[[Rng, Field, Field], Part], size: int) -> Scene:
-    """Return the product placed a little off centre, turned and scaled a little, and lit from the upper left."""
+    """Return the product slightly off centre, rotated and scaled, and lit from the upper left."""
     column, row = np.meshgrid(*[(np.arange(size) + 0.5) * 2 / size - 1] * 2)
     angle, scale, (right, down) = rng.uniform(-0.3, 0.3), rng.uniform(0.94, 1.06), rng.uniform(-0.05, 0.05, 2)
     x = (np.cos(angle) * (column - right) + np.sin(angle) * (row - down)) / scale
@@ -121,7 +121,7 @@ def _light(rng: Rng, make: Callable[[Rng, Field, Field], Part], size: int) -> Sc
 
 
 def _shade(coverage: Field) -> Field:
-    """Return how much light, (size, size, 1) from 0 to 1, reaches the ground behind what covers it."""
+    """Return how much light reaches the ground in the shadow of the product: (size, size, 1), from 0 to 1."""
     size = len(coverage)
     shift = np.array([[1, 0, 0.02 * size], [0, 1, 0.027 * size]])
     shadow = cv2.GaussianBlur(cv2.warpAffine(coverage, shift, (size, size)), (0, 0), 0.022 * size)
@@ -142,7 +142,7 @@ def _grain(rng: Rng, along: Field, across: Field, length: int) -> Field:
     for _ in range(2):
         strokes = uniform_filter1d(strokes, length, axis=1, mode="wrap")
     strokes /= strokes.std()
-    # 128 strokes to a unit are about one to a pixel at 256x256; the table repeats itself every two units.
+    # 128 strokes per unit are about one per pixel at 256x256. The table repeats itself every two units.
     where = [np.mod(128 * axis, 256).astype(np.float32) for axis in (along, across)]
     return np.asarray(cv2.remap(strokes, where[0], where[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP))
 
@@ -241,7 +241,7 @@ def _scratch(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
 
 
 def _hole(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
-    """A punched hole, black but for its lit wall; every other one with a bright burr around it."""
+    """A punched hole, black except for its lit wall. Every second hole has a bright burr around it."""
     size = len(taken)
     radius = rng.uniform(0.1, 0.15) * size / 2
     centre = _spot(rng, scene.depth > 0.16, taken)
@@ -266,7 +266,7 @@ DEFECTS: dict[Defect, Callable[[Rng, Scene, Mask], tuple[Field, Field]]] = {
 
 
 def _spot(rng: Rng, allowed: Mask, taken: Mask) -> Field:
-    """Return the (x, y) of a random allowed pixel's centre, away from `taken` where there is such a pixel."""
+    """Return the centre (x, y) of a random allowed pixel, away from `taken` if possible."""
     apart = cv2.distanceTransform((~taken).astype(np.uint8), cv2.DIST_L2, 5) > 0.22 * len(taken)
     rows, columns = np.nonzero(allowed & apart if (allowed & apart).any() else allowed)
     pick = rng.integers(len(rows))
@@ -282,7 +282,7 @@ def _blob(rng: Rng, centre: Field, radius: float, roughness: float, corners: int
 
 
 def _fill(size: int, *outlines: Field) -> Field:
-    """Return the share of each pixel inside the outlines; an outline within another cuts a hole."""
+    """Return the share of each pixel that is inside the outlines. An outline inside another one cuts a hole."""
     canvas = np.zeros((size * SUPERSAMPLING,) * 2, dtype=np.uint8)
     cv2.fillPoly(canvas, [np.rint(outline * SUPERSAMPLING).astype(np.int32) for outline in outlines], color=255)
     return _downsample(canvas)
@@ -295,13 +295,13 @@ def _downsample(canvas: npt.NDArray[np.uint8]) -> Field:
 
 
 def _contrasting(rng: Rng, scene: Scene, where: Field, colours: Field) -> Field:
-    """Return one of the (n, 3) colours that stand out from the product's mean colour there."""
+    """Return one of the (n, 3) colours that stand out from the product's mean colour at this place."""
     there = np.average(scene.picture.reshape(-1, 3), axis=0, weights=(where * scene.coverage).ravel())
-    clear = colours[np.abs(colours - there).mean(axis=1) > LEAST_CONTRAST]
+    clear = colours[np.abs(colours - there).mean(axis=1) > MIN_CONTRAST]
     return np.asarray(rng.choice(clear))
 
 
 def _without_specks(mask: Mask) -> Mask:
-    """Return the mask without regions too small to count."""
-    large = [region for region in components(mask) if region.sum() >= LEAST_AREA * mask.size]
+    """Return the mask without regions that are too small."""
+    large = [region for region in components(mask) if region.sum() >= MIN_AREA * mask.size]
     return np.logical_or.reduce(large) if large else np.zeros_like(mask)

@@ -1,6 +1,6 @@
-"""What is wrong with a data set, before hours go into training on it: a category or a COCO folder.
+"""Check a category or a COCO folder for faults, before hours go into training on it.
 
-Every image is read once, by all cores; a fault becomes a row of the report, never an exception.
+Every image is read once, on all cores. A fault becomes a row of the report, never an exception.
 """
 
 from collections import Counter, defaultdict
@@ -31,28 +31,28 @@ from flawmask.progress import track
 from flawmask.settings import Crowds, Strict, require
 from flawmask.tally import Tally, tallied
 
-CELL = (240, 240)  # of the contact sheet, pixels
+CELL = (240, 240)  # pixels of one image on the contact sheet
 COLUMNS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig(IntensitySettings, MaskSettings, LayoutName, Crowds, Strict):
-    """Check a category or a COCO folder: counts, masks, damaged and doubled images."""
+    """Check a category or a COCO folder: counts, masks, damaged and duplicate images."""
 
     mvtec_root: Path = Path("datasets/mvtec")
     """The folder that holds the categories."""
     category: str | None = None
-    """The category to check: a folder name under mvtec_root. Either this or dataset_dir."""
+    """The category to check: a folder name under mvtec_root. Give either this or dataset_dir."""
     dataset_dir: Path | None = None
-    """The COCO folder to check, with train/, val/ or test/. Either this or category."""
+    """The COCO folder to check, with train/, val/ or test/. Give either this or category."""
     good_images: Literal["test", "all"] = "all"
-    """Which good images of a category are checked: those of the test images, or those of the training images too."""
+    """Which good images of a category to check: those in the test folders, or all, with those for training."""
     contact_sheet: Path | None = None
-    """Where the sheet of outlined images goes; by default doctor_<name>.png in the current folder."""
+    """File for the sheet of images with outlined defects; by default doctor_<name>.png in the current folder."""
     sheet_images: int = 48
-    """Most images on the contact sheet, taken evenly from all defect types; 0 makes no sheet."""
+    """Maximum number of images on the contact sheet, taken evenly from all defect types; 0 makes no sheet."""
     json: bool = False
-    """Print what was found as JSON, and nothing else on standard output."""
+    """Print the report as JSON, and nothing else on standard output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,19 +63,19 @@ class DoctorConfig(IntensitySettings, MaskSettings, LayoutName, Crowds, Strict):
         require(self.sheet_images >= 0, f"--sheet_images is {self.sheet_images}: it must be 0 or more")
 
     @property
-    def left_aside(self) -> str:
-        """Why good images of the training images are not checked."""
+    def good_images_flag(self) -> str:
+        """The reason why good training images are not checked: the flag that says so."""
         return f"--good_images {self.good_images}"
 
     @property
     def name(self) -> str:
-        """What is checked: the category's or the COCO folder's name."""
+        """The name of the category or COCO folder that is checked."""
         return self.category or (self.dataset_dir or Path()).resolve().name
 
 
 @dataclass(frozen=True)
 class Count:
-    """How many images of one type a split holds, how many of them show a defect, and how many instances those have."""
+    """One type in one split: the number of images, of defective images, and of instances."""
 
     split: str
     type: str
@@ -86,7 +86,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Size:
-    """How many images are `width` x `height` pixels."""
+    """The number of images with `width` x `height` pixels."""
 
     width: int
     height: int
@@ -95,16 +95,16 @@ class Size:
 
 @dataclass(frozen=True)
 class Report:
-    """What the doctor found.
+    """The doctor's report.
 
     Attributes:
-        name: what was checked.
-        counts: by split and type, sorted.
-        sizes: of the images that can be read, the most frequent first.
-        problems: errors first, then by kind and file; empty where nothing is wrong.
-        contact_sheet: where the sheet of outlined images was written; None where none was.
-        tallies: how many images and annotations, or masks, were found and can be used.
-        layout: how the folders of the category lie; None of a COCO folder.
+        name: the name of the category or COCO folder.
+        counts: the counts by split and type, sorted.
+        sizes: the sizes of the readable images, the most frequent first.
+        problems: the problems, errors first, then by kind and file; empty if nothing is wrong.
+        contact_sheet: the sheet of images with outlined defects; None if none was written.
+        tallies: how many images and annotations (or masks) were found and can be used.
+        layout: the layout of the category's folders; None for a COCO folder.
     """
 
     name: str
@@ -116,20 +116,20 @@ class Report:
     layout: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values; of the tallies, `images` and `annotations` with what each holds."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tallies"}
-        listed = {name: [asdict(one) for one in plain[name]] for name in ("counts", "sizes", "problems")}
+        """Return the report as JSON values. The tallies become `images` and `annotations`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tallies"}
+        lists = {name: [asdict(entry) for entry in values[name]] for name in ("counts", "sizes", "problems")}
         sheet = None if self.contact_sheet is None else self.contact_sheet.as_posix()
-        return plain | listed | {"contact_sheet": sheet} | tallied(self.tallies)
+        return values | lists | {"contact_sheet": sheet} | tallied(self.tallies)
 
 
 LOST = frozenset({"unreadable image", "image size", "mask missing", "mask size", "mask empty"})
-"""The kinds of problems for which an image is left out by the stages that follow."""
+"""The kinds of problems for which later stages leave the image out."""
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What is kept of an image once it was read: never its pixels, but for its cell on the contact sheet."""
+class _Checked:
+    """What is kept of an image after reading it. Of its pixels, only the small picture for the contact sheet is kept."""
 
     item: Item
     problems: list[Problem]
@@ -141,63 +141,63 @@ class _Seen:
 
 
 def examine(config: DoctorConfig) -> Report:
-    """Check a data set and return what was found; the contact sheet is written where one is wanted.
+    """Check a data set, write the contact sheet if one is wanted, and return the report.
 
     Raises:
         FlawmaskError: there is no such category or COCO folder, or no image in it.
     """
-    samples, aside = list[Sample](), list[Sample]()
+    samples, unchecked = list[Sample](), list[Sample]()
     tallies = Tally("images"), Tally("annotations")
     category = config.category
     if category:
         layout = layouts.layout_of(config.mvtec_root, config)
         layouts.say(layout, config.mvtec_root, config)
         config = replace(config, layout=layout)
-        samples, aside = _samples(config, category)
+        samples, unchecked = _samples(config, category)
         problems = layouts.problems(config.mvtec_root, category, config)
-        items, more = category_items(samples, config.mvtec_root, category, config)
-        problems += more
+        items, mask_problems = category_items(samples, config.mvtec_root, category, config)
+        problems += mask_problems
         levels = intensity.of_images(config.intensity, [item.path for item in items], category)
     else:
         items, problems, splits = coco_items(config.dataset_dir or Path(), config.crowds, tallies)
         levels = intensity.of_dataset(config.intensity, splits) if splits else UPPER_BITS
-    seen = _see_all(items, levels, _spread(items, config.sheet_images))
-    problems += chain.from_iterable(each.problems for each in seen)
+    checked = _check_all(items, levels, _choose_for_sheet(items, config.sheet_images))
+    problems += chain.from_iterable(each.problems for each in checked)
     if category:
-        tallies = _tallies(config, category, samples, seen, aside)
-        problems += unused_files(tallies, (layouts.BAD, config.left_aside), problems)
+        tallies = _tallies(config, category, samples, checked, unchecked)
+        problems += unused_files(tallies, (layouts.BAD, config.good_images_flag), problems)
     else:
-        _count(seen, *tallies)
-    problems += _identical(seen, coco=config.category is None)
-    problems += _near_identical(seen, coco=config.category is None)
+        _count(checked, *tallies)
+    problems += _identical(checked, coco=config.category is None)
+    problems += _near_identical(checked, coco=config.category is None)
     problems += _parts(items, config)
     return Report(
         config.name,
-        _counts(seen),
-        _sizes(seen),
+        _counts(checked),
+        _sizes(checked),
         tuple(sorted(problems, key=lambda problem: (problem.severity, problem.kind, problem.where))),
-        _write_sheet(seen, config.contact_sheet or Path(f"doctor_{config.name}.png")),
+        _write_sheet(checked, config.contact_sheet or Path(f"doctor_{config.name}.png")),
         tallies,
         config.layout if config.category else None,
     )
 
 
-def _count(seen: Sequence[_Seen], of_images: Tally, of_labels: Tally) -> None:
-    """Count the images of a COCO folder that can be used and what is marked on them."""
-    for each in seen:
+def _count(checked: Sequence[_Checked], of_images: Tally, of_labels: Tally) -> None:
+    """Count the usable images of a COCO folder and their annotations."""
+    for each in checked:
         item = each.item
-        lost = next((problem.kind for problem in each.problems if problem.kind in LOST), None)
-        if lost is None:
+        reason = next((problem.kind for problem in each.problems if problem.kind in LOST), None)
+        if reason is None:
             of_images.used += 1
             of_labels.used += len(item.labels)
         else:
-            of_images.leave_out(item.where, lost)
+            of_images.leave_out(item.where, reason)
             for label in item.labels:
                 of_labels.leave_out(label, "image not used")
 
 
 def _samples(config: DoctorConfig, category: str) -> tuple[list[Sample], list[Sample]]:
-    """Return the samples of a category to check, and those that the settings leave aside.
+    """Return the samples of a category that are checked, and those that are not because of the settings.
 
     Raises:
         FlawmaskError: there is no such category, or no image in it.
@@ -209,97 +209,104 @@ def _samples(config: DoctorConfig, category: str) -> tuple[list[Sample], list[Sa
 
 
 def _tallies(
-    config: DoctorConfig, category: str, samples: Sequence[Sample], seen: Sequence["_Seen"], aside: Sequence[Sample]
+    config: DoctorConfig,
+    category: str,
+    samples: Sequence[Sample],
+    checked: Sequence[_Checked],
+    unchecked: Sequence[Sample],
 ) -> tuple[Tally, Tally]:
-    """Return the counts of the images and masks of a category; those with an error would not be trained on."""
-    bad_images = {each.item.path for each in seen if any(problem.severity == "error" for problem in each.problems)}
+    """Return the tallies of a category's images and masks. Those with an error would not be used for training."""
+    bad_images = {each.item.path for each in checked if any(problem.severity == "error" for problem in each.problems)}
     used = [sample for sample in samples if sample.image not in bad_images]
     bad = [sample for sample in samples if sample.image in bad_images]
-    return layouts.tallies(config.mvtec_root, category, used, {layouts.BAD: bad, config.left_aside: aside}, config)
+    unused = {layouts.BAD: bad, config.good_images_flag: unchecked}
+    return layouts.tallies(config.mvtec_root, category, used, unused, config)
 
 
-def _see_all(items: Sequence[Item], levels: Levels, on_sheet: frozenset[Path]) -> list[_Seen]:
+def _check_all(items: Sequence[Item], levels: Levels, on_sheet: frozenset[Path]) -> list[_Checked]:
     with ThreadPoolExecutor(usable_cores()) as pool:
-        seen = pool.map(lambda item: _see(item, levels, item.path in on_sheet), items)
-        return list(track(seen, "checking", total=len(items)))
+        checked = pool.map(lambda item: _check(item, levels, item.path in on_sheet), items)
+        return list(track(checked, "checking", total=len(items)))
 
 
-def _see(item: Item, levels: Levels, on_sheet: bool) -> _Seen:
-    """Read one image and its truth, and return what the report needs of them."""
+def _check(item: Item, levels: Levels, on_sheet: bool) -> _Checked:
+    """Read one image and its ground truth, and return what the report needs."""
     try:
         data = images.read_bytes(item.path)
         decoded = images.decode_parts(data, item.path)
     except ImageError as error:
-        return _Seen(item, [unreadable(error, item.path, item.where)])
+        return _Checked(item, [unreadable(error, item.path, item.where)])
     image = images.to_rgb(decoded.colour, levels)
     height, width = image.shape[:2]
     truth = item.truth(TurnedImage(height, width, decoded.orientation))
     problems = [*truth.problems, *brightness(image, item.where)]
     cell = _cell(image, truth.mask) if on_sheet else None
-    return _Seen(item, problems, sha256(data), (width, height), look_of(image), truth.instances, cell)
+    return _Checked(item, problems, sha256(data), (width, height), look_of(image), truth.instances, cell)
 
 
-# Images that are there twice.
+# Duplicate images.
 
 
-def _identical(seen: Sequence[_Seen], *, coco: bool) -> Iterator[Problem]:
-    """Yield a problem for each set of files with the same bytes: an error where it lies on several splits."""
-    there = [each for each in seen if each.digest]
-    for places in identical([each.digest for each in there]):
-        first, *others = [there[place].item for place in places]
+def _identical(checked: Sequence[_Checked], *, coco: bool) -> Iterator[Problem]:
+    """Yield a problem for each set of files with the same bytes. It is an error if they are in several splits."""
+    readable = [each for each in checked if each.digest]
+    for indices in identical([each.digest for each in readable]):
+        first, *others = [readable[index].item for index in indices]
         leak = coco and any(other.split != first.split for other in others)
-        # Variants of two identical images are identical too: on one split the images themselves say it.
+        # Variants of identical images are identical too. Within one split, it is enough to report the originals.
         if first.variant and not leak:
             continue
-        others.sort(key=lambda other: other.split == first.split)  # those of another split are named first
+        others.sort(key=lambda other: other.split == first.split)  # name those of other splits first
         names = ", ".join(other.where for other in others[:3]) + (", ..." if len(others) > 3 else "")
         message = f"is byte for byte the same as {names}"
         if leak:
             yield Problem(
-                "error", "leak", first.where, f"{message}: keep them on one split, or the figures are too good"
+                "error", "leak", first.where, f"{message}: keep them in one split, or the metrics are too good"
             )
         else:
             yield Problem("warning", "identical images", first.where, f"{message}: keep one")
 
 
-def _near_identical(seen: Sequence[_Seen], *, coco: bool) -> Iterator[Problem]:
-    """Yield a problem for each image that shows the same picture as an earlier one in another file's bytes."""
-    there = [each for each in seen if each.look is not None]
-    splits = [each.item.split if coco else "" for each in there]
+def _near_identical(checked: Sequence[_Checked], *, coco: bool) -> Iterator[Problem]:
+    """Yield a problem for each image that shows the same picture as an earlier one, but has other bytes."""
+    readable = [each for each in checked if each.look is not None]
+    splits = [each.item.split if coco else "" for each in readable]
     compared = [
         Compared(each.digest, each.look, split, each.item.variant)
-        for each, split in zip(there, splits, strict=True)
+        for each, split in zip(readable, splits, strict=True)
         if each.look is not None
     ]
     for later, earlier in alike(compared):
-        message = f"shows the same picture as {there[earlier].item.where}"
+        message = f"shows the same picture as {readable[earlier].item.where}"
         if splits[later] != splits[earlier]:
-            kind, advice = "near-leak", "if it is the same part, keep both on one split"
+            kind, advice = "near-leak", "if it is the same part, keep both in one split"
         else:
             kind, advice = "near-identical images", "keep one" if coco else "keep one, or both together with --group_by"
-        yield Problem("warning", kind, there[later].item.where, f"{message}: {advice}")
+        yield Problem("warning", kind, readable[later].item.where, f"{message}: {advice}")
 
 
-# Photographs of one part.
+# Photographs of the same part.
 
 
 def _parts(items: Sequence[Item], config: DoctorConfig) -> Iterator[Problem]:
-    """Yield an error for each part that is on several splits; where nobody says which images show one part, a warning
-    if their names seem to."""
+    """Yield an error for each part that is in several splits.
+
+    If groups are not known, yield a warning if the file names seem to name parts.
+    """
     if any(item.group is not None for item in items):
         if config.category is None:
             yield from _parts_on_several_splits(items)
         return
-    photographs = [item for item in items if not item.variant]
-    found = find_groups([item.name for item in photographs])
-    if found is None:
-        return
-    advice = f"if so, keep each on one side with {found.flag}"
-    if config.category is None:
-        splits = {(part, item.split) for part, item in zip(found.parts, photographs, strict=True) if part is not None}
+    originals = [item for item in items if not item.variant]
+        found = find_groups([item.name for item in originals])
+        if found is None:
+            return
+        advice = f"if so, keep each in one split with {found.flag}"
+        if config.category is None:
+            splits = {(part, item.split) for part, item in zip(found.parts, originals, strict=True) if part is not None}
         divided = sum(count > 1 for count in Counter(part for part, _ in splits).values())
         advice = (
-            f"if so, {divided} of them are on several splits: keep each on one (prepare {found.flag}), and name it as "
+            f"if so, {divided} of them are in several splits: keep each in one (prepare {found.flag}), and name it as "
             "`group` in the image records"
         )
     yield Problem("warning", "several images of a part", config.name, f"{found}; {advice}")
@@ -311,10 +318,10 @@ def _parts_on_several_splits(items: Sequence[Item]) -> Iterator[Problem]:
         if item.group is not None:
             by_group[item.group].append(item)
     for group, (first, *others) in by_group.items():
-        other = next((one for one in others if one.split != first.split), None)
+        other = next((item for item in others if item.split != first.split), None)
         if other is not None:
             message = (
-                f"shows the part {group}, and so does {other.where}: keep it on one split, or the figures are too good"
+                f"shows the part {group}, and so does {other.where}: keep it in one split, or the metrics are too good"
             )
             yield Problem("error", "leak", first.where, message)
 
@@ -322,29 +329,29 @@ def _parts_on_several_splits(items: Sequence[Item]) -> Iterator[Problem]:
 # The contact sheet.
 
 
-def _spread(items: Sequence[Item], most: int) -> frozenset[Path]:
-    """Return the files of up to `most` items: as many of each type as there are, spread evenly over its files."""
+def _choose_for_sheet(items: Sequence[Item], max_images: int) -> frozenset[Path]:
+    """Return the files of up to `max_images` items, the same number of each type, evenly spaced over its files."""
     by_type: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         by_type[item.type].append(item)
     chosen: set[Path] = set()
-    # The smallest types come first: what they leave over goes to the larger ones.
+    # The smallest types come first. The places that they do not need go to the larger types.
     for left, group in zip(range(len(by_type), 0, -1), sorted(by_type.values(), key=len), strict=True):
-        share = min(len(group), -(-(most - len(chosen)) // left))
-        chosen |= {group[place * len(group) // share].path for place in range(share)}
+        count = min(len(group), -(-(max_images - len(chosen)) // left))
+        chosen |= {group[index * len(group) // count].path for index in range(count)}
     return frozenset(chosen)
 
 
 def _cell(image: Picture, mask: Mask | None) -> Picture:
-    """Return the image at the contact sheet's size, its defects outlined."""
+    """Return the image in the size of the contact sheet, with its defects outlined."""
     fitted = draw.fit(image, *CELL)
     return fitted if mask is None else draw.outline(fitted, draw.fit_mask(mask, *CELL), draw.TRUTH)
 
 
-def _write_sheet(seen: Sequence[_Seen], path: Path) -> Path | None:
-    """Write the sheet, good images first, and return where it is; None where no image is on it."""
+def _write_sheet(checked: Sequence[_Checked], path: Path) -> Path | None:
+    """Write the sheet, good images first, and return its path; None if it has no image."""
     shown = sorted(
-        ((each.item, each.cell) for each in seen if each.cell is not None),
+        ((each.item, each.cell) for each in checked if each.cell is not None),
         key=lambda pair: (pair[0].type != GOOD, pair[0].type, pair[0].where),
     )
     if not shown:
@@ -355,26 +362,26 @@ def _write_sheet(seen: Sequence[_Seen], path: Path) -> Path | None:
             item.type,
             "",
         )
-        for item, _ in shown  # prepare puts the type into the name already
+        for item, _ in shown  # prepare has put the type into the file name already
     ]
     rows = -(-len(shown) // COLUMNS)
-    columns = -(-len(shown) // rows)  # evenly filled rows: 17 images are 6 + 6 + 5, not 8 + 8 + 1
+    columns = -(-len(shown) // rows)  # fill the rows evenly: 17 images become 6 + 6 + 5, not 8 + 8 + 1
     images.write_png(path, draw.contact_sheet([cell for _, cell in shown], columns, CELL, captions))
     return path
 
 
-def _counts(seen: Sequence[_Seen]) -> tuple[Count, ...]:
-    groups: dict[tuple[str, str], list[_Seen]] = defaultdict(list)
-    for each in seen:
-        groups[each.item.split, each.item.type].append(each)
+def _counts(checked: Sequence[_Checked]) -> tuple[Count, ...]:
+    by_type: dict[tuple[str, str], list[_Checked]] = defaultdict(list)
+    for each in checked:
+        by_type[each.item.split, each.item.type].append(each)
     return tuple(
         Count(
-            split, kind, len(group), sum(each.item.defective for each in group), sum(each.instances for each in group)
+            split, kind, len(of_type), sum(each.item.defective for each in of_type), sum(each.instances for each in of_type)
         )
-        for (split, kind), group in sorted(groups.items())
+        for (split, kind), of_type in sorted(by_type.items())
     )
 
 
-def _sizes(seen: Sequence[_Seen]) -> tuple[Size, ...]:
-    counted = Counter(each.size for each in seen if each.size)
+def _sizes(checked: Sequence[_Checked]) -> tuple[Size, ...]:
+    counted = Counter(each.size for each in checked if each.size)
     return tuple(Size(*size, count) for size, count in sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])))

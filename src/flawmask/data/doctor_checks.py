@@ -1,4 +1,4 @@
-"""What can be wrong with one image, its masks or its annotations: of a category, or of a COCO folder."""
+"""Check single images with their masks or annotations, in a category or in a COCO folder."""
 
 import logging
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -30,19 +30,19 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 
-# Other tools measure the polygon where Flawmask counts pixels: a difference below these is theirs, not a fault.
+# Other tools measure the polygon, while Flawmask counts pixels. Smaller differences than these are not faults.
 BOX_TOLERANCE = 1.5  # pixels
-AREA_TOLERANCE = 0.05  # of the mask's pixels
+AREA_TOLERANCE = 0.05  # share of the mask's pixels
 
 DARK = 16
-"""Below this level, of 255, a pixel is as good as black; so far from the top it is as good as white."""
+"""A pixel below this level, of 255, counts as black. A pixel that is this close to 255 counts as white."""
 FEW_PIXELS = 0.001
-"""So few brighter ones, of all, leave a picture black: hot pixels of the camera."""
+"""A picture counts as black if fewer than this share of its pixels are brighter, such as hot pixels of the camera."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is marked on an image: one mask of all its defects, None without any; how many there are; what is wrong."""
+    """The ground truth of an image: one mask of all defects (None if there is none), their number, and problems."""
 
     mask: Mask | None
     instances: int
@@ -51,9 +51,20 @@ class Truth:
 
 @dataclass(frozen=True)
 class Item:
-    """An image to check: where it stands in the data set, what its file was called first, what part it shows if that is
-    known, and what reads its truth, given height, width and Exif orientation. Its labels are the names of its masks or
-    annotations."""
+    """An image to check.
+
+    Attributes:
+        path: the image file.
+        where: its place in the data set, for messages.
+        name: its original file name.
+        group: the part that it shows; None if unknown.
+        split: its split.
+        type: its defect type.
+        defective: whether it has a defect.
+        variant: whether it was made by augmentation.
+        labels: the names of its masks or annotations.
+        truth: reads its ground truth, given the size and orientation of the image.
+    """
 
     path: Path
     where: str
@@ -70,13 +81,13 @@ class Item:
 def category_items(
     samples: Sequence[Sample], root: Path, category: str, settings: MaskSettings
 ) -> tuple[list[Item], list[Problem]]:
-    """Return the images of a category, in their order, and what is wrong with its masks as a whole."""
+    """Return the images of a category, in order, and the problems that concern all of its masks together."""
     problems = []
     try:
         samples, reading = mask_files.with_rule(samples, settings)
     except FlawmaskError as error:
         return [], [Problem("error", "masks of two kinds", category, f"cannot be read: {error}")]
-    if reading is not None and reading.several and reading.rule != "white":  # of white, each mask says it
+    if reading is not None and reading.several and reading.rule != "white":  # for white, each mask is reported
         problems.append(Problem("warning", "mask values", category, reading.several))
     if reading is not None:
         log.info("masks of %s: %s", category, reading)
@@ -87,9 +98,9 @@ def unused_files(tallies: Sequence[Tally], reasons: Container[str], known: Seque
     """Yield a problem for each file that is not used.
 
     Args:
-        tallies: the counts of what was found.
-        reasons: those for which nothing is to be said.
-        known: problems that say it already, of a file or, of masks, of a folder that they lie in.
+        tallies: the tallies of images and annotations.
+        reasons: the reasons that are not reported.
+        known: problems that were reported before, about the same file or, for masks, about their folder.
     """
     named = {PurePosixPath(problem.where) for problem in known}
     folders = {PurePosixPath(problem.where) for problem in known if problem.kind == "orphan masks"}
@@ -102,12 +113,12 @@ def unused_files(tallies: Sequence[Tally], reasons: Container[str], known: Seque
 
 
 def unreadable(error: ImageError, path: Path, where: str) -> Problem:
-    """Return the problem that a file which cannot be read is; its message does not repeat the path."""
+    """Return the problem for a file that cannot be read. Its message does not repeat the path."""
     return Problem("error", "unreadable image", where, str(error).removeprefix(f"{path} "))
 
 
 def brightness(image: Picture, where: str) -> Iterator[Problem]:
-    """Yield a problem for a picture that is nearly black or white, as it is where its range of grey is not known.
+    """Yield a problem for a picture that is nearly black or white, perhaps because of wrong intensity levels.
 
     Args:
         image: (height, width, 3) uint8 RGB.
@@ -140,17 +151,17 @@ def _sample_item(sample: Sample, root: Path, settings: MaskSettings) -> Item:
 
 
 def _sample_truth(sample: Sample, root: Path, settings: MaskSettings, image: TurnedImage) -> Truth:
-    """Read the sample's masks, and return what is wrong with them."""
+    """Read the sample's masks and return its ground truth."""
     if not sample.is_good and not sample.masks:
         advice = f"draw {sample.mask_wanted}, or {sample.if_good}"
         return Truth(None, 0, [Problem("error", "mask missing", sample.original_file, f"has no mask: {advice}")])
     truths = [_mask_truth(file, root, settings, image) for file in sample.masks]
     masks = [truth.mask for truth in truths if truth.mask is not None]
-    there = [(file.path, truth.mask) for file, truth in zip(sample.masks, truths, strict=True)]
-    marked = {path for path, mask in there if mask is not None and mask.any()}
+    pairs = [(file.path, truth.mask) for file, truth in zip(sample.masks, truths, strict=True)]
+    marked = {path for path, mask in pairs if mask is not None and mask.any()}
     for file, truth in zip(sample.masks, truths, strict=True):
         if truth.mask is not None and file.path not in marked:
-            marked.add(file.path)  # said once, though several rules may have looked at it
+            marked.add(file.path)  # report a file once, even if several rules read it
             message = f"has no defect pixel: draw the defect white, or {sample.if_good}"
             truth.problems.append(Problem("error", "mask empty", where_of(file.path, root), message))
     return Truth(
@@ -161,7 +172,7 @@ def _sample_truth(sample: Sample, root: Path, settings: MaskSettings, image: Tur
 
 
 def _mask_truth(file: MaskFile, root: Path, settings: MaskSettings, image: TurnedImage) -> Truth:
-    """Read one mask, and return what is wrong with it, but for its being empty."""
+    """Read one mask and return its ground truth. An empty mask is reported elsewhere."""
     where = where_of(file.path, root)
     try:
         pixels = mask_files.pixels_of(images.read_bytes(file.path), file, image, settings)
@@ -199,13 +210,12 @@ def _value_problems(pixels: Pixels, where: str) -> Iterator[Problem]:
 def coco_items(
     dataset_dir: Path, crowds: Literal["ignore", "instances"], tallies: tuple[Tally, Tally]
 ) -> tuple[list[Item], list[Problem], list[CocoSplit]]:
-    """Return the images of all splits that are there and can be used, what is wrong with the splits themselves, and
-    these splits.
+    """Return the images of all usable splits, the problems of the splits themselves, and these splits.
 
     Args:
         dataset_dir: the COCO folder.
-        crowds: what crowds are.
-        tallies: of images and annotations; they grow by those that cannot be used.
+        crowds: how crowds are treated.
+        tallies: the tallies of images and annotations, to which the unusable ones are added.
     """
     reading = Reading(crowds=crowds, on_error="skip")
     items: list[Item] = []
@@ -227,7 +237,7 @@ def coco_items(
         problems += [Problem("error", "unusable record", name, problem) for problem in split.problems]
         problems += _split_problems(split)
         for tally, of_split in zip(tallies, split.tallies, strict=True):
-            tally.add(replace(of_split, used=0))  # the doctor counts those once it has seen their images
+            tally.add(replace(of_split, used=0))  # the used ones are counted after their images are checked
     return items, problems, splits
 
 
@@ -248,9 +258,9 @@ def _record_item(split: CocoSplit, image: Record) -> Item:
     )
 
 
-def _record_truth(split: CocoSplit, image: Record, seen: TurnedImage) -> Truth:
-    """Decode the annotations of an image, and return what is wrong with them."""
-    height, width = seen.height, seen.width
+def _record_truth(split: CocoSplit, image: Record, actual: TurnedImage) -> Truth:
+    """Decode the annotations of an image and return its ground truth."""
+    height, width = actual.height, actual.width
     where = f"{split.name}/images/{image['file_name']}"
     defects = one_by_one(split.defects(image))
     if (image["width"], image["height"]) != (width, height):
@@ -268,7 +278,7 @@ def _record_truth(split: CocoSplit, image: Record, seen: TurnedImage) -> Truth:
 
 
 def _annotation_problems(record: Record, mask: Mask, where: str) -> Iterator[Problem]:
-    """Yield what is wrong with an annotation's box and area, held against its mask and the image."""
+    """Yield a problem if an annotation's box or area does not fit its mask or the image."""
     who = f"annotation {record['id']}"
     height, width = mask.shape
     x, y, across, down = box = record["bbox"]
@@ -280,22 +290,22 @@ def _annotation_problems(record: Record, mask: Mask, where: str) -> Iterator[Pro
         message = f"{who} has the box {record['bbox']} but its mask covers {list(box_of(mask))}: export it again"
         yield Problem("warning", "box and mask", where, message)
     pixels = int(np.count_nonzero(mask))
-    area = record.get("area", pixels)  # not every tool writes it
+    area = record.get("area", pixels)  # not every tool writes the area
     if not pixels:
         yield Problem("error", "mask empty", where, f"{who} has a segmentation without a pixel: remove or redraw it")
-    elif record.get("is_box"):  # whose pixels nobody knows
+    elif record.get("is_box"):  # its true area is not known
         return
     elif not isinstance(area, int | float) or abs(area - pixels) > max(2, AREA_TOLERANCE * pixels):
         yield Problem("warning", "area", where, f"{who} has the area {area} but its mask {pixels} pixels")
 
 
 def _split_problems(split: CocoSplit) -> Iterator[Problem]:
-    """Yield what is wrong with a split as a whole."""
+    """Yield the problems of a split as a whole."""
     name, folder = split.name, split.image_folder
     unmarked = set()
     for reason, left in split.tallies[1].not_used.items():
         if reason in NO_INSTANCE:
-            for number, _, file in (one.partition(" of ") for one in left):
+            for number, _, file in (name.partition(" of ") for name in left):
                 unmarked.add(file)
                 message = f"annotation {number} is no instance: {reason}; remove or redraw it"
                 yield Problem("error", "mask empty", f"{name}/images/{file}", message)
@@ -304,14 +314,14 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
     if boxes:
         message = (
             f"has {len(boxes)} defects as boxes without an outline (annotation {boxes[0]['id']} for one): networks "
-            "that find boxes learn them, and those with masks do not"
+            "that predict boxes learn them, and those with masks do not"
         )
         yield Problem("warning", "box alone", name, message)
     used = {record["category_id"] for records in split.annotations.values() for record in records}
     for category in split.categories:
         if category["id"] not in used and category["name"] != GOOD:
             message = (
-                f"has no annotation of category {category['id']} {category['name']}: it cannot be learnt or judged"
+                f"has no annotation of category {category['id']} {category['name']}: it cannot be learnt or evaluated"
             )
             yield Problem("warning", "empty category", name, message)
     for category in split.categories:
@@ -321,7 +331,7 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
                 f"call it {GOOD}"
             )
             yield Problem("warning", "good by another name", name, message)
-    # An image said to be good needs no annotation; one that says nothing may have been forgotten.
+    # An image without annotations is right if its record says `good`. Otherwise it may have been forgotten.
     bare = [
         image
         for image in split.images
@@ -342,7 +352,7 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
 
 
 def _crowd_problems(split: CocoSplit) -> Iterator[Problem]:
-    """Yield a warning of crowds, or an error where there is nothing else to learn from."""
+    """Yield a warning about crowds, or an error if all defects are crowds."""
     crowds, defects = len(split.crowds), sum(len(split.defects(image)) for image in split.images)
     if not crowds:
         return

@@ -8,11 +8,11 @@ from rich.text import Text
 from flawmask.data.doctor import Report
 
 SHOWN = 5
-"""Examples of each kind of problem, and sizes, that are shown one by one."""
+"""How many sizes, and examples of each kind of problem, are shown."""
 
 
 def tables(report: Report) -> list[Table]:
-    """Return the report as tables for a terminal: counts, sizes, and problems where there are any."""
+    """Return the report as tables for a terminal: counts, sizes, and problems if there are any."""
     return [_counts_table(report), _sizes_table(report), *([_problems_table(report)] if report.problems else [])]
 
 
@@ -27,7 +27,7 @@ def _counts_table(report: Report) -> Table:
 
 
 def _sizes_table(report: Report) -> Table:
-    """Return a table of the most frequent sizes; hand-cropped parts have nearly as many sizes as images."""
+    """Return a table of the most frequent sizes. (Parts cropped by hand have nearly as many sizes as images.)"""
     table = Table(title=Text(f"{report.name}: sizes in pixels"))
     for heading in ("width", "height", "images"):
         table.add_column(heading, justify="right")
@@ -41,7 +41,7 @@ def _sizes_table(report: Report) -> Table:
 
 
 def _problems_table(report: Report) -> Table:
-    """Return a table with one row for each kind of problem, and its first examples."""
+    """Return a table with one row for each kind of problem, with its first examples."""
     table = Table(title=Text(f"{report.name}: problems"), show_lines=True)
     table.add_column("kind")
     table.add_column("count", justify="right")
@@ -50,7 +50,7 @@ def _problems_table(report: Report) -> Table:
         found = list(group)
         examples = [f"{problem.where} {problem.message}" for problem in found[:SHOWN]]
         examples += [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        # Text, because rich would take [brackets] in a file's name for markup.
+        # `Text`, because rich would read [brackets] in a file name as markup.
         style = "red" if severity == "error" else "yellow"
         table.add_row(Text(f"{severity}: {kind}", style), str(len(found)), Text("\n".join(examples)))
     return table

@@ -1,4 +1,4 @@
-"""Images that are there twice: files with the same bytes, and files with other bytes that show the same picture."""
+"""Find duplicate images: files with the same bytes, and files with other bytes that show the same picture."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,31 +11,31 @@ import numpy.typing as npt
 from flawmask.draw import Picture
 
 LOOK_SIDE = 64  # pixels
-LOOK_SIGMA = 2.0  # of the smoothing that is taken off, in those pixels
-BLOCK = 1024  # images compared with as many others at a time
+LOOK_SIGMA = 2.0  # of the blur that is subtracted, in pixels of the small picture
+BLOCK = 1024  # compare this many images with as many others at a time
 ALIKE = 0.98
-"""Correlation of two looks (see `look_of`) from which two images count as one picture.
+"""The correlation of two descriptors (see `look_of`) above which two images count as the same picture.
 
-Measured on MVTec AD bottle (17 images), magnetic tile (400 of its 938) and the demo category (360, 3 products): a
-picture against its own JPEG of quality 95, or its copy made 1 % brighter, correlates at 0.998 or more in every case;
-against its JPEG of quality 75 at 0.99 or more in 95 % of cases. Two different bottles correlate at 0.964 at most, two
-different demo parts at 0.971. (A DCT hash of 256 bits does not part them: JPEGs of quality 75 differ from their source
-in up to 16 bits, two different demo parts in 10.)
+It was measured on MVTec AD bottle (17 images), magnetic tile (400 of its 938) and the demo category (360 images, 3
+products). A picture and its JPEG of quality 95, or its copy made 1 % brighter, always correlate at 0.998 or more. A
+picture and its JPEG of quality 75 correlate at 0.99 or more in 95 % of cases. Two different bottles correlate at 0.964
+at most, and two different demo parts at 0.971. (A 256-bit DCT hash does not separate them: a JPEG of quality 75 differs
+from its source in up to 16 bits, but two different demo parts only in 10.)
 """
 
 Look = npt.NDArray[np.float16]
-"""What an image looks like: (4096,) float16, see `look_of`."""
+"""An image descriptor: (4096,) float16; see `look_of`."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What two images are compared by.
+    """The data of an image that is compared with others.
 
     Attributes:
-        digest: SHA-256 of the file.
-        look: what the image looks like.
-        split: the split it belongs to.
-        variant: whether it was made from another image by augmentation.
+        digest: the SHA-256 of the file.
+        look: the image descriptor.
+        split: the image's split.
+        variant: whether the image was made by augmentation.
     """
 
     digest: str
@@ -45,12 +45,13 @@ class Compared:
 
 
 def look_of(image: Picture) -> Look:
-    """Return what an image looks like: (4096,) float16 of length 1; the product of two is their correlation.
+    """Return an image descriptor: a (4096,) float16 vector of length 1. The dot product of two is their correlation.
 
-    The smoothed image is taken off, because well-aligned product photos share their coarse shapes and lighting and
-    differ in detail. An image without detail gives a shorter vector and is like no other.
+    The descriptor is a small high-pass picture. Well-aligned product photos share their coarse shapes and lighting and
+    differ in detail, so a blurred copy is subtracted. An image without detail gives a shorter vector, which is similar
+    to no other.
     """
-    # As float32: rounded to whole grey levels, what little detail a dark image has would be lost in the rounding.
+    # Use float32: rounding to whole grey levels would destroy the little detail of a dark image.
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     small = cv2.resize(grey, (LOOK_SIDE, LOOK_SIDE), interpolation=cv2.INTER_AREA)
     detail = small - cv2.GaussianBlur(small, (0, 0), LOOK_SIGMA)
@@ -59,18 +60,19 @@ def look_of(image: Picture) -> Look:
 
 
 def identical(digests: Sequence[str]) -> list[list[int]]:
-    """Return the places of each digest that is there more than once, in the order in which they first occur."""
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, digest in enumerate(digests):
-        places[digest].append(place)
-    return [same for same in places.values() if len(same) > 1]
+    """Return the indices of each digest that occurs more than once, in the order of first occurrence."""
+    indices: dict[str, list[int]] = defaultdict(list)
+    for index, digest in enumerate(digests):
+        indices[digest].append(index)
+    return [same for same in indices.values() if len(same) > 1]
 
 
 def alike(images: Sequence[Compared]) -> list[tuple[int, int]]:
-    """Return pairs (later, earlier) of places in `images` that look alike and are not the same bytes.
+    """Return index pairs (later, earlier) of images that look the same but have different bytes.
 
-    Each image is paired with the first it is like on its own split and the first on another, so that a data set of
-    nothing but copies gives a long list and not a square one. Blocks keep the memory within tens of MB.
+    Each image is paired only with the first similar image in its own split and the first one in another split. So for
+    n copies of one picture, the list grows with n and not with n squared. Working in blocks keeps the memory within tens
+    of MB.
     """
     if not images:
         return []
@@ -84,13 +86,13 @@ def alike(images: Sequence[Compared]) -> list[tuple[int, int]]:
         rows = looks[top : top + BLOCK].astype(np.float32)
         for left in range(top, len(images), BLOCK):
             b = np.arange(left, min(left + BLOCK, len(images)))[None, :]
-            alike = (
+            similar = (
                 (rows @ looks[left : left + BLOCK].astype(np.float32).T >= ALIKE) & (a < b) & (digest[a] != digest[b])
             )
             across = split[a] != split[b]
-            # On one split a variant is meant to look like its source.
-            for which in (alike & across, alike & ~across & ~(variant[a] | variant[b])):
-                for column in np.flatnonzero(which.any(axis=0)):
-                    row = int(np.argmax(which[:, column]))
+            # Within a split, a variant is expected to look like its source.
+            for pairs in (similar & across, similar & ~across & ~(variant[a] | variant[b])):
+                for column in np.flatnonzero(pairs.any(axis=0)):
+                    row = int(np.argmax(pairs[:, column]))
                     first.setdefault((left + int(column), bool(across[row, column])), top + row)
     return sorted((later, earlier) for (later, _), earlier in first.items())

@@ -1,4 +1,4 @@
-"""How labelled images become a COCO folder, wherever they come from: who trains, who validates, how files arrive."""
+"""Settings that `prepare` and `import` share: how to split the images, and how to place the image files."""
 
 import re
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ class FolderSettings(Seed, BadInput):
     """How labelled images become a COCO folder."""
 
     train_ratio: float = 0.8
-    """Share of the images of each type that goes to training; the others validate. Without those held back for test."""
+    """Share of each type's images used for training; the others are for validation. Test images are set aside first."""
     test_ratio: float = 0.0
-    """Share of the images of each type that is held back first, as a third split that chooses nothing: test."""
+    """Share of each type's images set aside first as the test split, which never chooses an epoch or a threshold."""
     folds: int = 1
-    """Divide the images into so many parts; each in turn validates, and the others train. 1: split by train_ratio."""
+    """Number of cross-validation folds: each fold in turn is for validation, the others for training. 1: use train_ratio."""
     fold: int | None = None
-    """With --folds, which part validates: 1 to folds. run takes them all in turn by default."""
+    """With --folds, the fold used for validation: 1 to folds. By default run uses every fold in turn."""
     group_by: str | None = None
-    """Keep photographs of one part on one side: what finds the part in the names, '^(part[0-9]+)' in part0012_a.png."""
+    """Regular expression that finds the part in file names; images of one part stay in one split. Ex.: '^(part[0-9]+)'."""
     link: Literal["copy", "hardlink", "symlink"] = "copy"
-    """How image files arrive, byte for byte in any case."""
+    """Copy the image files or link to them. Their bytes never change."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
