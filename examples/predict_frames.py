@@ -1,6 +1,6 @@
-"""Looks at frames as they come, as from a camera: `python predict_frames.py run/best.pt frames`.
+"""Predict frames one after the other, as from a camera: `python predict_frames.py run/best.pt frames`.
 
-Frames are read ahead by threads while the network looks at others. A real camera takes the place of `frames`.
+Threads read frames ahead while the network predicts earlier ones. Replace `frames` by your camera.
 """
 
 import sys
@@ -15,7 +15,7 @@ import flawmask
 
 
 def frames(folder: Path) -> Iterator[npt.NDArray[Any]]:
-    """Yield arrays, (height, width, 3) uint8, with the colours in OpenCV's order, as a camera gives them."""
+    """Yield arrays, (height, width, 3) uint8, in OpenCV's colour order (BGR), as a camera does."""
     for path in sorted(folder.iterdir()):
         frame = cv2.imread(str(path))
         if frame is not None:
@@ -23,12 +23,13 @@ def frames(folder: Path) -> Iterator[npt.NDArray[Any]]:
 
 
 def main(model: str, folder: str) -> None:
-    """Print the verdict of each frame, and write a picture of each that is rejected."""
+    """Print the verdict on each frame, and write a picture of each rejected frame."""
     predictor = flawmask.Predictor(model, threshold=0.5, min_area=10)
     for number, prediction in enumerate(predictor.predict(frames(Path(folder)), colour="bgr")):
         if prediction.is_defect:
-            found = prediction.defects(predictor.conf, predictor.min_area)  # of all instances, some are of class good
-            print(f"frame {number}: {', '.join(one.label for one in found)}, score {found[0].score:.2f}")
+            defects = prediction.defects(predictor.conf, predictor.min_area)  # without the instances of class good
+            labels = ", ".join(instance.label for instance in defects)
+            print(f"frame {number}: {labels}, score {defects[0].score:.2f}")
             prediction.overlay().save(f"frame_{number}.png")
         else:
             print(f"frame {number}: good")

@@ -129,7 +129,7 @@ LOST = frozenset({"unreadable image", "image size", "mask missing", "mask size",
 
 @dataclass(frozen=True)
 class _Checked:
-    """What is kept of an image after reading it. Of its pixels, only the small picture for the contact sheet is kept."""
+    """What is kept of an image after reading it: of its pixels, only the small picture for the contact sheet."""
 
     item: Item
     problems: list[Problem]
@@ -298,12 +298,12 @@ def _parts(items: Sequence[Item], config: DoctorConfig) -> Iterator[Problem]:
             yield from _parts_on_several_splits(items)
         return
     originals = [item for item in items if not item.variant]
-        found = find_groups([item.name for item in originals])
-        if found is None:
-            return
-        advice = f"if so, keep each in one split with {found.flag}"
-        if config.category is None:
-            splits = {(part, item.split) for part, item in zip(found.parts, originals, strict=True) if part is not None}
+    found = find_groups([item.name for item in originals])
+    if found is None:
+        return
+    advice = f"if so, keep each in one split with {found.flag}"
+    if config.category is None:
+        splits = {(part, item.split) for part, item in zip(found.parts, originals, strict=True) if part is not None}
         divided = sum(count > 1 for count in Counter(part for part, _ in splits).values())
         advice = (
             f"if so, {divided} of them are in several splits: keep each in one (prepare {found.flag}), and name it as "
@@ -376,7 +376,11 @@ def _counts(checked: Sequence[_Checked]) -> tuple[Count, ...]:
         by_type[each.item.split, each.item.type].append(each)
     return tuple(
         Count(
-            split, kind, len(of_type), sum(each.item.defective for each in of_type), sum(each.instances for each in of_type)
+            split,
+            kind,
+            len(of_type),
+            sum(each.item.defective for each in of_type),
+            sum(each.instances for each in of_type),
         )
         for (split, kind), of_type in sorted(by_type.items())
     )

@@ -1,4 +1,4 @@
-"""MVTec AD, fetched when it is asked for: one archive, checked by its SHA-256, of which one category is unpacked."""
+"""Download MVTec AD on request: fetch the archive, check its SHA-256, and unpack one category."""
 
 import hashlib
 import logging
@@ -31,16 +31,16 @@ Unsupervised Anomaly Detection", CVPR 2019) is licensed under CC BY-NC-SA 4.0: n
 it under the same licence. https://creativecommons.org/licenses/by-nc-sa/4.0/"""
 
 PATIENCE = 30.0
-"""Seconds after which a connection that says nothing is given up."""
+"""Seconds of silence after which a connection is given up."""
 
 ATTEMPTS = 6
-"""After so many attempts in a row that brought no byte, a transfer is given up."""
+"""A transfer is given up after this many attempts in a row without a new byte."""
 
 REFUSALS = (400, 401, 403, 404, 405, 410, 451)
-"""What a server says that will say so again."""
+"""HTTP statuses for which another attempt is useless."""
 
 FIRST_WAIT = 1.0
-"""Seconds before it is taken up again; twice as many after each attempt that brought nothing."""
+"""Seconds before the next attempt. They double after each attempt without a new byte."""
 
 CATEGORIES = (
     *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile"),
@@ -48,28 +48,28 @@ CATEGORIES = (
 )
 
 ENTRIES = ("train", "test", "ground_truth", "license.txt", "readme.txt", *LITTER)
-"""All that a category's folder holds; one with anything else in it is never replaced."""
+"""Everything that a category's folder may hold. A folder with anything else is never replaced."""
 
 CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadConfig(Settings):
-    """Fetch a category of MVTec AD: 4.9 GB for all categories, kept so that a second one need not be fetched.
+    """Download a category of MVTec AD. The archive (4.9 GB) holds all categories and is kept for the next one.
 
     It is licensed under CC BY-NC-SA 4.0: not for commercial use.
     """
 
     category: str
-    """The category that is unpacked, bottle for one."""
+    """The category to unpack, such as bottle."""
     mvtec_root: Path = Path("datasets/mvtec")
-    """Where the archive and the category go."""
+    """Folder for the archive and the category."""
     url: str = URL
-    """Where the archive is."""
+    """Address of the archive."""
     sha256: str = SHA256
-    """What it must be."""
+    """Expected SHA-256 of the archive."""
     overwrite: bool = False
-    """Replace the category, if it is there."""
+    """Replace the category if it exists already."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,13 +78,14 @@ class DownloadConfig(Settings):
             not official or self.category in CATEGORIES,
             f"--category {self.category}: MVTec AD has {', '.join(CATEGORIES)}",
         )
-        plain = bool(self.category) and Path(self.category).name == self.category and self.category not in (".", "..")
-        require(plain, f"--category {self.category!r} is no name of a folder")
+        is_name = bool(self.category) and Path(self.category).name == self.category and self.category not in (".", "..")
+        require(is_name, f"--category {self.category!r} is not the name of a folder")
         require(
             self.url.startswith(("https://", "http://")), f"--url {self.url}: it must start with https:// or http://"
         )
         require(
-            _is_url(self.url), f"--url {self.url}: it is no address of a file; write odd characters as %20 and so on"
+            _is_url(self.url),
+            f"--url {self.url}: this is not the address of a file; write odd characters as %20 and so on",
         )
         digits = set(self.sha256.lower()) <= set("0123456789abcdef") and len(self.sha256) == 64
         require(digits, f"--sha256 {self.sha256!r}: it must be 64 hexadecimal digits")
@@ -100,18 +101,18 @@ def _is_url(url: str) -> bool:
 
 
 def download(config: DownloadConfig) -> Path:
-    """Fetch and unpack a category, and return its folder.
+    """Download and unpack a category, and return its folder.
 
-    What a broken transfer left is gone on with; an archive that is there already is not fetched again.
+    A broken transfer is continued. An archive that exists already is not downloaded again.
 
     Raises:
-        FlawmaskError: the category is there already, the archive cannot be had or is another one, or it does not hold
-            the category, or a member of it would leave the folder. No part of a category is left.
+        FlawmaskError: the category exists already, the archive cannot be fetched or has another SHA-256, it does not
+            hold the category, or one of its files would be unpacked outside the folder. No partial category is left.
     """
     target = config.mvtec_root / config.category
     require(config.overwrite or not target.exists(), f"{target} is there already: replace it with --overwrite")
-    strange = sorted(one.name for one in target.iterdir() if one.name not in ENTRIES) if target.is_dir() else []
-    require(not strange, f"{target} holds something else ({', '.join(strange[:3])}): move it away")
+    unknown = sorted(path.name for path in target.iterdir() if path.name not in ENTRIES) if target.is_dir() else []
+    require(not unknown, f"{target} holds something else ({', '.join(unknown[:3])}): move it away")
     require(not target.is_file(), f"{target} is a file: move it away")
     log.info("%s", LICENCE)
     config.mvtec_root.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,7 @@ def download(config: DownloadConfig) -> Path:
 
 
 def _fetch(url: str, archive: Path, wanted: str) -> None:
-    """Fetch the archive, going on where an earlier transfer broke off, and check it."""
+    """Fetch the archive, continuing an earlier transfer that broke off, and check it."""
     partial = archive.with_name(f"{archive.name}.partial")
     failures = 0
     while True:
@@ -136,7 +137,7 @@ def _fetch(url: str, archive: Path, wanted: str) -> None:
             _transfer(url, partial, before)
             break
         except HTTPError as error:
-            if error.code == 416:  # nothing lies behind what is there already
+            if error.code == 416:  # the file is complete already
                 break
             reason, is_final = f"HTTP {error.code} {error.reason}", error.code in REFUSALS
         except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
@@ -147,10 +148,10 @@ def _fetch(url: str, archive: Path, wanted: str) -> None:
             raise FlawmaskError(f"{url} cannot be fetched ({reason}): try again later, or name a mirror with --url")
         log.warning("%s: %s; going on behind the first %d MB", url, reason, after // 10**6)
         time.sleep(FIRST_WAIT * 2**failures)
-    found = _digest(partial)
-    if found != wanted:
+    digest = _digest(partial)
+    if digest != wanted:
         partial.unlink()
-        raise FlawmaskError(f"{url} is another file than wanted (SHA-256 {found}, not {wanted}): it was deleted")
+        raise FlawmaskError(f"{url} is another file than wanted (SHA-256 {digest}, not {wanted}): it was deleted")
     partial.replace(archive)
 
 
@@ -159,66 +160,68 @@ def _size(path: Path) -> int:
 
 
 def _transfer(url: str, partial: Path, start: int) -> None:
-    """Append to the file what the server has behind so many bytes, or all of it where it cannot go on.
+    """Append the rest of the server's file, from byte `start` on. If the server cannot continue, fetch all of it.
 
     Raises:
-        ConnectionError: it broke off.
+        ConnectionError: the connection broke off.
         OSError: the disk is full.
     """
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-        goes_on = answer.status == 206
-        start = start if goes_on else 0
-        left = int(answer.headers.get("Content-Length") or 0)
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+        continues = response.status == 206
+        start = start if continues else 0
+        remaining = int(response.headers.get("Content-Length") or 0)
         free = shutil.disk_usage(partial.parent).free
-        require(left < free, f"{partial.parent} has {free // 10**6} MB free, and {left // 10**6} MB are to come")
-        with partial.open("ab" if goes_on else "wb") as file, bar("fetching", start + left, start) as move:
-            while chunk := _next(answer):
+        require(
+            remaining < free, f"{partial.parent} has {free // 10**6} MB free, and {remaining // 10**6} MB are to come"
+        )
+        with partial.open("ab" if continues else "wb") as file, bar("fetching", start + remaining, start) as advance:
+            while chunk := _next(response):
                 file.write(chunk)
-                move(len(chunk))
-                left -= len(chunk)
-    if left > 0:
+                advance(len(chunk))
+                remaining -= len(chunk)
+    if remaining > 0:
         raise ConnectionError("the connection broke off")
 
 
-def _next(answer: HTTPResponse) -> bytes:
-    """Return what has come so far, however late the rest is; nothing at the end.
+def _next(response: HTTPResponse) -> bytes:
+    """Return the bytes that have arrived, without waiting for more; nothing at the end.
 
     Raises:
-        ConnectionError: the connection broke off, whichever way.
+        ConnectionError: the connection broke off, for any reason.
     """
     try:
-        return answer.read1(CHUNK)
-    except OSError as error:  # no route, a broken record of TLS, a timeout
+        return response.read1(CHUNK)
+    except OSError as error:  # no route, a broken TLS record, a timeout
         raise ConnectionError(str(error)) from None
 
 
 def _digest(path: Path) -> str:
     """Return the file's SHA-256 in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file, bar("checking", _size(path)) as move:
+    with path.open("rb") as file, bar("checking", _size(path)) as advance:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-            move(len(chunk))
+            advance(len(chunk))
     return digest.hexdigest()
 
 
 def _unpack(archive: Path, category: str, target: Path) -> None:
-    """Unpack what lies under one name of the archive, and nothing that would lead out of there."""
-    found = at = 0
+    """Unpack one category of the archive, and refuse files that would leave its folder."""
+    count = position = 0
     try:
-        with whole_folder(target) as folder, archive.open("rb") as data, bar("unpacking", _size(archive)) as move:
-            for member in (content := tarfile.open(fileobj=data)):  # noqa: SIM115 - it has nothing of its own to close
+        with whole_folder(target) as folder, archive.open("rb") as data, bar("unpacking", _size(archive)) as advance:
+            for member in (content := tarfile.open(fileobj=data)):  # noqa: SIM115 - `data` is closed by the with statement
                 name = member.name.removeprefix("./")
                 member.name = name.partition("/")[2]
                 if name.split("/")[0] == category and member.name:
-                    # Links are how archives have got past filters.
-                    require(member.isreg() or member.isdir(), f"{archive} cannot be unpacked: {name} is no file")
+                    # Refuse links: with them, archives have bypassed filters.
+                    require(member.isreg() or member.isdir(), f"{archive} cannot be unpacked: {name} is not a file")
                     content.extract(member, folder, filter="data")
-                    found += 1
-                move(data.tell() - at)
-                at = data.tell()
-            require(bool(found), f"{archive} holds no {category}")
+                    count += 1
+                advance(data.tell() - position)
+                position = data.tell()
+            require(count > 0, f"{archive} holds no {category}")
     except (tarfile.TarError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

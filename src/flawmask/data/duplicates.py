@@ -45,11 +45,11 @@ class Compared:
 
 
 def look_of(image: Picture) -> Look:
-    """Return an image descriptor: a (4096,) float16 vector of length 1. The dot product of two is their correlation.
+    """Return an image descriptor: (4096,) float16, with length 1. The dot product of two is their correlation.
 
-    The descriptor is a small high-pass picture. Well-aligned product photos share their coarse shapes and lighting and
-    differ in detail, so a blurred copy is subtracted. An image without detail gives a shorter vector, which is similar
-    to no other.
+    The descriptor is a small, high-pass filtered picture. Well-aligned product photos share their coarse shapes and
+    lighting and differ in detail, so a blurred copy is subtracted. An image without detail gives a shorter vector,
+    which is similar to no other.
     """
     # Use float32: rounding to whole grey levels would destroy the little detail of a dark image.
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -71,8 +71,8 @@ def alike(images: Sequence[Compared]) -> list[tuple[int, int]]:
     """Return index pairs (later, earlier) of images that look the same but have different bytes.
 
     Each image is paired only with the first similar image in its own split and the first one in another split. So for
-    n copies of one picture, the list grows with n and not with n squared. Working in blocks keeps the memory within tens
-    of MB.
+    n copies of one picture, the list grows with n and not with n squared. Comparing block by block needs only tens of
+    MB of memory.
     """
     if not images:
         return []

@@ -17,11 +17,11 @@ class FolderSettings(Seed, BadInput):
     test_ratio: float = 0.0
     """Share of each type's images set aside first as the test split, which never chooses an epoch or a threshold."""
     folds: int = 1
-    """Number of cross-validation folds: each fold in turn is for validation, the others for training. 1: use train_ratio."""
+    """Number of cross-validation folds: each in turn is for validation, the others for training. 1: use train_ratio."""
     fold: int | None = None
     """With --folds, the fold used for validation: 1 to folds. By default run uses every fold in turn."""
     group_by: str | None = None
-    """Regular expression that finds the part in file names; images of one part stay in one split. Ex.: '^(part[0-9]+)'."""
+    """Regular expression for the part in file names, like '^(part[0-9]+)'; images of one part stay in one split."""
     link: Literal["copy", "hardlink", "symlink"] = "copy"
     """Copy the image files or link to them. Their bytes never change."""
 

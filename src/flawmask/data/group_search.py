@@ -1,9 +1,9 @@
-"""Whether images that nobody has put into groups look like several photographs of each part, by their names.
+"""Guess from file names whether a data set without groups has several photographs of each part.
 
-Looks do not tell it. By `duplicates.look_of`, two photographs of one magnetic tile at different exposures correlate at
-0.37 in the median, two different parts of the demo category at up to 0.97. Nor does it help to take off what all images
-of a category have in common (their mean, or their first 4 or 8 principal components): different demo parts still
-correlate at up to 0.92 then. So looks point out near-identical images alone.
+The pixels do not tell it. With `duplicates.look_of`, two photographs of one magnetic tile at different exposures
+correlate at 0.37 in the median, and two different parts of the demo category at up to 0.97. Subtracting what all images
+of a category have in common (their mean, or their first 4 or 8 principal components) does not help: different demo
+parts still correlate at up to 0.92. So the descriptors are used only to find near-identical images.
 """
 
 import re
@@ -15,33 +15,33 @@ from pathlib import Path
 
 from flawmask.data.groups import part_named
 
-MATCHING = 0.9
-"""The share of the images, at least, whose names have to be of the form."""
+MIN_MATCHING = 0.9
+"""The smallest share of images whose names must match the pattern."""
 
-WITH_OTHERS = 0.6
-"""The share of these, at least, that have to have another of the same part."""
+MIN_SHARED = 0.6
+"""The smallest share of the matching images that must share their part with another image."""
 
-FEWEST = 4
-"""Parts. Of fewer, chance makes some."""
+MIN_PARTS = 4
+"""The smallest number of parts. Fewer may match by chance."""
 
-MOST = 30
-"""Images of a part, on average: what more have in common is a camera, an exposure or a day."""
+MAX_MEAN_IMAGES = 30
+"""The largest mean number of images of a part. A larger group shares a camera, an exposure or a day instead."""
 
-LARGEST = 0.25
-"""The share of all images, at most, that one part has."""
+MAX_PART_SHARE = 0.25
+"""The largest share of all images that one part may have."""
 
-SPECIAL = re.compile(r"([.^$*+?{}\[\]\\|()])")  # re.escape would put a backslash before a hyphen, too
+SPECIAL = re.compile(r"([.^$*+?{}\[\]\\|()])")  # `re.escape` would escape hyphens too
 DATE = re.compile(r"(?<![0-9])(19|20)[0-9]{2}([-_.]?)[01][0-9]\2[0-3][0-9](?![0-9])")
 
 
 @dataclass(frozen=True)
 class FoundGroups:
-    """Groups that names of files seem to make.
+    """Groups that the file names seem to form.
 
     Attributes:
-        pattern: the regular expression that makes them, as `--group_by` takes it.
-        parts: each image's part; None where the name does not match.
-        examples: names of two images of one part.
+        pattern: the regular expression that finds the groups, for `--group_by`.
+        parts: the part of each image; None if its name does not match.
+        examples: the names of two images of the same part.
     """
 
     pattern: str
@@ -49,7 +49,7 @@ class FoundGroups:
     examples: tuple[str, str]
 
     def __str__(self) -> str:
-        """The finding in words, which follow the name of what holds the images."""
+        """Return the result in words. They continue after the name of the category or folder."""
         images = sum(part is not None for part in self.parts)
         return (
             f"seems to show {len({*self.parts} - {None})} parts on {images} of its {len(self.parts)} images, by their "
@@ -58,28 +58,31 @@ class FoundGroups:
 
     @property
     def flag(self) -> str:
-        """What to say to `prepare` to keep these groups together."""
+        """The flag of `prepare` that keeps these groups together."""
         return f"--group_by {shlex.quote(self.pattern)}"
 
 
 def find_groups(names: Sequence[str]) -> FoundGroups | None:
-    """Return the groups that the names of files seem to make; None where they seem to make none.
+    """Return the groups that the file names seem to form, or None.
 
-    A name that begins `part0012_` or `lot3-part0012` speaks of a part if nearly all do, if most parts have several
-    images, under names that go on differently, and if none has a large share. A counter alone, as in `IMG_0001`, does
-    not, and neither does a date. Of several beginnings, the one that makes the fewest groups is returned: it keeps
-    those of the others together.
+    Names that begin with `part0012_` or `lot3-part0012` name a part under these conditions: nearly all names have this
+    form, most parts have several images whose names continue differently, and no part has a large share of the images.
+    A plain counter, as in `IMG_0001`, does not name a part, and neither does a date. If several patterns match, the one
+    with the fewest groups is returned, because it also keeps the groups of the others together.
 
     Args:
-        names: of image files, without their folders.
+        names: the names of the image files, without folders.
     """
-    found = [one for one in (_groups(names, pattern) for pattern in _patterns(names)) if one is not None]
-    return min(found, key=lambda one: (not one.pattern.startswith("^"), len({*one.parts})), default=None)
+    candidates = [found for found in (_groups(names, pattern) for pattern in _patterns(names)) if found is not None]
+    return min(candidates, key=lambda found: (not found.pattern.startswith("^"), len({*found.parts})), default=None)
 
 
 def _patterns(names: Sequence[str]) -> Iterator[str]:
-    """Yield regular expressions of the forms that enough names have: each beginning of a name up to a number, or the
-    word before the number and the number, where more follows."""
+    """Yield the regular expressions that enough names match.
+
+    Each one matches the beginning of a name up to a number, or only the word before the number and the number. The name
+    must continue after the number.
+    """
     forms: Counter[str] = Counter()
     for name in names:
         pieces = re.findall(r"[0-9]+|[^0-9]+", Path(name).stem)
@@ -93,28 +96,28 @@ def _patterns(names: Sequence[str]) -> Iterator[str]:
                 of_name |= {f"^({form})"} | ({f"({word.group()}[0-9]+)"} if word and word.group() else set())
         forms.update(of_name)
     for form, count in forms.most_common():
-        if count >= MATCHING * len(names):
+        if count >= MIN_MATCHING * len(names):
             yield form
 
 
 def _groups(names: Sequence[str], pattern: str) -> FoundGroups | None:
-    """Return the groups that a regular expression makes of the names; None where they are no likely parts."""
+    """Return the groups that a regular expression finds in the names; None if they are not likely to be parts."""
     parts = [part_named(pattern, name) for name in names]
-    stems: dict[str, list[str]] = defaultdict(list)
+    by_part: dict[str, list[str]] = defaultdict(list)
     for name, part in zip(names, parts, strict=True):
         if part is not None:
-            stems[part].append(name)
-    matching = sum(map(len, stems.values()))
-    # Numbers that begin anew in each folder give the same name to different parts.
-    several = {part: found for part, found in stems.items() if len({Path(name).stem for name in found}) > 1}
+            by_part[part].append(name)
+    matching = sum(map(len, by_part.values()))
+    # If numbers start again in each folder, different parts have files of the same name.
+    shared = {part: of_part for part, of_part in by_part.items() if len({Path(name).stem for name in of_part}) > 1}
     if (
-        matching < MATCHING * len(names)
-        or len(stems) < FEWEST
-        or matching > MOST * len(stems)
-        or max(map(len, stems.values())) > LARGEST * len(names)
-        or sum(map(len, several.values())) < WITH_OTHERS * matching
-        or sum(DATE.search(part) is not None for part in stems) > len(stems) / 2
+        matching < MIN_MATCHING * len(names)
+        or len(by_part) < MIN_PARTS
+        or matching > MAX_MEAN_IMAGES * len(by_part)
+        or max(map(len, by_part.values())) > MAX_PART_SHARE * len(names)
+        or sum(map(len, shared.values())) < MIN_SHARED * matching
+        or sum(DATE.search(part) is not None for part in by_part) > len(by_part) / 2
     ):
         return None
-    one, other, *_ = sorted(set(several[max(several, key=lambda part: len(several[part]))]))
-    return FoundGroups(pattern, tuple(parts), (one, other))
+    first, second, *_ = sorted(set(shared[max(shared, key=lambda part: len(shared[part]))]))
+    return FoundGroups(pattern, tuple(parts), (first, second))

@@ -1,4 +1,4 @@
-"""Which images show the same part: those whose names say so, those that the layout puts together, and copies."""
+"""Find the images that show the same part: by their file names, by the layout of the folders, and by equal pixels."""
 
 import re
 from collections import defaultdict
@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from flawmask.data.layouts import Sample
 
 SAME = " = "
-"""Between the names of one part, where the same picture was found under several."""
+"""Joins the names of a part if the same picture was found under several names."""
 
 
 def part_named(pattern: str, file_name: str) -> str | None:
-    """Return the part that a file's name speaks of: what the groups of the regular expression match, joined by `_`, or
-    all that it matches; None where that is nothing."""
+    """Return the part that a file name contains, or None.
+
+    The part is what the groups of the regular expression match, joined by `_`; without groups, it is the whole match.
+    """
     match = re.search(pattern, file_name)
     if match is None:
         return None
@@ -20,26 +22,28 @@ def part_named(pattern: str, file_name: str) -> str | None:
 
 
 def parts_of(sample: Sample, pattern: str | None) -> list[str]:
-    """Return what the sample's part is called: by the layout, and by the file's name; nothing where neither says it."""
-    named = part_named(pattern, sample.image.name) if pattern else None
-    return [part for part in (sample.group, named) if part]
+    """Return the names of the sample's part: from the layout and from the file name, as far as they are known."""
+    in_name = part_named(pattern, sample.image.name) if pattern else None
+    return [part for part in (sample.group, in_name) if part]
 
 
 def keys(content: str, parts: Sequence[str]) -> list[str]:
-    """Return what tells an image's part: two images with one of these in common belong together.
+    """Return the grouping keys of an image. Two images with a key in common belong together.
 
     Args:
-        content: the digest of its pixels (`images.content_digest`).
-        parts: what its part is called.
+        content: the digest of the image's pixels (`images.content_digest`).
+        parts: the names of its part.
     """
     return [f"pixels {content}", *(f"part {part}" for part in parts)]
 
 
 def together(keys: Sequence[Sequence[str]]) -> list[str]:
-    """Return a key for each image, the same for all that belong together, be it by way of others.
+    """Return a key for each image that is equal for all images of a group.
+
+    Images belong together if they have a key in common, or if a chain of other images connects them.
 
     Args:
-        keys: each image's, at least one.
+        keys: the grouping keys of each image, at least one.
     """
     parent = {key: key for of_image in keys for key in of_image}
 
@@ -55,16 +59,16 @@ def together(keys: Sequence[Sequence[str]]) -> list[str]:
 
 
 def names(groups: Sequence[str], parts: Sequence[Sequence[str]], files: Sequence[str]) -> list[str]:
-    """Return the name of each image's group: of its part, or of its first file where no part is named.
+    """Return the name of each image's group: the name of its part or, without one, of its first file.
 
     Args:
-        groups: each image's, as `together` gives them.
-        parts: what each image's part is called.
-        files: each image's file.
+        groups: the key of each image's group, as `together` returns it.
+        parts: the names of each image's part.
+        files: the file of each image.
     """
-    called: dict[str, set[str]] = defaultdict(set)
+    part_names: dict[str, set[str]] = defaultdict(set)
     first: dict[str, str] = {}
     for group, of_image, file in zip(groups, parts, files, strict=True):
-        called[group].update(of_image)
+        part_names[group].update(of_image)
         first.setdefault(group, file)
-    return [SAME.join(sorted(called[group])) or first[group] for group in groups]
+    return [SAME.join(sorted(part_names[group])) or first[group] for group in groups]

@@ -1,4 +1,4 @@
-"""Labels that other tools wrote, to a COCO folder that is divided as `prepare` divides one."""
+"""Convert the labels of other tools to a COCO folder, with the same splits as `prepare` makes."""
 
 import logging
 from collections import Counter
@@ -35,37 +35,37 @@ MADE_BY = "flawmask import"
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSettings(FolderSettings, Reading):
-    """How labels of other tools become a COCO folder."""
+    """How labels of other tools are converted."""
 
     source_format: FormatName = "auto"
-    """What wrote the labels; auto looks."""
+    """Format of the labels; auto recognises it."""
     boxes: Literal["box", "outline"] = "box"
-    """What a rectangle is: a box around a defect, for networks that find boxes, or the defect's own outline."""
+    """Use rectangles as boxes around defects, for networks that predict boxes, or as the defects' own outlines."""
     unlabelled: Literal["leave_out", "good"] = "leave_out"
-    """What an image is of which no label file speaks: not used and named, or good. YOLO's are good by its own rule."""
+    """Leave out images without a label file, with a report, or use them as good. In YOLO they are always good."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(ImportSettings, Overwrite, Strict):
-    """Turn what a labelling tool wrote into a COCO folder with a training and a validation split.
+    """Convert the labels of a labelling tool to a COCO folder with a training and a validation split.
 
-    Splits that the source has are joined, and divided anew.
+    Splits of the source are joined, and then split again.
     """
 
     source: tyro.conf.Positional[Path]
     """A label file, or a folder with label files and images: labelme, VIA, CVAT, Label Studio, YOLO or COCO."""
     output_dir: Path
-    """Where the COCO folder goes."""
+    """The COCO folder to write."""
     image_dir: Path | None = None
-    """The folder that the images lie in or below, where that is not the folder of the labels."""
+    """The folder that contains the images, if it is not that of the labels. Its subfolders are searched too."""
 
 
 def import_labels(config: ImportConfig) -> Prepared:
-    """Make a COCO folder of the labels and return what is in it.
+    """Make a COCO folder from the labels, and return its counts.
 
     Raises:
-        FlawmaskError: there are no labels of a known format, no image has a defect, a label or an image is bad and
-            `on_error` is `stop`, or the output folder holds something else, or a data set made otherwise.
+        FlawmaskError: there are no labels in a known format, no image has a defect, a label or an image is bad and
+            `on_error` is `stop`, or the output folder holds something else, or a data set with another origin.
         UnusedError: something is not used, and `strict` is on.
     """
     require(config.folds == 1 or config.fold is not None, f"--folds {config.folds} needs --fold: which part validates")
@@ -99,11 +99,11 @@ def _imported(config: ImportConfig, info: dict[str, Any], tallies: tuple[Tally, 
 
 
 def _labels(config: ImportConfig) -> tuple[Labels, str]:
-    """Return what the label files say, and the format's name.
+    """Read the label files, and return their content and the name of the format.
 
     Raises:
-        FlawmaskError: there is no such file or folder, or no labels of a known format in it, or one cannot be used and
-            `on_error` is `stop`.
+        FlawmaskError: there is no such file or folder, it has no labels in a known format, or a label cannot be used
+            and `on_error` is `stop`.
     """
     source = config.source
     require(source.exists(), f"{source} is not there: name a label file, or a folder with labels and images")
@@ -111,14 +111,14 @@ def _labels(config: ImportConfig) -> tuple[Labels, str]:
     require(root.is_dir(), f"--image_dir {root} is no folder: name the one that the images lie in")
     name = imports.recognised(source) if config.source_format == "auto" else config.source_format
     if name is None:
-        known = ", ".join(one.NAME for one in imports.FORMATS.values())
+        known = ", ".join(known_format.NAME for known_format in imports.FORMATS.values())
         raise FlawmaskError(f"{source} holds no labels that are known ({known}): name the label file, or say --from")
     labels = Labels(source, root, Reading(crowds=config.crowds, on_error=config.on_error, good_name=config.good_name))
     imports.read(labels, name)
     _name_good(labels, config)
     _check_once(labels)
-    silent = [path for path in files_below(root, *images.SUFFIXES) if not labels.is_named(path)] + labels.unlabelled
-    for path in silent:
+    unnamed = [path for path in files_below(root, *images.SUFFIXES) if not labels.is_named(path)]
+    for path in unnamed + labels.unlabelled:
         original_file = labels.name_of(path)
         if labels.says_good or config.unlabelled == "good":
             labels.images.append(LabelledImage(path, original_file, ()))
@@ -128,10 +128,10 @@ def _labels(config: ImportConfig) -> tuple[Labels, str]:
 
 
 def _name_good(labels: Labels, config: ImportConfig) -> None:
-    """Call good what `--good_name` says, and refuse a class that looks as if it were good where nobody says.
+    """Rename the classes in `--good_name` to good.
 
     Raises:
-        FlawmaskError: there is such a class.
+        FlawmaskError: the name of another class probably means good, and `--good_name` is not given.
     """
     names = {region.label for image in labels.images for region in image.regions}
     for name in sorted(names - {GOOD}):
@@ -151,7 +151,7 @@ def _renamed(region: Region, good: Collection[str]) -> Region:
 
 
 def _check_once(labels: Labels) -> None:
-    """Leave out images of which label files speak twice."""
+    """Leave out images that are labelled twice."""
     count = Counter(image.path.resolve() for image in labels.images)
     for path in [path for path, times in count.items() if times > 1]:
         reason = f"{path} is labelled {count[path]} times: keep one of the labels"
@@ -168,7 +168,7 @@ def _leave_out_regions(image: LabelledImage, labels: Labels) -> None:
 
 
 def _categories(labels: Labels) -> list[Record]:
-    """Return the category records: the source's own, or the classes that are used."""
+    """Return the category records: those of the source, or else one for each class that is used."""
     if labels.categories is not None:
         return labels.categories
     used = {region.label for image in labels.images for region in image.regions}
@@ -177,12 +177,12 @@ def _categories(labels: Labels) -> list[Record]:
 
 
 def _warn_of_parts(found: Sequence[LabelledImage], config: ImportConfig) -> None:
-    """Refuse a `--group_by` that finds no part in any name; warn where names seem to speak of parts."""
+    """Raise an error if `--group_by` matches no name; without it, warn if the names seem to name parts."""
     names = [Path(image.original_file).name for image in found]
     if config.group_by is None:
         parts = find_groups(names) if config.fold in (None, 1) and not any(image.parts for image in found) else None
         if parts is not None:
-            log.warning("%s %s. If so, keep each on one side with %s", config.source, parts, parts.flag)
+            log.warning("%s %s. If so, keep each in one split with %s", config.source, parts, parts.flag)
         return
     without = [name for name in names if not groups.part_named(config.group_by, name)]
     if len(without) == len(names):
@@ -201,7 +201,7 @@ def _warn_of_parts(found: Sequence[LabelledImage], config: ImportConfig) -> None
 
 
 def _read_all(labels: Labels, categories: Sequence[Record], config: ImportConfig) -> tuple[list[ReadImage], int]:
-    """Return what was read and how many annotations are used; what cannot be is noted in `labels`.
+    """Read all images, and return them with the number of annotations that are used. `labels` notes unusable ones.
 
     Raises:
         FlawmaskError: something cannot be used, and `on_error` is `stop`.
@@ -240,7 +240,7 @@ def _stop_or_note(labels: Labels, config: ImportConfig) -> None:
 
 
 def _read(image: LabelledImage, ids: dict[str, int], config: ImportSettings) -> tuple[ReadImage, Tally]:
-    """Read one image and encode what is marked on it; ids are given later."""
+    """Read one image and encode its annotations. Ids are assigned later."""
     data = images.read_bytes(image.path)
     pixels = images.to_rgb(images.decode(data, image.path))
     height, width = pixels.shape[:2]
@@ -251,7 +251,7 @@ def _read(image: LabelledImage, ids: dict[str, int], config: ImportSettings) -> 
         )
     tally = Tally("annotations")
     records: list[Record] = []
-    sizes = {GOOD: 0.0}  # of the largest defect of each class
+    sizes = {GOOD: 0.0}  # the area of the largest defect's box, by class
     for region in image.regions:
         record = _record(region, height, width, config.boxes, image.original_file)
         if isinstance(record, str):
@@ -263,8 +263,8 @@ def _read(image: LabelledImage, ids: dict[str, int], config: ImportSettings) -> 
             sizes[region.label] = max(sizes.get(region.label, 0.0), float(across * down))
     tally.used = len(records)
     kind = image.defect_type or max(sizes, key=lambda name: sizes[name])
-    named = groups.part_named(config.group_by, Path(image.original_file).name) if config.group_by else None
-    parts = [*image.parts, *([named] if named else [])]
+    in_name = groups.part_named(config.group_by, Path(image.original_file).name) if config.group_by else None
+    parts = [*image.parts, *([in_name] if in_name else [])]
     sample = Sample(
         image=image.path, defect_type=kind, origin="test", original_file=image.original_file, good_folder=""
     )
@@ -285,10 +285,10 @@ def _read(image: LabelledImage, ids: dict[str, int], config: ImportSettings) -> 
 
 
 def _record(region: Region, height: int, width: int, boxes: str, file: str) -> Record | str:
-    """Return the annotation of a region, without its class; or why it is none, in a word or two.
+    """Return a region's annotation without its class; or, as text, why it is not an annotation.
 
     Raises:
-        FlawmaskError: its outline cannot be used; `file` is its image.
+        FlawmaskError: the region's shape cannot be used; `file` is its image.
     """
     try:
         shape = region.shape(height, width)

@@ -1,8 +1,8 @@
-"""How values of more than 8 bits become the 0 to 255 that networks see: one pair of levels for a whole data set.
+"""Scale images with more than 8 bits to 0 to 255, with one pair of levels for a whole data set.
 
-A camera of 10, 12 or 14 bits writes files of 16, whose upper 8 bits are then black or nearly so. What the file uses of
-its 16 bits, no format says; the values of all images together do. Levels found once are kept: in `dataset_info.json`,
-and in the checkpoint of a network that learned by them.
+A 10-, 12- or 14-bit camera writes 16-bit files whose upper 8 bits are nearly black. No file format says how many bits
+are used, but the values of all images together do. The levels are stored in `dataset_info.json`, and in the checkpoint
+of a network that was trained with them.
 """
 
 import logging
@@ -30,50 +30,49 @@ log = logging.getLogger(__name__)
 IntensityRule = Literal["auto", "8", "10", "12", "14", "16", "percentile"]
 
 BITS = (8, 10, 12, 14, 16)
-"""How many bits a camera has, as a rule: `auto` takes the first that holds all values."""
+"""The usual bit depths of cameras. `auto` uses the smallest one that holds all values."""
 
 PERCENTILES = (0.5, 99.5)
-"""Of all values of all images, the ones that become black and white by `percentile`."""
+"""The percentiles of all values of all images that become black and white with the rule `percentile`."""
 
 Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntensitySettings(Settings):
-    """How values of more than 8 bits become 0 to 255."""
+    """How images with more than 8 bits are scaled to 0 to 255."""
 
     intensity: IntensityRule = "auto"
-    """How many bits images of more than 8 use, of which networks see the upper 8; or percentile: what all but 0.5 % of
-    the values lie between; auto: as many bits as all images together need. A line says which."""
+    """Bits used by images of more than 8 bits: auto finds them; percentile maps the 0.5 to 99.5 % range to 0 to 255."""
 
 
 def of_bits(bits: int) -> Levels:
-    """Return the levels that keep the upper 8 of so many bits."""
+    """Return the levels that keep the upper 8 of this many bits."""
     return 0, 2**bits - 1
 
 
 def of_images(rule: IntensityRule, paths: Sequence[Path], what: str) -> Levels:
-    """Return the levels for a set of images, and say in a line what they are and why, unless all have 8 bits.
+    """Return the levels for a set of images, and log them with the reason, unless all images have 8 bits.
 
     Args:
-        rule: as `--intensity` has it.
-        paths: the images. One that cannot be read is left to whoever reads it for good.
-        what: what they are, for the line.
+        rule: the value of `--intensity`.
+        paths: the images. Unreadable ones are skipped here; they are reported when they are used.
+        what: the name of the data set, for the log.
     """
     if rule not in ("auto", "percentile"):
         return of_bits(int(rule))
-    counts, deep = np.zeros(65536, np.int64), 0
+    counts, used = np.zeros(65536, np.int64), 0
     with ThreadPoolExecutor(usable_cores()) as pool:
-        for one in track(pool.map(_counts, paths), "range of grey", total=len(paths)):
-            if one is not None:
-                counts, deep = counts + one, deep + 1
-    if not deep:
+        for of_image in track(pool.map(_counts, paths), "range of grey", total=len(paths)):
+            if of_image is not None:
+                counts, used = counts + of_image, used + 1
+    if not used:
         return UPPER_BITS
     levels, why = (_by_percentiles if rule == "percentile" else _by_bits)(counts)
     log.info(
         "%s: %d of %d images hold more than 8 bits, %s: %d to %d become 0 to 255 (--intensity says otherwise)",
         what,
-        deep,
+        used,
         len(paths),
         why,
         *levels,
@@ -89,14 +88,16 @@ def _by_bits(counts: Counts) -> tuple[Levels, str]:
 
 def _by_percentiles(counts: Counts) -> tuple[Levels, str]:
     share = 100 * counts.cumsum() / counts.sum()
-    low, high = (int(np.searchsorted(share, one)) for one in PERCENTILES)
-    high = min(max(high, low + 255), 65535)  # no more than 256 steps are made of what has fewer
+    low, high = (int(np.searchsorted(share, percentile)) for percentile in PERCENTILES)
+    high = min(max(high, low + 255), 65535)  # at least 256 values, since scaling up a smaller range adds no detail
     return (min(low, high - 255), high), f"{PERCENTILES[0]} % of their values are lower and as many higher"
 
 
 def _counts(path: Path) -> Counts | None:
-    """Return how often each 16-bit value occurs in an image; None in one of 8 bits, whose pixels are not decoded, or in
-    one that cannot be read."""
+    """Return how often each 16-bit value occurs in an image.
+
+    Returns None if the image cannot be read or has 8 bits. 8-bit images are not decoded.
+    """
     try:
         if not images.is_deep(path):
             return None
@@ -106,33 +107,35 @@ def _counts(path: Path) -> Counts | None:
 
 
 def of_dataset(rule: IntensityRule, splits: Sequence[CocoSplit]) -> Levels:
-    """Return the levels for splits of a COCO folder: those that its `dataset_info.json` says it was prepared with, or
-    `of_images` where it says none, or the rule is another.
+    """Return the levels for splits of a COCO folder.
+
+    They are those in its `dataset_info.json`, if there are any and the rule is the same. Otherwise `of_images` finds
+    them. Variants made by augmentation are ignored.
 
     Args:
-        rule: as `--intensity` has it.
-        splits: at least one; variants of images say nothing of the camera.
+        rule: the value of `--intensity`.
+        splits: the splits, at least one.
     """
     folder = splits[0].folder.parent
-    known = _kept(folder / dataset_info.NAME)
-    if known is not None and rule in ("auto", known[0]):
-        return known[1]
+    stored = _stored_levels(folder / dataset_info.NAME)
+    if stored is not None and rule in ("auto", stored[0]):
+        return stored[1]
     paths = [split.image_path(image) for split in splits for image in split.images if "augmentation" not in image]
     return of_images(rule, paths, str(folder))
 
 
 def to_keep(rule: IntensityRule, levels: Levels) -> dict[str, Any]:
-    """Return what `dataset_info.json` says of the levels."""
+    """Return the entry of `dataset_info.json` for the levels."""
     return {"rule": rule, "levels": list(levels)}
 
 
-def _kept(path: Path) -> tuple[str, Levels] | None:
-    found = read_json(path) if path.is_file() else None
-    kept = found.get("intensity") if isinstance(found, dict) else None
-    if kept is None:
+def _stored_levels(path: Path) -> tuple[str, Levels] | None:
+    info = read_json(path) if path.is_file() else None
+    stored = info.get("intensity") if isinstance(info, dict) else None
+    if stored is None:
         return None
     try:
-        low, high = (int(level) for level in kept["levels"])
-        return str(kept["rule"]), (low, high)
+        low, high = (int(level) for level in stored["levels"])
+        return str(stored["rule"]), (low, high)
     except (KeyError, TypeError, ValueError):
-        raise FlawmaskError(f"{path} is damaged: its `intensity` is {kept!r}; prepare the data set anew") from None
+        raise FlawmaskError(f"{path} is damaged: its `intensity` is {stored!r}; prepare the data set anew") from None

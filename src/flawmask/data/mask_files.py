@@ -1,7 +1,7 @@
-"""How the files of masks are read: by one rule for all of a category, and turned where their images are.
+"""Read mask files: with one rule for all masks of a category, and turned like their images.
 
-Tools write a defect as white, as 1, as the number of its class, as a colour, as a number of a palette, or as what is
-not transparent. One mask alone does not say which; all masks of a category together do.
+Tools mark a defect with white, with 1, with the number of its class, with a colour, with a palette index, or with
+opaque pixels. A single mask does not tell which. All masks of a category together do.
 """
 
 import json
@@ -37,7 +37,7 @@ RULES: Mapping[Rule, tuple[Part, Callable[[Pixels], Mask]]] = {
     "alpha": ("alpha", images.white),
     "palette": ("palette", images.nonzero),
 }
-"""What of a file each rule looks at, and what it takes for the defect."""
+"""The part of a file that each rule reads, and the function that finds the defect in it."""
 
 MEANING = {
     "white": "what is above half of white",
@@ -47,11 +47,11 @@ MEANING = {
 }
 
 FEW = 32
-"""More values than these are no classes: smoothing or JPEG's noise leaves them."""
+"""More values than this are not classes, but come from smoothing or JPEG noise."""
 
 
 JPEG = b"\xff\xd8\xff"
-"""What a JPEG begins with (ITU-T T.81, annex B)."""
+"""The first bytes of a JPEG (ITU-T T.81, annex B)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +59,11 @@ class MaskSettings(Settings):
     """How masks are read."""
 
     mask_values: MaskValues = "auto"
-    """What of a mask is the defect, the same in all masks of a category: white (above half), nonzero, what is opaque in
-    its alpha channel, or its palette's numbers but 0. auto: what suits all of them; a line says which."""
+    """What marks the defect: white (above half), nonzero, opaque alpha, or a palette index above 0; auto finds out."""
     mask_classes: Path | None = None
-    """A JSON file that says which defect type a value or a colour of the masks stands for: {"1": "hole", "2": "crack"},
-    or {"#ff0000": "hole"}; null is no defect."""
+    """JSON file with the defect type of each mask value or colour: {"1": "hole", "2": null}; null is no defect."""
     exif_masks: Literal["with_image", "as_stored"] | None = None
-    """Where Exif turns an image, its mask says nothing of it, and both fit: turn the mask with_image, or take it
-    as_stored. Left out, prepare stops there and asks."""
+    """If Exif turns only the image: turn the mask with_image, or use it as_stored. By default, prepare stops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,17 +71,17 @@ class MaskSettings(Settings):
         require(alone, "--mask_classes says what each value is: leave out --mask_values")
 
 
-# Which rule
+# Choosing the rule
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the masks of a category are read.
+    """The rule for the masks of a category.
 
     Attributes:
-        rule: one of `RULES`, or `classes` where a file maps values.
-        reason: why, and what is in the masks; reads on from what the rule is.
-        several: what to warn of: which values the masks have where one was expected; empty where there is nothing.
+        rule: one of `RULES`, or `classes` if a file maps values to types.
+        reason: why this rule was chosen. It continues after the rule's description.
+        several: a warning about masks with several values where one was expected, or "".
     """
 
     rule: Rule
@@ -92,19 +89,19 @@ class Reading:
     several: str = ""
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Return the rule and the reason in words."""
         meaning = MEANING.get(self.rule)
         return f"{meaning} is the defect (--mask_values {self.rule}): {self.reason}" if meaning else self.reason
 
 
 def with_rule(samples: Sequence[Sample], settings: MaskSettings) -> tuple[list[Sample], Reading | None]:
-    """Return the samples with masks that are read by one rule, and which it is; None without a mask to read so.
+    """Choose one rule for all masks, and return the samples with this rule, and the rule itself.
 
-    Masks for which the layout has a rule of its own stay as they are.
+    Masks for which the layout has its own rule stay as they are. If there are no other masks, the rule is None.
 
     Args:
-        samples: of one category.
-        settings: what is wanted.
+        samples: the samples of one category.
+        settings: the settings.
 
     Raises:
         FlawmaskError: some masks have their defect in the alpha channel, and others have it elsewhere.
@@ -117,8 +114,8 @@ def with_rule(samples: Sequence[Sample], settings: MaskSettings) -> tuple[list[S
         return _with_files(samples, partial(_by_class, classes, settings.mask_classes)), Reading(
             "classes", f"values of masks are types as {settings.mask_classes} says"
         )
-    seen = _look_at(list(paths))
-    reading = _chosen(seen, settings.mask_values)
+    contents = _inspect_all(list(paths))
+    reading = _chosen(contents, settings.mask_values)
     part, rule = RULES[reading.rule]
     return _with_files(samples, lambda file: [replace(file, part=part, rule=rule)]), reading
 
@@ -131,24 +128,24 @@ def _with_files(samples: Sequence[Sample], changed: Callable[[MaskFile], Iterabl
     return [
         replace(
             sample,
-            masks=tuple(one for file in sample.masks for one in (changed(file) if _is_usual(file) else [file])),
+            masks=tuple(mask for file in sample.masks for mask in (changed(file) if _is_usual(file) else [file])),
         )
         for sample in samples
     ]
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a mask holds.
+class _Contents:
+    """The content of a mask file.
 
     Attributes:
-        path: its file.
-        values: its grey values but 0, or its colours but black as `#rrggbb`; of more than `FEW` the first ones.
-        has_black: whether anything in it is 0.
-        has_white: whether anything in it is above half.
-        fits: the parts of the file in which its defect may be.
-        needs: those of them that say something else than what is white.
-        is_jpeg: whether it is a JPEG, whose small values are noise.
+        path: the file.
+        values: its grey values without 0, or its colours without black as `#rrggbb`; at most `FEW` + 1 of them.
+        has_black: whether a pixel is 0.
+        has_white: whether a pixel is above half.
+        fits: the parts of the file that may mark the defect.
+        needs: those of these parts that mark other pixels than the white ones.
+        is_jpeg: whether it is a JPEG. Small values in a JPEG are noise.
     """
 
     path: Path
@@ -160,35 +157,37 @@ class _Seen:
     is_jpeg: bool
 
 
-def _look_at(paths: Sequence[Path]) -> list[_Seen]:
-    """Return what is in the masks; those that cannot be read are left to whoever reads them for good."""
+def _inspect_all(paths: Sequence[Path]) -> list[_Contents]:
+    """Return the contents of the masks. Unreadable ones are skipped here; they are reported when they are used."""
     with ThreadPoolExecutor(usable_cores()) as pool:
-        seen = track(pool.map(_see, paths), "masks", total=len(paths))
-        return [one for one in seen if one is not None]
+        contents = track(pool.map(_inspect, paths), "masks", total=len(paths))
+        return [mask for mask in contents if mask is not None]
 
 
-def _see(path: Path) -> _Seen | None:
+def _inspect(path: Path) -> _Contents | None:
     try:
         data = images.read_bytes(path)
         parts = images.decode_parts(data, path)
     except ImageError:
         return None
     strongest, is_white = images.strongest(parts.colour), images.white(parts.colour)
-    found = [*_in_alpha(parts, is_white), *_in_palette(parts, strongest, is_white)]
-    return _Seen(
+    candidates = [*_in_alpha(parts, is_white), *_in_palette(parts, strongest, is_white)]
+    return _Contents(
         path,
         _values(parts.colour, strongest),
         not strongest.all(),
         bool(is_white.any()),
-        frozenset(part for part, _ in found),
-        frozenset(part for part, is_needed in found if is_needed),
+        frozenset(part for part, _ in candidates),
+        frozenset(part for part, is_needed in candidates if is_needed),
         data.startswith(JPEG),
     )
 
 
 def _in_alpha(parts: Parts, is_white: Mask) -> list[tuple[str, bool]]:
-    """Return the alpha channel where it may hold the defect: where all that it leaves opaque is of one brightness,
-    so that the colours say nothing."""
+    """Return the alpha channel if it may mark the defect, and whether it differs from the white pixels.
+
+    It may mark the defect if all opaque pixels are equally bright, so that the colours tell nothing.
+    """
     if parts.alpha is None:
         return []
     opaque = images.white(parts.alpha)
@@ -199,31 +198,32 @@ def _in_alpha(parts: Parts, is_white: Mask) -> list[tuple[str, bool]]:
 
 
 def _in_palette(parts: Parts, strongest: Pixels, is_white: Mask) -> list[tuple[str, bool]]:
-    """Return the palette where its number 0 may be the background: where that is black."""
+    """Return the palette if its index 0 may be the background, that is if it is black; and whether it differs from the
+    white pixels."""
     if parts.palette is None or strongest[parts.palette == 0].any():
         return []
     return [("palette", not np.array_equal(parts.palette > 0, is_white))]
 
 
 def _values(colour: Pixels, strongest: Pixels) -> tuple[str, ...]:
-    """Return a mask's values but 0, up to one more than `FEW`."""
+    """Return a mask's values without 0, at most `FEW` + 1 of them."""
     if colour.ndim == 2 or (colour == colour[:, :, :1]).all():
-        found = np.flatnonzero(np.bincount(strongest.ravel()))
-        return tuple(str(value) for value in found[found > 0][: FEW + 1])
+        values = np.flatnonzero(np.bincount(strongest.ravel()))
+        return tuple(str(value) for value in values[values > 0][: FEW + 1])
     eight = images.to_eight_bits(colour[strongest > 0][:, None]).astype(np.uint32)[:, 0]
     packed = np.unique(eight[:, 0] << 16 | eight[:, 1] << 8 | eight[:, 2])
     return tuple(f"#{value:06x}" for value in packed[: FEW + 1])
 
 
-def _chosen(seen: Sequence[_Seen], wanted: MaskValues) -> Reading:
-    rule, reason = (wanted, "as asked for") if wanted != "auto" else _best(seen)
-    values = sorted({value for one in seen for value in one.values}, key=lambda value: (len(value), value))
-    several = [one for one in seen if len(one.values) > 1]
+def _chosen(contents: Sequence[_Contents], wanted: MaskValues) -> Reading:
+    rule, reason = (wanted, "as asked for") if wanted != "auto" else _best(contents)
+    values = sorted({value for mask in contents for value in mask.values}, key=lambda value: (len(value), value))
+    several = [mask for mask in contents if len(mask.values) > 1]
     if not several or rule == "alpha":
         return Reading(rule, reason)
     shown = f"{', '.join(values[:5])}{', ...' if len(values) > 5 else ''}"
-    which = f"{len(several)} of {len(seen)} masks hold several values ({shown}), {several[0].path.name} for one"
-    if len(values) > FEW or all(one.is_jpeg for one in several):
+    which = f"{len(several)} of {len(contents)} masks hold several values ({shown}), {several[0].path.name} for one"
+    if len(values) > FEW or all(mask.is_jpeg for mask in several):
         advice = "smoothing or JPEG leaves such: export them as PNG, in black and white"
     elif rule == "white":
         advice = "those up to half of white count as no defect: see --mask_values and --mask_classes"
@@ -232,51 +232,51 @@ def _chosen(seen: Sequence[_Seen], wanted: MaskValues) -> Reading:
     return Reading(rule, reason, f"{which}; {advice}")
 
 
-def _best(seen: Sequence[_Seen]) -> tuple[Rule, str]:
-    """Return the rule that suits all masks, and why.
+def _best(contents: Sequence[_Contents]) -> tuple[Rule, str]:
+    """Return the rule that fits all masks, and the reason.
 
     Raises:
-        FlawmaskError: there is none.
+        FlawmaskError: no rule fits all masks.
     """
-    in_alpha = [one for one in seen if "alpha" in one.needs]
-    others = [one for one in seen if "alpha" not in one.fits]
+    in_alpha = [mask for mask in contents if "alpha" in mask.needs]
+    others = [mask for mask in contents if "alpha" not in mask.fits]
     if in_alpha and others:
         raise FlawmaskError(
             f"{in_alpha[0].path} has its defect in the alpha channel, and {others[0].path} has not: export all masks "
             "in one way, or give --mask_values"
         )
     if in_alpha:
-        return "alpha", f"{len(in_alpha)} of {len(seen)} masks say nothing but there"
-    in_palette = [one for one in seen if "palette" in one.needs]
-    if in_palette and all("palette" in one.fits for one in seen):
-        return "palette", f"all masks have one, and {len(in_palette)} of {len(seen)} have dark colours in it"
-    lost = [one for one in seen if one.values and not one.has_white]
-    values = {value for one in seen for value in one.values}
-    if lost and len(values) <= FEW and all(one.has_black and not one.is_jpeg for one in lost):
+        return "alpha", f"{len(in_alpha)} of {len(contents)} masks mark it only there"
+    in_palette = [mask for mask in contents if "palette" in mask.needs]
+    if in_palette and all("palette" in mask.fits for mask in contents):
+        return "palette", f"all masks have one, and {len(in_palette)} of {len(contents)} have dark colours in it"
+    too_dark = [mask for mask in contents if mask.values and not mask.has_white]
+    values = {value for mask in contents for value in mask.values}
+    if too_dark and len(values) <= FEW and all(mask.has_black and not mask.is_jpeg for mask in too_dark):
         shown = ", ".join(sorted(values, key=lambda value: (len(value), value))[:5]) + (
             ", ..." if len(values) > 5 else ""
         )
-        return "nonzero", f"{len(lost)} of {len(seen)} masks have nothing above half of white, but {shown}"
-    return "white", f"as in {sum(one.has_white for one in seen)} of {len(seen)} masks"
+        return "nonzero", f"{len(too_dark)} of {len(contents)} masks have nothing above half of white, but {shown}"
+    return "white", f"as in {sum(mask.has_white for mask in contents)} of {len(contents)} masks"
 
 
 # Values that stand for types
 
 
 def classes_in(path: Path) -> dict[str, str | None]:
-    """Return which defect type each value, `17`, or colour, `#ff0000`, stands for; None for no defect.
+    """Return the defect type of each value, such as `17`, or colour, such as `#ff0000`; None means no defect.
 
     Raises:
-        FlawmaskError: the file is not there, or says something else.
+        FlawmaskError: the file is missing or has another form.
     """
     form = 'it must say {"1": "hole", "2": "crack"}, or {"#ff0000": "hole"}; null is no defect'
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise FlawmaskError(f"--mask_classes {path} cannot be read ({error}): {form}") from None
-    if not isinstance(found, dict) or not found:
+    if not isinstance(content, dict) or not content:
         raise FlawmaskError(f"--mask_classes {path}: {form}")
-    classes = {str(value).strip().lower(): name for value, name in found.items()}
+    classes = {str(value).strip().lower(): name for value, name in content.items()}
     for value, name in classes.items():
         is_value = (value.isdecimal() and int(value) < 65536) or _is_colour(value)
         is_name = name is None or (isinstance(name, str) and name.strip() not in ("", GOOD))
@@ -294,7 +294,7 @@ def _is_colour(value: str) -> bool:
 
 
 def _by_class(classes: Mapping[str, str | None], said_by: Path, file: MaskFile) -> list[MaskFile]:
-    """Return the mask once for each type that there is; most masks hold but one or two of them."""
+    """Return the mask once for each defect type in the file. (Most masks hold only one or two types.)"""
     part: Part = "colour" if any(map(_is_colour, classes)) else "values"
     types = sorted({name for name in classes.values() if name})
     return [
@@ -304,7 +304,7 @@ def _by_class(classes: Mapping[str, str | None], said_by: Path, file: MaskFile) 
 
 @dataclass(frozen=True)
 class _OfType:
-    """The rule that takes the values of one type out of a mask."""
+    """A rule that finds the pixels of one defect type in a mask."""
 
     kind: str
     classes: Mapping[str, str | None]
@@ -315,7 +315,7 @@ class _OfType:
         """Return (height, width) bool.
 
         Raises:
-            FlawmaskError: there is a value of which nothing is said.
+            FlawmaskError: the mask has a value that is not in the file.
         """
         numbers = {_number(value): kind for value, kind in self.classes.items()}
         values = self._numbered(pixels, is_coloured=any(map(_is_colour, self.classes)))
@@ -328,7 +328,7 @@ class _OfType:
         return np.asarray(np.isin(values, [value for value, kind in numbers.items() if kind == self.kind]), bool)
 
     def _numbered(self, pixels: Pixels, *, is_coloured: bool) -> npt.NDArray[Any]:
-        """Return a number for each pixel: its value, or its colour's."""
+        """Return a number for each pixel: its value, or its colour as a number."""
         if is_coloured:
             red, green, blue = images.to_rgb(pixels).astype(np.uint32).transpose(2, 0, 1)
             return np.asarray(red << 16 | green << 8 | blue)
@@ -348,8 +348,7 @@ def _number(value: str) -> int:
 
 @dataclass(frozen=True)
 class TurnedImage:
-    """What is known of an image when its masks are read: height and width in pixels, upright, and its Exif orientation
-    as it is stored, None where the file says nothing of it."""
+    """An image's upright height and width in pixels, and its Exif orientation; None if the file has none."""
 
     height: int
     width: int
@@ -357,28 +356,28 @@ class TurnedImage:
 
 
 class TurnedError(FlawmaskError):
-    """A mask that fits its image in two ways."""
+    """A mask may be turned with its image or not, and both fit."""
 
 
 def pixels_of(data: bytes, file: MaskFile, image: TurnedImage, settings: MaskSettings) -> Pixels:
-    """Return what of a mask's file its rule takes, upright as its image is.
+    """Return the pixels of a mask file that its rule reads, turned upright like its image.
 
     Args:
-        data: the file.
-        file: says what of it is wanted.
-        image: what it is the mask of.
-        settings: says what to do where a mask may be turned with its image or not.
+        data: the content of the file.
+        file: the mask file, with the part that its rule reads.
+        image: the image that the mask belongs to.
+        settings: what to do if a mask may be turned with its image or not.
 
     Raises:
-        ImageError: it cannot be read, or lacks the part that the rule looks at.
-        TurnedError: the image is turned and nothing tells whether the mask is to be.
+        ImageError: the file cannot be read, or lacks the part that its rule reads.
+        TurnedError: the image is turned, and it is not known whether the mask is too.
     """
     parts = images.decode_parts(data, file.path)
     pixels = _part_of(parts, file)
     if (image.orientation or 1) == 1 or parts.orientation is not None:
         return pixels
     with_image: Pixels = np.ascontiguousarray(images.turned(pixels, image.orientation or 1))
-    fits = [one for one in (pixels, with_image) if one.shape[:2] == (image.height, image.width)]
+    fits = [candidate for candidate in (pixels, with_image) if candidate.shape[:2] == (image.height, image.width)]
     if len(fits) < 2:
         return fits[0] if fits else pixels
     if settings.exif_masks is None and not np.array_equal(pixels, with_image):
@@ -394,8 +393,8 @@ def _part_of(parts: Parts, file: MaskFile) -> Pixels:
         return parts.colour
     if file.part == "values":
         return parts.colour if parts.palette is None else parts.palette
-    found = parts.alpha if file.part == "alpha" else parts.palette
-    if found is None:
+    part = parts.alpha if file.part == "alpha" else parts.palette
+    if part is None:
         lacking = "alpha channel" if file.part == "alpha" else "palette"
         raise ImageError(f"{file.path} has no {lacking}, where --mask_values looks for the defect: export it as others")
-    return found
+    return part

@@ -1,4 +1,4 @@
-"""A category to a COCO folder: every mask comes through exactly, and no part is on both sides of the split."""
+"""Convert a category to a COCO folder. Every mask is preserved exactly, and no part is in two splits."""
 
 import logging
 from collections.abc import Sequence
@@ -33,24 +33,23 @@ log = logging.getLogger(__name__)
 
 
 COMPARED = 2000
-"""The most images that `prepare` compares with each other, which takes a second then; `doctor` compares any number."""
+"""`prepare` compares up to this many images with each other, which takes a second. `doctor` compares any number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings(IntensitySettings, MaskSettings, FolderSettings, LayoutName):
-    """How a category becomes a COCO folder."""
+    """How a category is converted."""
 
     good_images: Literal["test", "all"] = "test"
-    """Which good images take part: those of the test images, or those of the training images too."""
+    """Which good images to use: those in the test folders, or all, with those for training."""
     good_as: Literal["instance", "empty"] = "instance"
-    """What a good image carries: one instance of class good that covers all of it, or none."""
+    """Annotation of a good image: one instance of class good that covers the whole image, or none (empty)."""
     instances: Literal["component", "image"] = "component"
-    """What one instance is: each connected region (8 neighbours) of a mask, or all of it."""
+    """What counts as one instance: each connected region of a mask (8 neighbours), or the whole mask (image)."""
     classes: Literal["defect", "type"] = "defect"
-    """The classes beside good: one for every defect, or one for each defect type (folder name)."""
+    """Classes besides good: one class for all defects, or one for each defect type (folder name)."""
     keep_split: bool = False
-    """Keep the data set's own split: its test images are the split test; train_ratio divides those that it trains on,
-    unless it has some for validation. All good images take part."""
+    """Keep the data set's own splits, with all good images. Without one for validation, train_ratio makes one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,33 +59,33 @@ class PrepareSettings(IntensitySettings, MaskSettings, FolderSettings, LayoutNam
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig(PrepareSettings, Overwrite, Strict):
-    """Turn a category into a COCO folder with a training and a validation split."""
+    """Convert a category to a COCO folder with a training and a validation split."""
 
     mvtec_root: Path = Path("datasets/mvtec")
     """The folder that holds the categories."""
     category: str
-    """The category: a folder name; several as a,b,c; or all."""
+    """The category, which is a folder name; several as a,b,c; or all."""
     output_dir: Path | None = None
-    """Where the COCO folder goes; by default datasets/maskrcnn_mvtec_<category>."""
+    """The COCO folder to write; by default datasets/maskrcnn_mvtec_<category>."""
 
     @property
     def dataset_dir(self) -> Path:
-        """Where the COCO folder goes."""
+        """The COCO folder to write."""
         fold = f"_fold{self.fold}of{self.folds}" if self.fold else ""
         return self.output_dir or Path("datasets") / f"maskrcnn_mvtec_{self.category}{fold}"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` made.
+    """The result of `prepare`.
 
     Attributes:
         dataset_dir: the COCO folder.
-        train: counts of the training split, as in `dataset_info.json`.
-        val: the same of the validation split.
-        test: the same of the test split; None where there is none.
-        left_out: the images left out, each with `file` and `reason`.
-        reused: whether it was there already.
+        train: the counts of the training split, as in `dataset_info.json`.
+        val: the counts of the validation split.
+        test: the counts of the test split; None if there is none.
+        left_out: the images that were left out, each with `file` and `reason`.
+        reused: whether the folder existed already.
         tallies: how many images and masks were found and are used.
     """
 
@@ -100,33 +99,33 @@ class Prepared:
 
 
 def prepare(config: PrepareConfig) -> Prepared:
-    """Make the COCO folder of one category and return what is in it.
+    """Make the COCO folder of one category, and return its counts.
 
     Raises:
-        FlawmaskError: the category is not there or has no defect; an image or a mask is bad and `on_error` is
-            `stop`; the output folder holds something else, or a data set made otherwise and `overwrite` is off.
+        FlawmaskError: the category does not exist or has no defect; an image or a mask is bad and `on_error` is `stop`;
+            the output folder holds something else, or a data set with another origin and `overwrite` is off.
     """
     require(config.folds == 1 or config.fold is not None, f"--folds {config.folds} needs --fold: which part validates")
     layout = layouts.layout_of(config.mvtec_root, config)
-    once = config.fold in (None, 1)  # is said what holds for all folds
-    if once:
+    is_first_fold = config.fold in (None, 1)  # messages about all folds are logged once
+    if is_first_fold:
         layouts.say(layout, config.mvtec_root, config)
     config = replace(config, layout=layout)
-    samples, not_asked_for = _samples(config)
+    samples, unwanted = _samples(config)
     samples, reading = mask_files.with_rule(samples, config)
-    if reading is not None and once:
+    if reading is not None and is_first_fold:
         log.info("masks of %s: %s", config.category, reading)
         if reading.several:
             log.warning("%s: %s", config.category, reading.several)
     parts = [groups.parts_of(sample, config.group_by) for sample in samples]
     _check_pattern(samples, parts, config)
-    is_unknown = not any(parts) and once
-    wants_looks = is_unknown and not _warn_of_names(samples, config) and len(samples) <= COMPARED
+    needs_search = not any(parts) and is_first_fold
+    wants_looks = needs_search and not _warn_of_names(samples, config) and len(samples) <= COMPARED
     levels = intensity.of_images(config.intensity, [sample.image for sample in samples], config.category)
     read, left_out = _read_all(samples, levels, config, wants_looks=wants_looks)
     _warn_of_looks(read)
-    tallies = _tallies(read, samples, not_asked_for, config)
-    if config.strict or once:
+    tallies = _tallies(read, samples, unwanted, config)
+    if config.strict or is_first_fold:
         warn_of_unused(tallies, str(config.mvtec_root / config.category), strict=config.strict)
     category_ids = _category_ids(samples, read, config)
     read = [_with_categories(item, category_ids) for item in read]
@@ -151,18 +150,18 @@ def prepare(config: PrepareConfig) -> Prepared:
             f"{config.dataset_dir} was prepared by an older version, which wrote no groups: make it anew, --overwrite",
         )
         return _prepared(config, info, tallies, reused=True)
-    made_from: dict[str, Any] = {"mvtec_root": config.mvtec_root.as_posix(), "tally": tallied(tallies)}
+    facts: dict[str, Any] = {"mvtec_root": config.mvtec_root.as_posix(), "tally": tallied(tallies)}
     if reading is not None:
-        made_from["mask_values"] = reading.rule
+        facts["mask_values"] = reading.rule
     if levels != images.UPPER_BITS:
-        made_from["intensity"] = intensity.to_keep(config.intensity, levels)
+        facts["intensity"] = intensity.to_keep(config.intensity, levels)
     categories = _categories(category_ids, config.classes)
     info = write_folder(
         read,
         left_out,
         categories,
         origin,
-        made_from,
+        facts,
         config,
         source=config.mvtec_root / config.category,
         target=config.dataset_dir,
@@ -179,10 +178,10 @@ def _prepared(config: PrepareConfig, info: dict[str, Any], tallies: tuple[Tally,
 
 
 def _samples(config: PrepareConfig) -> tuple[list[Sample], list[Sample]]:
-    """Return the samples that take part, and those that the settings leave aside.
+    """Return the samples that are used, and those that are not because of the settings.
 
     Raises:
-        FlawmaskError: none of them is defective, or something is wrong with the folders.
+        FlawmaskError: no sample is defective, or there is an error in the folders.
     """
     every = layouts.samples(config.mvtec_root, config.category, config)
     found = every if config.keep_split else layouts.taking_part(every, config.good_images)
@@ -197,19 +196,18 @@ def _samples(config: PrepareConfig) -> tuple[list[Sample], list[Sample]]:
 
 
 def _tallies(
-    read: Sequence[ReadImage], samples: Sequence[Sample], not_asked_for: Sequence[Sample], config: PrepareConfig
+    read: Sequence[ReadImage], samples: Sequence[Sample], unwanted: Sequence[Sample], config: PrepareConfig
 ) -> tuple[Tally, Tally]:
-    """Return the count of the images in the category's folders, and that of the annotations, which are masks."""
+    """Return the tallies of the images and of the annotations (the mask files) in the category's folders."""
     used = [item.sample for item in read]
     images_used = {sample.image for sample in used}
     bad = [sample for sample in samples if sample.image not in images_used]
-    left_out = {layouts.BAD: bad, f"--good_images {config.good_images}": not_asked_for}
+    left_out = {layouts.BAD: bad, f"--good_images {config.good_images}": unwanted}
     return layouts.tallies(config.mvtec_root, config.category, used, left_out, config)
 
 
 def _category_ids(samples: Sequence[Sample], read: Sequence[ReadImage], config: PrepareSettings) -> dict[str, int]:
-    """Return the category id of each defect type; good is 1. Of the types that `--mask_classes` names, those that are
-    on some mask have one."""
+    """Return the category id of each defect type; good is 1. With `--mask_classes`, only types on a mask have an id."""
     defective = [sample for sample in samples if not sample.is_good]
     types = {
         kind for sample in defective for kind in [mask.defect_type for mask in sample.masks] or [sample.defect_type]
@@ -221,7 +219,7 @@ def _category_ids(samples: Sequence[Sample], read: Sequence[ReadImage], config: 
 
 
 def _check_pattern(samples: Sequence[Sample], parts: Sequence[Sequence[str]], config: PrepareConfig) -> None:
-    """Refuse a `--group_by` that finds no part in any name, and warn of images that nothing says the part of."""
+    """Raise an error if `--group_by` matches no name, and warn about images whose part is not known."""
     if config.group_by is None:
         return
     if not any(groups.part_named(config.group_by, sample.image.name) for sample in samples):
@@ -242,20 +240,20 @@ def _check_pattern(samples: Sequence[Sample], parts: Sequence[Sequence[str]], co
 
 
 def _warn_of_names(samples: Sequence[Sample], config: PrepareConfig) -> bool:
-    """Warn where names seem to speak of parts, and return whether they do."""
+    """Warn if the names seem to name parts, and return whether they do."""
     found = find_groups([sample.image.name for sample in samples])
     if found is not None:
-        log.warning("%s %s. If so, keep each on one side with %s", config.category, found, found.flag)
+        log.warning("%s %s. If so, keep each in one split with %s", config.category, found, found.flag)
     return found is not None
 
 
 def _warn_of_looks(read: Sequence[ReadImage]) -> None:
-    """Warn where images look like others that may be on the other side of the split."""
+    """Warn about images that look the same and may be in different splits."""
     pairs = alike([Compared(item.content, item.look, "", variant=False) for item in read if item.look is not None])
     if pairs:
-        later, earlier = (read[place].sample.original_file for place in pairs[0])
+        later, earlier = (read[index].sample.original_file for index in pairs[0])
         log.warning(
-            "%d images look like others, %s like %s for one: if they show the same part, keep it on one side with "
+            "%d images look like others, %s like %s for one: if they show the same part, keep it in one split with "
             "--group_by (flawmask doctor lists them all)",
             len(pairs),
             later,
@@ -266,7 +264,7 @@ def _warn_of_looks(read: Sequence[ReadImage]) -> None:
 def _read_all(
     samples: Sequence[Sample], levels: Levels, config: PrepareConfig, *, wants_looks: bool
 ) -> tuple[list[ReadImage], list[dict[str, str]]]:
-    """Return what was read, and the images left out with the reason; all cores take part."""
+    """Read all images on all cores, and return them with the images that were left out."""
 
     def attempt(sample: Sample) -> ReadImage | FlawmaskError:
         try:
@@ -307,7 +305,7 @@ def _with_categories(item: ReadImage, category_ids: dict[str, int]) -> ReadImage
 
 
 def _read(sample: Sample, levels: Levels, config: PrepareSettings, *, wants_look: bool) -> ReadImage:
-    """Read one image and its masks, and encode what is on it; ids are given later."""
+    """Read one image and its masks, and encode its annotations. Ids are assigned later."""
     data = images.read_bytes(sample.image)
     decoded = images.decode_parts(data, sample.image)
     image = images.to_rgb(decoded.colour, levels)
@@ -318,9 +316,9 @@ def _read(sample: Sample, levels: Levels, config: PrepareSettings, *, wants_look
         regions.append((GOOD, Cut(np.ones((height, width), dtype=bool), 0, 0)))
     if not sample.is_good and not sample.masks:
         raise FlawmaskError(f"{sample.image} has no mask: draw {sample.mask_wanted}, or {sample.if_good}")
-    found = [_read_mask(file, TurnedImage(height, width, decoded.orientation), config) for file in sample.masks]
-    marked = {file.path for file, (mask, _) in zip(sample.masks, found, strict=True) if mask.any()}
-    for file, (mask, digest) in zip(sample.masks, found, strict=True):
+    masks = [_read_mask(file, TurnedImage(height, width, decoded.orientation), config) for file in sample.masks]
+    marked = {file.path for file, (mask, _) in zip(sample.masks, masks, strict=True) if mask.any()}
+    for file, (mask, digest) in zip(sample.masks, masks, strict=True):
         mask_digest += digest
         if file.path not in marked:
             raise FlawmaskError(f"{file.path} has no defect pixel: draw the defect white, or {sample.if_good}")
@@ -334,10 +332,10 @@ def _read(sample: Sample, levels: Levels, config: PrepareSettings, *, wants_look
     kinds = [kind for kind, _ in regions]
     parts, look = groups.parts_of(sample, config.group_by), look_of(image) if wants_look else None
     content = images.content_digest(image)
-    before = "" if sample.origin == "test" else f"{sample.origin}_"
+    prefix = "" if sample.origin == "test" else f"{sample.origin}_"
     return ReadImage(
         sample=sample,
-        name=f"{before}{sample.defect_type}_{sample.image.name}",
+        name=f"{prefix}{sample.defect_type}_{sample.image.name}",
         digest=sha256(data),
         content=content,
         mask_digest=mask_digest,

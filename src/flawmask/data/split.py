@@ -1,4 +1,4 @@
-"""Which image goes to training and which is held back: stratified, seeded, and never one group on both sides."""
+"""Split images into training and validation: stratified by type, seeded, and without dividing a group."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,27 +16,27 @@ SplitMethod = Literal["shuffle", "integer program"]
 
 @dataclass(frozen=True)
 class Member:
-    """What the split has to know of an image: the group it must stay with, and the type it counts for."""
+    """The data of an image that the split needs: its group, which stays together, and its defect type."""
 
     group: str
     defect_type: str
 
 
 def split_groups(members: Sequence[Member], train_ratio: float, seed: int) -> frozenset[str]:
-    """Return the groups that go to training; all others are held back for validation.
+    """Return the groups for training; all other groups are for validation.
 
-    A group is never divided. Every type with two groups or more appears on both sides, the group of a type that
-    has only one goes to training, and within that the number of training images of each type is as near to
-    `train_ratio` of them as the groups allow. Among the divisions that are equally near, `seed` draws one.
+    A group is never divided. A type with two or more groups appears in both splits; the only group of a type goes to
+    training. Under these rules, the number of training images of each type is as close to `train_ratio` as the groups
+    allow. `seed` draws one of the equally good splits.
 
-    Where every image is a group of its own, each type is shuffled and cut, which no version of a library changes. Else
-    this is a small integer program, solved exactly: minimise the distance to the wanted counts, summed over types.
-    Where wishes contradict each other (groups that span types), being on both sides goes before the ratio.
+    If every image is its own group, each type is shuffled and cut. The result does not depend on library versions.
+    Otherwise a small integer program is solved exactly: it minimises the distance to the wanted counts, summed over the
+    types. If groups span types and the rules conflict, a type's presence in both splits has priority over the ratio.
 
     Args:
-        members: one per image.
+        members: one for each image.
         train_ratio: between 0 and 1, exclusive.
-        seed: 0 is a seed like any other.
+        seed: any number from 0 on.
     """
     if split_method(members) == "shuffle":
         return _shuffled(members, train_ratio, seed)
@@ -51,30 +51,31 @@ def split_groups(members: Sequence[Member], train_ratio: float, seed: int) -> fr
     held = counts > 0
     wanted = np.floor(train_ratio * counts.sum(axis=1) + 0.5)
 
-    # Variables: a group is in training (0/1), then per type the distance to the wanted count, and whether it is
-    # missing where it should be. Small random costs choose among equally good divisions; they sum to less than 1. They
-    # lie around 0 and grow with the group, or few large groups would be cheaper than many small ones.
-    draw = (np.random.default_rng(seed).random(len(groups)) - 0.5) * counts.sum(axis=0) / len(members)
-    cost = np.concatenate((draw, np.ones(len(types)), np.full(len(types), len(members) + 1.0)))
+    # The variables are: for each group, whether it is in training (0 or 1); for each type, the distance to the wanted
+    # count; and for each type, whether it is missing in a split. Small random costs, which sum to less than 1, choose
+    # among equally good splits. They are centred on 0 and proportional to the group's size; otherwise a few large
+    # groups would be cheaper than many small ones.
+    random_cost = (np.random.default_rng(seed).random(len(groups)) - 0.5) * counts.sum(axis=0) / len(members)
+    cost = np.concatenate((random_cost, np.ones(len(types)), np.full(len(types), len(members) + 1.0)))
     constraints = []
     distance, missing = np.eye(len(types)), np.eye(len(types))
-    nothing = np.zeros((len(types), len(types)))
-    constraints.append(_at_least(np.hstack((counts, distance, nothing)), wanted))
-    constraints.append(_at_least(np.hstack((-counts, distance, nothing)), -wanted))
+    zeros = np.zeros((len(types), len(types)))
+    constraints.append(_at_least(np.hstack((counts, distance, zeros)), wanted))
+    constraints.append(_at_least(np.hstack((-counts, distance, zeros)), -wanted))
     several = held.sum(axis=1) >= 2
-    in_training = np.hstack((held, nothing, missing)).astype(float)
+    in_training = np.hstack((held, zeros, missing)).astype(float)
     constraints.append(_at_least(in_training, np.ones(len(types))))
-    held_back = np.hstack((-held.astype(float), nothing, missing))[several]
-    constraints.append(_at_least(held_back, 1 - held.sum(axis=1)[several]))
-    whole = np.concatenate((np.ones(len(groups), int), np.zeros(len(types), int), np.ones(len(types), int)))
+    in_validation = np.hstack((-held.astype(float), zeros, missing))[several]
+    constraints.append(_at_least(in_validation, 1 - held.sum(axis=1)[several]))
+    is_integer = np.concatenate((np.ones(len(groups), int), np.zeros(len(types), int), np.ones(len(types), int)))
     upper = np.concatenate((np.ones(len(groups)), np.full(len(types), np.inf), np.ones(len(types))))
     bounds = Bounds(np.zeros(len(cost)), upper)
-    # Without presolve: that of HiGHS prints lines of its own here and there, and is no faster. But without it, HiGHS
-    # gives up on one division of few images in two hundred ("Solve error", SciPy 1.17).
+    # First try without presolve: the presolve of HiGHS sometimes prints lines, and is not faster. But without it, HiGHS
+    # gives up on one in two hundred splits of few images ("Solve error", SciPy 1.17).
     for presolve in (False, True):
         solution = milp(
             cost,
-            integrality=whole,
+            integrality=is_integer,
             bounds=bounds,
             constraints=constraints,
             options={"mip_rel_gap": 0, "presolve": presolve},
@@ -85,14 +86,14 @@ def split_groups(members: Sequence[Member], train_ratio: float, seed: int) -> fr
 
 
 def split_method(members: Sequence[Member]) -> SplitMethod:
-    """Return how `split_groups` divides images: by a shuffle where every one is a group of its own."""
+    """Return the method of `split_groups`: a shuffle if every image is a group of its own."""
     return "shuffle" if len({member.group for member in members}) == len(members) else "integer program"
 
 
 def _shuffled(members: Sequence[Member], train_ratio: float, seed: int) -> frozenset[str]:
-    """Return the groups of one image each that go to training: of each type the first in an order that the seed draws.
+    """Return the groups for training if each group is one image: the first ones of each type, in a random order.
 
-    SHA-256 draws it, so that it depends on the images and the seed alone.
+    The order comes from SHA-256, so it depends only on the images and the seed.
     """
     training: set[str] = set()
     for kind in {member.defect_type for member in members}:
@@ -104,22 +105,22 @@ def _shuffled(members: Sequence[Member], train_ratio: float, seed: int) -> froze
 
 
 def fold_groups(members: Sequence[Member], folds: int, seed: int) -> list[frozenset[str]]:
-    """Return the groups of each fold: every group is in exactly one, and each fold holds about its share of every type.
+    """Return the groups of each fold. Every group is in exactly one fold, and each fold has its share of each type.
 
-    Folds are held back one after the other with `split_groups`, each from what is left.
+    The folds are taken one after the other with `split_groups` from the images that remain.
 
     Args:
-        members: one per image.
-        folds: 2 or more, at most as many as there are groups.
-        seed: 0 is a seed like any other.
+        members: one for each image.
+        folds: 2 or more, but not more than there are groups.
+        seed: any number from 0 on.
     """
-    found: list[frozenset[str]] = []
-    rest = list(members)
-    for left in range(folds, 1, -1):
-        staying = split_groups(rest, 1 - 1 / left, seed)
-        found.append(frozenset(member.group for member in rest) - staying)
-        rest = [member for member in rest if member.group in staying]
-    return [*found, frozenset(member.group for member in rest)]
+    by_fold: list[frozenset[str]] = []
+    remaining = list(members)
+    for folds_left in range(folds, 1, -1):
+        kept = split_groups(remaining, 1 - 1 / folds_left, seed)
+        by_fold.append(frozenset(member.group for member in remaining) - kept)
+        remaining = [member for member in remaining if member.group in kept]
+    return [*by_fold, frozenset(member.group for member in remaining)]
 
 
 def _at_least(matrix: np.ndarray, lower: np.ndarray) -> "LinearConstraint":

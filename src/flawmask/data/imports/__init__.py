@@ -1,6 +1,6 @@
-"""What other tools write about images: a module for each format, and the list of them.
+"""Read the label files of other tools. Each format has a module; this module lists them.
 
-All others see labelled images alone.
+The rest of the code sees only `labels.LabelledImage`.
 """
 
 from collections.abc import Mapping
@@ -18,34 +18,34 @@ __all__ = ["FORMATS", "FormatName", "read", "recognised"]
 FormatName = Literal["auto", "coco", "cvat", "labelme", "via", "labelstudio", "yolo"]
 
 TRIED = 5
-"""So many JSON files are looked into to recognise a format; a tool writes all in one way."""
+"""How many JSON files are read to recognise a format. A tool writes all of its files in the same format."""
 
 
 class Format(Protocol):
-    """How a tool writes its labels. A module with these names is one."""
+    """A label format. Each module with these names is one."""
 
     NAME: str
-    """What people call it."""
+    """The format's name in messages."""
 
     def read(self, labels: Labels) -> None:
-        """Add the images that the source's label files speak of, and what is wrong with these files."""
+        """Add the images in the source's label files, and the problems of these files."""
 
 
 class JsonFormat(Format, Protocol):
-    """One that is written as JSON."""
+    """A label format that is JSON."""
 
     def is_own(self, content: Any) -> bool:
-        """Return whether a file holds this format, from what `json` made of it."""
+        """Return whether a file's JSON content has this format."""
 
 
 JSON_FORMATS: Mapping[str, JsonFormat] = {"coco": coco, "labelme": labelme, "via": via, "labelstudio": labelstudio}
 
 FORMATS: Mapping[str, Format] = {**JSON_FORMATS, "cvat": cvat, "yolo": yolo}
-"""The formats by the names that `--from` knows."""
+"""The formats by the values of `--from`."""
 
 
 def recognised(source: Path) -> str | None:
-    """Return the name of the format that a file or a folder is in; None where it is none of those known."""
+    """Return the name of the format of a file or folder, or None if it is not a known one."""
     if coco.lies_in(source):
         return "coco"
     if cvat.lies_in(source):
@@ -55,21 +55,21 @@ def recognised(source: Path) -> str | None:
             content = read_json(path)
         except FlawmaskError:
             continue
-        for name, one in JSON_FORMATS.items():
-            if one.is_own(content):
+        for name, json_format in JSON_FORMATS.items():
+            if json_format.is_own(content):
                 return name
     return "yolo" if yolo.lies_in(source) else None
 
 
 def read(labels: Labels, name: str) -> None:
-    """Read a source's label files.
+    """Read a source's label files into `labels`.
 
     Args:
-        labels: takes what they say.
-        name: the format's.
+        labels: the source; its content is filled in.
+        name: the name of the format.
 
     Raises:
-        FlawmaskError: there is nothing of the kind.
+        FlawmaskError: there are no labels in this format.
     """
     FORMATS[name].read(labels)
     if not labels.images and not labels.bad and not labels.unlabelled:

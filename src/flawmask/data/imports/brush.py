@@ -1,9 +1,9 @@
-"""The strokes of Label Studio's brush: RLE of an RGBA picture, whose alpha channel is the mask.
+"""Decode and encode the strokes of Label Studio's brush: the RLE of an RGBA picture whose alpha channel is the mask.
 
-The format is that of thi.ng/rle-pack (https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack): a stream of
-bits, the highest first. It begins with the number of values (32 bits), the bits of a value less 1 (5), and four sizes
-in bits less 1 (4 each). Chunks follow: whether it is a run (1), which of the sizes its length has (2), the length less
-1, and the one value of the run or as many values as the length says.
+The format is that of thi.ng/rle-pack (https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack), a stream of
+bits, highest bit first. The header holds the number of values (32 bits), the bits per value minus 1 (5 bits), and four
+length sizes in bits minus 1 (4 bits each). Chunks follow. Each has a flag for a run (1 bit), the index of its length
+size (2 bits), its length minus 1, and then the single value of the run, or as many values as its length says.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from flawmask.masks import Mask
 
 CHANNELS = 4
 SIZES = (3, 4, 8, 16)
-"""Bits of a length, as rle-pack itself has them."""
+"""The sizes of a length in bits; the same as those of rle-pack."""
 
 
 def decode(values: Sequence[int], height: int, width: int) -> Mask:
@@ -22,22 +22,22 @@ def decode(values: Sequence[int], height: int, width: int) -> Mask:
 
     Args:
         values: the bytes, each 0 to 255.
-        height: the image's, in pixels.
-        width: the image's, in pixels.
+        height: the height of the image in pixels.
+        width: the width of the image in pixels.
 
     Raises:
-        ValueError: it is no such RLE, or of an image of another size.
+        ValueError: this is not such an RLE, or it has another size.
     """
     bits = np.unpackbits(np.array(values, dtype=np.uint8))
     text = "".join(map(str, bits.tolist()))
-    at = 0
+    position = 0
 
     def number(size: int) -> int:
-        nonlocal at
-        at += size
-        if at > len(text):
+        nonlocal position
+        position += size
+        if position > len(text):
             raise ValueError("a brush's RLE that ends too early")
-        return int(text[at - size : at], 2)
+        return int(text[position - size : position], 2)
 
     count, size = number(32), number(5) + 1
     sizes = [number(4) + 1 for _ in SIZES]
@@ -52,14 +52,14 @@ def decode(values: Sequence[int], height: int, width: int) -> Mask:
             flat[done : done + length] = number(size) > 0
         else:
             number(size * length)
-            found = np.asarray(bits[at - size * length : at].reshape(length, size).any(axis=1))
-            flat[done : done + length] = found[: count - done]
+            is_set = np.asarray(bits[position - size * length : position].reshape(length, size).any(axis=1))
+            flat[done : done + length] = is_set[: count - done]
         done += length
     return flat.reshape(height, width, CHANNELS)[:, :, CHANNELS - 1]
 
 
 def encode(mask: Mask) -> list[int]:
-    """Return a (height, width) mask as a brush's RLE, in runs alone: bytes, each 0 to 255."""
+    """Return a (height, width) mask as a brush's RLE with runs only: bytes, each 0 to 255."""
     flat = np.repeat(mask.ravel(), CHANNELS)
     longest = 1 << SIZES[-1]
     ends = np.flatnonzero(np.diff(flat, append=not flat[-1])) + 1

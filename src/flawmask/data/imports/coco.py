@@ -1,6 +1,6 @@
-"""COCO files, with splits or without: Roboflow's, CVAT's and Label Studio's exports, and Flawmask's own COCO folders.
+"""Read COCO files, with or without splits: exports of Roboflow, CVAT and Label Studio, and Flawmask's COCO folders.
 
-What is read of a record is described in `flawmask.coco`; the images of all splits come together.
+`flawmask.coco` describes how records are read. The images of all splits are joined.
 """
 
 import logging
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 NAME = "COCO"
 
 _VARIANT = re.compile(r"^(.+)\.rf\.[0-9A-Za-z]+\.\w+$")
-"""A file of Roboflow's: images with the same beginning were made from the same one by augmentation."""
+"""A file name of Roboflow. Images whose names have the same beginning are variants of the same image."""
 
 
 def lies_in(source: Path) -> bool:
-    """Return whether a folder has splits as a COCO folder has them."""
+    """Return whether a folder has the splits of a COCO folder."""
     return source.is_dir() and bool(split_names(source))
 
 
@@ -34,11 +34,11 @@ def is_own(content: Any) -> bool:
 
 
 def read(labels: Labels) -> None:
-    """Read every split of a COCO folder, or the one file there is.
+    """Read every split of a COCO folder, or its only file.
 
     Raises:
-        FlawmaskError: a split cannot be used, has other categories than another, or holds variants that augmentation
-            made.
+        FlawmaskError: a split cannot be used, its categories differ from those of another split, or it holds variants
+            made by augmentation.
     """
     splits = list(_splits(labels))
     for split in splits:
@@ -78,7 +78,7 @@ def _read_file(labels: Labels, folder: Path, path: Path) -> CocoSplit:
 
 
 def _note_unused(split: CocoSplit, labels: Labels) -> None:
-    """Note what the split's reader left out. Crowds come along: what becomes of them is for the training to say."""
+    """Note what was left out while reading the split. Crowds are kept: training decides how to treat them."""
     for problem in split.problems:
         log.warning("left out: %s: %s", split.annotation_file, problem)
     for tally, of_split in zip((labels.found, labels.marked), split.tallies, strict=True):

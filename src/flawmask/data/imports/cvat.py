@@ -1,8 +1,8 @@
-"""CVAT's XML for images, version 1.1, read and written (https://docs.cvat.ai/docs/other/xml_format).
+"""Read and write CVAT's XML for images, version 1.1 (https://docs.cvat.ai/docs/other/xml_format).
 
-Read: polygons, boxes, ellipses and masks; of an image without any of these, that it is good. Tags, points, polylines,
-cuboids and skeletons have no area. CVAT's XML for video is refused. A mask is a list of run lengths, row by row of its
-own rectangle, of pixels outside it first.
+Polygons, boxes, ellipses and masks are read. An image without any of these is good. Tags, points, polylines, cuboids
+and skeletons are not used, because they have no area. CVAT's XML for video is refused. A mask is a list of run lengths
+over the rows of its own rectangle, beginning with a run of pixels outside the mask.
 """
 
 import logging
@@ -36,7 +36,7 @@ Element = ElementTree.Element
 
 
 def lies_in(source: Path) -> bool:
-    """Return whether an XML file is CVAT's, or the first one in or below a folder."""
+    """Return whether an XML file, or the first one in or below a folder, is CVAT's."""
     path = next(files_below(source, ".xml"), None)
     if path is None:
         return False
@@ -51,7 +51,7 @@ def read(labels: Labels) -> None:
     """Read CVAT's files in and below the source.
 
     Raises:
-        FlawmaskError: one is damaged, or CVAT's for video.
+        FlawmaskError: a file is damaged, or is CVAT's XML for video.
     """
     for path in files_below(labels.source, ".xml"):
         root = _root(path)
@@ -60,7 +60,7 @@ def read(labels: Labels) -> None:
             continue
         if root.find("track") is not None:
             raise FlawmaskError(f"{path} is CVAT's XML for video: export the task as `CVAT for images 1.1`")
-        labels.classes += [str(one.text) for one in root.iterfind("meta//labels/label/name")]
+        labels.classes += [str(name.text) for name in root.iterfind("meta//labels/label/name")]
         for image in root.iterfind("image"):
             with labels.about(f"{path.as_posix()} ({image.get('name')})", NAME):
                 labels.images.append(_image(image, path, labels))
@@ -88,7 +88,7 @@ def _image(element: Element, path: Path, labels: Labels) -> LabelledImage:
 
 
 def _shape(element: Element) -> Shape | None:
-    """Return where something is; None where it has no area by its kind."""
+    """Return the shape of an element, or None if shapes of its kind have no area."""
     turned = float(element.get("rotation", 0))
     match element.tag:
         case "polygon":
@@ -109,10 +109,10 @@ def _shape(element: Element) -> Shape | None:
 
 
 def _mask(text: str, height: int, width: int) -> Mask:
-    """Return the (height, width) mask that run lengths make.
+    """Return the (height, width) mask with these run lengths.
 
     Raises:
-        ValueError: they are none, or of another size.
+        ValueError: they are not run lengths, or have another size.
     """
     counts = [int(count) for count in text.split(",")]
     if sum(counts) != height * width or min(counts) < 0:
@@ -121,7 +121,7 @@ def _mask(text: str, height: int, width: int) -> Mask:
 
 
 def runs_of(mask: Mask) -> str:
-    """Return a (height, width) mask as CVAT's run lengths."""
+    """Return the run lengths of a (height, width) mask as CVAT writes them."""
     flat = np.concatenate(([False], mask.ravel(), [not mask.ravel()[-1]]))
     return ", ".join(str(count) for count in np.diff(np.flatnonzero(np.diff(flat)), prepend=0))
 
@@ -130,7 +130,7 @@ def document(images: Iterable[tuple[dict[str, Any], Iterable[tuple[str, dict[str
     """Return CVAT's XML for images.
 
     Args:
-        images: the attributes of each image, and those of each of its shapes behind their tag.
+        images: the attributes of each image; and for each of its shapes, the tag and the attributes.
     """
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
@@ -139,5 +139,5 @@ def document(images: Iterable[tuple[dict[str, Any], Iterable[tuple[str, dict[str
         for tag, of_shape in shapes:
             ElementTree.SubElement(image, tag, {key: str(value) for key, value in of_shape.items()})
     ElementTree.indent(root)
-    made: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
-    return made
+    xml: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return xml

@@ -1,7 +1,8 @@
-"""labelme: a JSON file for each image (https://github.com/wkentaro/labelme, `labelme/_label_file.py` and `_shape.py`).
+"""Read labelme's labels: a JSON file for each image (https://github.com/wkentaro/labelme, `labelme/_label_file.py`
+and `_shape.py`).
 
-Read: polygons, rectangles, circles and masks. Shapes of one label with the same `group_id` are one instance. An image
-that is only kept inside its JSON file (`imageData`) is not read.
+Polygons, rectangles, circles and masks are read. Shapes with the same label and the same `group_id` are one instance.
+An image that is stored only inside its JSON file (`imageData`) is not read.
 """
 
 import base64
@@ -46,7 +47,7 @@ def read(labels: Labels) -> None:
         with labels.about(path.as_posix(), NAME):
             for image in (path.with_suffix(suffix) for suffix in images.SUFFIXES):
                 if image.is_file():
-                    labels.name(image)  # however damaged the file may be
+                    labels.name(image)  # even if the JSON file is damaged
             content = read_json(path)
             if is_own(content):
                 labels.images.append(_image(content, path, labels))
@@ -60,12 +61,12 @@ def _image(content: dict[str, Any], path: Path, labels: Labels) -> LabelledImage
     grouped: dict[Any, list[tuple[str, Shape]]] = defaultdict(list)
     for number, shape in enumerate(content["shapes"]):
         label, kind, group = str(shape["label"]), shape.get("shape_type") or "polygon", shape.get("group_id")
-        made = _shape(shape, kind, path)
-        if made is None:
+        converted = _shape(shape, kind, path)
+        if converted is None:
             labels.marked.leave_out(f"shape {number} of {name}", kind)
         else:
             key = (number,) if group is None or kind == "rectangle" else (label, group)
-            grouped[key].append((label, made))
+            grouped[key].append((label, converted))
     regions = [
         Region(parts[0][0], _joined([shape for _, shape in parts]), f"shape {number} of {name}")
         for number, parts in enumerate(grouped.values())
@@ -75,7 +76,7 @@ def _image(content: dict[str, Any], path: Path, labels: Labels) -> LabelledImage
 
 
 def _shape(shape: dict[str, Any], kind: str, path: Path) -> Shape | None:
-    """Return where a shape is; None where it has no area by its kind."""
+    """Return the shape, or None if shapes of its kind have no area."""
     points = [(float(x), float(y)) for x, y in shape["points"]]
     match kind:
         case "polygon":
@@ -101,13 +102,13 @@ def _shape(shape: dict[str, Any], kind: str, path: Path) -> Shape | None:
 
 
 def _joined(shapes: list[Shape]) -> Shape:
-    """Return the shape that several make together, where there are several."""
+    """Return one shape for all shapes of a group."""
     if len(shapes) == 1:
         return shapes[0]
 
-    def together(height: int, width: int) -> Segmentation:
-        found = [shape(height, width) for shape in shapes]
-        rles = [masks.as_rle(one, height, width) for one in found if not isinstance(one, Box)]
+    def union(height: int, width: int) -> Segmentation:
+        parts = [shape(height, width) for shape in shapes]
+        rles = [masks.as_rle(part, height, width) for part in parts if not isinstance(part, Box)]
         return masks.encode(masks.decode(masks.union(rles, height, width), height, width))
 
-    return together
+    return union

@@ -1,4 +1,4 @@
-"""What label files say of images, in whatever format they are written."""
+"""The content of label files, in a form that is the same for all formats."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,16 +18,16 @@ from flawmask.settings import Reading
 from flawmask.tally import Tally
 
 CORNERS = 64
-"""Of the polygon that stands for an ellipse: it lies within a thousandth of the longer radius of it."""
+"""Corners of the polygon that approximates an ellipse. The error is below a thousandth of the longer radius."""
 
 
 MALFORMED = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
-"""What Python raises where a file is not as it should be."""
+"""The errors that Python raises if a file does not have the expected form."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle that encloses a defect and does not outline it, in pixels of the image."""
+    """A box around a defect, in pixels of the image. It is not the defect's outline."""
 
     x: float
     y: float
@@ -36,18 +36,18 @@ class Box:
 
 
 Shape = Callable[[int, int], Segmentation | Box]
-"""Takes the image's height and width, and returns the outline as COCO's `segmentation`, or the box."""
+"""A function of the image's height and width that returns a COCO `segmentation` or a box."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """One thing that somebody marked on an image.
+    """One object that was marked on an image.
 
     Attributes:
-        label: the class's name.
-        shape: where it is.
-        name: what people know it by, for messages.
-        facts: what else its COCO record is to say.
+        label: the name of the class.
+        shape: its shape and position.
+        name: its name in messages.
+        facts: further entries of its COCO record.
     """
 
     label: str
@@ -58,15 +58,15 @@ class Region:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image that somebody has looked at. Without a region it is good.
+    """An image that was labelled. Without a region it is good.
 
     Attributes:
         path: its file.
-        original_file: what people know it by: its POSIX path from the source.
-        regions: what was marked on it.
-        size: its (width, height) in pixels, as the label file says; None where it says none.
-        parts: what its part is called, see `groups.keys`.
-        defect_type: the type that it counts for; None: its regions say it.
+        original_file: its name in messages: its POSIX path relative to the source.
+        regions: the objects that were marked on it.
+        size: its (width, height) in pixels according to the label file; None if the file does not say it.
+        parts: the names of its part; see `groups.keys`.
+        defect_type: its defect type; None to take it from its regions.
     """
 
     path: Path
@@ -79,20 +79,20 @@ class LabelledImage:
 
 @dataclass
 class Labels:
-    """What the label files of a source say; each format's module fills it.
+    """The content of a source's label files. Each format's module fills it.
 
     Attributes:
-        source: the file or folder that was named.
-        root: the folder that the images lie in or below.
-        reading: of a COCO file, what crowds are and what becomes of bad records.
-        images: the images that somebody has looked at.
-        classes: the names of classes in the order of the tool; others follow by the alphabet.
-        categories: the category records, where the source has some.
-        says_good: whether, by the format's own rule, an image of which no file speaks is good.
-        unlabelled: images that a file names, and of which it says that nobody has looked at them.
-        found: the images that are not used, by the reason.
-        marked: the annotations that are not used, by the reason.
-        bad: label files, or records of one, that cannot be used, each with `file` and `reason`.
+        source: the file or folder that the user named.
+        root: the folder with the images, in it or below.
+        reading: for COCO files, how to treat crowds and bad records.
+        images: the images that were labelled.
+        classes: the class names in the tool's order. Other classes follow in alphabetical order.
+        categories: the category records, if the source has them.
+        says_good: whether, in this format, an image without a label file is good.
+        unlabelled: images in a label file that says that they were not labelled.
+        found: the tally of unused images.
+        marked: the tally of unused annotations.
+        bad: label files, or records in them, that cannot be used, each with `file` and `reason`.
     """
 
     source: Path
@@ -114,10 +114,12 @@ class Labels:
 
     @contextmanager
     def about(self, what: str, tool: str) -> Iterator[None]:
-        """Note what goes wrong in the block as a bad label, of the image that it named if it did, and go on behind it.
+        """Note an error in the block as a bad label, and continue after the block.
+
+        If the block has named an image before the error, the note names this image.
 
         Args:
-            what: the label file, or the record of one, for messages.
+            what: the label file, or a record in it, for messages.
             tool: the tool that wrote it.
         """
         self._current = None
@@ -132,24 +134,27 @@ class Labels:
         self.bad.append({"file": what if self._current is None else self.name_of(self._current), "reason": reason})
 
     def name(self, image: Path) -> None:
-        """Note that a label file speaks of an image, whether it can be used or not."""
+        """Note that an image is in a label file, whether it can be used or not."""
         self._current = image
         self._named.add(image.resolve())
 
     def is_named(self, image: Path) -> bool:
-        """Return whether a label file speaks of an image."""
+        """Return whether an image is in a label file."""
         return image.resolve() in self._named
 
     def image_file(self, name: str, where: Path, beside: Path | None = None) -> Path:
-        """Return the image that a label file names, by the longest common tail where it was written elsewhere.
+        """Return the image that a label file names.
+
+        If the name was written on another machine, the image is returned whose path has the longest suffix in common
+        with it.
 
         Args:
-            name: as the label file has it.
+            name: the name in the label file.
             where: the label file, for the message.
-            beside: a folder that the name may lead from.
+            beside: a folder that the name may be relative to.
 
         Raises:
-            FlawmaskError: there is none, or several fit equally well.
+            FlawmaskError: there is no such image, or several match equally well.
         """
         for folder in (beside, self.root):
             path = None if folder is None or not name else Path(folder, name.replace("\\", "/"))
@@ -166,61 +171,63 @@ class Labels:
         return path
 
     def name_of(self, path: Path) -> str:
-        """Return what people know an image by: its path from the folder of the images."""
+        """Return an image's name for messages: its path relative to the folder of the images."""
         return path.resolve().relative_to(self.root.resolve()).as_posix()
 
 
 def files_below(source: Path, *suffixes: str) -> Iterator[Path]:
-    """Yield a file, or the files in and below a folder, that have one of the suffixes, in a fixed order."""
+    """Yield the file, or the files in and below the folder, with one of the suffixes, in a fixed order."""
     paths = [source] if source.is_file() else walk(source)
     yield from (path for path in paths if path.suffix.lower() in suffixes)
 
 
 def polygon(points: Iterable[Sequence[float]], across: float = 1.0, down: float = 1.0) -> Segmentation:
-    """Return COCO polygons of one ring.
+    """Return COCO polygons with one ring.
 
     Args:
-        points: its corners, each x and y.
-        across: what an x is multiplied by.
-        down: what a y is multiplied by.
+        points: the corners, each (x, y).
+        across: the factor for x.
+        down: the factor for y.
     """
     ring = [round(float(value) * scale, 3) for x, y in points for value, scale in ((x, across), (y, down))]
-    return [ring]  # type: ignore[list-item]  # COCO's own coordinates are fractions too
+    return [ring]  # type: ignore[list-item]  # COCO also allows fractional coordinates
 
 
 def rotated_box(box: Box, degrees: float, around: tuple[float, float]) -> Segmentation:
-    """Return a rectangle turned clockwise around a point, as COCO polygons."""
+    """Return a rectangle, rotated clockwise around a point, as COCO polygons."""
     right, below = box.x + box.width, box.y + box.height
-    return polygon(_turned([(box.x, box.y), (right, box.y), (right, below), (box.x, below)], degrees, around))
+    return polygon(_rotated([(box.x, box.y), (right, box.y), (right, below), (box.x, below)], degrees, around))
 
 
 def ellipse(centre: tuple[float, float], radii: tuple[float, float], degrees: float = 0.0) -> Segmentation:
-    """Return an ellipse, turned clockwise around its centre, as COCO polygons of `CORNERS` corners."""
-    angles = [2 * math.pi * at / CORNERS for at in range(CORNERS)]
+    """Return an ellipse, rotated clockwise around its centre, as COCO polygons with `CORNERS` corners."""
+    angles = [2 * math.pi * i / CORNERS for i in range(CORNERS)]
     (x, y), (rx, ry) = centre, radii
-    return polygon(_turned([(x + rx * math.cos(at), y + ry * math.sin(at)) for at in angles], degrees, centre))
+    return polygon(
+        _rotated([(x + rx * math.cos(angle), y + ry * math.sin(angle)) for angle in angles], degrees, centre)
+    )
 
 
-def _turned(
+def _rotated(
     points: Iterable[tuple[float, float]], degrees: float, around: tuple[float, float]
 ) -> list[tuple[float, float]]:
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x0, y0 = around
     return [
-        (x0 + cos * (x - x0) - sin * (y - y0), y0 + sin * (x - x0) + cos * (y - y0))  # y points down
+        (x0 + cos * (x - x0) - sin * (y - y0), y0 + sin * (x - x0) + cos * (y - y0))  # the y axis points down
         for x, y in points
     ]
 
 
 def outline_of(part: Mask, x: int, y: int, height: int, width: int) -> Segmentation:
-    """Return the outline of a mask that covers a part of a (height, width) image, as COCO's `segmentation`.
+    """Return the COCO `segmentation` of a mask that covers a part of a (height, width) image.
 
     Args:
-        part: (rows, columns) bool; what lies outside the image is cut off.
-        x: the column of the image where its first column lies.
-        y: the row of the image where its first row lies.
-        height: the image's.
-        width: the image's.
+        part: (rows, columns) bool. Pixels outside the image are cut off.
+        x: the column of the image where the part begins.
+        y: the row of the image where the part begins.
+        height: the height of the image.
+        width: the width of the image.
     """
     left, top = max(0, -x), max(0, -y)
     inside = part[top : max(top, height - y), left : max(left, width - x)]

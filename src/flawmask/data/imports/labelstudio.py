@@ -1,10 +1,10 @@
-"""Label Studio's JSON and JSON_MIN, of tasks with images (https://labelstud.io/guide/task_format and
+"""Read Label Studio's JSON and JSON_MIN exports of tasks with images (https://labelstud.io/guide/task_format and
 https://labelstud.io/guide/export).
 
-Read: polygons, rectangles, ellipses and brushes of the annotation that is marked as ground truth, or else of the one
-changed last. Coordinates are percentages of the image. Predictions are not read. Other annotators' work, and results
-without an area (key points, choices, texts), are not used. A task that nobody has annotated is not labelled; one that
-somebody has submitted without a region is good.
+Polygons, rectangles, ellipses and brushes are read, with coordinates as percentages of the image. If a task has several
+annotations, the one marked as ground truth is used, or else the one changed last. The others are not used, nor are
+results without an area (key points, choices, texts). Predictions are not read. A task without an annotation is not
+labelled. A task that was submitted without a region is good.
 """
 
 import logging
@@ -46,7 +46,7 @@ def is_own(content: Any) -> bool:
 
 
 def _is_flat(task: Mapping[str, Any]) -> bool:
-    """Return whether a task is one of JSON_MIN, which has the names of data and of results side by side."""
+    """Return whether a task is in JSON_MIN form, which has data and results as keys of the same object."""
     return "id" in task and ("annotation_id" in task or "annotator" in task)
 
 
@@ -54,7 +54,7 @@ def read(labels: Labels) -> None:
     """Read Label Studio's files in and below the source.
 
     Raises:
-        FlawmaskError: one is damaged.
+        FlawmaskError: a file is damaged.
     """
     for path in files_below(labels.source, ".json"):
         content = read_json(path)
@@ -84,51 +84,56 @@ def _read_task(task: Mapping[str, Any], path: Path, labels: Labels) -> None:
             labels.marked.leave_out(who, "image turned in Label Studio")
         else:
             regions.append(Region(_label(result, who), shape, who))
-    sizes = {(one["original_width"], one["original_height"]) for one in results if one.get("original_width")}
+    sizes = {
+        (result["original_width"], result["original_height"]) for result in results if result.get("original_width")
+    }
     labels.images.append(LabelledImage(image, name, regions, next(iter(sizes), None)))
 
 
 def _image_name(data: Mapping[str, Any], task: Mapping[str, Any]) -> str:
-    """Return the name of the task's image: the one value of its data that looks like one.
+    """Return the name of the task's image: the only value in its data that looks like an image name.
 
     Raises:
-        FlawmaskError: there is none, or several.
+        FlawmaskError: there is no such value, or there are several.
     """
     texts = [value for value in data.values() if isinstance(value, str)]
-    found = [
+    names = [
         text
         for text in texts
         if PurePosixPath(text.partition("?d=")[2] or text.partition("?")[0]).suffix.lower() in SUFFIXES
     ]
-    if len(found) != 1:
-        raise FlawmaskError(f"task {task.get('id')} names {len(found)} images in its data: there must be one")
-    return found[0]
+    if len(names) != 1:
+        raise FlawmaskError(f"task {task.get('id')} names {len(names)} images in its data: there must be one")
+    return names[0]
 
 
 def _results(task: Mapping[str, Any], name: str, labels: Labels) -> Sequence[Mapping[str, Any]] | None:
-    """Return the results of the annotation that counts; None where nobody has annotated the task."""
-    done = [one for one in task.get("annotations") or () if not one.get("was_cancelled")]
-    if not done:
+    """Return the results of the annotation that is used, or None if the task has no annotation."""
+    submitted = [annotation for annotation in task.get("annotations") or () if not annotation.get("was_cancelled")]
+    if not submitted:
         return None
-    *others, chosen = sorted(done, key=lambda one: (bool(one.get("ground_truth")), str(one.get("updated_at", ""))))
+    *others, chosen = sorted(
+        submitted,
+        key=lambda annotation: (bool(annotation.get("ground_truth")), str(annotation.get("updated_at", ""))),
+    )
     for other in others:
         for result in other["result"]:
             labels.marked.leave_out(f"result {result.get('id')} of {name}", "other annotation")
-    found: Sequence[Mapping[str, Any]] = chosen["result"]
-    return found
+    results: Sequence[Mapping[str, Any]] = chosen["result"]
+    return results
 
 
 def _flat_results(task: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Return the results of a task of JSON_MIN as JSON has them."""
+    """Return the results of a JSON_MIN task in the form of JSON."""
     lists = (value for value in task.values() if isinstance(value, list))
     return [
-        {**one, "value": one, "id": number}
-        for number, one in enumerate(one for found in lists for one in found if isinstance(one, dict))
+        {**result, "value": result, "id": number}
+        for number, result in enumerate(result for results in lists for result in results if isinstance(result, dict))
     ]
 
 
 def _joined(results: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Yield the results, those with one id as one: a shape and the labels that were chosen for it."""
+    """Yield the results, joining those with the same id: a shape, and the labels that were chosen for it."""
     by_id: dict[Any, dict[str, Any]] = {}
     for number, result in enumerate(results):
         key = result.get("id", number)
@@ -146,7 +151,7 @@ def _label(result: Mapping[str, Any], who: str) -> str:
 
 
 def _shape(result: Mapping[str, Any]) -> Shape | None:
-    """Return where a result is; None where it has no area by its kind."""
+    """Return the shape of a result, or None if results of its kind have no area."""
     value = result.get("value", {})
     if value.get("format") == "rle":
         return partial(_stroke, value["rle"])
@@ -171,7 +176,7 @@ def _ellipse(value: Mapping[str, Any], height: int, width: int) -> Segmentation:
 
 
 def _rectangle(value: Mapping[str, Any], height: int, width: int) -> Segmentation | Box:
-    """Return a rectangle, which is turned around its upper left corner."""
+    """Return a rectangle. Label Studio rotates it around its upper left corner."""
     across, down = width / 100, height / 100
     box = Box(value["x"] * across, value["y"] * down, value["width"] * across, value["height"] * down)
     turned = value.get("rotation") or 0.0

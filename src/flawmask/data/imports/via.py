@@ -1,8 +1,9 @@
-"""VGG Image Annotator: one JSON file for all images, as `Export annotations (as json)` and `Save project` write it.
+"""Read VGG Image Annotator's labels: one JSON file for all images, from `Export annotations (as json)` or
+`Save project`.
 
 Dutta and Zisserman, "The VIA annotation software for images, audio and video", ACM Multimedia 2019; the fields are
-listed at https://gitlab.com/vgg/via/-/blob/master/via-2.x.y/CodeDoc.md. Read: polygons, rectangles, circles and
-ellipses of VIA 1 and 2; VIA 3's projects are refused.
+listed at https://gitlab.com/vgg/via/-/blob/master/via-2.x.y/CodeDoc.md. Polygons, rectangles, circles and ellipses of
+VIA 1 and 2 are read. Projects of VIA 3 are refused.
 """
 
 import logging
@@ -20,10 +21,11 @@ log = logging.getLogger(__name__)
 NAME = "VGG Image Annotator"
 
 CLASS_NAMES = ("label", "class", "type", "name", "defect", "category")
-"""What people call the attribute that says the class, the likeliest first; another one counts where it stands alone."""
+"""Usual names of the attribute that holds the class, the likeliest first. An attribute with another name is used if
+it is the only one."""
 
 UNNAMED = "defect"
-"""The class where regions have no attribute at all."""
+"""The class of regions if no region has an attribute."""
 
 
 def is_own(content: Any) -> bool:
@@ -34,7 +36,7 @@ def is_own(content: Any) -> bool:
     return _is_version_3(content) or (
         isinstance(entries, dict)
         and bool(entries)
-        and all(isinstance(one, dict) and "filename" in one and "regions" in one for one in entries.values())
+        and all(isinstance(entry, dict) and "filename" in entry and "regions" in entry for entry in entries.values())
     )
 
 
@@ -46,7 +48,7 @@ def read(labels: Labels) -> None:
     """Read VIA's files in and below the source.
 
     Raises:
-        FlawmaskError: one is damaged, or a project of VIA 3, or does not say the regions' classes.
+        FlawmaskError: a file is damaged, is a project of VIA 3, or does not tell the regions' classes.
     """
     for path in files_below(labels.source, ".json"):
         content = read_json(path)
@@ -63,26 +65,28 @@ def read(labels: Labels) -> None:
 
 
 def _regions(entry: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Return the regions of an image, which VIA 1 numbers and VIA 2 lists."""
-    found = entry["regions"]
-    return list(found.values() if isinstance(found, dict) else found or ())
+    """Return the regions of an image. VIA 1 has a numbered dictionary, VIA 2 a list."""
+    regions = entry["regions"]
+    return list(regions.values() if isinstance(regions, dict) else regions or ())
 
 
 def _class_attribute(entries: Mapping[str, Any], path: Path) -> str | None:
-    """Return which attribute of regions says their class; None where regions have no attribute.
+    """Return the attribute that holds the class of regions; None if no region has an attribute.
 
     Raises:
-        FlawmaskError: they have several, and nothing tells which.
+        FlawmaskError: there are several attributes, and it is not clear which one holds the class.
     """
     regions: list[Mapping[str, Any]] = [
-        one for entry in entries.values() for one in _regions(entry) if isinstance(one, dict)
+        region for entry in entries.values() for region in _regions(entry) if isinstance(region, dict)
     ]
-    found: set[str] = {name for one in regions for name in one.get("region_attributes") or ()}
-    if len(found) <= 1:
-        return next(iter(found), None)
-    chosen = next((one for name in CLASS_NAMES for one in sorted(found) if one.lower() == name), None)
+    attributes: set[str] = {name for region in regions for name in region.get("region_attributes") or ()}
+    if len(attributes) <= 1:
+        return next(iter(attributes), None)
+    chosen = next(
+        (attribute for name in CLASS_NAMES for attribute in sorted(attributes) if attribute.lower() == name), None
+    )
     if chosen is None:
-        listed = ", ".join(sorted(found))
+        listed = ", ".join(sorted(attributes))
         raise FlawmaskError(f"{path}: which attribute of the regions is their class ({listed})? Call it label, in VIA")
     return chosen
 
@@ -103,7 +107,7 @@ def _image(entry: Mapping[str, Any], attribute: str | None, path: Path, labels: 
 
 
 def _label(value: Any, who: str) -> str:
-    """Return the class that an attribute says: a text, or the one option that is ticked."""
+    """Return the class in an attribute: its text, or the only option that is ticked."""
     ticked = [name for name, is_on in value.items() if is_on] if isinstance(value, dict) else [value]
     if len(ticked) != 1 or not isinstance(ticked[0], str) or not ticked[0].strip():
         raise FlawmaskError(f"{who} has {value!r} for its class: give it one in VIA")
@@ -111,7 +115,7 @@ def _label(value: Any, who: str) -> str:
 
 
 def _shape(shape: Mapping[str, Any]) -> Shape | None:
-    """Return where a region is; None where it has no area by its kind."""
+    """Return the shape of a region, or None if shapes of its kind have no area."""
     match shape["name"]:
         case "polygon":
             points = list(zip(shape["all_points_x"], shape["all_points_y"], strict=True))

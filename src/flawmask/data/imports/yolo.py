@@ -1,10 +1,11 @@
-"""YOLO: a text file for each image, with a line for each object
+"""Read YOLO's labels: a text file for each image, with a line for each object
 (https://docs.ultralytics.com/datasets/segment/ and https://docs.ultralytics.com/datasets/detect/).
 
-A line is the class's number and either a polygon, `x1 y1 x2 y2 ...`, or a box, `x-centre y-centre width height`, in
-fractions of the image. The text file has its image's name and lies where `images` in the path is replaced by `labels`,
-or beside the image, or it is the only image of that name. An image without one is good, as the format has it. Names
-come from `data.yaml` (`names`), or from `classes.txt` or `obj.names`, a line for each.
+A line has the number of the class and either a polygon, `x1 y1 x2 y2 ...`, or a box, `x-centre y-centre width height`,
+as fractions of the image's size. The text file has the same name as its image. It lies beside the image, or in the
+folder whose path has `labels` in place of `images`, or anywhere if no other image has this name. In this format, an
+image without a text file is good. The class names come from `data.yaml` (`names`), or from `classes.txt` or
+`obj.names`, with a line for each class.
 """
 
 import logging
@@ -26,16 +27,16 @@ log = logging.getLogger(__name__)
 NAME = "YOLO"
 
 LISTS = ("classes.txt", "obj.names", "predefined_classes.txt")
-"""Files that list the classes' names, where there is no `data.yaml`."""
+"""Files that list the class names if there is no `data.yaml`."""
 
 LABELS = "labels"
 
 OTHERS = (*LISTS, "train.txt", "val.txt", "valid.txt", "test.txt", "obj.data")
-"""Text files that are no labels: lists of names and of images. READMEs are left aside too."""
+"""Text files that are not labels: lists of names and of images. READMEs are skipped too."""
 
 
 def lies_in(source: Path) -> bool:
-    """Return whether a folder holds a list of classes as YOLO has them, and text files as their labels."""
+    """Return whether a folder holds a list of classes in YOLO's form, and text files that may be labels."""
     root = _root(source)
     return (bool(_yaml_files(root)) or any(_lists(root))) and any(_label_files(root))
 
@@ -74,17 +75,17 @@ def read(labels: Labels) -> None:
     """Read the text file of each image in and below the source, or below the folder of a `data.yaml`.
 
     Raises:
-        FlawmaskError: nothing says what the classes are called.
+        FlawmaskError: no file lists the class names.
     """
     root = _root(labels.source)
     names = _names(labels.source, root)
     labels.classes += names.values()
     labels.says_good = True
-    found = list(files_below(labels.root, *SUFFIXES))
-    images = {image.with_suffix(""): image for image in found}
+    paths = list(files_below(labels.root, *SUFFIXES))
+    images = {path.with_suffix(""): path for path in paths}
     by_name: dict[str, list[Path]] = defaultdict(list)
-    for one in found:
-        by_name[one.stem].append(one)
+    for path in paths:
+        by_name[path.stem].append(path)
     for path in _label_files(root):
         image = _image_of(path.relative_to(root), images, labels.root)
         if image is None and len(by_name[path.stem]) == 1:
@@ -105,26 +106,26 @@ def read(labels: Labels) -> None:
 
 
 def _names(source: Path, root: Path) -> dict[int, str]:
-    """Return the classes' names by their numbers.
+    """Return the class names by their numbers.
 
     Raises:
-        FlawmaskError: nothing says them, or not in one way.
+        FlawmaskError: no file lists the class names.
     """
     files = [source] if source.is_file() else _yaml_files(root)
     if files:
         content = _yaml(files[0])
         names = content.get("names") if isinstance(content, dict) else None
         pairs = names.items() if isinstance(names, dict) else enumerate(names or ())
-        found = {int(number): str(name) for number, name in pairs}
+        classes = {int(number): str(name) for number, name in pairs}
     else:
         path = next(_lists(root), None)
         lines = _lines(path) if path else []
-        found = {number: line.strip() for number, line in enumerate(lines) if line.strip()}
-    if not found:
+        classes = {number: line.strip() for number, line in enumerate(lines) if line.strip()}
+    if not classes:
         raise FlawmaskError(
             f"{root} says nowhere what its classes are called: add data.yaml with `names`, or classes.txt"
         )
-    return found
+    return classes
 
 
 def _lines(path: Path) -> list[str]:
@@ -135,18 +136,19 @@ def _lines(path: Path) -> list[str]:
 
 
 def _image_of(path: Path, images: Mapping[Path, Path], root: Path) -> Path | None:
-    """Return the image that a text file is about; None where there is none.
+    """Return the image of a text file, or None.
 
     Args:
-        path: the file, from the source's folder.
+        path: the text file, relative to the source's folder.
         images: the images by their paths without suffix.
-        root: the folder that they lie in or below.
+        root: the folder with the images, in it or below.
     """
     parts = path.with_suffix("").parts
-    places = [at for at, part in enumerate(parts) if part == LABELS]
-    swapped = [Path(*parts[:at], "images", *parts[at + 1 :]) for at in reversed(places)]
-    bare = [Path(*parts[:at], *parts[at + 1 :]) for at in reversed(places)]  # the folder of images itself was named
-    return next((images[root / one] for one in [*swapped, *bare, Path(*parts)] if root / one in images), None)
+    indices = [index for index, part in enumerate(parts) if part == LABELS]
+    swapped = [Path(*parts[:index], "images", *parts[index + 1 :]) for index in reversed(indices)]
+    bare = [Path(*parts[:index], *parts[index + 1 :]) for index in reversed(indices)]  # if `root` is the images folder
+    candidates = [*swapped, *bare, Path(*parts)]
+    return next((images[root / candidate] for candidate in candidates if root / candidate in images), None)
 
 
 def _region(line: str, number: int, names: dict[int, str], path: Path) -> Region:

@@ -1,6 +1,6 @@
-"""How the folders of data sets lie: a module for each layout, and the list of them.
+"""The folder layouts of data sets. Each layout has a module; this module lists them.
 
-All others see a category's samples alone.
+The rest of the code sees only a category's samples.
 """
 
 import logging
@@ -47,7 +47,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 FOLDERS, USUAL = "folders", "mvtec"
-"""The layout that has settings of its own, and the one whose folders are missed where none is recognised."""
+"""The layout that has its own settings, and the layout that error messages assume if none is recognised."""
 
 LAYOUTS: dict[str, Layout] = {
     USUAL: mvtec,
@@ -58,33 +58,33 @@ LAYOUTS: dict[str, Layout] = {
     "ksdd2": ksdd2,
     FOLDERS: Folders(),
 }
-"""The layouts by name. `auto` asks them in this order, but MVTec AD's last: others are that with something more."""
+"""The layouts by name. `auto` tries them in this order, but MVTec AD's last, because other layouts extend it."""
 
 BAD = "bad image or mask"
-"""Why images are not used that cannot be read, or whose masks cannot."""
+"""The reason why an image is not used if it or its mask cannot be read."""
 
 AUTO = "auto"
-"""The layout that says: whichever is recognised."""
+"""The layout setting that means the recognised layout."""
 
 LABELS = frozenset({".json", ".xml", ".txt", ".csv", ".yaml", ".yml"})
-"""Suffixes of files that may be labels of another tool's."""
+"""Suffixes of files that may be labels of another tool."""
 
 TRUTH = frozenset({"ground_truth", "masks", "mask"})
-"""What folders of masks are called, in lower case."""
+"""Usual names of mask folders, in lower case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutName(GoodName):
-    """How the folders of the data set lie."""
+    """The folder layout of the data set."""
 
     layout: str = AUTO
-    """How the folders under mvtec_root lie; auto recognises it."""
+    """Layout of the folders under mvtec_root; auto recognises it."""
     images: str | None = None
-    """With --layout folders, the folder of images, below the category or anywhere; by default images."""
+    """With --layout folders: the folder of images, inside the category or anywhere; by default images."""
     masks: str | None = None
-    """With --layout folders, the folder of masks, named as their images are; by default masks."""
+    """With --layout folders: the folder of masks, which have the names of their images; by default masks."""
     mask_suffix: str | None = None
-    """With --layout folders, what a mask's name has more than its image's: _mask for one; by default found."""
+    """With --layout folders: what a mask's name adds to its image's name, such as _mask; by default it is found."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,18 +98,18 @@ class LayoutName(GoodName):
 
     @property
     def names_folders(self) -> bool:
-        """Whether the settings say where images and masks lie, which only one layout wants to know."""
+        """Whether the settings name folders of images or masks. Only one layout uses them."""
         return not (self.images is None and self.masks is None and self.mask_suffix is None)
 
 
 ANY = LayoutName()
-"""The settings of somebody who has said nothing."""
+"""The default settings."""
 
 
 def layout_of(root: Path, how: LayoutName = ANY) -> str:
-    """Return a layout's name: the one given, or with `auto` the first that is recognised under `root`.
+    """Return the name of the layout: the one in the settings or, with `auto`, the first that is recognised.
 
-    Where none is, that is MVTec AD's: what it says is missing helps most people.
+    If none is recognised, this is MVTec AD's layout, because its error messages help most people.
 
     Raises:
         FlawmaskError: there is no folder `root`.
@@ -126,16 +126,16 @@ def layout_of(root: Path, how: LayoutName = ANY) -> str:
 
 
 def say(layout: str, root: Path, how: LayoutName) -> None:
-    """Say which layout was recognised, where the settings leave it to that."""
+    """Log which layout was recognised, if the settings do not name one."""
     if how.layout == AUTO:
         log.info("%s has the layout %s", root, layout)
 
 
 def _check_root(root: Path) -> None:
     if not root.is_dir():
-        near = next((path for path in root.absolute().parents if path.is_dir()), None)
-        there = f" ({near} holds {listed(near)})" if near else ""
-        raise FlawmaskError(f"{root} is no folder{there}: name the one that holds the categories with --mvtec_root")
+        parent = next((path for path in root.absolute().parents if path.is_dir()), None)
+        content = f" ({parent} holds {listed(parent)})" if parent else ""
+        raise FlawmaskError(f"{root} is no folder{content}: name the one that holds the categories with --mvtec_root")
 
 
 def _folders(how: LayoutName) -> Folders:
@@ -158,10 +158,10 @@ def categories(root: Path, how: LayoutName = ANY) -> list[str]:
 
 
 def chosen_categories(root: Path, text: str, how: LayoutName = ANY) -> list[str]:
-    """Return the categories that `--category` names: one, several as `a,b,c`, or `all` there are.
+    """Return the categories that `--category` names: one, several as `a,b,c`, or `all`.
 
     Raises:
-        FlawmaskError: one of them is not there (the message says what is), or none is named.
+        FlawmaskError: a category does not exist (the message lists those that do), or none is named.
     """
     layout, wanted = _layout(root, how), names_in(text)
     if isinstance(layout, Folders) and layout.stands_alone(root):
@@ -178,7 +178,7 @@ def chosen_categories(root: Path, text: str, how: LayoutName = ANY) -> list[str]
 
 
 def names_in(text: str) -> list[str]:
-    """Return the names in `a,b,c`, each once."""
+    """Return the unique names in `a,b,c`."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
@@ -191,23 +191,23 @@ def samples(root: Path, category: str, how: LayoutName = ANY) -> list[Sample]:
     """Return the images of a category, always in the same order.
 
     Raises:
-        FlawmaskError: the root or the category is missing (the message says what is there), or no image is in it.
+        FlawmaskError: the root or the category does not exist (the message lists what does), or it has no image.
     """
     return _with_good_names(_with_category(root, category, how).samples(root, category), how)
 
 
 def problems(root: Path, category: str, how: LayoutName = ANY) -> list[Problem]:
-    """Return what is wrong with the folders and file names of a category; `where` is relative to `root`.
+    """Return the problems in the folders and file names of a category; their `where` is relative to `root`.
 
     Raises:
-        FlawmaskError: the root or the category is missing (the message says what is there), or no image is in it.
+        FlawmaskError: the root or the category does not exist (the message lists what does), or it has no image.
     """
     found = _with_category(root, category, how).problems(root, category)
     return [*found, *_good_by_another_name(samples(root, category, how), category, how)]
 
 
 def _with_category(root: Path, category: str, how: LayoutName) -> Layout:
-    """Return the layout, once it is sure that the category is there."""
+    """Return the layout, after checking that the category exists."""
     found = _layout(root, how)
     if not (isinstance(found, Folders) and found.stands_alone(root)):
         _check_known(root, category, found.categories(root))
@@ -215,12 +215,12 @@ def _with_category(root: Path, category: str, how: LayoutName) -> Layout:
 
 
 def taking_part(found: Sequence[Sample], good_images: Literal["test", "all"]) -> list[Sample]:
-    """Return the samples without the good ones of the training images, or all of them: what `--good_images` says."""
+    """Return the samples that `--good_images` selects: all, or all except good images for training."""
     return [sample for sample in found if good_images == "all" or sample.origin == "test" or not sample.is_good]
 
 
 def _with_good_names(found: Sequence[Sample], how: LayoutName) -> list[Sample]:
-    """Return the samples, those good whose type `--good_name` names. Black masks of theirs say so, too."""
+    """Return the samples, with the types in `--good_name` renamed to good. Their black masks become labels."""
     names = how.good_names
     masks = [mask.path for sample in found if sample.defect_type in names for mask in sample.masks]
     black = {path for path, is_black in zip(masks, are_black(masks), strict=True) if is_black}
@@ -239,7 +239,7 @@ def _with_good_names(found: Sequence[Sample], how: LayoutName) -> list[Sample]:
 
 
 def _good_by_another_name(found: Sequence[Sample], category: str, how: LayoutName) -> list[Problem]:
-    """Return an error for each type that looks as if its images were good, unless `--good_name` says what is."""
+    """Return an error for each type whose name probably means good images, unless `--good_name` is given."""
     if how.good_name is not None:
         return []
     folders: dict[str, list[str]] = defaultdict(list)
@@ -265,16 +265,16 @@ def tallies(
     left_out: Mapping[str, Sequence[Sample]],
     how: LayoutName = ANY,
 ) -> tuple[Tally, Tally]:
-    """Return the counts of the images, and of the files of labels, that lie in a category.
+    """Return the tallies of the image files and of the label files in a category.
 
-    Files that are neither, and lie directly in the category's folder, describe it and are not counted.
+    Other files that lie directly in the category's folder describe it, and are not counted.
 
     Args:
         root: the folder that holds the categories.
-        category: one of them.
+        category: the category.
         used: the samples that are used.
-        left_out: those that are not, by the reason.
-        how: the layout's settings.
+        left_out: the samples that are not used, by reason.
+        how: the settings of the layout.
     """
     images, labels = Tally("images"), Tally("annotations")
     known: set[Path] = set()
@@ -294,8 +294,8 @@ def tallies(
     for place in places:
         for path in walk(place):
             below = path.relative_to(place)
-            is_described = len(below.parts) == 1 and place == root / category and not is_image(path)
-            if path not in known and not is_described:
+            is_description = len(below.parts) == 1 and place == root / category and not is_image(path)
+            if path not in known and not is_description:
                 known.add(path)
                 kind, reason = _stray(path, below, is_mask_folder=place != places[0])
                 (labels if kind == "label" else images).leave_out(where_of(path, root), reason)
@@ -303,7 +303,7 @@ def tallies(
 
 
 def _stray(path: Path, below: Path, *, is_mask_folder: bool) -> tuple[Literal["image", "label"], str]:
-    """Return what a file is that no sample is made of, and why: an image or a file of labels."""
+    """Return whether an unused file is an image or a label file, and why it is not used."""
     suffix = path.suffix.lower()
     is_label = is_mask_folder or not TRUTH.isdisjoint(part.casefold() for part in below.parts[:-1])
     is_label = is_label or suffix in LABELS or path.stem.casefold().endswith(("_gt", "_mask"))

@@ -1,10 +1,9 @@
-"""BTAD's layout: MVTec AD's, but for the names of the folders, `ok` of good images and `ko` of defective ones.
+"""BTAD's layout: like MVTec AD's, but the folders are called `ok` (good images) and `ko` (defective images).
 
-Images are BMP or PNG; a mask has the name of its image, whatever the suffix.
+Images are BMP or PNG. A mask has the name of its image; its suffix may differ.
 
 Mishra et al., "VT-ADL: a vision transformer network for image anomaly detection and localization", ISIE 2021;
-http://avires.dimi.uniud.it/papers/btad/btad.zip. How its folders lie, the documentation of
-anomalib's reader says:
+http://avires.dimi.uniud.it/papers/btad/btad.zip. The documentation of anomalib's reader describes the folders:
 https://anomalib.readthedocs.io/en/latest/markdown/guides/reference/data/datamodules/image/btech.html.
 """
 

@@ -1,9 +1,10 @@
-"""Plain folders: one of images, one of masks with the same names or a suffix more: `images/7.png`, `masks/7_mask.png`.
+"""Plain folders: one with images and one with masks, such as `images/7.png` and `masks/7_mask.png`.
 
-This is no data set's layout, but what people have who label with a painting program. Images may lie in folders, with
-masks at the same places. A first folder `train`, `val` or `test` says what an image is for; the next, or else the
-first, is the type of its defect. A black mask says that an image is good; so does a missing one where no folder says a
-type.
+This is not the layout of a published data set, but of people who label with a painting program. A mask has the name of
+its image, perhaps with a suffix. Images may lie in subfolders, with their masks in the same subfolders. If the first
+subfolder is called `train`, `val` or `test`, it is the image's split, and the next one is the defect type. Otherwise
+the first subfolder is the defect type. An image is good if its mask is black, or if it has no mask and no subfolder
+gives a type.
 """
 
 from collections import Counter
@@ -28,7 +29,7 @@ from flawmask.good_names import GOOD
 from flawmask.images import to_mask
 
 DEFECT = "defect"
-"""The type of a defect in no folder of its own."""
+"""The defect type of images that are not in a type's folder."""
 
 ORIGINS: dict[str, Origin] = {
     "train": "train",
@@ -39,17 +40,17 @@ ORIGINS: dict[str, Origin] = {
     "test": "test",
     "testing": "test",
 }
-"""What the folders of splits are called."""
+"""The splits by the names of their folders."""
 
 
 @dataclass(frozen=True)
 class Folders:
-    """The layout, with the names that the user gave.
+    """The layout with the names that the user gave.
 
     Attributes:
-        images: the folder of images, below the category, or else a path of its own, whatever the root and the category.
-        masks: the folder of masks likewise.
-        mask_suffix: what a mask's name has more than its image's, before the file's suffix; None to find it.
+        images: the folder of images, inside the category; or else a path that does not depend on root and category.
+        masks: the folder of masks, in the same way.
+        mask_suffix: what a mask's name adds to its image's name, before the file's suffix; None to find it.
     """
 
     images: str = "images"
@@ -57,16 +58,16 @@ class Folders:
     mask_suffix: str | None = None
 
     def recognised(self, root: Path) -> bool:
-        """Return whether a folder under `root` holds both folders."""
+        """Return whether a folder under `root` contains both folders."""
         return any(all((folder / name).is_dir() for name in (self.images, self.masks)) for folder in folders_in(root))
 
     def stands_alone(self, root: Path) -> bool:
-        """Return whether the images lie in a folder of their own, and the category is but a name."""
+        """Return whether `images` is a path of its own. Then the category is only a name."""
         is_below = any((folder / self.images).is_dir() for folder in folders_in(root))
         return Path(self.images).is_dir() and (Path(self.images).is_absolute() or not is_below)
 
     def categories(self, root: Path) -> list[str]:
-        """Return the names of the folders under `root` that hold the folder of images, sorted.
+        """Return the names of the folders under `root` that contain the folder of images, sorted.
 
         Raises:
             FlawmaskError: there is none.
@@ -74,10 +75,10 @@ class Folders:
         return categories_with(root, self.images, self.masks, "; name the folders with --images and --masks")
 
     def places(self, root: Path, category: str) -> list[Path]:
-        """Return the folder of images and that of masks.
+        """Return the folder of images and the folder of masks.
 
         Raises:
-            FlawmaskError: one is not there.
+            FlawmaskError: one of them does not exist.
         """
         folder = Path() if self.stands_alone(root) else root / category
         found = [folder / self.images, folder / self.masks]
@@ -88,10 +89,10 @@ class Folders:
         return found
 
     def samples(self, root: Path, category: str) -> list[Sample]:
-        """Return the images below the folder of images, sorted by their path.
+        """Return the images below the folder of images, sorted by path.
 
         Raises:
-            FlawmaskError: a folder is not there, there is no image, or no suffix explains the names of the masks.
+            FlawmaskError: a folder is missing, there is no image, or the names of masks and images do not match.
         """
         place, images, masks = self._files(root, category)
         files = [path for of_image in masks.values() for path in of_image]
@@ -102,78 +103,82 @@ class Folders:
         ]
 
     def problems(self, root: Path, category: str) -> list[Problem]:
-        """Return masks without an image or of the same one, and how many images without a mask count as good.
+        """Return masks without an image, several masks of one image, and images without a mask, which count as good.
 
         Raises:
-            FlawmaskError: a folder is not there, there is no image, or no suffix explains the names of the masks.
+            FlawmaskError: a folder is missing, there is no image, or the names of masks and images do not match.
         """
         place, images, masks = self._files(root, category)
-        there = {_key(image, place) for image in images}
+        keys = {_key(image, place) for image in images}
         message = "belongs to no image: add the image, or name the mask after it"
         found = [
             Problem("warning", "orphan masks", where_of(path, root), message)
             for key, paths in masks.items()
             for path in paths
-            if key not in there
+            if key not in keys
         ]
         for first, *others in masks.values():
             message = f"and {first.name} are masks of one image: take one of them out"
             found += [Problem("error", "masks of one image", where_of(path, root), message) for path in others]
-        bare = [image for image in images if _key(image, place) not in masks and _says(image, place)[1] is None]
-        if bare:
-            message = f"is the first of {len(bare)} images (of {len(images)}) without a mask, which count as good"
-            found.append(Problem("warning", "no mask", where_of(bare[0], root), message))
+        unmasked = [image for image in images if _key(image, place) not in masks and _says(image, place)[1] is None]
+        if unmasked:
+            message = f"is the first of {len(unmasked)} images (of {len(images)}) without a mask, which count as good"
+            found.append(Problem("warning", "no mask", where_of(unmasked[0], root), message))
         return found
 
     def _files(self, root: Path, category: str) -> tuple[Path, list[Path], dict[PurePath, list[Path]]]:
         """Return the folder of images, the images in it, and the masks by the `_key` of their image."""
-        at, masks_at = self.places(root, category)
-        if at == masks_at and not self.mask_suffix:
-            raise FlawmaskError(f"{at} holds both images and masks: say with --mask_suffix what tells the masks")
-        masks = images_below(masks_at)
-        if at == masks_at:
+        image_folder, mask_folder = self.places(root, category)
+        if image_folder == mask_folder and not self.mask_suffix:
+            raise FlawmaskError(
+                f"{image_folder} holds both images and masks: give the ending of the masks' names with --mask_suffix"
+            )
+        masks = images_below(mask_folder)
+        if image_folder == mask_folder:
             masks = [path for path in masks if path.stem.endswith(self.mask_suffix or "")]
-        images = sorted(set(images_below(at)) - set(masks))
+        images = sorted(set(images_below(image_folder)) - set(masks))
         if not images:
-            raise FlawmaskError(f"{at} holds no image (png, jpg, jpeg, bmp, tif, tiff)")
-        suffix = self._suffix(at, images, masks_at, masks) if self.mask_suffix is None else self.mask_suffix
+            raise FlawmaskError(f"{image_folder} holds no image (png, jpg, jpeg, bmp, tif, tiff)")
+        suffix = (
+            self._suffix(image_folder, images, mask_folder, masks) if self.mask_suffix is None else self.mask_suffix
+        )
         by_key: dict[PurePath, list[Path]] = {}
         for path in masks:
-            key = _key(path, masks_at)
-            stem = path.stem.removesuffix(suffix)  # of a mask without it, what it has: then it is no image's
+            key = _key(path, mask_folder)
+            stem = path.stem.removesuffix(suffix)  # a mask without the suffix keeps its name, and belongs to no image
             by_key.setdefault(key.with_name(stem) if stem else key, []).append(path)
-        return at, images, by_key
+        return image_folder, images, by_key
 
-    def _suffix(self, at: Path, images: Sequence[Path], masks_at: Path, masks: Sequence[Path]) -> str:
-        """Return what the names of most masks have more than those of their images.
+        def _suffix(self, image_folder: Path, images: Sequence[Path], mask_folder: Path, masks: Sequence[Path]) -> str:
+            """Return what the names of most masks add to the names of their images.
 
-        Raises:
-            FlawmaskError: there is nothing that they have in common.
-        """
-        keys = {_key(image, at) for image in images}
-        tails: Counter[str] = Counter()
-        for path in masks:
-            key = _key(path, masks_at)
-            lengths = range(len(path.stem), 0, -1)
-            tails.update([path.stem[n:] for n in lengths if key.with_name(path.stem[:n]) in keys][:1])
-        (tail, count) = max(tails.items(), key=lambda one: (one[1], -len(one[0])), default=("", 0))
-        if 2 * count <= len(masks):
-            names = f"{images[0].name} and {masks[0].name} for one" if masks else "there is no mask"
-            raise FlawmaskError(
-                f"{masks_at}: the names of the masks do not follow from those of the images in {at} ({names}): name "
-                "each mask after its image, perhaps with a suffix that --mask_suffix says"
-            )
-        return tail
+            Raises:
+                FlawmaskError: there is no common suffix.
+            """
+            keys = {_key(image, image_folder) for image in images}
+            suffixes: Counter[str] = Counter()
+            for path in masks:
+                key = _key(path, mask_folder)
+                lengths = range(len(path.stem), 0, -1)
+                suffixes.update([path.stem[n:] for n in lengths if key.with_name(path.stem[:n]) in keys][:1])
+            suffix, count = max(suffixes.items(), key=lambda pair: (pair[1], -len(pair[0])), default=("", 0))
+            if 2 * count <= len(masks):
+                names = f"{images[0].name} and {masks[0].name} for one" if masks else "there is no mask"
+                raise FlawmaskError(
+                    f"{mask_folder}: the names of the masks do not follow from those of the images in {image_folder} "
+                    f"({names}): name each mask after its image, perhaps with a suffix that --mask_suffix says"
+                )
+            return suffix
 
     def _sample(self, root: Path, image: Path, place: PurePath, masks: Sequence[Path], black: set[Path]) -> Sample:
         """Return an image's sample.
 
         Args:
             root: the root.
-            image: its file.
-            place: its path below the folder of images.
-            masks: its masks.
-            black: those masks, among others, that mark nothing.
+            image: the image file.
+            place: the image's path relative to the folder of images.
+            masks: the image's masks.
+            black: all black masks, of this and other images.
         """
         origin, kind = _says(image, image.parents[len(place.parts) - 1])
         is_good = kind == GOOD or (all(path in black for path in masks) and bool(masks or kind is None))
@@ -194,13 +199,13 @@ class Folders:
 
 
 def _key(path: Path, place: Path) -> PurePath:
-    """Return what an image and its mask have in common: the path below their folders, without the file's suffix."""
+    """Return a key that is equal for an image and its mask: the path inside their folders, without the suffix."""
     below = path.relative_to(place)
     return below.with_name(path.stem)
 
 
 def _says(image: Path, place: Path) -> tuple[Origin, str | None]:
-    """Return what the folders that an image lies in say: what it is for, and its type, None where they say none."""
+    """Return an image's split and defect type according to its subfolders; the type is None if they do not give one."""
     folders = image.relative_to(place).parts[:-1]
     origin = ORIGINS.get(folders[0].casefold()) if folders else None
     kinds = folders[1:] if origin else folders

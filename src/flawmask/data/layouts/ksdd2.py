@@ -1,5 +1,6 @@
-"""KolektorSDD2's layout: `<category>/train/10000.png`, `<category>/test/20000.png`, and beside each image its mask,
-`10000_GT.png`, which is black where the image is good.
+"""KolektorSDD2's layout: `<category>/train/10000.png` and `<category>/test/20000.png`.
+
+The mask of an image lies beside it, `10000_GT.png`. It is black if the image is good.
 
 Božič et al., "Mixed supervision for surface-defect detection: from weakly to fully supervised learning", Computers in
 Industry 129, 2021; https://www.vicos.si/resources/kolektorsdd2/.
@@ -13,7 +14,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.good_names import GOOD
 
 MARK = "_GT"
-"""What a mask's name has more than its image's."""
+"""What a mask's name adds to its image's name."""
 
 DEFECT = "defect"
 
@@ -21,7 +22,7 @@ PARTS: tuple[tuple[str, Origin], ...] = (("test", "test"), ("train", "train"))
 
 
 def recognised(root: Path) -> bool:
-    """Return whether a folder under `root` holds a mask in `test` or `train`."""
+    """Return whether a folder under `root` has a mask in `test` or `train`."""
     return any(_is_category(folder) for folder in folders_in(root))
 
 
@@ -41,7 +42,7 @@ def categories(root: Path) -> list[str]:
 
 
 def samples(root: Path, category: str) -> list[Sample]:
-    """Return the images below `test`, sorted by their path, and then those below `train`.
+    """Return the images below `test`, sorted by path, and then those below `train`.
 
     Raises:
         FlawmaskError: there is none.

@@ -1,4 +1,4 @@
-"""What a layout is: it says which samples a category has, and what is wrong with its folders."""
+"""The interface of a layout, which returns a category's samples and the problems in its folders."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from flawmask.images import Pixels, is_image
 from flawmask.masks import Mask
 
 Part = Literal["colour", "alpha", "palette", "values"]
-"""What of a mask's file is looked at: its colours or grey values, its alpha channel, the numbers of its palette, or
-these numbers where it has a palette and its values where it has none."""
+"""The part of a mask file that is read: colours or grey values, alpha channel, or palette indices. `values` means the
+palette indices if the file has a palette, else the colours or grey values."""
 
-SHOWN = 12  # names in a message that says what is there
+SHOWN = 12  # the largest number of names in a message that lists a folder
 
 Origin = Literal["train", "val", "test"]
-"""What a data set has an image for."""
+"""The split of an image in the data set itself."""
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A file that marks a defect, and how it is read.
+    """A file that marks a defect, and the rule for reading it.
 
     Attributes:
-        path: the file. Several masks may come from the same one, each by another rule.
-        rule: takes the file's pixels as `images.decode` gives them, and returns (height, width) bool, True on the
-            defect. `images.to_mask` stands for the rule that suits all masks of the category (`data/mask_files.py`).
-            Where several take the same file, some may find nothing in it, but not all of them.
-        defect_type: the type of the defect that it marks.
-        part: what of the file the rule takes.
+        path: the file. Several masks may be read from the same file, with different rules.
+        rule: a function of the file's pixels, in the form that `images.decode` returns. It returns (height, width) bool,
+            True on the defect. `images.to_mask` is a placeholder for the common rule of all masks of the category
+            (`data/mask_files.py`). Of several rules for the same file, at least one must find a defect.
+        defect_type: the type of the defect.
+        part: the part of the file that the rule reads.
     """
 
     path: Path
@@ -45,17 +45,17 @@ class Sample:
     """One image of a category.
 
     Attributes:
-        image: its file.
-        masks: what marks its defects; empty for a good image, and for a defective one whose mask is missing.
-        defect_type: the type that the image counts for, `good` for a good one.
-        group: what images of the same part share; None where the layout says none.
-        origin: whether the data set has the image for training, for validation or for testing.
+        image: the image file.
+        masks: the masks of its defects; empty for a good image, and for a defective one whose mask is missing.
+        defect_type: the image's defect type; `good` for a good image.
+        group: a name that all images of the same part share; None if the layout does not say it.
+        origin: the split of the image in the data set itself.
         original_file: the image's POSIX path relative to the root.
-        mask_wanted: where its mask should be, for messages: a POSIX path relative to the category; empty for a good
-            image.
-        good_folder: where it would lie if it were good, for messages: a POSIX path relative to the category.
-        labels: further files that its label was read from, such as the black mask of a good image.
-        good_by: what would make it good, for messages, where that is not the folder that it lies in.
+        mask_wanted: for messages, the path where its mask should be: a POSIX path relative to the category; empty for a
+            good image.
+        good_folder: for messages, the folder of good images: a POSIX path relative to the category.
+        labels: further files that the image's type was read from, such as the black mask of a good image.
+        good_by: for messages, what to do to make the image good, if that is not moving it to another folder.
     """
 
     image: Path
@@ -76,19 +76,19 @@ class Sample:
 
     @property
     def if_good(self) -> str:
-        """What to do with the image if it is good, for messages."""
+        """For messages, what to do with the image if it is good."""
         return self.good_by or f"move the image to {self.good_folder}"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing found wrong with a data set.
+    """One problem of a data set.
 
     Attributes:
-        severity: `error` where training would stop or its figures would be wrong, `warning` where a person should look.
-        kind: two or three words, the same for all problems of the kind.
-        where: the file it is about, relative to what is checked, or a split.
-        message: what is wrong and what to do; it reads on from `where`.
+        severity: `error` if training would stop or its metrics would be wrong; `warning` if a person should look.
+        kind: the kind of problem, in two or three words.
+        where: the file, relative to the data set, or a split.
+        message: what is wrong and what to do. It continues after `where`.
     """
 
     severity: Literal["error", "warning"]
@@ -98,76 +98,76 @@ class Problem:
 
 
 class Layout(Protocol):
-    """How the folders of a data set lie. A module with these functions is one.
+    """A folder layout. Each module with these functions is one.
 
-    `root` is a folder that is there, and `category` one of `categories(root)`.
+    `root` is an existing folder, and `category` is one of `categories(root)`.
     """
 
     def recognised(self, root: Path) -> bool:
-        """Return whether the folders under `root` lie like this."""
+        """Return whether the folders under `root` have this layout."""
 
     def categories(self, root: Path) -> list[str]:
         """Return the names of the categories under `root`, sorted.
 
         Raises:
-            FlawmaskError: there is none; the message says what one would be.
+            FlawmaskError: there is none. The message says what a category looks like.
         """
 
     def samples(self, root: Path, category: str) -> list[Sample]:
         """Return the images of a category, always in the same order.
 
         Raises:
-            FlawmaskError: there is no image to test with.
+            FlawmaskError: there is no test image.
         """
 
     def problems(self, root: Path, category: str) -> list[Problem]:
-        """Return what is wrong with the folders and file names of a category; `where` is relative to `root`.
+        """Return the problems in the folders and file names of a category; their `where` is relative to `root`.
 
-        With an error among them, no data set is made of the category.
+        If one of them is an error, the category is not converted.
 
         Raises:
-            FlawmaskError: there is no image to test with.
+            FlawmaskError: there is no test image.
         """
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without junk; none where there is no such folder."""
+    """Return the subfolders of a folder, sorted, without junk; none if the folder does not exist."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_junk(path.name))
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return the image files below a folder, sorted by their path; none where there is no such folder."""
+    """Return the image files below a folder, sorted by path; none if the folder does not exist."""
     return [path for path in walk(folder) if is_image(path)]
 
 
 def where_of(path: Path, root: Path) -> str:
-    """Return a file's POSIX path relative to the root, or all of it where it lies elsewhere."""
+    """Return a file's POSIX path relative to the root, or its full path if it is outside the root."""
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def categories_with(root: Path, inside: str, beside: str, advice: str = "") -> list[str]:
-    """Return the names of the folders under `root` that hold a folder, sorted.
+    """Return the names of the categories under `root`, sorted: of the folders that contain a certain folder.
 
     Args:
         root: the folder of categories.
-        inside: what each holds.
-        beside: what each holds too, for the message.
-        advice: what else to do, for the message.
+        inside: the folder that each category contains.
+        beside: another folder that each category contains, for the message.
+        advice: further advice, for the message.
 
     Raises:
         FlawmaskError: there is none.
     """
-    found = [folder.name for folder in folders_in(root) if (folder / inside).is_dir()]
-    if not found:
+    names = [folder.name for folder in folders_in(root) if (folder / inside).is_dir()]
+    if not names:
         wanted = f"a folder with {inside}/ and {beside}/"
         raise FlawmaskError(f"{root} holds no category, which is {wanted}: it holds {listed(root)}{advice}")
-    return found
+    return names
 
 
 def listed(folder: Path) -> str:
-    """Return what is in a folder, in a few words."""
+    """Return the names in a folder as text; long lists are cut off."""
     names = sorted(path.name for path in folder.iterdir() if not is_junk(path.name))
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more or "nothing"

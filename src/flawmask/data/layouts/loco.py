@@ -1,11 +1,11 @@
-"""MVTec LOCO AD's layout: MVTec AD's, with a folder of masks for each image, `ground_truth/<type>/<image>/000.png`.
+"""MVTec LOCO AD's layout: like MVTec AD's, but each image has a folder of masks, `ground_truth/<type>/<image>/000.png`.
 
-There are also good images in `validation/good`. A mask's level, which is not always above half, stands for a kind of
-defect in `defects_config.json`, and for the area from which on it counts as found; all that is not black is the defect.
-The type of a defect is its folder, `logical_anomalies` or `structural_anomalies`.
+There are also good images in `validation/good`. A mask's grey level, which may be below half, is the key of a defect
+kind in `defects_config.json`; this file also says from which area on the defect counts as detected. Every pixel that is
+not black is the defect. The type of a defect is its folder, `logical_anomalies` or `structural_anomalies`.
 
 Bergmann et al., "Beyond dents and scratches: logical constraints in unsupervised anomaly detection and localization",
-IJCV 130, 2022; https://www.mvtec.com/company/research/datasets/mvtec-loco describes what the archive holds.
+IJCV 130, 2022; https://www.mvtec.com/company/research/datasets/mvtec-loco describes the archive.
 """
 
 from pathlib import Path

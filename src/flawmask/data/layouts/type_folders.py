@@ -1,4 +1,4 @@
-"""A folder for each type of defect, `test/<type>`, and one for its masks: what several layouts share."""
+"""The common code of several layouts with a folder for each defect type, `test/<type>`, and a folder for its masks."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,23 +21,23 @@ from flawmask.images import Pixels, to_mask
 from flawmask.masks import Mask
 
 OTHER_PARTS: tuple[tuple[str, Origin], ...] = (("train", "train"), ("validation", "val"))
-"""What lies beside the test images, and what the data set has it for."""
+"""The folders beside the test images, and their splits."""
 
 
 @dataclass(frozen=True)
 class TypeFolders:
-    """A layout: `<category>/<test>/<type>`, and beside it perhaps `train/<type>` and `validation/<type>`.
+    """A layout: `<category>/<test>/<type>`, and perhaps `train/<type>` and `validation/<type>` beside it.
 
-    An image may lie in a folder below its type's. Its mask lies at the same place below the type's folder in `truth`,
-    or anywhere below that where its name leaves no doubt.
+    An image may lie in a subfolder of its type. Its mask then lies in the same subfolder of the type's folder in
+    `truth`; or in another subfolder, if the name is unique.
 
     Attributes:
         test: the folder of the test images.
-        truth: the folder of the masks, which has a folder for each type; below the category.
-        good: what the folder of good images is called.
-        has_several: whether each image has a folder of masks, called after it, and not a mask.
-        rule: how a mask is read.
-        group: gives the name of the part that an image shows, of its path below the category; None where it says none.
+        truth: the folder of the masks, inside the category. It has a folder for each type.
+        good: the name of the folder of good images.
+        has_several: whether each image has a folder of masks, named after it, instead of one mask.
+        rule: the rule for reading a mask.
+        group: returns the name of the part from the image's path inside the category; None if it is not known.
     """
 
     test: str = "test"
@@ -48,11 +48,11 @@ class TypeFolders:
     group: Callable[[PurePath], str | None] = lambda _: None
 
     def recognised(self, root: Path) -> bool:
-        """Return whether a folder under `root` holds the folder of test images, with a folder in it."""
+        """Return whether a folder under `root` contains the folder of test images, with a subfolder."""
         return any(self._types(folder, self.test) for folder in folders_in(root))
 
     def categories(self, root: Path) -> list[str]:
-        """Return the names of the folders under `root` that hold the folder of test images, sorted.
+        """Return the names of the folders under `root` that contain the folder of test images, sorted.
 
         Raises:
             FlawmaskError: there is none.
@@ -60,10 +60,10 @@ class TypeFolders:
         return categories_with(root, self.test, self.truth)
 
     def samples(self, root: Path, category: str) -> list[Sample]:
-        """Return the images below the test folder's types, sorted by their path, and then the others.
+        """Return the test images, sorted by path, and then the others.
 
-        Images and masks belong together by their names: `004.png` and `004_mask.png`, or `004.png` too. Where two masks
-        have the name of one image, the sample has both; `problems` says so.
+        Images and masks are matched by name: the mask of `004.png` is `004_mask.png` or `004.png`. If two masks match one
+        image, the sample has both, and `problems` reports it.
 
         Raises:
             FlawmaskError: no image lies in a folder under the test folder.
@@ -78,7 +78,7 @@ class TypeFolders:
         return tests + others
 
     def problems(self, root: Path, category: str) -> list[Problem]:
-        """Return types without an image, masks without one, and masks that clash.
+        """Return types without an image, masks without an image, and several masks of one image.
 
         Raises:
             FlawmaskError: no image lies in a folder under the test folder.
@@ -91,18 +91,17 @@ class TypeFolders:
         ]
 
     def _types(self, folder: Path, part: str) -> list[Path]:
-        """Return the folders of images in a part of the category, good ones among them."""
+        """Return the folders of images in a part of the category, with that of good images."""
         truth = folder / self.truth
         return [path for path in folders_in(folder / part) if not truth.is_relative_to(path)]
 
     def _masks_in(self, folder: Path, part: str, kind: str) -> Path:
-        """Return where the masks of a part's type lie: in `truth/<part>/<type>` where there is one, and else, of test
-        images, in `truth/<type>`."""
+        """Return the folder of a type's masks: `truth/<part>/<type>` or, for test images without it, `truth/<type>`."""
         own = folder / self.truth / part / kind
         return folder / self.truth / kind if part == self.test and not own.is_dir() else own
 
     def _of_part(self, root: Path, folder: Path, part: str, origin: Origin) -> list[Sample]:
-        """Return the images of a part of the category, sorted by their path."""
+        """Return the images of a part of the category, sorted by path."""
         found = []
         for kind in self._types(folder, part):
             images = images_below(kind)
@@ -138,7 +137,7 @@ class TypeFolders:
                 yield Problem("warning", "empty category", where, "holds no image: add some, or delete the folder")
 
     def _truth_folders(self, folder: Path) -> Iterator[tuple[Path, str, str]]:
-        """Yield each folder of masks, and the part and the type whose images they are of."""
+        """Yield each folder of masks, with the part and the type of its images."""
         parts = [self.test, *(part for part, _ in OTHER_PARTS)]
         for path in folders_in(folder / self.truth):
             if path.name in parts and not (folder / self.test / path.name).is_dir():
@@ -161,7 +160,7 @@ class TypeFolders:
                     yield Problem("warning", "orphan masks", mask.relative_to(root).as_posix(), message)
 
     def _clashes(self, root: Path, category: str) -> Iterator[Problem]:
-        """Yield a problem for each mask that has the name of one before it, but for the suffix."""
+        """Yield a problem for each mask whose name differs from an earlier one only in its suffix."""
         for folder, _, kind in self._truth_folders(root / category):
             first: dict[Path, Path] = {}
             for path in images_below(folder) if kind != self.good else ():
@@ -172,7 +171,7 @@ class TypeFolders:
 
 
 def _with_black_masks(samples: Sequence[Sample], files: Mapping[Path, Sequence[Path]]) -> list[Sample]:
-    """Return good samples with the masks that say so, which are black."""
+    """Return good samples with their black masks as labels."""
     masks = [mask for sample in samples for mask in files[sample.image]]
     black = {mask for mask, is_black in zip(masks, are_black(masks), strict=True) if is_black}
     return [replace(sample, labels=tuple(mask for mask in files[sample.image] if mask in black)) for sample in samples]
@@ -183,28 +182,28 @@ def _matched(images: Sequence[Path], kind: Path, place: Path, *, has_several: bo
 
     Args:
         images: the images.
-        kind: the folder that they are below.
-        place: the folder that the masks are below.
-        has_several: whether an image's masks are in a folder of its name.
+        kind: the type's folder of images.
+        place: the type's folder of masks.
+        has_several: whether each image has a folder of masks, named after it.
     """
     masks = images_below(place)
     keys = [(mask.parent if has_several else mask.with_suffix("")).relative_to(place) for mask in masks]
-    at: dict[PurePath, list[Path]] = defaultdict(list)
-    called: dict[str, dict[PurePath, list[Path]]] = defaultdict(dict)
+    by_key: dict[PurePath, list[Path]] = defaultdict(list)
+    by_name: dict[str, dict[PurePath, list[Path]]] = defaultdict(dict)
     for key, mask in zip(keys, masks, strict=True):
-        at[key].append(mask)
-        called[key.name][key] = at[key]
+        by_key[key].append(mask)
+        by_name[key.name][key] = by_key[key]
     stems = Counter(image.stem for image in images)
 
-    def of(image: Path) -> list[Path]:
+    def masks_of(image: Path) -> list[Path]:
         here = image.relative_to(kind).with_suffix("")
         names = (image.stem,) if has_several else (f"{image.stem}_mask", image.stem)
         for name in names:
-            if here.with_name(name) in at:
-                return at[here.with_name(name)]
-        for name in names:  # in another folder: where neither two images nor two places have the name
-            if stems[image.stem] == 1 and len(called.get(name, ())) == 1:
-                return next(iter(called[name].values()))
+            if here.with_name(name) in by_key:
+                return by_key[here.with_name(name)]
+        for name in names:  # look in other folders if the name is unique among the images and among the masks
+            if stems[image.stem] == 1 and len(by_name.get(name, ())) == 1:
+                return next(iter(by_name[name].values()))
         return []
 
-    return {image: of(image) for image in images}
+    return {image: masks_of(image) for image in images}

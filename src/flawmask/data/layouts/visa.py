@@ -1,9 +1,10 @@
 """VisA's layout: `<category>/Data/Images/Normal`, `Data/Images/Anomaly` and `Data/Masks/Anomaly`; `split_csv/*.csv`.
 
-The levels of a mask are types of defects, several on one mask perhaps: the authors' id2class.py names them for their
-categories. For others, `<category>/image_anno.csv` does, where an image has one type and its mask one level. CSV files
-in `split_csv` say which images are for training and which for testing (`object,split,label,image,mask`); that of two
-classes and many training images, `2cls_highshot.csv`, comes first, since it has defects on both sides.
+Each grey level of a mask is a defect type; a mask may have several. For the authors' own categories, the types' names
+are those in their id2class.py. For other categories, they are read from `<category>/image_anno.csv`, from images with
+one type whose mask has one level. CSV files in `split_csv` divide the images into training and test images
+(`object,split,label,image,mask`). The file with two classes and many training images, `2cls_highshot.csv`, is
+preferred, because it has defects in both splits.
 
 Zou et al., "SPot-the-Difference self-supervised pre-training for anomaly detection and segmentation", ECCV 2022;
 https://github.com/amazon-science/spot-diff.
@@ -31,10 +32,10 @@ from flawmask.good_names import GOOD
 IMAGES, NORMAL, ANOMALY, MASKS = "Data/Images", "Data/Images/Normal", "Data/Images/Anomaly", "Data/Masks/Anomaly"
 
 SPLITS = ("2cls_highshot.csv", "2cls_fewshot.csv", "1cls.csv")
-"""The files that divide the images, the best first."""
+"""The files that divide the images, in order of preference."""
 
 UNNAMED = "anomaly"
-"""The type of a defect that nothing names."""
+"""The type of a defect without a name."""
 
 _PCB = ("Bent", "Melt", "Scratch", "Missing")
 TYPES: dict[str, tuple[str, ...]] = {
@@ -112,16 +113,16 @@ TYPES: dict[str, tuple[str, ...]] = {
         "Other",
     ),
 }
-"""What the mask levels 1, 2, ... of a category are, by id2class.py."""
+"""The names of the mask levels 1, 2, ... of each category, from id2class.py."""
 
 
 def recognised(root: Path) -> bool:
-    """Return whether a folder under `root` holds `Data/Images`."""
+    """Return whether a folder under `root` contains `Data/Images`."""
     return any((folder / IMAGES).is_dir() for folder in folders_in(root))
 
 
 def categories(root: Path) -> list[str]:
-    """Return the names of the folders under `root` that hold `Data/Images`, sorted.
+    """Return the names of the folders under `root` that contain `Data/Images`, sorted.
 
     Raises:
         FlawmaskError: there is none.
@@ -133,12 +134,12 @@ def categories(root: Path) -> list[str]:
 
 
 def samples(root: Path, category: str) -> list[Sample]:
-    """Return the images below `Normal` and `Anomaly`, sorted by their path.
+    """Return the images below `Normal` and `Anomaly`, sorted by path.
 
-    A mask with several levels comes as several masks. An image counts for the type that covers most of it.
+    A mask with several levels becomes several masks. The type of an image is the type with the largest area.
 
     Raises:
-        FlawmaskError: no image is there.
+        FlawmaskError: there is no image.
     """
     folder = root / category
     normal, anomalous = images_below(folder / NORMAL), images_below(folder / ANOMALY)
@@ -147,10 +148,10 @@ def samples(root: Path, category: str) -> list[Sample]:
     origins = _origins(root, category)
     masks = _masks(folder)
     files = [masks.get(image.relative_to(folder / ANOMALY).with_suffix("")) for image in anomalous]
-    there = [path for path in files if path is not None]
+    existing = [path for path in files if path is not None]
     levels = {
         path: {level: count for level, count in counts.items() if level}
-        for path, counts in zip(there, counts_of(there), strict=True)
+        for path, counts in zip(existing, counts_of(existing), strict=True)
     }
     names = _names(folder, levels)
     found = [_sample(root, category, image, None, {}, names, origins) for image in normal]
@@ -162,21 +163,21 @@ def samples(root: Path, category: str) -> list[Sample]:
 
 
 def problems(root: Path, category: str) -> list[Problem]:
-    """Return masks without an image, and images that the CSV file does not divide, or that it names and are not there.
+    """Return masks without an image, images that are missing in the CSV file, and images that exist only there.
 
     Raises:
-        FlawmaskError: no image is there.
+        FlawmaskError: there is no image.
     """
     found = samples(root, category)
-    there = {sample.original_file for sample in found}
+    existing = {sample.original_file for sample in found}
     used = {mask.path for sample in found for mask in sample.masks}
     divided = _origins(root, category)
     message = "belongs to no image of Anomaly: add the image, or name the mask after it"
     orphans = [("orphan masks", path, message) for path in images_below(root / category / MASKS) if path not in used]
-    lost = [("no image", root / name, f"is in {_split_file(root)} alone") for name in sorted(divided.keys() - there)]
+    lost = [("no image", root / name, f"is in {_split_file(root)} alone") for name in sorted(divided.keys() - existing)]
     new = [
         ("not divided", root / name, f"is not in {_split_file(root)}: it counts as one to train with")
-        for name in sorted(there - divided.keys() if divided else ())
+        for name in sorted(existing - divided.keys() if divided else ())
     ]
     return [
         Problem("warning", kind, path.relative_to(root).as_posix(), message)
@@ -193,11 +194,11 @@ def _sample(
     names: Mapping[int, str],
     origins: Mapping[str, Origin],
 ) -> Sample:
-    """Return an image's sample, given how many pixels of its mask have each level but 0."""
+    """Return an image's sample. `levels` holds the number of the mask's pixels for each level except 0."""
     is_good = image.is_relative_to(root / category / NORMAL)
     original = image.relative_to(root).as_posix()
     files = [MaskFile(mask, partial(of_values, values=(level,)), names[level]) for level in levels] if mask else []
-    if mask and not files:  # it is black or cannot be read, which whoever reads it will say
+    if mask and not files:  # the mask is black or unreadable; this is reported when it is used
         files = [MaskFile(mask, not_black, UNNAMED)]
     largest = max(levels, key=lambda level: levels[level], default=None)
     wanted = image.relative_to(root / category / (NORMAL if is_good else ANOMALY)).with_suffix(".png")
@@ -213,13 +214,13 @@ def _sample(
 
 
 def _masks(folder: Path) -> dict[Path, Path]:
-    """Return the masks by their path below the folder of masks, without the suffix."""
+    """Return the masks by their path inside the folder of masks, without the suffix."""
     place = folder / MASKS
     return {path.relative_to(place).with_suffix(""): path for path in images_below(place)}
 
 
 def _names(folder: Path, levels: Mapping[Path, Mapping[int, int]]) -> dict[int, str]:
-    """Return what each level of the masks stands for."""
+    """Return the defect type of each mask level."""
     known = dict(enumerate(TYPES.get(folder.name, ()), start=1))
     labels = {} if known else _labels(folder)
     votes = Counter(
@@ -228,14 +229,16 @@ def _names(folder: Path, levels: Mapping[Path, Mapping[int, int]]) -> dict[int, 
         if len(of_mask) == 1 and path in labels
         for level in of_mask
     )
-    for (level, name), _ in reversed(votes.most_common()):  # the most frequent comes last, and stays
+    for (level, name), _ in reversed(
+        votes.most_common()
+    ):  # the most frequent name comes last and overwrites the others
         known[level] = name
     every = {level for of_mask in levels.values() for level in of_mask}
     return {level: known.get(level, UNNAMED if len(every) == 1 else f"{UNNAMED}_{level}") for level in every}
 
 
 def _labels(folder: Path) -> dict[Path, str]:
-    """Return the type on each mask that `image_anno.csv` gives a single one."""
+    """Return the type of each mask for which `image_anno.csv` gives exactly one."""
     rows = _rows(folder / "image_anno.csv")
     return {
         folder.parent / row["mask"]: row["label"]
@@ -245,12 +248,12 @@ def _labels(folder: Path) -> dict[Path, str]:
 
 
 def _split_file(root: Path) -> str:
-    """Return the name of the CSV file that divides the images; nothing where there is none."""
+    """Return the name of the CSV file that divides the images, or "" if there is none."""
     return next((f"split_csv/{name}" for name in SPLITS if (root / "split_csv" / name).is_file()), "")
 
 
 def _origins(root: Path, category: str) -> dict[str, Origin]:
-    """Return what each image of the category is for, by its path below the root, where a CSV file says it."""
+    """Return the split of each image of the category by its path relative to the root, if a CSV file gives it."""
     name = _split_file(root)
     rows: Sequence[Mapping[str, str]] = _rows(root / name) if name else ()
     of_category = (row for row in rows if row.get("object") == category)
@@ -258,10 +261,10 @@ def _origins(root: Path, category: str) -> dict[str, Origin]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    """Return the lines of a CSV file by the names in its first; none where there is no such file.
+    """Return the rows of a CSV file by column name; none if the file does not exist.
 
     Raises:
-        FlawmaskError: it is no CSV file in UTF-8.
+        FlawmaskError: the file is not a CSV file in UTF-8.
     """
     if not path.is_file():
         return []
