@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from flawmask.coco import annotation, cut_annotation, instance_masks, read_split, write_split
+from flawmask.coco import annotation, crop_annotation, instance_masks, read_split, write_split
 from flawmask.coco_files import split_names
 from flawmask.errors import FlawmaskError, RecordsError
-from flawmask.masks import Cut, Mask, box_of, cut_out, encode
+from flawmask.masks import Crop, Mask, box_of, crop_mask, encode
 
 MASK = np.zeros((6, 8), dtype=bool)
 MASK[1:4, 2:7] = True
@@ -81,10 +81,10 @@ def test_a_cut_out_mask_is_written_as_all_of_it_would_be(part: Mask, around: tup
     left, right, above, below = around
     mask = np.pad(part, ((above, below), (left, right)))
     expected = {"bbox": list(box_of(mask)), "area": mask.sum(), "segmentation": encode(mask)}
-    tight = cut_out(mask)
+    tight = crop_mask(mask)
     assert tight.mask.shape == box_of(mask)[:1:-1]
-    for cut in (Cut(part, left, above), Cut(mask, 0, 0), tight):
-        found = cut_annotation(cut, *mask.shape, id=1, image_id=2, category_id=3)
+    for cut in (Crop(part, left, above), Crop(mask, 0, 0), tight):
+        found = crop_annotation(cut, *mask.shape, id=1, image_id=2, category_id=3)
         assert found == {"id": 1, "image_id": 2, "category_id": 3, "iscrowd": 0, **expected}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prepared import draw_image
 
 from flawmask.coco import CocoSplit, read_split
-from flawmask.coco_files import FilesBelow, has_split, split_names
+from flawmask.coco_files import FileIndex, has_split, split_names
 from flawmask.data.augment import AugmentConfig, augment
 from flawmask.errors import FlawmaskError
 from flawmask.report.results import Results, read_truth
@@ -183,6 +183,6 @@ def test_a_path_with_all_of_its_folders_always_leads_to_its_own_file(
     for folder, name in paths:
         (root / folder).mkdir(exist_ok=True)
         (root / folder / f"{name}.png").touch()
-    below = FilesBelow(root)
+    below = FileIndex(root)
     for folder, name in paths:
-        assert below.best(rf"C:\x\{folder}\{name}.png", "a file") == (folder, f"{name}.png")
+        assert below.find(rf"C:\x\{folder}\{name}.png", "a file") == (folder, f"{name}.png")

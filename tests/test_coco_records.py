@@ -160,9 +160,9 @@ def test_a_box_alone_is_a_box_and_what_it_touches(dataset: Path, outline: Any) -
     (record,) = split.annotations[2]
     assert record["bbox"] == [10.5, 5.25, 11, 9.5]
     assert np.array_equal(instance_masks([record], HEIGHT, WIDTH, "")[0], MASK)
-    assert split.boxes_alone == [record]
+    assert split.box_only_defects == [record]
     with pytest.raises(FlawmaskError, match=r"1 defects are boxes without an outline \(annotation 3 for one\), and so"):
-        split.refuse_boxes_alone("so", "do that")
+        split.require_masks("so", "do that")
 
 
 def test_a_box_alone_ends_at_the_edges_of_its_image(dataset: Path) -> None:
@@ -445,10 +445,10 @@ def test_what_was_found_is_used_or_named(
     except FlawmaskError as error:
         assert "lists no image that can be used" in str(error)
         return
-    of_images, of_annotations = split.tallies
-    assert of_images.found == len(records)
+    image_tally, of_annotations = split.tallies
+    assert image_tally.found == len(records)
     assert of_annotations.found == len(annotations)
-    assert of_images.used == len(split.images)
+    assert image_tally.used == len(split.images)
     kept = [one for of_image in split.annotations.values() for one in of_image]
     assert of_annotations.used == sum(not one.get("iscrowd") for one in kept)
     assert all(mask.any() for mask in whole(kept))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flawmask import draw
 from flawmask.draw import PREDICTION, TRUTH, Picture
-from flawmask.masks import Mask, cut_out
+from flawmask.masks import Mask, crop_mask
 
 
 def picture(height: int, width: int, seed: int = 0) -> Picture:
@@ -170,7 +170,7 @@ def test_a_mask_cut_out_of_a_larger_image_shrinks_to_every_cell_that_it_touches(
     if not mask.any():
         return
     width, height = min(most, shape[1]), min(most, shape[0])
-    found = draw.fit_cut(cut_out(mask), shape, width, height)
+    found = draw.fit_crop(crop_mask(mask), shape, width, height)
     rows, columns = found.shape
     assert found.shape == draw.fit_mask(mask, width, height).shape
     expected = np.zeros_like(found)

@@ -25,7 +25,7 @@ from stained_plates import light, make_dataset, same_weights
 from flawmask.data.demo import DemoConfig, generate
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation import evaluate
-from flawmask.files import only_one, whole_folder
+from flawmask.files import atomic_folder, folder_lock
 from flawmask.pipeline import run
 from flawmask.stages import RunConfig
 from flawmask.training import loader, step
@@ -224,8 +224,8 @@ class PowerCutError(Exception):
 
 def test_two_that_write_into_one_folder_are_told_apart(tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data")
-    code = "import sys; from pathlib import Path; from flawmask.files import only_one\n"
-    code += "with only_one(Path(sys.argv[1])): print('here', flush=True); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from flawmask.files import folder_lock\n"
+    code += "with folder_lock(Path(sys.argv[1])): print('here', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -236,7 +236,7 @@ def test_two_that_write_into_one_folder_are_told_apart(tmp_path: Path) -> None:
     assert names(tmp_path) == ["data"]
     other.kill()
     other.communicate()
-    with only_one(tmp_path / "run"):
+    with folder_lock(tmp_path / "run"):
         pass  # whoever was killed is no longer there
 
 
@@ -247,7 +247,7 @@ def test_what_a_killed_process_left_beside_a_folder_goes_and_what_it_put_aside_c
     (tmp_path / f".other.{'c' * 16}.partial").mkdir()
 
     def fill_and_fail() -> None:
-        with whole_folder(tmp_path / "out"):
+        with atomic_folder(tmp_path / "out"):
             raise ValueError
 
     with pytest.raises(ValueError):

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from flawmask.errors import FlawmaskError
 from flawmask.files import (
+    atomic_file,
+    atomic_folder,
     check_output_folder,
     fingerprint,
     read_json,
     sha256,
     walk,
-    whole_file,
-    whole_folder,
     write_bytes,
     write_json,
     write_json_lines,
@@ -44,7 +44,7 @@ def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
     (tmp_path / "a.bin").write_bytes(b"old")
-    with pytest.raises(error), whole_file(tmp_path / "a.bin") as temporary:
+    with pytest.raises(error), atomic_file(tmp_path / "a.bin") as temporary:
         temporary.write_bytes(b"ne")
         raise error
     assert (tmp_path / "a.bin").read_bytes() == b"old"
@@ -54,7 +54,7 @@ def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(
 def test_the_target_is_untouched_while_the_temporary_is_written(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(b"new")
         assert temporary.parent == path.parent
         assert path.read_bytes() == b"old"
@@ -65,7 +65,7 @@ def test_files_and_folders_get_the_usual_permissions(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_bytes(tmp_path / "a.bin", b"")
-        with whole_folder(tmp_path / "folder"):
+        with atomic_folder(tmp_path / "folder"):
             pass
     finally:
         os.umask(before)
@@ -188,7 +188,7 @@ def test_a_fingerprint_knows_names_and_contents_but_no_order() -> None:
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "deep" / "out") as folder:
+    with atomic_folder(tmp_path / "deep" / "out") as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "a").write_text("a")
         assert not (tmp_path / "deep" / "out").exists()
@@ -198,7 +198,7 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
-    with whole_folder(tmp_path / "out") as folder:
+    with atomic_folder(tmp_path / "out") as folder:
         (folder / "new").write_text("new")
         assert names(tmp_path / "out") == ["old"]
     assert names(tmp_path) == ["out", "out/new"]
@@ -211,7 +211,7 @@ def test_a_folder_that_fails_half_way_changes_nothing(tmp_path: Path, error: typ
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "old").write_text("old")
     before = names(tmp_path)
-    with pytest.raises(error), whole_folder(tmp_path / "out") as folder:
+    with pytest.raises(error), atomic_folder(tmp_path / "out") as folder:
         (folder / "new").write_text("new")
         raise error
     assert names(tmp_path) == before
@@ -230,7 +230,7 @@ def test_when_the_new_folder_cannot_be_put_in_place_the_old_one_is_put_back(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="no"), whole_folder(tmp_path / "out") as folder:
+    with pytest.raises(OSError, match="no"), atomic_folder(tmp_path / "out") as folder:
         (folder / "new").write_text("new")
     assert names(tmp_path) == ["out", "out/old"]
 
@@ -240,7 +240,7 @@ def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "old").write_text("old")
     (tmp_path / "out").symlink_to(tmp_path / "disk")
-    with whole_folder(tmp_path / "out") as folder:
+    with atomic_folder(tmp_path / "out") as folder:
         (folder / "new").write_text("new")
     assert (tmp_path / "out").is_symlink()
     assert names(tmp_path / "disk") == ["new"]

@@ -39,10 +39,10 @@ def own_font(tmp_path: Path) -> Iterator[None]:
     builder.save(tmp_path / "own.ttf")
     before = list(fontManager.ttflist)
     fontManager.addfont(tmp_path / "own.ttf")
-    fonts._of_machine.cache_clear()
+    fonts._system_fonts.cache_clear()
     yield
     fontManager.ttflist[:] = before
-    fonts._of_machine.cache_clear()
+    fonts._system_fonts.cache_clear()
 
 
 def title(text: str, side: int = 300) -> draw.Picture:

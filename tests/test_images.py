@@ -31,11 +31,11 @@ from flawmask.images import (
     content_digest,
     decode_parts,
     encode_png,
-    is_deep,
+    exceeds_8_bits,
     is_image,
     is_readable,
-    most_pixels,
-    outside,
+    levels_problem,
+    max_pixels,
     read_image,
     read_mask,
     read_pixels,
@@ -123,14 +123,14 @@ def test_32_bit_whole_numbers_are_read_where_16_bits_hold_them_and_refused_elsew
 
 def test_what_lies_outside_the_levels_is_told_and_8_bits_never_do() -> None:
     picture = np.linspace(0, 4095, 400).astype(np.uint16).reshape(20, 20)
-    assert not outside(picture, (0, 4095))
-    assert "no value above 4095, and 65535 becomes white" in outside(picture, (0, 65535))
-    assert "values up to 4095, and all above 1023 become white" in outside(picture, (0, 1023))
-    assert "values down to 0, and all below 1000 become black" in outside(picture, (1000, 4095))
+    assert not levels_problem(picture, (0, 4095))
+    assert "no value above 4095, and 65535 becomes white" in levels_problem(picture, (0, 65535))
+    assert "values up to 4095, and all above 1023 become white" in levels_problem(picture, (0, 1023))
+    assert "values down to 0, and all below 1000 become black" in levels_problem(picture, (1000, 4095))
     few = picture // 4
     few[0, 0] = 4095
-    assert not outside(few, (0, 1023)), "a hot pixel"
-    assert not outside(GREY // 16, (0, 4095))
+    assert not levels_problem(few, (0, 1023)), "a hot pixel"
+    assert not levels_problem(GREY // 16, (0, 4095))
 
 
 def test_transparency_is_dropped(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_tiff_is_read_however_it_lies_in_its_file(tmp_path: Path, pixels: Arra
     found = read_pixels(tmp_path / "a.tif")
     assert found.dtype == pixels.dtype
     assert np.array_equal(found, large)
-    assert is_deep(tmp_path / "a.tif") == (pixels.dtype == np.uint16)
+    assert exceeds_8_bits(tmp_path / "a.tif") == (pixels.dtype == np.uint16)
 
 
 @pytest.mark.parametrize("pixels", [GREY, DEEP], ids=["grey", "grey16"])
@@ -529,7 +529,7 @@ except ImageError as error:
 @pytest.mark.parametrize("value", ["many", "-5", "0", "1e9"])
 def test_a_limit_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("FLAWMASK_MAX_PIXELS", value)
-    most_pixels.cache_clear()
+    max_pixels.cache_clear()
     with pytest.raises(FlawmaskError, match=f"FLAWMASK_MAX_PIXELS is '{value}': it must be a number of pixels"):
         read_pixels(saved(tmp_path / "a.png", RGB))
 

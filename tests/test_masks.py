@@ -20,8 +20,8 @@ from flawmask.masks import (
     box_of,
     box_of_rle,
     components,
-    cut_of_rle,
-    cut_out,
+    crop_mask,
+    crop_of_rle,
     decode,
     encode,
     intersection,
@@ -201,6 +201,6 @@ def test_an_rle_of_another_size_is_refused() -> None:
 def test_the_mask_of_an_rle_is_cut_along_its_box_as_one_that_was_laid_out_is(mask: Mask) -> None:
     if not mask.any():
         return
-    found, expected = cut_of_rle(to_rle(mask)), cut_out(mask)
+    found, expected = crop_of_rle(to_rle(mask)), crop_mask(mask)
     assert (found.x, found.y) == (expected.x, expected.y)
     assert np.array_equal(found.mask, expected.mask)

@@ -14,7 +14,7 @@ from flawmask import cli
 from flawmask.cli import COMMANDS
 from flawmask.data.demo import generate
 from flawmask.errors import FlawmaskError
-from flawmask.settings import as_json, from_json, is_of
+from flawmask.settings import as_json, from_json, has_origin
 
 NEEDED: dict[str, dict[str, Any]] = {
     "run": {"category": "bottle", "weights": "none"},
@@ -161,13 +161,13 @@ def test_a_layout_that_there_is_not_is_refused_with_those_there_are(command: str
 
 def test_a_setting_that_there_was_not_yet_counts_as_what_it_came_to() -> None:
     origin = {"made_by": "flawmask prepare", "settings": {"seed": 1, "layout": "mvtec"}, "source": "a"}
-    assert is_of(origin | {"version": "0.1"}, origin)
-    assert is_of(origin | {"settings": {"seed": 1}}, origin)
-    assert not is_of(origin | {"settings": {"seed": 1, "layout": "visa"}}, origin)
-    assert not is_of(origin | {"settings": {}}, origin)
-    assert not is_of(origin | {"settings": {"seed": 1}}, origin | {"settings": {"seed": 1, "layout": "visa"}})
+    assert has_origin(origin | {"version": "0.1"}, origin)
+    assert has_origin(origin | {"settings": {"seed": 1}}, origin)
+    assert not has_origin(origin | {"settings": {"seed": 1, "layout": "visa"}}, origin)
+    assert not has_origin(origin | {"settings": {}}, origin)
+    assert not has_origin(origin | {"settings": {"seed": 1}}, origin | {"settings": {"seed": 1, "layout": "visa"}})
     others: list[Any] = [None, [], {}, origin | {"settings": None}]
-    assert not any(is_of(other, origin) for other in others)
+    assert not any(has_origin(other, origin) for other in others)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -24,7 +24,7 @@ def test_found_is_used_and_not_used(used: int, others: list[tuple[str, str]]) ->
     for name, reason in others:
         tally.leave_out(name, reason)
     assert tally.found == used + len(others)
-    assert tally.is_whole == (not others)
+    assert tally.all_used == (not others)
     total = Tally("images", 1)
     total.add(tally)
     total.add(tally)

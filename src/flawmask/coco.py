@@ -17,14 +17,14 @@ import numpy as np
 from flawmask import coco_files, masks
 from flawmask import images as image_files
 from flawmask.coco_files import SplitFiles
-from flawmask.coco_records import Records, is_box, plain_id, read_records, take_twice_listed_out
+from flawmask.coco_records import Records, is_box, leave_out_duplicates, plain_id, read_records
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json_lines
 from flawmask.good_names import GOOD
 from flawmask.launch import is_first, usable_cores
-from flawmask.masks import Cut, Mask, cut_out
+from flawmask.masks import Crop, Mask, crop_mask
 from flawmask.settings import Reading
-from flawmask.tally import Tally, tallied, warn_of_unused
+from flawmask.tally import Tally, tallies_to_dict, warn_of_unused
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class CocoSplit:
         return self.class_names[self.labels[largest["category_id"]] - 1]
 
     @property
-    def boxes_alone(self) -> list[Record]:
+    def box_only_defects(self) -> list[Record]:
         """The defects that have a box and no mask."""
         return [record for image in self.images for record in self.defects(image) if record.get("is_box")]
 
@@ -135,7 +135,7 @@ class CocoSplit:
         """The defects that are crowds (`iscrowd: 1`). Networks learn nothing from them."""
         return [record for image in self.images for record in self.defects(image) if record.get("iscrowd")]
 
-    def refuse_boxes_alone(self, why: str, instead: str) -> None:
+    def require_masks(self, why: str, instead: str) -> None:
         """Raise an error if a defect has a box and no mask.
 
         Args:
@@ -145,7 +145,7 @@ class CocoSplit:
         Raises:
             FlawmaskError: there is such a defect.
         """
-        boxes = self.boxes_alone
+        boxes = self.box_only_defects
         if boxes:
             raise FlawmaskError(
                 f"{self.annotation_file}: {len(boxes)} defects are boxes without an outline (annotation "
@@ -155,7 +155,7 @@ class CocoSplit:
     @property
     def tally(self) -> dict[str, Any]:
         """The tallies as JSON values; see `Tally.to_dict`."""
-        return tallied(self.tallies)
+        return tallies_to_dict(self.tallies)
 
     def warn(self, *, strict: bool) -> None:
         """Warn about images and annotations that were found and are not used. Only the first process of several warns.
@@ -192,7 +192,7 @@ def total_tallies(splits: Iterable[CocoSplit]) -> tuple[Tally, Tally]:
     return totals
 
 
-def one_by_one(records: Sequence[Record]) -> list[Record]:
+def without_crowds(records: Sequence[Record]) -> list[Record]:
     """Return the annotations that are instances. Crowds are not: nobody marked the single objects in such a region."""
     return [record for record in records if not record.get("iscrowd")]
 
@@ -212,17 +212,17 @@ def annotation(mask: Mask, *, id: int, image_id: int, category_id: int) -> Recor
         ValueError: the mask is empty.
     """
     height, width = mask.shape
-    return cut_annotation(Cut(mask, 0, 0), height, width, id=id, image_id=image_id, category_id=category_id)
+    return crop_annotation(Crop(mask, 0, 0), height, width, id=id, image_id=image_id, category_id=category_id)
 
 
-def cut_annotation(cut: Cut, height: int, width: int, *, id: int, image_id: int, category_id: int) -> Record:
+def crop_annotation(crop: Crop, height: int, width: int, *, id: int, image_id: int, category_id: int) -> Record:
     """Return the same record as `annotation`, from a crop of the (height, width) mask.
 
     Raises:
         ValueError: the mask is empty.
     """
-    tight = cut_out(cut.mask)
-    tight = Cut(tight.mask, cut.x + tight.x, cut.y + tight.y)
+    tight = crop_mask(crop.mask)
+    tight = Crop(tight.mask, crop.x + tight.x, crop.y + tight.y)
     rows, columns = tight.mask.shape
     return {
         "id": id,
@@ -231,7 +231,7 @@ def cut_annotation(cut: Cut, height: int, width: int, *, id: int, image_id: int,
         "bbox": [tight.x, tight.y, columns, rows],
         "area": int(np.count_nonzero(tight.mask)),
         "iscrowd": 0,
-        "segmentation": masks.encode_cut(tight, height, width),
+        "segmentation": masks.encode_crop(tight, height, width),
     }
 
 
@@ -339,7 +339,7 @@ def _locate(records: Records, place: SplitFiles) -> Path:
     ]
     if missing:
         records.leave_out(missing, "file missing")
-    take_twice_listed_out(records)  # two names may lead to the same file
+    leave_out_duplicates(records)  # two names may lead to the same file
     return folder
 
 
@@ -393,7 +393,7 @@ def _with_box_as_mask(record: Record, image: Record) -> Record:
 def _with_rle(record: Record, image: Record, where: str) -> Record:
     """Return the prediction with its mask as compressed RLE."""
     height, width = image["height"], image["width"]
-    reason = masks.unusable(record.get("segmentation"), height, width)
+    reason = masks.segmentation_problem(record.get("segmentation"), height, width)
     if reason:
         raise FlawmaskError(f"{where} has no mask of {width}x{height} pixels, its image's size: {reason}")
     return {**record, "segmentation": masks.as_rle(record["segmentation"], height, width)}

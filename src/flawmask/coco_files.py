@@ -24,7 +24,7 @@ from urllib.parse import unquote
 from flawmask.errors import FlawmaskError
 from flawmask.files import real_path, walk
 
-WORDS = {
+SPLIT_WORDS = {
     "train": "train",
     "val": "val",
     "valid": "val",
@@ -33,13 +33,15 @@ WORDS = {
 }
 """The splits by the names that tools give them, in lower case. COCO itself adds the year."""
 
-_SUBSET = re.compile(rf"(?:(?:instances|annotations?|labels)[_.-])?({'|'.join(WORDS)})(?:20[0-9]{{2}})?", re.IGNORECASE)
+_SUBSET = re.compile(
+    rf"(?:(?:instances|annotations?|labels)[_.-])?({'|'.join(SPLIT_WORDS)})(?:20[0-9]{{2}})?", re.IGNORECASE
+)
 """The name of an annotation file that lies beside those of other splits, such as `instances_val2017`."""
 
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")
 """The prefix that Label Studio gives to the name of an uploaded file."""
 
-Parts = tuple[str, ...]
+PathParts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class SplitFiles:
 def split_name(folder_name: str) -> str:
     """Return the name of the split that is stored in a folder of this name: `val` for `valid`, for example."""
     word = re.sub(r"(?<=[a-z])20[0-9]{2}$", "", folder_name.lower())
-    return WORDS.get(word, folder_name)
+    return SPLIT_WORDS.get(word, folder_name)
 
 
 def has_split(dataset_dir: Path, split: str) -> bool:
@@ -88,7 +90,7 @@ def split_names(dataset_dir: Path) -> list[str]:
     """
     found = set(_shared_files(dataset_dir))
     for path in dataset_dir.iterdir() if dataset_dir.is_dir() else ():
-        if (path / "annotations.json").is_file() or (path.name.lower() in WORDS and annotation_files(path)):
+        if (path / "annotations.json").is_file() or (path.name.lower() in SPLIT_WORDS and annotation_files(path)):
             found.add(split_name(path.name))
     return sorted(found)
 
@@ -148,7 +150,7 @@ def _shared_files(dataset_dir: Path) -> dict[str, list[Path]]:
     for path in annotation_files(dataset_dir):
         match = _SUBSET.fullmatch(path.stem)
         if match:
-            found[WORDS[match[1].lower()]].append(path)
+            found[SPLIT_WORDS[match[1].lower()]].append(path)
     return dict(found)
 
 
@@ -184,12 +186,12 @@ def locate(
     exists = [name in present or _is_below(name, root) for name in names]
     if all(exists):
         return folder, list(names)
-    best: tuple[Path, list[Parts | None]] = folder, []
+    best: tuple[Path, list[PathParts | None]] = folder, []
     for root in filter(Path.is_dir, place.image_folders):
-        below = FilesBelow(root)
+        below = FileIndex(root)
         # If some names are right, so is the folder of all names: the others may differ in spelling only.
         found = [
-            below.best(name, f"{place.annotation_file}: image {image['id']}", spelling_alone=any(exists))
+            below.find(name, f"{place.annotation_file}: image {image['id']}", whole_name=any(exists))
             for image, name in zip(images, names, strict=True)
         ]
         located = [parts for parts in found if parts is not None]
@@ -200,11 +202,11 @@ def locate(
     if skips_missing and best[1]:
         return _named_from(*best, names, place)
     missing = [image for image, is_present in zip(images, exists, strict=True) if not is_present]
-    raise FlawmaskError(f"{place.annotation_file}{_what_is_missing(missing, folder)}")
+    raise FlawmaskError(f"{place.annotation_file}{_missing_message(missing, folder)}")
 
 
 def _named_from(
-    root: Path, found: Sequence[Parts | None], names: Sequence[str], place: SplitFiles
+    root: Path, found: Sequence[PathParts | None], names: Sequence[str], place: SplitFiles
 ) -> tuple[Path, list[str | None]]:
     """Return the deepest folder that contains all files found below `root`, and their names relative to it."""
     located = [(name, parts) for name, parts in zip(names, found, strict=True) if parts is not None]
@@ -218,7 +220,7 @@ def _is_below(name: str, root: Path) -> bool:
     return not path.is_absolute() and ".." not in path.parts and (root / path).is_file()
 
 
-def _what_is_missing(images: Sequence[dict[str, Any]], folder: Path) -> str:
+def _missing_message(images: Sequence[dict[str, Any]], folder: Path) -> str:
     """Return the message about missing image files. It continues after the annotation file's name."""
     for image in images:
         name = Path(str(image["file_name"]))
@@ -229,9 +231,9 @@ def _what_is_missing(images: Sequence[dict[str, Any]], folder: Path) -> str:
     return f" lists images that are not in {folder} ({shown}{more}): put them there, or take them out"
 
 
-def _check_different(names: Sequence[str], found: Sequence[Parts], path: Path) -> None:
+def _check_different(names: Sequence[str], found: Sequence[PathParts], path: Path) -> None:
     """Raise an error if two names lead to the same file. If one name ends with the other, the image is listed twice."""
-    first: dict[Parts, str] = {}
+    first: dict[PathParts, str] = {}
     for name, parts in zip(names, found, strict=True):
         other = first.setdefault(parts, name)
         length = min(len(_parts(name)), len(_parts(other)))
@@ -242,27 +244,27 @@ def _check_different(names: Sequence[str], found: Sequence[Parts], path: Path) -
             )
 
 
-def _common_folder(found: Sequence[Parts]) -> Parts:
+def _common_folder(found: Sequence[PathParts]) -> PathParts:
     """Return the deepest folder that contains all of the paths."""
     first, last = min(parts[:-1] for parts in found), max(parts[:-1] for parts in found)
-    return first[: _common(first, last)]
+    return first[: _common_length(first, last)]
 
 
-def _common(one: Sequence[str], other: Sequence[str]) -> int:
+def _common_length(one: Sequence[str], other: Sequence[str]) -> int:
     """Return the length of the common prefix of two sequences."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-class FilesBelow:
+class FileIndex:
     """An index of the files below a folder, searched by the ends of their paths."""
 
     def __init__(self, root: Path) -> None:
         """Index the files below `root`."""
-        self._by_name: Mapping[str, list[Parts]] = defaultdict(list)
+        self._by_name: Mapping[str, list[PathParts]] = defaultdict(list)
         for path in filter(Path.is_file, walk(root)):  # a link may be broken
             self._by_name[_key(path.name)].append(path.relative_to(root).parts)
 
-    def best(self, name: str, where: str, *, spelling_alone: bool = False) -> Parts | None:
+    def find(self, name: str, where: str, *, whole_name: bool = False) -> PathParts | None:
         """Return the file whose path has the longest suffix in common with the name; None if no file has this name.
 
         The path is relative to the folder.
@@ -270,15 +272,15 @@ class FilesBelow:
         Args:
             name: the name as the record has it.
             where: which name it is, for the message.
-            spelling_alone: whether the whole name must match, apart from its spelling.
+            whole_name: whether the whole name must match, apart from its spelling.
 
         Raises:
             FlawmaskError: several files match equally well, and none has exactly this name.
         """
-        for parts in _readings(name):
+        for parts in _interpretations(name):
             found = self._by_name.get(_key(parts[-1]), ())
-            lengths = [_common([*map(_key, reversed(path))], [*map(_key, reversed(parts))]) for path in found]
-            wanted = len(parts) if spelling_alone else max(lengths, default=0)
+            lengths = [_common_length([*map(_key, reversed(path))], [*map(_key, reversed(parts))]) for path in found]
+            wanted = len(parts) if whole_name else max(lengths, default=0)
             longest = [path for path, length in zip(found, lengths, strict=True) if length == wanted]
             matches = [path for path in longest if path[-1] == parts[-1]] or longest
             if len(matches) > 1:
@@ -289,7 +291,7 @@ class FilesBelow:
         return None
 
 
-def _readings(name: str) -> Iterator[Parts]:
+def _interpretations(name: str) -> Iterator[PathParts]:
     """Yield the paths that a name may mean, the likeliest first."""
     for text in dict.fromkeys((name, unquote(name.rpartition("?d=")[2]), unquote(name.partition("?")[0]))):
         parts = _parts(text)
@@ -300,7 +302,7 @@ def _readings(name: str) -> Iterator[Parts]:
                 yield (*parts[:-1], bare)
 
 
-def _parts(name: str) -> Parts:
+def _parts(name: str) -> PathParts:
     """Return the folders and the file name of a POSIX or Windows path, without `.` and `..`."""
     return tuple(part for part in re.split(r"[/\\]", name) if part not in ("", ".", ".."))
 

@@ -17,7 +17,7 @@ from typing import Any
 from flawmask import masks
 from flawmask.errors import FlawmaskError, RecordsError
 from flawmask.good_names import GOOD
-from flawmask.images import LIMIT, most_pixels
+from flawmask.images import LIMIT_VARIABLE, max_pixels
 from flawmask.settings import Reading
 from flawmask.tally import Tally
 
@@ -26,7 +26,7 @@ Record = dict[str, Any]
 Id = int | str
 """An id as records refer to it: a number, or text that is not a number."""
 
-NO_OUTLINE: tuple[Any, ...] = (None, [], [[]], {}, "")
+EMPTY_SEGMENTATIONS: tuple[Any, ...] = (None, [], [[]], {}, "")
 """What tools write as `segmentation` of an annotation without a mask."""
 
 
@@ -44,8 +44,8 @@ class Records:
         images: the records of the images that are used, in the file's order. Ids are unique numbers.
         categories: the category records. Names are unique.
         annotations: the annotations that are used, and the crowds, by image id. Every image id is a key.
-        of_images: the tally of the images.
-        of_annotations: the tally of the annotations.
+        image_tally: the tally of the images.
+        annotation_tally: the tally of the annotations.
         problems: one reason for each record that cannot be used.
         doubtful: the image ids of annotations that lack a field or a unique id.
     """
@@ -55,8 +55,8 @@ class Records:
     images: list[Record] = field(default_factory=list)
     categories: list[Record] = field(default_factory=list)
     annotations: dict[int, list[Record]] = field(default_factory=dict)
-    of_images: Tally = field(default_factory=lambda: Tally("images"))
-    of_annotations: Tally = field(default_factory=lambda: Tally("annotations"))
+    image_tally: Tally = field(default_factory=lambda: Tally("images"))
+    annotation_tally: Tally = field(default_factory=lambda: Tally("annotations"))
     problems: list[str] = field(default_factory=list)
     doubtful: list[Any] = field(default_factory=list)
 
@@ -84,23 +84,23 @@ class Records:
         self.stop()
         for image in self.images:
             if image["id"] in unusable:
-                self.of_images.leave_out(str(image["file_name"]), reason)
+                self.image_tally.leave_out(str(image["file_name"]), reason)
                 for record in self.annotations.pop(image["id"], []):
-                    self.of_annotations.leave_out(_named(record, image), "image not used")
+                    self.annotation_tally.leave_out(_named(record, image), "image not used")
         self.images = [image for image in self.images if image["id"] not in unusable]
         if not self.images:
             raise FlawmaskError(f"{self.path} lists no image that can be used: {self.problems[0]}")
 
     def count(self) -> tuple[Tally, Tally]:
         """Return the tallies of images and annotations. Call this after the last `leave_out`."""
-        self.of_images.used = len(self.images)
+        self.image_tally.used = len(self.images)
         for image in self.images:
             for record in self.annotations[image["id"]]:
                 if record.get("iscrowd"):
-                    self.of_annotations.leave_out(_named(record, image), "crowd")
+                    self.annotation_tally.leave_out(_named(record, image), "crowd")
                 else:
-                    self.of_annotations.used += 1
-        return self.of_images, self.of_annotations
+                    self.annotation_tally.used += 1
+        return self.image_tally, self.annotation_tally
 
 
 def read_records(content: Any, path: Path, reading: Reading) -> Records:
@@ -116,32 +116,32 @@ def read_records(content: Any, path: Path, reading: Reading) -> Records:
     """
     if not isinstance(content, dict):
         raise FlawmaskError(f"{path} is not a COCO file: it must hold an object, not {type(content).__name__}")
-    found = Records(path, reading)
-    images = list(_listed(content, "images", ("id", "file_name", "width", "height"), found))
-    categories = list(_listed(content, "categories", ("id", "name"), found))
-    annotations = list(_listed(content, "annotations", ("id", "image_id", "category_id"), found))
-    found.stop()
+    checked = Records(path, reading)
+    images = list(_valid_records(content, "images", ("id", "file_name", "width", "height"), checked))
+    categories = list(_valid_records(content, "categories", ("id", "name"), checked))
+    annotations = list(_valid_records(content, "annotations", ("id", "image_id", "category_id"), checked))
+    checked.stop()
     if not content["images"] or not content["categories"]:
         raise FlawmaskError(f"{path} lists no {'category' if content['images'] else 'image'}")
     image_ids, category_ids, annotation_ids = (_numbers(records) for records in (images, categories, annotations))
-    found.images = [_with_id(image, image_ids) for image in images]
+    checked.images = [_with_id(image, image_ids) for image in images]
     numbered = [_with_id(record, annotation_ids) for record in annotations]
     in_use = {category_ids.get(plain_id(record["category_id"])) for record in annotations}
-    found.categories = _one_of_each_name([_with_id(one, category_ids) for one in categories], in_use, found)
-    found.categories, of_good = _one_good(found.categories, reading.good_names)
+    checked.categories = _unique_names([_with_id(one, category_ids) for one in categories], in_use, checked)
+    checked.categories, of_good = _merge_good(checked.categories, reading.good_names)
     category_ids = {one: of_good.get(number, number) for one, number in category_ids.items()}
-    sizes = [_with_whole_size(image) for image in found.images]
-    found.images = [image for image, _ in sizes]
+    sizes = [_with_integer_size(image) for image in checked.images]
+    checked.images = [image for image, _ in sizes]
     bad_sizes = {image["id"]: problem for image, problem in sizes if problem}
-    found.problems += bad_sizes.values()
-    found.stop()
-    if not found.images or not found.categories:
-        what = "category" if found.images else "image"
-        raise FlawmaskError(f"{path} lists no {what} that can be used: {found.problems[0]}")
-    _sort_in(numbered, image_ids, category_ids, bad_sizes, found)
-    found.stop()
-    take_twice_listed_out(found)
-    return found
+    checked.problems += bad_sizes.values()
+    checked.stop()
+    if not checked.images or not checked.categories:
+        what = "category" if checked.images else "image"
+        raise FlawmaskError(f"{path} lists no {what} that can be used: {checked.problems[0]}")
+    _assign_annotations(numbered, image_ids, category_ids, bad_sizes, checked)
+    checked.stop()
+    leave_out_duplicates(checked)
+    return checked
 
 
 # Ids.
@@ -174,12 +174,12 @@ def _changed(record: Record, **values: Any) -> Record:
     return record if same else {**record, **values}
 
 
-def _listed(content: Record, key: str, fields: Collection[str], found: Records) -> Iterator[Record]:
+def _valid_records(content: Record, key: str, fields: Collection[str], checked: Records) -> Iterator[Record]:
     """Yield the records under `key` that have these fields and a unique id; count or report the others."""
     records = content.get(key)
     if not isinstance(records, list):
-        raise FlawmaskError(f"{found.path} is not a COCO file: it has no list `{key}`")
-    tally = {"images": found.of_images, "annotations": found.of_annotations}.get(key)
+        raise FlawmaskError(f"{checked.path} is not a COCO file: it has no list `{key}`")
+    tally = {"images": checked.image_tally, "annotations": checked.annotation_tally}.get(key)
     first: dict[Id, Record] = {}
     for index, record in enumerate(records):
         is_record = isinstance(record, dict)
@@ -193,13 +193,13 @@ def _listed(content: Record, key: str, fields: Collection[str], found: Records) 
             continue
         reason, where = "bad record", f"{key}[{index}]"
         if missing:
-            found.problems.append(f"{where} has no {', '.join(missing)}")
+            checked.problems.append(f"{where} has no {', '.join(missing)}")
         elif number is None or not _is_same(first[number], record):
-            found.problems.append(f"{where} has the id {record['id']!r}, which is doubled or no number")
+            checked.problems.append(f"{where} has the id {record['id']!r}, which is doubled or no number")
         else:
             reason = "listed twice"
         if key == "annotations" and is_record and reason == "bad record":
-            found.doubtful.append(record.get("image_id"))
+            checked.doubtful.append(record.get("image_id"))
         if tally is not None:
             tally.leave_out(str(record.get("file_name", where)) if is_record else where, reason)
 
@@ -218,7 +218,7 @@ def _plain_name(image: Record) -> str:
 # Categories and images.
 
 
-def _one_of_each_name(categories: Sequence[Record], in_use: Collection[int | None], found: Records) -> list[Record]:
+def _unique_names(categories: Sequence[Record], in_use: Collection[int | None], checked: Records) -> list[Record]:
     """Return the categories, one for each name.
 
     If several categories share a name, the one that annotations use is kept; if none is used, the last one. Roboflow
@@ -230,12 +230,12 @@ def _one_of_each_name(categories: Sequence[Record], in_use: Collection[int | Non
         if isinstance(name, str) and name:
             by_name[name].append(category)
         else:
-            found.problems.append(f"category {category['id']} has the name {name!r}, which is doubled or none")
+            checked.problems.append(f"category {category['id']} has the name {name!r}, which is doubled or none")
     kept = []
     for name, of_name in by_name.items():
         used = [category for category in of_name if category["id"] in in_use] or of_name[-1:]
         kept.append(used[0])
-        found.problems += [
+        checked.problems += [
             f"category {other['id']} has the name {name!r}, which is doubled or none: category {used[0]['id']} has it "
             "too, and both have annotations; rename one, or give all annotations one of them"
             for other in used[1:]
@@ -243,7 +243,7 @@ def _one_of_each_name(categories: Sequence[Record], in_use: Collection[int | Non
     return kept
 
 
-def _one_good(categories: Sequence[Record], names: Collection[str]) -> tuple[list[Record], dict[int, int]]:
+def _merge_good(categories: Sequence[Record], names: Collection[str]) -> tuple[list[Record], dict[int, int]]:
     """Merge all categories with one of the names into one category `good`.
 
     Returns the categories, and the id of `good` by the id of each category that was merged into it.
@@ -256,49 +256,49 @@ def _one_good(categories: Sequence[Record], names: Collection[str]) -> tuple[lis
     return [first, *defects], {category["id"]: first["id"] for category in good}
 
 
-def _with_whole_size(image: Record) -> tuple[Record, str]:
+def _with_integer_size(image: Record) -> tuple[Record, str]:
     """Return the image's record with integer width and height, and what is wrong with its size, or ""."""
     sides = {side: image[side] for side in ("width", "height")}
-    whole = {
+    integers = {
         side: int(value) if isinstance(value, float) and value.is_integer() else value for side, value in sides.items()
     }
     size = f"image {image['id']} has the size {image['width']!r} x {image['height']!r}"
-    if not all(type(value) is int and value > 0 for value in whole.values()):
+    if not all(type(value) is int and value > 0 for value in integers.values()):
         return image, f"{size}, which is not in whole pixels"
-    if whole["width"] * whole["height"] > most_pixels():
-        return image, f"{size}: more than {most_pixels() // 10**6} million pixels, see {LIMIT}"
-    return _changed(image, **whole), ""
+    if integers["width"] * integers["height"] > max_pixels():
+        return image, f"{size}: more than {max_pixels() // 10**6} million pixels, see {LIMIT_VARIABLE}"
+    return _changed(image, **integers), ""
 
 
-def take_twice_listed_out(found: Records) -> None:
+def leave_out_duplicates(checked: Records) -> None:
     """Leave out duplicate records of the same image. The first record with annotations is kept.
 
     Raises:
         RecordsError: two records of an image have different annotations.
     """
     by_name: dict[str, list[Record]] = defaultdict(list)
-    for image in found.images:
+    for image in checked.images:
         by_name[_plain_name(image)].append(image)
     duplicates: dict[int, str] = {}
     unclear: dict[int, str] = {}
     for name, of_name in by_name.items():
         if len(of_name) == 1:
             continue
-        first = next((image for image in of_name if found.annotations[image["id"]]), of_name[0])
-        marks = [_marks(found.annotations[image["id"]]) for image in of_name]
-        if any(mark and mark != _marks(found.annotations[first["id"]]) for mark in marks):
+        first = next((image for image in of_name if checked.annotations[image["id"]]), of_name[0])
+        marks = [_content(checked.annotations[image["id"]]) for image in of_name]
+        if any(mark and mark != _content(checked.annotations[first["id"]]) for mark in marks):
             numbers = " and ".join(str(image["id"]) for image in of_name)
             problem = f"images {numbers} are both {name} and have different annotations: give them to one of the two"
             unclear |= {image["id"]: "" for image in of_name} | {first["id"]: problem}
         else:
             duplicates |= {image["id"]: "" for image in of_name if image is not first}
     if duplicates:
-        found.leave_out(duplicates, "listed twice")
+        checked.leave_out(duplicates, "listed twice")
     if unclear:
-        found.leave_out(unclear, "listed twice")
+        checked.leave_out(unclear, "listed twice")
 
 
-def _marks(records: Sequence[Record]) -> list[Any]:
+def _content(records: Sequence[Record]) -> list[Any]:
     """Return the content of the annotations without their ids, for comparison."""
     return [(record["category_id"], record["segmentation"], record["bbox"]) for record in records]
 
@@ -314,49 +314,49 @@ class _NoInstanceError(Exception):
     """An annotation marks no pixel. The message is the reason in one or two words."""
 
 
-def _sort_in(
+def _assign_annotations(
     records: Sequence[Record],
     image_ids: Mapping[Id | None, int],
     category_ids: Mapping[Id | None, int],
     bad_sizes: Collection[int],
-    found: Records,
+    checked: Records,
 ) -> None:
     """Assign the annotations to their images.
 
     Annotations that are not instances are left out. So are images with an annotation that cannot be used.
     """
-    images: dict[int | None, Record] = {image["id"]: image for image in found.images}
-    names: dict[int | None, str] = {category["id"]: category["name"] for category in found.categories}
-    found.annotations = {image["id"]: [] for image in found.images}
-    doubtful = {image_ids.get(plain_id(number)) for number in found.doubtful}
-    bad = {image["id"]: "" for image in found.images if image["id"] in bad_sizes or image["id"] in doubtful}
+    images: dict[int | None, Record] = {image["id"]: image for image in checked.images}
+    names: dict[int | None, str] = {category["id"]: category["name"] for category in checked.categories}
+    checked.annotations = {image["id"]: [] for image in checked.images}
+    doubtful = {image_ids.get(plain_id(number)) for number in checked.doubtful}
+    bad = {image["id"]: "" for image in checked.images if image["id"] in bad_sizes or image["id"] in doubtful}
     for record in records:
         image = images.get(image_ids.get(plain_id(record["image_id"])))
         if image is None:
-            found.problems.append(
+            checked.problems.append(
                 f"annotation {record['id']} belongs to image {record['image_id']!r}, which is not listed: take it out"
             )
-            found.of_annotations.leave_out(str(record["id"]), "bad record")
+            checked.annotation_tally.leave_out(str(record["id"]), "bad record")
             continue
         if image["id"] in bad_sizes:
-            found.of_annotations.leave_out(_named(record, image), "image not used")
+            checked.annotation_tally.leave_out(_named(record, image), "image not used")
             continue
         try:
             category = _category(record, category_ids, names)
             known = _changed(record, image_id=image["id"], category_id=category)
-            instance = _instance(known, image["height"], image["width"], found.reading)
+            instance = _instance(known, image["height"], image["width"], checked.reading)
         except _BadRecordError as error:
-            found.problems.append(f"annotation {record['id']} {error}")
-            found.of_annotations.leave_out(_named(record, image), "bad record")
+            checked.problems.append(f"annotation {record['id']} {error}")
+            checked.annotation_tally.leave_out(_named(record, image), "bad record")
             bad[image["id"]] = ""
         except _NoInstanceError as error:
-            found.of_annotations.leave_out(_named(record, image), str(error))
+            checked.annotation_tally.leave_out(_named(record, image), str(error))
         else:
-            found.annotations[image["id"]].append(instance)
+            checked.annotations[image["id"]].append(instance)
     if bad:
-        bad_names = {_plain_name(image) for image in found.images if image["id"] in bad}
-        with_bad_name = {image["id"]: "" for image in found.images if _plain_name(image) in bad_names}
-        found.leave_out(with_bad_name, "bad record")
+        bad_names = {_plain_name(image) for image in checked.images if image["id"] in bad}
+        with_bad_name = {image["id"]: "" for image in checked.images if _plain_name(image) in bad_names}
+        checked.leave_out(with_bad_name, "bad record")
 
 
 def _named(record: Record, image: Record) -> str:
@@ -390,12 +390,12 @@ def _instance(record: Record, height: int, width: int, reading: Reading) -> Reco
     has_box = box not in (None, [])
     if has_box and not is_box(box):
         raise _BadRecordError(f"has the box {box!r}, not [x, y, width, height]")
-    if record.get("is_box") or segmentation in NO_OUTLINE:
+    if record.get("is_box") or segmentation in EMPTY_SEGMENTATIONS:
         if not has_box:
             raise _BadRecordError("has neither an outline nor a box: draw it, or delete it")
-        return _box_alone(record, height, width)
+        return _box_only(record, height, width)
     nested = masks.nested(segmentation)
-    if reason := masks.unusable(nested, height, width):
+    if reason := masks.segmentation_problem(nested, height, width):
         raise _BadRecordError(f"has no usable segmentation: {reason}")
     if not masks.has_pixel(nested, height, width):
         raise _NoInstanceError(OUTSIDE if _is_outside(nested, height, width) else NO_PIXEL)
@@ -413,7 +413,7 @@ def _crowd(value: Any) -> int:
     raise _BadRecordError(f"has iscrowd {value!r}, which is neither 0 nor 1")
 
 
-def _box_alone(record: Record, height: int, width: int) -> Record:
+def _box_only(record: Record, height: int, width: int) -> Record:
     x, y, across, down = record["bbox"]
     if across <= 0 or down <= 0:
         raise _NoInstanceError(NO_AREA)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from flawmask.fonts import plain, runs
-from flawmask.masks import Cut, Mask, box_of
+from flawmask.masks import Crop, Mask, box_of
 
 Picture = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -150,7 +150,7 @@ def fit_mask(mask: Mask, width: int, height: int) -> Mask:
     return np.asarray(cv2.resize(mask.astype(np.float32), size, interpolation=method) > 0)
 
 
-def fit_cut(cut: Cut, shape: tuple[int, int], width: int, height: int) -> Mask:
+def fit_crop(cut: Crop, shape: tuple[int, int], width: int, height: int) -> Mask:
     """Return what `fit_mask` returns of a mask that is cut out of its image's, where that shrinks, without laying it
     out at the image's size.
 

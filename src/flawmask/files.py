@@ -74,7 +74,7 @@ def _is_thumbnail(name: str, stems: Collection[str]) -> bool:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path` to write to. If the block succeeds, the file is flushed and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
@@ -110,7 +110,7 @@ def _flush(path: Path) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -130,7 +130,7 @@ def write_json_lines(path: Path, content: Mapping[str, Any]) -> None:
     numbers are a third as large. A diff still shows a line for each record, and only one record at a time is in memory
     as text.
     """
-    with whole_file(path) as temporary, temporary.open("wb") as file:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
         file.writelines(piece.encode(errors="backslashreplace") for piece in _json_pieces(content))  # as `write_json`
 
 
@@ -260,7 +260,7 @@ def this_user() -> str:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Lock a folder, so that no other Flawmask process on this machine writes into it.
 
     The system releases the lock when the process ends, for whatever reason.
@@ -283,7 +283,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target` to fill. If the block succeeds, the folder replaces `target`.
 
     If the block raises an error, `target` stays as it was.
@@ -293,7 +293,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     target = real_path(target)  # a link to a folder stays a link
     target.parent.mkdir(parents=True, exist_ok=True)
-    with only_one(target):
+    with folder_lock(target):
         _tidy(target)
         temporary = _beside(target)
         temporary.mkdir()
@@ -344,7 +344,7 @@ def _remove(path: Path) -> None:
 def remove_partial_files(folder: Path) -> None:
     """Remove the incomplete files of a killed process. No other process may be writing into the folder.
 
-    Incomplete folders stay: `whole_folder` removes them, under its own lock.
+    Incomplete folders stay: `atomic_folder` removes them, under its own lock.
     """
     for path in folder.glob(".*.partial"):
         if not path.is_dir():

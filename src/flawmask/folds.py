@@ -19,7 +19,7 @@ from flawmask.data import dataset_info, layouts
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
 from flawmask.evaluation.metrics import METRICS
-from flawmask.files import read_json, whole_folder, write_json
+from flawmask.files import atomic_folder, read_json, write_json
 from flawmask.images import UPPER_BITS
 from flawmask.inference.predictor import load
 from flawmask.prediction import Prediction
@@ -49,7 +49,7 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
     training = read_split(folders[0], "train", config)
     check_lessons(training, config.arch, config.good_name)
     images = len(training.images) * (1 + variants)
-    config = with_network(config, images, has_outlines=not training.boxes_alone)
+    config = with_network(config, images, has_outlines=not training.box_only_defects)
     info = read_json(folders[0] / dataset_info.NAME)
     method = info.get("split_method")  # a run with folds that were divided in another way is not continued
     origin = {
@@ -178,7 +178,7 @@ def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple
     for fold, part in enumerate(parts, start=1):
         backend = load(run_dir / f"fold_{fold}" / "best.pt", config)
         predictions += predict_split(backend, part, config.inference_batch_size)[0]
-    with whole_folder(run_dir / POOLED) as folder:
+    with atomic_folder(run_dir / POOLED) as folder:
         (folder / "images").mkdir()
         for part in parts:
             for image in part.images:

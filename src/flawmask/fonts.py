@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-PILLOWS = frozenset(map(chr, range(0x20, 0x7F)))
+PILLOW_LETTERS = frozenset(map(chr, range(0x20, 0x7F)))
 """The characters that are drawn with Pillow's own font."""
 
-SHAPED = (range(0x590, 0xE00), range(0xF00, 0x10A0), range(0x1780, 0x1800), range(0xFB1D, 0xFF00))
+SHAPED_SCRIPTS = (range(0x590, 0xE00), range(0xF00, 0x10A0), range(0x1780, 0x1800), range(0xFB1D, 0xFF00))
 """Scripts whose letters run from right to left, join or stack: Hebrew and Arabic, the scripts of India, Tibetan and
 Burmese, Khmer, and Arabic's presentation forms. For these Pillow needs Raqm, a library that not every machine has."""
 
@@ -50,11 +50,11 @@ def first_writable(*texts: str) -> str:
 
 def _is_writable(text: str) -> bool:
     letters = set(plain(text))
-    if letters <= PILLOWS:
+    if letters <= PILLOW_LETTERS:
         return True
     can_shape = features.check("raqm")
     return all(
-        _face(letter) is not None and (can_shape or not any(ord(letter) in script for script in SHAPED))
+        _face(letter) is not None and (can_shape or not any(ord(letter) in script for script in SHAPED_SCRIPTS))
         for letter in letters
     )
 
@@ -76,7 +76,7 @@ def runs(text: str, size: int) -> Iterator[tuple[str, Font]]:
         text: the text that `plain` returned. Letters that no font has are drawn as boxes.
         size: the font size in pixels.
     """
-    for face, letters in groupby(text, key=lambda letter: None if letter in PILLOWS else _face(letter)):
+    for face, letters in groupby(text, key=lambda letter: None if letter in PILLOW_LETTERS else _face(letter)):
         yield "".join(letters), pillow_font(size, None if face is None else face.path)
 
 
@@ -88,7 +88,7 @@ def pillow_font(size: int, path: str | None = None) -> Font:
 
 def _face(letter: str) -> _Face | None:
     """Return a font that has the letter, or None."""
-    return _dejavu().get(ord(letter)) or _of_machine().get(ord(letter))
+    return _dejavu().get(ord(letter)) or _system_fonts().get(ord(letter))
 
 
 @cache
@@ -101,7 +101,7 @@ def _dejavu() -> Mapping[int, _Face]:
 
 
 @cache
-def _of_machine() -> Mapping[int, _Face]:
+def _system_fonts() -> Mapping[int, _Face]:
     """Return a font of this machine for each letter; upright fonts without serifs are preferred."""
     from matplotlib.font_manager import fontManager
     from matplotlib.ft2font import FT2Font

@@ -35,10 +35,10 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 READABLE = SUFFIXES | {".webp", ".jfif", ".jp2", ".gif"}
 """Suffixes of the files that `predict` reads in folders. Files with several images, such as animations, are refused."""
 
-PROGRAMS = ("EPS", "WMF")
+VECTOR_FORMATS = ("EPS", "WMF")
 """Formats that Pillow hands to another program to draw. Such a file is never a photograph."""
 
-LIMIT = "FLAWMASK_MAX_PIXELS"
+LIMIT_VARIABLE = "FLAWMASK_MAX_PIXELS"
 """The environment variable that sets how many pixels an image may have."""
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -49,7 +49,7 @@ Levels: TypeAlias = tuple[int, int]
 UPPER_BITS: Levels = (0, 65535)
 """The levels that keep the upper 8 of 16 bits, for files that use all 16."""
 
-CLIPPED = 0.01
+MAX_CLIPPED = 0.01
 """The largest share of an image's values that may lie outside the levels."""
 
 STRIP = 2**22
@@ -68,15 +68,15 @@ ACCEPTED = (
 
 
 @cache
-def most_pixels() -> int:
+def max_pixels() -> int:
     """Return how many pixels an image may have. (A file of a few kilobytes can hold billions.)
 
     Raises:
         FlawmaskError: the environment variable is not a number.
     """
-    text = os.environ.get(LIMIT) or str(2 * 89_478_485)  # Pillow refuses an image above twice its own limit
+    text = os.environ.get(LIMIT_VARIABLE) or str(2 * 89_478_485)  # Pillow refuses an image above twice its own limit
     if not text.isdecimal() or not int(text):
-        raise FlawmaskError(f"the environment variable {LIMIT} is {text!r}: it must be a number of pixels")
+        raise FlawmaskError(f"the environment variable {LIMIT_VARIABLE} is {text!r}: it must be a number of pixels")
     if is_own_process():
         Image.MAX_IMAGE_PIXELS = int(text)  # above it Pillow warns, and the filter below hides the warning
         # Pillow also warns of odd metadata, but only the pixels matter. (`warnings.catch_warnings` around each decode
@@ -96,7 +96,7 @@ def is_readable(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Parts:
+class DecodedImage:
     """The content of an image file, turned upright.
 
     Attributes:
@@ -124,13 +124,13 @@ def decode(data: bytes, path: Path) -> Pixels:
         has more than 8 bits. Transparency is dropped.
 
     Raises:
-        ImageError: the file is not an image, is truncated, holds several images, has more pixels than `most_pixels()`,
+        ImageError: the file is not an image, is truncated, holds several images, has more pixels than `max_pixels()`,
             has values outside 0 to 65535, or has values that are not whole numbers.
     """
     return _decoded(io.BytesIO(data), path).colour
 
 
-def decode_parts(data: bytes, path: Path) -> Parts:
+def decode_parts(data: bytes, path: Path) -> DecodedImage:
     """Return the pixels of an image file together with its alpha channel, palette and orientation.
 
     Raises:
@@ -139,7 +139,7 @@ def decode_parts(data: bytes, path: Path) -> Parts:
     return _decoded(io.BytesIO(data), path, wants_all=True)
 
 
-def _decoded(file: BinaryIO, path: Path, page: int | None = None, *, wants_all: bool = False) -> Parts:
+def _decoded(file: BinaryIO, path: Path, page: int | None = None, *, wants_all: bool = False) -> DecodedImage:
     """Decode an open image file.
 
     Args:
@@ -148,13 +148,13 @@ def _decoded(file: BinaryIO, path: Path, page: int | None = None, *, wants_all: 
         page: which of the file's images to read, from 1; None if there is only one.
         wants_all: whether to read the alpha channel and the palette too.
     """
-    limit = most_pixels()
+    limit = max_pixels()
     try:
         with Image.open(file) as picture:
-            _turn_to(picture, page, path)
+            _go_to_page(picture, page, path)
             if picture.width * picture.height > limit:
                 raise Image.DecompressionBombError
-            if picture.format in PROGRAMS:
+            if picture.format in VECTOR_FORMATS:
                 raise ImageError(f"{path} is {picture.format}, which holds no pixels: export it as PNG")
             raw_mode = _raw_mode(picture)
             orientation = _orientation(picture)
@@ -163,13 +163,13 @@ def _decoded(file: BinaryIO, path: Path, page: int | None = None, *, wants_all: 
             if ";16" in raw_mode:
                 pixels = _deep_colours(file, page or 1, orientation or 1, pixels, path)
                 pixels = pixels[:, :, 0] if raw_mode.startswith("L") else pixels
-            return Parts(pixels, *(_alpha_and_palette(picture) if wants_all else (None, None)), orientation)
+            return DecodedImage(pixels, *(_alpha_and_palette(picture) if wants_all else (None, None)), orientation)
     except ImageError:
         raise
     except Image.DecompressionBombError:
         # In a program that imports Flawmask, Pillow's own limit applies too.
         pillow_limit = limit if is_own_process() else 2 * (Image.MAX_IMAGE_PIXELS or limit)
-        where = f"the environment variable {LIMIT}" if limit <= pillow_limit else "PIL.Image.MAX_IMAGE_PIXELS"
+        where = f"the environment variable {LIMIT_VARIABLE}" if limit <= pillow_limit else "PIL.Image.MAX_IMAGE_PIXELS"
         raise ImageError(
             f"{path} has more than {min(limit, pillow_limit) // 10**6} million pixels: if it is meant to be so large, "
             f"raise the limit by {where}"
@@ -179,13 +179,13 @@ def _decoded(file: BinaryIO, path: Path, page: int | None = None, *, wants_all: 
         raise ImageError(f"{path} cannot be read as an image ({reason}): replace it or take it out") from None
 
 
-def is_deep(path: Path) -> bool:
+def exceeds_8_bits(path: Path) -> bool:
     """Return whether an image file has more than 8 bits per value, without decoding it.
 
     Raises:
         ImageError: the file cannot be opened, or is not an image.
     """
-    most_pixels()  # this also hides Pillow's warnings
+    max_pixels()  # this also hides Pillow's warnings
     try:
         with Image.open(path) as picture:
             return picture.mode.startswith("I") or ";16" in _raw_mode(picture)
@@ -228,7 +228,7 @@ def _deep_colours(file: BinaryIO, page: int, turn: int, upper: Pixels, path: Pat
         values = pages[0]
         for top, bottom in _strips(*values.shape[:2]):  # in place, to save a copy of a large image
             values[top:bottom, :, :3] = values[top:bottom, :, 2::-1]
-        colours = np.ascontiguousarray(turned(values[:, :, :3], turn))
+        colours = np.ascontiguousarray(turn_upright(values[:, :, :3], turn))
         strips = list(_strips(*upper.shape[:2]))
         if colours.shape == upper.shape and all(np.array_equal(colours[a:b] >> 8, upper[a:b]) for a, b in strips):
             return colours
@@ -251,7 +251,7 @@ BITS_PER_SAMPLE, WHITE_IS_ZERO = 258, 262
 """Tags of TIFF 6.0. If the value of the last one is 0, then 0 means white."""
 
 
-def turned(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+def turn_upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     """Return stored pixels turned upright by an Exif orientation, as a view if possible."""
     return TURNS[orientation](pixels) if orientation in TURNS else pixels
 
@@ -307,7 +307,7 @@ def _strips(height: int, width: int) -> Iterator[tuple[int, int]]:
     yield from ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
-def _turn_to(picture: Image.Image, page: int | None, path: Path) -> None:
+def _go_to_page(picture: Image.Image, page: int | None, path: Path) -> None:
     """Go to a page of the file.
 
     Without a page, refuse a file whose second image is as large as its first: we cannot know which one is meant. A
@@ -401,17 +401,17 @@ def _table(levels: Levels) -> npt.NDArray[np.uint8]:
     return ((np.arange(65536) - low) * 256 // (high - low + 1)).clip(0, 255).astype(np.uint8)
 
 
-def outside(pixels: Pixels, levels: Levels) -> str:
+def levels_problem(pixels: Pixels, levels: Levels) -> str:
     """Return a message about an image that does not fit the levels, or "". The message continues after its name.
 
-    An image does not fit if more than the share `CLIPPED` of its values lie above the upper level, or below the lower
-    one. It does not fit either if its values use less than a quarter of the range between the levels. 8-bit images
-    always fit.
+    An image does not fit if more than the share `MAX_CLIPPED` of its values lie above the upper level, or below the
+    lower one. It does not fit either if its values use less than a quarter of the range between the levels. 8-bit
+    images always fit.
     """
     if pixels.dtype != np.uint16:
         return ""
     low, high = levels
-    allowed, brightest = CLIPPED * pixels.size, int(pixels.max(initial=0))
+    allowed, brightest = MAX_CLIPPED * pixels.size, int(pixels.max(initial=0))
     if np.count_nonzero(pixels > high) > allowed:
         return f"holds values up to {brightest}, and all above {high} become white"
     if np.count_nonzero(pixels < low) > allowed:
@@ -557,15 +557,15 @@ def to_mask(pixels: Pixels) -> npt.NDArray[np.bool_]:
 
 def white(pixels: Pixels) -> npt.NDArray[np.bool_]:
     """Return (height, width) bool: True where a channel is above half of the largest value of its type."""
-    return np.asarray(strongest(pixels) > np.iinfo(pixels.dtype).max // 2)
+    return np.asarray(brightest_channel(pixels) > np.iinfo(pixels.dtype).max // 2)
 
 
 def nonzero(pixels: Pixels) -> npt.NDArray[np.bool_]:
     """Return (height, width) bool: True where a channel is not 0."""
-    return np.asarray(strongest(pixels) > 0)
+    return np.asarray(brightest_channel(pixels) > 0)
 
 
-def strongest(pixels: Pixels) -> Pixels:
+def brightest_channel(pixels: Pixels) -> Pixels:
     """Return the highest channel of each pixel: (height, width)."""
     return pixels.max(axis=2) if pixels.ndim == 3 else pixels
 

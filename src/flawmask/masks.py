@@ -22,7 +22,7 @@ Segmentation = list[list[int]] | dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Cut:
+class Crop:
     """A crop of a mask. The mask is False outside the crop, so a small defect on a large image needs little memory.
 
     Attributes:
@@ -36,14 +36,14 @@ class Cut:
     y: int
 
 
-def cut_out(mask: Mask) -> Cut:
+def crop_mask(mask: Mask) -> Crop:
     """Return the mask, cropped to its box.
 
     Raises:
         ValueError: the mask is empty.
     """
     x, y, width, height = box_of(mask)
-    return Cut(mask[y : y + height, x : x + width], x, y)
+    return Crop(mask[y : y + height, x : x + width], x, y)
 
 
 def components(mask: Mask) -> Iterator[Mask]:
@@ -58,19 +58,19 @@ def components(mask: Mask) -> Iterator[Mask]:
             yield labels == label
 
 
-def cut_components(mask: Mask) -> list[Cut]:
+def crop_components(mask: Mask) -> list[Crop]:
     """Return the regions that `components` yields, each cropped to its box.
 
     Raises:
         ValueError: the mask is empty.
     """
-    crop = cut_out(mask)  # for OpenCV, the whole mask takes thirty times as long as the crop around the defect
+    crop = crop_mask(mask)  # for OpenCV, the whole mask takes thirty times as long as the crop around the defect
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(crop.mask.astype(np.uint8), connectivity=8)
-    cuts = []
+    crops = []
     for label in range(1, count):
         x, y, width, height = (int(side) for side in boxes[label, : cv2.CC_STAT_AREA])
-        cuts.append(Cut(labels[y : y + height, x : x + width] == label, crop.x + x, crop.y + y))
-    return sorted(cuts, key=lambda cut: (cut.y, cut.x + int(cut.mask[0].argmax())))
+        crops.append(Crop(labels[y : y + height, x : x + width] == label, crop.x + x, crop.y + y))
+    return sorted(crops, key=lambda crop: (crop.y, crop.x + int(crop.mask[0].argmax())))
 
 
 def box_of(mask: Mask) -> tuple[int, int, int, int]:
@@ -92,7 +92,7 @@ def box_of_rle(rle: dict[str, Any]) -> tuple[int, int, int, int]:
     return x, y, width, height
 
 
-def cut_of_rle(rle: dict[str, Any]) -> Cut:
+def crop_of_rle(rle: dict[str, Any]) -> Crop:
     """Return the mask of a compressed RLE, which must have a pixel, cropped to its box.
 
     Only the crop is decoded. On a line-scan image, the whole mask would be hundreds of times as large.
@@ -114,7 +114,7 @@ def cut_of_rle(rle: dict[str, Any]) -> Cut:
     changes = np.zeros((height + 1, width), np.int8)
     changes[top, column - x] += 1  # runs of one column never touch
     changes[bottom, column - x] -= 1
-    return Cut(np.cumsum(changes[:-1], axis=0, dtype=np.int8) > 0, x, y)
+    return Crop(np.cumsum(changes[:-1], axis=0, dtype=np.int8) > 0, x, y)
 
 
 def encode(mask: Mask) -> Segmentation:
@@ -126,18 +126,18 @@ def encode(mask: Mask) -> Segmentation:
     return to_rle(mask) if polygons is None else polygons
 
 
-def encode_cut(cut: Cut, height: int, width: int) -> Segmentation:
+def encode_crop(crop: Crop, height: int, width: int) -> Segmentation:
     """Return the COCO `segmentation` of a cropped mask of a (height, width) image; see `encode`."""
-    rows, columns = cut.mask.shape
-    if cut.mask.all():  # fast path, for example for the mask of a good image
-        left, top, right, bottom = cut.x, cut.y, cut.x + columns, cut.y + rows
+    rows, columns = crop.mask.shape
+    if crop.mask.all():  # fast path, for example for the mask of a good image
+        left, top, right, bottom = crop.x, crop.y, crop.x + columns, crop.y + rows
         return [[left, top, right, top, right, bottom, left, bottom]]
-    polygons = to_polygons(cut.mask)
+    polygons = to_polygons(crop.mask)
     if polygons is None:
         mask = np.zeros((height, width), dtype=bool)
-        mask[cut.y : cut.y + rows, cut.x : cut.x + columns] = cut.mask
+        mask[crop.y : crop.y + rows, crop.x : crop.x + columns] = crop.mask
         return to_rle(mask)
-    return [[_interned(at + (cut.y if odd % 2 else cut.x)) for odd, at in enumerate(polygon)] for polygon in polygons]
+    return [[_interned(at + (crop.y if odd % 2 else crop.x)) for odd, at in enumerate(polygon)] for polygon in polygons]
 
 
 @cache
@@ -181,11 +181,11 @@ def _flat(points: list[list[Any]]) -> list[Any]:
     return [side for point in points for side in point]
 
 
-FARTHEST = 10
+MAX_REACH = 10
 """How far a polygon may reach out of its image, in image sizes. pycocotools allocates memory for this distance."""
 
 
-def unusable(segmentation: Any, height: int, width: int) -> str:
+def segmentation_problem(segmentation: Any, height: int, width: int) -> str:
     """Return why a value is not a valid COCO `segmentation` for an image of this size, or "" if it is valid.
 
     The value may come from any file. A valid one needs time and memory in proportion to the image's pixels. On some
@@ -223,7 +223,7 @@ def _bad_ring(ring: Any, height: int, width: int) -> str:
         is_finite = False
     if not is_finite:
         return "a polygon with coordinates that are no numbers"
-    if lowest < -FARTHEST * max(height, width) or highest > (1 + FARTHEST) * max(height, width):
+    if lowest < -MAX_REACH * max(height, width) or highest > (1 + MAX_REACH) * max(height, width):
         return f"a polygon that reaches far out of the image: from {lowest} to {highest}"
     return ""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
-from flawmask.settings import is_of
+from flawmask.settings import has_origin
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def earlier(pattern: str, origin: Mapping[str, Any]) -> Path | None:
     there is none. What else it says, of how far that came, is left aside."""
     for path in sorted(RUNS.glob(pattern), reverse=True):
         content = read_json(path)
-        if is_of(content, origin):
+        if has_origin(content, origin):
             log.info("going on with %s", path.parent)
             return path.parent
     return None

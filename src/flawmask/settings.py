@@ -9,7 +9,7 @@ from flawmask.errors import FlawmaskError
 
 T = TypeVar("T")
 
-BEFORE: Mapping[str, Any] = {
+LEGACY_VALUES: Mapping[str, Any] = {
     "layout": "mvtec",
     "images": None,
     "masks": None,
@@ -155,16 +155,16 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def is_of(content: Any, origin: Mapping[str, Any]) -> bool:
+def has_origin(content: Any, origin: Mapping[str, Any]) -> bool:
     """Return whether a JSON file's content has exactly this origin: stage, settings and source.
 
-    Other keys of the content are ignored. If it was written before a setting existed, the value in `BEFORE` is used.
+    Other keys of the content are ignored. If it was written before a setting existed, `LEGACY_VALUES` gives its value.
     """
     if not isinstance(content, dict):
         return False
     stored = content.get("settings")
     if isinstance(stored, dict):
-        before = {name: value for name, value in BEFORE.items() if name in origin.get("settings", {})}
+        before = {name: value for name, value in LEGACY_VALUES.items() if name in origin.get("settings", {})}
         content = content | {"settings": before | stored}
     return all(content.get(key) == value for key, value in origin.items())
 

@@ -9,7 +9,7 @@ from flawmask.errors import UnusedError
 
 log = logging.getLogger(__name__)
 
-NAMED = 3
+MAX_NAMES = 3
 """How many unused names a warning shows. JSON files list all of them."""
 
 
@@ -33,7 +33,7 @@ class Tally:
         return self.used + sum(len(names) for names in self.not_used.values())
 
     @property
-    def is_whole(self) -> bool:
+    def all_used(self) -> bool:
         """Whether everything that was found is used."""
         return not self.not_used
 
@@ -53,7 +53,7 @@ class Tally:
             self.not_used.setdefault(reason, []).extend(names)
 
     @property
-    def is_as_asked(self) -> bool:
+    def unused_by_settings_only(self) -> bool:
         """Whether all is used except what the user's settings leave out (reasons such as `--good_images test`)."""
         return all(reason.startswith("--") for reason in self.not_used)
 
@@ -70,7 +70,7 @@ class Tally:
         return {"found": self.found, "used": self.used, "not_used": self.not_used}
 
 
-def tallied(tallies: Iterable[Tally]) -> dict[str, Any]:
+def tallies_to_dict(tallies: Iterable[Tally]) -> dict[str, Any]:
     """Return the tallies as JSON values under the keys `images` and `annotations`."""
     return {tally.what: tally.to_dict() for tally in tallies}
 
@@ -90,12 +90,12 @@ def warn_of_unused(tallies: Iterable[Tally], where: str, *, strict: bool = False
     """
     lines = []
     for tally in tallies:
-        if tally.is_whole:
+        if tally.all_used:
             continue
         names = [name for of_reason in tally.not_used.values() for name in of_reason]
-        shown = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+        shown = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
         line = f"{where}: {tally.line()} ({shown})"
-        if tally.is_as_asked:
+        if tally.unused_by_settings_only:
             log.info("%s", line)
         else:
             lines.append(line)

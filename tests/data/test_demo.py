@@ -11,7 +11,7 @@ import pytest
 
 from flawmask.data import demo
 from flawmask.data.demo import DemoConfig, generate
-from flawmask.data.demo_drawing import DEFECTS, LEAST_AREA, PRODUCTS, Defect, Product, draw
+from flawmask.data.demo_drawing import DEFECTS, MIN_AREA, PRODUCTS, Defect, Product, draw
 from flawmask.data.layouts import samples
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, sha256
@@ -76,7 +76,7 @@ def test_the_folder_is_a_category_as_mvtec_lays_it_out(tmp_path: Path) -> None:
             pixels = read_pixels(mask.path)
             assert pixels.shape == (72, 72)
             assert set(np.unique(pixels)) == {0, 255}
-            assert read_mask(mask.path).sum() >= LEAST_AREA * 72 * 72
+            assert read_mask(mask.path).sum() >= MIN_AREA * 72 * 72
 
 
 @pytest.mark.parametrize("defect", list(DEFECTS))
@@ -89,7 +89,7 @@ def test_the_mask_is_exactly_what_the_defect_changed(product: Product, defect: D
         assert not nothing.any()
         assert not change[~mask].any()
         for region in components(mask):
-            assert region.sum() >= LEAST_AREA * mask.size
+            assert region.sum() >= MIN_AREA * mask.size
             # A defect may be as bright as the product in a few pixels, where it casts its own light and shade.
             assert (change[region] > 10).mean() > 0.85
             assert change[region].mean() > 35

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from flawmask.data import duplicates
-from flawmask.data.duplicates import ALIKE, Compared, Look, alike, identical, look_of
+from flawmask.data.duplicates import (
+    MIN_CORRELATION,
+    Compared,
+    Descriptor,
+    descriptor_of,
+    exact_duplicates,
+    near_duplicates,
+)
 from flawmask.draw import Picture
 
 
@@ -15,17 +22,19 @@ def picture(seed: int) -> Picture:
 
 
 def correlation(one: Picture, other: Picture) -> float:
-    return float(look_of(one).astype(np.float32) @ look_of(other).astype(np.float32))
+    return float(descriptor_of(one).astype(np.float32) @ descriptor_of(other).astype(np.float32))
 
 
 def compared(*seeds: int, split: str = "train", variant: bool = False) -> list[Compared]:
     """Return what pictures are compared by; each has a digest of its own, so that none counts as identical."""
-    return [Compared(f"{split} {place}", look_of(picture(seed)), split, variant) for place, seed in enumerate(seeds)]
+    return [
+        Compared(f"{split} {place}", descriptor_of(picture(seed)), split, variant) for place, seed in enumerate(seeds)
+    ]
 
 
 def test_a_look_has_length_1_and_is_like_itself_smaller_darker_or_compressed() -> None:
     image = picture(0)
-    look: Look = look_of(image)
+    look: Descriptor = descriptor_of(image)
     assert look.shape == (4096,)
     assert look.dtype == np.float16
     smaller = np.asarray(cv2.resize(image, (55, 44), interpolation=cv2.INTER_AREA), dtype=np.uint8)
@@ -33,41 +42,41 @@ def test_a_look_has_length_1_and_is_like_itself_smaller_darker_or_compressed() -
     coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
     compressed = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), dtype=np.uint8)
     assert correlation(image, image) == pytest.approx(1, abs=1e-3)
-    assert correlation(image, darker) > ALIKE
-    assert correlation(image, compressed) > ALIKE
+    assert correlation(image, darker) > MIN_CORRELATION
+    assert correlation(image, compressed) > MIN_CORRELATION
     assert correlation(image, smaller) > 0.9
     assert all(correlation(image, picture(seed)) < 0.5 for seed in range(1, 20))
 
 
 def test_an_image_without_detail_is_like_no_other() -> None:
     blank = np.full((48, 60, 3), 130, np.uint8)
-    assert correlation(blank, blank) < ALIKE
+    assert correlation(blank, blank) < MIN_CORRELATION
 
 
 def test_places_with_the_same_digest_come_together_in_their_order() -> None:
-    assert identical(["a", "b", "a", "c", "b", "a"]) == [[0, 2, 5], [1, 4]]
-    assert identical(["a", "b"]) == identical([]) == []
+    assert exact_duplicates(["a", "b", "a", "c", "b", "a"]) == [[0, 2, 5], [1, 4]]
+    assert exact_duplicates(["a", "b"]) == exact_duplicates([]) == []
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 1024])
 def test_each_copy_is_paired_with_the_first_whatever_the_block(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(duplicates, "BLOCK", block)
-    assert alike(compared(0, 1, 0, 2, 1, 0)) == [(2, 0), (4, 1), (5, 0)]
-    assert alike([]) == []
+    assert near_duplicates(compared(0, 1, 0, 2, 1, 0)) == [(2, 0), (4, 1), (5, 0)]
+    assert near_duplicates([]) == []
 
 
 def test_the_same_bytes_are_not_reported_as_alike() -> None:
     (image,) = compared(0)
-    assert alike([image, image]) == []
+    assert near_duplicates([image, image]) == []
 
 
 def test_a_copy_on_its_own_and_one_on_another_split_are_both_named() -> None:
-    assert alike([*compared(0), *compared(0, 0, split="val")]) == [(1, 0), (2, 0), (2, 1)]
+    assert near_duplicates([*compared(0), *compared(0, 0, split="val")]) == [(1, 0), (2, 0), (2, 1)]
 
 
 def test_a_variant_is_compared_with_other_splits_alone() -> None:
     source, held_back = compared(0), compared(0, split="val")
-    variant = [Compared("variant", look_of(picture(0)), "train", variant=True)]
-    assert alike([*source, *variant]) == []
-    assert alike([*source, *variant, *held_back]) == [(2, 0)]
-    assert alike([*variant, *held_back]) == [(1, 0)]
+    variant = [Compared("variant", descriptor_of(picture(0)), "train", variant=True)]
+    assert near_duplicates([*source, *variant]) == []
+    assert near_duplicates([*source, *variant, *held_back]) == [(2, 0)]
+    assert near_duplicates([*variant, *held_back]) == [(1, 0)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prepared import Make, content, draw_image, info, joined, records, run, sides, write_mask
 
 from flawmask.data.doctor import DoctorConfig, examine
-from flawmask.data.layouts import LAYOUTS, LayoutName, layout_of, problems, samples, tallies
+from flawmask.data.layouts import LAYOUTS, LayoutSettings, layout_of, problems, samples, tallies
 from flawmask.data.layouts.visa import TYPES
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError, UnusedError
@@ -56,7 +56,7 @@ def table(path: Path, rows: list[list[str]]) -> None:
 
 
 def kinds(folder: Path, **how: Any) -> dict[str, str]:
-    found = samples(folder.parent, folder.name, LayoutName(**how))
+    found = samples(folder.parent, folder.name, LayoutSettings(**how))
     return {Path(sample.original_file).relative_to(folder.name).as_posix(): sample.defect_type for sample in found}
 
 
@@ -149,8 +149,8 @@ def test_hidden_folders_thumbnails_and_those_of_archivers_and_drives_are_no_imag
     shutil.copytree(folder, folder.parent / ".part")
     assert kinds(folder) == clean | {"test/hole/cam2/003.png": "hole"}
     images, labels = tallies(folder.parent, "part", samples(folder.parent, "part"), {})
-    assert images.is_whole
-    assert labels.is_whole
+    assert images.all_used
+    assert labels.all_used
     assert LAYOUTS["mvtec"].categories(folder.parent) == ["part"]
 
 
@@ -443,7 +443,7 @@ def test_masks_whose_names_do_not_follow_from_the_images_are_refused(tmp_path: P
 
 def test_the_settings_of_plain_folders_are_for_no_other_layout() -> None:
     with pytest.raises(FlawmaskError, match="--mask_suffix is for --layout folders, and --layout is mvtec"):
-        LayoutName(layout="mvtec", mask_suffix="_x")
+        LayoutSettings(layout="mvtec", mask_suffix="_x")
 
 
 # Good by another name

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flawmask.data.groups import keys, names, part_named, parts_of, together
+from flawmask.data.groups import keys, merge, names, part_named, parts_of
 from flawmask.data.layouts import Sample
 
 
@@ -45,7 +45,7 @@ def test_a_part_may_have_a_name_from_the_layout_one_from_its_files_both_or_none(
 def test_images_belong_together_by_their_pixels_their_parts_and_by_way_of_others() -> None:
     files = ["1.png", "2.png", "3.png", "4.png", "5.png", "6.png"]
     contents, parts = ["x", "y", "y", "z", "v", "v"], [["a"], ["a"], ["b"], ["c"], [], []]
-    groups = together([keys(content, of_image) for content, of_image in zip(contents, parts, strict=True)])
+    groups = merge([keys(content, of_image) for content, of_image in zip(contents, parts, strict=True)])
     assert groups[0] == groups[1] == groups[2]
     assert len({groups[2], groups[3], groups[4]}) == 3
     assert groups[4] == groups[5]

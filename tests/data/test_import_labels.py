@@ -21,7 +21,7 @@ from flawmask.coco import CocoSplit, read_split
 from flawmask.coco_files import split_names
 from flawmask.data.import_labels import ImportConfig, import_labels
 from flawmask.data.imports import brush, cvat, recognised
-from flawmask.data.imports.labels import ellipse, outline_of
+from flawmask.data.imports.labels import ellipse, segmentation_of
 from flawmask.data.prepare import Prepared
 from flawmask.errors import FlawmaskError, UnusedError
 from flawmask.files import read_json
@@ -626,7 +626,7 @@ def test_a_mask_of_a_part_lands_where_it_belongs_and_is_cut_at_the_edge(rows: li
     part = np.array(rows)
     whole = np.zeros((40, 40), dtype=bool)
     whole[y + 15 : y + 15 + part.shape[0], x + 15 : x + 15 + part.shape[1]] = part
-    assert np.array_equal(decode(outline_of(part, x, y, 10, 11), 10, 11), whole[15:25, 15:26])
+    assert np.array_equal(decode(segmentation_of(part, x, y, 10, 11), 10, 11), whole[15:25, 15:26])
 
 
 def test_an_ellipse_covers_its_area() -> None:

@@ -19,14 +19,14 @@ from flawmask.data.layouts import (
     layout_of,
     problems,
     samples,
-    taking_part,
+    select_samples,
 )
 from flawmask.errors import FlawmaskError
 from flawmask.images import to_mask
 
 
 def scan(root: Path, category: str, good_images: Literal["test", "all"] = "test") -> list[Sample]:
-    return taking_part(samples(root, category), good_images)
+    return select_samples(samples(root, category), good_images)
 
 
 def masks_of(sample: Sample) -> list[Path]:

@@ -202,7 +202,7 @@ def check_sides(made: Prepared, root: Path, good_images: str) -> None:
 def test_the_tiles_are_divided_into_folds_in_a_moment_and_no_tile_is_on_two_sides(
     shared_data: Path, tmp_path: Path, good_images: Literal["test", "all"], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    samples = layouts.taking_part(layouts.samples(shared_data, "magnetic_tile"), good_images)
+    samples = layouts.select_samples(layouts.samples(shared_data, "magnetic_tile"), good_images)
     parts = [sample.image.name[:7] for sample in samples]
     members = [Member(f"part {part}", sample.defect_type) for part, sample in zip(parts, samples, strict=True)]
     began = time.perf_counter()
@@ -225,7 +225,7 @@ def test_the_tiles_are_divided_into_folds_in_a_moment_and_no_tile_is_on_two_side
 def test_the_solver_that_divides_groups_is_silent(
     shared_data: Path, seed: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    samples = layouts.taking_part(layouts.samples(shared_data, "magnetic_tile"), "test")
+    samples = layouts.select_samples(layouts.samples(shared_data, "magnetic_tile"), "test")
     split_groups([Member(sample.image.name[:7], sample.defect_type) for sample in samples], 0.8, seed)
     assert capfd.readouterr().out == ""  # with presolve, HiGHS's C++ wrote seven lines for seed 42
 

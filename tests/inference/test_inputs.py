@@ -46,7 +46,7 @@ def test_a_file_that_is_named_is_taken_whatever_its_name(tmp_path: Path, name: s
     assert found(tmp_path, tmp_path / name) == [tmp_path / name]
     both = find_images((str(tmp_path), str(tmp_path / name)), tmp_path / "out")
     assert sorted(both.images) == sorted({tmp_path / "part1.png", tmp_path / name})
-    assert (both.not_predicted, both.tally.found, both.tally.is_whole) == ({}, 2, True)
+    assert (both.not_predicted, both.tally.found, both.tally.all_used) == ({}, 2, True)
 
 
 def test_a_folder_with_the_signs_of_a_pattern_in_its_name_is_that_folder_in_a_pattern_too(

@@ -16,7 +16,7 @@ from files_read_back import names
 from stained_plates import light, make_dataset, same_weights, settings
 
 from flawmask.errors import FlawmaskError
-from flawmask.files import whole_folder, write_json
+from flawmask.files import atomic_folder, write_json
 from flawmask.images import write_png
 from flawmask.model import checkpoint, weights
 from flawmask.settings import as_json
@@ -244,7 +244,7 @@ def test_what_a_killed_judgement_left_in_the_run_is_no_hindrance(dataset: Path) 
     (run / f".last.pt.{'b' * 16}.partial").touch()
     assert train(TrainConfig(resume=run)).history["epoch"] == [1]
     assert [name for name in names(run) if name.startswith(".")] == [left.name]
-    with whole_folder(run / "inference_val"):
+    with atomic_folder(run / "inference_val"):
         pass
     assert not left.exists()
 

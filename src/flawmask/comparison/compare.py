@@ -15,7 +15,7 @@ from flawmask.comparison.config import CompareConfig
 from flawmask.comparison.entry import Entry, Ground, entry_file, read_entry
 from flawmask.comparison.own_process import death, in_own_process
 from flawmask.data import dataset_info
-from flawmask.files import only_one, read_json, write_json
+from flawmask.files import folder_lock, read_json, write_json
 from flawmask.folds import prepared_folds
 from flawmask.launch import launched
 from flawmask.progress import has_details, is_shown
@@ -58,7 +58,7 @@ def compare(config: CompareConfig) -> Compared:
     ground = _ground(config, config.run_config(config.arch_names[0]))
     if config.archs == "auto":
         training = read_split(ground.trained[0], "train", config)
-        has_outlines = not training.boxes_alone
+        has_outlines = not training.box_only_defects
         archs = with_others(config.run_config("auto"), len(training.images), has_outlines=has_outlines)
         config = replace(config, archs=",".join(archs))
     origin = {
@@ -71,7 +71,7 @@ def compare(config: CompareConfig) -> Compared:
     if folder is None:
         with new_run_dir("_comparison") as folder:
             write_json(folder / COMPARISON, origin)
-    with only_one(folder / "comparison"):
+    with folder_lock(folder / "comparison"):
         try:
             entries = [_entry(config, ground, folder, name) for name in (*config.arch_names, *config.yardstick_names)]
             speeds = _speeds(config, ground, folder, entries)

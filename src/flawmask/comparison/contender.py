@@ -19,7 +19,7 @@ from flawmask.comparison import yardstick
 from flawmask.comparison.config import YARDSTICKS, CompareConfig
 from flawmask.comparison.entry import Entry, Ground, Learned, NotThereError, entry_file
 from flawmask.errors import FlawmaskError
-from flawmask.files import only_one, read_json, remove_partial_files, write_json
+from flawmask.files import folder_lock, read_json, remove_partial_files, write_json
 from flawmask.folds import fold_by_fold
 from flawmask.launch import own_process
 from flawmask.model import checkpoint
@@ -102,7 +102,7 @@ def _wait_until_free(run_dir: Path, seconds: int = 120) -> None:
     left half-written."""
     for _ in range(seconds):
         try:
-            with only_one(run_dir):
+            with folder_lock(run_dir):
                 if run_dir.is_dir():
                     remove_partial_files(run_dir)
                 return

@@ -183,7 +183,7 @@ def unjudged(
     for split in (training, *judged):
         for image in split.images:
             group = image.get("group")
-            parts[split.image_path(image)] = [] if group is None else str(group).split(groups.SAME)
+            parts[split.image_path(image)] = [] if group is None else str(group).split(groups.SAME_PART)
     if pattern and (unnamed := sum(not parts[file] for file in files)):
         log.warning("%r finds no part in the names of %d good images: each counts as one of its own", pattern, unnamed)
     shown = [
@@ -193,7 +193,7 @@ def unjudged(
     ]
     with closing(in_order(lambda file: content_digest(images.read_image(file, levels)), files, THREADS)) as digests:
         own = [groups.keys(digest, parts[file]) for file, digest in zip(files, digests, strict=True)]
-    group_of = groups.together([*shown, *own])
+    group_of = groups.merge([*shown, *own])
     forbidden = set(group_of[: len(shown)])
     return [file for file, group in zip(files, group_of[len(shown) :], strict=True) if group not in forbidden]
 

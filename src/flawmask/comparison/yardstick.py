@@ -155,7 +155,7 @@ def _write(
         intervals = {name: bounds for name, bounds in metrics["intervals"].items() if name not in names}
         nothing = dict.fromkeys([*(key.partition(".")[0] for key in dropped), "recall_by_type"])
         metrics |= nothing | {"intervals": intervals}
-    if all(one.map is not None for one in scored) and not any(split.boxes_alone for split in splits):
+    if all(one.map is not None for one in scored) and not any(split.box_only_defects for split in splits):
         pixels = _pixels(config, pairs, scored, numbered(groups))
         metrics |= pixels | {"intervals": metrics["intervals"] | pixels["intervals"]}
     same = chosen is not None and splits[0].name == VALIDATION

@@ -18,7 +18,7 @@ from flawmask import images
 from flawmask.coco import (
     CocoSplit,
     Record,
-    cut_annotation,
+    crop_annotation,
     instance_masks,
     read_split,
     total_tallies,
@@ -28,13 +28,13 @@ from flawmask.coco_files import split_names
 from flawmask.data import dataset_info, intensity
 from flawmask.data.intensity import IntensitySettings
 from flawmask.errors import FlawmaskError
-from flawmask.files import read_json, whole_folder, write_json, write_json_lines
+from flawmask.files import atomic_folder, read_json, write_json, write_json_lines
 from flawmask.images import UPPER_BITS, Levels, Pixels
 from flawmask.launch import usable_cores
-from flawmask.masks import Cut, cut_out
+from flawmask.masks import Crop, crop_mask
 from flawmask.progress import track
 from flawmask.settings import BadInput, Overwrite, Reading, Seed, as_json, require
-from flawmask.tally import tallied
+from flawmask.tally import tallies_to_dict
 
 log = logging.getLogger(__name__)
 
@@ -157,13 +157,13 @@ def _write(
 ) -> int:
     """Write the augmented COCO folder and return how many variants it holds."""
     made: list[dict[str, Any]] = []
-    tally = tallied(total_tallies(splits.values()))
+    tally = tallies_to_dict(total_tallies(splits.values()))
     info: dict[str, Any] = {**origin, "version": flawmask.__version__, "tally": tally}
     if levels != UPPER_BITS:
-        info["intensity"] = intensity.to_keep(config.intensity, levels)
+        info["intensity"] = intensity.to_json(config.intensity, levels)
     if (config.dataset_dir / dataset_info.NAME).is_file():
         info["source_info"] = read_json(config.dataset_dir / dataset_info.NAME)
-    with whole_folder(config.augmented_dir) as folder:
+    with atomic_folder(config.augmented_dir) as folder:
         for name, split in splits.items():
             for image in split.images:
                 target = folder / name / "images" / image["file_name"]
@@ -216,7 +216,7 @@ def _variants_of(
     chosen = rng.permutation(len(VARIANTS))[: config.augmentation_factor]
     names = [VARIANTS[index] for index in sorted(chosen)]
     records = split.annotations[image["id"]]
-    cuts = _cuts(records, height, width, str(path)) if not GEOMETRIC.keys().isdisjoint(names) else []
+    crops = _crops(records, height, width, str(path)) if not GEOMETRIC.keys().isdisjoint(names) else []
     variants = []
     for name in names:
         changed, parameter = _transform(name, pixels, levels, rng)
@@ -233,7 +233,7 @@ def _variants_of(
             raise FlawmaskError(f"{path.with_name(target.name)} has the name of a variant to be made: rename it")
         target.write_bytes(images.encode_png(changed))
         if name in GEOMETRIC:
-            moved = [_moved(source, name, cut, height, width) for source, cut in zip(records, cuts, strict=True)]
+            moved = [_moved(source, name, crop, height, width) for source, crop in zip(records, crops, strict=True)]
         else:
             moved = [dict(source) for source in records]
         variants.append(_Variant(record, moved, parameter))
@@ -258,31 +258,31 @@ def _transform(name: str, pixels: Pixels, levels: Levels, rng: np.random.Generat
     return cv2.LUT(pixels, table) if pixels.dtype == np.uint8 else table[pixels], factor  # type: ignore[return-value]
 
 
-def _cuts(records: Sequence[Record], height: int, width: int, where: str) -> list[Cut]:
+def _crops(records: Sequence[Record], height: int, width: int, where: str) -> list[Crop]:
     """Return each annotation's mask, cropped to its box. Only one full-size mask is in memory at a time."""
-    cuts = []
+    crops = []
     for record in records:
         (mask,) = instance_masks([record], height, width, where)
-        cuts.append(cut_out(mask))
-    return cuts
+        crops.append(crop_mask(mask))
+    return crops
 
 
-def _moved(record: Record, name: str, cut: Cut, height: int, width: int) -> Record:
+def _moved(record: Record, name: str, crop: Crop, height: int, width: int) -> Record:
     """Return the annotation of a geometric variant. Box and area are computed again from the transformed mask.
 
     Args:
         record: the source's annotation.
         name: the variant's name.
-        cut: the annotation's mask.
+        crop: the annotation's mask.
         height: the height of the source image.
         width: the width of the source image.
     """
-    mask = GEOMETRIC[name](cut.mask.astype(np.uint8)).astype(bool)
-    rows, columns = cut.mask.shape
-    x, y = _moved_corner(name, cut.x, cut.y, columns, rows, height, width)
+    mask = GEOMETRIC[name](crop.mask.astype(np.uint8)).astype(bool)
+    rows, columns = crop.mask.shape
+    x, y = _moved_corner(name, crop.x, crop.y, columns, rows, height, width)
     swaps_sides = name in ("rotate_90", "rotate_270")
     size = (width, height) if swaps_sides else (height, width)
-    new_record = cut_annotation(Cut(mask, x, y), *size, id=0, image_id=0, category_id=record["category_id"])
+    new_record = crop_annotation(Crop(mask, x, y), *size, id=0, image_id=0, category_id=record["category_id"])
     if record.get("is_box"):  # a box may lie between pixels, while its mask cannot
         left, top, across, down = record["bbox"]
         corner = _moved_corner(name, left, top, across, down, height, width)

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import flawmask
 from flawmask.coco import Record, write_split
 from flawmask.data import dataset_info, groups
-from flawmask.data.duplicates import Look
+from flawmask.data.duplicates import Descriptor
 from flawmask.data.folder_settings import FolderSettings
 from flawmask.data.layouts import Sample
 from flawmask.data.split import Member, fold_groups, split_groups, split_method
 from flawmask.errors import FlawmaskError
-from flawmask.files import whole_folder, write_json
+from flawmask.files import atomic_folder, write_json
 from flawmask.good_names import GOOD
 from flawmask.launch import usable_cores
 from flawmask.progress import track
@@ -42,7 +42,7 @@ class ReadImage:
         annotations: the annotation records. Their ids are assigned later.
         inverted: the masks that seem to be inverted.
         parts: the names of the part that the image shows; see `groups.keys`.
-        look: the image descriptor, see `look_of`; None if it is not needed.
+        descriptor: the image descriptor, see `descriptor_of`; None if it is not needed.
         kinds: the defect type of each annotation, if category ids are assigned later too.
     """
 
@@ -56,7 +56,7 @@ class ReadImage:
     annotations: list[Record]
     inverted: list[Path]
     parts: list[str]
-    look: Look | None
+    descriptor: Descriptor | None
     kinds: Sequence[str] = ()
 
 
@@ -88,7 +88,7 @@ def write_folder(
     Raises:
         FlawmaskError: no image is left for validation, or there are fewer images than folds.
     """
-    group_of = groups.together([groups.keys(item.content, item.parts) for item in read])
+    group_of = groups.merge([groups.keys(item.content, item.parts) for item in read])
     members = [Member(group, item.sample.defect_type) for group, item in zip(group_of, read, strict=True)]
     side_of = _kept_sides(read, members, config, source) if keeps_split else _sides(members, config)
     sides = [side_of[group] for group in group_of]
@@ -99,7 +99,7 @@ def write_folder(
     records = _records(read, _group_names(read, group_of))
     method = "layout" if keeps_split else split_method(members)
     info = {**origin, "split_method": method, "version": flawmask.__version__, **facts}
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         for side in (name for name in SPLITS if name in sides):
             chosen = [
                 (item, *record) for item, record, its_side in zip(read, records, sides, strict=True) if its_side == side

@@ -14,7 +14,7 @@ from flawmask.files import check_output_folder, fingerprint, read_json, sha256
 from flawmask.good_names import GOOD
 from flawmask.images import read_bytes
 from flawmask.launch import usable_cores
-from flawmask.settings import is_of
+from flawmask.settings import has_origin
 
 NAME = "dataset_info.json"
 
@@ -39,7 +39,7 @@ def is_made_already(folder: Path, origin: dict[str, Any], *, overwrite: bool) ->
         maker = info.get("made_by") if isinstance(info, dict) else None
         if maker != origin["made_by"]:
             raise FlawmaskError(f"{folder} holds something else ({NAME} says made by {maker}): name a new folder")
-        if not overwrite and is_of(info, origin):
+        if not overwrite and has_origin(info, origin):
             log.info("reused %s: it was made from the same images with the same settings", folder)
             return True
     check_output_folder(folder, NAME, overwrite=overwrite, what="data set made from other images or settings")

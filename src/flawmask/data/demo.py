@@ -12,7 +12,7 @@ import numpy as np
 from flawmask import __version__
 from flawmask.data.demo_drawing import DEFECTS, PRODUCTS, Defect, Product, draw
 from flawmask.errors import FlawmaskError
-from flawmask.files import check_output_folder, read_json, whole_folder, write_json
+from flawmask.files import atomic_folder, check_output_folder, read_json, write_json
 from flawmask.good_names import GOOD
 from flawmask.images import encode_png
 from flawmask.progress import track
@@ -88,7 +88,7 @@ def generate(config: DemoConfig) -> Demo:
     if not config.overwrite and (folder / MARKER).is_file() and read_json(folder / MARKER) == info:
         return demo
     check_output_folder(folder, MARKER, overwrite=config.overwrite, what="demo category")
-    with whole_folder(folder) as target, ThreadPoolExecutor(max_workers=2) as pool:
+    with atomic_folder(folder) as target, ThreadPoolExecutor(max_workers=2) as pool:
         for name in sorted({job.folder for job in jobs}):
             (target / name).mkdir(parents=True)
             if not name.endswith(GOOD):

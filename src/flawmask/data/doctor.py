@@ -14,11 +14,11 @@ from typing import Any, Literal
 from flawmask import draw, images
 from flawmask.data import intensity, layouts
 from flawmask.data.doctor_checks import Item, brightness, category_items, coco_items, unreadable, unused_files
-from flawmask.data.duplicates import Compared, Look, alike, identical, look_of
+from flawmask.data.duplicates import Compared, Descriptor, descriptor_of, exact_duplicates, near_duplicates
 from flawmask.data.group_search import find_groups
 from flawmask.data.intensity import IntensitySettings
-from flawmask.data.layouts import LayoutName, Problem, Sample
-from flawmask.data.mask_files import MaskSettings, TurnedImage
+from flawmask.data.layouts import LayoutSettings, Problem, Sample
+from flawmask.data.mask_files import ImageGeometry, MaskSettings
 from flawmask.draw import Picture
 from flawmask.errors import ImageError
 from flawmask.files import sha256
@@ -29,14 +29,14 @@ from flawmask.launch import usable_cores
 from flawmask.masks import Mask
 from flawmask.progress import track
 from flawmask.settings import Crowds, Strict, require
-from flawmask.tally import Tally, tallied
+from flawmask.tally import Tally, tallies_to_dict
 
 CELL = (240, 240)  # pixels of one image on the contact sheet
 COLUMNS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorConfig(IntensitySettings, MaskSettings, LayoutName, Crowds, Strict):
+class DoctorConfig(IntensitySettings, MaskSettings, LayoutSettings, Crowds, Strict):
     """Check a category or a COCO folder: counts, masks, damaged and duplicate images."""
 
     mvtec_root: Path = Path("datasets/mvtec")
@@ -120,10 +120,10 @@ class Report:
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tallies"}
         lists = {name: [asdict(entry) for entry in values[name]] for name in ("counts", "sizes", "problems")}
         sheet = None if self.contact_sheet is None else self.contact_sheet.as_posix()
-        return values | lists | {"contact_sheet": sheet} | tallied(self.tallies)
+        return values | lists | {"contact_sheet": sheet} | tallies_to_dict(self.tallies)
 
 
-LOST = frozenset({"unreadable image", "image size", "mask missing", "mask size", "mask empty"})
+LEFT_OUT = frozenset({"unreadable image", "image size", "mask missing", "mask size", "mask empty"})
 """The kinds of problems for which later stages leave the image out."""
 
 
@@ -135,7 +135,7 @@ class _Checked:
     problems: list[Problem]
     digest: str = ""
     size: tuple[int, int] | None = None
-    look: Look | None = None
+    descriptor: Descriptor | None = None
     instances: int = 0
     cell: Picture | None = None
 
@@ -151,7 +151,7 @@ def examine(config: DoctorConfig) -> Report:
     category = config.category
     if category:
         layout = layouts.layout_of(config.mvtec_root, config)
-        layouts.say(layout, config.mvtec_root, config)
+        layouts.log_layout(layout, config.mvtec_root, config)
         config = replace(config, layout=layout)
         samples, unchecked = _samples(config, category)
         problems = layouts.problems(config.mvtec_root, category, config)
@@ -165,7 +165,7 @@ def examine(config: DoctorConfig) -> Report:
     problems += chain.from_iterable(each.problems for each in checked)
     if category:
         tallies = _tallies(config, category, samples, checked, unchecked)
-        problems += unused_files(tallies, (layouts.BAD, config.good_images_flag), problems)
+        problems += unused_files(tallies, (layouts.BAD_FILE, config.good_images_flag), problems)
     else:
         _count(checked, *tallies)
     problems += _identical(checked, coco=config.category is None)
@@ -186,7 +186,7 @@ def _count(checked: Sequence[_Checked], of_images: Tally, of_labels: Tally) -> N
     """Count the usable images of a COCO folder and their annotations."""
     for each in checked:
         item = each.item
-        reason = next((problem.kind for problem in each.problems if problem.kind in LOST), None)
+        reason = next((problem.kind for problem in each.problems if problem.kind in LEFT_OUT), None)
         if reason is None:
             of_images.used += 1
             of_labels.used += len(item.labels)
@@ -203,7 +203,7 @@ def _samples(config: DoctorConfig, category: str) -> tuple[list[Sample], list[Sa
         FlawmaskError: there is no such category, or no image in it.
     """
     every = layouts.samples(config.mvtec_root, category, config)
-    chosen = layouts.taking_part(every, config.good_images)
+    chosen = layouts.select_samples(every, config.good_images)
     images = {sample.image for sample in chosen}
     return chosen, [sample for sample in every if sample.image not in images]
 
@@ -219,7 +219,7 @@ def _tallies(
     bad_images = {each.item.path for each in checked if any(problem.severity == "error" for problem in each.problems)}
     used = [sample for sample in samples if sample.image not in bad_images]
     bad = [sample for sample in samples if sample.image in bad_images]
-    unused = {layouts.BAD: bad, config.good_images_flag: unchecked}
+    unused = {layouts.BAD_FILE: bad, config.good_images_flag: unchecked}
     return layouts.tallies(config.mvtec_root, category, used, unused, config)
 
 
@@ -238,10 +238,10 @@ def _check(item: Item, levels: Levels, on_sheet: bool) -> _Checked:
         return _Checked(item, [unreadable(error, item.path, item.where)])
     image = images.to_rgb(decoded.colour, levels)
     height, width = image.shape[:2]
-    truth = item.truth(TurnedImage(height, width, decoded.orientation))
+    truth = item.truth(ImageGeometry(height, width, decoded.orientation))
     problems = [*truth.problems, *brightness(image, item.where)]
     cell = _cell(image, truth.mask) if on_sheet else None
-    return _Checked(item, problems, sha256(data), (width, height), look_of(image), truth.instances, cell)
+    return _Checked(item, problems, sha256(data), (width, height), descriptor_of(image), truth.instances, cell)
 
 
 # Duplicate images.
@@ -250,7 +250,7 @@ def _check(item: Item, levels: Levels, on_sheet: bool) -> _Checked:
 def _identical(checked: Sequence[_Checked], *, coco: bool) -> Iterator[Problem]:
     """Yield a problem for each set of files with the same bytes. It is an error if they are in several splits."""
     readable = [each for each in checked if each.digest]
-    for indices in identical([each.digest for each in readable]):
+    for indices in exact_duplicates([each.digest for each in readable]):
         first, *others = [readable[index].item for index in indices]
         leak = coco and any(other.split != first.split for other in others)
         # Variants of identical images are identical too. Within one split, it is enough to report the originals.
@@ -269,14 +269,14 @@ def _identical(checked: Sequence[_Checked], *, coco: bool) -> Iterator[Problem]:
 
 def _near_identical(checked: Sequence[_Checked], *, coco: bool) -> Iterator[Problem]:
     """Yield a problem for each image that shows the same picture as an earlier one, but has other bytes."""
-    readable = [each for each in checked if each.look is not None]
+    readable = [each for each in checked if each.descriptor is not None]
     splits = [each.item.split if coco else "" for each in readable]
     compared = [
-        Compared(each.digest, each.look, split, each.item.variant)
+        Compared(each.digest, each.descriptor, split, each.item.variant)
         for each, split in zip(readable, splits, strict=True)
-        if each.look is not None
+        if each.descriptor is not None
     ]
-    for later, earlier in alike(compared):
+    for later, earlier in near_duplicates(compared):
         message = f"shows the same picture as {readable[earlier].item.where}"
         if splits[later] != splits[earlier]:
             kind, advice = "near-leak", "if it is the same part, keep both in one split"

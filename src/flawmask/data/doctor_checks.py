@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 
 from flawmask import images
-from flawmask.coco import CocoSplit, Record, instance_masks, one_by_one, read_split
+from flawmask.coco import CocoSplit, Record, instance_masks, read_split, without_crowds
 from flawmask.coco_files import has_split
 from flawmask.coco_records import NO_INSTANCE
 from flawmask.data import mask_files
 from flawmask.data.layouts import MaskFile, Problem, Sample, where_of
-from flawmask.data.mask_files import MaskSettings, TurnedError, TurnedImage
+from flawmask.data.mask_files import ImageGeometry, MaskSettings, OrientationError
 from flawmask.draw import Picture
 from flawmask.errors import FlawmaskError, ImageError, RecordsError
 from flawmask.files import walk
@@ -75,7 +75,7 @@ class Item:
     defective: bool
     variant: bool
     labels: tuple[str, ...]
-    truth: Callable[[TurnedImage], Truth]
+    truth: Callable[[ImageGeometry], Truth]
 
 
 def category_items(
@@ -84,13 +84,13 @@ def category_items(
     """Return the images of a category, in order, and the problems that concern all of its masks together."""
     problems = []
     try:
-        samples, reading = mask_files.with_rule(samples, settings)
+        samples, chosen = mask_files.choose_rule(samples, settings)
     except FlawmaskError as error:
         return [], [Problem("error", "masks of two kinds", category, f"cannot be read: {error}")]
-    if reading is not None and reading.several and reading.rule != "white":  # for white, each mask is reported
-        problems.append(Problem("warning", "mask values", category, reading.several))
-    if reading is not None:
-        log.info("masks of %s: %s", category, reading)
+    if chosen is not None and chosen.warning and chosen.rule != "white":  # for white, each mask is reported
+        problems.append(Problem("warning", "mask values", category, chosen.warning))
+    if chosen is not None:
+        log.info("masks of %s: %s", category, chosen)
     return [_sample_item(sample, root, settings) for sample in samples], problems
 
 
@@ -150,7 +150,7 @@ def _sample_item(sample: Sample, root: Path, settings: MaskSettings) -> Item:
     )
 
 
-def _sample_truth(sample: Sample, root: Path, settings: MaskSettings, image: TurnedImage) -> Truth:
+def _sample_truth(sample: Sample, root: Path, settings: MaskSettings, image: ImageGeometry) -> Truth:
     """Read the sample's masks and return its ground truth."""
     if not sample.is_good and not sample.masks:
         advice = f"draw {sample.mask_wanted}, or {sample.if_good}"
@@ -171,14 +171,14 @@ def _sample_truth(sample: Sample, root: Path, settings: MaskSettings, image: Tur
     )
 
 
-def _mask_truth(file: MaskFile, root: Path, settings: MaskSettings, image: TurnedImage) -> Truth:
+def _mask_truth(file: MaskFile, root: Path, settings: MaskSettings, image: ImageGeometry) -> Truth:
     """Read one mask and return its ground truth. An empty mask is reported elsewhere."""
     where = where_of(file.path, root)
     try:
         pixels = mask_files.pixels_of(images.read_bytes(file.path), file, image, settings)
     except ImageError as error:
         return Truth(None, 0, [unreadable(error, file.path, where)])
-    except TurnedError as error:
+    except OrientationError as error:
         return Truth(None, 0, [Problem("error", "mask turned", where, str(error).removeprefix(f"{file.path} "))])
     if pixels.shape[:2] != (image.height, image.width):
         sizes = f"is {pixels.shape[1]}x{pixels.shape[0]} but its image is {image.width}x{image.height}"
@@ -217,13 +217,13 @@ def coco_items(
         crowds: how crowds are treated.
         tallies: the tallies of images and annotations, to which the unusable ones are added.
     """
-    reading = Reading(crowds=crowds, on_error="skip")
+    chosen = Reading(crowds=crowds, on_error="skip")
     items: list[Item] = []
     splits: list[CocoSplit] = []
     problems: list[Problem] = []
     for name in [name for name in SPLITS if has_split(dataset_dir, name)] or SPLITS[:1]:
         try:
-            split = read_split(dataset_dir, name, reading, opens_images=False)
+            split = read_split(dataset_dir, name, chosen, opens_images=False)
         except FlawmaskError as error:
             if not has_split(dataset_dir, name):
                 raise
@@ -253,16 +253,16 @@ def _record_item(split: CocoSplit, image: Record) -> Item:
         type=str(image.get("defect_type") or (names[marked[0]["category_id"]] if marked else "no annotation")),
         defective=split.is_defective(image),
         variant="augmentation" in image,
-        labels=tuple(f"{one['id']} of {image['file_name']}" for one in one_by_one(split.annotations[image["id"]])),
+        labels=tuple(f"{one['id']} of {image['file_name']}" for one in without_crowds(split.annotations[image["id"]])),
         truth=partial(_record_truth, split, image),
     )
 
 
-def _record_truth(split: CocoSplit, image: Record, actual: TurnedImage) -> Truth:
+def _record_truth(split: CocoSplit, image: Record, actual: ImageGeometry) -> Truth:
     """Decode the annotations of an image and return its ground truth."""
     height, width = actual.height, actual.width
     where = f"{split.name}/images/{image['file_name']}"
-    defects = one_by_one(split.defects(image))
+    defects = without_crowds(split.defects(image))
     if (image["width"], image["height"]) != (width, height):
         sizes = f"is {width}x{height} but its record says {image['width']}x{image['height']}"
         message = f"{sizes}: export the annotations again; they were not checked"
@@ -310,7 +310,7 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
                 message = f"annotation {number} is no instance: {reason}; remove or redraw it"
                 yield Problem("error", "mask empty", f"{name}/images/{file}", message)
     yield from _crowd_problems(split)
-    boxes = split.boxes_alone
+    boxes = split.box_only_defects
     if boxes:
         message = (
             f"has {len(boxes)} defects as boxes without an outline (annotation {boxes[0]['id']} for one): networks "

@@ -14,7 +14,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 
 from flawmask.errors import FlawmaskError
-from flawmask.files import LITTER, only_one, whole_folder
+from flawmask.files import LITTER, atomic_folder, folder_lock
 from flawmask.progress import bar
 from flawmask.settings import Settings, require
 
@@ -117,7 +117,7 @@ def download(config: DownloadConfig) -> Path:
     log.info("%s", LICENCE)
     config.mvtec_root.mkdir(parents=True, exist_ok=True)
     archive = config.mvtec_root / Path(urlparse(config.url).path).name
-    with only_one(archive):
+    with folder_lock(archive):
         if not archive.is_file():
             _fetch(config.url, archive, config.sha256.lower())
         elif _digest(archive) != config.sha256.lower():
@@ -210,7 +210,7 @@ def _unpack(archive: Path, category: str, target: Path) -> None:
     """Unpack one category of the archive, and refuse files that would leave its folder."""
     count = position = 0
     try:
-        with whole_folder(target) as folder, archive.open("rb") as data, bar("unpacking", _size(archive)) as advance:
+        with atomic_folder(target) as folder, archive.open("rb") as data, bar("unpacking", _size(archive)) as advance:
             for member in (content := tarfile.open(fileobj=data)):  # noqa: SIM115 - `data` is closed by the with statement
                 name = member.name.removeprefix("./")
                 member.name = name.partition("/")[2]

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from flawmask.draw import Picture
 
-LOOK_SIDE = 64  # pixels
-LOOK_SIGMA = 2.0  # of the blur that is subtracted, in pixels of the small picture
+DESCRIPTOR_SIDE = 64  # pixels
+DESCRIPTOR_SIGMA = 2.0  # of the blur that is subtracted, in pixels of the small picture
 BLOCK = 1024  # compare this many images with as many others at a time
-ALIKE = 0.98
-"""The correlation of two descriptors (see `look_of`) above which two images count as the same picture.
+MIN_CORRELATION = 0.98
+"""The correlation of two descriptors (see `descriptor_of`) above which two images count as the same picture.
 
 It was measured on MVTec AD bottle (17 images), magnetic tile (400 of its 938) and the demo category (360 images, 3
 products). A picture and its JPEG of quality 95, or its copy made 1 % brighter, always correlate at 0.998 or more. A
@@ -23,8 +23,8 @@ at most, and two different demo parts at 0.971. (A 256-bit DCT hash does not sep
 from its source in up to 16 bits, but two different demo parts only in 10.)
 """
 
-Look = npt.NDArray[np.float16]
-"""An image descriptor: (4096,) float16; see `look_of`."""
+Descriptor = npt.NDArray[np.float16]
+"""An image descriptor: (4096,) float16; see `descriptor_of`."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class Compared:
 
     Attributes:
         digest: the SHA-256 of the file.
-        look: the image descriptor.
+        descriptor: the image descriptor.
         split: the image's split.
         variant: whether the image was made by augmentation.
     """
 
     digest: str
-    look: Look
+    descriptor: Descriptor
     split: str
     variant: bool
 
 
-def look_of(image: Picture) -> Look:
+def descriptor_of(image: Picture) -> Descriptor:
     """Return an image descriptor: (4096,) float16, with length 1. The dot product of two is their correlation.
 
     The descriptor is a small, high-pass filtered picture. Well-aligned product photos share their coarse shapes and
@@ -53,13 +53,13 @@ def look_of(image: Picture) -> Look:
     """
     # Use float32: rounding to whole grey levels would destroy the little detail of a dark image.
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    small = cv2.resize(grey, (LOOK_SIDE, LOOK_SIDE), interpolation=cv2.INTER_AREA)
-    detail = small - cv2.GaussianBlur(small, (0, 0), LOOK_SIGMA)
+    small = cv2.resize(grey, (DESCRIPTOR_SIDE, DESCRIPTOR_SIDE), interpolation=cv2.INTER_AREA)
+    detail = small - cv2.GaussianBlur(small, (0, 0), DESCRIPTOR_SIGMA)
     detail -= detail.mean()
     return (detail / max(float(np.linalg.norm(detail)), 1.0)).ravel().astype(np.float16)
 
 
-def identical(digests: Sequence[str]) -> list[list[int]]:
+def exact_duplicates(digests: Sequence[str]) -> list[list[int]]:
     """Return the indices of each digest that occurs more than once, in the order of first occurrence."""
     indices: dict[str, list[int]] = defaultdict(list)
     for index, digest in enumerate(digests):
@@ -67,7 +67,7 @@ def identical(digests: Sequence[str]) -> list[list[int]]:
     return [same for same in indices.values() if len(same) > 1]
 
 
-def alike(images: Sequence[Compared]) -> list[tuple[int, int]]:
+def near_duplicates(images: Sequence[Compared]) -> list[tuple[int, int]]:
     """Return index pairs (later, earlier) of images that look the same but have different bytes.
 
     Each image is paired only with the first similar image in its own split and the first one in another split. So for
@@ -76,18 +76,20 @@ def alike(images: Sequence[Compared]) -> list[tuple[int, int]]:
     """
     if not images:
         return []
-    looks = np.stack([each.look for each in images])
+    descriptors = np.stack([each.descriptor for each in images])
     _, digest = np.unique([each.digest for each in images], return_inverse=True)
     _, split = np.unique([each.split for each in images], return_inverse=True)
     variant = np.array([each.variant for each in images])
     first: dict[tuple[int, bool], int] = {}
     for top in range(0, len(images), BLOCK):
         a = np.arange(top, min(top + BLOCK, len(images)))[:, None]
-        rows = looks[top : top + BLOCK].astype(np.float32)
+        rows = descriptors[top : top + BLOCK].astype(np.float32)
         for left in range(top, len(images), BLOCK):
             b = np.arange(left, min(left + BLOCK, len(images)))[None, :]
             similar = (
-                (rows @ looks[left : left + BLOCK].astype(np.float32).T >= ALIKE) & (a < b) & (digest[a] != digest[b])
+                (rows @ descriptors[left : left + BLOCK].astype(np.float32).T >= MIN_CORRELATION)
+                & (a < b)
+                & (digest[a] != digest[b])
             )
             across = split[a] != split[b]
             # Within a split, a variant is expected to look like its source.

@@ -1,6 +1,6 @@
 """Guess from file names whether a data set without groups has several photographs of each part.
 
-The pixels do not tell it. With `duplicates.look_of`, two photographs of one magnetic tile at different exposures
+The pixels do not tell it. With `duplicates.descriptor_of`, two photographs of one magnetic tile at different exposures
 correlate at 0.37 in the median, and two different parts of the demo category at up to 0.97. Subtracting what all images
 of a category have in common (their mean, or their first 4 or 8 principal components) does not help: different demo
 parts still correlate at up to 0.92. So the descriptors are used only to find near-identical images.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from flawmask.data.layouts import Sample
 
-SAME = " = "
+SAME_PART = " = "
 """Joins the names of a part if the same picture was found under several names."""
 
 
@@ -37,7 +37,7 @@ def keys(content: str, parts: Sequence[str]) -> list[str]:
     return [f"pixels {content}", *(f"part {part}" for part in parts)]
 
 
-def together(keys: Sequence[Sequence[str]]) -> list[str]:
+def merge(keys: Sequence[Sequence[str]]) -> list[str]:
     """Return a key for each image that is equal for all images of a group.
 
     Images belong together if they have a key in common, or if a chain of other images connects them.
@@ -62,7 +62,7 @@ def names(groups: Sequence[str], parts: Sequence[Sequence[str]], files: Sequence
     """Return the name of each image's group: the name of its part or, without one, of its first file.
 
     Args:
-        groups: the key of each image's group, as `together` returns it.
+        groups: the key of each image's group, as `merge` returns it.
         parts: the names of each image's part.
         files: the file of each image.
     """
@@ -71,4 +71,4 @@ def names(groups: Sequence[str], parts: Sequence[Sequence[str]], files: Sequence
     for group, of_image, file in zip(groups, parts, files, strict=True):
         part_names[group].update(of_image)
         first.setdefault(group, file)
-    return [SAME.join(sorted(part_names[group])) or first[group] for group in groups]
+    return [SAME_PART.join(sorted(part_names[group])) or first[group] for group in groups]

@@ -26,7 +26,7 @@ from flawmask.good_names import GOOD, looks_good
 from flawmask.launch import usable_cores
 from flawmask.progress import track
 from flawmask.settings import Overwrite, Reading, Strict, as_json, require
-from flawmask.tally import Tally, tallied, warn_of_unused
+from flawmask.tally import Tally, tallies_to_dict, warn_of_unused
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def import_labels(config: ImportConfig) -> Prepared:
     _warn_of_parts(labels.images, config)
     read, used = _read_all(labels, categories, config)
     tallies = Tally("images", used=len(read)), Tally("annotations", used=used)
-    for tally, not_used in zip(tallies, (labels.found, labels.marked), strict=True):
+    for tally, not_used in zip(tallies, (labels.unused_images, labels.unused_annotations), strict=True):
         tally.add(not_used)
     warn_of_unused(tallies, str(config.source), strict=config.strict)
     if not any(not item.sample.is_good for item in read):
@@ -86,7 +86,7 @@ def import_labels(config: ImportConfig) -> Prepared:
     origin = {"made_by": MADE_BY, "settings": chosen, "source": source}
     if dataset_info.is_made_already(config.output_dir, origin, overwrite=config.overwrite):
         return _imported(config, read_json(config.output_dir / dataset_info.NAME), tallies, reused=True)
-    facts, target = {"tally": tallied(tallies)}, config.output_dir
+    facts, target = {"tally": tallies_to_dict(tallies)}, config.output_dir
     info = write_folder(read, labels.bad, categories, origin, facts, config, source=config.source, target=target)
     sizes = ", ".join(f"{split} {dataset_info.size(info[split])}" for split in SPLITS if split in info)
     log.info("imported %s: images: %s", config.output_dir, sizes)
@@ -120,10 +120,10 @@ def _labels(config: ImportConfig) -> tuple[Labels, str]:
     unnamed = [path for path in files_below(root, *images.SUFFIXES) if not labels.is_named(path)]
     for path in unnamed + labels.unlabelled:
         original_file = labels.name_of(path)
-        if labels.says_good or config.unlabelled == "good":
+        if labels.unlabelled_is_good or config.unlabelled == "good":
             labels.images.append(LabelledImage(path, original_file, ()))
         else:
-            labels.found.leave_out(original_file, "not labelled")
+            labels.unused_images.leave_out(original_file, "not labelled")
     return labels, name
 
 
@@ -164,7 +164,7 @@ def _check_once(labels: Labels) -> None:
 
 def _leave_out_regions(image: LabelledImage, labels: Labels) -> None:
     for region in image.regions:
-        labels.marked.leave_out(f"{region.name} ({image.original_file})", "image not used")
+        labels.unused_annotations.leave_out(f"{region.name} ({image.original_file})", "image not used")
 
 
 def _categories(labels: Labels) -> list[Record]:
@@ -225,7 +225,7 @@ def _read_all(labels: Labels, categories: Sequence[Record], config: ImportConfig
             item, tally = result
             read.append(item)
             used += tally.used
-            labels.marked.add(Tally("annotations", not_used=tally.not_used))
+            labels.unused_annotations.add(Tally("annotations", not_used=tally.not_used))
     _stop_or_note(labels, config)
     return read, used
 
@@ -236,7 +236,7 @@ def _stop_or_note(labels: Labels, config: ImportConfig) -> None:
         raise FlawmaskError(f"{labels.bad[0]['reason']}{others}, or leave it out with --on_error skip")
     for item in labels.bad:
         log.warning("left out: %s", item["reason"])
-        labels.found.leave_out(item["file"], "bad image or label")
+        labels.unused_images.leave_out(item["file"], "bad image or label")
 
 
 def _read(image: LabelledImage, ids: dict[str, int], config: ImportSettings) -> tuple[ReadImage, Tally]:
@@ -279,7 +279,7 @@ def _read(image: LabelledImage, ids: dict[str, int], config: ImportSettings) -> 
         annotations=records,
         inverted=[],
         parts=parts,
-        look=None,
+        descriptor=None,
     )
     return item, tally
 
@@ -305,7 +305,7 @@ def _record(region: Region, height: int, width: int, boxes: str, file: str) -> R
             box = {"bbox": [left, top, across, down], "area": across * down}
             return {"id": 0, "image_id": 0, **box, "iscrowd": 0, "segmentation": []}
         shape = outline  # type: ignore[assignment]
-    reason = masks.unusable(shape, height, width)
+    reason = masks.segmentation_problem(shape, height, width)
     if reason:
         raise FlawmaskError(f"{file}: {region.name} has no usable outline: {reason}")
     rle = masks.as_rle(shape, height, width)  # type: ignore[arg-type]

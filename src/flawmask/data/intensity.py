@@ -99,7 +99,7 @@ def _counts(path: Path) -> Counts | None:
     Returns None if the image cannot be read or has 8 bits. 8-bit images are not decoded.
     """
     try:
-        if not images.is_deep(path):
+        if not images.exceeds_8_bits(path):
             return None
         return np.bincount(images.read_pixels(path).ravel(), minlength=65536)
     except ImageError:
@@ -124,7 +124,7 @@ def of_dataset(rule: IntensityRule, splits: Sequence[CocoSplit]) -> Levels:
     return of_images(rule, paths, str(folder))
 
 
-def to_keep(rule: IntensityRule, levels: Levels) -> dict[str, Any]:
+def to_json(rule: IntensityRule, levels: Levels) -> dict[str, Any]:
     """Return the entry of `dataset_info.json` for the levels."""
     return {"rule": rule, "levels": list(levels)}
 

@@ -20,7 +20,7 @@ from flawmask import images
 from flawmask.data.layouts import MaskFile, Part, Sample
 from flawmask.errors import FlawmaskError, ImageError
 from flawmask.good_names import GOOD
-from flawmask.images import Parts, Pixels
+from flawmask.images import DecodedImage, Pixels
 from flawmask.launch import usable_cores
 from flawmask.masks import Mask
 from flawmask.progress import track
@@ -46,7 +46,7 @@ MEANING = {
     "palette": "what has another number than 0 in the palette",
 }
 
-FEW = 32
+MAX_CLASSES = 32
 """More values than this are not classes, but come from smoothing or JPEG noise."""
 
 
@@ -75,18 +75,18 @@ class MaskSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Reading:
+class ChosenRule:
     """The rule for the masks of a category.
 
     Attributes:
         rule: one of `RULES`, or `classes` if a file maps values to types.
         reason: why this rule was chosen. It continues after the rule's description.
-        several: a warning about masks with several values where one was expected, or "".
+        warning: a warning about masks with several values where one was expected, or "".
     """
 
     rule: Rule
     reason: str
-    several: str = ""
+    warning: str = ""
 
     def __str__(self) -> str:
         """Return the rule and the reason in words."""
@@ -94,7 +94,7 @@ class Reading:
         return f"{meaning} is the defect (--mask_values {self.rule}): {self.reason}" if meaning else self.reason
 
 
-def with_rule(samples: Sequence[Sample], settings: MaskSettings) -> tuple[list[Sample], Reading | None]:
+def choose_rule(samples: Sequence[Sample], settings: MaskSettings) -> tuple[list[Sample], ChosenRule | None]:
     """Choose one rule for all masks, and return the samples with this rule, and the rule itself.
 
     Masks for which the layout has its own rule stay as they are. If there are no other masks, the rule is None.
@@ -111,13 +111,13 @@ def with_rule(samples: Sequence[Sample], settings: MaskSettings) -> tuple[list[S
         return list(samples), None
     if settings.mask_classes is not None:
         classes = classes_in(settings.mask_classes)
-        return _with_files(samples, partial(_by_class, classes, settings.mask_classes)), Reading(
+        return _with_files(samples, partial(_by_class, classes, settings.mask_classes)), ChosenRule(
             "classes", f"values of masks are types as {settings.mask_classes} says"
         )
     contents = _inspect_all(list(paths))
-    reading = _chosen(contents, settings.mask_values)
-    part, rule = RULES[reading.rule]
-    return _with_files(samples, lambda file: [replace(file, part=part, rule=rule)]), reading
+    chosen = _choose(contents, settings.mask_values)
+    part, rule = RULES[chosen.rule]
+    return _with_files(samples, lambda file: [replace(file, part=part, rule=rule)]), chosen
 
 
 def _is_usual(file: MaskFile) -> bool:
@@ -140,7 +140,7 @@ class _Contents:
 
     Attributes:
         path: the file.
-        values: its grey values without 0, or its colours without black as `#rrggbb`; at most `FEW` + 1 of them.
+        values: its grey values without 0, or its colours without black as `#rrggbb`; at most `MAX_CLASSES` + 1 of them.
         has_black: whether a pixel is 0.
         has_white: whether a pixel is above half.
         fits: the parts of the file that may mark the defect.
@@ -170,12 +170,12 @@ def _inspect(path: Path) -> _Contents | None:
         parts = images.decode_parts(data, path)
     except ImageError:
         return None
-    strongest, is_white = images.strongest(parts.colour), images.white(parts.colour)
-    candidates = [*_in_alpha(parts, is_white), *_in_palette(parts, strongest, is_white)]
+    brightest_channel, is_white = images.brightest_channel(parts.colour), images.white(parts.colour)
+    candidates = [*_in_alpha(parts, is_white), *_in_palette(parts, brightest_channel, is_white)]
     return _Contents(
         path,
-        _values(parts.colour, strongest),
-        not strongest.all(),
+        _values(parts.colour, brightest_channel),
+        not brightest_channel.all(),
         bool(is_white.any()),
         frozenset(part for part, _ in candidates),
         frozenset(part for part, is_needed in candidates if is_needed),
@@ -183,7 +183,7 @@ def _inspect(path: Path) -> _Contents | None:
     )
 
 
-def _in_alpha(parts: Parts, is_white: Mask) -> list[tuple[str, bool]]:
+def _in_alpha(parts: DecodedImage, is_white: Mask) -> list[tuple[str, bool]]:
     """Return the alpha channel if it may mark the defect, and whether it differs from the white pixels.
 
     It may mark the defect if all opaque pixels are equally bright, so that the colours tell nothing.
@@ -197,39 +197,39 @@ def _in_alpha(parts: Parts, is_white: Mask) -> list[tuple[str, bool]]:
     return [("alpha", bool(opaque.any()) and not np.array_equal(opaque, is_white))]
 
 
-def _in_palette(parts: Parts, strongest: Pixels, is_white: Mask) -> list[tuple[str, bool]]:
+def _in_palette(parts: DecodedImage, brightest_channel: Pixels, is_white: Mask) -> list[tuple[str, bool]]:
     """Return the palette if its index 0 may be the background, that is if it is black; and whether it differs from the
     white pixels."""
-    if parts.palette is None or strongest[parts.palette == 0].any():
+    if parts.palette is None or brightest_channel[parts.palette == 0].any():
         return []
     return [("palette", not np.array_equal(parts.palette > 0, is_white))]
 
 
-def _values(colour: Pixels, strongest: Pixels) -> tuple[str, ...]:
-    """Return a mask's values without 0, at most `FEW` + 1 of them."""
+def _values(colour: Pixels, brightest_channel: Pixels) -> tuple[str, ...]:
+    """Return a mask's values without 0, at most `MAX_CLASSES` + 1 of them."""
     if colour.ndim == 2 or (colour == colour[:, :, :1]).all():
-        values = np.flatnonzero(np.bincount(strongest.ravel()))
-        return tuple(str(value) for value in values[values > 0][: FEW + 1])
-    eight = images.to_eight_bits(colour[strongest > 0][:, None]).astype(np.uint32)[:, 0]
+        values = np.flatnonzero(np.bincount(brightest_channel.ravel()))
+        return tuple(str(value) for value in values[values > 0][: MAX_CLASSES + 1])
+    eight = images.to_eight_bits(colour[brightest_channel > 0][:, None]).astype(np.uint32)[:, 0]
     packed = np.unique(eight[:, 0] << 16 | eight[:, 1] << 8 | eight[:, 2])
-    return tuple(f"#{value:06x}" for value in packed[: FEW + 1])
+    return tuple(f"#{value:06x}" for value in packed[: MAX_CLASSES + 1])
 
 
-def _chosen(contents: Sequence[_Contents], wanted: MaskValues) -> Reading:
+def _choose(contents: Sequence[_Contents], wanted: MaskValues) -> ChosenRule:
     rule, reason = (wanted, "as asked for") if wanted != "auto" else _best(contents)
     values = sorted({value for mask in contents for value in mask.values}, key=lambda value: (len(value), value))
     several = [mask for mask in contents if len(mask.values) > 1]
     if not several or rule == "alpha":
-        return Reading(rule, reason)
+        return ChosenRule(rule, reason)
     shown = f"{', '.join(values[:5])}{', ...' if len(values) > 5 else ''}"
     which = f"{len(several)} of {len(contents)} masks hold several values ({shown}), {several[0].path.name} for one"
-    if len(values) > FEW or all(mask.is_jpeg for mask in several):
+    if len(values) > MAX_CLASSES or all(mask.is_jpeg for mask in several):
         advice = "smoothing or JPEG leaves such: export them as PNG, in black and white"
     elif rule == "white":
         advice = "those up to half of white count as no defect: see --mask_values and --mask_classes"
     else:
         advice = "all count as defect: --mask_classes says which type each is"
-    return Reading(rule, reason, f"{which}; {advice}")
+    return ChosenRule(rule, reason, f"{which}; {advice}")
 
 
 def _best(contents: Sequence[_Contents]) -> tuple[Rule, str]:
@@ -252,7 +252,7 @@ def _best(contents: Sequence[_Contents]) -> tuple[Rule, str]:
         return "palette", f"all masks have one, and {len(in_palette)} of {len(contents)} have dark colours in it"
     too_dark = [mask for mask in contents if mask.values and not mask.has_white]
     values = {value for mask in contents for value in mask.values}
-    if too_dark and len(values) <= FEW and all(mask.has_black and not mask.is_jpeg for mask in too_dark):
+    if too_dark and len(values) <= MAX_CLASSES and all(mask.has_black and not mask.is_jpeg for mask in too_dark):
         shown = ", ".join(sorted(values, key=lambda value: (len(value), value))[:5]) + (
             ", ..." if len(values) > 5 else ""
         )
@@ -343,11 +343,11 @@ def _number(value: str) -> int:
     return int(value[1:], 16) if _is_colour(value) else int(value)
 
 
-# Reading
+# ChosenRule
 
 
 @dataclass(frozen=True)
-class TurnedImage:
+class ImageGeometry:
     """An image's upright height and width in pixels, and its Exif orientation; None if the file has none."""
 
     height: int
@@ -355,11 +355,11 @@ class TurnedImage:
     orientation: int | None
 
 
-class TurnedError(FlawmaskError):
+class OrientationError(FlawmaskError):
     """A mask may be turned with its image or not, and both fit."""
 
 
-def pixels_of(data: bytes, file: MaskFile, image: TurnedImage, settings: MaskSettings) -> Pixels:
+def pixels_of(data: bytes, file: MaskFile, image: ImageGeometry, settings: MaskSettings) -> Pixels:
     """Return the pixels of a mask file that its rule reads, turned upright like its image.
 
     Args:
@@ -370,25 +370,25 @@ def pixels_of(data: bytes, file: MaskFile, image: TurnedImage, settings: MaskSet
 
     Raises:
         ImageError: the file cannot be read, or lacks the part that its rule reads.
-        TurnedError: the image is turned, and it is not known whether the mask is too.
+        OrientationError: the image is turned, and it is not known whether the mask is too.
     """
     parts = images.decode_parts(data, file.path)
     pixels = _part_of(parts, file)
     if (image.orientation or 1) == 1 or parts.orientation is not None:
         return pixels
-    with_image: Pixels = np.ascontiguousarray(images.turned(pixels, image.orientation or 1))
+    with_image: Pixels = np.ascontiguousarray(images.turn_upright(pixels, image.orientation or 1))
     fits = [candidate for candidate in (pixels, with_image) if candidate.shape[:2] == (image.height, image.width)]
     if len(fits) < 2:
         return fits[0] if fits else pixels
     if settings.exif_masks is None and not np.array_equal(pixels, with_image):
-        raise TurnedError(
+        raise OrientationError(
             f"{file.path} says nothing of how it is turned, but Exif turns its image: say whether its pixels lie "
             "as those of the image do (--exif_masks with_image) or are upright already (--exif_masks as_stored)"
         )
     return with_image if settings.exif_masks == "with_image" else pixels
 
 
-def _part_of(parts: Parts, file: MaskFile) -> Pixels:
+def _part_of(parts: DecodedImage, file: MaskFile) -> Pixels:
     if file.part == "colour":
         return parts.colour
     if file.part == "values":

@@ -10,34 +10,34 @@ from typing import Any, Literal
 import numpy as np
 
 from flawmask import images
-from flawmask.coco import Record, cut_annotation
+from flawmask.coco import Record, crop_annotation
 from flawmask.data import dataset_info, groups, intensity, layouts, mask_files
 from flawmask.data.coco_folder import SPLITS, ReadImage, knows_groups, write_folder
-from flawmask.data.duplicates import Compared, alike, look_of
+from flawmask.data.duplicates import Compared, descriptor_of, near_duplicates
 from flawmask.data.folder_settings import FolderSettings
 from flawmask.data.group_search import find_groups
 from flawmask.data.intensity import IntensitySettings
-from flawmask.data.layouts import LayoutName, MaskFile, Sample
-from flawmask.data.mask_files import MaskSettings, TurnedImage
+from flawmask.data.layouts import LayoutSettings, MaskFile, Sample
+from flawmask.data.mask_files import ImageGeometry, MaskSettings
 from flawmask.errors import FlawmaskError
 from flawmask.files import fingerprint, read_json, sha256
 from flawmask.good_names import GOOD
 from flawmask.images import Levels
 from flawmask.launch import usable_cores
-from flawmask.masks import Cut, Mask, cut_components, cut_out, looks_inverted
+from flawmask.masks import Crop, Mask, crop_components, crop_mask, looks_inverted
 from flawmask.progress import track
 from flawmask.settings import Overwrite, Strict, as_json, require
-from flawmask.tally import Tally, tallied, warn_of_unused
+from flawmask.tally import Tally, tallies_to_dict, warn_of_unused
 
 log = logging.getLogger(__name__)
 
 
-COMPARED = 2000
+MAX_COMPARED = 2000
 """`prepare` compares up to this many images with each other, which takes a second. `doctor` compares any number."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings(IntensitySettings, MaskSettings, FolderSettings, LayoutName):
+class PrepareSettings(IntensitySettings, MaskSettings, FolderSettings, LayoutSettings):
     """How a category is converted."""
 
     good_images: Literal["test", "all"] = "test"
@@ -109,21 +109,21 @@ def prepare(config: PrepareConfig) -> Prepared:
     layout = layouts.layout_of(config.mvtec_root, config)
     is_first_fold = config.fold in (None, 1)  # messages about all folds are logged once
     if is_first_fold:
-        layouts.say(layout, config.mvtec_root, config)
+        layouts.log_layout(layout, config.mvtec_root, config)
     config = replace(config, layout=layout)
     samples, unwanted = _samples(config)
-    samples, reading = mask_files.with_rule(samples, config)
-    if reading is not None and is_first_fold:
-        log.info("masks of %s: %s", config.category, reading)
-        if reading.several:
-            log.warning("%s: %s", config.category, reading.several)
+    samples, chosen = mask_files.choose_rule(samples, config)
+    if chosen is not None and is_first_fold:
+        log.info("masks of %s: %s", config.category, chosen)
+        if chosen.warning:
+            log.warning("%s: %s", config.category, chosen.warning)
     parts = [groups.parts_of(sample, config.group_by) for sample in samples]
     _check_pattern(samples, parts, config)
     needs_search = not any(parts) and is_first_fold
-    wants_looks = needs_search and not _warn_of_names(samples, config) and len(samples) <= COMPARED
+    wants_descriptors = needs_search and not _warn_of_names(samples, config) and len(samples) <= MAX_COMPARED
     levels = intensity.of_images(config.intensity, [sample.image for sample in samples], config.category)
-    read, left_out = _read_all(samples, levels, config, wants_looks=wants_looks)
-    _warn_of_looks(read)
+    read, left_out = _read_all(samples, levels, config, wants_descriptors=wants_descriptors)
+    _warn_of_near_duplicates(read)
     tallies = _tallies(read, samples, unwanted, config)
     if config.strict or is_first_fold:
         warn_of_unused(tallies, str(config.mvtec_root / config.category), strict=config.strict)
@@ -150,11 +150,11 @@ def prepare(config: PrepareConfig) -> Prepared:
             f"{config.dataset_dir} was prepared by an older version, which wrote no groups: make it anew, --overwrite",
         )
         return _prepared(config, info, tallies, reused=True)
-    facts: dict[str, Any] = {"mvtec_root": config.mvtec_root.as_posix(), "tally": tallied(tallies)}
-    if reading is not None:
-        facts["mask_values"] = reading.rule
+    facts: dict[str, Any] = {"mvtec_root": config.mvtec_root.as_posix(), "tally": tallies_to_dict(tallies)}
+    if chosen is not None:
+        facts["mask_values"] = chosen.rule
     if levels != images.UPPER_BITS:
-        facts["intensity"] = intensity.to_keep(config.intensity, levels)
+        facts["intensity"] = intensity.to_json(config.intensity, levels)
     categories = _categories(category_ids, config.classes)
     info = write_folder(
         read,
@@ -184,7 +184,7 @@ def _samples(config: PrepareConfig) -> tuple[list[Sample], list[Sample]]:
         FlawmaskError: no sample is defective, or there is an error in the folders.
     """
     every = layouts.samples(config.mvtec_root, config.category, config)
-    found = every if config.keep_split else layouts.taking_part(every, config.good_images)
+    found = every if config.keep_split else layouts.select_samples(every, config.good_images)
     for problem in layouts.problems(config.mvtec_root, config.category, config):
         if problem.severity == "error":
             raise FlawmaskError(f"{config.mvtec_root / problem.where} {problem.message}")
@@ -202,7 +202,7 @@ def _tallies(
     used = [item.sample for item in read]
     images_used = {sample.image for sample in used}
     bad = [sample for sample in samples if sample.image not in images_used]
-    left_out = {layouts.BAD: bad, f"--good_images {config.good_images}": unwanted}
+    left_out = {layouts.BAD_FILE: bad, f"--good_images {config.good_images}": unwanted}
     return layouts.tallies(config.mvtec_root, config.category, used, left_out, config)
 
 
@@ -247,9 +247,11 @@ def _warn_of_names(samples: Sequence[Sample], config: PrepareConfig) -> bool:
     return found is not None
 
 
-def _warn_of_looks(read: Sequence[ReadImage]) -> None:
+def _warn_of_near_duplicates(read: Sequence[ReadImage]) -> None:
     """Warn about images that look the same and may be in different splits."""
-    pairs = alike([Compared(item.content, item.look, "", variant=False) for item in read if item.look is not None])
+    pairs = near_duplicates(
+        [Compared(item.content, item.descriptor, "", variant=False) for item in read if item.descriptor is not None]
+    )
     if pairs:
         later, earlier = (read[index].sample.original_file for index in pairs[0])
         log.warning(
@@ -262,13 +264,13 @@ def _warn_of_looks(read: Sequence[ReadImage]) -> None:
 
 
 def _read_all(
-    samples: Sequence[Sample], levels: Levels, config: PrepareConfig, *, wants_looks: bool
+    samples: Sequence[Sample], levels: Levels, config: PrepareConfig, *, wants_descriptors: bool
 ) -> tuple[list[ReadImage], list[dict[str, str]]]:
     """Read all images on all cores, and return them with the images that were left out."""
 
     def attempt(sample: Sample) -> ReadImage | FlawmaskError:
         try:
-            return _read(sample, levels, config, wants_look=wants_looks)
+            return _read(sample, levels, config, wants_descriptor=wants_descriptors)
         except FlawmaskError as error:
             return error
 
@@ -304,19 +306,19 @@ def _with_categories(item: ReadImage, category_ids: dict[str, int]) -> ReadImage
     return replace(item, annotations=[{**record, "category_id": category_ids[kind]} for record, kind in pairs])
 
 
-def _read(sample: Sample, levels: Levels, config: PrepareSettings, *, wants_look: bool) -> ReadImage:
+def _read(sample: Sample, levels: Levels, config: PrepareSettings, *, wants_descriptor: bool) -> ReadImage:
     """Read one image and its masks, and encode its annotations. Ids are assigned later."""
     data = images.read_bytes(sample.image)
     decoded = images.decode_parts(data, sample.image)
     image = images.to_rgb(decoded.colour, levels)
     height, width = image.shape[:2]
-    regions: list[tuple[str, Cut]] = []
+    regions: list[tuple[str, Crop]] = []
     mask_digest, inverted = "", []
     if sample.is_good and config.good_as == "instance":
-        regions.append((GOOD, Cut(np.ones((height, width), dtype=bool), 0, 0)))
+        regions.append((GOOD, Crop(np.ones((height, width), dtype=bool), 0, 0)))
     if not sample.is_good and not sample.masks:
         raise FlawmaskError(f"{sample.image} has no mask: draw {sample.mask_wanted}, or {sample.if_good}")
-    masks = [_read_mask(file, TurnedImage(height, width, decoded.orientation), config) for file in sample.masks]
+    masks = [_read_mask(file, ImageGeometry(height, width, decoded.orientation), config) for file in sample.masks]
     marked = {file.path for file, (mask, _) in zip(sample.masks, masks, strict=True) if mask.any()}
     for file, (mask, digest) in zip(sample.masks, masks, strict=True):
         mask_digest += digest
@@ -324,13 +326,13 @@ def _read(sample: Sample, levels: Levels, config: PrepareSettings, *, wants_look
             raise FlawmaskError(f"{file.path} has no defect pixel: draw the defect white, or {sample.if_good}")
         if not mask.any():
             continue
-        cuts = cut_components(mask) if config.instances == "component" else [cut_out(mask)]
-        regions += [(file.defect_type, cut) for cut in cuts]
+        crops = crop_components(mask) if config.instances == "component" else [crop_mask(mask)]
+        regions += [(file.defect_type, crop) for crop in crops]
         if looks_inverted(mask):
             inverted.append(file.path)
-    records = [cut_annotation(cut, height, width, id=0, image_id=0, category_id=0) for _, cut in regions]
+    records = [crop_annotation(crop, height, width, id=0, image_id=0, category_id=0) for _, crop in regions]
     kinds = [kind for kind, _ in regions]
-    parts, look = groups.parts_of(sample, config.group_by), look_of(image) if wants_look else None
+    parts, descriptor = groups.parts_of(sample, config.group_by), descriptor_of(image) if wants_descriptor else None
     content = images.content_digest(image)
     prefix = "" if sample.origin == "test" else f"{sample.origin}_"
     return ReadImage(
@@ -345,11 +347,11 @@ def _read(sample: Sample, levels: Levels, config: PrepareSettings, *, wants_look
         kinds=kinds,
         inverted=inverted,
         parts=parts,
-        look=look,
+        descriptor=descriptor,
     )
 
 
-def _read_mask(file: MaskFile, image: TurnedImage, config: PrepareSettings) -> tuple[Mask, str]:
+def _read_mask(file: MaskFile, image: ImageGeometry, config: PrepareSettings) -> tuple[Mask, str]:
     """Return a mask and the SHA-256 of its file, after checking that it fits the image."""
     data = images.read_bytes(file.path)
     mask = file.rule(mask_files.pixels_of(data, file, image, config))

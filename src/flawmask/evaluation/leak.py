@@ -82,7 +82,7 @@ def _parts(image: Record, origin: Mapping[str, str | None], wanted: Mapping[str,
         return set()
     found = set()
     if image.get("group") is not None and origin["group_by"] == wanted["group_by"]:
-        found.update(str(image["group"]).split(groups.SAME))
+        found.update(str(image["group"]).split(groups.SAME_PART))
     if wanted["group_by"] and "original_file" in image:
         found.add(groups.part_named(wanted["group_by"], Path(image["original_file"]).name) or "")
     return found - {""}

@@ -11,7 +11,7 @@ from flawmask.csv_tables import Cell, write_table
 from flawmask.evaluation.average_precision import coco_results
 from flawmask.evaluation.measure import Measured
 from flawmask.evaluation.verdicts import Judged
-from flawmask.files import whole_folder, write_json
+from flawmask.files import atomic_folder, write_json
 from flawmask.fonts import first_writable
 from flawmask.images import Levels
 from flawmask.inference.overlay import truth_beside_prediction
@@ -27,7 +27,7 @@ def write_results(
 ) -> None:
     """Write everything that `evaluate` leaves, the report included, whole or not at all."""
     conf, min_area = measured.metrics["conf"], measured.metrics["min_area"]
-    with whole_folder(results_dir) as folder:
+    with atomic_folder(results_dir) as folder:
         write_json(folder / "metrics.json", measured.metrics)
         write_json(folder / "curves.json", measured.curves)
         write_json(folder / "predictions.json", coco_results(split, predictions))
@@ -42,7 +42,7 @@ def write_scores(
 ) -> None:
     """Write `metrics.json` and `predictions.csv` of a model that gives each image a score and nothing else; without a
     threshold there are no verdicts."""
-    with whole_folder(results_dir) as folder:
+    with atomic_folder(results_dir) as folder:
         write_json(folder / "metrics.json", metrics)
         rows: list[list[Cell]] = []
         for one in judged:

@@ -13,14 +13,14 @@ from flawmask.draw import (
     Colour,
     box_labels,
     fit,
-    fit_cut,
+    fit_crop,
     fit_mask,
     outline,
     side_by_side,
     title_bar,
 )
 from flawmask.fonts import first_writable
-from flawmask.masks import Mask, cut_of_rle
+from flawmask.masks import Mask, crop_of_rle
 
 if TYPE_CHECKING:
     from flawmask.prediction import Instance
@@ -71,7 +71,7 @@ def _mask_at(instance: "Instance", shape: tuple[int, int], size: tuple[int, int]
         return fit_mask(instance.mask, *size)
     if not instance.area:
         return np.zeros((size[1], size[0]), dtype=bool)
-    return fit_cut(cut_of_rle(instance.rle), shape, *size)
+    return fit_crop(crop_of_rle(instance.rle), shape, *size)
 
 
 def truth_beside_prediction(

@@ -116,7 +116,7 @@ def _for_cvat(records: Sequence[Record], tolerance: float) -> Iterator[tuple[Rec
                 sides = {"xtl": x, "ytl": y, "xbr": x + across, "ybr": y + down}
                 shapes.append(("box", common | {side: f"{value:.2f}" for side, value in sides.items()}))
             elif rings is None:
-                cut = masks.cut_out(mask)
+                cut = masks.crop_mask(mask)
                 height, width = cut.mask.shape
                 place = {"left": cut.x, "top": cut.y, "width": width, "height": height}
                 shapes.append(("mask", common | {"rle": cvat.runs_of(cut.mask)} | place))

@@ -14,7 +14,7 @@ from flawmask.csv_tables import write_table
 from flawmask.data import intensity
 from flawmask.draw import PREDICTION, title_bar
 from flawmask.errors import FlawmaskError
-from flawmask.files import check_output_folder, whole_folder, write_json
+from flawmask.files import atomic_folder, check_output_folder, write_json
 from flawmask.fonts import first_writable
 from flawmask.inference import preannotations, threshold
 from flawmask.inference.config import PredictConfig
@@ -26,7 +26,7 @@ from flawmask.masks import Mask
 from flawmask.prediction import post_process
 from flawmask.progress import track
 from flawmask.settings import require
-from flawmask.tally import tallied, warn_of_unused
+from flawmask.tally import tallies_to_dict, warn_of_unused
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def predict(config: PredictConfig) -> Predicted:
     if config.intensity is not None:
         levels = intensity.of_images(config.intensity, paths, "--input")
     records: list[dict[str, Any]] = []
-    with whole_folder(config.output) as folder:
+    with atomic_folder(config.output) as folder:
         for name in ("overlays", "masks") if config.save_masks else ("overlays",):
             (folder / name).mkdir()
         job = _Job(config, backend.spec.classes, conf, region, folder, _unique_names(paths), levels)
@@ -103,7 +103,7 @@ def predict(config: PredictConfig) -> Predicted:
         tally.used = sum("error" not in record for record in records)
         warn_of_unused([tally], where, strict=config.strict)
         left = [{"file": path.as_posix(), "reason": reason} for path, reason in inputs.not_predicted.items()]
-        said = {"conf": conf, "min_area": config.min_area, "tally": tallied([tally])}
+        said = {"conf": conf, "min_area": config.min_area, "tally": tallies_to_dict([tally])}
         write_json(folder / "predictions.json", {**said, "images": records, "not_predicted": left})
         _write_table(folder / "predictions.csv", records)
         if config.preannotations is not None:
@@ -159,7 +159,7 @@ class _Job:
     def read(self, path: Path) -> npt.NDArray[np.uint8]:
         pixels = images.read_pixels(path, self.config.page)
         _check_size(pixels, self.region, path, self.config)
-        if how := images.outside(pixels, self.levels):
+        if how := images.levels_problem(pixels, self.levels):
             self.outside[path] = how
         shown = images.to_rgb(pixels, self.levels)
         if pixels.dtype == np.uint16 and shown.max() <= BLACK:

@@ -10,7 +10,7 @@ from pycocotools import mask as rle_tools
 from torch import Tensor
 
 from flawmask import masks
-from flawmask.coco import Record, instance_rles, one_by_one
+from flawmask.coco import Record, instance_rles, without_crowds
 from flawmask.masks import Mask
 from flawmask.model.layers import upload
 
@@ -50,7 +50,7 @@ def make_target(
     """
     height, width = original
     down, across = resized[0] / height, resized[1] / width
-    single = one_by_one(annotations)
+    single = without_crowds(annotations)
     boxes, kept, windows, pixels = [], [], [], []
     for record, rle in zip(single, instance_rles(single, height, width, where), strict=True):
         # A box alone may lie between pixels: its mask is what it touches.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from flawmask.errors import FlawmaskError, OutOfReachError
-from flawmask.files import sha256, whole_file
+from flawmask.files import atomic_file, sha256
 from flawmask.launch import is_own_process
 from flawmask.model.arch import architecture
 from flawmask.model.architecture import Architecture
@@ -302,7 +302,7 @@ def save_file(path: Path, content: dict[str, Any]) -> None:
     Raises:
         FlawmaskError: the disk is full, or what is there afterwards is not what was written.
     """
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         try:
             with temporary.open("wb") as file:  # of a path, torch would write the name into the file
                 torch.save(content, file)

@@ -60,7 +60,7 @@ def header(results: Results, split: CocoSplit) -> str:
 def _not_all_used(metrics: Mapping[str, Any]) -> list[str]:
     """Return a line for what was found and is not used, as the command line has it."""
     tallies = [Tally(what, tally["used"], tally["not_used"]) for what, tally in (metrics.get("tally") or {}).items()]
-    return [f"{tally.line()}." for tally in tallies if not tally.is_whole]
+    return [f"{tally.line()}." for tally in tallies if not tally.all_used]
 
 
 def _judged(split: CocoSplit) -> str:

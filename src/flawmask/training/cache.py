@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawmask.errors import FlawmaskError
-from flawmask.files import only_one, this_user
+from flawmask.files import folder_lock, this_user
 
 log = logging.getLogger(__name__)
 
@@ -112,10 +112,10 @@ def _temporary_folder() -> Iterator[Path]:
     """Give a new folder, and delete it at the end, with those that processes which were killed have left."""
     root, prefix = Path(tempfile.gettempdir()), f"flawmask_pixels_{this_user()}_"
     for left in root.glob(f"{prefix}*"):
-        with suppress(FlawmaskError, OSError), only_one(left):  # of a process that lives, or gone just now
+        with suppress(FlawmaskError, OSError), folder_lock(left):  # of a process that lives, or gone just now
             shutil.rmtree(left)
     folder = root / f"{prefix}{secrets.token_hex(8)}"
-    with only_one(folder):
+    with folder_lock(folder):
         folder.mkdir(mode=0o700)
         try:
             yield folder

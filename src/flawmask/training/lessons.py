@@ -30,7 +30,7 @@ def check_lessons(training: CocoSplit, arch: ArchChoice, good_name: str | None =
     )
     require(defects > 0, f"{path} has no defect annotated: there is nothing to learn")
     if is_chosen(arch) and architecture(arch).has_masks:
-        training.refuse_boxes_alone(f"{arch} learns outlines", "train a network that finds boxes")
+        training.require_masks(f"{arch} learns outlines", "train a network that finds boxes")
 
 
 def check_names(training: CocoSplit) -> None:

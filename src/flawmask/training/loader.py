@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flawmask import images
-from flawmask.coco import CocoSplit, annotation, instance_masks, one_by_one
+from flawmask.coco import CocoSplit, annotation, instance_masks, without_crowds
 from flawmask.errors import FlawmaskError
 from flawmask.launch import cores_of_each_process, own_process, usable_cores
 from flawmask.model import targets
@@ -157,7 +157,7 @@ class SplitDataset(Dataset[Item]):
     def _augmented(self, augmenting: Augmenting, epoch: int, place: int) -> Item:
         record = self.split.images[place]
         path, names = self.split.image_path(record), {label: name for name, label in self._labels.items()}
-        single = one_by_one(self.split.annotations[record["id"]])
+        single = without_crowds(self.split.annotations[record["id"]])
         masks = instance_masks(single, record["height"], record["width"], str(path))
         kept = [(mask, one) for mask, one in zip(masks, single, strict=True) if mask.any()]
         pixels, changed, labels = augmenting.transform(

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from flawmask.coco import CocoSplit
 from flawmask.distributed import processes
 from flawmask.errors import FlawmaskError
-from flawmask.files import only_one, remove_partial_files
+from flawmask.files import folder_lock, remove_partial_files
 from flawmask.model.build import build
 from flawmask.model.layers import count_parameters
 from flawmask.model.weights import loaded, not_loaded
@@ -102,7 +102,7 @@ def train(
     dtype = choose_precision(config.precision, device)
     with processes(device) as team, Stop() as stop, ExitStack() as stack:
         if team.is_main:
-            stack.enter_context(only_one(run_dir))
+            stack.enter_context(folder_lock(run_dir))
             remove_partial_files(run_dir)
             resume.finish_save(run_dir)
         state = None

@@ -89,7 +89,7 @@ def set_up(
 ) -> Setup:
     """Return what the training is made of: as it was, or as settings, data, memory and time budget have it."""
     training, validation = _splits(config)
-    has_outlines = not training.boxes_alone
+    has_outlines = not training.box_only_defects
     config = team.from_main(lambda: with_network(config, len(training.images), has_outlines=has_outlines))
     if state is not None:
         levels = state.model_spec.intensity

@@ -46,9 +46,9 @@ FORMATS: Mapping[str, Format] = {**JSON_FORMATS, "cvat": cvat, "yolo": yolo}
 
 def recognised(source: Path) -> str | None:
     """Return the name of the format of a file or folder, or None if it is not a known one."""
-    if coco.lies_in(source):
+    if coco.detects(source):
         return "coco"
-    if cvat.lies_in(source):
+    if cvat.detects(source):
         return "cvat"
     for path in islice(files_below(source, ".json"), TRIED):
         try:
@@ -58,7 +58,7 @@ def recognised(source: Path) -> str | None:
         for name, json_format in JSON_FORMATS.items():
             if json_format.is_own(content):
                 return name
-    return "yolo" if yolo.lies_in(source) else None
+    return "yolo" if yolo.detects(source) else None
 
 
 def read(labels: Labels, name: str) -> None:

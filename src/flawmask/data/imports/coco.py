@@ -23,7 +23,7 @@ _VARIANT = re.compile(r"^(.+)\.rf\.[0-9A-Za-z]+\.\w+$")
 """A file name of Roboflow. Images whose names have the same beginning are variants of the same image."""
 
 
-def lies_in(source: Path) -> bool:
+def detects(source: Path) -> bool:
     """Return whether a folder has the splits of a COCO folder."""
     return source.is_dir() and bool(split_names(source))
 
@@ -81,7 +81,7 @@ def _note_unused(split: CocoSplit, labels: Labels) -> None:
     """Note what was left out while reading the split. Crowds are kept: training decides how to treat them."""
     for problem in split.problems:
         log.warning("left out: %s: %s", split.annotation_file, problem)
-    for tally, of_split in zip((labels.found, labels.marked), split.tallies, strict=True):
+    for tally, of_split in zip((labels.unused_images, labels.unused_annotations), split.tallies, strict=True):
         for reason, names in of_split.not_used.items():
             for name in names if reason != "crowd" else ():
                 tally.leave_out(name, reason)
@@ -89,7 +89,7 @@ def _note_unused(split: CocoSplit, labels: Labels) -> None:
 
 def _image(split: CocoSplit, image: Record, labels: Labels, variants: Counter[str]) -> LabelledImage:
     path = split.image_path(image)
-    labels.name(path)
+    labels.note_named(path)
     match = _VARIANT.match(path.name)
     parts = [str(image["group"])] if image.get("group") is not None else []
     parts += [match[1]] if match and variants[match[1]] > 1 else []

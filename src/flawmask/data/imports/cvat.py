@@ -21,9 +21,9 @@ from flawmask.data.imports.labels import (
     Shape,
     ellipse,
     files_below,
-    outline_of,
     polygon,
     rotated_box,
+    segmentation_of,
 )
 from flawmask.errors import FlawmaskError
 from flawmask.masks import Mask
@@ -35,7 +35,7 @@ NAME = "CVAT"
 Element = ElementTree.Element
 
 
-def lies_in(source: Path) -> bool:
+def detects(source: Path) -> bool:
     """Return whether an XML file, or the first one in or below a folder, is CVAT's."""
     path = next(files_below(source, ".xml"), None)
     if path is None:
@@ -62,7 +62,7 @@ def read(labels: Labels) -> None:
             raise FlawmaskError(f"{path} is CVAT's XML for video: export the task as `CVAT for images 1.1`")
         labels.classes += [str(name.text) for name in root.iterfind("meta//labels/label/name")]
         for image in root.iterfind("image"):
-            with labels.about(f"{path.as_posix()} ({image.get('name')})", NAME):
+            with labels.noting_errors(f"{path.as_posix()} ({image.get('name')})", NAME):
                 labels.images.append(_image(image, path, labels))
 
 
@@ -81,7 +81,7 @@ def _image(element: Element, path: Path, labels: Labels) -> LabelledImage:
         who = f"{marked.tag} {number} of {name}"
         shape = _shape(marked)
         if shape is None:
-            labels.marked.leave_out(who, marked.tag)
+            labels.unused_annotations.leave_out(who, marked.tag)
         else:
             regions.append(Region(marked.attrib["label"], shape, who))
     return LabelledImage(image, name, regions, (int(element.attrib["width"]), int(element.attrib["height"])))
@@ -104,7 +104,7 @@ def _shape(element: Element) -> Shape | None:
         case "mask":
             left, top, across, down = (int(element.attrib[side]) for side in ("left", "top", "width", "height"))
             part = _mask(element.attrib["rle"], down, across)
-            return lambda height, width: outline_of(part, left, top, height, width)
+            return lambda height, width: segmentation_of(part, left, top, height, width)
     return None
 
 

@@ -24,8 +24,8 @@ from flawmask.data.imports.labels import (
     Shape,
     ellipse,
     files_below,
-    outline_of,
     polygon,
+    segmentation_of,
 )
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
@@ -44,10 +44,10 @@ def is_own(content: Any) -> bool:
 def read(labels: Labels) -> None:
     """Read the JSON file of each image in and below the source."""
     for path in files_below(labels.source, ".json"):
-        with labels.about(path.as_posix(), NAME):
+        with labels.noting_errors(path.as_posix(), NAME):
             for image in (path.with_suffix(suffix) for suffix in images.SUFFIXES):
                 if image.is_file():
-                    labels.name(image)  # even if the JSON file is damaged
+                    labels.note_named(image)  # even if the JSON file is damaged
             content = read_json(path)
             if is_own(content):
                 labels.images.append(_image(content, path, labels))
@@ -63,7 +63,7 @@ def _image(content: dict[str, Any], path: Path, labels: Labels) -> LabelledImage
         label, kind, group = str(shape["label"]), shape.get("shape_type") or "polygon", shape.get("group_id")
         converted = _shape(shape, kind, path)
         if converted is None:
-            labels.marked.leave_out(f"shape {number} of {name}", kind)
+            labels.unused_annotations.leave_out(f"shape {number} of {name}", kind)
         else:
             key = (number,) if group is None or kind == "rectangle" else (label, group)
             grouped[key].append((label, converted))
@@ -97,7 +97,7 @@ def _shape(shape: dict[str, Any], kind: str, path: Path) -> Shape | None:
                 raise FlawmaskError(f"{path} holds a mask that is no base64: export it anew") from None
             part = np.asarray(images.decode(data, path) > 0)
             left, top = (round(value) for value in points[0])
-            return lambda height, width: outline_of(part, left, top, height, width)
+            return lambda height, width: segmentation_of(part, left, top, height, width)
     return None
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from flawmask import masks
 from flawmask.coco import Record
-from flawmask.coco_files import FilesBelow
+from flawmask.coco_files import FileIndex
 from flawmask.errors import FlawmaskError
 from flawmask.files import walk
-from flawmask.masks import Cut, Mask, Segmentation
+from flawmask.masks import Crop, Mask, Segmentation
 from flawmask.settings import Reading
 from flawmask.tally import Tally
 
@@ -88,10 +88,10 @@ class Labels:
         images: the images that were labelled.
         classes: the class names in the tool's order. Other classes follow in alphabetical order.
         categories: the category records, if the source has them.
-        says_good: whether, in this format, an image without a label file is good.
+        unlabelled_is_good: whether, in this format, an image without a label file is good.
         unlabelled: images in a label file that says that they were not labelled.
-        found: the tally of unused images.
-        marked: the tally of unused annotations.
+        unused_images: the tally of unused images.
+        unused_annotations: the tally of unused annotations.
         bad: label files, or records in them, that cannot be used, each with `file` and `reason`.
     """
 
@@ -101,19 +101,19 @@ class Labels:
     images: list[LabelledImage] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     categories: list[Record] | None = None
-    says_good: bool = False
+    unlabelled_is_good: bool = False
     unlabelled: list[Path] = field(default_factory=list)
-    found: Tally = field(default_factory=lambda: Tally("images"))
-    marked: Tally = field(default_factory=lambda: Tally("annotations"))
+    unused_images: Tally = field(default_factory=lambda: Tally("images"))
+    unused_annotations: Tally = field(default_factory=lambda: Tally("annotations"))
     bad: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._below = FilesBelow(self.root)
+        self._below = FileIndex(self.root)
         self._named: set[Path] = set()
         self._current: Path | None = None
 
     @contextmanager
-    def about(self, what: str, tool: str) -> Iterator[None]:
+    def noting_errors(self, what: str, tool: str) -> Iterator[None]:
         """Note an error in the block as a bad label, and continue after the block.
 
         If the block has named an image before the error, the note names this image.
@@ -133,7 +133,7 @@ class Labels:
     def _note(self, what: str, reason: str) -> None:
         self.bad.append({"file": what if self._current is None else self.name_of(self._current), "reason": reason})
 
-    def name(self, image: Path) -> None:
+    def note_named(self, image: Path) -> None:
         """Note that an image is in a label file, whether it can be used or not."""
         self._current = image
         self._named.add(image.resolve())
@@ -161,13 +161,13 @@ class Labels:
             if path is not None and path.is_file() and self.root.resolve() in path.resolve().parents:
                 break
         else:
-            parts = self._below.best(name, str(where))
+            parts = self._below.find(name, str(where))
             if parts is None:
                 raise FlawmaskError(
                     f"{where} names {name}, which is not in {self.root}: put it there, or say --image_dir"
                 )
             path = self.root.joinpath(*parts)
-        self.name(path)
+        self.note_named(path)
         return path
 
     def name_of(self, path: Path) -> str:
@@ -219,7 +219,7 @@ def _rotated(
     ]
 
 
-def outline_of(part: Mask, x: int, y: int, height: int, width: int) -> Segmentation:
+def segmentation_of(part: Mask, x: int, y: int, height: int, width: int) -> Segmentation:
     """Return the COCO `segmentation` of a mask that covers a part of a (height, width) image.
 
     Args:
@@ -233,5 +233,5 @@ def outline_of(part: Mask, x: int, y: int, height: int, width: int) -> Segmentat
     inside = part[top : max(top, height - y), left : max(left, width - x)]
     if not inside.any():
         return masks.to_rle(np.zeros((height, width), dtype=bool))
-    tight = masks.cut_out(inside)
-    return masks.encode_cut(Cut(tight.mask, x + left + tight.x, y + top + tight.y), height, width)
+    tight = masks.crop_mask(inside)
+    return masks.encode_crop(Crop(tight.mask, x + left + tight.x, y + top + tight.y), height, width)

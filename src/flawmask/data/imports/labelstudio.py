@@ -62,7 +62,7 @@ def read(labels: Labels) -> None:
             log.warning("%s is not read: it is not as Label Studio writes it", path)
             continue
         for task in content:
-            with labels.about(f"{path.as_posix()} (task {task.get('id')})", NAME):
+            with labels.noting_errors(f"{path.as_posix()} (task {task.get('id')})", NAME):
                 _read_task(task, path, labels)
 
 
@@ -79,9 +79,9 @@ def _read_task(task: Mapping[str, Any], path: Path, labels: Labels) -> None:
         kind, who = str(result.get("type", "")), f"result {result.get('id')} of {name}"
         shape = _shape(result)
         if shape is None:
-            labels.marked.leave_out(who, kind or "no shape")
+            labels.unused_annotations.leave_out(who, kind or "no shape")
         elif result.get("image_rotation"):
-            labels.marked.leave_out(who, "image turned in Label Studio")
+            labels.unused_annotations.leave_out(who, "image turned in Label Studio")
         else:
             regions.append(Region(_label(result, who), shape, who))
     sizes = {
@@ -118,7 +118,7 @@ def _results(task: Mapping[str, Any], name: str, labels: Labels) -> Sequence[Map
     )
     for other in others:
         for result in other["result"]:
-            labels.marked.leave_out(f"result {result.get('id')} of {name}", "other annotation")
+            labels.unused_annotations.leave_out(f"result {result.get('id')} of {name}", "other annotation")
     results: Sequence[Mapping[str, Any]] = chosen["result"]
     return results
 

@@ -60,7 +60,7 @@ def read(labels: Labels) -> None:
         entries = content.get("_via_img_metadata", content)
         attribute = _class_attribute(entries, path)
         for key, entry in entries.items():
-            with labels.about(f"{path.as_posix()} ({entry.get('filename', key)})", NAME):
+            with labels.noting_errors(f"{path.as_posix()} ({entry.get('filename', key)})", NAME):
                 labels.images.append(_image(entry, attribute, path, labels))
 
 
@@ -99,7 +99,7 @@ def _image(entry: Mapping[str, Any], attribute: str | None, path: Path, labels: 
         who = f"region {number} of {name}"
         shape = _shape(region["shape_attributes"])
         if shape is None:
-            labels.marked.leave_out(who, str(region["shape_attributes"]["name"]))
+            labels.unused_annotations.leave_out(who, str(region["shape_attributes"]["name"]))
         else:
             label = UNNAMED if attribute is None else _label(region.get("region_attributes", {}).get(attribute), who)
             regions.append(Region(label, shape, who))

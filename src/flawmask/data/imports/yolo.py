@@ -35,7 +35,7 @@ OTHERS = (*LISTS, "train.txt", "val.txt", "valid.txt", "test.txt", "obj.data")
 """Text files that are not labels: lists of names and of images. READMEs are skipped too."""
 
 
-def lies_in(source: Path) -> bool:
+def detects(source: Path) -> bool:
     """Return whether a folder holds a list of classes in YOLO's form, and text files that may be labels."""
     root = _root(source)
     return (bool(_yaml_files(root)) or any(_lists(root))) and any(_label_files(root))
@@ -80,7 +80,7 @@ def read(labels: Labels) -> None:
     root = _root(labels.source)
     names = _names(labels.source, root)
     labels.classes += names.values()
-    labels.says_good = True
+    labels.unlabelled_is_good = True
     paths = list(files_below(labels.root, *SUFFIXES))
     images = {path.with_suffix(""): path for path in paths}
     by_name: dict[str, list[Path]] = defaultdict(list)
@@ -93,12 +93,12 @@ def read(labels: Labels) -> None:
         if image is None and LABELS not in path.relative_to(root).parts:
             log.warning("%s is not read: it lies beside no image of its name", path)
             continue
-        with labels.about(path.as_posix(), NAME):
+        with labels.noting_errors(path.as_posix(), NAME):
             if image is None:
                 raise FlawmaskError(
                     f"{path} is about no image that is there: put it into images/ beside labels/, or say --image_dir"
                 )
-            labels.name(image)
+            labels.note_named(image)
             name = labels.name_of(image)
             lines = enumerate(_lines(path), start=1)
             regions = [_region(line, number, names, path) for number, line in lines if line.strip()]

@@ -24,10 +24,10 @@ from flawmask.tally import Tally
 
 __all__ = [
     "AUTO",
-    "BAD",
+    "BAD_FILE",
     "LAYOUTS",
     "Layout",
-    "LayoutName",
+    "LayoutSettings",
     "MaskFile",
     "Part",
     "Problem",
@@ -35,22 +35,22 @@ __all__ = [
     "categories",
     "chosen_categories",
     "layout_of",
+    "log_layout",
     "names_in",
     "problems",
     "samples",
-    "say",
-    "taking_part",
+    "select_samples",
     "tallies",
     "where_of",
 ]
 
 log = logging.getLogger(__name__)
 
-FOLDERS, USUAL = "folders", "mvtec"
+FOLDERS, FALLBACK = "folders", "mvtec"
 """The layout that has its own settings, and the layout that error messages assume if none is recognised."""
 
 LAYOUTS: dict[str, Layout] = {
-    USUAL: mvtec,
+    FALLBACK: mvtec,
     "visa": visa,
     "loco": loco,
     "mvtec_ad_2": mvtec_ad_2,
@@ -60,21 +60,21 @@ LAYOUTS: dict[str, Layout] = {
 }
 """The layouts by name. `auto` tries them in this order, but MVTec AD's last, because other layouts extend it."""
 
-BAD = "bad image or mask"
+BAD_FILE = "bad image or mask"
 """The reason why an image is not used if it or its mask cannot be read."""
 
 AUTO = "auto"
 """The layout setting that means the recognised layout."""
 
-LABELS = frozenset({".json", ".xml", ".txt", ".csv", ".yaml", ".yml"})
+LABEL_SUFFIXES = frozenset({".json", ".xml", ".txt", ".csv", ".yaml", ".yml"})
 """Suffixes of files that may be labels of another tool."""
 
-TRUTH = frozenset({"ground_truth", "masks", "mask"})
+MASK_FOLDERS = frozenset({"ground_truth", "masks", "mask"})
 """Usual names of mask folders, in lower case."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayoutName(GoodName):
+class LayoutSettings(GoodName):
     """The folder layout of the data set."""
 
     layout: str = AUTO
@@ -102,11 +102,11 @@ class LayoutName(GoodName):
         return not (self.images is None and self.masks is None and self.mask_suffix is None)
 
 
-ANY = LayoutName()
+DEFAULTS = LayoutSettings()
 """The default settings."""
 
 
-def layout_of(root: Path, how: LayoutName = ANY) -> str:
+def layout_of(root: Path, settings: LayoutSettings = DEFAULTS) -> str:
     """Return the name of the layout: the one in the settings or, with `auto`, the first that is recognised.
 
     If none is recognised, this is MVTec AD's layout, because its error messages help most people.
@@ -114,20 +114,20 @@ def layout_of(root: Path, how: LayoutName = ANY) -> str:
     Raises:
         FlawmaskError: there is no folder `root`.
     """
-    if how.layout == FOLDERS or how.names_folders:
-        if not _folders(how).stands_alone(root):
+    if settings.layout == FOLDERS or settings.names_folders:
+        if not _folders(settings).stands_alone(root):
             _check_root(root)
         return FOLDERS
     _check_root(root)
-    if how.layout != AUTO:
-        return how.layout
-    others = (name for name in LAYOUTS if name != USUAL)
-    return next((name for name in others if LAYOUTS[name].recognised(root)), USUAL)
+    if settings.layout != AUTO:
+        return settings.layout
+    others = (name for name in LAYOUTS if name != FALLBACK)
+    return next((name for name in others if LAYOUTS[name].recognised(root)), FALLBACK)
 
 
-def say(layout: str, root: Path, how: LayoutName) -> None:
+def log_layout(layout: str, root: Path, settings: LayoutSettings) -> None:
     """Log which layout was recognised, if the settings do not name one."""
-    if how.layout == AUTO:
+    if settings.layout == AUTO:
         log.info("%s has the layout %s", root, layout)
 
 
@@ -138,32 +138,32 @@ def _check_root(root: Path) -> None:
         raise FlawmaskError(f"{root} is no folder{content}: name the one that holds the categories with --mvtec_root")
 
 
-def _folders(how: LayoutName) -> Folders:
-    given = {"images": how.images, "masks": how.masks, "mask_suffix": how.mask_suffix}
+def _folders(settings: LayoutSettings) -> Folders:
+    given = {"images": settings.images, "masks": settings.masks, "mask_suffix": settings.mask_suffix}
     return Folders(**{name: value for name, value in given.items() if value is not None})
 
 
-def _layout(root: Path, how: LayoutName) -> Layout:
-    name = layout_of(root, how)
-    return _folders(how) if name == FOLDERS else LAYOUTS[name]
+def _layout(root: Path, settings: LayoutSettings) -> Layout:
+    name = layout_of(root, settings)
+    return _folders(settings) if name == FOLDERS else LAYOUTS[name]
 
 
-def categories(root: Path, how: LayoutName = ANY) -> list[str]:
+def categories(root: Path, settings: LayoutSettings = DEFAULTS) -> list[str]:
     """Return the names of the categories under `root`, sorted.
 
     Raises:
         FlawmaskError: there is no such folder, or no category in it.
     """
-    return _layout(root, how).categories(root)
+    return _layout(root, settings).categories(root)
 
 
-def chosen_categories(root: Path, text: str, how: LayoutName = ANY) -> list[str]:
+def chosen_categories(root: Path, text: str, settings: LayoutSettings = DEFAULTS) -> list[str]:
     """Return the categories that `--category` names: one, several as `a,b,c`, or `all`.
 
     Raises:
         FlawmaskError: a category does not exist (the message lists those that do), or none is named.
     """
-    layout, wanted = _layout(root, how), names_in(text)
+    layout, wanted = _layout(root, settings), names_in(text)
     if isinstance(layout, Folders) and layout.stands_alone(root):
         require(len(wanted) == 1, f"--images {layout.images} is one category: give it one name with --category")
         return wanted
@@ -187,41 +187,41 @@ def _check_known(root: Path, category: str, known: Sequence[str]) -> None:
         raise FlawmaskError(f"{root} has no category {category}: it has {', '.join(known)}")
 
 
-def samples(root: Path, category: str, how: LayoutName = ANY) -> list[Sample]:
+def samples(root: Path, category: str, settings: LayoutSettings = DEFAULTS) -> list[Sample]:
     """Return the images of a category, always in the same order.
 
     Raises:
         FlawmaskError: the root or the category does not exist (the message lists what does), or it has no image.
     """
-    return _with_good_names(_with_category(root, category, how).samples(root, category), how)
+    return _with_good_names(_with_category(root, category, settings).samples(root, category), settings)
 
 
-def problems(root: Path, category: str, how: LayoutName = ANY) -> list[Problem]:
+def problems(root: Path, category: str, settings: LayoutSettings = DEFAULTS) -> list[Problem]:
     """Return the problems in the folders and file names of a category; their `where` is relative to `root`.
 
     Raises:
         FlawmaskError: the root or the category does not exist (the message lists what does), or it has no image.
     """
-    found = _with_category(root, category, how).problems(root, category)
-    return [*found, *_good_by_another_name(samples(root, category, how), category, how)]
+    found = _with_category(root, category, settings).problems(root, category)
+    return [*found, *_good_by_another_name(samples(root, category, settings), category, settings)]
 
 
-def _with_category(root: Path, category: str, how: LayoutName) -> Layout:
+def _with_category(root: Path, category: str, settings: LayoutSettings) -> Layout:
     """Return the layout, after checking that the category exists."""
-    found = _layout(root, how)
+    found = _layout(root, settings)
     if not (isinstance(found, Folders) and found.stands_alone(root)):
         _check_known(root, category, found.categories(root))
     return found
 
 
-def taking_part(found: Sequence[Sample], good_images: Literal["test", "all"]) -> list[Sample]:
+def select_samples(found: Sequence[Sample], good_images: Literal["test", "all"]) -> list[Sample]:
     """Return the samples that `--good_images` selects: all, or all except good images for training."""
     return [sample for sample in found if good_images == "all" or sample.origin == "test" or not sample.is_good]
 
 
-def _with_good_names(found: Sequence[Sample], how: LayoutName) -> list[Sample]:
+def _with_good_names(found: Sequence[Sample], settings: LayoutSettings) -> list[Sample]:
     """Return the samples, with the types in `--good_name` renamed to good. Their black masks become labels."""
-    names = how.good_names
+    names = settings.good_names
     masks = [mask.path for sample in found if sample.defect_type in names for mask in sample.masks]
     black = {path for path, is_black in zip(masks, are_black(masks), strict=True) if is_black}
     return [
@@ -238,9 +238,9 @@ def _with_good_names(found: Sequence[Sample], how: LayoutName) -> list[Sample]:
     ]
 
 
-def _good_by_another_name(found: Sequence[Sample], category: str, how: LayoutName) -> list[Problem]:
+def _good_by_another_name(found: Sequence[Sample], category: str, settings: LayoutSettings) -> list[Problem]:
     """Return an error for each type whose name probably means good images, unless `--good_name` is given."""
-    if how.good_name is not None:
+    if settings.good_name is not None:
         return []
     folders: dict[str, list[str]] = defaultdict(list)
     for sample in found:
@@ -263,7 +263,7 @@ def tallies(
     category: str,
     used: Sequence[Sample],
     left_out: Mapping[str, Sequence[Sample]],
-    how: LayoutName = ANY,
+    settings: LayoutSettings = DEFAULTS,
 ) -> tuple[Tally, Tally]:
     """Return the tallies of the image files and of the label files in a category.
 
@@ -274,7 +274,7 @@ def tallies(
         category: the category.
         used: the samples that are used.
         left_out: the samples that are not used, by reason.
-        how: the settings of the layout.
+        settings: the settings of the layout.
     """
     images, labels = Tally("images"), Tally("annotations")
     known: set[Path] = set()
@@ -289,7 +289,7 @@ def tallies(
             images.leave_out(sample.original_file, reason)
             for path in files:
                 labels.leave_out(where_of(path, root), reason)
-    layout = _layout(root, how)
+    layout = _layout(root, settings)
     places = layout.places(root, category) if isinstance(layout, Folders) else [root / category]
     for place in places:
         for path in walk(place):
@@ -297,16 +297,16 @@ def tallies(
             is_description = len(below.parts) == 1 and place == root / category and not is_image(path)
             if path not in known and not is_description:
                 known.add(path)
-                kind, reason = _stray(path, below, is_mask_folder=place != places[0])
+                kind, reason = _classify_unused(path, below, is_mask_folder=place != places[0])
                 (labels if kind == "label" else images).leave_out(where_of(path, root), reason)
     return images, labels
 
 
-def _stray(path: Path, below: Path, *, is_mask_folder: bool) -> tuple[Literal["image", "label"], str]:
+def _classify_unused(path: Path, below: Path, *, is_mask_folder: bool) -> tuple[Literal["image", "label"], str]:
     """Return whether an unused file is an image or a label file, and why it is not used."""
     suffix = path.suffix.lower()
-    is_label = is_mask_folder or not TRUTH.isdisjoint(part.casefold() for part in below.parts[:-1])
-    is_label = is_label or suffix in LABELS or path.stem.casefold().endswith(("_gt", "_mask"))
+    is_label = is_mask_folder or not MASK_FOLDERS.isdisjoint(part.casefold() for part in below.parts[:-1])
+    is_label = is_label or suffix in LABEL_SUFFIXES or path.stem.casefold().endswith(("_gt", "_mask"))
     if not is_image(path):
         return "label" if is_label else "image", f"suffix {suffix or 'missing'}"
     where = "no image" if is_label else f"in {'/'.join(below.parts[:-1][:2]) or '.'}"

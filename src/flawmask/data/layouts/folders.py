@@ -149,26 +149,26 @@ class Folders:
             by_key.setdefault(key.with_name(stem) if stem else key, []).append(path)
         return image_folder, images, by_key
 
-        def _suffix(self, image_folder: Path, images: Sequence[Path], mask_folder: Path, masks: Sequence[Path]) -> str:
-            """Return what the names of most masks add to the names of their images.
+    def _suffix(self, image_folder: Path, images: Sequence[Path], mask_folder: Path, masks: Sequence[Path]) -> str:
+        """Return what the names of most masks add to the names of their images.
 
-            Raises:
-                FlawmaskError: there is no common suffix.
-            """
-            keys = {_key(image, image_folder) for image in images}
-            suffixes: Counter[str] = Counter()
-            for path in masks:
-                key = _key(path, mask_folder)
-                lengths = range(len(path.stem), 0, -1)
-                suffixes.update([path.stem[n:] for n in lengths if key.with_name(path.stem[:n]) in keys][:1])
-            suffix, count = max(suffixes.items(), key=lambda pair: (pair[1], -len(pair[0])), default=("", 0))
-            if 2 * count <= len(masks):
-                names = f"{images[0].name} and {masks[0].name} for one" if masks else "there is no mask"
-                raise FlawmaskError(
-                    f"{mask_folder}: the names of the masks do not follow from those of the images in {image_folder} "
-                    f"({names}): name each mask after its image, perhaps with a suffix that --mask_suffix says"
-                )
-            return suffix
+        Raises:
+            FlawmaskError: there is no common suffix.
+        """
+        keys = {_key(image, image_folder) for image in images}
+        suffixes: Counter[str] = Counter()
+        for path in masks:
+            key = _key(path, mask_folder)
+            lengths = range(len(path.stem), 0, -1)
+            suffixes.update([path.stem[n:] for n in lengths if key.with_name(path.stem[:n]) in keys][:1])
+        suffix, count = max(suffixes.items(), key=lambda pair: (pair[1], -len(pair[0])), default=("", 0))
+        if 2 * count <= len(masks):
+            names = f"{images[0].name} and {masks[0].name} for one" if masks else "there is no mask"
+            raise FlawmaskError(
+                f"{mask_folder}: the names of the masks do not follow from those of the images in {image_folder} "
+                f"({names}): name each mask after its image, perhaps with a suffix that --mask_suffix says"
+            )
+        return suffix
 
     def _sample(self, root: Path, image: Path, place: PurePath, masks: Sequence[Path], black: set[Path]) -> Sample:
         """Return an image's sample.

@@ -27,8 +27,8 @@ class MaskFile:
 
     Attributes:
         path: the file. Several masks may be read from the same file, with different rules.
-        rule: a function of the file's pixels, in the form that `images.decode` returns. It returns (height, width) bool,
-            True on the defect. `images.to_mask` is a placeholder for the common rule of all masks of the category
+        rule: a function that takes the pixels that `images.decode` returns, and returns (height, width) bool, True on
+            the defect. `images.to_mask` is a placeholder for the common rule of all masks of the category
             (`data/mask_files.py`). Of several rules for the same file, at least one must find a defect.
         defect_type: the type of the defect.
         part: the part of the file that the rule reads.

@@ -62,8 +62,8 @@ class TypeFolders:
     def samples(self, root: Path, category: str) -> list[Sample]:
         """Return the test images, sorted by path, and then the others.
 
-        Images and masks are matched by name: the mask of `004.png` is `004_mask.png` or `004.png`. If two masks match one
-        image, the sample has both, and `problems` reports it.
+        Images and masks are matched by name: the mask of `004.png` is `004_mask.png` or `004.png`. If two masks match
+        one image, the sample has both, and `problems` reports it.
 
         Raises:
             FlawmaskError: no image lies in a folder under the test folder.
