@@ -1,4 +1,4 @@
-"""The COCO folder: written so that pycocotools reads it, and read only where all of it fits together."""
+"""The COCO folder: pycocotools reads what is written, and a folder with inconsistent records is refused."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def said(dataset: Path, split: str = "train") -> str:
     return str(caught.value)
 
 
-def test_an_annotation_says_what_its_mask_is() -> None:
+def test_an_annotation_describes_its_mask() -> None:
     found = annotation(MASK, id=7, image_id=3, category_id=2)
     assert found == {
         "id": 7,
@@ -77,7 +77,7 @@ def test_an_annotation_says_what_its_mask_is() -> None:
     arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=9)).filter(np.any),
     st.tuples(*[st.integers(0, 3)] * 4),
 )
-def test_a_cut_out_mask_is_written_as_all_of_it_would_be(part: Mask, around: tuple[int, int, int, int]) -> None:
+def test_a_cropped_mask_is_written_like_the_whole_mask(part: Mask, around: tuple[int, int, int, int]) -> None:
     left, right, above, below = around
     mask = np.pad(part, ((above, below), (left, right)))
     expected = {"bbox": list(box_of(mask)), "area": mask.sum(), "segmentation": encode(mask)}
@@ -88,7 +88,7 @@ def test_a_cut_out_mask_is_written_as_all_of_it_would_be(part: Mask, around: tup
         assert found == {"id": 1, "image_id": 2, "category_id": 3, "iscrowd": 0, **expected}
 
 
-def test_equal_coordinates_are_kept_once() -> None:
+def test_equal_coordinates_share_one_object() -> None:
     mask = np.pad(np.tri(9, dtype=bool), 1000)
     first, second = (annotation(mask, id=1, image_id=1, category_id=2)["segmentation"][0] for _ in range(2))
     assert first == second
@@ -96,7 +96,7 @@ def test_equal_coordinates_are_kept_once() -> None:
     assert all(one is other for one, other in zip(first, second, strict=True))
 
 
-def test_each_record_is_a_line_of_its_own(dataset: Path) -> None:
+def test_each_record_is_on_a_separate_line(dataset: Path) -> None:
     lines = (dataset / "train/annotations.json").read_text().splitlines()
     records = [json.loads(line.removesuffix(",")) for line in lines if line.startswith('{"id"')]
     split = read_split(dataset, "train")
@@ -111,7 +111,7 @@ def test_pycocotools_reads_what_is_written(dataset: Path) -> None:
     assert all(np.array_equal(coco.annToMask(record), MASK) for record in coco.loadAnns(coco.getAnnIds()))
 
 
-def test_what_was_written_is_read(dataset: Path) -> None:
+def test_what_is_written_is_read_back(dataset: Path) -> None:
     split = read_split(dataset, "train")
     assert [record["id"] for record in split.images] == [1, 2, 3]
     assert {number: [one["id"] for one in records] for number, records in split.annotations.items()} == {
@@ -126,7 +126,7 @@ def test_what_was_written_is_read(dataset: Path) -> None:
     assert split.image_path(split.images[1]) == dataset / "train/images/2.png"
 
 
-def test_an_image_that_names_no_group_is_one_of_its_own_where_others_name_theirs(dataset: Path) -> None:
+def test_an_image_without_a_group_is_its_own_group_if_other_images_name_theirs(dataset: Path) -> None:
     assert read_split(dataset, "train").groups is None
 
     def change(content: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ def test_an_image_that_names_no_group_is_one_of_its_own_where_others_name_theirs
     assert first == third == "tile07" != second
 
 
-def test_labels_count_from_1_in_the_order_of_the_category_ids_whatever_those_are(dataset: Path) -> None:
+def test_labels_count_from_1_in_the_order_of_any_category_ids(dataset: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["categories"] = [{"id": 90, "name": "dent"}, {"id": 0, "name": "good"}, {"id": 7, "name": "crack"}]
         for record, number in zip(content["annotations"], (0, 7, 90), strict=True):
@@ -151,21 +151,21 @@ def test_labels_count_from_1_in_the_order_of_the_category_ids_whatever_those_are
     assert split.defect_ids == {7, 90}
 
 
-def test_images_may_lie_in_folders_below(dataset: Path) -> None:
+def test_images_may_lie_in_subfolders(dataset: Path) -> None:
     (dataset / "train/images/a").mkdir()
     (dataset / "train/images/2.png").rename(dataset / "train/images/a/2.png")
     edit(dataset, lambda content: content["images"][1].update(file_name="a/2.png"))
     assert read_split(dataset, "train").image_path({"file_name": "a/2.png"}) == dataset / "train/images/a/2.png"
 
 
-def test_a_folder_with_an_images_name_is_no_image(dataset: Path) -> None:
+def test_a_folder_with_the_name_of_an_image_is_not_an_image(dataset: Path) -> None:
     (dataset / "train/images/2.png").unlink()
     (dataset / "train/images/2.png").mkdir()
     assert "lists images that are not in" in said(dataset)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
-def test_an_image_may_be_a_link_that_leads_somewhere(dataset: Path) -> None:
+def test_an_image_may_be_a_link_but_not_a_broken_one(dataset: Path) -> None:
     image = dataset / "train/images/2.png"
     image.rename(dataset / "elsewhere.png")
     image.symlink_to(dataset / "elsewhere.png")
@@ -174,7 +174,7 @@ def test_an_image_may_be_a_link_that_leads_somewhere(dataset: Path) -> None:
     assert "lists images that are not in" in said(dataset)
 
 
-def test_a_split_without_a_folder_of_images_is_said(dataset: Path) -> None:
+def test_a_split_without_an_image_folder_is_reported(dataset: Path) -> None:
     shutil.rmtree(dataset / "train/images")
     assert "(1.png, 2.png, 3.png)" in said(dataset)
 
@@ -201,17 +201,17 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "file name is a folder": (lambda content: content["images"][1].update(file_name=""), "lists images that are not"),
     "file above": (lambda content: content["images"][1].update(file_name="../../a.png"), "which is outside"),
     "absolute file": (lambda content: content["images"][1].update(file_name="/etc/hostname"), "which is outside"),
-    "doubled image": (lambda content: content["images"][1].update(id=1), "images[1] has the id 1"),
-    "doubled annotation": (lambda content: content["annotations"][2].update(id=1), "annotations[2] has the id 1"),
-    "doubled category": (lambda content: content["categories"][1].update(id=1), "categories[1] has the id 1"),
+    "duplicate image id": (lambda content: content["images"][1].update(id=1), "images[1] has the id 1"),
+    "duplicate annotation id": (lambda content: content["annotations"][2].update(id=1), "annotations[2] has the id 1"),
+    "duplicate category id": (lambda content: content["categories"][1].update(id=1), "categories[1] has the id 1"),
     "id beyond 64 bits": (lambda content: content["images"][1].update(id=10**30), "images[1] has the id 1000"),
     "category without a name": (
         lambda content: content["categories"][1].update(name=5),
-        "category 2 has the name 5, which is doubled or none",
+        "category 2 has the name 5, which is a duplicate or not a name",
     ),
     "categories of one name": (
         lambda content: content["categories"][1].update(name="good"),
-        "category 2 has the name 'good', which is doubled or none",
+        "category 2 has the name 'good', which is a duplicate or not a name",
     ),
     "box beyond all bounds": (
         lambda content: content["annotations"][1].update(bbox=[10**400, 1, 1, 1]),
@@ -252,15 +252,15 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "polygon of an odd number": (
         lambda content: content["annotations"][1].update(segmentation=[[1, 1, 4, 4, 2, 3, 1]]),
-        "a polygon that is no list of x and y",
+        "a polygon that is not a list of x and y",
     ),
     "polygon of words": (
         lambda content: content["annotations"][1].update(segmentation=[[1, 1, 4, "4", 2, 3]]),
-        "a polygon with coordinates that are no numbers",
+        "a polygon with coordinates that are not numbers",
     ),
     "polygon without end": (
         lambda content: content["annotations"][1].update(segmentation=[[1, 1, 4, float("inf"), 2, 3]]),
-        "a polygon with coordinates that are no numbers",
+        "a polygon with coordinates that are not numbers",
     ),
     "polygon far away": (
         lambda content: content["annotations"][1].update(segmentation=[[1, 1, 4, 1e12, 2, 3]]),
@@ -280,7 +280,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "RLE of noise": (
         lambda content: content["annotations"][1].update(segmentation={"size": [6, 8], "counts": "~~~ö"}),
-        "an RLE with counts that are none",
+        "an RLE with invalid counts",
     ),
     "annotation without a mask": (
         lambda content: [content["annotations"][1].pop(key) for key in ("segmentation", "bbox")],
@@ -293,13 +293,13 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_what_does_not_fit_together_is_said_in_one_line_that_names_the_file(dataset: Path, what: str) -> None:
+def test_inconsistent_records_are_reported_in_one_line_that_names_the_file(dataset: Path, what: str) -> None:
     change, message = BAD[what]
     edit(dataset, change)
     assert message in said(dataset)
 
 
-def test_every_record_that_cannot_be_used_is_named(dataset: Path) -> None:
+def test_every_unusable_record_is_listed(dataset: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["annotations"][0].update(segmentation=[[1, 1, 4, 4]])
         content["annotations"][1].update(category_id=9)
@@ -317,10 +317,10 @@ def test_every_record_that_cannot_be_used_is_named(dataset: Path) -> None:
 
 
 OUTSIDE = [[-3, 1, 4, 1, 4, 3, -3, 3]]
-"""A polygon of which a part lies left of the image."""
+"""A polygon that lies partly outside the image, to its left."""
 
 
-def test_exports_of_other_tools_are_read_as_they_are(dataset: Path) -> None:
+def test_exports_of_other_tools_are_read_without_changes(dataset: Path) -> None:
     expected = read_split(dataset, "train")
 
     def change(content: dict[str, Any]) -> None:
@@ -357,10 +357,10 @@ def test_exports_of_other_tools_are_read_as_they_are(dataset: Path) -> None:
         assert second["bbox"] == [2, 1, 5, 3]
         assert np.array_equal(instance_masks([second], 6, 8, "")[0], MASK)
     (folder / "more.json").write_text("{}")
-    assert "annotations/instances_default.json, more.json are several" in said(dataset)
+    assert "there are several others: annotations/instances_default.json, more.json" in said(dataset)
 
 
-def test_roboflows_word_for_val_is_understood(dataset: Path) -> None:
+def test_roboflows_name_for_val_is_understood(dataset: Path) -> None:
     assert split_names(dataset) == ["train"]
     shutil.copytree(dataset / "train", dataset / "valid")
     (dataset / "valid" / "annotations.json").rename(dataset / "valid" / "_annotations.coco.json")
@@ -376,7 +376,7 @@ def test_roboflows_word_for_val_is_understood(dataset: Path) -> None:
 
 
 def counts_of(mask: Mask) -> list[int]:
-    """The lengths of a mask's runs, column by column, of zeros first."""
+    """Return the run lengths of a mask, column by column, starting with zeros."""
     flat = np.concatenate(([0], mask.T.ravel().astype(int), [1 - int(mask[-1, -1])]))
     ends = np.flatnonzero(np.diff(flat))
     return [int(length) for length in np.diff(ends, prepend=0)]
@@ -386,19 +386,19 @@ def counts_of(mask: Mask) -> list[int]:
     ("content", "message"),
     [("{", "cannot be read as JSON"), ("", "cannot be read as JSON"), ("[1]", "not list"), ("null", "not NoneType")],
 )
-def test_what_is_no_coco_file_is_refused(dataset: Path, content: str, message: str) -> None:
+def test_a_file_that_is_not_coco_is_refused(dataset: Path, content: str, message: str) -> None:
     (dataset / "train/annotations.json").write_text(content)
     assert message in said(dataset)
 
 
-def test_a_missing_split_is_said_with_what_is_there(dataset: Path) -> None:
+def test_the_message_about_a_missing_split_lists_what_exists(dataset: Path) -> None:
     assert said(dataset, "val").endswith("has no split val: it holds train")
     assert "no such folder" in said(dataset / "none")
     (dataset / "val").mkdir()
     assert "annotations.json does not exist" in said(dataset, "val")
 
 
-def test_instances_are_decoded_and_a_segmentation_that_cannot_be_is_named() -> None:
+def test_instances_are_decoded_and_an_invalid_segmentation_is_reported() -> None:
     assert [np.array_equal(mask, MASK) for mask in instance_masks([mark(1, 1), mark(2, 1)], 6, 8, "a.png")] == [
         True
     ] * 2

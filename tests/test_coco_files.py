@@ -1,4 +1,4 @@
-"""COCO exports as tools lay them out: every split and every image is found, or it is said what cannot be."""
+"""The folder layouts of COCO exports: every split and every image is found, or a message says which is not."""
 
 import json
 import unicodedata
@@ -21,7 +21,7 @@ OUTLINE = {"segmentation": [[1, 1, 5, 1, 5, 4]], "bbox": [1, 1, 4, 3], "area": 6
 
 
 def export(annotation_file: Path, names: Sequence[str], files: Sequence[Path] = ()) -> None:
-    """Write a COCO file of images, the first of them with a defect, and the files that are to be found."""
+    """Write a COCO file of images, the first one with a defect, and the image files."""
     images = [{"id": n, "file_name": name, "width": 8, "height": 6} for n, name in enumerate(names, start=1)]
     annotations: list[dict[str, Any]] = [{"id": 1, "image_id": 1, "category_id": 1, **OUTLINE}]
     annotation_file.parent.mkdir(parents=True, exist_ok=True)
@@ -33,11 +33,11 @@ def export(annotation_file: Path, names: Sequence[str], files: Sequence[Path] = 
 
 
 def found(split: CocoSplit) -> list[str]:
-    """What is in the files that the records lead to: their own paths."""
+    """Return the content of the image files of the records: each file contains its own path."""
     return [split.image_path(image).read_bytes().decode() for image in split.images]
 
 
-def test_roboflows_valid_is_val_and_so_are_the_words_of_others(tmp_path: Path) -> None:
+def test_valid_and_other_names_of_the_validation_split_mean_val(tmp_path: Path) -> None:
     for number, name in enumerate(("valid", "validation", "Val")):
         dataset = tmp_path / str(number)
         export(dataset / name / "_annotations.coco.json", ["a.png"], [dataset / name / "a.png"])
@@ -49,14 +49,14 @@ def test_roboflows_valid_is_val_and_so_are_the_words_of_others(tmp_path: Path) -
         assert not has_split(dataset, "test")
 
 
-def test_two_folders_that_are_one_split_are_refused(tmp_path: Path) -> None:
+def test_two_folders_of_the_same_split_are_refused(tmp_path: Path) -> None:
     for name in ("val", "valid"):
         export(tmp_path / name / "a.json", ["a.png"], [tmp_path / name / "a.png"])
     with pytest.raises(FlawmaskError, match="holds val and valid, which are one split"):
         read_split(tmp_path, "val")
 
 
-def test_cvats_images_are_found_in_the_folder_of_their_subset(tmp_path: Path) -> None:
+def test_the_images_of_cvat_are_found_in_the_folder_of_their_subset(tmp_path: Path) -> None:
     files = [tmp_path / "train/images/default" / name for name in ("a.png", "b.png")]
     export(tmp_path / "train/annotations/instances_default.json", ["a.png", "b.png"], files)
     split = read_split(tmp_path, "train")
@@ -73,7 +73,7 @@ def test_cvats_images_are_found_in_the_folder_of_their_subset(tmp_path: Path) ->
         ("{}.json", "{}", ("train", "valid")),
     ],
 )
-def test_annotation_files_that_lie_side_by_side_are_those_of_the_splits_in_their_names(
+def test_annotation_files_in_one_folder_belong_to_the_splits_in_their_names(
     tmp_path: Path, annotations: str, images: str, listed: tuple[str, str]
 ) -> None:
     for name in listed:
@@ -106,7 +106,7 @@ WRITTEN_ELSEWHERE = {
 
 
 @pytest.mark.parametrize("how", WRITTEN_ELSEWHERE)
-def test_names_that_another_machine_wrote_lead_to_the_images(tmp_path: Path, how: str) -> None:
+def test_names_written_on_another_machine_lead_to_the_images(tmp_path: Path, how: str) -> None:
     names = [WRITTEN_ELSEWHERE[how], WRITTEN_ELSEWHERE[how].replace("a.png", "ä 1.png").replace("A.PNG", "Ä 1.PNG")]
     files = [tmp_path / "train/images" / name for name in ("a.png", unicodedata.normalize("NFD", "ä 1.png"))]
     export(tmp_path / "train/result.json", names, files)
@@ -115,7 +115,7 @@ def test_names_that_another_machine_wrote_lead_to_the_images(tmp_path: Path, how
     assert [image["file_name"] for image in split.images] == [path.name for path in files]
 
 
-def test_what_augment_writes_leads_to_its_own_copies(tmp_path: Path) -> None:
+def test_the_records_of_augment_lead_to_its_own_copies(tmp_path: Path) -> None:
     for name in ("train", "valid"):
         export(tmp_path / "set" / name / "result.json", [r"images\a.png", r"images\b.png"])
         for seed, file in enumerate("ab"):
@@ -127,7 +127,7 @@ def test_what_augment_writes_leads_to_its_own_copies(tmp_path: Path) -> None:
         assert split.image_path(image).parent == made / "val" / "images"
 
 
-def test_a_report_finds_the_images_that_were_judged_in_valid(tmp_path: Path) -> None:
+def test_a_report_finds_the_evaluated_images_in_valid(tmp_path: Path) -> None:
     export(tmp_path / "set/valid/a.json", ["a.png"], [tmp_path / "set/valid/a.png"])
 
     def judged(split: str) -> Results:
@@ -139,7 +139,7 @@ def test_a_report_finds_the_images_that_were_judged_in_valid(tmp_path: Path) -> 
         read_truth(judged("test"))
 
 
-def test_the_longest_common_tail_decides_between_files_of_one_name(tmp_path: Path) -> None:
+def test_the_longest_common_suffix_decides_between_files_of_the_same_name(tmp_path: Path) -> None:
     files = [tmp_path / "train/images" / name for name in ("cam1/a.png", "cam2/a.png", "a.png")]
     names = [r"D:\line\cam2\a.png", r"D:\line\cam1\a.png"]
     export(tmp_path / "train/result.json", names, files)
@@ -156,7 +156,7 @@ def test_the_longest_common_tail_decides_between_files_of_one_name(tmp_path: Pat
         (["a.png", "cam1/b.png"], ["a.png", "cam2/b.png"], r"are not in .*train/images \(cam1/b.png\)"),
     ],
 )
-def test_a_name_that_may_be_several_files_or_none_is_refused(
+def test_a_name_that_matches_several_files_or_none_is_refused(
     tmp_path: Path, names: list[str], files: list[str], says: str
 ) -> None:
     export(tmp_path / "train/result.json", names, [tmp_path / "train/images" / name for name in files])
@@ -164,7 +164,7 @@ def test_a_name_that_may_be_several_files_or_none_is_refused(
         read_split(tmp_path, "train")
 
 
-def test_what_systems_hide_is_no_image(tmp_path: Path) -> None:
+def test_hidden_files_are_not_images(tmp_path: Path) -> None:
     junk = ["__MACOSX/a.png", "@eaDir/a.png", ".trash/a.png", "._a.png"]
     files = [tmp_path / "train/images" / name for name in ("x/a.png", *junk)]
     export(tmp_path / "train/result.json", [r"y\a.png"], files)
@@ -176,7 +176,7 @@ NAMES = st.text(st.sampled_from("abÄä .%1"), min_size=1, max_size=3).filter(la
 
 @settings(max_examples=30)
 @given(st.lists(st.tuples(NAMES, NAMES), min_size=1, max_size=6, unique_by=lambda one: tuple(map(str.casefold, one))))
-def test_a_path_with_all_of_its_folders_always_leads_to_its_own_file(
+def test_a_complete_path_always_leads_to_its_own_file(
     tmp_path_factory: pytest.TempPathFactory, paths: list[tuple[str, str]]
 ) -> None:
     root = tmp_path_factory.mktemp("files")

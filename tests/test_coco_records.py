@@ -1,4 +1,4 @@
-"""COCO files as tools write them: what of them is used, what is not and why, and that every record is counted."""
+"""COCO files of other tools: which records are used, which are not and why; and every record is counted."""
 
 import json
 import logging
@@ -72,7 +72,7 @@ def lines(split: CocoSplit) -> list[str]:
     return [tally.line() for tally in split.tallies]
 
 
-def test_of_a_clean_file_all_is_used(dataset: Path) -> None:
+def test_everything_in_a_clean_file_is_used(dataset: Path) -> None:
     split = read_split(dataset, "train")
     assert lines(split) == ["3 images: all used", "3 annotations: all used"]
     split.warn(strict=True)
@@ -82,7 +82,7 @@ def test_of_a_clean_file_all_is_used(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [1, "1", True, 1.0])
-def test_a_crowd_is_no_instance_unless_it_is_taken_for_one(dataset: Path, value: Any) -> None:
+def test_a_crowd_is_not_an_instance_unless_the_setting_says_so(dataset: Path, value: Any) -> None:
     edit(dataset, lambda content: mark(content, 2).update(iscrowd=value, segmentation=to_rle(MASK)))
     split = read_split(dataset, "train")
     assert lines(split)[1] == "3 annotations: 2 used, 1 not used: crowd"
@@ -95,7 +95,7 @@ def test_a_crowd_is_no_instance_unless_it_is_taken_for_one(dataset: Path, value:
 
 
 @pytest.mark.parametrize("value", [0, "0", False, None])
-def test_what_is_no_crowd_is_none_whichever_way_that_is_written(dataset: Path, value: Any) -> None:
+def test_all_ways_to_write_iscrowd_0_are_understood(dataset: Path, value: Any) -> None:
     edit(dataset, lambda content: mark(content, 2).update(iscrowd=value))
     split = read_split(dataset, "train")
     assert lines(split)[1] == "3 annotations: all used"
@@ -119,7 +119,7 @@ EMPTY: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", EMPTY)
-def test_an_annotation_that_marks_no_pixel_is_no_defect_and_named(dataset: Path, what: str) -> None:
+def test_an_annotation_without_a_pixel_is_not_a_defect_and_is_reported(dataset: Path, what: str) -> None:
     change, reason = EMPTY[what]
     edit(dataset, lambda content: mark(content, 3).update(change))
     split = read_split(dataset, "train")
@@ -129,7 +129,7 @@ def test_an_annotation_that_marks_no_pixel_is_no_defect_and_named(dataset: Path,
 
 
 @pytest.mark.parametrize("box", [None, [], [10, 5, 0, 0]])
-def test_a_box_without_an_area_gives_way_to_that_of_its_mask(dataset: Path, box: Any) -> None:
+def test_a_box_without_an_area_is_replaced_by_the_box_of_the_mask(dataset: Path, box: Any) -> None:
     edit(dataset, lambda content: mark(content, 3).update(bbox=box))
     assert read_split(dataset, "train").annotations[2][0]["bbox"] == BOX
 
@@ -142,7 +142,7 @@ def test_a_box_without_an_area_gives_way_to_that_of_its_mask(dataset: Path, box:
     [RING, [list(pair) for pair in list(pairwise(RING))[::2]], [[list(pair) for pair in list(pairwise(RING))[::2]]]],
     ids=["flat", "points", "lists of points"],
 )
-def test_a_polygon_is_one_whichever_way_it_is_nested(dataset: Path, segmentation: Any) -> None:
+def test_a_polygon_is_read_with_any_nesting(dataset: Path, segmentation: Any) -> None:
     edit(dataset, lambda content: mark(content, 1).update(segmentation=segmentation))
     split = read_split(dataset, "train")
     assert split.annotations[1][0]["segmentation"] == [RING]
@@ -150,7 +150,7 @@ def test_a_polygon_is_one_whichever_way_it_is_nested(dataset: Path, segmentation
 
 
 @pytest.mark.parametrize("outline", [None, [], [[]], {}, "", "no key"], ids=str)
-def test_a_box_alone_is_a_box_and_what_it_touches(dataset: Path, outline: Any) -> None:
+def test_an_annotation_with_only_a_box_gets_a_mask_of_the_pixels_that_it_touches(dataset: Path, outline: Any) -> None:
     def change(content: Content) -> None:
         mark(content, 3).update(segmentation=outline, bbox=[10.5, 5.25, 11, 9.5])
         if outline == "no key":
@@ -165,13 +165,13 @@ def test_a_box_alone_is_a_box_and_what_it_touches(dataset: Path, outline: Any) -
         split.require_masks("so", "do that")
 
 
-def test_a_box_alone_ends_at_the_edges_of_its_image(dataset: Path) -> None:
+def test_an_annotation_with_only_a_box_is_clipped_to_its_image(dataset: Path) -> None:
     edit(dataset, lambda content: mark(content, 3).update(segmentation=[], bbox=[-4, 20, 14.5, 30]))
     (record,) = read_split(dataset, "train").annotations[2]
     assert record["bbox"] == [0, 20, 10.5, 10]
 
 
-def test_a_box_alone_is_written_as_one(dataset: Path, tmp_path: Path) -> None:
+def test_an_annotation_with_only_a_box_is_written_without_a_segmentation(dataset: Path, tmp_path: Path) -> None:
     split = read_split(edit(dataset, lambda content: mark(content, 3).update(segmentation=[])), "train")
     marks = [one for of_image in split.annotations.values() for one in of_image]
     write_split(tmp_path / "again", split.images, marks, split.categories)
@@ -211,7 +211,7 @@ def test_ids_may_be_text_or_floats(dataset: Path, what: str) -> None:
     assert all(type(image["id"]) is int for image in split.images)
 
 
-def test_words_as_ids_are_given_numbers_that_no_record_has(dataset: Path) -> None:
+def test_text_ids_are_replaced_by_unused_numbers(dataset: Path) -> None:
     def change(content: Content) -> None:
         content["images"][0]["id"] = mark(content, 1)["image_id"] = mark(content, 2)["image_id"] = "part"
 
@@ -220,24 +220,24 @@ def test_words_as_ids_are_given_numbers_that_no_record_has(dataset: Path) -> Non
     assert ids(split) == {4: [1, 2], 2: [3], 3: []}
 
 
-def test_sizes_may_be_whole_floats(dataset: Path) -> None:
+def test_sizes_may_be_floats_without_a_fraction(dataset: Path) -> None:
     edit(dataset, lambda content: content["images"][0].update(width=float(WIDTH), height=float(HEIGHT)))
     image = read_split(dataset, "train").images[0]
     assert (type(image["width"]), image["width"], image["height"]) == (int, WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("place", [0, 2])
-def test_of_a_category_that_stands_twice_the_unused_one_goes(dataset: Path, place: int) -> None:
+def test_of_two_categories_with_the_same_name_the_used_one_is_kept(dataset: Path, place: int) -> None:
     edit(dataset, lambda content: content["categories"].insert(place, {"id": 9 * place, "name": "hole"}))
     assert {category["id"] for category in read_split(dataset, "train").categories} == {1, 2}
 
 
-def test_of_a_category_that_stands_twice_and_is_unused_one_is_left(dataset: Path) -> None:
+def test_of_two_unused_categories_with_the_same_name_one_is_kept(dataset: Path) -> None:
     edit(dataset, lambda content: content["categories"].extend({"id": n, "name": "dent"} for n in (8, 9)))
     assert read_split(dataset, "train").class_names == ("hole", "scratch", "dent")
 
 
-def test_two_categories_of_one_name_that_both_have_annotations_are_refused_with_what_to_do(dataset: Path) -> None:
+def test_two_used_categories_with_the_same_name_are_refused_with_advice(dataset: Path) -> None:
     edit(dataset, lambda content: content["categories"][1].update(name="hole"))
     with pytest.raises(RecordsError, match="both have annotations; rename one"):
         read_split(dataset, "train")
@@ -248,7 +248,9 @@ def test_two_categories_of_one_name_that_both_have_annotations_are_refused_with_
 
 @pytest.mark.parametrize("place", [0, 3])
 @pytest.mark.parametrize("name", ["1.png", "./1.png"])
-def test_of_an_image_that_is_listed_twice_the_bare_record_goes(dataset: Path, place: int, name: str) -> None:
+def test_of_an_image_that_is_listed_twice_the_record_with_annotations_is_kept(
+    dataset: Path, place: int, name: str
+) -> None:
     bare = {"id": 7, "file_name": name, "width": WIDTH, "height": HEIGHT}
     edit(dataset, lambda content: content["images"].insert(place, bare))
     split = read_split(dataset, "train")
@@ -256,7 +258,7 @@ def test_of_an_image_that_is_listed_twice_the_bare_record_goes(dataset: Path, pl
     assert ids(split) == {1: [1, 2], 2: [3], 3: []}
 
 
-def test_records_that_stand_twice_count_once(dataset: Path) -> None:
+def test_duplicate_records_count_once(dataset: Path) -> None:
     def change(content: Content) -> None:
         content["images"].append(content["images"][0])
         content["annotations"].append(mark(content, 3))
@@ -267,7 +269,7 @@ def test_records_that_stand_twice_count_once(dataset: Path) -> None:
     assert ids(split) == {1: [1, 2], 2: [3], 3: []}
 
 
-def test_an_image_that_is_listed_twice_with_the_same_annotations_is_there_once(dataset: Path) -> None:
+def test_an_image_that_is_listed_twice_with_the_same_annotations_is_used_once(dataset: Path) -> None:
     def change(content: Content) -> None:
         content["images"].append({**content["images"][1], "id": 7})
         content["annotations"].append({**mark(content, 3), "id": 9, "image_id": 7})
@@ -360,7 +362,7 @@ SKIPPED: dict[str, tuple[Change, tuple[str, ...], dict[str, list[str]], dict[str
 
 
 @pytest.mark.parametrize("what", SKIPPED)
-def test_one_bad_record_can_be_left_out_with_its_image(
+def test_a_bad_record_can_be_left_out_with_its_image(
     dataset: Path, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     change, kept, images, annotations = SKIPPED[what]
@@ -383,7 +385,7 @@ def test_a_damaged_image_can_be_left_out(dataset: Path) -> None:
     assert not_used(split) == ({"bad image": ["1.png"]}, {"image not used": ["1 of 1.png", "2 of 1.png"]})
 
 
-def test_a_file_of_which_nothing_is_left_is_refused(dataset: Path) -> None:
+def test_a_file_with_no_usable_image_is_refused(dataset: Path) -> None:
     edit(dataset, lambda content: [image.pop("width") for image in content["images"]])
     with pytest.raises(FlawmaskError, match=r"lists no image that can be used: images\[0\] has no width"):
         read_split(dataset, "train", SKIP)
@@ -427,7 +429,7 @@ def peculiar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images=st.lists(st.sampled_from(LISTED), min_size=1, max_size=4),
     crowds=st.sampled_from(("ignore", "instances")),
 )
-def test_what_was_found_is_used_or_named(
+def test_every_record_is_used_or_listed_as_unused(
     peculiar: Path, marks: list[tuple[int, dict[str, Any]]], images: list[dict[str, Any]], crowds: Any
 ) -> None:
     records = [

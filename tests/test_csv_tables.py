@@ -1,4 +1,4 @@
-"""Tables for spreadsheets: names arrive, none becomes a formula, and what is read is what was written."""
+"""Tables for spreadsheets: names are preserved, no name becomes a formula, and tables are read back unchanged."""
 
 import csv
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_no_name_becomes_a_formula(tmp_path: Path, name: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf-8") | st.sampled_from("'=+-@\t "), min_size=1)))
-def test_what_is_read_is_what_was_written(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
+def test_a_written_table_is_read_back_unchanged(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     path = tmp_path_factory.getbasetemp() / "table.csv"
     write_table(path, ["file", "kind"], [[name, "x"] for name in names])
     assert [row["file"] for row in read_table(path)] == names

@@ -1,4 +1,4 @@
-"""Files and folders are there whole or not at all, and nothing of somebody else's is ever replaced."""
+"""Files and folders are written atomically, and files of other origin are never replaced."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def test_a_file_takes_the_place_of_another_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.bin"
     for data in (b"first", b"second"):
         write_bytes(path, data)
@@ -51,7 +51,7 @@ def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(
     assert names(tmp_path) == ["a.bin"]
 
 
-def test_the_target_is_untouched_while_the_temporary_is_written(tmp_path: Path) -> None:
+def test_the_target_is_unchanged_while_the_temporary_file_is_written(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
     with atomic_file(path) as temporary:
@@ -74,7 +74,7 @@ def test_files_and_folders_get_the_usual_permissions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [{"a": [1, 2.5, None, "ä"]}, [], 0])
-def test_json_comes_back(tmp_path: Path, value: Any) -> None:
+def test_json_is_read_back(tmp_path: Path, value: Any) -> None:
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value
 
@@ -93,7 +93,7 @@ JSON = st.recursive(
 
 
 @given(content=st.dictionaries(st.text(), JSON))
-def test_an_object_written_line_by_line_comes_back(content: dict[str, Any], tmp_path_factory: Any) -> None:
+def test_an_object_written_line_by_line_is_read_back(content: dict[str, Any], tmp_path_factory: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "lines.json"
     write_json_lines(path, content)
     assert json.loads(path.read_bytes()) == content
@@ -102,7 +102,7 @@ def test_an_object_written_line_by_line_comes_back(content: dict[str, Any], tmp_
 
 
 def lines_of(content: dict[str, Any]) -> int:
-    """Return how many lines are wanted: the braces', one for each key, one for each element and the bracket behind."""
+    """Return the expected number of lines: two for the braces, and one for each key, element and closing bracket."""
     return (
         1
         if not content
@@ -111,7 +111,7 @@ def lines_of(content: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("write", [write_json, write_json_lines])
-def test_a_name_that_is_no_unicode_is_written_as_an_escape_and_comes_back(
+def test_a_name_that_is_not_unicode_is_written_as_an_escape_and_read_back(
     tmp_path: Path, write: Callable[[Path, dict[str, Any]], None]
 ) -> None:
     write(tmp_path / "a.json", {"names": ["Pr\udcfcfung.png", "划.png"]})
@@ -122,7 +122,7 @@ def test_a_name_that_is_no_unicode_is_written_as_an_escape_and_comes_back(
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), object()])
-def test_a_bad_record_far_down_leaves_the_old_file(tmp_path: Path, bad: Any) -> None:
+def test_a_bad_record_late_in_the_list_leaves_the_old_file(tmp_path: Path, bad: Any) -> None:
     write_json(tmp_path / "a.json", "old")
     records = [{"id": number} for number in range(10_000)]
     with pytest.raises((ValueError, TypeError)):
@@ -144,7 +144,7 @@ def test_a_long_list_is_never_in_memory_as_text(tmp_path: Path) -> None:
     assert peak < 500_000
 
 
-def test_many_equal_coordinates_are_kept_once(tmp_path: Path) -> None:
+def test_many_equal_coordinates_share_one_object(tmp_path: Path) -> None:
     count = 200_000
     write_json_lines(tmp_path / "a.json", {"outline": [1000 + number % 1000 for number in range(count)]})
     tracemalloc.start()
@@ -164,7 +164,7 @@ def test_json_is_read_in_any_utf(tmp_path: Path, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"", b"\xff\xfe\x00", b"\x89PNG"])
-def test_what_is_no_json_is_said_in_one_line_that_names_the_file(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_not_json_is_reported_in_one_line_that_names_it(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
@@ -174,12 +174,12 @@ def test_what_is_no_json_is_said_in_one_line_that_names_the_file(tmp_path: Path,
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_is_read_as_no_json(tmp_path: Path) -> None:
+def test_a_folder_is_refused_as_json(tmp_path: Path) -> None:
     with pytest.raises(FlawmaskError, match="cannot be read"):
         read_json(tmp_path)
 
 
-def test_a_fingerprint_knows_names_and_contents_but_no_order() -> None:
+def test_a_fingerprint_depends_on_names_and_contents_but_not_on_their_order() -> None:
     a, b = ("a", sha256(b"1")), ("b", sha256(b"2"))
     assert fingerprint([a, b]) == fingerprint([b, a])
     others = [[a], [a, ("b", sha256(b"3"))], [a, ("c", sha256(b"2"))], [("a", b[1]), ("b", a[1])]]
@@ -187,7 +187,7 @@ def test_a_fingerprint_knows_names_and_contents_but_no_order() -> None:
     assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_a_folder_appears_whole(tmp_path: Path) -> None:
+def test_a_folder_appears_complete(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "deep" / "out") as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "a").write_text("a")
@@ -217,7 +217,7 @@ def test_a_folder_that_fails_half_way_changes_nothing(tmp_path: Path, error: typ
     assert names(tmp_path) == before
 
 
-def test_when_the_new_folder_cannot_be_put_in_place_the_old_one_is_put_back(
+def test_if_the_new_folder_cannot_be_renamed_the_old_one_is_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -247,7 +247,7 @@ def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
 
 
-def test_only_a_new_or_an_empty_folder_or_one_of_the_same_stage_may_be_written(tmp_path: Path) -> None:
+def test_only_a_new_folder_an_empty_one_or_one_of_the_same_stage_may_be_written(tmp_path: Path) -> None:
     def check(name: str, overwrite: bool) -> None:
         check_output_folder(tmp_path / name, "made.json", overwrite=overwrite, what="thing")
 
@@ -271,7 +271,7 @@ def test_only_a_new_or_an_empty_folder_or_one_of_the_same_stage_may_be_written(t
 @pytest.mark.parametrize(
     ("text", "encoding"), [("划痕", "gb18030"), ("Kratzer_größe", "cp1252"), ("трещина", "cp1251")]
 )
-def test_json_in_another_encoding_is_refused_with_how_it_would_read(tmp_path: Path, text: str, encoding: str) -> None:
+def test_json_in_another_encoding_is_refused_with_possible_readings(tmp_path: Path, text: str, encoding: str) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(json.dumps({"name" * 40: text}, ensure_ascii=False).encode(encoding))
     with pytest.raises(FlawmaskError) as caught:
@@ -283,7 +283,7 @@ def test_json_in_another_encoding_is_refused_with_how_it_would_read(tmp_path: Pa
     assert read_json(path) == {"name": text}
 
 
-def test_noise_is_refused_as_no_json(tmp_path: Path) -> None:
+def test_noise_is_refused_as_json(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'{"a": "\xff\xfe@\x81"}')
     with pytest.raises(FlawmaskError, match="it is not UTF-8 at byte 7: save it"):
         read_json(tmp_path / "a.json")
@@ -292,7 +292,7 @@ def test_noise_is_refused_as_no_json(tmp_path: Path) -> None:
 JUNK = (".a.png", "@eaDir/b.png", "x/.git/c.png", "__MACOSX/d.png", "x/Thumbs/e.png", "Thumbs.db", "x/one_thumb.png")
 
 
-def test_a_folder_is_walked_without_what_programs_leave_there(tmp_path: Path) -> None:
+def test_a_walk_skips_files_that_programs_leave(tmp_path: Path) -> None:
     kept = ("one.png", "x/one.PNG", "x/y z/two.jpg", "x/thumb_screw.png", "notes.txt")
     for name in (*JUNK, *kept):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -303,7 +303,7 @@ def test_a_folder_is_walked_without_what_programs_leave_there(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a right there")
-def test_links_are_walked_and_those_that_lead_back_are_not(tmp_path: Path) -> None:
+def test_a_walk_follows_links_except_those_that_lead_back(tmp_path: Path) -> None:
     (tmp_path / "top").mkdir()
     (tmp_path / "top/back").symlink_to(tmp_path / "top")
     (tmp_path / "elsewhere").mkdir()

@@ -1,4 +1,4 @@
-"""Cross-validation from the outside is tested with the commands; here: what it refuses, and its arithmetic."""
+"""Cross-validation: refused settings and the spread of metrics. (The tests of the commands run it as a whole.)"""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from flawmask.folds import spread
 from flawmask.stages import RunConfig
 
 
-def test_the_spread_is_that_of_the_folds_that_have_a_value() -> None:
+def test_the_spread_is_over_the_folds_that_have_a_value() -> None:
     assert spread([0.5, 0.7, None, 0.9]) == {
         "values": [0.5, 0.7, None, 0.9],
         "mean": pytest.approx(0.7),
@@ -33,15 +33,15 @@ def test_the_spread_is_that_of_the_folds_that_have_a_value() -> None:
         ({"conf": "auto"}, "give --conf a number"),
     ],
 )
-def test_what_does_not_go_with_folds_is_refused_at_once(settings: dict[str, Any], says: str) -> None:
+def test_settings_that_do_not_work_with_folds_are_refused_immediately(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(FlawmaskError, match=says):
         RunConfig(**{"category": "bottle", "folds": 5, **settings})
     RunConfig(category="bottle", folds=5, skip_augment=True)
     RunConfig(category="bottle", folds=5, fold=2, conf="auto")
 
 
-def test_folds_that_were_divided_in_different_ways_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image could be in two of them, or in none."""
+def test_folds_that_were_split_in_different_ways_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image could be in two folds, or in none."""
     monkeypatch.setattr(folds, "prepared", lambda config, _: tmp_path / str(config.fold))
     config = RunConfig(category="bottle", folds=2)
     ways: list[tuple[dict[str, str], dict[str, str]]] = [({}, {}), ({"split_method": "shuffle"},) * 2]

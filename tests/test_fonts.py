@@ -1,4 +1,4 @@
-"""Names on pictures: in the letters of a font that has them, or left out; never boxes."""
+"""Names on pictures are drawn in a font that has their letters, or left out; never as boxes."""
 
 import io
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from flawmask import draw, fonts
 from flawmask.fonts import first_writable, in_any_script
 
 UNKNOWN = "\u0378"
-"""A letter that no font has: Unicode has none there."""
+"""A letter that no font has: Unicode does not assign this code."""
 
 
 @pytest.fixture
 def own_font(tmp_path: Path) -> Iterator[None]:
-    """A font of the machine that has UNKNOWN, as a triangle, and nothing else."""
+    """Install a font that has only UNKNOWN, drawn as a triangle."""
     builder = FontBuilder(1000, isTTF=True)
     builder.setupGlyphOrder([".notdef", "own"])
     builder.setupCharacterMap({ord(UNKNOWN): "own"})
@@ -74,16 +74,16 @@ def test_a_name_is_drawn_in_a_font_of_the_machine_that_has_its_letters() -> None
     assert any((abs(window.astype(int) - triangle) < 128).all() for window in drawn), "it stands among the others"
 
 
-def test_accents_that_stand_apart_are_those_of_their_letters() -> None:
+def test_separate_accents_are_joined_to_their_letters() -> None:
     assert (title("Teil_u\u0308 e\u0301") == title("Teil_ü é")).all()
 
 
 @pytest.mark.parametrize("name", ["a\nb.png", "a\tb", "part_\udcff.png", "a\u200bb", "\x00", ""])
-def test_a_name_that_is_no_line_of_letters_is_drawn_as_one(name: str) -> None:
+def test_a_name_with_control_characters_is_drawn_as_one_line(name: str) -> None:
     assert title(first_writable(name, "")).shape == title("a").shape
 
 
-def test_scripts_that_run_from_right_to_left_are_written_only_where_pillow_can_lay_them_out(
+def test_right_to_left_scripts_are_written_only_if_pillow_can_lay_them_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name = "\u0641\u062d\u0635.png"
@@ -104,7 +104,7 @@ def bars(name: str, kind: str) -> bytes:
     return data.getvalue()
 
 
-def test_a_figure_leaves_out_of_a_png_what_no_font_can_write() -> None:
+def test_names_that_no_font_can_write_are_left_out_of_a_png_figure() -> None:
     assert bars(UNKNOWN, "png") == bars("", "png")
     assert bars("ü", "png") != bars("", "png")
 
@@ -115,6 +115,6 @@ def test_a_figure_is_drawn_with_a_font_of_the_machine_that_has_its_letters(recwa
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
-def test_an_svg_keeps_every_name_for_the_readers_own_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_svg_keeps_every_name_for_the_fonts_of_the_viewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("matplotlib").rcParams, "svg.fonttype", "none")
     assert UNKNOWN in bars(UNKNOWN, "svg").decode()

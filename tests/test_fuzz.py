@@ -1,4 +1,4 @@
-"""Whatever a file holds, it is read or refused in a line: no crash, no hang, no memory beyond its size.
+"""Any file content is read, or refused with one line: no crash, no hang, and no more memory than the file's size.
 
 With TORTURE=1 in the environment (`make torture`) as often as docs/reliability.md says; else a few times.
 """
@@ -42,7 +42,7 @@ many = settings(
 
 @pytest.fixture(autouse=True)
 def memory_is_bounded() -> Iterator[None]:
-    """No case may take more than a gigabyte beyond what the process has."""
+    """Allow each case at most a gigabyte more than the process has."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     with Path("/proc/self/statm").open() as lines:
         pages = int(lines.read().split()[0])
@@ -86,7 +86,7 @@ def files() -> tuple[bytes, ...]:
 
 @st.composite
 def damaged(draw: st.DrawFn, sources: Callable[[], tuple[bytes, ...]]) -> bytes:
-    """A file with bytes changed, taken out, put in, or cut off."""
+    """Return a file with bytes changed, removed, inserted, or cut off."""
     data = bytearray(draw(st.sampled_from(sources())))
     for _ in range(draw(st.integers(0, 8))):
         if not data:
@@ -167,7 +167,7 @@ def test_a_segmentation_is_decoded_or_has_a_reason(segmentation: Any) -> None:
 
 @st.composite
 def coco_files(draw: st.DrawFn) -> str:
-    """A COCO file of which some values are others."""
+    """Return a COCO file in which some values are replaced."""
     mask = np.zeros((9, 12), dtype=bool)
     mask[2:6, 3:9] = True
     content: dict[str, Any] = {
@@ -227,7 +227,7 @@ def test_a_coco_file_is_read_or_refused(coco_folder: Path, text: str) -> None:
 
 
 class Bomb:
-    """What a pickle would do when it is loaded."""
+    """An object whose pickle runs code when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -282,7 +282,7 @@ def test_a_pickle_that_carries_code_is_refused_and_not_run(tmp_path: Path, name:
             assert not target.exists()
 
 
-def test_a_byte_changed_in_a_checkpoint_is_told_by_its_checksum(tmp_path: Path) -> None:
+def test_a_changed_byte_in_a_checkpoint_is_detected_by_its_checksum(tmp_path: Path) -> None:
     torch.save({"a": torch.arange(100_000.0)}, tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "a.pt") as archive:
         (tensor,) = [one for one in archive.infolist() if one.filename.endswith("data/0")]

@@ -1,4 +1,4 @@
-"""The image reader: every kind of file that section 3 names, upright, exact, and no damaged file passes."""
+"""The image reader: files of every kind are read exactly and upright, and no damaged file is accepted."""
 
 import hashlib
 import io
@@ -63,7 +63,7 @@ def saved(path: Path, pixels: Array, **options: Any) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "TIFF"])
-def test_grey_and_rgb_come_back_exactly(tmp_path: Path, suffix: str) -> None:
+def test_grey_and_rgb_are_read_exactly(tmp_path: Path, suffix: str) -> None:
     for pixels in (GREY, RGB):
         found = read_pixels(saved(tmp_path / f"a.{suffix}", pixels))
         assert found.dtype == np.uint8
@@ -87,14 +87,16 @@ def test_a_big_endian_16_bit_tiff_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bit_colours_keep_all_their_bits_and_are_seen_by_the_upper_8(tmp_path: Path, suffix: str) -> None:
+def test_16_bit_colours_keep_all_bits_and_networks_see_the_upper_8(tmp_path: Path, suffix: str) -> None:
     assert cv2.imwrite(str(tmp_path / f"a.{suffix}"), DEEP_RGB[:, :, ::-1])
     assert np.array_equal(read_pixels(tmp_path / f"a.{suffix}"), DEEP_RGB)
     assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), DEEP_RGB // 256)
 
 
 @pytest.mark.parametrize(("bits", "levels"), [(8, (0, 255)), (10, (0, 1023)), (12, (0, 4095)), (14, (0, 16383))])
-def test_values_of_fewer_bits_are_seen_as_the_upper_8_of_these(tmp_path: Path, bits: int, levels: Levels) -> None:
+def test_with_matching_levels_networks_see_the_upper_8_bits_of_fewer_bits(
+    tmp_path: Path, bits: int, levels: Levels
+) -> None:
     for pixels in (DEEP, DEEP_RGB):
         narrow = (pixels >> (16 - bits)).astype(np.uint16)
         write_png(tmp_path / "a.png", narrow)
@@ -104,14 +106,14 @@ def test_values_of_fewer_bits_are_seen_as_the_upper_8_of_these(tmp_path: Path, b
     assert np.array_equal(to_rgb(RGB, levels), RGB), "8 bits stay as they are"
 
 
-def test_values_between_any_two_levels_go_from_black_to_white_in_even_steps() -> None:
+def test_values_between_two_levels_are_scaled_from_black_to_white_in_even_steps() -> None:
     values = np.array([[0, 99, 100, 101, 355, 356, 60_000]], np.uint16)
     assert to_rgb(values, (100, 355))[0, :, 0].tolist() == [0, 0, 0, 1, 255, 255, 255]
     assert to_rgb(values, (100, 611))[0, :, 0].tolist() == [0, 0, 0, 0, 127, 128, 255]
 
 
 @pytest.mark.parametrize("mode", ["I", "I;16"])
-def test_32_bit_whole_numbers_are_read_where_16_bits_hold_them_and_refused_elsewhere(tmp_path: Path, mode: str) -> None:
+def test_32_bit_integers_are_read_if_16_bits_hold_them_and_refused_otherwise(tmp_path: Path, mode: str) -> None:
     values = DEEP.astype(np.int32)
     saved(tmp_path / "a.tif", values if mode == "I" else DEEP)
     assert np.array_equal(read_pixels(tmp_path / "a.tif"), DEEP)
@@ -121,7 +123,7 @@ def test_32_bit_whole_numbers_are_read_where_16_bits_hold_them_and_refused_elsew
             read_pixels(tmp_path / "b.tif")
 
 
-def test_what_lies_outside_the_levels_is_told_and_8_bits_never_do() -> None:
+def test_values_outside_the_levels_are_reported_and_8_bit_images_always_fit() -> None:
     picture = np.linspace(0, 4095, 400).astype(np.uint16).reshape(20, 20)
     assert not levels_problem(picture, (0, 4095))
     assert "no value above 4095, and 65535 becomes white" in levels_problem(picture, (0, 65535))
@@ -143,7 +145,7 @@ def test_transparency_is_dropped(tmp_path: Path) -> None:
     assert np.array_equal(read_pixels(tmp_path / "deep.png"), DEEP_RGB)
 
 
-def test_two_channels_are_grey_and_its_transparency_at_8_and_at_16_bits(tmp_path: Path) -> None:
+def test_two_channels_are_grey_and_transparency_with_8_and_with_16_bits(tmp_path: Path) -> None:
     for name, grey in (("a.png", GREY), ("b.png", DEEP)):
         (tmp_path / name).write_bytes(png_of_two_channels(grey, ALPHA.astype(grey.dtype)))
         found = read_pixels(tmp_path / name)
@@ -152,7 +154,7 @@ def test_two_channels_are_grey_and_its_transparency_at_8_and_at_16_bits(tmp_path
 
 
 def png_of_two_channels(grey: Array, alpha: Array) -> bytes:
-    """A PNG of colour type 4, put together by the PNG specification."""
+    """Return a PNG of colour type 4, built by the PNG specification."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -183,7 +185,7 @@ def test_a_cmyk_jpeg_is_read_as_rgb(tmp_path: Path) -> None:
     assert np.abs(found.astype(int) - colour).max() < 6
 
 
-def test_a_jpeg_is_read_as_opencv_reads_it_within_a_step_or_two(tmp_path: Path) -> None:
+def test_a_jpeg_is_read_like_opencv_reads_it_within_two_grey_levels(tmp_path: Path) -> None:
     saved(tmp_path / "a.jpg", CLOUDS, quality=95)
     reference = cv2.imread(str(tmp_path / "a.jpg"))
     assert reference is not None
@@ -222,7 +224,7 @@ def test_16_bit_images_are_turned_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", TURNS)
-def test_16_bit_colours_are_turned_too_and_the_file_says_how(tmp_path: Path, orientation: int) -> None:
+def test_16_bit_colours_are_turned_too_and_the_orientation_is_returned(tmp_path: Path, orientation: int) -> None:
     exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + struct.pack(">HHI", orientation, 0, 0)
     data = encode_png(DEEP_RGB)
     chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
@@ -248,7 +250,7 @@ def test_16_bit_colours_are_turned_too_and_the_file_says_how(tmp_path: Path, ori
     ],
     ids=["big", "big_tiled", "tiled", "tiled_deflate", "strips_lzw", "big_endian"],
 )
-def test_a_tiff_is_read_however_it_lies_in_its_file(tmp_path: Path, pixels: Array, options: dict[str, Any]) -> None:
+def test_a_tiff_is_read_with_any_internal_layout(tmp_path: Path, pixels: Array, options: dict[str, Any]) -> None:
     large = np.tile(pixels, (5, 4, *[1] * (pixels.ndim - 2)))
     photometric = "rgb" if pixels.ndim == 3 else "minisblack"
     tifffile.imwrite(tmp_path / "a.tif", large, photometric=photometric, **options)
@@ -259,13 +261,15 @@ def test_a_tiff_is_read_however_it_lies_in_its_file(tmp_path: Path, pixels: Arra
 
 
 @pytest.mark.parametrize("pixels", [GREY, DEEP], ids=["grey", "grey16"])
-def test_a_tiff_in_which_0_is_white_is_read_as_it_is_meant(tmp_path: Path, pixels: Array) -> None:
+def test_a_tiff_in_which_0_is_white_is_read_correctly(tmp_path: Path, pixels: Array) -> None:
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
     assert np.array_equal(read_pixels(tmp_path / "a.tif"), np.iinfo(pixels.dtype).max - pixels)
 
 
 @pytest.mark.parametrize("pixels", [RGB, DEEP_RGB], ids=["rgb", "rgb16"])
-def test_colours_that_lie_in_planes_are_read_right_or_refused_by_name(tmp_path: Path, pixels: Array) -> None:
+def test_colours_stored_in_planes_are_read_correctly_or_refused_with_the_file_name(
+    tmp_path: Path, pixels: Array
+) -> None:
     planes = pixels.transpose(2, 0, 1)
     tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate")
     try:
@@ -277,7 +281,7 @@ def test_colours_that_lie_in_planes_are_read_right_or_refused_by_name(tmp_path: 
         assert np.array_equal(found, pixels)
 
 
-def test_a_page_of_a_file_with_several_images_is_read_and_one_that_is_not_there_refused(tmp_path: Path) -> None:
+def test_a_page_of_a_file_with_several_images_is_read_and_a_missing_page_is_refused(tmp_path: Path) -> None:
     files: dict[str, list[Array]] = {
         "a.tif": [RGB, RGB[::-1], RGB[:3]],
         "b.tif": [DEEP_RGB, DEEP_RGB[:, ::-1], DEEP_RGB[:3]],
@@ -306,7 +310,7 @@ def test_the_rows_of_a_bmp_go_up_or_down_as_its_header_says(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("suffix", ["webp", "jfif", "jp2", "gif"])
-def test_what_predict_takes_from_folders_beside_the_usual_kinds_is_read_and_not_when_damaged(
+def test_further_kinds_of_files_that_predict_reads_in_folders_are_read_and_refused_if_damaged(
     tmp_path: Path, suffix: str
 ) -> None:
     given: dict[str, dict[str, Any]] = {"webp": {"lossless": True}, "jfif": {"format": "JPEG", "quality": 95}}
@@ -328,7 +332,7 @@ def test_an_animation_is_refused(tmp_path: Path) -> None:
         read_pixels(tmp_path / "a.gif")
 
 
-def test_what_another_program_would_have_to_draw_is_refused_by_name(tmp_path: Path) -> None:
+def test_files_that_another_program_would_have_to_draw_are_refused_by_name(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.png", "EPS")
     with pytest.raises(ImageError, match=r"a\.png is EPS, which holds no pixels"):
         read_pixels(tmp_path / "a.png")
@@ -360,7 +364,7 @@ def test_a_large_image_is_resized_colour_by_colour_to_the_same_bits(monkeypatch:
 # Masks
 
 
-def test_all_that_a_mask_may_be_in_is_read_at_once() -> None:
+def test_colours_alpha_and_palette_are_read_in_one_call() -> None:
     def parts(picture: Image.Image, **options: Any) -> Any:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", **options)
@@ -393,14 +397,14 @@ def test_half_of_16_bits_lies_between_32767_and_32768(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_mask_of_0_and_1_is_defect_at_1_and_one_of_0_1_2_is_not(tmp_path: Path, dtype: type) -> None:
+def test_a_mask_with_0_and_1_is_defect_at_1_and_one_with_0_1_and_2_is_not(tmp_path: Path, dtype: type) -> None:
     assert cv2.imwrite(str(tmp_path / "a.png"), BITS.astype(dtype))
     assert np.array_equal(read_mask(tmp_path / "a.png"), BITS)
     assert cv2.imwrite(str(tmp_path / "b.png"), BITS.astype(dtype) * 2)
     assert not read_mask(tmp_path / "b.png").any()
 
 
-def test_a_mask_may_be_coloured_transparent_or_of_one_bit(tmp_path: Path) -> None:
+def test_a_mask_may_have_colours_transparency_or_one_bit(tmp_path: Path) -> None:
     for channel in range(3):
         colour = np.zeros((7, 10, 3), np.uint8)
         colour[:, :, channel] = BITS * 255
@@ -410,7 +414,7 @@ def test_a_mask_may_be_coloured_transparent_or_of_one_bit(tmp_path: Path) -> Non
     assert np.array_equal(read_mask(saved(tmp_path / "bits.png", BITS)), BITS)
 
 
-def test_an_empty_or_a_full_mask_is_read_as_that() -> None:
+def test_an_empty_mask_and_a_full_mask_are_read_correctly() -> None:
     assert not to_mask(np.zeros((3, 4), np.uint8)).any()
     assert not to_mask(np.zeros((3, 4), np.uint16)).any()
     assert to_mask(np.full((3, 4), 255, np.uint8)).all()
@@ -433,7 +437,7 @@ def test_a_truncated_file_is_refused(
 
 
 @pytest.mark.parametrize("options", [{"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}])
-def test_a_truncated_compressed_tiff_is_refused_and_libtiff_keeps_quiet(
+def test_a_truncated_compressed_tiff_is_refused_and_libtiff_prints_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], options: dict[str, str]
 ) -> None:
     path = saved(tmp_path / "a.tif", CLOUDS, **options)
@@ -454,7 +458,7 @@ def _assert_refused(path: Path) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"just text, no pixels", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\x00"]
 )
-def test_what_is_no_image_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.png").write_bytes(data)
     _assert_refused(tmp_path / "a.png")
 
@@ -472,7 +476,7 @@ def test_floating_point_numbers_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["tif", "png"])
-def test_several_images_in_a_file_are_refused_but_a_thumbnail_is_none(tmp_path: Path, suffix: str) -> None:
+def test_several_images_in_a_file_are_refused_but_a_thumbnail_does_not_count(tmp_path: Path, suffix: str) -> None:
     pictures = [Image.fromarray(RGB), Image.fromarray(RGB[::-1])]
     pictures[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pictures[1:])
     with pytest.raises(ImageError, match=r"a\.\w+ holds 2 images: export each as a file of its own"):
@@ -527,7 +531,7 @@ except ImageError as error:
 
 
 @pytest.mark.parametrize("value", ["many", "-5", "0", "1e9"])
-def test_a_limit_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_a_limit_that_is_not_a_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("FLAWMASK_MAX_PIXELS", value)
     max_pixels.cache_clear()
     with pytest.raises(FlawmaskError, match=f"FLAWMASK_MAX_PIXELS is '{value}': it must be a number of pixels"):
@@ -559,7 +563,7 @@ def test_damage_in_the_middle_of_a_png_is_refused(tmp_path: Path) -> None:
     _assert_refused(tmp_path / "a.png")
 
 
-def test_a_normal_decode_prints_nothing_and_leaves_the_warning_filters_alone(
+def test_a_normal_decode_prints_nothing_and_does_not_change_the_warning_filters(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     paths = [saved(tmp_path / f"a.{suffix}", CLOUDS) for suffix in ("png", "jpg", "bmp", "tif")]
@@ -573,7 +577,7 @@ def test_a_normal_decode_prints_nothing_and_leaves_the_warning_filters_alone(
 # What else there is
 
 
-def test_image_names_are_known_in_any_case_and_hidden_ones_are_not() -> None:
+def test_image_suffixes_are_known_in_upper_and_lower_case_and_hidden_files_are_not_images() -> None:
     for name in ("a.png", "a.JPG", "b/c.Jpeg", "a.bmp", "a.tif", "a.TIFF", "a.b.png"):
         assert is_image(Path(name)), name
     for name in ("a.txt", "png", "a.gif", "._a.png", ".png", "a.png.bak"):
@@ -597,7 +601,7 @@ def test_the_digest_is_that_of_shape_and_pixels(pixels: Any) -> None:
     assert content_digest(pixels[:0]) != expected
 
 
-def test_rgb_repeats_grey_and_leaves_colours() -> None:
+def test_to_rgb_repeats_grey_and_keeps_colours() -> None:
     assert np.array_equal(to_rgb(GREY), np.dstack([GREY] * 3))
     assert to_rgb(RGB) is RGB
 
@@ -610,7 +614,7 @@ def test_a_file_in_memory_is_read_like_one_on_disk(tmp_path: Path) -> None:
 
 
 def between_middles(image: Array, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """The image bilinearly between the middles of its pixels, in float64 and not rounded."""
+    """Return the image, interpolated bilinearly with half-pixel centres, in float64 without rounding."""
     found = image.astype(np.float64)
     for axis, wanted in enumerate(shape):
         pixels = image.shape[axis]
@@ -623,8 +627,8 @@ def between_middles(image: Array, shape: tuple[int, int]) -> npt.NDArray[np.floa
 
 @st.composite
 def resizings(draw: st.DrawFn) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
-    """An image of noise or of black and white, and another size: any, or a whole number of times larger or smaller,
-    where many values lie midway between two grey levels."""
+    """Return an image of noise or of black and white, and a new size. The size is arbitrary, or larger or smaller by a
+    whole factor; then many values lie midway between two grey levels."""
     height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
     shape = draw(st.integers(1, 120)), draw(st.integers(1, 120))
     if draw(st.booleans()):
@@ -639,7 +643,7 @@ def resizings(draw: st.DrawFn) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
 
 @given(resizings())
 @settings(max_examples=200, deadline=None)
-def test_a_resized_image_is_the_nearest_grey_level_to_what_lies_between_the_middles_of_pixels(
+def test_a_resized_image_is_the_rounded_bilinear_interpolation(
     drawn: tuple[npt.NDArray[np.uint8], tuple[int, int]],
 ) -> None:
     image, shape = drawn
@@ -665,17 +669,17 @@ def test_the_tolerance_of_a_resized_image_holds_along_a_long_side(
 
 @given(resizings())
 @settings(max_examples=200, deadline=None)
-def test_a_resized_image_is_to_the_bit_torchvisions_resizing_rounded(
+def test_a_resized_image_equals_torchvisions_resizing_rounded_to_the_bit(
     drawn: tuple[npt.NDArray[np.uint8], tuple[int, int]],
 ) -> None:
-    """As the colours lie one after the other, where PyTorch takes another way through them."""
+    """With channels first in memory, for which PyTorch uses other code."""
     image, shape = drawn
     whole = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous().float()
     expected = F.interpolate(whole, size=shape, mode="bilinear", align_corners=False)[0].round().byte()
     assert np.array_equal(resize(image, shape), expected.permute(1, 2, 0).numpy())
 
 
-def test_an_image_of_the_size_asked_for_is_returned_as_it_is_and_a_view_of_one_resized() -> None:
+def test_an_image_of_the_wanted_size_is_returned_as_it_is_and_a_view_is_resized() -> None:
     assert resize(RGB, (7, 10)) is RGB
     mirrored = RGB[::-1, ::-1]
     assert np.array_equal(resize(mirrored, (5, 6)), resize(mirrored.copy(), (5, 6)))

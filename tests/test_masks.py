@@ -1,4 +1,4 @@
-"""Masks: what is written decodes to exactly the mask, read by pycocotools and not by our own decoder."""
+"""Masks: every written form decodes to exactly the mask, with pycocotools instead of our own decoder."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def drawing(*rows: str) -> Mask:
 
 
 def decoded(segmentation: Segmentation, height: int, width: int) -> Mask:
-    """Return the mask as pycocotools' own `COCO.annToMask` gives it."""
+    """Return the mask from pycocotools' own `COCO.annToMask`."""
     rle: Any = segmentation
     if isinstance(segmentation, list):
         rle = rle_tools.merge(rle_tools.frPyObjects(segmentation, height, width))
@@ -66,21 +66,21 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_shape_comes_back_exactly(name: str) -> None:
+def test_a_shape_is_decoded_exactly(name: str) -> None:
     mask = SHAPES[name]
     assert np.array_equal(decoded(encode(mask), *mask.shape), mask)
 
 
 @settings(max_examples=400, deadline=None)
 @given(ANY_MASK.filter(np.any))
-def test_any_mask_comes_back_exactly(mask: Mask) -> None:
+def test_any_mask_is_decoded_exactly(mask: Mask) -> None:
     assert np.array_equal(decoded(encode(mask), *mask.shape), mask)
     assert np.array_equal(decode(encode(mask), *mask.shape), mask)
     assert np.array_equal(decoded(to_rle(mask), *mask.shape), mask)
 
 
 @pytest.mark.parametrize("threshold", [-0.3, 0.0, 0.2])
-def test_a_large_smooth_mask_far_from_the_corner_comes_back_exactly(threshold: float) -> None:
+def test_a_large_smooth_mask_far_from_the_corner_is_decoded_exactly(threshold: float) -> None:
     noise = cv2.GaussianBlur(np.random.default_rng(3).normal(size=(180, 260)), (0, 0), 4)
     mask = np.pad(noise / noise.std() > threshold, ((300, 11), (500, 0)))
     for region in components(mask):
@@ -110,7 +110,7 @@ def test_polygons_run_along_pixel_edges_and_enclose_the_area(mask: Mask) -> None
     assert polygons is None or area == mask.sum()
 
 
-def test_a_region_without_a_hole_is_polygons_and_one_with_a_hole_is_rle_that_json_can_hold() -> None:
+def test_a_region_without_a_hole_becomes_polygons_and_one_with_a_hole_becomes_rle_for_json() -> None:
     assert encode(drawing("....", ".##.", "....")) == [[1, 1, 3, 1, 3, 2, 1, 2]]
     assert encode(np.ones((3, 5), dtype=bool)) == [[0, 0, 5, 0, 5, 3, 0, 3]]
     ring = encode(SHAPES["a hole"])
@@ -148,7 +148,7 @@ def test_a_scratch_one_pixel_wide_has_a_box_of_width_1_and_an_empty_mask_has_non
 
 @settings(max_examples=300, deadline=None)
 @given(ANY_MASK)
-def test_the_rle_of_a_masks_runs_is_pycocotools_own(mask: Mask) -> None:
+def test_the_rle_from_a_masks_runs_equals_that_of_pycocotools(mask: Mask) -> None:
     changes = np.flatnonzero(np.diff(np.concatenate(([False], mask.T.ravel(), [False]))))
     wanted = rle_tools.encode(np.asfortranarray(mask, np.uint8))
     rle, pixels = rle_of_changes(changes, *mask.shape)
@@ -164,7 +164,7 @@ def test_the_rle_of_a_masks_runs_is_pycocotools_own(mask: Mask) -> None:
         np.bool_, st.tuples(st.integers(2, 4), st.integers(1, 14), st.integers(1, 14)), elements=st.booleans()
     )
 )
-def test_what_is_worked_out_on_rle_is_what_is_worked_out_on_pixels(stack: npt.NDArray[np.bool_]) -> None:
+def test_operations_on_rle_equal_those_on_pixels(stack: npt.NDArray[np.bool_]) -> None:
     size = stack.shape[1:]
     rles = [to_rle(mask) for mask in stack]
     assert union(rles, *size) == to_rle(np.asarray(stack.any(axis=0)))
@@ -185,7 +185,7 @@ def test_every_kind_of_coco_segmentation_is_decoded(mask: Mask) -> None:
         assert as_rle(segmentation, *mask.shape) == to_rle(mask)
 
 
-def test_overlapping_polygons_are_joined_and_none_at_all_is_an_empty_mask() -> None:
+def test_overlapping_polygons_are_joined_and_no_polygon_gives_an_empty_mask() -> None:
     assert np.array_equal(decode([[0, 0, 2, 0, 2, 2, 0, 2], [1, 0, 3, 0, 3, 2, 1, 2]], 2, 4), drawing("###.", "###."))
     assert not decode([], 4, 5).any()
     assert decode([], 4, 5).shape == (4, 5)
@@ -198,7 +198,7 @@ def test_an_rle_of_another_size_is_refused() -> None:
 
 @given(ANY_MASK)
 @settings(max_examples=200, deadline=None)
-def test_the_mask_of_an_rle_is_cut_along_its_box_as_one_that_was_laid_out_is(mask: Mask) -> None:
+def test_the_crop_of_an_rle_equals_the_crop_of_its_decoded_mask(mask: Mask) -> None:
     if not mask.any():
         return
     found, expected = crop_of_rle(to_rle(mask)), crop_mask(mask)

@@ -1,4 +1,4 @@
-"""Every number that can be set: at 0, below, far above, and none at all."""
+"""Every numeric setting: at 0, below, far above, and without a value."""
 
 import logging
 import math
@@ -44,7 +44,7 @@ HARMLESS = {
     *("warmup_steps", "clip_norm", "cache_gb", "inference_batch_size", "max_proposals", "min_area", "overlays", "lr"),
     *("gallery", "sheet_images", "folds", "num_classes", "page"),
 }
-"""Where a huge number means no more than all that there is, or a training that diverges and says so."""
+"""Settings for which a huge number only means everything, or a training that diverges with a message."""
 
 MAY_BE_0 = {
     *("seed", "test_ratio", "augmentation_factor", "warmup_steps", "trainable_layers", "workers", "cache_gb"),
@@ -61,7 +61,7 @@ def checked(command: str, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(("command", "name"), NUMBERS)
-def test_a_number_that_makes_no_sense_is_refused_by_name(
+def test_an_impossible_number_is_refused_with_the_name_of_the_setting(
     command: str, name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -76,7 +76,7 @@ def test_a_number_that_makes_no_sense_is_refused_by_name(
 
 
 @pytest.mark.parametrize(("command", "name"), [one for one in NUMBERS if one[1] in MAY_BE_0])
-def test_0_is_taken_where_it_makes_sense(
+def test_0_is_accepted_if_it_makes_sense(
     command: str, name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -84,7 +84,7 @@ def test_0_is_taken_where_it_makes_sense(
 
 
 @pytest.mark.parametrize(("command", "name"), [one for one in NUMBERS if one[1] not in MAY_BE_0])
-def test_0_is_refused_by_name_where_it_makes_none(
+def test_0_is_refused_with_the_name_of_the_setting_if_it_makes_no_sense(
     command: str, name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -94,7 +94,7 @@ def test_0_is_refused_by_name_where_it_makes_none(
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("demo", "report")])
-def test_settings_come_back_from_json(command: str) -> None:
+def test_settings_are_read_back_from_json(command: str) -> None:
     config = COMMANDS[command](**NEEDED[command])
     found = from_json(type(config), as_json(config))
     assert as_json(found) == as_json(config)
@@ -110,7 +110,7 @@ def test_settings_come_back_from_json(command: str) -> None:
         ("train_maskrcnn.py", ["--dataset_dir", "a", "--output_dir", "b"]),
     ],
 )
-def test_the_scripts_take_the_network_that_they_always_took(
+def test_the_scripts_keep_their_default_network(
     script: str, needed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = []
@@ -128,7 +128,7 @@ def test_the_scripts_take_the_network_that_they_always_took(
 
 
 @pytest.mark.parametrize("command", ["run", "download", "prepare", "demo", "compare", "doctor"])
-def test_root_is_another_name_of_mvtec_root(
+def test_root_is_another_name_for_mvtec_root(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = []
@@ -154,12 +154,12 @@ def test_root_is_another_name_of_mvtec_root(
 
 
 @pytest.mark.parametrize("command", ["run", "prepare", "compare", "doctor"])
-def test_a_layout_that_there_is_not_is_refused_with_those_there_are(command: str) -> None:
+def test_an_unknown_layout_is_refused_with_the_list_of_known_ones(command: str) -> None:
     with pytest.raises(FlawmaskError, match="--layout lowco: there are auto, mvtec"):
         COMMANDS[command](**NEEDED[command], layout="lowco")
 
 
-def test_a_setting_that_there_was_not_yet_counts_as_what_it_came_to() -> None:
+def test_a_missing_setting_of_an_older_file_has_its_legacy_value() -> None:
     origin = {"made_by": "flawmask prepare", "settings": {"seed": 1, "layout": "mvtec"}, "source": "a"}
     assert has_origin(origin | {"version": "0.1"}, origin)
     assert has_origin(origin | {"settings": {"seed": 1}}, origin)
@@ -171,7 +171,7 @@ def test_a_setting_that_there_was_not_yet_counts_as_what_it_came_to() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_where_memory_runs_out_each_command_names_flags_that_it_has(
+def test_if_memory_runs_out_each_command_names_flags_that_it_has(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: Any) -> int:
@@ -191,7 +191,7 @@ def test_where_memory_runs_out_each_command_names_flags_that_it_has(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_has_a_flag_for_details_that_is_no_setting_of_its_stage(
+def test_each_command_has_a_flag_for_details_that_is_not_a_setting_of_its_stage(
     command: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shown = []

@@ -8,7 +8,7 @@ from flawmask.errors import UnusedError
 from flawmask.tally import Tally, warn_of_unused
 
 
-def test_a_line_says_what_is_used_and_why_the_rest_is_not() -> None:
+def test_a_line_shows_how_many_are_used_and_why_the_others_are_not() -> None:
     tally = Tally("annotations", 11)
     for number in range(11):
         tally.leave_out(f"annotation {number}", "crowd")
@@ -19,7 +19,7 @@ def test_a_line_says_what_is_used_and_why_the_rest_is_not() -> None:
 
 
 @given(st.integers(0, 50), st.lists(st.tuples(st.text(), st.sampled_from(["crowd", "no pixel", "unreadable"]))))
-def test_found_is_used_and_not_used(used: int, others: list[tuple[str, str]]) -> None:
+def test_found_is_the_sum_of_used_and_unused(used: int, others: list[tuple[str, str]]) -> None:
     tally = Tally("images", used)
     for name, reason in others:
         tally.leave_out(name, reason)
@@ -33,7 +33,7 @@ def test_found_is_used_and_not_used(used: int, others: list[tuple[str, str]]) ->
     assert written["found"] == written["used"] + sum(len(names) for names in written["not_used"].values())
 
 
-def test_unused_is_warned_of_and_an_error_where_strict(caplog: pytest.LogCaptureFixture) -> None:
+def test_something_unused_gives_a_warning_and_with_strict_an_error(caplog: pytest.LogCaptureFixture) -> None:
     images, annotations = Tally("images", 3), Tally("annotations", 1)
     for name in "abcd":
         annotations.leave_out(name, "crowd")

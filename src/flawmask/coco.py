@@ -363,7 +363,7 @@ def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:
     for index, record in enumerate(content):
         where = f"{path}: record {index}"
         if not isinstance(record, dict):
-            raise FlawmaskError(f"{where} is no object: {record!r}")
+            raise FlawmaskError(f"{where} is not an object: {record!r}")
         image_id, category_id, score = (record.get(key) for key in ("image_id", "category_id", "score"))
         image, category = images.get(plain_id(image_id)), plain_id(category_id)
         if image is None:

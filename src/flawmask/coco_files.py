@@ -141,7 +141,7 @@ def annotation_files(folder: Path) -> list[Path]:
 def _check_single(files: Sequence[Path], folder: Path, wanted: Path) -> None:
     if len(files) != 1:
         names = ", ".join(path.relative_to(folder).as_posix() for path in files)
-        raise FlawmaskError(f"{wanted} does not exist{f', and {names} are several' if files else ''}")
+        raise FlawmaskError(f"{wanted} does not exist{f', and there are several others: {names}' if files else ''}")
 
 
 def _shared_files(dataset_dir: Path) -> dict[str, list[Path]]:

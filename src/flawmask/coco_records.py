@@ -195,7 +195,7 @@ def _valid_records(content: Record, key: str, fields: Collection[str], checked: 
         if missing:
             checked.problems.append(f"{where} has no {', '.join(missing)}")
         elif number is None or not _is_same(first[number], record):
-            checked.problems.append(f"{where} has the id {record['id']!r}, which is doubled or no number")
+            checked.problems.append(f"{where} has the id {record['id']!r}, which is a duplicate or not a number")
         else:
             reason = "listed twice"
         if key == "annotations" and is_record and reason == "bad record":
@@ -230,13 +230,13 @@ def _unique_names(categories: Sequence[Record], in_use: Collection[int | None], 
         if isinstance(name, str) and name:
             by_name[name].append(category)
         else:
-            checked.problems.append(f"category {category['id']} has the name {name!r}, which is doubled or none")
+            checked.problems.append(f"category {category['id']} has the name {name!r}, which is a duplicate or not a name")
     kept = []
     for name, of_name in by_name.items():
         used = [category for category in of_name if category["id"] in in_use] or of_name[-1:]
         kept.append(used[0])
         checked.problems += [
-            f"category {other['id']} has the name {name!r}, which is doubled or none: category {used[0]['id']} has it "
+            f"category {other['id']} has the name {name!r}, which is a duplicate or not a name: category {used[0]['id']} has it "
             "too, and both have annotations; rename one, or give all annotations one of them"
             for other in used[1:]
         ]

@@ -205,7 +205,7 @@ def _bad_rle(rle: dict[str, Any], height: int, width: int) -> str:
         return f"an RLE of the size {_short(rle['size'])} on an image of {[height, width]}"
     counts = _counts_in(rle["counts"]) if isinstance(rle["counts"], str) else rle["counts"]
     if not isinstance(counts, list) or not all(type(count) is int for count in counts):
-        return f"an RLE with counts that are none: {_short(rle['counts'])}"
+        return f"an RLE with invalid counts: {_short(rle['counts'])}"
     if (counts and min(counts) < 0) or sum(counts) != height * width:
         return "an RLE whose runs do not add up to its size"
     return ""
@@ -213,7 +213,7 @@ def _bad_rle(rle: dict[str, Any], height: int, width: int) -> str:
 
 def _bad_ring(ring: Any, height: int, width: int) -> str:
     if not isinstance(ring, list) or len(ring) % 2:
-        return f"a polygon that is no list of x and y: {_short(ring)}"
+        return f"a polygon that is not a list of x and y: {_short(ring)}"
     if len(ring) < 6:
         return f"a polygon with {len(ring) // 2} points"
     try:
@@ -222,7 +222,7 @@ def _bad_ring(ring: Any, height: int, width: int) -> str:
     except (TypeError, OverflowError):
         is_finite = False
     if not is_finite:
-        return "a polygon with coordinates that are no numbers"
+        return "a polygon with coordinates that are not numbers"
     if lowest < -MAX_REACH * max(height, width) or highest > (1 + MAX_REACH) * max(height, width):
         return f"a polygon that reaches far out of the image: from {lowest} to {highest}"
     return ""

@@ -1,4 +1,4 @@
-"""Augment: image and masks move together, to the pixel, and nothing else is touched."""
+"""Augment: image and masks are transformed together, to the pixel, and nothing else changes."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 
 TRAIN, VAL = 6, 5  # images in `dataset`
 
-# By NumPy, where ours are made by OpenCV.
+# NumPy's transformations, to test Flawmask's, which use OpenCV.
 MOVES: dict[str, Callable[[Array], Array]] = {
     "flip_h": lambda pixels: pixels[:, ::-1],
     "rotate_90": lambda pixels: np.rot90(pixels, -1),  # rot90 turns counter-clockwise
@@ -38,7 +38,7 @@ MOVES: dict[str, Callable[[Array], Array]] = {
 
 @pytest.fixture
 def dataset(tiny_category: Make) -> Path:
-    """A prepared COCO folder: 6 training and 5 validation images; noisy masks, so with holes in them."""
+    """A prepared COCO folder: 6 training and 5 validation images, with noisy masks that have holes."""
     folder = tiny_category(good=5, crack=4, hole=2)
     config = PrepareConfig(
         mvtec_root=folder.parent, category="part", output_dir=folder.parents[1] / "set", train_ratio=0.6
@@ -72,7 +72,7 @@ def raw(folder: Path, image: dict[str, Any], split: str = "train") -> Array:
 
 
 def check_exactness(folder: Path, split: str = "train") -> Counter[str]:
-    """Hold every geometric variant, its masks, boxes and areas against NumPy's transform of its source."""
+    """Compare every geometric variant, with masks, boxes and areas, to NumPy's transform of its source."""
     coco = COCO(str(folder / split / "annotations.json"))
     seen: Counter[str] = Counter()
     for image in coco.dataset["images"]:
@@ -228,7 +228,7 @@ def test_the_validation_split_is_copied_byte_for_byte(tiny_category: Make, diges
     assert not any(path.is_symlink() for path in augmented.rglob("*"))
 
 
-def test_the_validation_split_is_augmented_for_those_who_want_it(dataset: Path) -> None:
+def test_the_validation_split_is_augmented_on_request(dataset: Path) -> None:
     made = run(dataset, augment_val=True)
     assert made.variants == 6 * (TRAIN + VAL)
     assert check_exactness(made.dataset_dir, "val") == dict.fromkeys(MOVES, VAL)
@@ -237,13 +237,13 @@ def test_the_validation_split_is_augmented_for_those_who_want_it(dataset: Path) 
     assert Counter(one["split"] for one in info["variants"]) == {"train": 6 * TRAIN, "val": 6 * VAL}
 
 
-def test_a_test_split_is_carried_over_as_it_is(dataset: Path, digests: Digests) -> None:
+def test_a_test_split_is_copied_unchanged(dataset: Path, digests: Digests) -> None:
     shutil.copytree(dataset / "val", dataset / "test")
     augmented = run(dataset, augment_val=True).dataset_dir
     assert digests(augmented / "test") == digests(dataset / "test")
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_one_others(dataset: Path, digests: Digests) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_gives_others(dataset: Path, digests: Digests) -> None:
     made = [
         digests(run(dataset, augmentation_factor=3, seed=seed, output_dir=dataset.parent / name).dataset_dir)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
@@ -266,7 +266,7 @@ def test_16_bit_grey_stays_16_bit(tiny_category: Make) -> None:
     check_brightness(augmented)
 
 
-def test_images_turned_by_exif_are_moved_from_their_upright_pixels(tiny_category: Make) -> None:
+def test_variants_of_images_turned_by_exif_are_made_from_upright_pixels(tiny_category: Make) -> None:
     folder = tiny_category(good=3)
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -322,7 +322,7 @@ def test_augmentation_info_says_what_was_made_from_what(dataset: Path) -> None:
 
 
 def check_brightness(folder: Path) -> None:
-    """Hold every brightened variant against its source, multiplied and rounded pixel by pixel."""
+    """Compare every brightened variant to its source, multiplied and rounded pixel by pixel."""
     by_id = {image["id"]: image for image in content(folder)["images"]}
     names = {image["file_name"]: image for image in variants(folder)}
     made = json.loads((folder / "augmentation_info.json").read_text())["variants"]
@@ -347,7 +347,7 @@ def test_the_number_of_cores_changes_nothing(
     assert digests(run(dataset, overwrite=True).dataset_dir) == expected
 
 
-def test_the_drawn_strength_is_what_was_done(dataset: Path) -> None:
+def test_the_recorded_strength_is_the_one_that_was_applied(dataset: Path) -> None:
     folder = run(dataset).dataset_dir
     by_id = {image["id"]: image for image in content(folder)["images"]}
     info = json.loads((folder / "augmentation_info.json").read_text())
@@ -392,13 +392,13 @@ def refused(dataset: Path, digests: Digests, **settings: Any) -> str:
     return str(caught.value)
 
 
-def test_a_set_of_variants_is_not_augmented_again(dataset: Path, digests: Digests) -> None:
+def test_an_augmented_folder_is_not_augmented_again(dataset: Path, digests: Digests) -> None:
     augmented = run(dataset).dataset_dir
     assert "holds variants already" in refused(augmented, digests)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_nothing_but_an_augmented_set_is_ever_replaced(
+def test_only_an_augmented_folder_is_ever_replaced(
     dataset: Path, tmp_path: Path, digests: Digests, overwrite: bool
 ) -> None:
     shutil.copytree(dataset, tmp_path / "prepared")
@@ -432,7 +432,7 @@ def first_defect(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_as_variant(folder: Path) -> None:
-    """List the first image once more, as a file that is called as its blurred variant will be."""
+    """List the first image a second time, under the file name that its blurred variant will have."""
     first = content(folder)["images"][0]
     name = f"{first_image(folder).stem}-{first['id']}__blur.png"
     shutil.copy(first_image(folder), folder / "train/images" / name)
@@ -516,7 +516,7 @@ def test_a_bad_image_is_left_out_of_every_split(dataset: Path) -> None:
     assert read_json(made.dataset_dir / "dataset_info.json")["tally"]["images"]["found"] == sum(before)
 
 
-def test_a_box_alone_is_moved_as_it_is(dataset: Path) -> None:
+def test_an_annotation_with_only_a_box_is_transformed_as_a_box(dataset: Path) -> None:
     edit(dataset, lambda found: [one.update(segmentation=[], bbox=[2.5, 3, 4.25, 5]) for one in found["annotations"]])
     made = read_split(augment(AugmentConfig(dataset_dir=dataset, augmentation_factor=6)).dataset_dir, "train")
     # Of images 18 wide and 14 high.

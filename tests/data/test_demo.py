@@ -1,4 +1,4 @@
-"""The procedural category: the same bytes from the same seed, and masks that are exactly the defect."""
+"""The demo category: the same seed gives the same bytes, and the masks are exactly the defects."""
 
 import zlib
 from dataclasses import replace
@@ -47,21 +47,21 @@ def test_the_same_seed_gives_the_same_bytes_in_any_folder(tmp_path: Path) -> Non
     assert len(digests(first.folder)) == 2 + 3 + 2 * 4 * 2 + 1
 
 
-def test_another_seed_gives_other_images_and_0_is_a_seed(tmp_path: Path) -> None:
+def test_another_seed_gives_other_images_and_0_is_a_valid_seed(tmp_path: Path) -> None:
     seeds = [0, 1, 42]
     made = [generate(replace(SMALL, mvtec_root=tmp_path / str(seed), seed=seed)).folder for seed in seeds]
     images = {sha256(path.read_bytes()) for folder in made for path in folder.glob("t*/*/*.png")}
     assert len(images) == len(seeds) * (2 + 3 + 2 * 4)
 
 
-def test_larger_counts_leave_earlier_images_as_they_were(tmp_path: Path) -> None:
+def test_larger_counts_do_not_change_the_earlier_images(tmp_path: Path) -> None:
     few = digests(generate(replace(SMALL, mvtec_root=tmp_path / "few")).folder)
     more = replace(SMALL, mvtec_root=tmp_path / "more", good=5, defective=3, train_good=4)
     many = digests(generate(more).folder)
     assert {name for name in few if few[name] != many[name]} == {"demo_info.json"}
 
 
-def test_the_folder_is_a_category_as_mvtec_lays_it_out(tmp_path: Path) -> None:
+def test_the_folder_has_the_layout_of_an_mvtec_category(tmp_path: Path) -> None:
     made = generate(replace(SMALL, mvtec_root=tmp_path, image_size=72))
     found = samples(tmp_path, "demo")
     assert made == demo.Demo(tmp_path / "demo", images=len(found), defective=8)
@@ -95,7 +95,7 @@ def test_the_mask_is_exactly_what_the_defect_changed(product: Product, defect: D
             assert change[region].mean() > 35
 
 
-def test_some_stains_are_rings_some_images_have_several_defects_and_scratches_are_thin() -> None:
+def test_defects_vary_some_stains_are_rings_some_images_have_several_and_scratches_are_thin() -> None:
     rings = [has_hole(mask) for mask in masks_of("contamination", 20)]
     assert 2 <= sum(rings) < 18
     for defect in DEFECTS:
@@ -158,7 +158,7 @@ def test_a_category_made_with_the_same_settings_is_left_as_it_is(
     assert generate(config) == made
 
 
-def test_other_settings_need_overwrite_and_a_strange_folder_is_never_replaced(tmp_path: Path) -> None:
+def test_other_settings_need_overwrite_and_a_foreign_folder_is_never_replaced(tmp_path: Path) -> None:
     config = replace(SMALL, mvtec_root=tmp_path)
     before = digests(generate(config).folder)
     with pytest.raises(FlawmaskError, match="--overwrite"):
@@ -172,7 +172,7 @@ def test_other_settings_need_overwrite_and_a_strange_folder_is_never_replaced(tm
         generate(replace(config, category="mine", overwrite=True))
 
 
-def test_an_image_depends_on_its_seed_folder_and_number_alone(tmp_path: Path) -> None:
+def test_an_image_depends_only_on_its_seed_folder_and_number(tmp_path: Path) -> None:
     made = generate(replace(SMALL, mvtec_root=tmp_path, seed=5))
     rng = np.random.default_rng([5, zlib.crc32(b"test/hole"), 1])
     image, mask = draw(rng, "plate", "hole", 64)

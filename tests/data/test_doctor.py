@@ -1,4 +1,4 @@
-"""The doctor: every fault that is planted is reported, a clean folder is not, and nothing makes it stumble."""
+"""The doctor: every planted fault is reported, a clean folder has no problem, and nothing makes the doctor fail."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ SIDE = 48
 
 
 def picture(seed: int) -> Picture:
-    """Return soft grey clouds that fill the range: like a photo, and unlike plain noise, they survive a JPEG."""
+    """Return soft grey clouds that use the whole range. Like a photo and unlike noise, they survive a JPEG."""
     clouds = cv2.GaussianBlur(np.random.default_rng(seed).random((SIDE, SIDE)), (0, 0), 1.5)
     grey = cv2.normalize(clouds, clouds, 0, 255, cv2.NORM_MINMAX)
     return np.repeat(grey[:, :, None], 3, axis=2).astype(np.uint8)
@@ -141,7 +141,7 @@ def test_a_bad_mask_is_reported(category: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("values", [(0, 1), (0, 200), (0, 65535)])
-def test_a_mask_of_0_and_one_other_value_is_binary(category: Path, values: tuple[int, int]) -> None:
+def test_a_mask_with_0_and_one_other_value_is_binary(category: Path, values: tuple[int, int]) -> None:
     pixels = np.where(blob(), *values[::-1])
     deep = max(values) > 255
     path = category / "ground_truth/hole/0_mask.png"
@@ -174,7 +174,7 @@ def test_masks_without_an_image_are_reported(category: Path) -> None:
     ]
 
 
-def test_masks_of_one_image_are_reported_and_the_rest_still_checked(category: Path) -> None:
+def test_several_masks_of_one_image_are_reported_and_the_rest_still_checked(category: Path) -> None:
     write_png(category / "ground_truth/crack/0_mask.tif", np.zeros((SIDE, SIDE), np.uint8))
     report = check(category)
     assert found(report) == [
@@ -190,7 +190,7 @@ def test_a_defect_type_without_an_image_is_reported(category: Path) -> None:
     assert found(check(category)) == [("warning", "empty category", "part/test/dent")]
 
 
-def test_files_with_the_same_bytes_are_one_problem_however_many_they_are(category: Path) -> None:
+def test_any_number_of_files_with_the_same_bytes_is_one_problem(category: Path) -> None:
     data = (category / "test/good/0.png").read_bytes()
     for name in ("test/good/1.png", "train/good/0.png"):
         (category / name).write_bytes(data)
@@ -218,13 +218,13 @@ def test_the_same_picture_in_other_bytes_is_reported(category: Path, change: Cal
     assert "part/test/good/0.png" in report.problems[0].message
 
 
-def test_blank_images_are_not_taken_for_copies_of_one_picture(category: Path) -> None:
+def test_blank_images_do_not_count_as_copies_of_one_picture(category: Path) -> None:
     for number, grey in enumerate((90, 200)):
         write_png(category / f"test/good/{number}.png", np.full((SIDE, SIDE, 3), grey, np.uint8))
     assert check(category).problems == ()
 
 
-def test_many_copies_of_one_picture_are_a_list_and_not_a_square(category: Path) -> None:
+def test_many_copies_of_one_picture_give_a_problem_each_and_not_one_for_each_pair(category: Path) -> None:
     for number in range(20):
         pixels = picture(77)
         pixels[0, 0] = number
@@ -254,7 +254,7 @@ def test_a_clean_coco_folder_has_no_problem_and_is_counted(dataset: Path) -> Non
     )
 
 
-def test_the_same_file_on_two_splits_is_an_error_and_on_one_a_warning(dataset: Path) -> None:
+def test_the_same_file_in_two_splits_is_an_error_and_in_one_split_a_warning(dataset: Path) -> None:
     data = (dataset / "train/images/1.png").read_bytes()
     (dataset / "val/images/1.png").write_bytes(data)
     (dataset / "val/images/3.png").write_bytes((dataset / "val/images/2.png").read_bytes())
@@ -264,7 +264,7 @@ def test_the_same_file_on_two_splits_is_an_error_and_on_one_a_warning(dataset: P
     ]
 
 
-def test_identical_variants_are_no_second_problem_but_a_leak_all_the_same(dataset: Path) -> None:
+def test_identical_variants_are_not_a_second_problem_but_still_a_leak(dataset: Path) -> None:
     data = (dataset / "train/images/2.png").read_bytes()
     (dataset / "train/images/3.png").write_bytes(data)
     edit(dataset, lambda content: [image.update(augmentation="blur") for image in content["images"]])
@@ -273,7 +273,7 @@ def test_identical_variants_are_no_second_problem_but_a_leak_all_the_same(datase
     assert found(check(dataset)) == [("error", "leak", "train/images/2.png")]
 
 
-def test_the_same_picture_on_two_splits_is_a_near_leak(dataset: Path) -> None:
+def test_the_same_picture_in_two_splits_is_a_near_leak(dataset: Path) -> None:
     write_png(dataset / "val/images/1.png", as_jpeg(picture(1)))
     report = check(dataset)
     assert found(report) == [("warning", "near-leak", "val/images/1.png")]
@@ -307,7 +307,7 @@ def test_a_bad_annotation_is_reported(dataset: Path, what: str) -> None:
     assert "annotation 2" in report.problems[0].message
 
 
-def test_every_annotation_that_cannot_be_used_is_reported(dataset: Path) -> None:
+def test_every_unusable_annotation_is_reported(dataset: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["annotations"][0].update(segmentation="here")
         content["annotations"][1].update(bbox=[12, 10, 4])
@@ -328,12 +328,12 @@ def test_an_export_without_areas_and_with_images_beside_its_file_has_no_fault(da
     assert check(dataset).problems == ()
 
 
-def test_the_polygon_measures_of_other_tools_are_no_fault(dataset: Path) -> None:
+def test_boxes_and_areas_that_other_tools_measure_on_polygons_are_not_a_fault(dataset: Path) -> None:
     edit(dataset, lambda content: content["annotations"][1].update(bbox=[12.4, 9.6, 12.2, 10.3], area=127.5))
     assert check(dataset).problems == ()
 
 
-def test_an_image_of_another_size_than_its_record_is_reported(dataset: Path) -> None:
+def test_an_image_whose_size_differs_from_its_record_is_reported(dataset: Path) -> None:
     edit(dataset, lambda content: content["images"][1].update(width=96))
     assert found(check(dataset)) == [("error", "image size", "train/images/2.png")]
 
@@ -378,7 +378,7 @@ def test_a_truncated_image_of_a_coco_folder_is_reported(dataset: Path) -> None:
 # Photographs of one part
 
 
-def test_names_that_speak_of_parts_are_reported_with_the_flag_that_keeps_them_together(category: Path) -> None:
+def test_names_that_contain_parts_are_reported_with_the_flag_that_keeps_them_together(category: Path) -> None:
     for part in range(12):
         for view in "ab":
             write_png(category / f"test/good/part{part:02d}_{view}.png", picture(100 + 2 * part + (view == "b")))
@@ -389,10 +389,10 @@ def test_names_that_speak_of_parts_are_reported_with_the_flag_that_keeps_them_to
     (problem,) = check(category).problems
     assert (problem.severity, problem.kind, problem.where) == ("warning", "several images of a part", "part")
     assert problem.message.startswith("seems to show 12 parts on 24 of its 24 images")
-    assert problem.message.endswith("if so, keep each on one side with --group_by '^(part[0-9]+)'")
+    assert problem.message.endswith("if so, keep each in one split with --group_by '^(part[0-9]+)'")
 
 
-def test_of_a_coco_folder_it_says_how_many_parts_are_on_several_splits(tmp_path: Path) -> None:
+def test_the_report_on_a_coco_folder_says_how_many_parts_are_in_several_splits(tmp_path: Path) -> None:
     for split, seed, parts in [("train", 0, "1123"), ("val", 10, "2344")]:
         images: list[dict[str, Any]] = []
         for number, part in enumerate(parts, start=1):
@@ -408,11 +408,11 @@ def test_of_a_coco_folder_it_says_how_many_parts_are_on_several_splits(tmp_path:
     (problem,) = check(tmp_path / "set").problems
     assert (problem.severity, problem.kind, problem.where) == ("warning", "several images of a part", "set")
     assert "seems to show 4 parts on 8 of its 8 images" in problem.message
-    assert "if so, 2 of them are on several splits" in problem.message
+    assert "if so, 2 of them are in several splits" in problem.message
     assert "--group_by '^(p[0-9]+)'" in problem.message
 
 
-def test_a_part_on_two_splits_of_a_coco_folder_is_an_error_where_records_name_it(dataset: Path) -> None:
+def test_a_part_in_two_splits_of_a_coco_folder_is_an_error_if_records_name_it(dataset: Path) -> None:
     for split, parts in {"train": ["p1", "p2", "p3"], "val": ["p4", "p2", "p2"]}.items():
         path = dataset / split / "annotations.json"
         content = read_json(path)
@@ -427,7 +427,7 @@ def test_a_part_on_two_splits_of_a_coco_folder_is_an_error_where_records_name_it
 # What is asked for, and what comes out
 
 
-def test_a_folder_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     for settings in ({"dataset_dir": tmp_path / "none"}, {"mvtec_root": tmp_path, "category": "none"}):
         with pytest.raises(FlawmaskError) as error:
             examine(DoctorConfig(**settings))
@@ -470,7 +470,7 @@ def test_the_contact_sheet_outlines_the_defects(category: Path, dataset: Path, t
         assert cv2.connectedComponents(closed)[0] - 1 == 4
 
 
-def test_no_sheet_is_written_where_none_is_wanted_or_nothing_can_be_read(category: Path, tmp_path: Path) -> None:
+def test_no_sheet_is_written_if_none_is_wanted_or_no_image_can_be_read(category: Path, tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
     assert check(category, contact_sheet=path, sheet_images=0).contact_sheet is None
     for image in category.glob("t*/*/*.png"):
@@ -513,7 +513,7 @@ def real(category: Path) -> Report:
     return check(category)
 
 
-def test_the_two_identical_bottles_are_found_and_no_two_different_ones() -> None:
+def test_the_two_identical_bottles_are_found_and_no_different_ones() -> None:
     report = real(SHARED / "mvtec_ad_sample" / "bottle")
     assert found(report) == [("warning", "identical images", "bottle/test/good/002.png")]
     assert "bottle/test/good/008.png" in report.problems[0].message
@@ -521,14 +521,14 @@ def test_the_two_identical_bottles_are_found_and_no_two_different_ones() -> None
     assert sum(count.images for count in report.counts) == 17
 
 
-def test_the_magnetic_tiles_have_no_fault_but_tiles_photographed_several_times() -> None:
+def test_the_only_problem_of_the_magnetic_tiles_is_several_photographs_of_a_tile() -> None:
     report = real(SHARED / "magnetic_tile")
     counts = Counter(problem.kind for problem in report.problems)
     assert set(counts) == {"near-identical images", "several images of a part"}
     assert 0 < counts["near-identical images"] < 15
     (parts,) = (problem for problem in report.problems if problem.kind == "several images of a part")
     assert parts.where == "magnetic_tile"
-    assert parts.message.endswith("keep each on one side with --group_by '^(tile[0-9]+)'")
+    assert parts.message.endswith("keep each in one split with --group_by '^(tile[0-9]+)'")
     images = [path for path in (SHARED / "magnetic_tile").glob("t*/*/*") if path.is_file()]
     assert sum(count.images for count in report.counts) == len(images) > 900
 
@@ -540,12 +540,12 @@ def counted(report: Report) -> list[str]:
     return [tally.line() for tally in report.tallies]
 
 
-def test_all_of_a_clean_set_can_be_used(category: Path, dataset: Path) -> None:
+def test_everything_in_a_clean_data_set_is_usable(category: Path, dataset: Path) -> None:
     assert counted(check(category)) == ["9 images: all used", "4 annotations: all used"]
     assert counted(check(dataset)) == ["6 images: all used", "6 annotations: all used"]
 
 
-def test_what_of_a_category_cannot_be_used_is_counted(category: Path) -> None:
+def test_unusable_files_of_a_category_are_counted(category: Path) -> None:
     (category / "ground_truth/crack/0_mask.png").unlink()
     (category / "test/hole/1.png").write_bytes(b"?")
     assert counted(check(category)) == [
@@ -554,7 +554,7 @@ def test_what_of_a_category_cannot_be_used_is_counted(category: Path) -> None:
     ]
 
 
-def test_what_of_a_coco_folder_cannot_be_used_is_counted_in_all_splits(dataset: Path) -> None:
+def test_unusable_records_of_a_coco_folder_are_counted_in_all_splits(dataset: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["annotations"][0].update(segmentation=[[1, 1, 4, 4]])
         content["annotations"][1].update(iscrowd=1)
@@ -570,7 +570,7 @@ def test_what_of_a_coco_folder_cannot_be_used_is_counted_in_all_splits(dataset: 
     assert next(count for count in report.counts if count.type == "crack") == Count("train", "crack", 2, 2, 1)
 
 
-def test_crowds_alone_are_an_error_unless_they_are_taken_for_instances(dataset: Path) -> None:
+def test_only_crowds_are_an_error_unless_they_are_used_as_instances(dataset: Path) -> None:
     edit(dataset, lambda content: [record.update(iscrowd=1) for record in content["annotations"][1:]])
     report = check(dataset)
     assert found(report) == [("error", "crowd", "train")]
@@ -580,7 +580,7 @@ def test_crowds_alone_are_an_error_unless_they_are_taken_for_instances(dataset: 
     assert counted(taken)[1] == "6 annotations: all used"
 
 
-def test_boxes_alone_are_a_warning_and_their_areas_none(dataset: Path) -> None:
+def test_annotations_with_only_a_box_are_a_warning_and_their_areas_are_not_checked(dataset: Path) -> None:
     edit(dataset, lambda content: content["annotations"][1].update(segmentation=[], area=3))
     report = check(dataset)
     assert found(report) == [("warning", "box alone", "train")]
@@ -591,7 +591,7 @@ TAKEN = "--strict --crowds instances"
 
 
 @pytest.mark.parametrize(("flags", "status"), [("", 0), ("--strict", 3), (TAKEN, 0)])
-def test_with_strict_what_cannot_be_used_ends_the_command_with_status_3(
+def test_with_strict_unusable_images_or_records_end_the_command_with_status_3(
     dataset: Path, flags: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(dataset, lambda content: content["annotations"][1].update(iscrowd=1))
@@ -608,7 +608,7 @@ def test_with_strict_what_cannot_be_used_ends_the_command_with_status_3(
     assert ("6 annotations: 5 used, 1 not used: crowd (2 of 2.png)" in shown.err + "".join(said)) == (flags != TAKEN)
 
 
-def test_a_category_that_looks_good_is_asked_about(dataset: Path) -> None:
+def test_a_category_whose_name_may_mean_good_is_reported(dataset: Path) -> None:
     edit(dataset, lambda content: content["categories"][1].update(name="OK"))
     assert ("warning", "good by another name", "train") in found(check(dataset))
 
@@ -623,7 +623,9 @@ def status(*arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
-def test_the_command_ends_with_1_where_it_found_an_error(category: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_ends_with_status_1_if_it_found_an_error(
+    category: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = ("--mvtec_root", str(category.parent), "--category", "part")
     assert status(*where) == 0
     (category / "test/good/photo.cr2").write_bytes(b"")
@@ -634,7 +636,7 @@ def test_the_command_ends_with_1_where_it_found_an_error(category: Path, capsys:
     assert status(*where) == 1
 
 
-def test_what_was_found_comes_as_json(category: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_is_printed_as_json(category: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (category / "ground_truth/crack/1_mask.png").unlink()
     capsys.readouterr()
     assert status("--mvtec_root", str(category.parent), "--category", "part", "--json") == 1
@@ -654,7 +656,7 @@ def test_what_was_found_comes_as_json(category: Path, capsys: pytest.CaptureFixt
     assert told["contact_sheet"] is None
 
 
-def test_a_coco_folder_comes_as_json(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_on_a_coco_folder_is_printed_as_json(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert status("--dataset_dir", str(dataset), "--json") == 0
     told = json.loads(capsys.readouterr().out)

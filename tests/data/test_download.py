@@ -1,4 +1,4 @@
-"""MVTec AD is fetched when asked for, from a server that breaks off, stalls, lies, or sends an archive that climbs."""
+"""Download MVTec AD from servers that break off, stall, send another file, or send an archive with unsafe paths."""
 
 import io
 import ssl
@@ -42,7 +42,7 @@ GOOD = archive_of({"bottle/test/good/0.png": NOISE, "bottle/license.txt": b"CC",
 
 
 class Served:
-    """What a server sends, and what it was asked for."""
+    """The data that a server sends, and the requests that it received."""
 
     def __init__(self, data: bytes, **how: Any) -> None:
         self.data, self.how = data, how
@@ -127,7 +127,7 @@ def test_one_category_is_unpacked_and_the_archive_kept_for_the_next(
 
 
 @pytest.mark.parametrize("how", [{"breaks_after": 1000}, {"breaks_after": 70_000, "times": 3}, {"stalls": True}])
-def test_a_transfer_that_breaks_off_or_stalls_goes_on_where_it_was(tmp_path: Path, how: dict[str, Any]) -> None:
+def test_a_transfer_that_breaks_off_or_stalls_is_continued(tmp_path: Path, how: dict[str, Any]) -> None:
     served = Served(GOOD, **how)
     with serving(served) as url:
         download(config(tmp_path, url))
@@ -136,13 +136,13 @@ def test_a_transfer_that_breaks_off_or_stalls_goes_on_where_it_was(tmp_path: Pat
     assert all(one is not None and one.startswith("bytes=") for one in served.asked[1:])
 
 
-def test_a_server_that_cannot_go_on_sends_all_of_it_again(tmp_path: Path) -> None:
+def test_a_server_that_cannot_continue_sends_the_whole_file_again(tmp_path: Path) -> None:
     with serving(Served(GOOD, breaks_after=1000, no_ranges=True)) as url:
         download(config(tmp_path, url))
     assert contents(tmp_path / "bottle") == BOTTLE
 
 
-def test_what_another_call_has_fetched_in_part_is_gone_on_with(tmp_path: Path) -> None:
+def test_the_partial_file_of_an_earlier_call_is_continued(tmp_path: Path) -> None:
     (tmp_path / "mvtec.tar.xz.partial").write_bytes(GOOD[:5000])
     served = Served(GOOD)
     with serving(served) as url:
@@ -163,7 +163,7 @@ def refused(says: str, given: DownloadConfig) -> None:
     assert not [name for name in names(given.mvtec_root) if name.startswith(".")]
 
 
-def test_a_server_that_brings_nothing_is_given_up(tmp_path: Path) -> None:
+def test_a_server_that_sends_nothing_is_given_up(tmp_path: Path) -> None:
     served = Served(GOOD, breaks_after=0, times=100)
     with serving(served) as url:
         refused(
@@ -178,7 +178,7 @@ def test_a_server_that_brings_nothing_is_given_up(tmp_path: Path) -> None:
     refused("cannot be fetched", config(tmp_path, "http://127.0.0.1:9/mvtec.tar.xz"))
 
 
-def test_another_file_than_wanted_is_deleted(tmp_path: Path) -> None:
+def test_a_file_with_another_checksum_is_deleted(tmp_path: Path) -> None:
     with serving(Served(GOOD[:-1] + b"!")) as url:
         refused(
             r"is another file than wanted \(SHA-256 [0-9a-f]{64}, not [0-9a-f]{64}\): it was deleted",
@@ -200,7 +200,7 @@ def test_another_file_than_wanted_is_deleted(tmp_path: Path) -> None:
         archive_of({"bottle/a": b"a"}, bottle__link="a"),
     ],
 )
-def test_an_archive_that_climbs_out_of_its_folder_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_an_archive_with_paths_outside_its_folder_is_refused(tmp_path: Path, data: bytes) -> None:
     root = tmp_path / "deep" / "root"
     with serving(Served(data)) as url:
         refused("cannot be unpacked", config(root, url, data))
@@ -208,13 +208,13 @@ def test_an_archive_that_climbs_out_of_its_folder_is_refused(tmp_path: Path, dat
     assert names(root) == ["mvtec.tar.xz"]
 
 
-def test_an_archive_that_is_none_or_lacks_the_category_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_archive_or_one_without_the_category_is_refused(tmp_path: Path) -> None:
     for data, says in ((b"no archive at all", "cannot be unpacked"), (GOOD, "holds no zipper")):
         with serving(Served(data)) as url:
             refused(says, config(tmp_path / sha256(data)[:4], url, data, category="zipper"))
 
 
-def test_a_category_that_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
+def test_an_existing_category_is_replaced_only_on_request(tmp_path: Path) -> None:
     (tmp_path / "bottle" / "test").mkdir(parents=True)
     (tmp_path / "bottle" / "mine").touch()
     with serving(Served(GOOD)) as url:
@@ -231,9 +231,7 @@ def test_a_category_that_is_there_is_replaced_only_when_asked(tmp_path: Path) ->
             download(config(tmp_path, url, category="cable", overwrite=True))
 
 
-def test_a_connection_that_is_lost_in_whichever_way_is_taken_up_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_connection_is_resumed_whatever_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, lost = HTTPResponse.read1, [OSError(113, "No route to host"), ssl.SSLError("bad record"), TimeoutError()]
 
     def losing(self: HTTPResponse, count: int = -1) -> bytes:
@@ -251,16 +249,16 @@ def test_a_connection_that_is_lost_in_whichever_way_is_taken_up_again(
     ("changes", "says"),
     [
         ({"category": "bottles", "sha256": SHA256}, f"--category bottles: MVTec AD has {', '.join(CATEGORIES)}"),
-        ({"category": "../x"}, "--category '../x' is no name of a folder"),
-        ({"category": ""}, "--category '' is no name of a folder"),
+        ({"category": "../x"}, "--category '../x' is not the name of a folder"),
+        ({"category": ""}, "--category '' is not the name of a folder"),
         ({"url": "file:///etc/passwd"}, "--url file:///etc/passwd: it must start with https"),
         *(
-            ({"url": url}, "it is no address of a file")
+            ({"url": url}, "this is not the address of a file")
             for url in ("http://[::1/a.tar", "http://host/", "http://host/ä.tar.xz", "http://host:x/a.tar", "http:///a")
         ),
         ({"sha256": "abc"}, "--sha256 'abc': it must be 64 hexadecimal digits"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+def test_impossible_settings_are_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(FlawmaskError, match=says):
         config(tmp_path, **{"url": "http://127.0.0.1:9/a.tar.xz"} | changes)

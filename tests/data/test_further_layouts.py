@@ -1,4 +1,4 @@
-"""Layouts of public data sets, and plain folders: recognised, read as their authors say, each file accounted for."""
+"""Layouts of public data sets, and plain folders: they are recognised and read correctly, and each file is counted."""
 
 import csv
 import logging
@@ -23,7 +23,7 @@ Mask = npt.NDArray[np.uint8]
 
 
 def spot(row: int = 2, level: int = 255) -> Mask:
-    """Return a mask, 14 high and 18 wide, with a defect of one level."""
+    """Return a mask, 14 high and 18 wide, with a defect of one grey level."""
     mask = np.zeros((14, 18), np.uint8)
     mask[row : row + 3, 4:9] = level
     return mask
@@ -33,7 +33,7 @@ BLACK = np.zeros((14, 18), np.uint8)
 
 
 def files(folder: Path, images: dict[str, int], masks: dict[str, Mask]) -> Path:
-    """Write images, each drawn from its seed, and masks, and return the folder."""
+    """Write images, each drawn with its own seed, and masks; return the folder."""
     for name, seed in images.items():
         draw_image(folder / name, seed)
     for name, mask in masks.items():
@@ -73,7 +73,7 @@ def nested(tmp_path: Path) -> Path:
     return files(tmp_path / "data" / "part", images, masks)
 
 
-def test_images_in_folders_below_a_type_are_seen_with_their_own_masks(tmp_path: Path) -> None:
+def test_images_in_subfolders_of_a_type_are_found_with_their_masks(tmp_path: Path) -> None:
     prepared = run(nested(tmp_path), good_as="empty")
     assert layout_of(tmp_path / "data") == "mvtec"
     union = joined(prepared)
@@ -85,7 +85,7 @@ def test_images_in_folders_below_a_type_are_seen_with_their_own_masks(tmp_path: 
 
 
 @pytest.mark.parametrize("flat", ["images", "masks"])
-def test_a_mask_in_another_folder_belongs_to_the_only_image_of_its_name(tmp_path: Path, flat: str) -> None:
+def test_a_mask_in_another_folder_belongs_to_the_only_image_with_its_name(tmp_path: Path, flat: str) -> None:
     image, mask = ("", "cam2/") if flat == "images" else ("cam2/", "")
     folder = files(
         tmp_path / "part",
@@ -125,7 +125,7 @@ def test_defects_among_the_training_images_have_masks_of_their_own(tmp_path: Pat
     assert problems(tmp_path, "part") == []
 
 
-def test_hidden_folders_thumbnails_and_those_of_archivers_and_drives_are_no_images_and_no_types(tmp_path: Path) -> None:
+def test_hidden_folders_thumbnails_and_folders_of_archivers_and_drives_are_ignored(tmp_path: Path) -> None:
     folder = nested(tmp_path)
     clean = kinds(folder)
     for junk in (
@@ -170,7 +170,7 @@ def loco(tmp_path: Path) -> Path:
     return files(tmp_path / "data" / "box", images, masks)
 
 
-def test_loco_has_a_folder_of_masks_for_each_image(tmp_path: Path) -> None:
+def test_in_loco_each_image_has_a_folder_of_masks(tmp_path: Path) -> None:
     folder = loco(tmp_path)
     (folder / "defects_config.json").write_text("[]")
     assert layout_of(folder.parent) == "loco"
@@ -188,7 +188,7 @@ def test_loco_has_a_folder_of_masks_for_each_image(tmp_path: Path) -> None:
     assert {sample.origin for sample in samples(folder.parent, "box")} == {"test", "train", "val"}
 
 
-def test_an_image_of_loco_without_its_folder_of_masks_is_named(tmp_path: Path) -> None:
+def test_a_loco_image_without_its_folder_of_masks_is_reported(tmp_path: Path) -> None:
     folder = loco(tmp_path)
     shutil.rmtree(folder / "ground_truth/logical_anomalies/001")
     with pytest.raises(FlawmaskError, match=r"001\.png has no mask: draw ground_truth/logical_anomalies/001/000\.png"):
@@ -196,7 +196,7 @@ def test_an_image_of_loco_without_its_folder_of_masks_is_named(tmp_path: Path) -
 
 
 def visa(tmp_path: Path, category: str = "pcb1") -> Path:
-    """Write a category with defects of three levels, two of them on one image, and return its folder."""
+    """Write a category with defects of three grey levels, two of them on one image; return its folder."""
     folder = files(
         tmp_path / "data" / category,
         {**numbered("Data/Images/Normal", 6, suffix=".JPG"), **numbered("Data/Images/Anomaly", 6, suffix=".JPG")},
@@ -237,7 +237,7 @@ def test_visas_mask_levels_name_the_defects(tmp_path: Path) -> None:
     assert problems(folder.parent, "pcb1") == []
 
 
-def test_visas_own_table_of_names_is_whole() -> None:
+def test_the_table_of_visas_defect_names_is_complete() -> None:
     assert {name: len(types) for name, types in TYPES.items()} == {
         "candle": 8,
         "capsules": 5,
@@ -254,7 +254,7 @@ def test_visas_own_table_of_names_is_whole() -> None:
     }
 
 
-def test_a_category_of_ones_own_in_visas_layout_is_named_by_its_csv_file(tmp_path: Path) -> None:
+def test_the_csv_file_names_the_defects_of_other_categories_in_visas_layout(tmp_path: Path) -> None:
     folder = visa(tmp_path, "gear")
     labels = ["dent", "dent", "rust", "rust", "dent,rust", "odd"]
     rows = [["image", "label", "mask"]]
@@ -268,7 +268,7 @@ def test_a_category_of_ones_own_in_visas_layout_is_named_by_its_csv_file(tmp_pat
     assert [mask.defect_type for mask in found[4].masks] == ["dent", "rust"]
 
 
-def test_visas_csv_file_says_what_is_tested_and_what_it_does_not_know_is_named(tmp_path: Path) -> None:
+def test_visas_csv_file_gives_the_split_and_images_missing_in_it_are_reported(tmp_path: Path) -> None:
     folder = visa(tmp_path)
     prepared = run(folder, keep_split=True)
     by_split = {
@@ -287,7 +287,7 @@ def test_visas_csv_file_says_what_is_tested_and_what_it_does_not_know_is_named(t
     ]
 
 
-def test_mvtec_ad_2_has_light_conditions_of_one_part_and_private_images(
+def test_mvtec_ad_2_has_several_light_conditions_of_a_part_and_private_images(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lights = ("regular", "overexposed", "shift_1")
@@ -348,7 +348,7 @@ def ksdd2(tmp_path: Path) -> Path:
     return files(tmp_path / "data" / "KolektorSDD2", images, masks)
 
 
-def test_kolektorsdd2_says_by_a_black_mask_what_is_good(tmp_path: Path) -> None:
+def test_in_kolektorsdd2_an_image_with_a_black_mask_is_good(tmp_path: Path) -> None:
     folder = ksdd2(tmp_path)
     assert layout_of(folder.parent) == "ksdd2"
     found = kinds(folder)
@@ -373,7 +373,7 @@ def plain(tmp_path: Path, suffix: str = "_mask") -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["", "_mask", "-gt"])
-def test_plain_folders_are_matched_by_name_whatever_the_suffix(tmp_path: Path, suffix: str) -> None:
+def test_images_and_masks_in_plain_folders_are_matched_by_name_with_any_suffix(tmp_path: Path, suffix: str) -> None:
     folder = plain(tmp_path, suffix)
     assert layout_of(folder.parent) == "folders"
     assert kinds(folder) == {f"images/{number}.png": "defect" if number < 4 else "good" for number in range(8)}
@@ -386,7 +386,7 @@ def test_plain_folders_are_matched_by_name_whatever_the_suffix(tmp_path: Path, s
     assert info(prepared)["tally"]["annotations"] == {"found": 5, "used": 5, "not_used": {}}
 
 
-def test_plain_folders_may_be_called_anything_and_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_folders_may_have_any_name_and_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = plain(tmp_path)
     (folder / "images").rename(folder / "photos")
     (folder / "masks").rename(folder / "labels")
@@ -397,21 +397,21 @@ def test_plain_folders_may_be_called_anything_and_lie_anywhere(tmp_path: Path, m
     assert set(sides(prepared)) == {f"data/part/photos/{number}.png" for number in range(8)}
     report = examine(DoctorConfig(category="mine", sheet_images=0, **given))  # type: ignore[arg-type]
     assert sum(count.images for count in report.counts) == 8
-    with pytest.raises(FlawmaskError, match=r"data/part/nothing is no folder.*--masks"):
+    with pytest.raises(FlawmaskError, match=r"data/part/nothing is not a folder.*--masks"):
         prepare(PrepareConfig(category="mine", **given | {"masks": "data/part/nothing"}))  # type: ignore[arg-type]
 
 
-def test_images_and_masks_in_one_folder_are_told_apart_by_the_suffix(tmp_path: Path) -> None:
+def test_the_suffix_distinguishes_images_and_masks_in_one_folder(tmp_path: Path) -> None:
     folder = plain(tmp_path)
     for path in (folder / "masks").iterdir():
         path.rename(folder / "images" / path.name)
-    with pytest.raises(FlawmaskError, match="say with --mask_suffix"):
+    with pytest.raises(FlawmaskError, match="with --mask_suffix"):
         kinds(folder, images="images", masks="images")
     found = kinds(folder, images="images", masks="images", mask_suffix="_mask")
     assert sorted(found.values()) == ["defect"] * 4 + ["good"] * 4
 
 
-def test_folders_below_the_images_say_the_split_and_the_type(tmp_path: Path) -> None:
+def test_subfolders_of_the_images_give_the_split_and_the_type(tmp_path: Path) -> None:
     folder = files(
         tmp_path / "data" / "part",
         {
@@ -441,7 +441,7 @@ def test_masks_whose_names_do_not_follow_from_the_images_are_refused(tmp_path: P
         kinds(folder)
 
 
-def test_the_settings_of_plain_folders_are_for_no_other_layout() -> None:
+def test_the_settings_of_plain_folders_are_refused_with_other_layouts() -> None:
     with pytest.raises(FlawmaskError, match="--mask_suffix is for --layout folders, and --layout is mvtec"):
         LayoutSettings(layout="mvtec", mask_suffix="_x")
 
@@ -450,7 +450,7 @@ def test_the_settings_of_plain_folders_are_for_no_other_layout() -> None:
 
 
 @pytest.mark.parametrize("name", ["OK", "Good", "normal", "gut", "合格", "i.O.", "good_parts", "defect-free", "1_ok"])
-def test_a_type_that_looks_good_is_asked_about_and_no_defect(tiny_category: Make, name: str) -> None:
+def test_a_type_whose_name_may_mean_good_must_be_confirmed(tiny_category: Make, name: str) -> None:
     folder = tiny_category(good=3, crack=3)
     (folder / "test/good").rename(folder / "test" / name)
     with pytest.raises(
@@ -465,21 +465,21 @@ def test_a_type_that_looks_good_is_asked_about_and_no_defect(tiny_category: Make
     assert sorted(image["defect_type"] for image in records(prepared)) == ["crack"] * 3 + ["good"] * 3
 
 
-def test_training_images_are_good_by_the_same_name(tiny_category: Make) -> None:
+def test_good_name_applies_to_training_images_too(tiny_category: Make) -> None:
     folder = tiny_category(good=2, train_good=2, crack=2)
     for part in ("test", "train"):
         (folder / part / "good").rename(folder / part / "OK")
     assert sorted(kinds(folder, good_name="gut,OK").values()) == ["crack"] * 2 + ["good"] * 4
 
 
-def test_a_type_of_defect_may_look_good_where_the_user_says_so(tiny_category: Make) -> None:
+def test_a_defect_type_may_have_a_name_that_sounds_good_if_the_user_confirms_it(tiny_category: Make) -> None:
     folder = tiny_category(good=2, normal=2, crack=2)
     prepared = run(folder, good_name="good")
     assert sorted(image["defect_type"] for image in records(prepared)) == ["crack"] * 2 + ["good"] * 2 + ["normal"] * 2
 
 
 @pytest.mark.parametrize("name", ["not_ok", "ng", "ko", "n.i.O.", "goodness", "broken", "defekt"])
-def test_other_types_are_not_asked_about(tiny_category: Make, name: str) -> None:
+def test_other_types_need_no_confirmation(tiny_category: Make, name: str) -> None:
     folder = tiny_category(good=2, **{name: 2})
     assert problems(folder.parent, "part") == []
 
@@ -487,7 +487,7 @@ def test_other_types_are_not_asked_about(tiny_category: Make, name: str) -> None
 # The data set's own split
 
 
-def test_a_split_that_is_kept_tests_on_what_the_data_set_does(tmp_path: Path) -> None:
+def test_with_keep_split_the_test_images_are_those_of_the_data_set(tmp_path: Path) -> None:
     folder = ksdd2(tmp_path)
     prepared = run(folder, keep_split=True, train_ratio=0.75)
     of = {
@@ -501,7 +501,7 @@ def test_a_split_that_is_kept_tests_on_what_the_data_set_does(tmp_path: Path) ->
     assert info(prepared)["tally"]["images"]["used"] == 16
 
 
-def test_validation_images_of_the_data_set_validate(tmp_path: Path) -> None:
+def test_with_keep_split_the_validation_images_are_those_of_the_data_set(tmp_path: Path) -> None:
     images = {
         f"images/{part}/{kind}/{number}.png": hash_of(part + kind) + number
         for part in ("train", "val", "test")
@@ -515,21 +515,21 @@ def test_validation_images_of_the_data_set_validate(tmp_path: Path) -> None:
         assert {Path(image["original_file"]).parents[1].name for image in content(prepared, name)["images"]} == {name}
 
 
-def test_a_split_without_defects_to_train_on_is_refused(tiny_category: Make) -> None:
+def test_keep_split_without_defects_for_training_is_refused(tiny_category: Make) -> None:
     folder = tiny_category(good=2, train_good=4, crack=3)
     with pytest.raises(FlawmaskError, match="no defective image to train on: leave out --keep_split"):
         run(folder, keep_split=True)
     assert not (folder.parents[1] / "out").exists()
 
 
-def test_a_picture_on_both_sides_of_a_kept_split_is_refused(tmp_path: Path) -> None:
+def test_keep_split_with_a_picture_in_two_splits_is_refused(tmp_path: Path) -> None:
     folder = ksdd2(tmp_path)
     shutil.copy(folder / "train/10000.png", folder / "test/20000.png")
     with pytest.raises(FlawmaskError, match=r"10000\.png is for train and shows .*20000\.png, which is for test"):
         run(folder, keep_split=True)
 
 
-def test_a_kept_split_goes_with_no_other() -> None:
+def test_keep_split_cannot_be_combined_with_another_split() -> None:
     for other in ({"test_ratio": 0.2}, {"folds": 3}):
         with pytest.raises(FlawmaskError, match=f"leave out --{next(iter(other))}"):
             PrepareConfig(category="part", keep_split=True, **other)
@@ -559,7 +559,7 @@ UNCOUNTED = ("readme.txt", "test/Thumbs.db", "test/.x.png", "test/crack/@eaDir/x
     good_images=st.sampled_from(["test", "all"]),
 )
 @settings(max_examples=12, deadline=None)
-def test_what_was_found_is_used_or_named_with_the_reason(
+def test_every_file_that_was_found_is_used_or_listed_with_the_reason(
     tmp_path_factory: pytest.TempPathFactory,
     strays: set[str],
     uncounted: set[str],

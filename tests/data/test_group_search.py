@@ -1,4 +1,4 @@
-"""Parts told by names: found where names are of that kind, and nowhere else."""
+"""Parts in file names are found if the names have such a form, and not otherwise."""
 
 import random
 from pathlib import Path
@@ -13,7 +13,7 @@ def pattern_of(names: list[str]) -> str | None:
     return found.pattern if found else None
 
 
-def test_names_that_begin_with_a_part_make_groups_and_the_flag_that_keeps_them_together() -> None:
+def test_names_that_begin_with_a_part_give_groups_and_the_flag_that_keeps_them_together() -> None:
     found = find_groups([f"part{part:04d}_{view}.png" for part in range(20) for view in "abc"])
     assert found is not None
     assert found.flag == "--group_by '^(part[0-9]+)'"
@@ -63,11 +63,11 @@ def test_several_forms_of_names(names: list[str], pattern: str) -> None:
         [f"part{part}_{view}.png" for part in range(10) for view in "ab"] + [f"x{one}.png" for one in range(10)],
     ],
 )
-def test_a_counter_a_camera_or_a_day_is_no_part(names: list[str]) -> None:
+def test_a_counter_a_camera_or_a_day_is_not_a_part(names: list[str]) -> None:
     assert pattern_of(names) is None
 
 
-def test_the_tiles_are_found_by_their_names_and_no_group_of_bottles(shared_data: Path) -> None:
+def test_groups_are_found_in_the_names_of_tiles_and_not_in_those_of_bottles(shared_data: Path) -> None:
     tiles = [path.name for path in shared_data.glob("magnetic_tile/t*/*/*.jpg")]
     found = find_groups(tiles)
     assert found is not None

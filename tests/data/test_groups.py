@@ -1,4 +1,4 @@
-"""Groups: what a part is called, and which images belong together."""
+"""Groups: the names of parts, and the images that belong together."""
 
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from flawmask.data.layouts import Sample
         (r"(tile[0-9]+)?", "plate017.jpg", None),  # it matches the nothing before the name: that is no part
     ],
 )
-def test_a_part_is_called_what_the_pattern_finds_in_the_name(pattern: str, name: str, part: str | None) -> None:
+def test_the_name_of_a_part_is_what_the_pattern_matches(pattern: str, name: str, part: str | None) -> None:
     assert part_named(pattern, name) == part
 
 
-def test_a_part_may_have_a_name_from_the_layout_one_from_its_files_both_or_none() -> None:
+def test_a_part_may_be_named_by_the_layout_by_its_files_by_both_or_by_neither() -> None:
     def sample(name: str, group: str | None) -> Sample:
         return Sample(
             image=Path(name),
@@ -42,7 +42,7 @@ def test_a_part_may_have_a_name_from_the_layout_one_from_its_files_both_or_none(
     assert parts_of(sample("b1_x.png", None), r"^a[0-9]") == []
 
 
-def test_images_belong_together_by_their_pixels_their_parts_and_by_way_of_others() -> None:
+def test_images_belong_together_through_equal_pixels_equal_parts_or_a_chain_of_both() -> None:
     files = ["1.png", "2.png", "3.png", "4.png", "5.png", "6.png"]
     contents, parts = ["x", "y", "y", "z", "v", "v"], [["a"], ["a"], ["b"], ["c"], [], []]
     groups = merge([keys(content, of_image) for content, of_image in zip(contents, parts, strict=True)])

@@ -1,4 +1,4 @@
-"""Labels as other tools write them become a COCO folder, pixel by pixel; what is not used is counted and named."""
+"""Labels of other tools are converted to a COCO folder, exact to the pixel; unused labels are counted and listed."""
 
 import base64
 import io
@@ -38,10 +38,10 @@ RING = SQUARE.copy()
 RING[10:14, 12:18] = False
 
 NAMES = ["a", "b", "c", "d", "good 1", "good 2"]
-"""The images: a to d have the defects, the others are good."""
+"""The names of the images: a to d have defects, the others are good."""
 
 Write = Callable[[Path, dict[str, list[Any]]], Path]
-"""Writes a folder's label files, given what is marked on each image by its name, and returns what is to be imported."""
+"""Writes the label files of a folder, given the marks on each image by its name, and returns the path to import."""
 
 
 def draw(folder: Path, below: str = "") -> Path:
@@ -59,7 +59,7 @@ def splits(made: Prepared) -> list[CocoSplit]:
 
 
 def masks_of(made: Prepared) -> dict[str, list[tuple[str, Mask]]]:
-    """The class and mask of each annotation by the stem of its image's name."""
+    """Return the class and mask of each annotation by the stem of its image's name."""
     found = {}
     for split in splits(made):
         names = {category["id"]: category["name"] for category in split.categories}
@@ -248,7 +248,7 @@ TOOLS: dict[str, tuple[Write, str, Any]] = {
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_polygons_become_the_same_pixels_whatever_tool_wrote_them(tool: str, tmp_path: Path) -> None:
+def test_the_polygons_of_every_tool_give_the_same_pixels(tool: str, tmp_path: Path) -> None:
     write, name, marked = TOOLS[tool]
     source = write(draw(tmp_path / "in"), {one: [] if "good" in one else [marked] for one in NAMES})
     assert recognised(source) == name
@@ -272,7 +272,7 @@ def test_polygons_become_the_same_pixels_whatever_tool_wrote_them(tool: str, tmp
     assert again.reused
 
 
-def test_a_class_that_looks_good_is_asked_about(tmp_path: Path) -> None:
+def test_a_class_whose_name_may_mean_good_must_be_confirmed(tmp_path: Path) -> None:
     write, _, marked = TOOLS["labelme"]
     source = write(draw(tmp_path / "in"), {one: [] if "good" in one else [marked] for one in NAMES})
     for path in source.glob("[ab].json"):
@@ -325,7 +325,7 @@ OTHER_SHAPES: dict[str, tuple[str, Any, Mask]] = {
 
 
 @pytest.mark.parametrize("which", OTHER_SHAPES)
-def test_other_shapes_cover_what_the_tool_shows(which: str, tmp_path: Path) -> None:
+def test_other_shapes_cover_the_same_pixels_as_in_the_tool(which: str, tmp_path: Path) -> None:
     tool, marked, expected = OTHER_SHAPES[which]
     source = TOOLS[tool][0](draw(tmp_path / "in"), {one: [] if "good" in one else [marked] for one in NAMES})
     found = masks_of(imported(source))
@@ -346,7 +346,7 @@ BOXES = {
 
 
 @pytest.mark.parametrize("tool", BOXES)
-def test_a_rectangle_is_a_box_alone_or_an_outline_where_that_is_said(tool: str, tmp_path: Path) -> None:
+def test_a_rectangle_is_a_box_or_on_request_an_outline(tool: str, tmp_path: Path) -> None:
     source = TOOLS[tool][0](draw(tmp_path / "in"), {one: [] if "good" in one else [BOXES[tool]] for one in NAMES})
     made = imported(source)
     for name in ("train", "val"):
@@ -371,7 +371,7 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize("tool", [*NO_AREA, "YOLO"])
-def test_what_is_not_used_is_counted_and_named_and_with_strict_an_error(
+def test_unused_labels_are_counted_and_listed_and_with_strict_an_error(
     tool: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write, _, marked = TOOLS[tool]
@@ -387,7 +387,7 @@ def test_what_is_not_used_is_counted_and_named_and_with_strict_an_error(
     assert not (tmp_path / "strict").exists()
 
 
-def test_images_of_which_no_file_speaks_are_named_or_good_where_that_is_said(tmp_path: Path) -> None:
+def test_images_without_labels_are_left_out_or_on_request_good(tmp_path: Path) -> None:
     source = labelme(draw(tmp_path / "in"), {one: [labelme_shape("dent", CORNERS)] for one in "abcd"})
     made = imported(source)
     assert counts(made, "images") == {
@@ -400,7 +400,7 @@ def test_images_of_which_no_file_speaks_are_named_or_good_where_that_is_said(tmp
     assert made.train["good"] + made.val["good"] == 2
 
 
-def test_of_several_annotations_the_ground_truth_counts_and_of_none_the_task_is_not_labelled(tmp_path: Path) -> None:
+def test_the_ground_truth_annotation_is_used_and_a_task_without_annotation_is_not_labelled(tmp_path: Path) -> None:
     square = TOOLS["Label Studio"][2]
     other = studio_result("polygonlabels", {"points": in_percent([[0, 0], [5, 0], [5, 5]])})
     tasks = [studio_task(n, name, studio_annotation([square])) for n, name in enumerate("abc")]
@@ -418,7 +418,7 @@ def test_of_several_annotations_the_ground_truth_counts_and_of_none_the_task_is_
     assert sorted(masks_of(made)) == ["a", "b", "c", "d"]
 
 
-def test_a_brush_and_the_label_chosen_for_it_are_one(tmp_path: Path) -> None:
+def test_a_brush_and_the_label_chosen_for_it_become_one_annotation(tmp_path: Path) -> None:
     sizes = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
     pair = [
         {**sizes, "id": "s", "type": "brush", "value": {"format": "rle", "rle": brush.encode(SQUARE)}},
@@ -432,14 +432,14 @@ def test_a_brush_and_the_label_chosen_for_it_are_one(tmp_path: Path) -> None:
         assert (label, np.array_equal(mask, SQUARE)) == ("dent", True)
 
 
-def test_labelmes_shapes_of_one_group_are_one_instance(tmp_path: Path) -> None:
+def test_labelme_shapes_with_the_same_group_id_are_one_instance(tmp_path: Path) -> None:
     halves = [[[10, 8], [15, 8], [15, 16], [10, 16]], [[15, 8], [20, 8], [20, 16], [15, 16]]]
     shapes = [labelme_shape("dent", half, group_id=1) for half in halves]
     source = labelme(draw(tmp_path / "in"), dict.fromkeys(NAMES[:4], shapes))
     assert all(len(found) == 1 and np.array_equal(found[0][1], SQUARE) for found in masks_of(imported(source)).values())
 
 
-def test_images_may_lie_elsewhere_and_below(tmp_path: Path) -> None:
+def test_images_may_lie_in_another_folder_and_in_subfolders(tmp_path: Path) -> None:
     draw(tmp_path / "pictures", "line 3")
     (tmp_path / "in").mkdir()
     source = labelme(tmp_path / "in", {name: [labelme_shape("dent", CORNERS)] for name in NAMES[:4]})
@@ -450,8 +450,9 @@ def test_images_may_lie_elsewhere_and_below(tmp_path: Path) -> None:
     assert {Path(image["original_file"]).parent for split in splits(made) for image in split.images} == {Path("line 3")}
 
 
-def test_yolo_as_cvat_writes_it_is_read(tmp_path: Path) -> None:
-    """`YOLO 1.1` has text files in `obj_train_data`, beside images if these were exported, and names in `obj.names`."""
+def test_cvats_yolo_export_is_read(tmp_path: Path) -> None:
+    """`YOLO 1.1` has text files in `obj_train_data`, beside the images if these were exported, and class names in
+    `obj.names`."""
     pictures = draw(tmp_path / "pictures")
     source = tmp_path / "in"
     (source / "obj_train_data").mkdir(parents=True)
@@ -484,7 +485,7 @@ BAD: dict[str, tuple[Write, Any, str]] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_bad_label_stops_all_or_leaves_its_image_out(what: str, tmp_path: Path) -> None:
+def test_a_bad_label_stops_the_import_or_leaves_its_image_out(what: str, tmp_path: Path) -> None:
     write, bad, says = BAD[what]
     good = next(marked for one, _, marked in TOOLS.values() if one is write)
     source = write(draw(tmp_path / "in"), {one: [bad] if one == "d" else [good] for one in NAMES})
@@ -499,7 +500,7 @@ def test_a_bad_label_stops_all_or_leaves_its_image_out(what: str, tmp_path: Path
     assert counts(made, "images")["used"] == 5
 
 
-def test_what_is_no_label_file_is_refused_with_what_is_known(tmp_path: Path) -> None:
+def test_an_unknown_file_is_refused_with_the_list_of_known_formats(tmp_path: Path) -> None:
     folder = draw(tmp_path / "in")
     with pytest.raises(FlawmaskError, match=r"holds no labels that are known \(COCO, labelme, VGG Image Annotator"):
         imported(folder)
@@ -514,14 +515,14 @@ def test_what_is_no_label_file_is_refused_with_what_is_known(tmp_path: Path) -> 
         imported(folder)
 
 
-def test_labels_of_another_size_than_the_image_are_refused(tmp_path: Path) -> None:
+def test_labels_for_another_image_size_are_refused(tmp_path: Path) -> None:
     source = labelme(draw(tmp_path / "in"), {name: [labelme_shape("dent", CORNERS)] for name in NAMES})
     draw_image(source / "b.png", 1, (HEIGHT, 2 * WIDTH))
     with pytest.raises(FlawmaskError, match=r"b\.png is 80x32 but its labels are for 40x32"):
         imported(source)
 
 
-def test_a_source_is_divided_as_prepare_divides_by_groups_and_with_a_test_split(tmp_path: Path) -> None:
+def test_images_are_split_like_those_of_prepare_by_groups_and_with_a_test_split(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     names = [f"part{number}_{side}" for number in range(8) for side in "ab"]
     for seed, name in enumerate(names):
@@ -538,17 +539,17 @@ def test_a_source_is_divided_as_prepare_divides_by_groups_and_with_a_test_split(
         imported(folder, group_by="^lot", output_dir=tmp_path / "other")
 
 
-def test_names_that_seem_to_speak_of_parts_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_that_seem_to_contain_parts_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "in"
     names = [f"part{number}_{side}" for number in range(8) for side in "ab"]
     for seed, name in enumerate(names):
         draw_image(folder / f"{name}.png", seed, (HEIGHT, WIDTH))
     caplog.set_level(logging.WARNING)
     imported(labelme(folder, {name: [labelme_shape("dent", CORNERS)] for name in names}))
-    assert "keep each on one side with --group_by" in caplog.text
+    assert "keep each in one split with --group_by" in caplog.text
 
 
-def test_variants_that_roboflow_made_of_one_image_stay_together(tmp_path: Path) -> None:
+def test_roboflows_variants_of_one_image_stay_together(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     names = [f"p{number}_png.rf.{'0123456789abcdef'[at] * 32}" for number in range(6) for at in range(3)]
     for seed, name in enumerate(names):
@@ -571,10 +572,10 @@ KINDS: dict[str, Any] = {
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.none() | st.lists(st.sampled_from(sorted(KINDS)), max_size=3), max_size=6))
-def test_found_is_used_and_not_used_whatever_a_folder_holds(
+def test_found_is_the_sum_of_used_and_unused_for_any_folder(
     tmp_path_factory: pytest.TempPathFactory, folder: list[list[str] | None]
 ) -> None:
-    """An image of None has no label file."""
+    """An image whose labels are None has no label file."""
     source = tmp_path_factory.mktemp("import") / "in"
     of_image = dict(enumerate([["outlined"], ["outlined"], *folder]))
     for number in of_image:
@@ -601,15 +602,15 @@ MASKS = st.integers(1, 9).flatmap(
 
 @settings(max_examples=40)
 @given(MASKS)
-def test_a_mask_comes_back_from_the_runs_of_a_brush_and_of_cvat(rows: list[list[bool]]) -> None:
+def test_a_mask_survives_conversion_to_the_runs_of_a_brush_and_of_cvat(rows: list[list[bool]]) -> None:
     mask = np.array(rows)
     height, width = mask.shape
     assert np.array_equal(brush.decode(brush.encode(mask), height, width), mask)
     assert np.array_equal(cvat._mask(cvat.runs_of(mask), height, width), mask)
 
 
-def test_a_brush_as_rle_pack_itself_packs_it_is_read() -> None:
-    """Worked out by hand from the format: a run of 8 values in the smallest size, then 4 values one by one."""
+def test_a_brush_encoded_like_rle_pack_is_read() -> None:
+    """Encoded by hand from the description of the format: a run of 8 values in the smallest size, then 4 values."""
     bits = f"{12:032b}" + f"{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
     bits += "1" + "00" + f"{7:03b}" + f"{0:08b}" + "0" + "01" + f"{3:04b}" + "".join(f"{v:08b}" for v in (9, 9, 9, 255))
     bits += "0" * (-len(bits) % 8)
@@ -622,7 +623,7 @@ def test_a_brush_as_rle_pack_itself_packs_it_is_read() -> None:
 
 @settings(max_examples=40)
 @given(MASKS, st.integers(-9, 12), st.integers(-9, 12))
-def test_a_mask_of_a_part_lands_where_it_belongs_and_is_cut_at_the_edge(rows: list[list[bool]], x: int, y: int) -> None:
+def test_a_partial_mask_is_placed_correctly_and_cut_at_the_edge(rows: list[list[bool]], x: int, y: int) -> None:
     part = np.array(rows)
     whole = np.zeros((40, 40), dtype=bool)
     whole[y + 15 : y + 15 + part.shape[0], x + 15 : x + 15 + part.shape[1]] = part

@@ -1,4 +1,4 @@
-"""The range of grey: what is decided for a set of images, what is said of it, and who keeps to it."""
+"""Intensity levels: how they are chosen for a data set, logged, stored and used."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from flawmask.images import content_digest, read_image, read_pixels, write_png
 
 
 def pictures(folder: Path, bits: int, count: int = 3) -> list[Path]:
-    """Images that use so many of their 16 bits: the first of them up to the last value, the others half of it."""
+    """Images that use this many of 16 bits: the first one up to the highest value, the others up to half of it."""
     paths = []
     for number in range(count):
         top = 2**bits // (2 if number else 1)
@@ -30,7 +30,7 @@ def pictures(folder: Path, bits: int, count: int = 3) -> list[Path]:
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_as_many_bits_are_taken_as_all_images_together_need_and_a_line_says_why(
+def test_auto_uses_as_many_bits_as_all_images_together_need_and_logs_why(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, bits: int
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -44,7 +44,7 @@ def test_as_many_bits_are_taken_as_all_images_together_need_and_a_line_says_why(
     )
 
 
-def test_of_images_of_8_bits_nothing_is_said_and_none_is_decoded(
+def test_8_bit_images_are_not_decoded_and_nothing_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -55,7 +55,7 @@ def test_of_images_of_8_bits_nothing_is_said_and_none_is_decoded(
     assert not caplog.messages
 
 
-def test_percentiles_are_those_of_all_values_and_leave_at_least_256_of_them(tmp_path: Path) -> None:
+def test_percentiles_are_those_of_all_values_and_span_at_least_256_values(tmp_path: Path) -> None:
     values = np.arange(2000, 4000, dtype=np.uint16)
     for number, half in enumerate((values[::2], values[1::2])):
         write_png(tmp_path / f"{number}.png", half.reshape(20, 50))
@@ -66,7 +66,7 @@ def test_percentiles_are_those_of_all_values_and_leave_at_least_256_of_them(tmp_
     assert of_images("percentile", [tmp_path / "flat.png"], "parts") == (65280, 65535)
 
 
-def test_what_was_asked_for_is_taken_unseen(tmp_path: Path) -> None:
+def test_a_fixed_number_of_bits_is_used_without_reading_the_images(tmp_path: Path) -> None:
     assert of_images("12", [tmp_path / "gone.png"], "parts") == (0, 4095)
 
 
@@ -75,14 +75,14 @@ def test_what_was_asked_for_is_taken_unseen(tmp_path: Path) -> None:
 
 @pytest.fixture
 def twelve_bits(tiny_category: Make) -> Path:
-    """The tiny category as a camera of 12 bits would have taken it."""
+    """The tiny category as a 12-bit camera would have taken it."""
     folder = tiny_category(good=6, crack=4)
     for path in folder.glob("test/*/*.png"):
         write_png(path, read_pixels(path).astype(np.uint16) * 16 + 15)
     return folder
 
 
-def test_prepare_says_the_levels_and_its_data_set_keeps_them(
+def test_prepare_logs_the_levels_and_stores_them_in_the_data_set(
     twelve_bits: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -98,11 +98,11 @@ def test_prepare_says_the_levels_and_its_data_set_keeps_them(
     assert of_dataset("auto", [read_split(explicit.dataset_dir, "train")]) == (0, 16383)
 
 
-def test_of_images_of_8_bits_the_data_set_says_nothing(tiny_category: Make) -> None:
+def test_a_data_set_with_8_bit_images_stores_no_levels(tiny_category: Make) -> None:
     assert "intensity" not in info(run(tiny_category()))
 
 
-def test_brightened_variants_have_no_more_bits_than_the_camera_and_are_not_asked(twelve_bits: Path) -> None:
+def test_brightened_variants_have_no_more_bits_than_the_camera_and_do_not_change_the_levels(twelve_bits: Path) -> None:
     prepared = run(twelve_bits)
     made = augment(AugmentConfig(dataset_dir=prepared.dataset_dir, augmentation_factor=6))
     split = read_split(made.dataset_dir, "train")
@@ -115,7 +115,7 @@ def test_brightened_variants_have_no_more_bits_than_the_camera_and_are_not_asked
     assert of_dataset("auto", [split]) == (0, 4095), "the camera's own images say it"
 
 
-def test_a_damaged_data_set_is_told(twelve_bits: Path) -> None:
+def test_damaged_levels_in_a_data_set_are_reported(twelve_bits: Path) -> None:
     prepared = run(twelve_bits)
     path = prepared.dataset_dir / "dataset_info.json"
     path.write_text(json.dumps(info(prepared) | {"intensity": {"levels": "all"}}))
@@ -123,7 +123,7 @@ def test_a_damaged_data_set_is_told(twelve_bits: Path) -> None:
         of_dataset("auto", [read_split(prepared.dataset_dir, "train")])
 
 
-def test_images_that_only_their_lower_bits_tell_apart_are_no_copies_of_each_other(tiny_category: Make) -> None:
+def test_images_that_differ_only_in_their_lower_bits_are_not_copies(tiny_category: Make) -> None:
     folder = tiny_category(good=6, crack=4)
     for path in folder.glob("test/*/*.png"):  # 0 to 255 in 16 bits, of which the upper 8 are 0
         write_png(path, read_pixels(path).astype(np.uint16))
@@ -137,7 +137,7 @@ def test_images_that_only_their_lower_bits_tell_apart_are_no_copies_of_each_othe
 
 
 @pytest.mark.parametrize("is_coco", [False, True])
-def test_the_doctor_sees_by_the_levels_and_warns_of_what_is_nearly_black_or_white(
+def test_the_doctor_applies_the_levels_and_warns_about_nearly_black_or_white_images(
     twelve_bits: Path, tmp_path: Path, is_coco: bool
 ) -> None:
     dark = read_pixels(twelve_bits / "test/good/000.png") // 32

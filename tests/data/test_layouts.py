@@ -1,4 +1,4 @@
-"""Layouts: which images and masks are found, what is said where something is missing, and a further layout."""
+"""Layouts: the images and masks that are found, the messages about missing ones, and a layout of a plug-in module."""
 
 from pathlib import Path
 from typing import Literal
@@ -63,7 +63,7 @@ def test_images_come_sorted_with_their_type_mask_and_path_below_the_root(tiny_ca
     assert {(sample.origin, sample.group) for sample in found} == {("test", None)}
 
 
-def test_train_good_takes_part_when_asked_for_and_need_not_be_there(tiny_category: Make) -> None:
+def test_train_good_is_used_on_request_and_may_be_missing(tiny_category: Make) -> None:
     folder = tiny_category(train_good=2)
     names = [sample.original_file for sample in scan(folder.parent, "part", "all")]
     assert names[-2:] == ["part/train/good/000.png", "part/train/good/001.png"]
@@ -76,7 +76,7 @@ def test_train_good_takes_part_when_asked_for_and_need_not_be_there(tiny_categor
 
 
 @pytest.mark.parametrize("name", ["000_mask.png", "000.png", "000_mask.BMP", "000.TIF", "000_mask.jpeg"])
-def test_a_mask_is_known_by_the_stem_whatever_its_suffix(tiny_category: Make, name: str) -> None:
+def test_a_mask_is_matched_by_its_stem_with_any_suffix(tiny_category: Make, name: str) -> None:
     folder = tiny_category(crack=1)
     mask = folder / "ground_truth/crack/000_mask.png"
     mask.rename(mask.with_name(name))
@@ -90,7 +90,7 @@ def test_masks_are_matched_by_name_and_never_by_order(tiny_category: Make) -> No
     assert masks == [[], [folder / "ground_truth/crack/001_mask.png"], [folder / "ground_truth/crack/002_mask.png"]]
 
 
-def test_where_two_masks_have_the_name_of_one_image_it_has_both_and_that_is_a_problem(tiny_category: Make) -> None:
+def test_an_image_with_two_masks_of_its_name_has_both_and_is_reported(tiny_category: Make) -> None:
     folder = tiny_category(crack=2)
     truth = folder / "ground_truth/crack"
     (truth / "001.png").write_bytes(b"")  # gives way to 001_mask.png
@@ -111,7 +111,7 @@ def test_where_two_masks_have_the_name_of_one_image_it_has_both_and_that_is_a_pr
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "bmp", "tif", "tiff", "PNG", "Jpg"])
-def test_every_kind_of_image_is_found_and_nothing_else(tiny_category: Make, suffix: str) -> None:
+def test_images_with_every_suffix_are_found_and_no_other_files(tiny_category: Make, suffix: str) -> None:
     folder = tiny_category(crack=1)
     (folder / f"test/good/new.{suffix}").write_bytes(b"")
     for stray in ("._000.png", "notes.txt", "Thumbs.db", "b.gif"):
@@ -121,13 +121,13 @@ def test_every_kind_of_image_is_found_and_nothing_else(tiny_category: Make, suff
     assert len(scan(folder.parent, "part")) == 6
 
 
-def test_a_type_without_a_folder_of_masks_has_none(tiny_category: Make) -> None:
+def test_a_type_without_a_mask_folder_has_no_masks(tiny_category: Make) -> None:
     folder = tiny_category(crack=1)
     (folder / "ground_truth/crack").rename(folder / "ground_truth/other")
     assert scan(folder.parent, "part")[0].masks == ()
 
 
-def test_a_missing_category_is_said_with_those_that_are_there(tiny_category: Make) -> None:
+def test_the_message_about_a_missing_category_lists_the_existing_ones(tiny_category: Make) -> None:
     root = tiny_category(name="bottle").parent
     tiny_category(name="cable")
     (root / "no_category").mkdir()
@@ -135,7 +135,9 @@ def test_a_missing_category_is_said_with_those_that_are_there(tiny_category: Mak
     assert categories(root) == ["bottle", "cable"]
 
 
-def test_a_missing_root_is_said_with_what_is_near(tiny_category: Make, tmp_path: Path) -> None:
+def test_the_message_about_a_missing_root_lists_the_nearest_existing_folder(
+    tiny_category: Make, tmp_path: Path
+) -> None:
     root = tiny_category().parent
     message = said(root.with_name("mvtek") / "deeper", "part")
     assert str(root.with_name("mvtek")) in message
@@ -143,7 +145,7 @@ def test_a_missing_root_is_said_with_what_is_near(tiny_category: Make, tmp_path:
     assert "--mvtec_root" in message
 
 
-def test_a_root_without_a_category_is_said_with_what_it_holds(tiny_category: Make) -> None:
+def test_the_message_about_a_root_without_a_category_lists_its_content(tiny_category: Make) -> None:
     folder = tiny_category()
     assert said(folder, "part").endswith("it holds ground_truth, test, train")  # the category was named as the root
     empty = folder / "test"
@@ -179,7 +181,8 @@ def test_several_categories_or_all_can_be_named(tiny_category: Make) -> None:
 
 @pytest.fixture
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A category of 6 parts, each on two images of which one has two defects; a good and a defective one to train."""
+    """A category of 6 parts with two images each, one of them with two defects; and one good and one defective training
+    image."""
     monkeypatch.setitem(LAYOUTS, "side_by_side", side_by_side)
     folder = tmp_path / "data" / "parts"
     for seed, name in enumerate(("train/9-good", "train/8-flawed", *(f"test/{part}-good" for part in range(6)))):
@@ -193,13 +196,13 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def marked(row: int, column: int) -> npt.NDArray[np.uint8]:
-    """Return a mask whose defect is too dark to be one where white is what counts."""
+    """Return a mask whose defect is too dark for the rule `white`."""
     mask = np.zeros((14, 18), np.uint8)
     mask[row : row + 3, column : column + 4] = 100
     return mask
 
 
-def test_a_further_layout_is_recognised_and_prepared_as_it_says(parts: Path) -> None:
+def test_a_new_layout_is_recognised_and_prepared(parts: Path) -> None:
     assert layout_of(parts.parent) == "side_by_side"
     prepared = run(parts, classes="type", good_as="empty")
     assert info(prepared)["settings"]["layout"] == "side_by_side"
@@ -223,13 +226,13 @@ def test_a_further_layout_is_recognised_and_prepared_as_it_says(parts: Path) -> 
     assert len(sides(run(parts, good_images="all", overwrite=True))) == 14
 
 
-def test_a_mask_without_a_defect_is_refused_in_the_words_of_the_layout(parts: Path) -> None:
+def test_the_message_about_a_mask_without_a_defect_uses_the_layouts_words(parts: Path) -> None:
     write_mask(parts / "test/3-flawed_GT_dent.png", np.zeros((14, 18), np.uint8))
     with pytest.raises(FlawmaskError, match=r"3-flawed_GT_dent\.png has no defect pixel: .* move the image to test"):
         run(parts)
 
 
-def test_the_doctor_checks_a_further_layout(parts: Path) -> None:
+def test_the_doctor_checks_a_new_layout(parts: Path) -> None:
     (parts / "test/3-flawed.png").unlink()
     report = examine(DoctorConfig(mvtec_root=parts.parent, category="parts", sheet_images=0))
     assert report.counts == (
@@ -244,12 +247,12 @@ def test_the_doctor_checks_a_further_layout(parts: Path) -> None:
     ]
 
 
-def test_a_layout_that_is_named_is_taken_whatever_is_recognised(parts: Path) -> None:
+def test_a_layout_in_the_settings_is_used_even_if_another_is_recognised(parts: Path) -> None:
     with pytest.raises(FlawmaskError, match=r"holds no image .* in a folder per type"):
         run(parts, layout="mvtec")
 
 
-def test_where_no_layout_is_recognised_it_is_mvtecs_that_is_missed(parts: Path) -> None:
+def test_if_no_layout_is_recognised_the_message_describes_mvtecs(parts: Path) -> None:
     (parts.parent / "other").mkdir()
     assert layout_of(parts.parent / "other") == "mvtec"
     with pytest.raises(FlawmaskError, match="holds no category, which is a folder with test/ and ground_truth/"):

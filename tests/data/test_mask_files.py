@@ -1,4 +1,4 @@
-"""How masks are read: one rule for a category, whatever tool wrote them, and turned where their images are."""
+"""Mask files: one rule for a category, for the masks of any tool, and turned like their images."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 14, 18
 
 
 def shape(seed: int) -> Mask:
-    """A defect in two pieces, that leaves the corners free."""
+    """Return a defect in two pieces that does not touch the corners."""
     random = np.random.default_rng(seed)
     mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
     for left in (1, 10):
@@ -31,7 +31,7 @@ def shape(seed: int) -> Mask:
 
 
 def category(make: Make, draw: Callable[[Mask, int], Image.Image | Array], suffix: str = "png") -> Path:
-    """The tiny category with masks as `draw` has them."""
+    """Return the tiny category with masks from `draw`."""
     folder = make(crack=4, hole=3)
     for number, path in enumerate(sorted(folder.glob("ground_truth/*/*.png"))):
         path.unlink()
@@ -62,7 +62,7 @@ def in_alpha(colour: tuple[int, int, int]) -> Callable[[Mask, int], Array]:
 
 
 def palette(*colours: tuple[int, int, int]) -> Callable[[Mask, int], Image.Image]:
-    """A mask of the palette's number 1, and of 2 on every other image."""
+    """Return a function that draws a mask with palette index 1, or 2 on every other image."""
 
     def draw(mask: Mask, number: int) -> Image.Image:
         picture = Image.fromarray(mask * np.uint8(1 + number % 2))
@@ -73,7 +73,7 @@ def palette(*colours: tuple[int, int, int]) -> Callable[[Mask, int], Image.Image
 
 
 def strokes(mask: Mask, _: int) -> Array:
-    """What a drawing program writes: red where there is something, and what is clear has no colour."""
+    """Draw like a painting program: the defect is red, and transparent pixels have no colour."""
     return np.dstack((mask * np.uint8(255), np.zeros((HEIGHT, WIDTH, 2), np.uint8), mask * np.uint8(255)))
 
 
@@ -103,7 +103,7 @@ KINDS: dict[str, tuple[str, Callable[[Mask, int], Any]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masks_of_every_kind_come_through_exactly_by_one_rule_that_is_named(
+def test_masks_of_every_kind_are_read_exactly_with_one_rule_that_is_logged(
     tiny_category: Make, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -118,9 +118,7 @@ def test_masks_of_every_kind_come_through_exactly_by_one_rule_that_is_named(
     assert not [one for one in errors_of_doctor(folder) if one.startswith("error")]
 
 
-def test_the_noise_of_a_jpeg_is_no_defect_and_is_warned_of(
-    tiny_category: Make, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_jpeg_noise_is_not_a_defect_and_gives_a_warning(tiny_category: Make, caplog: pytest.LogCaptureFixture) -> None:
     folder = category(tiny_category, grey(255), "jpg")
     prepared = run(folder)
     assert info(prepared)["mask_values"] == "white"
@@ -133,7 +131,9 @@ def test_the_noise_of_a_jpeg_is_no_defect_and_is_warned_of(
         run(dark)
 
 
-def test_several_values_where_one_was_expected_are_named(tiny_category: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_several_values_where_one_was_expected_give_a_warning(
+    tiny_category: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     def numbered(mask: Mask, _: int) -> Array:
         return mask * (np.arange(WIDTH) // 9 + 1).astype(np.uint8)
 
@@ -154,7 +154,7 @@ def test_several_values_where_one_was_expected_are_named(tiny_category: Make, ca
     assert any("#780100, #f00000" in one for one in caplog.messages)
 
 
-def test_masks_of_two_kinds_that_no_rule_suits_are_refused(tiny_category: Make) -> None:
+def test_masks_of_two_kinds_without_a_common_rule_are_refused(tiny_category: Make) -> None:
     folder = category(tiny_category, in_alpha((255, 255, 255)))
     write_mask(folder / "ground_truth/hole/001_mask.png", shape(0) * np.uint8(255))
     said = r"000_mask\.png has its defect in the alpha channel, and .*hole.001_mask\.png has not: export all"
@@ -169,7 +169,7 @@ def test_masks_of_two_kinds_that_no_rule_suits_are_refused(tiny_category: Make) 
     ("rule", "says"),
     [("white", "has no defect pixel"), ("alpha", "has no alpha channel"), ("palette", "has no palette")],
 )
-def test_a_rule_that_was_asked_for_is_kept_to(tiny_category: Make, rule: str, says: str) -> None:
+def test_a_rule_in_the_settings_is_followed(tiny_category: Make, rule: str, says: str) -> None:
     folder = category(tiny_category, grey(100))
     with pytest.raises(FlawmaskError, match=rf"_mask\.png {says}"):
         run(folder, mask_values=rule)
@@ -177,7 +177,7 @@ def test_a_rule_that_was_asked_for_is_kept_to(tiny_category: Make, rule: str, sa
     assert not run(folder, mask_values="nonzero").left_out
 
 
-def test_a_mask_without_a_0_is_not_all_defect(tiny_category: Make) -> None:
+def test_a_mask_without_a_0_is_not_entirely_defect(tiny_category: Make) -> None:
     folder = category(tiny_category, lambda mask, _: mask + np.uint8(1))
     with pytest.raises(FlawmaskError, match="has no defect pixel"):
         run(folder)
@@ -208,7 +208,7 @@ def numbers_of_a_palette(mask: Mask, number: int) -> Image.Image:
         (numbers_of_a_palette, {"0": None, "3": "dent", "7": "chip"}),
     ],
 )
-def test_values_and_colours_become_types(tiny_category: Make, tmp_path: Path, draw: Any, classes: Any) -> None:
+def test_values_and_colours_become_defect_types(tiny_category: Make, tmp_path: Path, draw: Any, classes: Any) -> None:
     folder = category(tiny_category, draw)
     only_dents = np.where(np.arange(WIDTH) < 9, shape(0), False)
     drawn = draw(only_dents, 0)
@@ -229,7 +229,7 @@ def test_values_and_colours_become_types(tiny_category: Make, tmp_path: Path, dr
     assert not errors_of_doctor(folder, mask_classes=tmp_path / "classes.json")
 
 
-def test_a_value_of_which_the_file_says_nothing_is_an_error_that_names_it(tiny_category: Make, tmp_path: Path) -> None:
+def test_a_value_that_is_not_in_the_classes_file_is_an_error_that_names_it(tiny_category: Make, tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text('{"3": "dent"}')
     folder = category(tiny_category, of_two_types)
     with pytest.raises(FlawmaskError, match=r"000_mask\.png holds 7, of which .*classes\.json says nothing"):
@@ -250,7 +250,7 @@ def test_a_value_of_which_the_file_says_nothing_is_an_error_that_names_it(tiny_c
         *('{"1": "good"}', '{"1": null}', '{"1": "a", "#ff0000": "b"}', '{"#ff00": "b"}'),
     ],
 )
-def test_a_file_of_classes_that_says_something_else_is_refused(tiny_category: Make, tmp_path: Path, text: str) -> None:
+def test_a_classes_file_of_another_form_is_refused(tiny_category: Make, tmp_path: Path, text: str) -> None:
     (tmp_path / "classes.json").write_text(text)
     with pytest.raises(FlawmaskError, match=r"--mask_classes .*classes\.json"):
         run(tiny_category(), mask_classes=tmp_path / "classes.json")
@@ -258,7 +258,7 @@ def test_a_file_of_classes_that_says_something_else_is_refused(tiny_category: Ma
         run(tiny_category(name="other"), mask_classes=tmp_path / "gone.json")
 
 
-def test_a_changed_file_of_classes_is_noticed(tiny_category: Make, tmp_path: Path) -> None:
+def test_a_changed_classes_file_is_noticed(tiny_category: Make, tmp_path: Path) -> None:
     folder = category(tiny_category, of_two_types)
     settings: dict[str, Any] = {"mask_classes": tmp_path / "classes.json"}
     (tmp_path / "classes.json").write_text('{"3": "dent", "7": "chip"}')
@@ -280,7 +280,7 @@ def turned_image(path: Path, orientation: int, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(6, (18, 18)), (8, (18, 18)), (3, (14, 18)), (2, (14, 18))])
-def test_where_a_mask_fits_a_turned_image_in_two_ways_it_is_asked_which(
+def test_a_mask_that_fits_a_turned_image_in_two_ways_needs_a_setting(
     tiny_category: Make, orientation: int, size: tuple[int, int]
 ) -> None:
     folder = tiny_category(crack=3)
@@ -299,7 +299,7 @@ def test_where_a_mask_fits_a_turned_image_in_two_ways_it_is_asked_which(
     assert not errors_of_doctor(folder, exif_masks="with_image")
 
 
-def test_where_one_reading_alone_fits_it_is_taken(tiny_category: Make) -> None:
+def test_if_only_one_orientation_fits_it_is_used(tiny_category: Make) -> None:
     folder = tiny_category(crack=3)
     truth = truth_of(folder.parent, "part/test/crack/000.png")
     for number, lies in enumerate((truth, np.rot90(truth))):  # drawn upright; drawn as the camera lay
@@ -310,7 +310,7 @@ def test_where_one_reading_alone_fits_it_is_taken(tiny_category: Make) -> None:
         assert np.array_equal(found[f"part/test/crack/00{number}.png"], truth)
 
 
-def test_a_mask_that_says_itself_how_it_is_turned_and_one_that_looks_the_same_are_taken(tiny_category: Make) -> None:
+def test_a_mask_with_its_own_orientation_or_a_symmetric_mask_needs_no_setting(tiny_category: Make) -> None:
     folder = tiny_category(crack=3)
     mask = np.zeros((18, 18), dtype=bool)
     mask[2:4, 3:9] = True

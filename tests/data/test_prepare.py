@@ -1,4 +1,4 @@
-"""Prepare: every mask comes through exactly, every image byte for byte, and records say what they are."""
+"""Prepare: every mask is preserved exactly, every image byte for byte, and the records are right."""
 
 import tracemalloc
 from collections import Counter
@@ -20,7 +20,7 @@ from flawmask.data.prepare import PrepareConfig, prepare
 
 
 @pytest.mark.parametrize("place", ["mvtec_ad_sample/bottle", "magnetic_tile"])
-def test_every_mask_of_the_real_images_comes_through_exactly(shared_data: Path, tmp_path: Path, place: str) -> None:
+def test_every_mask_of_the_real_images_is_preserved_exactly(shared_data: Path, tmp_path: Path, place: str) -> None:
     root = (shared_data / place).parent
     name = Path(place).name
     prepared = prepare(PrepareConfig(mvtec_root=root, category=name, output_dir=tmp_path / "out"))
@@ -35,14 +35,14 @@ def test_every_mask_of_the_real_images_comes_through_exactly(shared_data: Path, 
 
 
 @pytest.mark.parametrize("instances", ["component", "image"])
-def test_noisy_masks_come_through_exactly(tiny_category: Make, instances: str) -> None:
+def test_noisy_masks_are_preserved_exactly(tiny_category: Make, instances: str) -> None:
     folder = tiny_category(crack=6)
     for name, union in joined(run(folder, instances=instances)).items():
         assert np.array_equal(union, truth_of(folder.parent, name))
 
 
 @pytest.mark.parametrize("instances", ["component", "image"])
-def test_an_instance_is_a_connected_region_or_all_of_the_mask(tiny_category: Make, instances: str) -> None:
+def test_an_instance_is_a_connected_region_or_the_whole_mask(tiny_category: Make, instances: str) -> None:
     folder = tiny_category(crack=4)
     prepared = run(folder, instances=instances)
     counts = Counter(record["image_id"] for record in records(prepared, "annotations"))
@@ -52,7 +52,7 @@ def test_an_instance_is_a_connected_region_or_all_of_the_mask(tiny_category: Mak
         assert counts[image["id"]] == (regions if instances == "component" else 1)
 
 
-def test_annotations_are_those_of_each_region_laid_out_on_its_own_in_reading_order(tiny_category: Make) -> None:
+def test_annotations_equal_those_of_separate_masks_of_each_region_in_reading_order(tiny_category: Make) -> None:
     folder = tiny_category(good=2, crack=8)
     bowl = np.zeros((14, 18), np.uint8)  # begins behind the dot in it, and has the leftmost of the upper pixels
     bowl[[4, 5, 6, 6, 6, 6, 5, 4], [3, 3, 4, 5, 6, 7, 8, 9]] = 255
@@ -113,7 +113,7 @@ KINDS: dict[str, Callable[[Array], Array]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["000_mask.png", "000.png", "000_mask.TIF", "000.TIFF"])
-def test_a_mask_may_be_of_any_kind_and_name(tiny_category: Make, kind: str, name: str) -> None:
+def test_a_mask_may_have_any_format_and_name(tiny_category: Make, kind: str, name: str) -> None:
     folder = tiny_category(crack=2)
     truth = truth_of(folder.parent, "part/test/crack/000.png")
     (folder / "ground_truth/crack/000_mask.png").unlink()
@@ -146,7 +146,7 @@ def test_exif_is_applied_to_image_and_mask(tiny_category: Make) -> None:
 # Records
 
 
-def test_records_hold_what_the_design_says(tiny_category: Make) -> None:
+def test_records_have_the_documented_fields(tiny_category: Make) -> None:
     prepared = run(tiny_category(good=3, crack=2, hole=2))
     images, annotations = records(prepared), records(prepared, "annotations")
     assert sorted(image["id"] for image in images) == list(range(1, 8))
@@ -166,7 +166,7 @@ def test_records_hold_what_the_design_says(tiny_category: Make) -> None:
         assert {record["image_id"] for record in found["annotations"]} == {image["id"] for image in found["images"]}
 
 
-def test_a_good_image_carries_one_instance_of_all_of_it_or_none(tiny_category: Make) -> None:
+def test_a_good_image_has_one_instance_that_covers_it_or_none(tiny_category: Make) -> None:
     folder = tiny_category()
     for good_as in ("instance", "empty"):
         prepared = run(folder, good_as=good_as, overwrite=True)
@@ -179,7 +179,7 @@ def test_a_good_image_carries_one_instance_of_all_of_it_or_none(tiny_category: M
         assert content(prepared, "val")["categories"][0] == {"id": 1, "name": "good"}
 
 
-def test_each_type_can_be_a_class_of_its_own(tiny_category: Make) -> None:
+def test_each_type_can_be_a_separate_class(tiny_category: Make) -> None:
     prepared = run(tiny_category(hole=2, crack=2, scratch=1), classes="type")
     for split in ("train", "val"):  # the same, even where a split has no scratch
         categories = content(prepared, split)["categories"]
@@ -195,7 +195,7 @@ def test_each_type_can_be_a_class_of_its_own(tiny_category: Make) -> None:
         assert names[record["category_id"]] == types[record["image_id"]]
 
 
-def test_the_good_images_of_train_take_part_when_asked_for(tiny_category: Make) -> None:
+def test_good_training_images_are_used_on_request(tiny_category: Make) -> None:
     folder = tiny_category(good=3, train_good=4)
     assert run(folder).train["good"] + run(folder).val["good"] == 3
     prepared = run(folder, good_images="all", overwrite=True)
@@ -208,7 +208,7 @@ def test_the_good_images_of_train_take_part_when_asked_for(tiny_category: Make) 
 
 
 @pytest.mark.parametrize("link", ["copy", "hardlink", "symlink"])
-def test_images_arrive_byte_for_byte(tiny_category: Make, link: str) -> None:
+def test_images_are_copied_or_linked_byte_for_byte(tiny_category: Make, link: str) -> None:
     folder = tiny_category()
     Image.open(folder / "test/good/000.png").save(folder / "test/good/photo.JPG")
     prepared = run(folder, link=link)
@@ -223,7 +223,7 @@ def test_images_arrive_byte_for_byte(tiny_category: Make, link: str) -> None:
         assert path.samefile(source) == (link != "copy")
 
 
-def test_names_that_would_clash_are_kept_apart(tmp_path: Path) -> None:
+def test_images_with_the_same_name_get_different_names(tmp_path: Path) -> None:
     folder = tmp_path / "mvtec" / "part"
     names = ["a/b_c", "a_b/c", "good/x", "a/b_c-2", "a/B_C"]
     for seed, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Prepare: what is there already is reused, refused or replaced whole, and bad input leaves nothing behind."""
+"""Prepare: an existing folder is reused, refused or replaced as a whole, and bad input leaves nothing behind."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ def test_the_same_images_and_settings_are_reused_and_nothing_is_touched(
     assert "reused" in caplog.text
 
 
-def test_what_was_made_before_there_were_layouts_is_reused(tiny_category: Make) -> None:
+def test_a_data_set_from_before_layouts_existed_is_reused(tiny_category: Make) -> None:
     folder = tiny_category()
     made = run(folder)
     content = info(made)
@@ -84,7 +84,7 @@ CHANGES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_what_was_made_otherwise_is_refused_without_overwrite_and_replaced_with_it(
+def test_a_data_set_with_another_origin_is_refused_without_overwrite_and_replaced_with_it(
     tiny_category: Make, digests: Digests, what: str
 ) -> None:
     folder = tiny_category()
@@ -100,7 +100,7 @@ def test_what_was_made_otherwise_is_refused_without_overwrite_and_replaced_with_
     assert run(folder, **settings).reused
 
 
-def test_overwrite_makes_a_damaged_data_set_anew(tiny_category: Make, digests: Digests) -> None:
+def test_overwrite_replaces_a_damaged_data_set(tiny_category: Make, digests: Digests) -> None:
     folder = tiny_category()
     made = run(folder).dataset_dir
     before = digests(made)
@@ -219,7 +219,7 @@ def test_a_bad_file_stops_before_anything_is_written(tiny_category: Make, digest
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_bad_file_is_left_out_and_listed_when_asked_for(
+def test_a_bad_file_is_left_out_and_listed_on_request(
     tiny_category: Make, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     folder = tiny_category()
@@ -242,7 +242,7 @@ def test_a_bad_file_is_left_out_and_listed_when_asked_for(
     assert info(prepared)["tally"] == {"images": images.to_dict(), "annotations": masks.to_dict()}
 
 
-def test_with_strict_nothing_is_written_where_a_file_is_left_out(tiny_category: Make) -> None:
+def test_with_strict_nothing_is_written_if_a_file_is_left_out(tiny_category: Make) -> None:
     folder = tiny_category()
     cut_in_half(folder / "test/hole/000.png")
     says = "9 images: 8 used, 1 not used: bad image or mask .*; .*5 annotations: 4 used, 1 not used: bad image or mask"
@@ -251,7 +251,7 @@ def test_with_strict_nothing_is_written_where_a_file_is_left_out(tiny_category: 
     assert not (folder.parents[1] / "out").exists()
 
 
-def test_masks_that_seem_to_be_inverted_are_pointed_out(tiny_category: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_masks_that_seem_to_be_inverted_give_a_warning(tiny_category: Make, caplog: pytest.LogCaptureFixture) -> None:
     folder = tiny_category()
     run(folder)
     assert "invert" not in caplog.text
@@ -272,7 +272,7 @@ def test_several_bad_files_are_counted(tiny_category: Make) -> None:
     assert len(run(folder, on_error="skip").left_out) == 3
 
 
-def test_a_type_whose_images_are_all_bad_is_left_out_and_keeps_its_class(tiny_category: Make) -> None:
+def test_a_type_with_only_bad_images_is_left_out_and_keeps_its_class(tiny_category: Make) -> None:
     folder = tiny_category(crack=3, dent=2, hole=2)
     for path in (folder / "test/dent").iterdir():
         cut_in_half(path)
@@ -282,7 +282,7 @@ def test_a_type_whose_images_are_all_bad_is_left_out_and_keeps_its_class(tiny_ca
 
 
 @pytest.mark.parametrize("pattern", ["test/*/*.png", "test/[ch]*/*.png"])
-def test_where_all_defective_images_are_bad_there_is_nothing_to_skip_to(tiny_category: Make, pattern: str) -> None:
+def test_only_bad_defective_images_are_an_error_even_with_skip(tiny_category: Make, pattern: str) -> None:
     folder = tiny_category()
     for path in folder.glob(pattern):
         cut_in_half(path)
@@ -300,7 +300,7 @@ def test_a_category_without_defects_is_refused(tiny_category: Make) -> None:
     assert not (folder.parents[1] / "out").exists()
 
 
-def test_what_is_missing_is_refused_with_nothing_written(tiny_category: Make) -> None:
+def test_missing_input_is_refused_and_nothing_is_written(tiny_category: Make) -> None:
     folder = tiny_category()
     (folder.parent / "empty/test/crack").mkdir(parents=True)
     bad: list[tuple[dict[str, Any], str]] = [
@@ -315,7 +315,7 @@ def test_what_is_missing_is_refused_with_nothing_written(tiny_category: Make) ->
     assert not (folder.parents[1] / "out").exists()
 
 
-def test_other_settings_that_make_no_sense_are_refused() -> None:
+def test_other_impossible_settings_are_refused() -> None:
     bad: list[tuple[dict[str, Any], str]] = [({"group_by": "("}, "--group_by"), ({"seed": -1}, "--seed")]
     for settings, message in bad:
         with pytest.raises(FlawmaskError, match=message) as caught:

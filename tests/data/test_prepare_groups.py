@@ -1,4 +1,4 @@
-"""Prepare: groups are written down, counted, said, kept on one side, and looked for where nobody gave any."""
+"""Prepare: groups are recorded, counted, logged and kept in one split; without groups, file names are searched."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ BY_TILE = "^(tile[0-9]+)"
 
 
 def groups_of(prepared: Prepared) -> dict[str, tuple[str, str]]:
-    """Return the split and the group of each image, by its original file."""
+    """Return the split and the group of each image by its original file."""
     names = [name for name in ("train", "val", "test") if (prepared.dataset_dir / name).is_dir()]
     return {
         image["original_file"]: (name, image["group"]) for name in names for image in content(prepared, name)["images"]
@@ -47,7 +47,7 @@ def draw(folder: Path, place: str, name: str, seed: int) -> None:
 
 @pytest.fixture
 def tiles(tmp_path: Path) -> Path:
-    """A category of 6 parts: of each two images with a crack, one without in test/good and one in train/good."""
+    """A category of 6 parts; each has two images with a crack, one good image in test/good and one in train/good."""
     folder = tmp_path / "mvtec" / "tile"
     for part in range(6):
         for view, place in enumerate(("test/crack", "test/crack", "test/good", "train/good")):
@@ -55,9 +55,7 @@ def tiles(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_record_names_its_group_and_the_counts_say_how_many_there_are(
-    tiles: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_record_names_its_group_and_the_counts_include_groups(tiles: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     made = run(tiles, group_by=BY_TILE, train_ratio=0.67, good_images="all")
     found = groups_of(made)
@@ -70,7 +68,7 @@ def test_a_record_names_its_group_and_the_counts_say_how_many_there_are(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_the_table_of_prepare_says_images_and_parts(
+def test_the_table_of_prepare_shows_images_and_parts(
     tiles: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tiles.parents[1])
@@ -80,14 +78,14 @@ def test_the_table_of_prepare_says_images_and_parts(
     assert "12 of 4 parts" in capsys.readouterr().out
 
 
-def test_without_groups_no_record_has_one_and_nothing_else_changes(tiny_category: Make) -> None:
+def test_without_groups_no_record_names_one_and_nothing_else_changes(tiny_category: Make) -> None:
     made = run(tiny_category(good=6, crack=4))
     assert not any("group" in image for name in ("train", "val") for image in content(made, name)["images"])
     assert "groups" not in made.train
     assert read_split(made.dataset_dir, "train").groups is None
 
 
-def test_the_layouts_groups_are_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_of_the_layout_are_recorded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LAYOUTS, "side_by_side", side_by_side)
     for part, name in itertools.product("abcd", (0, 1)):
         draw_image(tmp_path / "mvtec/plate/test" / f"{part}-{name}.png", ord(part) + 200 * name)
@@ -97,7 +95,7 @@ def test_the_layouts_groups_are_written_too(tmp_path: Path, monkeypatch: pytest.
     assert {file: group for file, (_, group) in found.items()} == {file: Path(file).name[0] for file in found}
 
 
-def test_pictures_of_two_names_are_of_one_group_which_has_both(tiles: Path) -> None:
+def test_equal_pictures_with_two_part_names_form_one_group_with_both_names(tiles: Path) -> None:
     shutil.copy(tiles / "test/crack/tile000_exp0.png", tiles / "test/good/tile005_exp9.png")
     found = groups_of(run(tiles, group_by=BY_TILE))
     joined = {Path(file).name[:7] for file, (_, group) in found.items() if group == "tile000 = tile005"}
@@ -105,7 +103,7 @@ def test_pictures_of_two_names_are_of_one_group_which_has_both(tiles: Path) -> N
     assert len({side for side, group in found.values() if group == "tile000 = tile005"}) == 1
 
 
-def test_an_image_that_the_pattern_does_not_match_is_a_group_of_its_own_and_is_named(
+def test_an_image_that_the_pattern_does_not_match_is_its_own_group_and_is_reported(
     tiles: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(4):
@@ -123,7 +121,7 @@ def test_a_pattern_that_matches_no_name_is_refused_with_an_example(tiles: Path) 
     assert not (tiles.parents[1] / "out").exists()
 
 
-def test_a_data_set_of_an_older_version_without_groups_is_not_reused_as_if_it_had_them(tiles: Path) -> None:
+def test_an_older_data_set_without_groups_is_not_reused_if_groups_are_known(tiles: Path) -> None:
     made = run(tiles, group_by=BY_TILE)
     assert run(tiles, group_by=BY_TILE).reused
     old = info(made)
@@ -154,8 +152,8 @@ def test_variants_carry_the_group_of_their_source_and_are_counted_with_it(tiles:
 
 @st.composite
 def images(draw: st.DrawFn) -> list[tuple[str, int, int]]:
-    """Return the place, the part and the picture of each image: parts span types and train/good, and some pictures are
-    there twice, as two parts."""
+    """Return the place, the part and the picture of each image. Parts span types and train/good, and some pictures
+    occur twice, as two parts."""
     places = st.sampled_from(["test/crack", "test/hole", "test/good", "train/good"])
     drawn = draw(st.lists(st.tuples(places, st.integers(0, 9), st.integers(0, 99)), min_size=12, max_size=24))
     return [*drawn, ("test/crack", 10, 100), ("test/crack", 11, 101), ("test/good", 12, 102)]
@@ -163,7 +161,7 @@ def images(draw: st.DrawFn) -> list[tuple[str, int, int]]:
 
 @settings(max_examples=10, deadline=None)
 @given(images(), st.sampled_from(["test", "all"]), st.sampled_from([0.0, 0.3]), st.integers(0, 3))
-def test_no_group_is_on_two_sides_of_any_split_or_fold(
+def test_no_group_is_in_two_splits_or_folds(
     drawn: list[tuple[str, int, int]], good_images: str, test_ratio: float, seed: int
 ) -> None:
     with tempfile.TemporaryDirectory() as temporary:
@@ -181,7 +179,7 @@ def test_no_group_is_on_two_sides_of_any_split_or_fold(
 
 
 def check_sides(made: Prepared, root: Path, good_images: str) -> None:
-    """Hold groups against what files show: no part and no picture is on two sides, and each group names its parts."""
+    """Compare groups with the files: no part and no picture is in two splits, and each group names its parts."""
     found = groups_of(made)
     assert len(found) == sum(good_images == "all" or "train" not in path.parts for path in root.glob("t*/*/*.png"))
     sides: dict[Any, set[str]] = defaultdict(set)
@@ -199,7 +197,7 @@ def check_sides(made: Prepared, root: Path, good_images: str) -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("good_images", ["test", "all"])
-def test_the_tiles_are_divided_into_folds_in_a_moment_and_no_tile_is_on_two_sides(
+def test_the_tiles_are_split_into_folds_quickly_and_no_tile_is_in_two_splits(
     shared_data: Path, tmp_path: Path, good_images: Literal["test", "all"], capfd: pytest.CaptureFixture[str]
 ) -> None:
     samples = layouts.select_samples(layouts.samples(shared_data, "magnetic_tile"), good_images)
@@ -237,25 +235,23 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_names_that_speak_of_parts_are_pointed_out_in_one_line_with_the_flag(
-    tiles: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_names_that_contain_parts_give_one_warning_with_the_flag(tiles: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(tiles)
     (line,) = warnings(caplog)
     assert line.startswith("tile seems to show 6 parts on 18 of its 18 images, by their names: ")
-    assert line.endswith("If so, keep each on one side with --group_by '^(tile[0-9]+)'")
+    assert line.endswith("If so, keep each in one split with --group_by '^(tile[0-9]+)'")
     caplog.clear()
     run(tiles, group_by=BY_TILE, overwrite=True)
     assert not warnings(caplog)
 
 
-def test_of_folds_the_first_one_alone_says_so(tiles: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_first_fold_gives_this_warning(tiles: Path, caplog: pytest.LogCaptureFixture) -> None:
     for fold in (1, 2):
         run(tiles, folds=2, fold=fold, output_dir=tiles.parents[1] / f"fold{fold}")
     assert len(warnings(caplog)) == 1
 
 
-def test_pictures_that_look_alike_are_pointed_out_where_names_say_nothing(
+def test_pictures_that_look_the_same_give_a_warning_if_names_contain_no_parts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "mvtec" / "part"
@@ -270,7 +266,7 @@ def test_pictures_that_look_alike_are_pointed_out_where_names_say_nothing(
     assert "--group_by" in line
 
 
-def test_bottles_and_the_demo_raise_no_false_alarm(
+def test_bottles_and_the_demo_give_no_false_warning(
     shared_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place: dict[str, Any] = {"mvtec_root": shared_data / "mvtec_ad_sample", "category": "bottle"}

@@ -1,4 +1,4 @@
-"""Prepare: which images are trained on, validated on, held back; what belongs together stays so."""
+"""Prepare: the split into training, validation and test images, and images that must stay together."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def test_the_split_is_stratified_and_seeded(tiny_category: Make) -> None:
     assert half.train["by_type"] == {"crack": 3, "good": 5, "hole": 1, "scratch": 1}
 
 
-def test_what_divided_the_images_is_written_down_and_a_data_set_of_an_older_version_is_reused(
+def test_the_split_method_is_recorded_and_an_older_data_set_without_it_is_reused(
     tiny_category: Make,
 ) -> None:
     folder = tiny_category(good=6, crack=4)
@@ -40,7 +40,7 @@ def test_what_divided_the_images_is_written_down_and_a_data_set_of_an_older_vers
     assert info(run(folder, overwrite=True))["split_method"] == "integer program"
 
 
-def test_images_with_identical_bytes_are_on_one_side(tiny_category: Make) -> None:
+def test_images_with_identical_bytes_are_in_one_split(tiny_category: Make) -> None:
     folder = tiny_category(good=6, train_good=2)
     shutil.copy(folder / "test/good/000.png", folder / "train/good/000.png")
     shutil.copy(folder / "test/good/000.png", folder / "test/good/005.png")
@@ -53,7 +53,7 @@ def test_images_with_identical_bytes_are_on_one_side(tiny_category: Make) -> Non
     assert seen == {"train", "val"}, "the seeds never moved the pair: the test would pass by luck"
 
 
-def test_the_identical_bottles_are_on_one_side(shared_data: Path, tmp_path: Path) -> None:
+def test_the_identical_bottles_are_in_one_split(shared_data: Path, tmp_path: Path) -> None:
     for seed in range(3):
         found = sides(
             prepare(
@@ -70,7 +70,7 @@ def test_the_identical_bottles_are_on_one_side(shared_data: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(("pattern", "key"), [(r"^part\d+", 0), (r"part(\d+)_view\d", 0), (r"view(\d)", 1)])
-def test_file_names_in_which_the_pattern_finds_the_same_stay_together(tmp_path: Path, pattern: str, key: int) -> None:
+def test_files_with_the_same_part_in_their_names_stay_together(tmp_path: Path, pattern: str, key: int) -> None:
     folder = tmp_path / "mvtec" / "tile"
     for part in range(6):
         for view in range(3):
@@ -88,7 +88,7 @@ def test_file_names_in_which_the_pattern_finds_the_same_stay_together(tmp_path: 
         assert set().union(*groups.values()) == {"train", "val"}
 
 
-def test_a_test_split_is_held_back_first(tiny_category: Make) -> None:
+def test_the_test_split_is_set_aside_first(tiny_category: Make) -> None:
     folder = tiny_category(good=10, crack=10)
     made = run(folder, test_ratio=0.3, train_ratio=0.7)
     assert made.test is not None
@@ -103,7 +103,7 @@ def test_a_test_split_is_held_back_first(tiny_category: Make) -> None:
     assert not (without.dataset_dir / "test").exists()
 
 
-def test_the_folds_hold_every_image_back_once_and_train_on_all_others(tiny_category: Make) -> None:
+def test_each_image_is_validated_in_one_fold_and_trained_on_in_all_others(tiny_category: Make) -> None:
     folder = tiny_category(good=7, crack=6, hole=3)
     held: list[str] = []
     for fold in (1, 2, 3):
@@ -116,7 +116,7 @@ def test_the_folds_hold_every_image_back_once_and_train_on_all_others(tiny_categ
     assert len(held) == len(set(held)) == 16
 
 
-def test_folds_leave_the_test_split_alone(tiny_category: Make) -> None:
+def test_all_folds_have_the_same_test_split(tiny_category: Make) -> None:
     folder = tiny_category(good=10, crack=10)
     tests = []
     for fold in (1, 2):
@@ -126,7 +126,7 @@ def test_folds_leave_the_test_split_alone(tiny_category: Make) -> None:
     assert len(tests[0]) == 4
 
 
-def test_a_type_with_fewer_images_than_folds_is_pointed_out(
+def test_a_type_with_fewer_images_than_folds_gives_a_warning(
     tiny_category: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tiny_category(good=6, crack=6, hole=2)
@@ -149,16 +149,14 @@ def test_a_type_with_fewer_images_than_folds_is_pointed_out(
         ({"test_ratio": math.nan}, "--test_ratio is nan"),
     ],
 )
-def test_folds_and_test_ratios_that_make_no_sense_are_refused(
-    tiny_category: Make, settings: dict[str, Any], says: str
-) -> None:
+def test_impossible_folds_and_test_ratios_are_refused(tiny_category: Make, settings: dict[str, Any], says: str) -> None:
     folder = tiny_category()
     with pytest.raises(FlawmaskError, match=says):
         run(folder, **settings)
     assert not (folder.parents[1] / "out").exists()
 
 
-def test_where_nothing_could_validate_the_category_is_refused(tiny_category: Make) -> None:
+def test_a_category_without_validation_images_is_refused(tiny_category: Make) -> None:
     with pytest.raises(FlawmaskError, match="none is left for validation"):
         run(tiny_category(good=1, crack=1))
 

@@ -1,4 +1,4 @@
-"""The split: stratified, seeded, never a group on both sides, and as near to the ratio as that allows."""
+"""The split: stratified and seeded, no group in two splits, and as close to the ratio as the groups allow."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ SEEDS = st.integers(0, 2**32)
 
 
 def singles(**counts: int) -> list[Member]:
-    """Return members that are each a group of their own."""
+    """Return members that are each their own group."""
     return [Member(f"{kind} {number}", kind) for kind, count in counts.items() for number in range(count)]
 
 
@@ -38,7 +38,7 @@ def test_each_type_of_single_images_is_split_to_the_nearest_image(
         assert found[kind] == (1 if count == 1 else min(max(wanted, 1), count - 1))
 
 
-def test_counts_worked_out_by_hand() -> None:
+def test_counts_computed_by_hand() -> None:
     members = singles(good=20, crack=3, hole=2, scratch=1)
     assert in_training(members, split_groups(members, 0.8, 42)) == {"good": 16, "crack": 2, "hole": 1, "scratch": 1}
     members = singles(good=17, crack=8)
@@ -46,7 +46,7 @@ def test_counts_worked_out_by_hand() -> None:
 
 
 def cost(members: Sequence[Member], training: frozenset[str], ratio: float) -> tuple[int, float]:
-    """Return how many types miss a side that they could be on, and how far the counts are from the ratio."""
+    """Return how many types are missing in a split that they could be in, and the distance to the wanted counts."""
     groups = defaultdict(set)
     for member in members:
         groups[member.defect_type].add(member.group)
@@ -64,9 +64,7 @@ def cost(members: Sequence[Member], training: frozenset[str], ratio: float) -> t
     RATIOS,
     SEEDS,
 )
-def test_no_other_division_of_groups_that_may_span_types_is_better(
-    members: list[Member], ratio: float, seed: int
-) -> None:
+def test_no_other_split_of_groups_that_may_span_types_is_better(members: list[Member], ratio: float, seed: int) -> None:
     groups = sorted({member.group for member in members})
     chosen = split_groups(members, ratio, seed)
     assert chosen <= set(groups)
@@ -74,7 +72,9 @@ def test_no_other_division_of_groups_that_may_span_types_is_better(
     assert cost(members, chosen, ratio) == min(cost(members, side, ratio) for side in every)
 
 
-def test_single_images_are_shuffled_and_no_version_of_a_library_changes_how(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_images_are_shuffled_in_an_order_that_no_library_version_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def solved(*_: Any, **__: Any) -> None:
         raise AssertionError("a solver chose among equally good divisions, as its version pleases")
 
@@ -85,25 +85,25 @@ def test_single_images_are_shuffled_and_no_version_of_a_library_changes_how(monk
     assert [len(fold) for fold in fold_groups(members, 2, 42)] == [5, 5]
 
 
-def test_groups_of_several_images_are_divided_by_the_integer_program() -> None:
+def test_groups_of_several_images_are_split_by_the_integer_program() -> None:
     assert split_method([*singles(good=6), Member("good 1", "good")]) == "integer program"
     assert split_method([*singles(good=6), Member("good 1", "crack")]) == "integer program"
 
 
-def test_an_image_that_is_added_to_a_type_moves_no_image_of_another() -> None:
+def test_adding_an_image_to_one_type_does_not_move_images_of_other_types() -> None:
     for seed in range(5):
         before = split_groups(singles(crack=9, good=20), 0.8, seed)
         after = split_groups(singles(crack=10, good=20), 0.8, seed)
         assert {name for name in before ^ after if name.startswith("good")} == set()
 
 
-def test_a_group_stays_together_even_where_it_misses_the_ratio() -> None:
+def test_a_group_stays_together_even_if_that_misses_the_ratio() -> None:
     members = [Member("big", "crack")] * 9 + [Member("small", "crack")]
     for seed in range(5):
         assert split_groups(members, 0.5, seed) in ({"big"}, {"small"})
 
 
-def test_a_type_with_two_groups_is_on_both_sides_and_one_with_a_single_group_goes_to_training() -> None:
+def test_a_type_with_two_groups_is_in_both_splits_and_a_single_group_goes_to_training() -> None:
     members = [Member(group, kind) for kind, groups in {"crack": "abb", "hole": "c"}.items() for group in groups]
     for seed in range(5):
         training = split_groups(members, 0.8, seed)
@@ -111,14 +111,14 @@ def test_a_type_with_two_groups_is_on_both_sides_and_one_with_a_single_group_goe
         assert len(training & {"a", "b"}) == 1
 
 
-def test_the_same_seed_draws_the_same_and_0_is_a_seed_of_its_own() -> None:
+def test_the_same_seed_gives_the_same_split_and_0_is_a_valid_seed() -> None:
     members = singles(good=20, crack=10)
     drawn = [split_groups(members, 0.8, seed) for seed in (0, 1, 2, 42)]
     assert drawn == [split_groups(list(reversed(members)), 0.8, seed) for seed in (0, 1, 2, 42)]
     assert len(set(drawn)) == 4
 
 
-def test_every_image_has_its_chance_of_training() -> None:
+def test_every_image_is_used_for_training_with_some_seed() -> None:
     members = singles(good=10)
     times = Counter(group for seed in range(60) for group in split_groups(members, 0.5, seed))
     assert len(times) == 10
@@ -126,7 +126,7 @@ def test_every_image_has_its_chance_of_training() -> None:
     assert max(times.values()) < 50
 
 
-def test_a_large_group_has_its_chance_of_either_side() -> None:
+def test_a_large_group_is_in_either_split_with_some_seed() -> None:
     members = [Member("large", "good")] * 3 + singles(good=5)
     times = sum("large" in split_groups(members, 0.5, seed) for seed in range(60))
     assert 10 < times < 50

@@ -392,7 +392,7 @@ def test_the_version_is_printed() -> None:
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("prepare --category bottle --mvtec_root nowhere", "nowhere is no folder"),
+        ("prepare --category bottle --mvtec_root nowhere", "nowhere is not a folder"),
         ("prepare --category screw --mvtec_root datasets/mvtec", "it has bottle, cable"),
         ("prepare --category bottle --train_ratio 1", "--train_ratio is 1.0"),
         ("augment --dataset_dir datasets/maskrcnn_mvtec_bottle --augmentation_factor 7", "0 to 6"),

@@ -143,7 +143,7 @@ def test_a_file_that_is_no_list_of_predictions_is_refused(tmp_path: Path) -> Non
     with pytest.raises(FlawmaskError, match="not in COCO's results format"):
         read_predictions(tmp_path / "p.json", split)
     (tmp_path / "p.json").write_text("[1]")
-    with pytest.raises(FlawmaskError, match="record 0 is no object: 1"):
+    with pytest.raises(FlawmaskError, match="record 0 is not an object: 1"):
         read_predictions(tmp_path / "p.json", split)
 
 

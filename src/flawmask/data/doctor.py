@@ -261,7 +261,7 @@ def _identical(checked: Sequence[_Checked], *, coco: bool) -> Iterator[Problem]:
         message = f"is byte for byte the same as {names}"
         if leak:
             yield Problem(
-                "error", "leak", first.where, f"{message}: keep them in one split, or the metrics are too good"
+                "error", "leak", first.where, f"{message}: keep them in one split, or the figures are too good"
             )
         else:
             yield Problem("warning", "identical images", first.where, f"{message}: keep one")
@@ -321,7 +321,7 @@ def _parts_on_several_splits(items: Sequence[Item]) -> Iterator[Problem]:
         other = next((item for item in others if item.split != first.split), None)
         if other is not None:
             message = (
-                f"shows the part {group}, and so does {other.where}: keep it in one split, or the metrics are too good"
+                f"shows the part {group}, and so does {other.where}: keep it in one split, or the figures are too good"
             )
             yield Problem("error", "leak", first.where, message)
 

@@ -108,7 +108,7 @@ def _labels(config: ImportConfig) -> tuple[Labels, str]:
     source = config.source
     require(source.exists(), f"{source} is not there: name a label file, or a folder with labels and images")
     root = config.image_dir or (source if source.is_dir() else source.parent)
-    require(root.is_dir(), f"--image_dir {root} is no folder: name the one that the images lie in")
+    require(root.is_dir(), f"--image_dir {root} is not a folder: name the one that the images lie in")
     name = imports.recognised(source) if config.source_format == "auto" else config.source_format
     if name is None:
         known = ", ".join(known_format.NAME for known_format in imports.FORMATS.values())

@@ -123,7 +123,7 @@ def _names(source: Path, root: Path) -> dict[int, str]:
         classes = {number: line.strip() for number, line in enumerate(lines) if line.strip()}
     if not classes:
         raise FlawmaskError(
-            f"{root} says nowhere what its classes are called: add data.yaml with `names`, or classes.txt"
+            f"{root} does not say what its classes are called: add data.yaml with `names`, or classes.txt"
         )
     return classes
 

@@ -135,7 +135,7 @@ def _check_root(root: Path) -> None:
     if not root.is_dir():
         parent = next((path for path in root.absolute().parents if path.is_dir()), None)
         content = f" ({parent} holds {listed(parent)})" if parent else ""
-        raise FlawmaskError(f"{root} is no folder{content}: name the one that holds the categories with --mvtec_root")
+        raise FlawmaskError(f"{root} is not a folder{content}: name the one that holds the categories with --mvtec_root")
 
 
 def _folders(settings: LayoutSettings) -> Folders:

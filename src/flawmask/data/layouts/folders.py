@@ -85,7 +85,7 @@ class Folders:
         for path, flag in zip(found, ("--images", "--masks"), strict=True):
             if not path.is_dir():
                 there = f": {folder} holds {listed(folder)}" if folder.is_dir() else ""
-                raise FlawmaskError(f"{path} is no folder{there}; name it with {flag}")
+                raise FlawmaskError(f"{path} is not a folder{there}; name it with {flag}")
         return found
 
     def samples(self, root: Path, category: str) -> list[Sample]:
