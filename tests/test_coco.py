@@ -51,7 +51,7 @@ def edit(dataset: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(content))
 
 
-def said(dataset: Path, split: str = "train") -> str:
+def error_of(dataset: Path, split: str = "train") -> str:
     with pytest.raises(FlawmaskError) as caught:
         read_split(dataset, split)
     assert "\n" not in str(caught.value)
@@ -161,7 +161,7 @@ def test_images_may_lie_in_subfolders(dataset: Path) -> None:
 def test_a_folder_with_the_name_of_an_image_is_not_an_image(dataset: Path) -> None:
     (dataset / "train/images/2.png").unlink()
     (dataset / "train/images/2.png").mkdir()
-    assert "lists images that are not in" in said(dataset)
+    assert "lists images that are not in" in error_of(dataset)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
@@ -171,12 +171,12 @@ def test_an_image_may_be_a_link_but_not_a_broken_one(dataset: Path) -> None:
     image.symlink_to(dataset / "elsewhere.png")
     assert len(read_split(dataset, "train").images) == 3
     (dataset / "elsewhere.png").unlink()
-    assert "lists images that are not in" in said(dataset)
+    assert "lists images that are not in" in error_of(dataset)
 
 
 def test_a_split_without_an_image_folder_is_reported(dataset: Path) -> None:
     shutil.rmtree(dataset / "train/images")
-    assert "(1.png, 2.png, 3.png)" in said(dataset)
+    assert "(1.png, 2.png, 3.png)" in error_of(dataset)
 
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
@@ -296,7 +296,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 def test_inconsistent_records_are_reported_in_one_line_that_names_the_file(dataset: Path, what: str) -> None:
     change, message = BAD[what]
     edit(dataset, change)
-    assert message in said(dataset)
+    assert message in error_of(dataset)
 
 
 def test_every_unusable_record_is_listed(dataset: Path) -> None:
@@ -324,7 +324,7 @@ def test_exports_of_other_tools_are_read_without_changes(dataset: Path) -> None:
     expected = read_split(dataset, "train")
 
     def change(content: dict[str, Any]) -> None:
-        # As Roboflow does: a category that nothing has, ids from 0, no area, no crowds, coordinates with fractions.
+        # Like Roboflow: an unused category, ids from 0, no area, no iscrowd, fractional coordinates.
         content["categories"] = [
             {"id": 0, "name": "parts", "supercategory": "none"},
             {"id": 7, "name": "good"},
@@ -357,7 +357,7 @@ def test_exports_of_other_tools_are_read_without_changes(dataset: Path) -> None:
         assert second["bbox"] == [2, 1, 5, 3]
         assert np.array_equal(instance_masks([second], 6, 8, "")[0], MASK)
     (folder / "more.json").write_text("{}")
-    assert "there are several others: annotations/instances_default.json, more.json" in said(dataset)
+    assert "there are several others: annotations/instances_default.json, more.json" in error_of(dataset)
 
 
 def test_roboflows_name_for_val_is_understood(dataset: Path) -> None:
@@ -371,7 +371,7 @@ def test_roboflows_name_for_val_is_understood(dataset: Path) -> None:
     split = read_split(dataset, "val")
     assert (split.folder, split.name) == (dataset / "valid", "val")
     shutil.copytree(dataset / "train", dataset / "val")
-    assert "holds val and valid, which are one split" in said(dataset, "val")
+    assert "holds val and valid, which are one split" in error_of(dataset, "val")
     assert split_names(dataset / "nowhere") == []
 
 
@@ -388,14 +388,14 @@ def counts_of(mask: Mask) -> list[int]:
 )
 def test_a_file_that_is_not_coco_is_refused(dataset: Path, content: str, message: str) -> None:
     (dataset / "train/annotations.json").write_text(content)
-    assert message in said(dataset)
+    assert message in error_of(dataset)
 
 
 def test_the_message_about_a_missing_split_lists_what_exists(dataset: Path) -> None:
-    assert said(dataset, "val").endswith("has no split val: it holds train")
-    assert "no such folder" in said(dataset / "none")
+    assert error_of(dataset, "val").endswith("has no split val: it holds train")
+    assert "no such folder" in error_of(dataset / "none")
     (dataset / "val").mkdir()
-    assert "annotations.json does not exist" in said(dataset, "val")
+    assert "annotations.json does not exist" in error_of(dataset, "val")
 
 
 def test_instances_are_decoded_and_an_invalid_segmentation_is_reported() -> None:

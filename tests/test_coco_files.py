@@ -32,7 +32,7 @@ def export(annotation_file: Path, names: Sequence[str], files: Sequence[Path] = 
         path.write_bytes(path.as_posix().encode())
 
 
-def found(split: CocoSplit) -> list[str]:
+def contents_of(split: CocoSplit) -> list[str]:
     """Return the content of the image files of the records: each file contains its own path."""
     return [split.image_path(image).read_bytes().decode() for image in split.images]
 
@@ -45,7 +45,7 @@ def test_valid_and_other_names_of_the_validation_split_mean_val(tmp_path: Path) 
         assert has_split(dataset, "val")
         split = read_split(dataset, "val")
         assert (split.name, split.folder) == ("val", dataset / name)
-        assert found(split) == [f"{dataset}/{name}/a.png"]
+        assert contents_of(split) == [f"{dataset}/{name}/a.png"]
         assert not has_split(dataset, "test")
 
 
@@ -60,14 +60,14 @@ def test_the_images_of_cvat_are_found_in_the_folder_of_their_subset(tmp_path: Pa
     files = [tmp_path / "train/images/default" / name for name in ("a.png", "b.png")]
     export(tmp_path / "train/annotations/instances_default.json", ["a.png", "b.png"], files)
     split = read_split(tmp_path, "train")
-    assert found(split) == [str(path) for path in files]
+    assert contents_of(split) == [str(path) for path in files]
     assert [image["file_name"] for image in split.images] == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize(
     ("annotations", "images", "listed"),
     [
-        ("annotations/instances_{}.json", "images/{}", ("Train", "Validation")),  # CVAT, of a project
+        ("annotations/instances_{}.json", "images/{}", ("Train", "Validation")),  # CVAT, a whole project
         ("annotations/instances_{}2017.json", "{}2017", ("train", "val")),  # COCO itself
         ("annotations/{}.json", "images", ("train", "val")),
         ("{}.json", "{}", ("train", "valid")),
@@ -87,7 +87,7 @@ def test_annotation_files_in_one_folder_belong_to_the_splits_in_their_names(
         split = read_split(tmp_path, split_name)
         assert split.name == split_name
         assert split.folder.parent == tmp_path
-        assert found(split) == [str(tmp_path / images.format(name) / f"{name[0]}.png")]
+        assert contents_of(split) == [str(tmp_path / images.format(name) / f"{name[0]}.png")]
         assert split.annotation_file == tmp_path / annotations.format(name)
 
 
@@ -111,7 +111,7 @@ def test_names_written_on_another_machine_lead_to_the_images(tmp_path: Path, how
     files = [tmp_path / "train/images" / name for name in ("a.png", unicodedata.normalize("NFD", "ä 1.png"))]
     export(tmp_path / "train/result.json", names, files)
     split = read_split(tmp_path, "train")
-    assert found(split) == [str(path) for path in files]
+    assert contents_of(split) == [str(path) for path in files]
     assert [image["file_name"] for image in split.images] == [path.name for path in files]
 
 
@@ -130,20 +130,20 @@ def test_the_records_of_augment_lead_to_its_own_copies(tmp_path: Path) -> None:
 def test_a_report_finds_the_evaluated_images_in_valid(tmp_path: Path) -> None:
     export(tmp_path / "set/valid/a.json", ["a.png"], [tmp_path / "set/valid/a.png"])
 
-    def judged(split: str) -> Results:
+    def results_on(split: str) -> Results:
         metrics = {"dataset": (tmp_path / "set").as_posix(), "split": split}
         return Results(tmp_path, metrics, curves={}, run={}, folds={}, history={}, data={})
 
-    assert read_truth(judged("val")).folder == tmp_path / "set" / "valid"
+    assert read_truth(results_on("val")).folder == tmp_path / "set" / "valid"
     with pytest.raises(FlawmaskError, match="which is not here"):
-        read_truth(judged("test"))
+        read_truth(results_on("test"))
 
 
 def test_the_longest_common_suffix_decides_between_files_of_the_same_name(tmp_path: Path) -> None:
     files = [tmp_path / "train/images" / name for name in ("cam1/a.png", "cam2/a.png", "a.png")]
     names = [r"D:\line\cam2\a.png", r"D:\line\cam1\a.png"]
     export(tmp_path / "train/result.json", names, files)
-    assert found(read_split(tmp_path, "train")) == [str(files[1]), str(files[0])]
+    assert contents_of(read_split(tmp_path, "train")) == [str(files[1]), str(files[0])]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_the_longest_common_suffix_decides_between_files_of_the_same_name(tmp_pa
         ([r"x\a.png"], ["cam1/a.png", "cam2/a.png"], r"names x\\a.png, which may be cam1/a.png or cam2/a.png"),
         (["cam1/a.png", "cam2/a.png"], ["a.png"], "names cam1/a.png and cam2/a.png, and only a.png is there"),
         (["b.png", "c.png"], ["a.png"], r"lists images that are not in .*train/images \(b.png, c.png\)"),
-        # Where names lead from the folder, one that does not is no other image of its name.
+        # If some names are right, a wrong one must not be matched to another image of the same file name.
         (["a.png", "cam1/b.png"], ["a.png", "cam2/b.png"], r"are not in .*train/images \(cam1/b.png\)"),
     ],
 )
@@ -168,7 +168,7 @@ def test_hidden_files_are_not_images(tmp_path: Path) -> None:
     junk = ["__MACOSX/a.png", "@eaDir/a.png", ".trash/a.png", "._a.png"]
     files = [tmp_path / "train/images" / name for name in ("x/a.png", *junk)]
     export(tmp_path / "train/result.json", [r"y\a.png"], files)
-    assert found(read_split(tmp_path, "train")) == [str(files[0])]
+    assert contents_of(read_split(tmp_path, "train")) == [str(files[0])]
 
 
 NAMES = st.text(st.sampled_from("abÄä .%1"), min_size=1, max_size=3).filter(lambda name: name.strip(". ") == name)

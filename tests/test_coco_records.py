@@ -102,7 +102,7 @@ def test_all_ways_to_write_iscrowd_0_are_understood(dataset: Path, value: Any) -
     assert not split.crowds
 
 
-# Annotations that mark nothing.
+# Annotations without a pixel.
 
 
 EMPTY: dict[str, tuple[dict[str, Any], str]] = {
@@ -134,7 +134,7 @@ def test_a_box_without_an_area_is_replaced_by_the_box_of_the_mask(dataset: Path,
     assert read_split(dataset, "train").annotations[2][0]["bbox"] == BOX
 
 
-# Outlines.
+# Segmentations.
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_an_image_that_is_listed_twice_with_different_annotations_is_refused_or_
     assert not_used(split)[0] == {"listed twice": ["2.png", "2.png"]}
 
 
-# What cannot be used, left out.
+# Leaving out unusable records.
 
 
 SKIPPED: dict[str, tuple[Change, tuple[str, ...], dict[str, list[str]], dict[str, list[str]]]] = {
@@ -380,7 +380,7 @@ def test_a_bad_record_can_be_left_out_with_its_image(
 def test_a_damaged_image_can_be_left_out(dataset: Path) -> None:
     path = dataset / "train" / "images" / "1.png"
     path.write_bytes(path.read_bytes()[:60])
-    assert len(read_split(dataset, "train").images) == 3, "it is read when it is needed"
+    assert len(read_split(dataset, "train").images) == 3, "the file is read only when it is needed"
     split = read_split(dataset, "train", SKIP)
     assert not_used(split) == ({"bad image": ["1.png"]}, {"image not used": ["1 of 1.png", "2 of 1.png"]})
 
@@ -394,7 +394,7 @@ def test_a_file_with_no_usable_image_is_refused(dataset: Path) -> None:
         read_split(dataset, "train", SKIP)
 
 
-# All of it counted.
+# Every record is counted.
 
 
 PECULIAR: list[dict[str, Any]] = [
@@ -453,8 +453,8 @@ def test_every_record_is_used_or_listed_as_unused(
     assert image_tally.used == len(split.images)
     kept = [one for of_image in split.annotations.values() for one in of_image]
     assert of_annotations.used == sum(not one.get("iscrowd") for one in kept)
-    assert all(mask.any() for mask in whole(kept))
+    assert all(mask.any() for mask in decoded_masks(kept))
 
 
-def whole(records: list[dict[str, Any]]) -> list[Mask]:
+def decoded_masks(records: list[dict[str, Any]]) -> list[Mask]:
     return instance_masks(records, HEIGHT, WIDTH, "")

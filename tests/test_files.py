@@ -133,7 +133,7 @@ def test_a_bad_record_late_in_the_list_leaves_the_old_file(tmp_path: Path, bad: 
 
 def test_a_long_list_is_never_in_memory_as_text(tmp_path: Path) -> None:
     records = [{"outline": list(range(200))}] * 10_000
-    write_json_lines(tmp_path / "a.json", {})  # what is made once is not counted
+    write_json_lines(tmp_path / "a.json", {})  # warm up, so that one-time allocations are not counted
     tracemalloc.start()
     try:
         write_json_lines(tmp_path / "a.json", {"annotations": records})
@@ -154,7 +154,7 @@ def test_many_equal_coordinates_share_one_object(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert len(outline) == count
-    assert held < 12 * count, "a place in the list is 8 bytes, an integer of its own 32 more"
+    assert held < 12 * count, "a list entry needs 8 bytes; a separate integer would need 32 more"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-le"])
@@ -299,7 +299,7 @@ def test_a_walk_skips_files_that_programs_leave(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     assert [path.relative_to(tmp_path).as_posix() for path in walk(tmp_path)] == sorted(kept)
     assert walk(tmp_path / "nowhere") == []
-    assert [path.name for path in walk(tmp_path / "@eaDir")] == ["b.png"], "somebody names it"
+    assert [path.name for path in walk(tmp_path / "@eaDir")] == ["b.png"], "a folder that is named explicitly is walked"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a right there")

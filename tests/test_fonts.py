@@ -71,7 +71,9 @@ def test_a_name_is_drawn_in_a_font_of_the_machine_that_has_its_letters() -> None
     assert columns.max() - columns.min() <= 11, "a triangle as wide as a letter"
     triangle = only[:, columns.min() : columns.max() + 1]
     drawn = [beside[:, start : start + triangle.shape[1]] for start in range(60)]
-    assert any((abs(window.astype(int) - triangle) < 128).all() for window in drawn), "it stands among the others"
+    assert any((abs(window.astype(int) - triangle) < 128).all() for window in drawn), (
+        "the triangle must be among the letters"
+    )
 
 
 def test_separate_accents_are_joined_to_their_letters() -> None:

@@ -290,6 +290,6 @@ def test_a_changed_byte_in_a_checkpoint_is_detected_by_its_checksum(tmp_path: Pa
     data = bytearray((tmp_path / "a.pt").read_bytes())
     data[at] ^= 1
     (tmp_path / "a.pt").write_bytes(data)
-    assert torch.load(tmp_path / "a.pt", weights_only=True)["a"].shape == (100_000,), "torch itself does not look"
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["a"].shape == (100_000,), "torch itself must not notice"
     with pytest.raises(FlawmaskError, match=r"the checksum of .*data/0 is wrong"):
         load_file(tmp_path / "a.pt")

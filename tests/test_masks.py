@@ -91,7 +91,7 @@ def test_a_large_smooth_mask_far_from_the_corner_is_decoded_exactly(threshold: f
 @given(ANY_MASK.filter(np.any))
 def test_polygons_run_along_pixel_edges_and_enclose_the_area(mask: Mask) -> None:
     polygons = to_polygons(mask)
-    # Background that touches the outside by a corner alone is still reached by the outline: 8-connected.
+    # Background that is connected to the outside only by a corner counts as outside: it is 8-connected.
     holes = ndimage.label(np.pad(~mask, 1, constant_values=True), structure=np.ones((3, 3)))[1] - 1
     assert (polygons is None) == (holes > 0)
     area = 0.0
@@ -104,8 +104,8 @@ def test_polygons_run_along_pixel_edges_and_enclose_the_area(mask: Mask) -> None
         assert x.max() <= mask.shape[1]
         assert y.max() <= mask.shape[0]
         moves_x, moves_y = np.roll(x, -1) != x, np.roll(y, -1) != y
-        assert np.array_equal(moves_x, ~moves_y), "each edge is horizontal or vertical, and none has no length"
-        assert np.array_equal(moves_x, ~np.roll(moves_x, 1)), "they take turns: no corner without a turn"
+        assert np.array_equal(moves_x, ~moves_y), "each edge must be horizontal or vertical, with a length above 0"
+        assert np.array_equal(moves_x, ~np.roll(moves_x, 1)), "horizontal and vertical edges must alternate"
         area += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
     assert polygons is None or area == mask.sum()
 

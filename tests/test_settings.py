@@ -56,7 +56,7 @@ MAY_BE_0 = {
 
 def checked(command: str, **changes: Any) -> None:
     config = COMMANDS[command](**NEEDED[command] | changes)
-    if command == "demo":  # which checks when it draws
+    if command == "demo":  # demo checks its settings when it draws
         generate(config)
 
 
@@ -203,7 +203,7 @@ def test_each_command_has_a_flag_for_details_that_is_not_a_setting_of_its_stage(
     monkeypatch.setattr(cli, "_dispatch", dispatch)
     logger = logging.getLogger("flawmask")
     monkeypatch.setattr(logger, "handlers", [])
-    caplog.set_level(logger.level, "flawmask")  # puts it back
+    caplog.set_level(logger.level, "flawmask")  # restored after the test
     needed = [
         part
         for name, value in NEEDED[command].items()

@@ -230,14 +230,16 @@ def _unique_names(categories: Sequence[Record], in_use: Collection[int | None], 
         if isinstance(name, str) and name:
             by_name[name].append(category)
         else:
-            checked.problems.append(f"category {category['id']} has the name {name!r}, which is a duplicate or not a name")
+            checked.problems.append(
+                f"category {category['id']} has the name {name!r}, which is a duplicate or not a name"
+            )
     kept = []
     for name, of_name in by_name.items():
         used = [category for category in of_name if category["id"] in in_use] or of_name[-1:]
         kept.append(used[0])
         checked.problems += [
-            f"category {other['id']} has the name {name!r}, which is a duplicate or not a name: category {used[0]['id']} has it "
-            "too, and both have annotations; rename one, or give all annotations one of them"
+            f"category {other['id']} has the name {name!r}, which is a duplicate or not a name: category "
+            f"{used[0]['id']} has it too, and both have annotations; rename one, or give all annotations one of them"
             for other in used[1:]
         ]
     return kept

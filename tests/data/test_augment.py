@@ -107,7 +107,7 @@ def test_every_geometric_variant_is_exactly_the_transformed_image_and_mask(datas
 
 
 def test_real_images_are_moved_exactly(shared_data: Path, tmp_path: Path) -> None:
-    tiles = tmp_path / "mvtec" / "tile"  # a few of each type; a JPEG is decoded by two libraries, so they become PNGs
+    tiles = tmp_path / "mvtec" / "tile"  # a few of each type, as PNG, since two libraries decode a JPEG differently
     for mask in sorted((shared_data / "magnetic_tile/ground_truth").glob("*/*_mask.png"))[::40]:
         kind, stem = mask.parent.name, mask.name.removesuffix("_mask.png")
         for folder in (tiles / "test" / kind, tiles / "ground_truth" / kind):
@@ -133,7 +133,7 @@ def test_a_large_mask_with_holes_is_moved_exactly(dataset: Path) -> None:
     cv2.circle(ring, (8, 6), 5, 1, 2)
     rle: dict[str, Any] = {"size": [14, 18]}
     edges = np.flatnonzero(np.diff(ring.T.ravel())) + 1
-    rle["counts"] = np.diff([0, *edges, ring.size]).tolist()  # uncompressed, as some tools write it
+    rle["counts"] = np.diff([0, *edges, ring.size]).tolist()  # some tools write uncompressed RLE
 
     def change(found: dict[str, Any]) -> None:
         record = next(one for one in found["annotations"] if one["category_id"] == 2)
@@ -254,9 +254,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_gives_others(datase
 
 def test_16_bit_grey_stays_16_bit(tiny_category: Make) -> None:
     folder = tiny_category()
-    draw = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     for path in folder.glob("test/*/*.png"):
-        assert cv2.imwrite(str(path), draw.integers(0, 65536, (14, 18), dtype=np.uint16))
+        assert cv2.imwrite(str(path), rng.integers(0, 65536, (14, 18), dtype=np.uint16))
     config = PrepareConfig(mvtec_root=folder.parent, category="part", output_dir=folder.parents[1] / "set")
     augmented = run(prepare(config).dataset_dir).dataset_dir
     assert set(check_exactness(augmented)) == set(MOVES)
@@ -362,7 +362,7 @@ def test_the_recorded_strength_is_the_one_that_was_applied(dataset: Path) -> Non
             assert np.array_equal(found, cv2.GaussianBlur(source, (0, 0), one["parameter"]))
 
 
-# Made again, and bad input
+# Existing output, and bad input
 
 
 def test_the_same_source_and_settings_are_reused_and_others_need_overwrite(dataset: Path, digests: Digests) -> None:
@@ -519,7 +519,7 @@ def test_a_bad_image_is_left_out_of_every_split(dataset: Path) -> None:
 def test_an_annotation_with_only_a_box_is_transformed_as_a_box(dataset: Path) -> None:
     edit(dataset, lambda found: [one.update(segmentation=[], bbox=[2.5, 3, 4.25, 5]) for one in found["annotations"]])
     made = read_split(augment(AugmentConfig(dataset_dir=dataset, augmentation_factor=6)).dataset_dir, "train")
-    # Of images 18 wide and 14 high.
+    # The images are 18 wide and 14 high.
     moved = {
         "flip_h": [11.25, 3, 4.25, 5],
         "rotate_90": [6, 2.5, 5, 4.25],

@@ -90,7 +90,7 @@ def test_the_mask_is_exactly_what_the_defect_changed(product: Product, defect: D
         assert not change[~mask].any()
         for region in components(mask):
             assert region.sum() >= MIN_AREA * mask.size
-            # A defect may be as bright as the product in a few pixels, where it casts its own light and shade.
+            # Because of its own light and shade, a defect may be as bright as the product in a few pixels.
             assert (change[region] > 10).mean() > 0.85
             assert change[region].mean() > 35
 

@@ -51,7 +51,7 @@ def check(folder: Path, **settings: Any) -> Report:
     return examine(DoctorConfig(**{"sheet_images": 0, **where, **settings}))
 
 
-def found(report: Report) -> list[tuple[str, str, str]]:
+def problems_of(report: Report) -> list[tuple[str, str, str]]:
     return [(problem.severity, problem.kind, problem.where) for problem in report.problems]
 
 
@@ -119,7 +119,7 @@ def test_instances_are_connected_regions(category: Path) -> None:
 def test_a_missing_mask_is_reported(category: Path) -> None:
     (category / "ground_truth/crack/1_mask.png").unlink()
     report = check(category)
-    assert found(report) == [("error", "mask missing", "part/test/crack/1.png")]
+    assert problems_of(report) == [("error", "mask missing", "part/test/crack/1.png")]
     assert "ground_truth/crack/1_mask.png" in report.problems[0].message
 
 
@@ -137,7 +137,7 @@ MASKS: dict[str, tuple[Any, tuple[str, str]]] = {
 def test_a_bad_mask_is_reported(category: Path, what: str) -> None:
     pixels, problem = MASKS[what]
     write_png(category / "ground_truth/hole/0_mask.png", pixels)
-    assert found(check(category)) == [(*problem, "part/ground_truth/hole/0_mask.png")]
+    assert problems_of(check(category)) == [(*problem, "part/ground_truth/hole/0_mask.png")]
 
 
 @pytest.mark.parametrize("values", [(0, 1), (0, 200), (0, 65535)])
@@ -154,7 +154,7 @@ def test_a_truncated_file_is_reported_and_the_rest_still_checked(category: Path,
     data = (category / name).read_bytes()
     (category / name).write_bytes(data[: len(data) // 2])
     report = check(category, sheet_images=9, contact_sheet=category.parent / "sheet.png")
-    assert found(report) == [("error", "unreadable image", f"part/{name}")]
+    assert problems_of(report) == [("error", "unreadable image", f"part/{name}")]
     assert str(category) not in report.problems[0].message
     assert sum(count.images for count in report.counts) == 9
 
@@ -162,13 +162,13 @@ def test_a_truncated_file_is_reported_and_the_rest_still_checked(category: Path,
 @pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every file")
 def test_a_file_without_permission_is_reported(category: Path) -> None:
     (category / "test/good/1.png").chmod(0)
-    assert found(check(category)) == [("error", "unreadable image", "part/test/good/1.png")]
+    assert problems_of(check(category)) == [("error", "unreadable image", "part/test/good/1.png")]
 
 
 def test_masks_without_an_image_are_reported(category: Path) -> None:
     write_png(category / "ground_truth/crack/7_mask.png", blob().astype(np.uint8) * 255)
     write_png(category / "ground_truth/dent/0_mask.png", blob().astype(np.uint8) * 255)
-    assert found(check(category)) == [
+    assert problems_of(check(category)) == [
         ("warning", "orphan masks", "part/ground_truth/crack/7_mask.png"),
         ("warning", "orphan masks", "part/ground_truth/dent"),
     ]
@@ -177,7 +177,7 @@ def test_masks_without_an_image_are_reported(category: Path) -> None:
 def test_several_masks_of_one_image_are_reported_and_the_rest_still_checked(category: Path) -> None:
     write_png(category / "ground_truth/crack/0_mask.tif", np.zeros((SIDE, SIDE), np.uint8))
     report = check(category)
-    assert found(report) == [
+    assert problems_of(report) == [
         ("error", "mask empty", "part/ground_truth/crack/0_mask.tif"),
         ("error", "masks of one image", "part/ground_truth/crack/0_mask.tif"),
     ]
@@ -187,7 +187,7 @@ def test_several_masks_of_one_image_are_reported_and_the_rest_still_checked(cate
 
 def test_a_defect_type_without_an_image_is_reported(category: Path) -> None:
     (category / "test" / "dent").mkdir()
-    assert found(check(category)) == [("warning", "empty category", "part/test/dent")]
+    assert problems_of(check(category)) == [("warning", "empty category", "part/test/dent")]
 
 
 def test_any_number_of_files_with_the_same_bytes_is_one_problem(category: Path) -> None:
@@ -195,7 +195,7 @@ def test_any_number_of_files_with_the_same_bytes_is_one_problem(category: Path) 
     for name in ("test/good/1.png", "train/good/0.png"):
         (category / name).write_bytes(data)
     report = check(category)
-    assert found(report) == [("warning", "identical images", "part/test/good/0.png")]
+    assert problems_of(report) == [("warning", "identical images", "part/test/good/0.png")]
     assert "part/test/good/1.png" in report.problems[0].message
     assert "part/train/good/0.png" in report.problems[0].message
 
@@ -214,7 +214,7 @@ def test_the_same_picture_in_other_bytes_is_reported(category: Path, change: Cal
     write_png(category / "test/good/0.png", picture(77))
     write_png(category / "train/good/1.png", change(picture(77)))
     report = check(category)
-    assert found(report) == [("warning", "near-identical images", "part/train/good/1.png")]
+    assert problems_of(report) == [("warning", "near-identical images", "part/train/good/1.png")]
     assert "part/test/good/0.png" in report.problems[0].message
 
 
@@ -239,7 +239,7 @@ def test_copies_are_found_across_blocks(category: Path, monkeypatch: pytest.Monk
     pixels[0, 0] = 0
     write_png(category / "train/good/1.png", pixels)
     monkeypatch.setattr("flawmask.data.duplicates.BLOCK", 2)
-    assert found(check(category)) == [("warning", "near-identical images", "part/train/good/1.png")]
+    assert problems_of(check(category)) == [("warning", "near-identical images", "part/train/good/1.png")]
 
 
 # A COCO folder
@@ -258,7 +258,7 @@ def test_the_same_file_in_two_splits_is_an_error_and_in_one_split_a_warning(data
     data = (dataset / "train/images/1.png").read_bytes()
     (dataset / "val/images/1.png").write_bytes(data)
     (dataset / "val/images/3.png").write_bytes((dataset / "val/images/2.png").read_bytes())
-    assert found(check(dataset)) == [
+    assert problems_of(check(dataset)) == [
         ("error", "leak", "train/images/1.png"),
         ("warning", "identical images", "val/images/2.png"),
     ]
@@ -270,23 +270,23 @@ def test_identical_variants_are_not_a_second_problem_but_still_a_leak(dataset: P
     edit(dataset, lambda content: [image.update(augmentation="blur") for image in content["images"]])
     assert check(dataset).problems == ()
     (dataset / "val/images/2.png").write_bytes(data)
-    assert found(check(dataset)) == [("error", "leak", "train/images/2.png")]
+    assert problems_of(check(dataset)) == [("error", "leak", "train/images/2.png")]
 
 
 def test_the_same_picture_in_two_splits_is_a_near_leak(dataset: Path) -> None:
     write_png(dataset / "val/images/1.png", as_jpeg(picture(1)))
     report = check(dataset)
-    assert found(report) == [("warning", "near-leak", "val/images/1.png")]
+    assert problems_of(report) == [("warning", "near-leak", "val/images/1.png")]
     assert "train/images/1.png" in report.problems[0].message
 
 
 def test_a_variant_may_look_like_its_source_but_not_like_a_validation_image(dataset: Path) -> None:
     write_png(dataset / "train/images/2.png", brighter(picture(1)))
-    assert found(check(dataset)) == [("warning", "near-identical images", "train/images/2.png")]
+    assert problems_of(check(dataset)) == [("warning", "near-identical images", "train/images/2.png")]
     edit(dataset, lambda content: content["images"][1].update(augmentation="bright", source_id=1))
     assert check(dataset).problems == ()
     write_png(dataset / "val/images/1.png", as_jpeg(picture(1)))
-    assert found(check(dataset)) == [("warning", "near-leak", "val/images/1.png")]
+    assert problems_of(check(dataset)) == [("warning", "near-leak", "val/images/1.png")]
 
 
 RECORDS: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
@@ -303,7 +303,7 @@ def test_a_bad_annotation_is_reported(dataset: Path, what: str) -> None:
     change, problem = RECORDS[what]
     edit(dataset, lambda content: content["annotations"][1].update(change))
     report = check(dataset)
-    assert found(report) == [(*problem, "train/images/2.png")]
+    assert problems_of(report) == [(*problem, "train/images/2.png")]
     assert "annotation 2" in report.problems[0].message
 
 
@@ -314,7 +314,7 @@ def test_every_unusable_annotation_is_reported(dataset: Path) -> None:
 
     edit(dataset, change)
     report = check(dataset)
-    assert found(report) == [("error", "unusable record", "train")] * 2
+    assert problems_of(report) == [("error", "unusable record", "train")] * 2
     assert [problem.message for problem in report.problems] == [
         "annotation 1 has no usable segmentation: neither polygons nor RLE, but 'here'",
         "annotation 2 has the box [12, 10, 4], not [x, y, width, height]",
@@ -335,26 +335,26 @@ def test_boxes_and_areas_that_other_tools_measure_on_polygons_are_not_a_fault(da
 
 def test_an_image_whose_size_differs_from_its_record_is_reported(dataset: Path) -> None:
     edit(dataset, lambda content: content["images"][1].update(width=96))
-    assert found(check(dataset)) == [("error", "image size", "train/images/2.png")]
+    assert problems_of(check(dataset)) == [("error", "image size", "train/images/2.png")]
 
 
 def test_a_category_without_annotations_is_reported(dataset: Path) -> None:
     edit(dataset, lambda content: content["categories"].append({"id": 3, "name": "dent"}), split="val")
     report = check(dataset)
-    assert found(report) == [("warning", "empty category", "val")]
+    assert problems_of(report) == [("warning", "empty category", "val")]
     assert "dent" in report.problems[0].message
 
 
 def test_images_without_annotations_are_counted_unless_they_are_good(dataset: Path) -> None:
     edit(dataset, lambda content: content.update(annotations=content["annotations"][1:2]))
     report = check(dataset)
-    assert found(report) == [("warning", "no annotation", "train")]
+    assert problems_of(report) == [("warning", "no annotation", "train")]
     assert "1 of 3 images" in report.problems[0].message
 
 
 def test_an_image_that_is_not_listed_is_reported(dataset: Path) -> None:
     write_png(dataset / "val/images/sub/extra.png", picture(99))
-    assert found(check(dataset)) == [("warning", "unlisted image", "val/images/sub/extra.png")]
+    assert problems_of(check(dataset)) == [("warning", "unlisted image", "val/images/sub/extra.png")]
 
 
 def test_a_coco_file_of_another_tool_is_counted_by_class_name(dataset: Path) -> None:
@@ -365,14 +365,14 @@ def test_a_coco_file_of_another_tool_is_counted_by_class_name(dataset: Path) -> 
 def test_a_split_that_cannot_be_used_is_an_error_and_the_other_is_checked(dataset: Path) -> None:
     (dataset / "val/annotations.json").write_text("{")
     report = check(dataset)
-    assert found(report) == [("error", "unusable split", "val")]
+    assert problems_of(report) == [("error", "unusable split", "val")]
     assert {count.split for count in report.counts} == {"train"}
 
 
 def test_a_truncated_image_of_a_coco_folder_is_reported(dataset: Path) -> None:
     data = (dataset / "train/images/2.png").read_bytes()
     (dataset / "train/images/2.png").write_bytes(data[:200])
-    assert found(check(dataset)) == [("error", "unreadable image", "train/images/2.png")]
+    assert problems_of(check(dataset)) == [("error", "unreadable image", "train/images/2.png")]
 
 
 # Photographs of one part
@@ -424,7 +424,7 @@ def test_a_part_in_two_splits_of_a_coco_folder_is_an_error_if_records_name_it(da
     assert problem.message.startswith("shows the part p2, and so does val/images/2.png")
 
 
-# What is asked for, and what comes out
+# Settings and output
 
 
 def test_a_missing_folder_is_reported_in_one_line(tmp_path: Path) -> None:
@@ -458,7 +458,7 @@ def test_the_contact_sheet_takes_its_images_evenly_from_all_types(
     kinds = [caption.split("  ")[0] for caption in captions]
     assert kinds[:10] == ["good"] * 6 + ["crack"] * 2 + ["hole"] * 2
     assert captions[:10] == captions[10:]
-    assert captions[1].split("  ")[1] != "1.png", "the first ones were taken, not some from all over"
+    assert captions[1].split("  ")[1] != "1.png", "the first files were chosen instead of evenly spaced ones"
 
 
 def test_the_contact_sheet_outlines_the_defects(category: Path, dataset: Path, tmp_path: Path) -> None:
@@ -515,7 +515,7 @@ def real(category: Path) -> Report:
 
 def test_the_two_identical_bottles_are_found_and_no_different_ones() -> None:
     report = real(SHARED / "mvtec_ad_sample" / "bottle")
-    assert found(report) == [("warning", "identical images", "bottle/test/good/002.png")]
+    assert problems_of(report) == [("warning", "identical images", "bottle/test/good/002.png")]
     assert "bottle/test/good/008.png" in report.problems[0].message
     assert report.sizes == (Size(900, 900, 17),)
     assert sum(count.images for count in report.counts) == 17
@@ -536,19 +536,19 @@ def test_the_only_problem_of_the_magnetic_tiles_is_several_photographs_of_a_tile
 # Counts
 
 
-def counted(report: Report) -> list[str]:
+def tally_lines(report: Report) -> list[str]:
     return [tally.line() for tally in report.tallies]
 
 
 def test_everything_in_a_clean_data_set_is_usable(category: Path, dataset: Path) -> None:
-    assert counted(check(category)) == ["9 images: all used", "4 annotations: all used"]
-    assert counted(check(dataset)) == ["6 images: all used", "6 annotations: all used"]
+    assert tally_lines(check(category)) == ["9 images: all used", "4 annotations: all used"]
+    assert tally_lines(check(dataset)) == ["6 images: all used", "6 annotations: all used"]
 
 
 def test_unusable_files_of_a_category_are_counted(category: Path) -> None:
     (category / "ground_truth/crack/0_mask.png").unlink()
     (category / "test/hole/1.png").write_bytes(b"?")
-    assert counted(check(category)) == [
+    assert tally_lines(check(category)) == [
         "9 images: 7 used, 2 not used: bad image or mask",
         "3 annotations: 2 used, 1 not used: bad image or mask",
     ]
@@ -562,29 +562,29 @@ def test_unusable_records_of_a_coco_folder_are_counted_in_all_splits(dataset: Pa
     edit(dataset, change)
     (dataset / "val/images/1.png").write_bytes(b"?")
     report = check(dataset)
-    assert counted(report) == [
+    assert tally_lines(report) == [
         "6 images: 4 used, 2 not used: 1 bad record, 1 unreadable image",
         "6 annotations: 3 used, 3 not used: 1 bad record, 1 crowd, 1 image not used",
     ]
-    assert ("warning", "crowd", "train") in found(report)
+    assert ("warning", "crowd", "train") in problems_of(report)
     assert next(count for count in report.counts if count.type == "crack") == Count("train", "crack", 2, 2, 1)
 
 
 def test_only_crowds_are_an_error_unless_they_are_used_as_instances(dataset: Path) -> None:
     edit(dataset, lambda content: [record.update(iscrowd=1) for record in content["annotations"][1:]])
     report = check(dataset)
-    assert found(report) == [("error", "crowd", "train")]
+    assert problems_of(report) == [("error", "crowd", "train")]
     assert "2 of 2 defects as crowds" in report.problems[0].message
     taken = check(dataset, crowds="instances")
     assert taken.problems == ()
-    assert counted(taken)[1] == "6 annotations: all used"
+    assert tally_lines(taken)[1] == "6 annotations: all used"
 
 
 def test_annotations_with_only_a_box_are_a_warning_and_their_areas_are_not_checked(dataset: Path) -> None:
     edit(dataset, lambda content: content["annotations"][1].update(segmentation=[], area=3))
     report = check(dataset)
-    assert found(report) == [("warning", "box alone", "train")]
-    assert counted(report)[1] == "6 annotations: all used"
+    assert problems_of(report) == [("warning", "box alone", "train")]
+    assert tally_lines(report)[1] == "6 annotations: all used"
 
 
 TAKEN = "--strict --crowds instances"
@@ -610,13 +610,13 @@ def test_with_strict_unusable_images_or_records_end_the_command_with_status_3(
 
 def test_a_category_whose_name_may_mean_good_is_reported(dataset: Path) -> None:
     edit(dataset, lambda content: content["categories"][1].update(name="OK"))
-    assert ("warning", "good by another name", "train") in found(check(dataset))
+    assert ("warning", "good by another name", "train") in problems_of(check(dataset))
 
 
 def status(*arguments: str) -> int:
     logger = logging.getLogger("flawmask")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(logger, "handlers", [*logger.handlers])  # what the command line adds goes when it ends
+        patch.setattr(logger, "handlers", [*logger.handlers])  # remove the command line's handlers afterwards
         patch.setattr(logger, "level", logger.level)
         patch.setattr(sys, "argv", ["flawmask", "doctor", *arguments, "--sheet_images", "0"])
         cli.main()
@@ -629,7 +629,7 @@ def test_the_command_ends_with_status_1_if_it_found_an_error(
     where = ("--mvtec_root", str(category.parent), "--category", "part")
     assert status(*where) == 0
     (category / "test/good/photo.cr2").write_bytes(b"")
-    assert status(*where) == 0, "a warning is no error"
+    assert status(*where) == 0, "a warning is not an error"
     assert "10 images: 9 used, 1 not used: suffix .cr2" in capsys.readouterr().err
     assert status(*where, "--strict") == 3
     (category / "ground_truth/crack/1_mask.png").unlink()
@@ -640,24 +640,24 @@ def test_the_report_is_printed_as_json(category: Path, capsys: pytest.CaptureFix
     (category / "ground_truth/crack/1_mask.png").unlink()
     capsys.readouterr()
     assert status("--mvtec_root", str(category.parent), "--category", "part", "--json") == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["name"] == "part"
-    assert told["layout"] == "mvtec"
-    assert told["counts"][0] == {"split": "test", "type": "crack", "images": 2, "defective": 2, "instances": 1}
-    assert told["sizes"] == [{"width": SIDE, "height": SIDE, "images": 9}]
-    (problem,) = told["problems"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["name"] == "part"
+    assert printed["layout"] == "mvtec"
+    assert printed["counts"][0] == {"split": "test", "type": "crack", "images": 2, "defective": 2, "instances": 1}
+    assert printed["sizes"] == [{"width": SIDE, "height": SIDE, "images": 9}]
+    (problem,) = printed["problems"]
     assert (problem["severity"], problem["kind"], problem["where"]) == (
         "error",
         "mask missing",
         "part/test/crack/1.png",
     )
-    assert told["images"] == {"found": 9, "used": 8, "not_used": {"bad image or mask": ["part/test/crack/1.png"]}}
-    assert told["annotations"] == {"found": 3, "used": 3, "not_used": {}}
-    assert told["contact_sheet"] is None
+    assert printed["images"] == {"found": 9, "used": 8, "not_used": {"bad image or mask": ["part/test/crack/1.png"]}}
+    assert printed["annotations"] == {"found": 3, "used": 3, "not_used": {}}
+    assert printed["contact_sheet"] is None
 
 
 def test_the_report_on_a_coco_folder_is_printed_as_json(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert status("--dataset_dir", str(dataset), "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["name"], told["layout"], told["problems"]) == ("set", None, [])
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["name"], printed["layout"], printed["problems"]) == ("set", None, [])

@@ -60,7 +60,7 @@ def kinds(folder: Path, **how: Any) -> dict[str, str]:
     return {Path(sample.original_file).relative_to(folder.name).as_posix(): sample.defect_type for sample in found}
 
 
-# Folders below a type's
+# Subfolders of a type
 
 
 def nested(tmp_path: Path) -> Path:
@@ -143,7 +143,7 @@ def test_hidden_folders_thumbnails_and_folders_of_archivers_and_drives_are_ignor
         draw_image(folder / "test/good/new.png", 5)
         (folder / junk).parent.mkdir(parents=True, exist_ok=True)
         (folder / "test/good/new.png").rename(folder / junk)
-    draw_image(folder / "test/hole/cam2/003.png", 77)  # what thumb_003.jpg is one of
+    draw_image(folder / "test/hole/cam2/003.png", 77)  # thumb_003.jpg is its thumbnail
     write_mask(folder / "ground_truth/hole/cam2/003_mask.png", spot())
     shutil.copytree(folder, folder.parent / "__MACOSX" / "part")
     shutil.copytree(folder, folder.parent / ".part")
@@ -318,7 +318,9 @@ def test_mvtec_ad_2_has_several_light_conditions_of_a_part_and_private_images(
     with pytest.raises(UnusedError, match="test_private"):
         run(folder, strict=True, overwrite=True)
     shutil.rmtree(folder / "test_private")
-    assert run(folder, strict=True, overwrite=True).train["images"] > 0, "what a setting leaves aside is no loss"
+    assert run(folder, strict=True, overwrite=True).train["images"] > 0, (
+        "images that a setting leaves out are not an error"
+    )
 
 
 def test_btad_calls_good_images_ok(tmp_path: Path) -> None:
@@ -446,7 +448,7 @@ def test_the_settings_of_plain_folders_are_refused_with_other_layouts() -> None:
         LayoutSettings(layout="mvtec", mask_suffix="_x")
 
 
-# Good by another name
+# Other names for good
 
 
 @pytest.mark.parametrize("name", ["OK", "Good", "normal", "gut", "合格", "i.O.", "good_parts", "defect-free", "1_ok"])
@@ -535,7 +537,7 @@ def test_keep_split_cannot_be_combined_with_another_split() -> None:
             PrepareConfig(category="part", keep_split=True, **other)
 
 
-# Nothing is lost
+# Every file is counted
 
 
 STRAYS = {

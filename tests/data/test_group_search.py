@@ -54,11 +54,11 @@ def test_several_forms_of_names(names: list[str], pattern: str) -> None:
         [f"{number:03d}.png" for number in range(20)] * 5,  # in a folder for each type
         [f"image ({number}).png" for number in range(20)] * 5,
         [f"{number:03d}-crop.png" for number in range(20)] * 5,
-        [f"exp{camera}_num_{number}.jpg" for camera in range(6) for number in range(80)],  # a camera is no part
+        [f"exp{camera}_num_{number}.jpg" for camera in range(6) for number in range(80)],  # a camera is not a part
         [f"line2_{number:04d}_ok.png" for number in range(60)],
         [f"202605{day:02d}_{number:03d}.png" for day in range(1, 29) for number in range(3)],  # days
         [f"2026-05-{day:02d}_{number:03d}.png" for day in range(1, 29) for number in range(3)],
-        [f"part{part}_{view}.png" for part in range(3) for view in "ab"],  # too few to tell
+        [f"part{part}_{view}.png" for part in range(3) for view in "ab"],  # too few parts
         [f"part{part}_a.png" for part in range(60)] + ["part0_b.png", "part1_b.png"],
         [f"part{part}_{view}.png" for part in range(10) for view in "ab"] + [f"x{one}.png" for one in range(10)],
     ],

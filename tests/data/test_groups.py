@@ -18,7 +18,7 @@ from flawmask.data.layouts import Sample
         (r"lot([0-9]+)?_part([0-9]+)", "lot_part12_b.png", "12"),
         (r"part([0-9]+)?", "part_b.png", "part"),
         (r"^(tile[0-9]+)", "plate017.jpg", None),
-        (r"(tile[0-9]+)?", "plate017.jpg", None),  # it matches the nothing before the name: that is no part
+        (r"(tile[0-9]+)?", "plate017.jpg", None),  # it matches the empty text before the name, which is not a part
     ],
 )
 def test_the_name_of_a_part_is_what_the_pattern_matches(pattern: str, name: str, part: str | None) -> None:

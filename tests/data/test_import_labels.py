@@ -77,7 +77,7 @@ def counts(made: Prepared, what: str) -> dict[str, Any]:
     return found
 
 
-# Each tool's files, field by field as it writes them.
+# The files of each tool, with all fields that it writes.
 
 
 def labelme_shape(label: str, points: Any, kind: str = "polygon", **more: Any) -> dict[str, Any]:
@@ -300,7 +300,7 @@ OTHER_SHAPES: dict[str, tuple[str, Any, Mask]] = {
     ),
     "CVAT ellipse": ("CVAT", ("ellipse", {"cx": 15.0, "cy": 12.0, "rx": 6.0, "ry": 6.0}), round_one(HEIGHT, WIDTH)),
     "CVAT turned box": (
-        "CVAT",  # a quarter turn of 8 x 10 pixels around their middle
+        "CVAT",  # 8 x 10 pixels rotated by 90 degrees around their centre
         ("box", {"xtl": 11.0, "ytl": 7.0, "xbr": 19.0, "ybr": 17.0, "rotation": 90.0}),
         SQUARE,
     ),
@@ -633,6 +633,6 @@ def test_a_partial_mask_is_placed_correctly_and_cut_at_the_edge(rows: list[list[
 def test_an_ellipse_covers_its_area() -> None:
     mask = decode(ellipse((50, 40), (30, 15), 30), 100, 100)
     assert np.count_nonzero(mask) == pytest.approx(np.pi * 30 * 15, rel=0.01)
-    assert mask[40 + 10, 50 + 18]  # turned clockwise, y pointing down
+    assert mask[40 + 10, 50 + 18]  # rotated clockwise, with the y axis pointing down
     assert not mask[40 - 10, 50 + 18]
     assert decode(rle_of_box((1, 2, 3, 4), 8, 8), 8, 8).sum() == 4

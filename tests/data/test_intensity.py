@@ -112,7 +112,7 @@ def test_brightened_variants_have_no_more_bits_than_the_camera_and_do_not_change
     assert of_dataset("auto", [split]) == (0, 4095)
     (made.dataset_dir / "dataset_info.json").unlink()
     write_png(split.image_path(bright[0]), np.full((14, 18), 60000, np.uint16))
-    assert of_dataset("auto", [split]) == (0, 4095), "the camera's own images say it"
+    assert of_dataset("auto", [split]) == (0, 4095), "the levels must come from the original images"
 
 
 def test_damaged_levels_in_a_data_set_are_reported(twelve_bits: Path) -> None:
@@ -125,11 +125,11 @@ def test_damaged_levels_in_a_data_set_are_reported(twelve_bits: Path) -> None:
 
 def test_images_that_differ_only_in_their_lower_bits_are_not_copies(tiny_category: Make) -> None:
     folder = tiny_category(good=6, crack=4)
-    for path in folder.glob("test/*/*.png"):  # 0 to 255 in 16 bits, of which the upper 8 are 0
+    for path in folder.glob("test/*/*.png"):  # 16-bit values of 0 to 255, whose upper 8 bits are 0
         write_png(path, read_pixels(path).astype(np.uint16))
     prepared = run(folder)
     assert info(prepared)["intensity"]["levels"] == [0, 255]
-    assert info(prepared)["split_method"] == "shuffle", "each image is a group of its own"
+    assert info(prepared)["split_method"] == "shuffle", "each image must be its own group"
     split = read_split(prepared.dataset_dir, "train")
     assert len({content_digest(read_image(split.image_path(one), (0, 255))) for one in split.images}) == len(
         split.images
@@ -154,5 +154,5 @@ def test_the_doctor_applies_the_levels_and_warns_about_nearly_black_or_white_ima
 
     assert found() == {("nearly black", "000.png"), ("nearly white", "001.png")}
     assert read_image(tmp_path / "sheet.png").mean() > 60
-    assert len(found(intensity="16")) >= 9, "the upper 8 of 16 bits are dark in all of them"
+    assert len(found(intensity="16")) >= 9, "the upper 8 of 16 bits are dark in all images"
     assert any(kind == "nearly white" for kind, _ in found(intensity="8"))

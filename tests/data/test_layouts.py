@@ -36,7 +36,7 @@ def masks_of(sample: Sample) -> list[Path]:
 # MVTec AD
 
 
-def said(root: Path, category: str) -> str:
+def error_of(root: Path, category: str) -> str:
     with pytest.raises(FlawmaskError) as caught:
         scan(root, category)
     assert "\n" not in str(caught.value)
@@ -131,7 +131,7 @@ def test_the_message_about_a_missing_category_lists_the_existing_ones(tiny_categ
     root = tiny_category(name="bottle").parent
     tiny_category(name="cable")
     (root / "no_category").mkdir()
-    assert said(root, "botle").endswith("has no category botle: it has bottle, cable")
+    assert error_of(root, "botle").endswith("has no category botle: it has bottle, cable")
     assert categories(root) == ["bottle", "cable"]
 
 
@@ -139,7 +139,7 @@ def test_the_message_about_a_missing_root_lists_the_nearest_existing_folder(
     tiny_category: Make, tmp_path: Path
 ) -> None:
     root = tiny_category().parent
-    message = said(root.with_name("mvtek") / "deeper", "part")
+    message = error_of(root.with_name("mvtek") / "deeper", "part")
     assert str(root.with_name("mvtek")) in message
     assert f"{tmp_path} holds mvtec" in message
     assert "--mvtec_root" in message
@@ -147,23 +147,23 @@ def test_the_message_about_a_missing_root_lists_the_nearest_existing_folder(
 
 def test_the_message_about_a_root_without_a_category_lists_its_content(tiny_category: Make) -> None:
     folder = tiny_category()
-    assert said(folder, "part").endswith("it holds ground_truth, test, train")  # the category was named as the root
+    assert error_of(folder, "part").endswith("it holds ground_truth, test, train")  # the root is a category here
     empty = folder / "test"
     for number in range(20):
         (empty / f"extra{number:02d}").mkdir()
-    assert said(empty, "part").endswith("and 11 more")
+    assert error_of(empty, "part").endswith("and 11 more")
     (folder.parent / "nothing").mkdir()
-    assert said(folder.parent / "nothing", "part").endswith("it holds nothing")
+    assert error_of(folder.parent / "nothing", "part").endswith("it holds nothing")
 
 
 def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    assert str(tmp_path / "file") in said(tmp_path / "file", "part")
+    assert str(tmp_path / "file") in error_of(tmp_path / "file", "part")
 
 
 def test_a_category_without_an_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "part/test/crack").mkdir(parents=True)
-    assert said(tmp_path, "part").startswith(f"{tmp_path / 'part' / 'test'} holds no image")
+    assert error_of(tmp_path, "part").startswith(f"{tmp_path / 'part' / 'test'} holds no image")
 
 
 def test_several_categories_or_all_can_be_named(tiny_category: Make) -> None:
@@ -176,7 +176,7 @@ def test_several_categories_or_all_can_be_named(tiny_category: Make) -> None:
             chosen_categories(root, text)
 
 
-# A layout that the test adds, in one place: the list
+# A layout that the test adds to the list of layouts
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_a_new_layout_is_recognised_and_prepared(parts: Path) -> None:
     names = {one["id"]: one["name"] for one in content(prepared, "train")["categories"]}
     assert list(names.values()) == ["good", "crack", "dent"]
     side_of = sides(prepared)
-    assert len(side_of) == 13  # without the good image to train
+    assert len(side_of) == 13  # without the good training image
     assert "parts/train/8-flawed.png" in side_of
     for part in range(6):
         assert side_of[f"parts/test/{part}-good.png"] == side_of[f"parts/test/{part}-flawed.png"]

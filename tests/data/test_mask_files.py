@@ -37,7 +37,7 @@ def category(make: Make, draw: Callable[[Mask, int], Image.Image | Array], suffi
         path.unlink()
         drawn = draw(shape(number), number)
         picture = drawn if isinstance(drawn, Image.Image) else Image.fromarray(drawn)
-        picture.save(path.with_suffix(f".{suffix}"), quality=90)  # which a PNG has none of
+        picture.save(path.with_suffix(f".{suffix}"), quality=90)  # a PNG ignores the quality
     return folder
 
 
@@ -127,7 +127,9 @@ def test_jpeg_noise_is_not_a_defect_and_gives_a_warning(tiny_category: Make, cap
         assert (found[name] != truth).sum() <= 4, name
     assert any("hold several values" in one and "export them as PNG" in one for one in caplog.messages)
     dark = category(lambda **types: tiny_category(name="other", **types), grey(100), "jpg")
-    with pytest.raises(FlawmaskError, match=r"000_mask\.jpg has no defect pixel"):  # noise would be all over it
+    with pytest.raises(
+        FlawmaskError, match=r"000_mask\.jpg has no defect pixel"
+    ):  # otherwise its noise would be a defect
         run(dark)
 
 
@@ -183,7 +185,7 @@ def test_a_mask_without_a_0_is_not_entirely_defect(tiny_category: Make) -> None:
         run(folder)
 
 
-# Values that stand for types
+# Values that are defect types
 
 
 def of_two_types(mask: Mask, _: int) -> Array:
@@ -221,7 +223,7 @@ def test_values_and_colours_become_defect_types(tiny_category: Make, tmp_path: P
     for name, truth in truths(folder).items():
         assert np.array_equal(found[name], only_dents if name.endswith("crack/000.png") else truth)
     ids = {one["id"]: one["category_id"] for one in records(prepared, "annotations")}
-    assert sorted(set(ids.values())) == [1, 2, 3], "good, chip and dent; of what is on no mask there is no class"
+    assert sorted(set(ids.values())) == [1, 2, 3], "good, chip and dent; a type on no mask has no class"
     by_side = {
         (one["bbox"][0] >= 9, one["category_id"]) for one in records(prepared, "annotations") if one["category_id"] > 1
     }
@@ -302,7 +304,7 @@ def test_a_mask_that_fits_a_turned_image_in_two_ways_needs_a_setting(
 def test_if_only_one_orientation_fits_it_is_used(tiny_category: Make) -> None:
     folder = tiny_category(crack=3)
     truth = truth_of(folder.parent, "part/test/crack/000.png")
-    for number, lies in enumerate((truth, np.rot90(truth))):  # drawn upright; drawn as the camera lay
+    for number, lies in enumerate((truth, np.rot90(truth))):  # drawn upright, and drawn on the stored pixels
         turned_image(folder / f"test/crack/00{number}.png", 6, (18, 14))
         write_mask(folder / f"ground_truth/crack/00{number}_mask.png", lies * np.uint8(255))
     found = joined(run(folder))

@@ -25,7 +25,7 @@ def test_every_mask_of_the_real_images_is_preserved_exactly(shared_data: Path, t
     name = Path(place).name
     prepared = prepare(PrepareConfig(mvtec_root=root, category=name, output_dir=tmp_path / "out"))
     found = joined(prepared)
-    # Good images are those in `test`, unless there are too few.
+    # The good images are those in `test`, unless there are too few.
     images = [path for path in (root / name).glob("t*/*/*") if name == "bottle" or path.parts[-3] == "test"]
     assert len(found) == len(images) > 16
     for original_file, union in found.items():
@@ -54,7 +54,7 @@ def test_an_instance_is_a_connected_region_or_the_whole_mask(tiny_category: Make
 
 def test_annotations_equal_those_of_separate_masks_of_each_region_in_reading_order(tiny_category: Make) -> None:
     folder = tiny_category(good=2, crack=8)
-    bowl = np.zeros((14, 18), np.uint8)  # begins behind the dot in it, and has the leftmost of the upper pixels
+    bowl = np.zeros((14, 18), np.uint8)  # a region around a dot; its first pixel comes after the dot
     bowl[[4, 5, 6, 6, 6, 6, 5, 4], [3, 3, 4, 5, 6, 7, 8, 9]] = 255
     bowl[4, 3] = 0
     bowl[4, 5] = 255
@@ -81,7 +81,7 @@ def test_the_number_of_cores_changes_nothing(
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tiny_category: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    # How many images meet in memory is else a matter of chance.
+    # With several threads, the number of images in memory would depend on chance.
     monkeypatch.setattr("flawmask.data.prepare.usable_cores", lambda: 1)
     side = 300
     peaks = []
@@ -95,7 +95,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tiny_category: Make, mon
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 2 * 3 * side * side, "twenty images more, and not even two of them in memory"
+    assert peaks[1] - peaks[0] < 2 * 3 * side * side, "with twenty more images, memory grew by the size of two"
 
 
 KINDS: dict[str, Callable[[Array], Array]] = {
@@ -181,7 +181,7 @@ def test_a_good_image_has_one_instance_that_covers_it_or_none(tiny_category: Mak
 
 def test_each_type_can_be_a_separate_class(tiny_category: Make) -> None:
     prepared = run(tiny_category(hole=2, crack=2, scratch=1), classes="type")
-    for split in ("train", "val"):  # the same, even where a split has no scratch
+    for split in ("train", "val"):  # the same in both splits, even if one has no scratch
         categories = content(prepared, split)["categories"]
         assert [(one["id"], one["name"]) for one in categories] == [
             (1, "good"),

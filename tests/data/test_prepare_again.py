@@ -15,7 +15,7 @@ from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError, UnusedError
 from flawmask.files import write_json
 
-# What is made, and made again
+# Existing data sets
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -144,7 +144,7 @@ def test_when_writing_fails_half_way_nothing_is_left_or_lost(
     monkeypatch.setattr(shutil, "copyfile", fail)
     with pytest.raises(OSError, match="full"):
         run(folder, seed=1, overwrite=True)
-    assert len(copies) >= 3  # other threads may have begun another
+    assert len(copies) >= 3  # other threads may have started more copies
     assert digests(folder.parents[1]) == before
     if (folder.parents[1] / "out").is_dir():
         assert [path.name for path in (folder.parents[1] / "out").iterdir()] == (["part"] if there else [])
@@ -306,7 +306,7 @@ def test_missing_input_is_refused_and_nothing_is_written(tiny_category: Make) ->
     bad: list[tuple[dict[str, Any], str]] = [
         ({"category": "none"}, "has no category none: it has empty, part"),
         ({"category": "empty"}, "holds no image"),
-        ({"mvtec_root": folder.parent / "none"}, "is no folder"),
+        ({"mvtec_root": folder.parent / "none"}, "is not a folder"),
     ]
     for settings, message in bad:
         with pytest.raises(FlawmaskError, match=message) as caught:

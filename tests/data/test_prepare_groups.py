@@ -147,7 +147,7 @@ def test_variants_carry_the_group_of_their_source_and_are_counted_with_it(tiles:
     assert counts["val"]["groups"] == made.val["groups"]
 
 
-# No group on two sides
+# No group in two splits
 
 
 @st.composite
@@ -172,7 +172,7 @@ def test_no_group_is_in_two_splits_or_folds(
             given: dict[str, Any] = {"good_images": good_images, "test_ratio": test_ratio, "seed": seed}
             try:
                 made = run(root, group_by=BY_TILE, folds=folds, fold=fold, overwrite=True, **given)
-            except FlawmaskError as error:  # of so many parts, few groups are left
+            except FlawmaskError as error:  # if many parts are joined, too few groups remain
                 assert "(or group" in str(error)
                 continue
             check_sides(made, root, good_images)
@@ -206,7 +206,7 @@ def test_the_tiles_are_split_into_folds_quickly_and_no_tile_is_in_two_splits(
     began = time.perf_counter()
     found = fold_groups(members, 5, 42)
     assert time.perf_counter() - began < 10
-    assert capfd.readouterr().out == "", "the solver said something of its own"
+    assert capfd.readouterr().out == "", "the solver printed something"
     assert sorted(itertools.chain.from_iterable(found)) == sorted({member.group for member in members})
     sizes = [sum(member.group in fold for member in members) for fold in found]
     assert max(sizes) < 1.3 * min(sizes)
@@ -228,7 +228,7 @@ def test_the_solver_that_divides_groups_is_silent(
     assert capfd.readouterr().out == ""  # with presolve, HiGHS's C++ wrote seven lines for seed 42
 
 
-# Looked for where nobody gave any
+# Searching for groups if none are known
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -50,7 +50,7 @@ def test_images_with_identical_bytes_are_in_one_split(tiny_category: Make) -> No
         same = {found[f"part/{place}"] for place in ("test/good/000.png", "train/good/000.png", "test/good/005.png")}
         assert len(same) == 1
         seen |= same
-    assert seen == {"train", "val"}, "the seeds never moved the pair: the test would pass by luck"
+    assert seen == {"train", "val"}, "the pair is in the same split for all seeds, so the test would prove nothing"
 
 
 def test_the_identical_bottles_are_in_one_split(shared_data: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_files_with_the_same_part_in_their_names_stay_together(tmp_path: Path, p
     for part in range(6):
         for view in range(3):
             name = f"part{part}_view{view}"
-            kind = "good" if (part + view) % 2 else "crack"  # a part's views are of both types
+            kind = "good" if (part + view) % 2 else "crack"  # each part has views of both types
             draw_image(folder / f"test/{kind}/{name}.png", 10 * part + view)
             if kind == "crack":
                 write_mask(folder / f"ground_truth/crack/{name}.png", np.eye(14, 18) > 0)

@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_split_and_0_is_a_valid_seed() -> None:
     assert len(set(drawn)) == 4
 
 
-def test_every_image_is_used_for_training_with_some_seed() -> None:
+def test_every_image_is_in_training_for_some_seeds_and_not_for_others() -> None:
     members = singles(good=10)
     times = Counter(group for seed in range(60) for group in split_groups(members, 0.5, seed))
     assert len(times) == 10
@@ -126,7 +126,7 @@ def test_every_image_is_used_for_training_with_some_seed() -> None:
     assert max(times.values()) < 50
 
 
-def test_a_large_group_is_in_either_split_with_some_seed() -> None:
+def test_a_large_group_is_in_training_for_some_seeds_and_not_for_others() -> None:
     members = [Member("large", "good")] * 3 + singles(good=5)
     times = sum("large" in split_groups(members, 0.5, seed) for seed in range(60))
     assert 10 < times < 50
@@ -144,7 +144,7 @@ def test_thousands_of_images_are_split_in_seconds() -> None:
     st.integers(2, 5),
     SEEDS,
 )
-@example([(0, "a"), *[(1, "a")] * 5], 2, 142)  # HiGHS gives up on it without presolve
+@example([(0, "a"), *[(1, "a")] * 5], 2, 142)  # without presolve, HiGHS gives up here
 def test_each_group_is_in_exactly_one_fold(pairs: list[tuple[int, str]], folds: int, seed: int) -> None:
     members = [Member(f"group {group}", kind) for group, kind in pairs]
     groups = {member.group for member in members}

@@ -296,9 +296,9 @@ def _downsample(canvas: npt.NDArray[np.uint8]) -> Field:
 
 def _contrasting(rng: Rng, scene: Scene, where: Field, colours: Field) -> Field:
     """Return one of the (n, 3) colours that stand out from the product's mean colour at this place."""
-    there = np.average(scene.picture.reshape(-1, 3), axis=0, weights=(where * scene.coverage).ravel())
-    clear = colours[np.abs(colours - there).mean(axis=1) > MIN_CONTRAST]
-    return np.asarray(rng.choice(clear))
+    mean = np.average(scene.picture.reshape(-1, 3), axis=0, weights=(where * scene.coverage).ravel())
+    contrasting = colours[np.abs(colours - mean).mean(axis=1) > MIN_CONTRAST]
+    return np.asarray(rng.choice(contrasting))
 
 
 def _without_specks(mask: Mask) -> Mask:

@@ -33,10 +33,10 @@ def _sizes_table(report: Report) -> Table:
         table.add_column(heading, justify="right")
     for size in report.sizes[:SHOWN]:
         table.add_row(str(size.width), str(size.height), str(size.images))
-    if rest := report.sizes[SHOWN:]:
-        widths, heights = [size.width for size in rest], [size.height for size in rest]
+    if others := report.sizes[SHOWN:]:
+        widths, heights = [size.width for size in others], [size.height for size in others]
         spans = [f"{min(sides)} to {max(sides)}" for sides in (widths, heights)]
-        table.add_row(*spans, str(sum(size.images for size in rest)))
+        table.add_row(*spans, str(sum(size.images for size in others)))
     return table
 
 

@@ -96,7 +96,7 @@ def read(labels: Labels) -> None:
         with labels.noting_errors(path.as_posix(), NAME):
             if image is None:
                 raise FlawmaskError(
-                    f"{path} is about no image that is there: put it into images/ beside labels/, or say --image_dir"
+                    f"{path} has no image: put the image into images/ beside labels/, or say --image_dir"
                 )
             labels.note_named(image)
             name = labels.name_of(image)

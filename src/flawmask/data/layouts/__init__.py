@@ -135,12 +135,12 @@ def _check_root(root: Path) -> None:
     if not root.is_dir():
         parent = next((path for path in root.absolute().parents if path.is_dir()), None)
         content = f" ({parent} holds {listed(parent)})" if parent else ""
-        raise FlawmaskError(f"{root} is not a folder{content}: name the one that holds the categories with --mvtec_root")
+        raise FlawmaskError(f"{root} is not a folder{content}: name the folder of the categories with --mvtec_root")
 
 
 def _folders(settings: LayoutSettings) -> Folders:
-    given = {"images": settings.images, "masks": settings.masks, "mask_suffix": settings.mask_suffix}
-    return Folders(**{name: value for name, value in given.items() if value is not None})
+    names = {"images": settings.images, "masks": settings.masks, "mask_suffix": settings.mask_suffix}
+    return Folders(**{name: value for name, value in names.items() if value is not None})
 
 
 def _layout(root: Path, settings: LayoutSettings) -> Layout:

@@ -229,9 +229,8 @@ def _names(folder: Path, levels: Mapping[Path, Mapping[int, int]]) -> dict[int, 
         if len(of_mask) == 1 and path in labels
         for level in of_mask
     )
-    for (level, name), _ in reversed(
-        votes.most_common()
-    ):  # the most frequent name comes last and overwrites the others
+    # The most frequent name comes last and overwrites the others.
+    for (level, name), _ in reversed(votes.most_common()):
         known[level] = name
     every = {level for of_mask in levels.values() for level in of_mask}
     return {level: known.get(level, UNNAMED if len(every) == 1 else f"{UNNAMED}_{level}") for level in every}
