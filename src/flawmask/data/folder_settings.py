@@ -21,7 +21,7 @@ class FolderSettings(Seed, BadInput):
     fold: int | None = None
     """With --folds, the fold used for validation: 1 to folds. By default run uses every fold in turn."""
     group_by: str | None = None
-    """Regular expression for the part in file names, like '^(part[0-9]+)'; images of one part stay in one split."""
+    """Regular expression that finds the part in file names: '^(part[0-9]+)'. Images of a part stay in one split."""
     link: Literal["copy", "hardlink", "symlink"] = "copy"
     """Copy the image files or link to them. Their bytes never change."""
 

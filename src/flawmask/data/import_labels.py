@@ -42,7 +42,7 @@ class ImportSettings(FolderSettings, Reading):
     boxes: Literal["box", "outline"] = "box"
     """Use rectangles as boxes around defects, for networks that predict boxes, or as the defects' own outlines."""
     unlabelled: Literal["leave_out", "good"] = "leave_out"
-    """Leave out images without a label file, with a report, or use them as good. In YOLO they are always good."""
+    """Images without labels: leave them out and report them, or use them as good (which YOLO's always are)."""
 
 
 @dataclass(frozen=True, kw_only=True)

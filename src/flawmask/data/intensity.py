@@ -43,7 +43,7 @@ class IntensitySettings(Settings):
     """How images with more than 8 bits are scaled to 0 to 255."""
 
     intensity: IntensityRule = "auto"
-    """Bits used by images of more than 8 bits: auto finds them; percentile maps the 0.5 to 99.5 % range to 0 to 255."""
+    """Bit depth of images with more than 8 bits. auto finds it; percentile ignores the darkest and brightest 0.5 %."""
 
 
 def of_bits(bits: int) -> Levels:
