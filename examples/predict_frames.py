@@ -28,8 +28,7 @@ def main(model: str, folder: str) -> None:
     for number, prediction in enumerate(predictor.predict(frames(Path(folder)), colour="bgr")):
         if prediction.is_defect:
             defects = prediction.defects(predictor.conf, predictor.min_area)  # without the instances of class good
-            labels = ", ".join(instance.label for instance in defects)
-            print(f"frame {number}: {labels}, score {defects[0].score:.2f}")
+            print(f"frame {number}: {', '.join(defect.label for defect in defects)}, score {defects[0].score:.2f}")
             prediction.overlay().save(f"frame_{number}.png")
         else:
             print(f"frame {number}: good")

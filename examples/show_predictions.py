@@ -1,7 +1,5 @@
-"""Read the `predictions.json` of `flawmask predict` with pycocotools, and draw it with supervision.
-
-`python show_predictions.py predictions shown` (first: `pip install supervision`)
-"""
+"""Draw the `predictions.json` of `flawmask predict` with supervision (`pip install supervision`):
+`python show_predictions.py predictions shown`."""
 
 import json
 import sys

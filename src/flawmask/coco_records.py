@@ -127,9 +127,9 @@ def read_records(content: Any, path: Path, reading: Reading) -> Records:
     checked.images = [_with_id(image, image_ids) for image in images]
     numbered = [_with_id(record, annotation_ids) for record in annotations]
     in_use = {category_ids.get(plain_id(record["category_id"])) for record in annotations}
-    checked.categories = _unique_names([_with_id(one, category_ids) for one in categories], in_use, checked)
+    checked.categories = _unique_names([_with_id(category, category_ids) for category in categories], in_use, checked)
     checked.categories, of_good = _merge_good(checked.categories, reading.good_names)
-    category_ids = {one: of_good.get(number, number) for one, number in category_ids.items()}
+    category_ids = {original: of_good.get(number, number) for original, number in category_ids.items()}
     sizes = [_with_integer_size(image) for image in checked.images]
     checked.images = [image for image, _ in sizes]
     bad_sizes = {image["id"]: problem for image, problem in sizes if problem}
@@ -160,8 +160,8 @@ def plain_id(value: Any) -> Id | None:
 def _numbers(records: Sequence[Record]) -> dict[Id | None, int]:
     """Return a number for each id: the id itself, or the next free number if the id is text."""
     ids = [plain_id(record["id"]) for record in records]
-    free = count(max((one for one in ids if isinstance(one, int)), default=0) + 1)
-    return {one: one if isinstance(one, int) else next(free) for one in ids}
+    free = count(max((number for number in ids if isinstance(number, int)), default=0) + 1)
+    return {record_id: record_id if isinstance(record_id, int) else next(free) for record_id in ids}
 
 
 def _with_id(record: Record, numbers: Mapping[Id | None, int]) -> Record:

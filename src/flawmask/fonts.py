@@ -66,7 +66,7 @@ def plain(text: str) -> str:
     Characters that are not valid Unicode become U+FFFD.
     """
     shown = {"Cc": " ", "Zl": " ", "Zp": " ", "Zs": " ", "Cf": "", "Cs": "\ufffd"}
-    return "".join(shown.get(unicodedata.category(one), one) for one in unicodedata.normalize("NFC", text))
+    return "".join(shown.get(unicodedata.category(letter), letter) for letter in unicodedata.normalize("NFC", text))
 
 
 def runs(text: str, size: int) -> Iterator[tuple[str, Font]]:

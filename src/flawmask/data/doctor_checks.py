@@ -253,7 +253,9 @@ def _record_item(split: CocoSplit, image: Record) -> Item:
         type=str(image.get("defect_type") or (names[marked[0]["category_id"]] if marked else "no annotation")),
         defective=split.is_defective(image),
         variant="augmentation" in image,
-        labels=tuple(f"{one['id']} of {image['file_name']}" for one in without_crowds(split.annotations[image["id"]])),
+        labels=tuple(
+            f"{record['id']} of {image['file_name']}" for record in without_crowds(split.annotations[image["id"]])
+        ),
         truth=partial(_record_truth, split, image),
     )
 

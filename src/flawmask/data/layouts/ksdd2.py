@@ -56,7 +56,10 @@ def samples(root: Path, category: str) -> list[Sample]:
     if not found:
         raise FlawmaskError(f"{root / category} holds no image in test/ or train/")
     black = iter(are_black(mask for _, mask, _ in found if mask is not None))
-    return [_sample(root, category, *one, is_good=one[1] is not None and next(black)) for one in found]
+    return [
+        _sample(root, category, image, mask, origin, is_good=mask is not None and next(black))
+        for image, mask, origin in found
+    ]
 
 
 def problems(root: Path, category: str) -> list[Problem]:
