@@ -90,9 +90,9 @@ def write_folder(
     """
     group_of = groups.merge([groups.keys(item.content, item.parts) for item in read])
     members = [Member(group, item.sample.defect_type) for group, item in zip(group_of, read, strict=True)]
-    side_of = _kept_sides(read, members, config, source) if keeps_split else _sides(members, config)
-    sides = [side_of[group] for group in group_of]
-    if "val" not in sides:
+    split_of = _own_splits(read, members, config, source) if keeps_split else _new_splits(members, config)
+    splits = [split_of[group] for group in group_of]
+    if "val" not in splits:
         raise FlawmaskError(
             f"{source}: every defect type has a single image (or group), so none is left for validation: add images"
         )
@@ -100,22 +100,24 @@ def write_folder(
     method = "layout" if keeps_split else split_method(members)
     info = {**origin, "split_method": method, "version": flawmask.__version__, **facts}
     with atomic_folder(target) as folder:
-        for side in (name for name in SPLITS if name in sides):
+        for split in (name for name in SPLITS if name in splits):
             chosen = [
-                (item, *record) for item, record, its_side in zip(read, records, sides, strict=True) if its_side == side
+                (item, *record)
+                for item, record, its_split in zip(read, records, splits, strict=True)
+                if its_split == split
             ]
-            (folder / side / "images").mkdir(parents=True)
-            files = [(item.sample.image, folder / side / "images" / image["file_name"]) for item, image, _ in chosen]
-            _place_all(files, config.link, f"writing {side}")
+            (folder / split / "images").mkdir(parents=True)
+            files = [(item.sample.image, folder / split / "images" / image["file_name"]) for item, image, _ in chosen]
+            _place_all(files, config.link, f"writing {split}")
             annotations = [record for _, _, of_image in chosen for record in of_image]
-            write_split(folder / side, [image for _, image, _ in chosen], annotations, categories)
-            info[side] = dataset_info.counts([image for _, image, _ in chosen])
+            write_split(folder / split, [image for _, image, _ in chosen], annotations, categories)
+            info[split] = dataset_info.counts([image for _, image, _ in chosen])
         info["left_out"] = left_out
         write_json(folder / dataset_info.NAME, info)
     return info
 
 
-def _sides(members: Sequence[Member], config: FolderSettings) -> dict[str, str]:
+def _new_splits(members: Sequence[Member], config: FolderSettings) -> dict[str, str]:
     """Return the split of each group.
 
     Raises:
@@ -138,7 +140,7 @@ def _sides(members: Sequence[Member], config: FolderSettings) -> dict[str, str]:
     }
 
 
-def _kept_sides(
+def _own_splits(
     read: Sequence[ReadImage], members: Sequence[Member], config: FolderSettings, source: Path
 ) -> dict[str, str]:
     """Return the split of each group according to the data set's own split.

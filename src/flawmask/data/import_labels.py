@@ -68,7 +68,10 @@ def import_labels(config: ImportConfig) -> Prepared:
             `on_error` is `stop`, or the output folder holds something else, or a data set with another origin.
         UnusedError: something is not used, and `strict` is on.
     """
-    require(config.folds == 1 or config.fold is not None, f"--folds {config.folds} needs --fold: which part validates")
+    require(
+        config.folds == 1 or config.fold is not None,
+        f"--folds {config.folds} needs --fold: name the fold for validation",
+    )
     labels, name = _labels(config)
     log.info("%s: %d images with labels of %s", config.source, len(labels.images), imports.FORMATS[name].NAME)
     categories = _categories(labels)

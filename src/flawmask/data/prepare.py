@@ -105,7 +105,10 @@ def prepare(config: PrepareConfig) -> Prepared:
         FlawmaskError: the category does not exist or has no defect; an image or a mask is bad and `on_error` is `stop`;
             the output folder holds something else, or a data set with another origin and `overwrite` is off.
     """
-    require(config.folds == 1 or config.fold is not None, f"--folds {config.folds} needs --fold: which part validates")
+    require(
+        config.folds == 1 or config.fold is not None,
+        f"--folds {config.folds} needs --fold: name the fold for validation",
+    )
     layout = layouts.layout_of(config.mvtec_root, config)
     is_first_fold = config.fold in (None, 1)  # messages about all folds are logged once
     if is_first_fold:
