@@ -479,7 +479,7 @@ def test_floating_point_numbers_are_refused(tmp_path: Path) -> None:
 def test_several_images_in_a_file_are_refused_but_a_thumbnail_does_not_count(tmp_path: Path, suffix: str) -> None:
     pictures = [Image.fromarray(RGB), Image.fromarray(RGB[::-1])]
     pictures[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pictures[1:])
-    with pytest.raises(ImageError, match=r"a\.\w+ holds 2 images: export each as a file of its own"):
+    with pytest.raises(ImageError, match=r"a\.\w+ holds 2 images: export each as a separate file"):
         read_pixels(tmp_path / f"a.{suffix}")
     pictures[0].save(tmp_path / "b.tif", save_all=True, append_images=[Image.fromarray(RGB[::2, ::2])])
     assert np.array_equal(read_pixels(tmp_path / "b.tif"), RGB)

@@ -326,7 +326,7 @@ def _go_to_page(picture: Image.Image, page: int | None, path: Path) -> None:
     picture.seek(1)
     if picture.size == first:
         raise ImageError(
-            f"{path} holds {count} images: export each as a file of its own, or let predict read one with --page"
+            f"{path} holds {count} images: export each as a separate file, or let predict read one with --page"
         )
     picture.seek(0)
 
@@ -592,5 +592,5 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def write_png(path: Path, pixels: Pixels) -> None:
-    """Write the pixels as a lossless PNG, whole or not at all."""
+    """Write the pixels as a lossless PNG, atomically."""
     write_bytes(path, encode_png(pixels))

@@ -193,7 +193,7 @@ def segmentation_problem(segmentation: Any, height: int, width: int) -> str:
     """
     if isinstance(segmentation, list):
         if not segmentation:
-            return "no outline, and a box alone shows no mask"
+            return "no segmentation, and a box is not a mask"
         return next((reason for ring in segmentation if (reason := _bad_ring(ring, height, width))), "")
     if isinstance(segmentation, dict) and "counts" in segmentation and "size" in segmentation:
         return _bad_rle(segmentation, height, width)

@@ -234,14 +234,14 @@ def test_values_and_colours_become_defect_types(tiny_category: Make, tmp_path: P
 def test_a_value_that_is_not_in_the_classes_file_is_an_error_that_names_it(tiny_category: Make, tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text('{"3": "dent"}')
     folder = category(tiny_category, of_two_types)
-    with pytest.raises(FlawmaskError, match=r"000_mask\.png holds 7, of which .*classes\.json says nothing"):
+    with pytest.raises(FlawmaskError, match=r"000_mask\.png holds 7, which .*classes\.json does not list"):
         run(folder, mask_classes=tmp_path / "classes.json")
     assert all("error mask values" in one for one in errors_of_doctor(folder, mask_classes=tmp_path / "classes.json"))
     coloured = category(lambda **types: tiny_category(name="other", **types), colours_of_two_types)
     with pytest.raises(FlawmaskError, match=r"holds colours, and .*classes\.json names values"):
         run(coloured, mask_classes=tmp_path / "classes.json")
     (tmp_path / "classes.json").write_text('{"#c80a00": "dent"}')
-    with pytest.raises(FlawmaskError, match="holds #00005a, of which"):
+    with pytest.raises(FlawmaskError, match="holds #00005a, which"):
         run(coloured, mask_classes=tmp_path / "classes.json")
 
 

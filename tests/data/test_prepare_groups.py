@@ -112,7 +112,7 @@ def test_an_image_that_the_pattern_does_not_match_is_its_own_group_and_is_report
     of_plates = sorted(group for file, (_, group) in groups_of(made).items() if "plate" in file)
     assert of_plates == [f"tile/test/good/plate{number}.png" for number in range(4)]
     said = "--group_by '^(tile[0-9]+)' does not match 4 of 22 file names (plate0.png, plate1.png, plate2.png, ...)"
-    assert f"{said}: each of them counts as a part of its own" in caplog.text
+    assert f"{said}: each of them counts as a separate part" in caplog.text
 
 
 def test_a_pattern_that_matches_no_name_is_refused_with_an_example(tiles: Path) -> None:

@@ -195,7 +195,7 @@ def _warn_of_parts(found: Sequence[LabelledImage], config: ImportConfig) -> None
         )
     if without and config.fold in (None, 1):
         log.warning(
-            "--group_by %r does not match %d of %d file names (%s for one): each of them counts as a part of its own",
+            "--group_by %r does not match %d of %d file names (%s for one): each of them counts as a separate part",
             config.group_by,
             len(without),
             len(names),

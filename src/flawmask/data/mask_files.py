@@ -293,12 +293,13 @@ def _is_colour(value: str) -> bool:
     return len(value) == 7 and value[0] == "#" and all(digit in "0123456789abcdef" for digit in value[1:])
 
 
-def _by_class(classes: Mapping[str, str | None], said_by: Path, file: MaskFile) -> list[MaskFile]:
+def _by_class(classes: Mapping[str, str | None], classes_file: Path, file: MaskFile) -> list[MaskFile]:
     """Return the mask once for each defect type in the file. (Most masks hold only one or two types.)"""
     part: Part = "colour" if any(map(_is_colour, classes)) else "values"
     types = sorted({name for name in classes.values() if name})
     return [
-        replace(file, part=part, rule=_OfType(kind, classes, file.path, said_by), defect_type=kind) for kind in types
+        replace(file, part=part, rule=_OfType(kind, classes, file.path, classes_file), defect_type=kind)
+        for kind in types
     ]
 
 
@@ -309,7 +310,7 @@ class _OfType:
     kind: str
     classes: Mapping[str, str | None]
     path: Path
-    said_by: Path
+    classes_file: Path
 
     def __call__(self, pixels: Pixels) -> Mask:
         """Return (height, width) bool.
@@ -323,7 +324,7 @@ class _OfType:
         if unknown:
             shown = f"#{unknown[0]:06x}" if any(map(_is_colour, self.classes)) else unknown[0]
             raise FlawmaskError(
-                f"{self.path} holds {shown}, of which {self.said_by} says nothing: add its type, or null for no defect"
+                f"{self.path} holds {shown}, which {self.classes_file} does not list: add its type, or null for no defect"
             )
         return np.asarray(np.isin(values, [value for value, kind in numbers.items() if kind == self.kind]), bool)
 
@@ -334,7 +335,9 @@ class _OfType:
             return np.asarray(red << 16 | green << 8 | blue)
         if pixels.ndim == 3:
             if (pixels != pixels[:, :, :1]).any():
-                raise FlawmaskError(f"{self.path} holds colours, and {self.said_by} names values: name '#rrggbb' there")
+                raise FlawmaskError(
+                    f"{self.path} holds colours, and {self.classes_file} names values: name '#rrggbb' there"
+                )
             return pixels[:, :, 0]
         return pixels
 

@@ -234,7 +234,7 @@ def _check_pattern(samples: Sequence[Sample], parts: Sequence[Sequence[str]], co
     if without and config.fold in (None, 1):
         shown = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
         log.warning(
-            "--group_by %r does not match %d of %d file names (%s): each of them counts as a part of its own",
+            "--group_by %r does not match %d of %d file names (%s): each of them counts as a separate part",
             config.group_by,
             len(without),
             len(samples),

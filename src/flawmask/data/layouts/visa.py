@@ -174,7 +174,7 @@ def problems(root: Path, category: str) -> list[Problem]:
     divided = _origins(root, category)
     message = "belongs to no image of Anomaly: add the image, or name the mask after it"
     orphans = [("orphan masks", path, message) for path in images_below(root / category / MASKS) if path not in used]
-    lost = [("no image", root / name, f"is in {_split_file(root)} alone") for name in sorted(divided.keys() - existing)]
+    lost = [("no image", root / name, f"is only in {_split_file(root)}") for name in sorted(divided.keys() - existing)]
     new = [
         ("not divided", root / name, f"is not in {_split_file(root)}: it counts as one to train with")
         for name in sorted(existing - divided.keys() if divided else ())
