@@ -152,7 +152,7 @@ def _json_pieces(content: Mapping[str, Any]) -> Iterator[str]:
 class _Integers(dict[str, int]):
     """The integers of a JSON file by their text. Equal integers share one object.
 
-    Polygons have millions of coordinates with a few thousand different values. Sharing them takes a fifth of the
+    Polygons have millions of coordinates with a few thousand different values. Shared integers need a fifth of the
     memory.
     """
 
