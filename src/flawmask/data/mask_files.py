@@ -324,7 +324,8 @@ class _OfType:
         if unknown:
             shown = f"#{unknown[0]:06x}" if any(map(_is_colour, self.classes)) else unknown[0]
             raise FlawmaskError(
-                f"{self.path} holds {shown}, which {self.classes_file} does not list: add its type, or null for none"
+                f"{self.path} holds {shown}, which {self.classes_file} does not list: add its type, "
+                "or null for no defect"
             )
         return np.asarray(np.isin(values, [value for value, kind in numbers.items() if kind == self.kind]), bool)
 
