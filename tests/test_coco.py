@@ -83,8 +83,8 @@ def test_a_cropped_mask_is_written_like_the_whole_mask(part: Mask, around: tuple
     expected = {"bbox": list(box_of(mask)), "area": mask.sum(), "segmentation": encode(mask)}
     tight = crop_mask(mask)
     assert tight.mask.shape == box_of(mask)[:1:-1]
-    for cut in (Crop(part, left, above), Crop(mask, 0, 0), tight):
-        found = crop_annotation(cut, *mask.shape, id=1, image_id=2, category_id=3)
+    for crop in (Crop(part, left, above), Crop(mask, 0, 0), tight):
+        found = crop_annotation(crop, *mask.shape, id=1, image_id=2, category_id=3)
         assert found == {"id": 1, "image_id": 2, "category_id": 3, "iscrowd": 0, **expected}
 
 

@@ -162,7 +162,7 @@ def test_a_segmentation_is_decoded_or_has_a_reason(segmentation: Any) -> None:
     if mask.any():
         assert masks.box_of_rle(rle) == masks.box_of(mask)
         assert np.array_equal(masks.decode(masks.encode(mask), 9, 12), mask)
-        assert sum(cut.mask.sum() for cut in masks.crop_components(mask)) == mask.sum()
+        assert sum(crop.mask.sum() for crop in masks.crop_components(mask)) == mask.sum()
 
 
 @st.composite

@@ -488,9 +488,8 @@ def test_several_images_in_a_file_are_refused_but_a_thumbnail_does_not_count(tmp
 def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     with Image.new("1", (20_000, 20_000)) as picture:
         picture.save(tmp_path / "a.png")
-        picture.crop((0, 0, 20_000, 9_000)).save(
-            tmp_path / "b.png"
-        )  # between the limit and twice the limit, Pillow only warns
+        # Between the limit and twice the limit, Pillow only warns.
+        picture.crop((0, 0, 20_000, 9_000)).save(tmp_path / "b.png")
     assert (tmp_path / "a.png").stat().st_size < 100_000
     tracemalloc.start()
     try:
