@@ -11,7 +11,16 @@ import pytest
 
 from flawmask.data import demo
 from flawmask.data.demo import DemoConfig, generate
-from flawmask.data.demo_drawing import DEFECTS, MIN_AREA, PRODUCTS, Defect, Product, draw
+from flawmask.data.demo_drawing import (
+    DEFECTS,
+    HARDER_DEFECTS,
+    HARDER_PRODUCTS,
+    MIN_AREA,
+    PRODUCTS,
+    Defect,
+    Product,
+    draw,
+)
 from flawmask.data.layouts import samples
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, sha256
@@ -105,9 +114,37 @@ def test_defects_vary_some_stains_are_rings_some_images_have_several_and_scratch
         assert cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5).max() < 3.5
 
 
+@pytest.mark.parametrize("defect", list(HARDER_DEFECTS))
+@pytest.mark.parametrize("product", [*PRODUCTS, *HARDER_PRODUCTS])
+def test_the_mask_of_a_harder_defect_is_exactly_what_it_changed(product: Product, defect: Defect) -> None:
+    for seed in range(6):
+        clean, _ = drawn(product, None, seed)
+        image, mask = drawn(product, defect, seed)
+        change = np.abs(image.astype(int) - clean).max(axis=2)
+        assert not change[~mask].any()
+        for region in components(mask):
+            assert region.sum() >= MIN_AREA * mask.size
+            assert (change[region] > 2).mean() > 0.8
+
+
+def test_pits_are_many_and_small_stains_are_faint_and_cracks_are_thin() -> None:
+    size = 256
+    pits = [drawn("slab", "pits", seed, size)[1] for seed in range(8)]
+    regions = [region for mask in pits for region in components(mask)]
+    assert len(regions) > 4 * len(pits)
+    assert max(region.sum() for region in regions) < 0.003 * size * size
+    for seed in range(8):
+        clean, _ = drawn("slab", None, seed, size)
+        image, mask = drawn("slab", "stain", seed, size)
+        assert 5 < np.abs(image.astype(int) - clean)[mask].mean() < 25
+        _, mask = drawn("slab", "crack", seed, size)
+        assert cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5).max() < 4
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"products": ("slab",)}, "a slab has no edge to break"),
         ({"image_size": 63}, "--image_size is 63: it must be 64 to"),
         ({"good": -1}, "--good is -1: it must be 0 to"),
         ({"defective": -1}, "--defective is -1: "),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flawmask import __version__
-from flawmask.data.demo_drawing import DEFECTS, PRODUCTS, Defect, Product, draw
+from flawmask.data.demo_drawing import DEFECTS, HARDER_DEFECTS, HARDER_PRODUCTS, PRODUCTS, Defect, Product, draw
 from flawmask.errors import FlawmaskError
 from flawmask.files import atomic_folder, check_output_folder, read_json, write_json
 from flawmask.good_names import GOOD
@@ -38,9 +38,9 @@ class DemoConfig:
     train_good: int = 20
     """Good images in train/good."""
     products: tuple[Product, ...] = tuple(PRODUCTS)
-    """The products to draw, in turn."""
+    """The products to draw, in turn. slab, a rough surface without an edge, is drawn only if named."""
     defects: tuple[Defect, ...] = tuple(DEFECTS)
-    """The defect types; each becomes a folder in test."""
+    """The defect types; each becomes a folder in test. pits (small), stain (faint), crack (thin) only if named."""
     seed: int = 42
     """Seed of everything random: the same seed gives the same files, byte for byte."""
     overwrite: bool = False
@@ -108,12 +108,14 @@ def _check(config: DemoConfig) -> None:
         lowest, highest = limits.get(name, (0, 100_000))
         if not lowest <= getattr(config, name) <= highest:
             raise FlawmaskError(f"--{name} is {getattr(config, name)}: it must be {lowest} to {highest}")
-    for name, known in (("products", PRODUCTS), ("defects", DEFECTS)):
+    for name, known in (("products", PRODUCTS | HARDER_PRODUCTS), ("defects", DEFECTS | HARDER_DEFECTS)):
         chosen = getattr(config, name)
         if len(set(chosen)) < len(chosen) or not set(chosen) <= set(known):
             raise FlawmaskError(f"--{name} {' '.join(chosen)}: each at most once, of {', '.join(known)}")
     if not config.products:
         raise FlawmaskError(f"--products is empty: name at least one of {', '.join(PRODUCTS)}")
+    if "slab" in config.products and "broken_edge" in config.defects:
+        raise FlawmaskError("a slab has no edge to break: leave slab out of --products or broken_edge out of --defects")
     if config.good + config.defective * len(config.defects) == 0:
         raise FlawmaskError("no image to draw in test/: raise --good, or --defective with at least one of --defects")
     if config.mvtec_root.exists() and not config.mvtec_root.is_dir():

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from flawmask.masks import Mask, components
 
-Product = Literal["washer", "plate", "cap"]
-Defect = Literal["broken_edge", "contamination", "scratch", "hole"]
+Product = Literal["washer", "plate", "cap", "slab"]
+Defect = Literal["broken_edge", "contamination", "scratch", "hole", "pits", "stain", "crack"]
 
 Field = npt.NDArray[np.float64]
 Rng = np.random.Generator
@@ -84,12 +84,12 @@ def draw(rng: Rng, product: Product, defect: Defect | None, size: int) -> tuple[
         defect: the defect type, drawn in one to three places; None for a good product, whose mask is empty.
         size: side of the image in pixels.
     """
-    scene = _light(rng, PRODUCTS[product], size)
+    scene = _light(rng, (PRODUCTS | HARDER_PRODUCTS)[product], size)
     noise = rng.normal(0, 0.012, (size, size, 1)) + rng.normal(0, 0.006, (size, size, 3))
     picture, mask = scene.picture, np.zeros((size, size), dtype=bool)
     places = 0 if defect is None else int(rng.choice([1, 2, 3], p=[0.55, 0.3, 0.15]))
     while defect is not None and (places > 0 or not mask.any()):
-        alpha, colour = DEFECTS[defect](rng, scene, mask)
+        alpha, colour = (DEFECTS | HARDER_DEFECTS)[defect](rng, scene, mask)
         region = _without_specks((alpha >= MIN_COVERAGE) & (scene.coverage >= MIN_PRODUCT))
         blend = picture + alpha[..., None] * (colour - picture)
         picture, mask, places = np.where(region[..., None], blend, picture), mask | region, places - 1
@@ -184,7 +184,19 @@ def _cap(rng: Rng, x: Field, y: Field) -> Part:
     return Part(radius - 0.73 - 0.016 * flutes, np.full_like(x, np.inf), paint, (0.87, 0.86, 0.84))
 
 
+def _slab(rng: Rng, x: Field, y: Field) -> Part:
+    """A cast, rough surface that fills the picture."""
+    size = len(x)
+    tone = 0.5 + 0.035 * _clouds(rng, size, 6) + 0.04 * _clouds(rng, size, 24) + 0.05 * _clouds(rng, size, 64)
+    everywhere = np.full_like(x, -2.0)
+    return Part(everywhere, -everywhere, tone[..., None] * [1.0, 0.98, 0.94], (0.5, 0.49, 0.47))
+
+
 PRODUCTS: dict[Product, Callable[[Rng, Field, Field], Part]] = {"washer": _washer, "plate": _plate, "cap": _cap}
+"""The products of the demo category."""
+
+HARDER_PRODUCTS: dict[Product, Callable[[Rng, Field, Field], Part]] = {"slab": _slab}
+"""Further products, which are drawn where they are asked for: a textured one without an edge."""
 
 
 def _broken_edge(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
@@ -257,12 +269,51 @@ def _hole(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
     return around * scene.coverage, np.repeat((burr + hole * (wall - burr))[..., None], 3, axis=2)
 
 
+def _pits(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
+    """Three to eight small, shallow pits near each other: many instances, each of a few pixels."""
+    size = len(taken)
+    centre = _spot(rng, scene.depth > 0.12, taken)
+    spots = centre + rng.uniform(-0.22, 0.22, (int(rng.integers(3, 9)), 2)) * size
+    pits = np.max([_fill(size, _blob(rng, spot, rng.uniform(0.022, 0.04) * size / 2, 0.2)) for spot in spots], axis=0)
+    inside = pits * (scene.depth > 0.03)
+    return inside, scene.picture * rng.uniform(0.45, 0.65)
+
+
+def _stain(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
+    """A patch that is hardly darker or brighter than the product."""
+    size = len(taken)
+    centre = _spot(rng, scene.depth > 0.12, taken)
+    patch = _fill(size, _blob(rng, centre, rng.uniform(0.14, 0.26) * size / 2, roughness=0.25))
+    return patch * scene.coverage, scene.picture * (1 + rng.choice([-1, 1]) * rng.uniform(0.1, 0.16))
+
+
+def _crack(rng: Rng, scene: Scene, taken: Mask) -> tuple[Field, Field]:
+    """A dark line of one to two pixels that runs jaggedly across."""
+    size = len(taken)
+    start = _spot(rng, scene.depth > 0.08, taken)
+    direction, canvas = rng.uniform(0, 2 * np.pi), np.zeros((size * SUPERSAMPLING,) * 2, dtype=np.uint8)
+    turns = direction + np.cumsum(rng.normal(0, 0.35, int(rng.integers(8, 16))))
+    steps = rng.uniform(0.03, 0.06, (len(turns), 1)) * size * np.stack([np.cos(turns), np.sin(turns)], axis=1)
+    path = np.rint((start + np.cumsum(steps, axis=0)) * SUPERSAMPLING).astype(np.int32)
+    width = max(1.0, rng.uniform(1.3, 2.2) * size / 256)
+    cv2.polylines(canvas, [path], False, 255, round(width * SUPERSAMPLING))
+    return _downsample(canvas) * scene.coverage, scene.picture * 0.35
+
+
 DEFECTS: dict[Defect, Callable[[Rng, Scene, Mask], tuple[Field, Field]]] = {
     "broken_edge": _broken_edge,
     "contamination": _contamination,
     "scratch": _scratch,
     "hole": _hole,
 }
+"""The defect types of the demo category."""
+
+HARDER_DEFECTS: dict[Defect, Callable[[Rng, Scene, Mask], tuple[Field, Field]]] = {
+    "pits": _pits,
+    "stain": _stain,
+    "crack": _crack,
+}
+"""Further types, which are drawn where they are asked for: small and many, of low contrast, and thin."""
 
 
 def _spot(rng: Rng, allowed: Mask, taken: Mask) -> Field:
