@@ -74,8 +74,9 @@ def machine() -> str:
     )
     return (
         f"Measured on {date.today():%Y-%m-%d} by `python benchmarks`: {os.cpu_count()} cores of {processor()}, "
-        f"{platform.system()}, Python {platform.python_version()}, {packages}; {gpu}. The programs that are compared take "
-        "turns, each in a process of its own. The tables show medians, their ratios, and peak memory, imports included."
+        f"{platform.system()}, Python {platform.python_version()}, {packages}; {gpu}. The programs that are compared "
+        "take turns, each in a process of its own. The tables show medians, their ratios, and peak memory, imports "
+        "included."
     )
 
 

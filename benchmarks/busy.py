@@ -95,9 +95,9 @@ def print_busy(folder: Path, rounds: int) -> None:
                 ]
             )
     print(
-        f"\n### Beside busy processes\n\nMeasured alone, and beside {usable_cores()} processes that count, one for each "
-        "core. `threads that spin` is OpenMP's own default, which Flawmask once left as it was. The ratio is of runs "
-        f"alone, and is the median of {rounds} pairs. The seconds are medians.\n"
+        f"\n### Beside busy processes\n\nMeasured alone, and beside {usable_cores()} processes that count, one for "
+        "each core. `threads that spin` is OpenMP's own default, which Flawmask once left as it was. The ratio is of "
+        f"runs alone, and is the median of {rounds} pairs. The seconds are medians.\n"
     )
     print(table(["", "", "s alone", "ratio to spinning", "s beside", "times as long as alone"], rows))
 

@@ -128,8 +128,8 @@ def print_limits(folder: Path, small: Path, data: Path, rounds: int) -> None:
     ]
     print(
         "\n### Limits\n\nThe trained ResNet-18 on its 44 validation images, with torchvision's 1000 region "
-        "proposals in its checkpoint. F1 is at a threshold of 0.5, where one image more or less is 1.7 points. AUROC is "
-        "that of the images' scores.\n"
+        "proposals in its checkpoint. F1 is at a threshold of 0.5, where one image more or less is 1.7 points. AUROC "
+        "is that of the images' scores.\n"
     )
     print(table(["", "s per image", "instances per image", "F1, %", "mask AP, %", "AUROC, %"], rows))
 

@@ -118,8 +118,8 @@ def speed_part(folder: Path, options: argparse.Namespace) -> None:
         "batch. That is why the first losses differ at a batch of 4."
     )
     print(
-        "\n### Where a step's time goes\n\nMeasured by PyTorch's profiler: one step of Flawmask after two others, in per "
-        "cent of its time.\n"
+        "\n### Where a step's time goes\n\nMeasured by PyTorch's profiler: one step of Flawmask after two others, in "
+        "per cent of its time.\n"
     )
     names = list(profiles[0][1])
     lines = [[name, *(f"{100 * shares[name]:.1f}" for _, shares in profiles)] for name in names]
@@ -250,7 +250,8 @@ def pooling_part(_: Path, options: argparse.Namespace) -> None:
             for name, one in found.items()
         ]
     print(
-        "\n### RoIAlign alone\n\n512 region proposals of 7x7 bins, from features of 256 channels, at 512 px, in float32.\n"
+        "\n### RoIAlign alone\n\n512 region proposals of 7x7 bins, from features of 256 channels, at 512 px, in "
+        "float32.\n"
     )
     print(table(["", "forwards, ms", "backwards, ms"], rows))
 
@@ -319,9 +320,9 @@ def losses_part(folder: Path, _: argparse.Namespace) -> None:
     means = np.array(rows).reshape(4, STEPS // 4, 2).mean(axis=1)
     precision = str(dtype).removeprefix("torch.")
     print(
-        f"\n### The same losses\n\nBoth train resnet18_fpn for {STEPS} steps, from the same weights, on the same batches "
-        "of 4 (demo category, 160 px, AdamW), with 512 region proposals an image. Plain torchvision computes in "
-        f"float32, Flawmask in {precision}.\n"
+        f"\n### The same losses\n\nBoth train resnet18_fpn for {STEPS} steps, from the same weights, on the same "
+        "batches of 4 (demo category, 160 px, AdamW), with 512 region proposals an image. Plain torchvision computes "
+        f"in float32, Flawmask in {precision}.\n"
     )
     spans = [f"{at * STEPS // 4 + 1} to {(at + 1) * STEPS // 4}" for at in range(4)]
     lines = [
@@ -358,8 +359,8 @@ def sampling_part(folder: Path, options: argparse.Namespace) -> None:
         cells = [f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" for values in shown]
         rows.append([name, *cells, f"{statistics.median(seconds):.0f}", f"{100 * statistics.median(waiting):.1f}"])
     print(
-        "\n### Fewer region proposals and masks\n\nThe demo category, resnet18_fpn without pretrained weights, 160 px, 6 "
-        f"epochs, {options.seeds} seeds each: mean, lowest and highest on {len(split.images)} validation images.\n"
+        "\n### Fewer region proposals and masks\n\nThe demo category, resnet18_fpn without pretrained weights, 160 px, "
+        f"6 epochs, {options.seeds} seeds each: mean, lowest and highest on {len(split.images)} validation images.\n"
     )
     costs = ["seconds of training", "of these waiting for images, %"]
     print(table(["region proposals that the heads learn on", "F1, %", "mask AP, %", *costs], rows))

@@ -159,7 +159,8 @@ def test_every_flag_in_a_command_exists(page: Path) -> None:
 
 
 def test_a_flag_that_does_not_exist_is_seen() -> None:
-    text = "`--no_such` `--conf auto` `predict --conf auto --folds 3`\n\n```\nflawmask run --folds 3 \\\n    --nothing\n```\n"
+    text = "`--no_such` `--conf auto` `predict --conf auto --folds 3`\n\n"
+    text += "```\nflawmask run --folds 3 \\\n    --nothing\n```\n"
     assert unknown_flags(text) == ["run --nothing", "--no_such", "predict --folds"]
 
 

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,10 @@ def renamed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, list[str]]]:
 
 def in_use() -> list[str]:
     """Return the files that this process has open, and those that it has mapped into memory."""
-    handles = [os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    handles = []
+    for one in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed since
+            handles.append(str(one.readlink()))
     maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     return [*handles, *(line.split(maxsplit=5)[5] for line in maps if line.count(" ") > 4 and "/" in line)]
 
