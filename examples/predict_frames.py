@@ -1,6 +1,6 @@
-"""Predicts frames one after the other, as from a camera: `python predict_frames.py run/best.pt frames`.
+"""Looks at frames as they come, as from a camera: `python predict_frames.py run/best.pt frames`.
 
-Threads read the next frames while the network predicts. With a real camera, replace the function `frames`.
+Frames are read ahead by threads while the network looks at others. A real camera takes the place of `frames`.
 """
 
 import sys
@@ -15,7 +15,7 @@ import flawmask
 
 
 def frames(folder: Path) -> Iterator[npt.NDArray[Any]]:
-    """Yield frames, (height, width, 3) uint8, with the colours in OpenCV's order, as from a camera."""
+    """Yield arrays, (height, width, 3) uint8, with the colours in OpenCV's order, as a camera gives them."""
     for path in sorted(folder.iterdir()):
         frame = cv2.imread(str(path))
         if frame is not None:
@@ -23,12 +23,12 @@ def frames(folder: Path) -> Iterator[npt.NDArray[Any]]:
 
 
 def main(model: str, folder: str) -> None:
-    """Print the verdict for each frame, and write an overlay of each rejected frame."""
+    """Print the verdict of each frame, and write a picture of each that is rejected."""
     predictor = flawmask.Predictor(model, threshold=0.5, min_area=10)
     for number, prediction in enumerate(predictor.predict(frames(Path(folder)), colour="bgr")):
         if prediction.is_defect:
-            defects = prediction.defects(predictor.conf, predictor.min_area)  # without instances of class good
-            print(f"frame {number}: {', '.join(defect.label for defect in defects)}, score {defects[0].score:.2f}")
+            found = prediction.defects(predictor.conf, predictor.min_area)  # of all instances, some are of class good
+            print(f"frame {number}: {', '.join(one.label for one in found)}, score {found[0].score:.2f}")
             prediction.overlay().save(f"frame_{number}.png")
         else:
             print(f"frame {number}: good")

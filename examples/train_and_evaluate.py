@@ -12,17 +12,17 @@ from flawmask.training.callbacks import Callback
 from flawmask.training.run import Run
 
 
-class PrintLoss(Callback):
+class Printed(Callback):
     """Prints the loss of each epoch; see `Callback` for the other moments of a training."""
 
     def on_epoch_end(self, run: Run, figures: Mapping[str, Any]) -> None:
-        """Print the loss of the epoch that has just ended."""
+        """Print it."""
         print(f"epoch {figures['epoch']}: loss {figures['train_loss']:.3f}")
 
 
 def main(dataset_dir: str, output_dir: str, **settings: Any) -> None:
     """Train with these settings, evaluate on the validation split and print the figures with their intervals."""
-    trained = flawmask.train(dataset_dir=dataset_dir, output_dir=output_dir, callbacks=[PrintLoss()], **settings)
+    trained = flawmask.train(dataset_dir=dataset_dir, output_dir=output_dir, callbacks=[Printed()], **settings)
     evaluated = flawmask.evaluate(model=trained.run_dir / "best.pt", dataset_dir=dataset_dir)
     for name, (low, high) in evaluated.metrics["intervals"].items():
         print(f"{name}: {evaluated.metrics[name]:.3f}, 95 % interval {low:.3f} to {high:.3f}")
