@@ -1,4 +1,4 @@
-"""`flawmask evaluate`: judge a split with a trained model."""
+"""`flawmask evaluate`: evaluate a trained model on a split."""
 
 from flawmask.cli import main
 

@@ -1,4 +1,4 @@
-"""`flawmask prepare`: MVTec layout to COCO folder."""
+"""`flawmask prepare`: make a COCO folder from a category in MVTec AD's layout."""
 
 from flawmask.cli import main
 

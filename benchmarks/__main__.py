@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,8 @@ SCRIPTS: dict[str, list[str]] = {
     "metrics.py": ["--images", "100", "--size", "1024"],
 }
 """Each prints its part of the file."""
+
+WIDTH = 120
 
 GPU_HEADING = "## On a GPU"
 """Begins the section that is written by hand, and kept."""
@@ -50,21 +53,30 @@ def main() -> None:
         )
         title, _, text = done.stdout.strip().partition("\n")
         print(done.stdout, file=sys.stderr)
-        parts.append(f"{title}\n\n```\n{shown}\n```\n{text}\n")
+        parts.append(f"{title}\n\n```\n{shown}\n```\n{wrapped(text)}\n")
     _, heading, by_hand = DOCS.read_text().partition(GPU_HEADING)
-    DOCS.write_text(f"# Benchmarks\n\n{machine()}\n\n" + "\n".join(parts) + f"\n{heading}{by_hand}")
+    DOCS.write_text(f"# Benchmarks\n\n{wrapped(machine())}\n\n" + "\n".join(parts) + f"\n{heading}{by_hand}")
+
+
+def wrapped(text: str) -> str:
+    """Return Markdown whose paragraphs are as wide as in the other pages; tables and headings stay as they are."""
+    return "\n".join(
+        line if line.startswith(("|", "#")) else textwrap.fill(line, WIDTH, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
 
 
 def machine() -> str:
     """Return what all this was measured on, as a paragraph."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: nothing here was measured on one"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU, so nothing here was measured on one"
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "opencv-python-headless")
     )
     return (
         f"Measured on {date.today():%Y-%m-%d} by `python benchmarks`: {os.cpu_count()} cores of {processor()}, "
-        f"{platform.system()}, Python {platform.python_version()}, {packages}; {gpu}. What is compared takes turns, "
-        "each in a process of its own; shown are medians, their ratios, and peak memory, imports included."
+        f"{platform.system()}, Python {platform.python_version()}, {packages}; {gpu}. The programs that are compared "
+        "take turns, each in a process of its own. The tables show medians, their ratios, and peak memory, imports "
+        "included."
     )
 
 

@@ -95,9 +95,9 @@ def print_busy(folder: Path, rounds: int) -> None:
                 ]
             )
     print(
-        f"\n### Beside busy processes\n\nAlone, and beside {usable_cores()} processes that count, one for each core. "
-        "`threads that spin` is what OpenMP does if nobody says anything, as it was; the ratio alone is the median of "
-        f"{rounds} pairs, the seconds are medians.\n"
+        f"\n### Beside busy processes\n\nMeasured alone, and beside {usable_cores()} processes that count, one for "
+        "each core. `threads that spin` is OpenMP's own default, which Flawmask once left as it was. The ratio is of "
+        f"runs alone, and is the median of {rounds} pairs. The seconds are medians.\n"
     )
     print(table(["", "", "s alone", "ratio to spinning", "s beside", "times as long as alone"], rows))
 
@@ -113,7 +113,7 @@ def print_start(folder: Path, rounds: int) -> None:
         command_seconds(command, WAITING)
         seconds = [command_seconds(command, WAITING) for _ in range(rounds)]
         rows.append([name, f"{statistics.median(seconds):.2f}", f"{max(seconds):.2f}"])
-    print(f"\n### Start-up\n\nFrom the command to its end; median and slowest of {rounds}.\n")
+    print(f"\n### Start-up\n\nFrom the start of the command to its end: median and slowest of {rounds}.\n")
     print(table(["", "s", "slowest, s"], rows))
 
 
@@ -127,7 +127,7 @@ def print_threads(folder: Path, _: int) -> None:
     pinned = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})" + THREADS
     rows = [["all cores", *threads(THREADS, folder / "nothing")], ["one core by affinity", *threads(pinned, folder)]]
     (groups / "cpu.max").write_text("100000 100000\n")
-    rows.append(["a quota of one core, in a laid-out control group", *threads(THREADS, folder / "self")])
+    rows.append(["a quota of one core, in a simulated control group", *threads(THREADS, folder / "self")])
     print(f"\n### Threads\n\nOn {usable_cores()} cores.\n")
     print(table(["", "PyTorch", "OpenCV", "reading"], rows))
 

@@ -61,12 +61,12 @@ def image_tables(folder: Path, images: int, size: int, rounds: int) -> str:
     loops = {
         "prepare": {
             "prepare": "`flawmask prepare`",
-            "plain-prepare": "OpenCV loop: read, outline, write the image again",
+            "plain-prepare": "OpenCV loop: read, find contours, write the image again",
             "plain-prepare-copy": "the same, but the image file is copied",
         },
         "augment": {
             "augment": f"`flawmask augment`, {VARIANTS} variants",
-            "plain-augment": "OpenCV loop: read, change, write, outline again",
+            "plain-augment": "OpenCV loop: read, change, write, find contours again",
         },
     }
     for title, names in loops.items():
@@ -77,9 +77,9 @@ def image_tables(folder: Path, images: int, size: int, rounds: int) -> str:
             )[name]["megabytes"]
         text += [f"### {title.capitalize()}\n", *table(names, results), ""]
     text.append(
-        "CPU seconds above seconds show how much of other cores there was. Most of augmenting is the encoding of PNGs, "
-        "which both do alike: cores are all there is to win. Most of preparing is decoding; the loop that copies files "
-        "checks nothing and keeps no digests.\n"
+        "If CPU seconds are above seconds, other cores took part. Most of augmenting is the encoding of PNGs, which "
+        "both do in the same way: only more cores make it faster. Most of preparing is decoding. The loop that copies "
+        "files checks nothing and keeps no digests.\n"
     )
     return "\n".join(text)
 

@@ -47,8 +47,8 @@ NETWORKS = (("maskrcnn_resnet50_fpn", 512, 2), ("maskrcnn_resnet50_fpn", 800, 4)
 
 VIEWS = 66 * 4 * 50
 PUBLISHED = (
-    "At the seconds of 800 px on the CPU, the published pipeline's own command for `bottle` (66 training images with "
-    f"three variants of each, 50 epochs: {VIEWS:,} images) trains"
+    f"The published pipeline's own command for `bottle` shows {VIEWS:,} images to the network: 66 training images with "
+    "three variants of each, for 50 epochs. At the seconds of 800 px on the CPU, it trains"
 )
 
 GROUPS = {
@@ -58,7 +58,7 @@ GROUPS = {
     "copies, most between types": ("copy_",),
     "suppression of overlapping proposals": ("nms", "sort", "topk"),
     "RoIAlign": ("roi_align", "_roi_align_backward", "_embedding_bag_forward_only", "_embedding_bag_dense_backward"),
-    "the optimiser, and the gradient's length": ("_fused_sgd_", "_fused_adamw_", "linalg_vector_norm", "_foreach_norm"),
+    "the optimiser, and the gradient's norm": ("_fused_sgd_", "_fused_adamw_", "linalg_vector_norm", "_foreach_norm"),
 }
 """What the operations of a step, by their names, are done for."""
 
@@ -90,30 +90,37 @@ def speed_part(folder: Path, options: argparse.Namespace) -> None:
             asked: dict[str, Record] = {
                 "torchvision, plain": {"what": "plain", **common},
                 "Flawmask": {"what": "flawmask", **common, "roi_samples": None},
-                "Flawmask, 512 regions an image as torchvision": {"what": "flawmask", **common, "roi_samples": 512},
+                "Flawmask, 512 region proposals an image, as torchvision": {
+                    "what": "flawmask",
+                    **common,
+                    "roi_samples": 512,
+                },
             }
             title = f"{arch.removeprefix('maskrcnn_')}, {size} px, batch {batch}, {device}"
             found = in_turns(asked, options.rounds)
             rows += speed_rows(title, found)
             if size == 800 and device == "cpu":
-                names = {"the plain way": "torchvision, plain", "with Flawmask": "Flawmask"}
+                names = {"with plain torchvision": "torchvision, plain", "with Flawmask": "Flawmask"}
                 whole = {name: VIEWS * found[key]["seconds"] / 3600 for name, key in names.items()}
             profiled = {"what": "profile", **common}
             profiles.append((title, in_turns({"one": profiled}, 1)["one"]["shares"]))
     print(
-        "\n### Speed and memory\n\nFrozen norms, three of the backbone's five stages learning, SGD; the median of "
-        f"{options.rounds} rounds. `imports` is the part of the peak that was there before the network was; a "
-        "ResNet-50's weights, gradients and momentum, 500 MB or so, are in both as well.\n"
+        "\n### Speed and memory\n\nNorms are frozen, three of the backbone's five stages learn, and the optimiser is "
+        f"SGD. Shown is the median of {options.rounds} rounds. `imports` is the part of the peak that was there before "
+        "the network. A ResNet-50's weights, gradients and momentum, 500 MB or so, are in both as well.\n"
     )
     heads = ["", "", "s per image", "times as fast", "peak, MB", "imports, MB", "share of peak", "without imports"]
     print(table([*heads, "first loss"], rows))
     print(f"\n{PUBLISHED} {' and '.join(f'{hours:.1f} hours {name}' for name, hours in whole.items())}.")
     print(
-        "\nFrozen norms do not look at the batch, so that a CPU takes its images one by one, as fast and in less "
-        "memory. Losses are means of the images' means, torchvision's are means over all regions of the batch: at a "
-        "batch of 4 the first losses differ by that."
+        "\nFrozen norms do not look at the batch. So a CPU takes its images one by one, as fast and in less memory. "
+        "Flawmask's losses are means of the images' means. torchvision's are means over all region proposals of the "
+        "batch. That is why the first losses differ at a batch of 4."
     )
-    print("\n### Where a step's time goes\n\nPyTorch's profiler, one step of Flawmask after two others, in per cent.\n")
+    print(
+        "\n### Where a step's time goes\n\nMeasured by PyTorch's profiler: one step of Flawmask after two others, in "
+        "per cent of its time.\n"
+    )
     names = list(profiles[0][1])
     lines = [[name, *(f"{100 * shares[name]:.1f}" for _, shares in profiles)] for name in names]
     print(table(["", *(title for title, _ in profiles)], lines))
@@ -242,7 +249,10 @@ def pooling_part(_: Path, options: argparse.Namespace) -> None:
             [f"{name}, {device}", f"{1000 * one['forward']:.0f}", f"{1000 * one['backward']:.0f}"]
             for name, one in found.items()
         ]
-    print("\n### RoIAlign alone\n\n512 regions of 7x7 bins from features of 256 channels, 512 px, float32.\n")
+    print(
+        "\n### RoIAlign alone\n\n512 region proposals of 7x7 bins, from features of 256 channels, at 512 px, in "
+        "float32.\n"
+    )
     print(table(["", "forwards, ms", "backwards, ms"], rows))
 
 
@@ -310,8 +320,9 @@ def losses_part(folder: Path, _: argparse.Namespace) -> None:
     means = np.array(rows).reshape(4, STEPS // 4, 2).mean(axis=1)
     precision = str(dtype).removeprefix("torch.")
     print(
-        f"\n### The same losses\n\n{STEPS} steps of resnet18_fpn from the same weights on the same batches of 4 (demo "
-        f"category, 160 px, AdamW), 512 regions an image in both; plain in float32, Flawmask in {precision}.\n"
+        f"\n### The same losses\n\nBoth train resnet18_fpn for {STEPS} steps, from the same weights, on the same "
+        "batches of 4 (demo category, 160 px, AdamW), with 512 region proposals an image. Plain torchvision computes "
+        f"in float32, Flawmask in {precision}.\n"
     )
     spans = [f"{at * STEPS // 4 + 1} to {(at + 1) * STEPS // 4}" for at in range(4)]
     lines = [
@@ -348,11 +359,11 @@ def sampling_part(folder: Path, options: argparse.Namespace) -> None:
         cells = [f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" for values in shown]
         rows.append([name, *cells, f"{statistics.median(seconds):.0f}", f"{100 * statistics.median(waiting):.1f}"])
     print(
-        f"\n### Fewer regions and masks\n\nThe demo category, resnet18_fpn from nothing, 160 px, 6 epochs, "
-        f"{options.seeds} seeds each: mean, lowest and highest on {len(split.images)} validation images.\n"
+        "\n### Fewer region proposals and masks\n\nThe demo category, resnet18_fpn without pretrained weights, 160 px, "
+        f"6 epochs, {options.seeds} seeds each: mean, lowest and highest on {len(split.images)} validation images.\n"
     )
     costs = ["seconds of training", "of these waiting for images, %"]
-    print(table(["regions the heads learn on", "F1, %", "mask AP, %", *costs], rows))
+    print(table(["region proposals that the heads learn on", "F1, %", "mask AP, %", *costs], rows))
 
 
 MEASURES: dict[str, Callable[..., Record]] = {
