@@ -64,7 +64,7 @@ def evaluate_on(folder: Path) -> None:
 
 def predict_on(folder: Path) -> None:
     inputs = (str(folder.parent / "data" / "train" / "images"),)
-    predict(PredictConfig(model=folder.parent / "model.pt", input=inputs, output=folder / "out", device="cpu"))
+    predict(PredictConfig(model=folder.parent / "model.pt", input=inputs, output_dir=folder / "out", device="cpu"))
 
 
 TASKS: dict[str, Callable[[Path], None]] = {

@@ -101,7 +101,10 @@ def test_found_is_used_and_not_used_in_every_stage(in_training: list[str], in_va
         files = list((folder / "val/images").iterdir())
         looked = predict(
             PredictConfig(
-                model=run / "best.pt", input=(str(folder / "val/images"),), output=Path(temporary) / "out", device="cpu"
+                model=run / "best.pt",
+                input=(str(folder / "val/images"),),
+                output_dir=Path(temporary) / "out",
+                device="cpu",
             )
         )
         told = json.loads((looked.output / "predictions.json").read_text())["tally"]["images"]

@@ -84,7 +84,7 @@ def test_frames_are_judged_as_they_come(folder: Path, capsys: pytest.CaptureFixt
 def test_predictions_are_read_and_shown_by_other_tools(folder: Path) -> None:
     pytest.importorskip("supervision", reason="supervision is not installed")
     write_png(folder / "frames" / "plate.png", part(3)[0])
-    predict(PredictConfig(model=Path("best.pt"), input=("frames",), output=Path("predictions"), conf=0.3, device="cpu"))
+    predict(PredictConfig(model=Path("best.pt"), input=("frames",), conf=0.3, device="cpu"))
     runpy.run_path(str(ROOT / "examples" / "show_predictions.py"))["main"]("predictions", "shown")
     content = json.loads((folder / "predictions" / "predictions.json").read_text())
     defective = [Path(one["file"]) for one in content["images"] if one["instances"]]

@@ -24,7 +24,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "augment": {"dataset_dir": "data"},
     "train": {"dataset_dir": "data", "output_dir": "run", "weights": "none"},
     "evaluate": {"model": "best.pt", "dataset_dir": "data"},
-    "predict": {"model": "best.pt", "input": ("images",), "output": "out"},
+    "predict": {"model": "best.pt", "input": ("images",), "output_dir": "out"},
     "demo": {"image_size": 64, "good": 2, "defective": 2, "train_good": 0},
     "compare": {"category": "bottle", "weights": "none"},
     "report": {"runs": ("run",)},
@@ -151,6 +151,42 @@ def test_root_is_another_name_of_mvtec_root(
     shown = capsys.readouterr().out
     assert "--root" in shown
     assert ("--layout {auto,mvtec,visa,loco," in shown) == (command in ("run", "prepare", "compare", "doctor"))
+
+
+@pytest.mark.parametrize(
+    ("command", "former", "name", "value"),
+    [("predict", "output", "output_dir", Path("here")), ("compare", "yardsticks", "baselines", "none")],
+)
+def test_a_former_name_works_as_flag_and_as_argument(
+    command: str,
+    former: str,
+    name: str,
+    value: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = []
+
+    def dispatch(config: Any) -> int:
+        given.append(getattr(config, name))
+        return cli.OK
+
+    monkeypatch.setattr(cli, "_dispatch", dispatch)
+    needed = {"predict": ["--model", "best.pt", "--input", "a.png"], "compare": ["--category", "bottle"]}[command]
+    for flag in (former, name, name.replace("_", "-")):
+        monkeypatch.setattr("sys.argv", ["flawmask", command, *needed, f"--{flag}", str(value)])
+        with pytest.raises(SystemExit):
+            cli.main()
+    kind: Any = COMMANDS[command]
+    others = {key: one for key, one in NEEDED[command].items() if key != name}
+    given.append(getattr(from_json(kind, {former: str(value), **others}), name))
+    assert given == [value] * 4
+    with pytest.raises(TypeError, match=f"{former} is the former name of {name}: give one of them"):
+        from_json(kind, {former: str(value), name: str(value), **others})
+    monkeypatch.setattr("sys.argv", ["flawmask", command, "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert f"--{name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["run", "prepare", "compare", "doctor"])

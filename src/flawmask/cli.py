@@ -162,17 +162,19 @@ def _parse(arguments: Sequence[str], defaults: Mapping[str, Any]) -> tuple[Any, 
 
 
 def _as_flags(kind: Callable[..., Any], defaults: Mapping[str, Any]) -> type:
-    """Return a command's settings with what `FLAGS` says of them, with other defaults, and with one flag more."""
-    flag = Annotated[bool, tyro.conf.arg(help="Show more of what is done, such as what was loaded and recorded.")]
-    known = [field for field in fields(kind) if field.name in FLAGS.keys() | defaults]  # type: ignore[arg-type]
+    """Return a subclass of a command's settings: with the flags' options, other defaults, and a --verbose flag."""
+    verbose = Annotated[bool, tyro.conf.arg(help="Show more of what is done, such as what was loaded and recorded.")]
+    former_names = {name: former for former, name in getattr(kind, "FORMER_NAMES", {}).items()}
+    options = FLAGS | {name: tyro.conf.arg(aliases=(f"--{former}",)) for name, former in former_names.items()}
     changed = [
-        (field.name, Annotated[field.type, FLAGS.get(field.name)], defaults.get(field.name, field.default))
-        for field in known
+        (field.name, Annotated[field.type, options.get(field.name)], defaults.get(field.name, field.default))
+        for field in fields(kind)  # type: ignore[arg-type]
+        if field.name in options.keys() | defaults
     ]
-    flags = [("verbose", flag, False), *changed]
-    made = make_dataclass(kind.__name__, flags, bases=(kind,), frozen=True, kw_only=True)  # type: ignore[arg-type]
-    made.__doc__ = kind.__doc__
-    return made
+    flags = [("verbose", verbose, False), *changed]
+    flag_class = make_dataclass(kind.__name__, flags, bases=(kind,), frozen=True, kw_only=True)  # type: ignore[arg-type]
+    flag_class.__doc__ = kind.__doc__
+    return flag_class
 
 
 def _dispatch(config: Any) -> int:  # noqa: PLR0911 - a case for each command

@@ -16,12 +16,13 @@ from flawmask.data import dataset_info, layouts
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
 from flawmask.evaluation.metrics import METRICS
-from flawmask.files import read_json, whole_folder, write_json
+from flawmask.files import only_one, read_json, whole_folder, write_json
 from flawmask.images import UPPER_BITS
 from flawmask.inference.predictor import load
+from flawmask.model.arch import is_chosen
 from flawmask.prediction import Prediction
 from flawmask.report.headline import lookup
-from flawmask.runs import FOLDS, POOLED, earlier, new_run_dir
+from flawmask.runs import FOLDS, MADE_BY, POOLED, begin_or_continue, check_folder
 from flawmask.settings import as_json, require, stage
 from flawmask.stages import Finished, RunConfig, augmented, prepared
 from flawmask.training.choose import with_network
@@ -31,6 +32,9 @@ from flawmask.training.loop import train
 from flawmask.training.resume import has_state
 
 log = logging.getLogger(__name__)
+
+SAME_ANYWAY = ("compile", "offline", "strict", "output_dir")
+"""Settings that change no fold: a cross-validation goes on although they have changed."""
 
 
 def cross_validate(config: RunConfig, name: str) -> Finished:
@@ -50,21 +54,34 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
     info = read_json(folders[0] / dataset_info.NAME)
     method = info.get("split_method")  # folds that were divided in another way go on with none of these
     origin = {
-        "made_by": "flawmask run --folds",
+        "made_by": MADE_BY[FOLDS],
         "version": flawmask.__version__,
-        # These change no fold, and what was begun before there were such settings goes on.
-        "settings": {
-            key: value for key, value in as_json(config).items() if key not in ("compile", "offline", "strict")
-        }
-        | {"overwrite": False, **_of_category(config, name)},
+        "settings": _settings(config) | _of_category(config, name),
         "source": info["source"],
         **({"split_method": method} if method else {}),
     }
-    run_dir = None if config.overwrite else earlier(f"*_folds/{FOLDS}", origin)
-    if run_dir is None:
-        with new_run_dir("_folds") as run_dir:
-            write_json(run_dir / FOLDS, {**origin, "done": []})
-    return Finished(name, run_dir, fold_by_fold(config, folders, run_dir))
+    run_dir = begin_or_continue(FOLDS, origin, config.output_dir, overwrite=config.overwrite, done=[])
+    with only_one(run_dir / "folds"):
+        return Finished(name, run_dir, fold_by_fold(config, folders, run_dir))
+
+
+def check_output_dir(config: RunConfig) -> None:
+    """Refuse an `--output_dir` that holds something else than a cross-validation with these settings.
+
+    Raises:
+        FlawmaskError: it does. Whether the images are the same is checked once they are divided.
+    """
+    if config.output_dir is None:
+        return
+    unknown = ("category", "layout") if is_chosen(config.arch) else ("category", "layout", "arch")
+    known = {key: value for key, value in _settings(config).items() if key not in unknown}
+    check_folder(config.output_dir, FOLDS, known, overwrite=config.overwrite)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that have to be the same for a cross-validation to go on."""
+    same = {key: value for key, value in as_json(config).items() if key not in SAME_ANYWAY}
+    return same | {"overwrite": False}
 
 
 def _of_category(config: RunConfig, name: str) -> dict[str, Any]:

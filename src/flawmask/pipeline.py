@@ -49,6 +49,7 @@ def run(config: RunConfig) -> list[Finished]:
     )
     if config.resume is not None:
         return [_go_on(config.resume)]
+    _check_output_dir(config)
     if config.dataset_dir is not None:
         return [_one(config, config.dataset_dir.name)]
     _check_device(config)
@@ -56,6 +57,7 @@ def run(config: RunConfig) -> list[Finished]:
     reads_root = not config.skip_prepare or wanted == "all"
     names = chosen_categories(config.mvtec_root, wanted, config) if reads_root else names_in(wanted)
     require(bool(names), f"--category {wanted!r} names none: give one, several as a,b,c, or all")
+    require(len(names) == 1 or config.output_dir is None, "--output_dir takes one category: leave it out for several")
     finished = []
     for name in names:
         try:
@@ -85,7 +87,7 @@ def _go_on(run_dir: Path) -> Finished:
     except TypeError:
         raise FlawmaskError(f"{path} was written by another version of Flawmask: start the run anew") from None
     if path == folds:
-        return _one(config, config.category or Path(str(config.dataset_dir)).name)
+        return _one(replace(config, output_dir=run_dir), config.category or Path(str(config.dataset_dir)).name)
     train(TrainConfig(resume=run_dir), part_of=found)
     name = config.category or Path(str(config.dataset_dir)).name
     prepared_dir = prepared(replace(config, skip_prepare=True), name)
@@ -115,6 +117,20 @@ def _check_device(config: RunConfig) -> None:
         choose_device(config.device)
 
 
+def _check_output_dir(config: RunConfig) -> None:
+    """Refuse an `--output_dir` that may not be written to, before anything is written."""
+    if config.output_dir is None:
+        return
+    if config.crosses:
+        from flawmask.folds import check_output_dir
+
+        check_output_dir(config)
+        return
+    from flawmask.training.setup import check_run_folder
+
+    check_run_folder(stage(TrainConfig, config, dataset_dir=Path(), resume=None))
+
+
 def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     """Augment, train and judge from a COCO folder on."""
     from flawmask.training.loop import train
@@ -131,7 +147,7 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     if not config.skip_train:
         training = read_split(dataset_dir, "train", config)
         config = with_network(config, len(training.images), has_outlines=not training.boxes_alone)
-        with new_run_dir() as output_dir:
+        with new_run_dir(output_dir=config.output_dir) as output_dir:
             settings = stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=output_dir)
             # Of several categories, what goes on later is this one.
             whole = replace(config, category=None if config.dataset_dir else name)
@@ -160,7 +176,7 @@ def demo(config: DemoCommand) -> list[Finished]:
         from flawmask.inference.predict import predict
 
         unseen = PrepareConfig(category=config.category).dataset_dir / "val" / "images"
-        predict(PredictConfig(model=run_dir / "best.pt", input=(str(unseen),), output=run_dir / "predictions"))
+        predict(PredictConfig(model=run_dir / "best.pt", input=(str(unseen),), output_dir=run_dir / "predictions"))
     return finished
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from flawmask.errors import FlawmaskError
 
@@ -31,6 +31,9 @@ Precision = Literal["fp32", "bf16", "fp16", "auto"]
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What every settings class inherits from: each checks its own fields and hands on to the next."""
+
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {}
+    """The names that settings had in earlier versions, each with today's name. As flags and arguments they still work."""
 
     def __post_init__(self) -> None:
         """End the chain of checks."""
@@ -168,13 +171,18 @@ def is_of(content: Any, origin: Mapping[str, Any]) -> bool:
 
 
 def from_json(kind: type[T], found: Mapping[str, Any]) -> T:
-    """Return the settings that `as_json` gave.
+    """Return the settings that `as_json` gave. A setting may have its former name.
 
     Raises:
         FlawmaskError: a value is not allowed.
-        TypeError: there is a field that `kind` does not have.
+        TypeError: there is a field that `kind` does not have, or a setting is given under both of its names.
     """
     types = get_type_hints(kind)
+    for former, name in getattr(kind, "FORMER_NAMES", {}).items():
+        if former in found:
+            if name in found:
+                raise TypeError(f"{former} is the former name of {name}: give one of them")
+            found = {name if key == former else key: value for key, value in found.items()}
 
     def typed(name: str, value: Any) -> Any:
         allowed = str(types.get(name))

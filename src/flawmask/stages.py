@@ -57,12 +57,16 @@ class RunPaths(DataPaths):
     resume: Path | None = None
     """Go on with this run folder at the stage that it was in, with its own settings; all other flags are left aside."""
     model_dir: Path | None = None
-    """With --skip_train, the run to judge; by default the newest of the same category."""
+    """With --skip_train, the run to evaluate; by default the newest of the same category in model_maskrcnn."""
+    output_dir: Path | None = None
+    """The folder for the run; with --folds, one that is there goes on. By default a new folder in model_maskrcnn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.resume is not None or self.is_named, NAME_DATA)
         require(self.model_dir is None or self.skip_train, "--model_dir is for --skip_train: a training makes its own")
+        no_folder = "--output_dir is for the run folder of a training: leave it out with --skip_train"
+        require(self.output_dir is None or not self.skip_train, no_folder)
 
 
 # Dataclass fields, and so the flags in --help, are listed from the last base to the first.
@@ -70,8 +74,9 @@ class RunPaths(DataPaths):
 class RunConfig(Overwrite, Strict, EvaluateSettings, TrainSettings, AugmentSettings, PrepareSettings, RunPaths):
     """Go all the way: prepare a category, augment it, train on it, and judge the result.
 
-    Results go to model_maskrcnn/maskrcnn_mvtec_<date>_<time>/, data sets to datasets/maskrcnn_mvtec_<category>. With
-    --folds, all images are judged, each by a model that has not seen it; said again, it goes on where it stopped.
+    Data sets go to datasets/maskrcnn_mvtec_<category>, results to --output_dir. By default, that is a new folder
+    model_maskrcnn/maskrcnn_mvtec_<date>_<time>. With --folds, each image is evaluated by a model that was not trained
+    on it. The same command with --folds goes on where an earlier one stopped.
     """
 
     arch: ArchChoice = "auto"

@@ -22,6 +22,7 @@ from flawmask.comparison import contender, speed
 from flawmask.comparison.compare import compare
 from flawmask.comparison.conclusions import Compared
 from flawmask.comparison.config import CompareConfig
+from flawmask.errors import FlawmaskError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
@@ -128,7 +129,7 @@ def check_figures(folder: Path, content: dict[str, Any], done: list[str]) -> Non
 def test_told_to_stop_it_saves_and_says_so_by_its_status(
     mvtec_root: Path, tmp_path: Path, number: int, is_spawned: bool
 ) -> None:
-    said = [*command(mvtec_root, Path("none")), "--yardsticks", "none"]
+    said = [*command(mvtec_root, Path("none")), "--baselines", "none"]
     for flag, value in {"--archs": STANDS_IN_FOR, "--weights": "none", "--workers": "1", "--epochs": "999"}.items():
         said[said.index(flag) + 1] = value
     process: Forked | subprocess.Popen[str]
@@ -146,16 +147,38 @@ def test_told_to_stop_it_saves_and_says_so_by_its_status(
     assert not (state.parent.parent / "comparison.md").exists()
 
 
-@pytest.mark.services
-def test_over_folds_each_model_is_judged_on_all_images_by_models_that_have_not_seen_them(
-    mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a comparison start no process: a new one needs seconds to import PyTorch. The tests above start real ones."""
     monkeypatch.chdir(tmp_path)
-    # In this process, since a new one needs seconds to import PyTorch; the tests above start real ones.
     monkeypatch.setattr(comparing, "in_own_process", _here)
     monkeypatch.setattr(contender, "begin", lambda **_: None)
     monkeypatch.setattr(speed, "begin", lambda **_: None)
     monkeypatch.setattr(speed, "ROUNDS", speed.FEWEST_ROUNDS)
+
+
+@pytest.mark.usefixtures("in_this_process", "small_network")
+def test_a_comparison_goes_into_the_folder_that_is_named_and_goes_on_there(mvtec_root: Path, tmp_path: Path) -> None:
+    named: dict[str, Any] = {"archs": STANDS_IN_FOR, "baselines": "none", "proposals": 30, "output_dir": Path("mine")}
+    first = compare(quick(mvtec_root, **named))
+    assert first.folder == Path("mine")
+    assert {"comparison.html", "comparison.json", f"{STANDS_IN_FOR}.json"} <= {
+        path.name for path in Path("mine").iterdir()
+    }
+    best = Path("mine", STANDS_IN_FOR, "best.pt")
+    trained = best.stat().st_mtime_ns
+    assert compare(quick(mvtec_root, **named)).body == first.body
+    with pytest.raises(FlawmaskError, match="mine holds a comparison with another --epochs: name another folder"):
+        compare(quick(mvtec_root, **named, epochs=3))
+    assert best.stat().st_mtime_ns == trained
+    compare(quick(mvtec_root, **named, overwrite=True))
+    assert best.stat().st_mtime_ns > trained
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["datasets", "mine"]
+
+
+@pytest.mark.services
+@pytest.mark.usefixtures("in_this_process")
+def test_over_folds_each_model_is_judged_on_all_images_by_models_that_have_not_seen_them(mvtec_root: Path) -> None:
     compared = _over_folds(mvtec_root)
     content = read(compared.folder / "comparison.json")
     assert not compared.failed
@@ -176,21 +199,22 @@ def _here(work: Callable[..., None], *given: Any, **named: Any) -> int:
     return 0
 
 
+def quick(mvtec_root: Path, **changes: Any) -> CompareConfig:
+    """Return settings with which a model is trained in a moment."""
+    settings: dict[str, Any] = {
+        "category": "plate",
+        "mvtec_root": mvtec_root,
+        "weights": "none",
+        "epochs": 2,
+        "image_size": 64,
+        "workers": 0,
+        "device": "cpu",
+        "skip_augment": True,
+        "resamples": 50,
+        "overlays": 0,
+    }
+    return CompareConfig(**(settings | changes))
+
+
 def _over_folds(mvtec_root: Path) -> Compared:
-    return compare(
-        CompareConfig(
-            category="plate",
-            mvtec_root=mvtec_root,
-            archs="yolo11n-seg",
-            yardsticks="resnet18_classifier",
-            weights="none",
-            folds=2,
-            epochs=2,
-            image_size=64,
-            workers=0,
-            device="cpu",
-            skip_augment=True,
-            resamples=50,
-            overlays=0,
-        )
-    )
+    return compare(quick(mvtec_root, archs="yolo11n-seg", baselines="resnet18_classifier", folds=2))

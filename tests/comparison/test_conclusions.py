@@ -11,7 +11,7 @@ from report.made import make_dataset
 
 from flawmask.coco import read_split
 from flawmask.comparison.conclusions import _ranked
-from flawmask.comparison.config import YARDSTICKS, CompareConfig
+from flawmask.comparison.config import BASELINES, CompareConfig
 from flawmask.comparison.entry import Entry, Ground
 
 
@@ -40,7 +40,7 @@ def test_groups_make_differences_less_sure_and_leave_the_figures(tmp_path: Path)
     config = CompareConfig(dataset_dir=dataset, archs="ssd300_vgg16", resamples=0)
     ground = Ground((dataset,), (dataset,), ("val",), pooled=False)
     entries = []
-    for name, spread in zip(YARDSTICKS, (0.5, 1.5), strict=True):
+    for name, spread in zip(BASELINES, (0.5, 1.5), strict=True):
         write_scores(tmp_path / name / "inference_val", dataset, spread)
         entries.append(Entry(name, results=f"{name}/inference_val"))
     assert ground.groups is None

@@ -20,7 +20,7 @@ def test_an_unknown_model_is_refused_with_a_list_of_the_known_ones() -> None:
     ("settings", "says"),
     [
         ({"archs": " , "}, "there are maskrcnn"),
-        ({"yardsticks": "padim"}, "--yardsticks padim: there are resnet18_classifier, patchcore and none"),
+        ({"baselines": "padim"}, "--baselines padim: there are resnet18_classifier, patchcore and none"),
         ({"category": "a,b"}, "one category at a time"),
         ({"category": "all"}, "one category at a time"),
         ({"category": None}, "either a --category"),
@@ -71,7 +71,7 @@ def test_a_files_path_may_have_a_comma_or_an_equals_sign_in_it(tmp_path: Path) -
     assert (config.weights_of("ssd300_vgg16"), config.weights_of("patchcore")) == (str(other), "none")
 
 
-def test_a_name_given_twice_takes_part_once_and_none_means_no_yardstick() -> None:
-    config = CompareConfig(category="bottle", archs="ssd300_vgg16, ssd300_vgg16", yardsticks="none")
+def test_a_name_given_twice_takes_part_once_and_none_means_no_baseline() -> None:
+    config = CompareConfig(category="bottle", archs="ssd300_vgg16, ssd300_vgg16", baselines="none")
     assert config.arch_names == ("ssd300_vgg16",)
-    assert config.yardstick_names == ()
+    assert config.baseline_names == ()

@@ -122,17 +122,17 @@ def test_one_that_is_shown_to_be_better_than_all_is_taken_however_slow() -> None
     assert said == "To tell good from defective: a. There is no other to compare it with (0.5 s an image)."
 
 
-def test_a_yardstick_is_not_taken_and_one_that_is_as_good_is_named() -> None:
+def test_a_baseline_is_not_taken_and_one_that_is_as_good_is_named() -> None:
     said = recommendation([AUROC], SECONDS, {}, ["b"])
     assert said == [
         "To tell good from defective: a. None is shown to be better (0.5 s an image).",
-        "b, a yardstick, is not shown to be worse at that.",
+        "b, a baseline, is not shown to be worse at that.",
     ]
     better = Ranked("image_auroc", "b", 0.98, (Difference("a", 0.2, (0.1, 0.3)),))
     (said_of_none,) = recommendation([better], SECONDS, {}, ["b"])
     assert said_of_none == (
         "To tell good from defective: no detector yet. Of none is it shown that it does better than guessing and no "
-        "worse than b, a yardstick."
+        "worse than b, a baseline."
     )
 
 

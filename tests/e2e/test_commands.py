@@ -282,6 +282,40 @@ def test_cross_validation_judges_every_image_once_and_goes_on_where_it_stopped(w
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
+def test_a_run_goes_into_the_folder_that_is_named(workplace: Path) -> None:
+    before = runs(workplace)
+    command = ["run", "--category", "bottle", "--output_dir", "mine/run", "--epochs", "1", "--skip_augment", *SMALL]
+    done = call_in(workplace, *command)
+    assert "bottle: look at mine/run mine/run/inference_val/report.html" in done.stdout
+    assert (workplace / "mine/run/best.pt").is_file()
+    refused = call_in(workplace, *command, status=2)
+    assert "mine/run already holds a run: name another folder, or replace it with --overwrite" in refused.stderr
+    (workplace / "mine/run/old.txt").touch()
+    call_in(workplace, *command, "--overwrite")
+    assert not (workplace / "mine/run/old.txt").exists()
+    assert (workplace / "mine/run/inference_val/report.html").is_file()
+    assert runs(workplace) == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_a_cross_validation_goes_into_the_folder_that_is_named_and_goes_on_there(workplace: Path) -> None:
+    before = runs(workplace)
+    flags = "--category cable --folds 2 --output_dir mine/folds --skip_augment --resamples 50".split()
+    command = ["run", *flags, *SMALL]
+    call_in(workplace, *command, "--epochs", "1")
+    best = workplace / "mine/folds/fold_1/best.pt"
+    trained = best.stat().st_mtime_ns
+    for again in ([*command, "--epochs", "1"], ["run", "--resume", "mine/folds"]):
+        assert "fold 2 of 2 was finished before" in call_in(workplace, *again).stderr
+    refused = call_in(workplace, *command, "--epochs", "2", status=2)
+    assert "mine/folds holds a cross-validation with another --epochs: name another folder" in refused.stderr
+    assert best.stat().st_mtime_ns == trained
+    assert runs(workplace) == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_a_threshold_is_chosen_on_val_and_test_is_judged_with_it(workplace: Path) -> None:
     before = runs(workplace)
     drawn = "demo --mvtec_root others --category nut --image_size 64 --good 6 --defective 3 --train_good 0"
@@ -304,7 +338,7 @@ def test_a_threshold_is_chosen_on_val_and_test_is_judged_with_it(workplace: Path
         images,
         "--conf",
         "auto",
-        "--output",
+        "--output_dir",
         "found_auto",
     ]
     call_in(workplace, *predict)
@@ -350,14 +384,14 @@ def test_predict_tells_a_script_what_it_found(workplace: Path) -> None:
     model = runs(workplace)[0] / "best.pt"
     images = workplace / "datasets/mvtec/bottle/test/hole"
     always: list[str | Path] = ["predict", "--model", model, "--input", images, "--conf", "0"]
-    call_in(workplace, *always, "--output", "found")
+    call_in(workplace, *always, "--output_dir", "found")
     never: list[str | Path] = ["predict", "--model", model, "--input", images, "--conf", "1", "--fail_on_defect"]
-    call_in(workplace, *never, "--output", "found")
+    call_in(workplace, *never, "--output_dir", "found")
     verdicts = json.loads((workplace / "found/predictions.json").read_text())["images"]
     assert [record["verdict"] for record in verdicts] == ["good", "good"]
     (workplace / "broken.png").write_text("no image")
     pattern = str(images / "*.png")
-    done = call_in(workplace, *always[:3], "--input", pattern, "broken.png", "--output", "found", status=2)
+    done = call_in(workplace, *always[:3], "--input", pattern, "broken.png", "--output_dir", "found", status=2)
     assert "broken.png cannot be read as an image" in done.stderr
     assert len(list((workplace / "found/overlays").iterdir())) == 2
 
@@ -410,6 +444,11 @@ def test_the_version_is_printed() -> None:
         ("run --dataset_dir datasets/maskrcnn_mvtec_bottle --split test", "has no split test"),
         ("train --dataset_dir datasets/maskrcnn_mvtec_bottle --output_dir new --weights gone.pt", "gone.pt: no such"),
         ("run --category bottle --epochs 0", "--epochs is 0"),
+        ("run --category cable --test_ratio 0.2 --output_dir datasets", "datasets holds something else"),
+        ("run --category cable --folds 3 --output_dir datasets", "datasets holds something else"),
+        ("run --category bottle,cable --output_dir new", "--output_dir takes one category"),
+        ("run --category bottle --skip_train --output_dir new", "leave it out with --skip_train"),
+        ("compare --category cable --test_ratio 0.2 --output_dir datasets", "datasets holds something else"),
         ("run --category bottle --conf 1.5", "--conf is 1.5"),
         ("demo --image_size 10", "--image_size is 10: it must be 64 to"),
         ("doctor --category bottle --dataset_dir datasets", "not both"),

@@ -244,10 +244,10 @@ def test_evaluate_writes_figures_table_pictures_and_report_without_a_word_of_mas
 
 def test_predict_writes_boxes_and_no_area(model: Path, dataset: Path) -> None:
     images = str(dataset / "val" / "images")
-    config = PredictConfig(model=model, input=(images,), output=dataset.parent / "out", device="cpu", conf=0.1)
+    config = PredictConfig(model=model, input=(images,), output_dir=dataset.parent / "out", device="cpu", conf=0.1)
     with pytest.raises(FlawmaskError, match=r"--save_masks: ssd.* finds boxes and outlines nothing"):
         predict(replace(config, save_masks=True))
-    assert not config.output.exists()
+    assert not config.output_dir.exists()
     done = predict(config)
     assert len(done.defective) > 0
     records = json.loads((done.output / "predictions.json").read_text())["images"]

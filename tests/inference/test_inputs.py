@@ -133,5 +133,5 @@ def test_the_error_says_what_is_there_instead_of_an_image(tmp_path: Path) -> Non
 @pytest.mark.parametrize("what", ["out", "out/overlays/a.png", "out/overlays"])
 def test_an_input_where_the_results_go_is_refused(tmp_path: Path, what: str) -> None:
     lay(tmp_path, "out/overlays/a.png", "b.png")
-    with pytest.raises(FlawmaskError, match=r"lies in .*out, which is replaced: name another folder by --output"):
+    with pytest.raises(FlawmaskError, match=r"lies in .*out, which is replaced: name another --output_dir"):
         found(tmp_path, tmp_path / "b.png", tmp_path / what)

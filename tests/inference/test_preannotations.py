@@ -137,7 +137,7 @@ def test_predict_writes_them_and_a_later_run_replaces_them(images: Path, tmp_pat
     out = tmp_path / "found"
 
     def found(tool: Tool) -> set[str]:
-        place: dict[str, Any] = {"model": tmp_path / "best.pt", "input": (str(images / "a.png"),), "output": out}
+        place: dict[str, Any] = {"model": tmp_path / "best.pt", "input": (str(images / "a.png"),), "output_dir": out}
         predict(PredictConfig(**place, conf=0.1, device="cpu", preannotations=tool))
         return {path.name for path in out.iterdir()} - {"predictions.json", "predictions.csv", "overlays"}
 

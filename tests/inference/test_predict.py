@@ -49,15 +49,15 @@ def parts(tmp_path: Path) -> Path:
 
 
 def run(model: Path, tmp_path: Path, *inputs: Path | str, **settings: Any) -> tuple[Predicted, list[dict[str, Any]]]:
-    settings = {"conf": 0.3, "output": tmp_path / "out", "device": "cpu", **settings}
+    settings = {"conf": 0.3, "output_dir": tmp_path / "out", "device": "cpu", **settings}
     done = predict(PredictConfig(model=model, input=tuple(map(str, inputs)), **settings))
     return done, json.loads((done.output / "predictions.json").read_bytes())["images"]
 
 
 def test_pictures_that_an_earlier_run_left_among_the_images_are_not_judged(model: Path, parts: Path) -> None:
     output = parts / "results"
-    _, first = run(model, parts, parts, output=output, save_masks=True)
-    _, second = run(model, parts, parts, output=output, save_masks=True)
+    _, first = run(model, parts, parts, output_dir=output, save_masks=True)
+    _, second = run(model, parts, parts, output_dir=output, save_masks=True)
     assert [one["file"] for one in first] == [one["file"] for one in second]
     assert len(second) == 3
 
@@ -361,7 +361,7 @@ from flawmask.inference.config import PredictConfig
 from flawmask.inference.predict import predict
 def run(name):
     began = time.perf_counter()
-    config = PredictConfig(model=Path(sys.argv[2]), input=(name,), output=Path(sys.argv[3]), device="cpu", conf=0.05)
+    config = PredictConfig(model=Path(sys.argv[2]), input=(name,), output_dir=Path(sys.argv[3]), device="cpu", conf=0.05)
     assert not predict(config).unreadable
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter() - began
 print(*run(sys.argv[4]), *run(sys.argv[5]))
@@ -535,7 +535,7 @@ QUICK = Path(__file__).parents[1] / "quick_flawmask.py"
 def test_an_interrupt_ends_it_though_a_file_hangs(model: Path, parts: Path, tmp_path: Path) -> None:
     """A pipe that nobody writes into hangs whoever reads it, as a file on a dead mount does."""
     os.mkfifo(parts / "hanging.png")
-    command = ["predict", "--model", model, "--input", parts, "--conf", "0.3", "--output", tmp_path / "out"]
+    command = ["predict", "--model", model, "--input", parts, "--conf", "0.3", "--output_dir", tmp_path / "out"]
     running = Forked([QUICK, *map(str, command), "--device", "cpu"], os.environ)
     try:
         while True:  # until it is being read; held open, it does not end

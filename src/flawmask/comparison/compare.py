@@ -19,7 +19,7 @@ from flawmask.files import only_one, read_json, write_json
 from flawmask.folds import prepared_folds
 from flawmask.launch import launched
 from flawmask.progress import has_details, is_shown
-from flawmask.runs import COMPARISON, earlier, new_run_dir
+from flawmask.runs import COMPARISON, MADE_BY, begin_or_continue, check_folder
 from flawmask.runtime import choose_device
 from flawmask.settings import Reading, as_json, require
 from flawmask.stages import RunConfig, augmented, check_judged, check_trained, judged_splits, prepared
@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 SAME_ANYWAY = (
     "archs",
-    "yardsticks",
+    "baselines",
+    "output_dir",
     "overwrite",
     "workers",
     "cache_gb",
@@ -55,6 +56,9 @@ def compare(config: CompareConfig) -> Compared:
     """
     require(launched() == 1, "compare starts alone: it gives each model a process of its own")
     choose_device(config.device)
+    settings = {key: value for key, value in as_json(config).items() if key not in SAME_ANYWAY}
+    if config.output_dir is not None:
+        check_folder(config.output_dir, COMPARISON, settings, overwrite=config.overwrite)
     ground = _ground(config, config.run_config(config.arch_names[0]))
     if config.archs == "auto":
         training = read_split(ground.trained[0], "train", config)
@@ -62,18 +66,15 @@ def compare(config: CompareConfig) -> Compared:
         archs = with_others(config.run_config("auto"), len(training.images), has_outlines=has_outlines)
         config = replace(config, archs=",".join(archs))
     origin = {
-        "made_by": "flawmask compare",
+        "made_by": MADE_BY[COMPARISON],
         "version": flawmask.__version__,
-        "settings": {key: value for key, value in as_json(config).items() if key not in SAME_ANYWAY},
+        "settings": settings,
         "source": [_content(folder, config) for folder in ground.prepared],
     }
-    folder = None if config.overwrite else earlier(f"*_comparison/{COMPARISON}", origin)
-    if folder is None:
-        with new_run_dir("_comparison") as folder:
-            write_json(folder / COMPARISON, origin)
+    folder = begin_or_continue(COMPARISON, origin, config.output_dir, overwrite=config.overwrite)
     with only_one(folder / "comparison"):
         try:
-            entries = [_entry(config, ground, folder, name) for name in (*config.arch_names, *config.yardstick_names)]
+            entries = [_entry(config, ground, folder, name) for name in (*config.arch_names, *config.baseline_names)]
             speeds = _speeds(config, ground, folder, entries)
         except (KeyboardInterrupt, SystemExit):
             log.warning("stopped: the same flawmask compare, said again, goes on in %s", folder)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawmask.coco import CocoSplit
-from flawmask.comparison.config import YARDSTICKS, CompareConfig
+from flawmask.comparison.config import BASELINES, CompareConfig
 from flawmask.comparison.differences import Ranked, questions, rank_models, recommendation, sentences
 from flawmask.comparison.entry import Entry, Ground
 from flawmask.comparison.page import write_page
@@ -74,7 +74,7 @@ def summed_up(
         key: [name for name, of_model in metrics.items() if _may_guess(of_model, key, level)]
         for key, level in GUESSING.items()
     }
-    shown, taken = sentences(ranked), recommendation(ranked, medians, guessing, YARDSTICKS)
+    shown, taken = sentences(ranked), recommendation(ranked, medians, guessing, BASELINES)
     mind = _to_mind(config, entries, metrics, ranked, speeds)
     columns = [Column(one, metrics.get(one.name, {}), speeds.get(one.name, {})) for one in entries]
     head, body = ("", *(one.name for one in entries)), rows(columns)
@@ -103,7 +103,7 @@ def _ranked(
     truth = np.zeros(0, dtype=bool)
     for one in entries:
         results = folder / str(one.results)
-        if one.name in YARDSTICKS:
+        if one.name in BASELINES:
             truth, scores = _scores(results)
             drawn["image_auroc"][one.name] = _auroc(truth, scores, _weights(config, truth, groups))
             continue
@@ -120,13 +120,13 @@ def _ranked(
 
 
 def _weights(config: CompareConfig, truth: npt.NDArray[np.bool_], groups: Groups | None) -> Floats:
-    models = len(config.arch_names) + len(config.yardstick_names)
+    models = len(config.arch_names) + len(config.baseline_names)
     count = max(config.resamples, DRAWN_PER_PAIR * math.comb(models, 2))
     return np.vstack((np.ones(len(truth)), resample(truth, count, config.seed, groups)))
 
 
 def _scores(results: Path) -> tuple[npt.NDArray[np.bool_], Floats]:
-    """Return truth and score of each image in a yardstick's results."""
+    """Return truth and score of each image in a baseline's results."""
     table = read_table(results / "predictions.csv")
     return np.array([row["truth"] == "defect" for row in table]), np.array([float(row["score"]) for row in table])
 
@@ -169,9 +169,9 @@ def _to_mind(
         f"Judged on {images_of_parts(images, parts)}: intervals and differences are over parts."
         for parts, images in groups.items()
     ]
-    yardsticks = [one.name for one in entries if one.name in YARDSTICKS and one.reason is None]
-    if yardsticks:
-        said.append(f"{' and '.join(yardsticks)}: to be held against, not to be used; predict takes detectors alone.")
+    baselines = [one.name for one in entries if one.name in BASELINES and one.reason is None]
+    if baselines:
+        said.append(f"{' and '.join(baselines)}: to be held against, not to be used; predict takes detectors alone.")
     if any(len(one.level_with_best) > 1 for one in ranked):
         said.append(
             "Where no difference is shown, there may be one that these images are too few to show: judge more before a "

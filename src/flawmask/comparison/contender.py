@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.console import Console
 
 from flawmask.coco import read_split
-from flawmask.comparison import yardstick
-from flawmask.comparison.config import YARDSTICKS, CompareConfig
+from flawmask.comparison import baseline
+from flawmask.comparison.config import BASELINES, CompareConfig
 from flawmask.comparison.entry import Entry, Ground, Learned, NotThereError, entry_file
 from flawmask.errors import FlawmaskError
 from flawmask.files import only_one, read_json, remove_partial_files, write_json
@@ -92,8 +92,8 @@ def begin(*, is_shown: bool, has_details: bool) -> None:
 
 def _compete(config: CompareConfig, ground: Ground, folder: Path, name: str) -> Entry:
     _wait_until_free(folder / name)
-    if name in YARDSTICKS:
-        return yardstick.train_and_judge(config, ground, folder, name)
+    if name in BASELINES:
+        return baseline.train_and_judge(config, ground, folder, name)
     return _detector(config.run_config(name), ground, folder, name)
 
 

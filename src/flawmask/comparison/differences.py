@@ -125,7 +125,7 @@ def recommendation(
     ranked: Sequence[Ranked],
     seconds: Mapping[str, float],
     guessing: Mapping[str, Sequence[str]],
-    yardsticks: Sequence[str],
+    baselines: Sequence[str],
 ) -> list[str]:
     """Return which detector to take, as sentences: of those that nothing shows to be worse than the best, the fastest.
 
@@ -133,7 +133,7 @@ def recommendation(
         ranked: the rankings, by `rank_models`.
         seconds: median seconds per image of each model, one image at a time; those not timed are missing.
         guessing: by figure, the models whose interval of it reaches down to what guessing has.
-        yardsticks: the models that are there to be held against, and not to be taken.
+        baselines: the models that are there to be held against, and not to be taken.
     """
     by_figure = {one.figure: one for one in ranked}
     verdicts = by_figure.get("image_auroc")
@@ -142,17 +142,17 @@ def recommendation(
     lucky = guessing.get("image_auroc", ())
     if verdicts.best in lucky:
         return ["Take none of them: not even the best is shown to tell good from defective better than guessing does."]
-    able = [name for name in verdicts.level_with_best if name not in (*lucky, *yardsticks)]
-    equal = [name for name in verdicts.level_with_best if name in yardsticks and name not in lucky]
+    able = [name for name in verdicts.level_with_best if name not in (*lucky, *baselines)]
+    equal = [name for name in verdicts.level_with_best if name in baselines and name not in lucky]
     taken = _fastest(able, seconds) if able else None
     if taken is None:
         said = [
             "To tell good from defective: no detector yet. Of none is it shown that it does better than guessing and "
-            f"no worse than {verdicts.best}, a yardstick."
+            f"no worse than {verdicts.best}, a baseline."
         ]
     else:
         said = [f"To tell good from defective: {taken}. {_why(verdicts, able, seconds, taken)}"]
-        said += [f"{name}, a yardstick, is not shown to be worse at that." for name in equal]
+        said += [f"{name}, a baseline, is not shown to be worse at that." for name in equal]
     outlines = by_figure.get("mask_ap")
     if outlines is not None:
         said += _for_outlines(outlines, verdicts, able, taken, seconds, guessing)

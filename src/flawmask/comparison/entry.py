@@ -60,7 +60,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a yardstick says of an image.
+    """What a baseline says of an image.
 
     Attributes:
         score: 0 to 1, high for a defect.

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from flawmask import images
 from flawmask.coco import CocoSplit
-from flawmask.comparison import yardstick
-from flawmask.comparison.config import YARDSTICKS, CompareConfig
+from flawmask.comparison import baseline
+from flawmask.comparison.config import BASELINES, CompareConfig
 from flawmask.comparison.contender import begin
 from flawmask.comparison.entry import Entry
 from flawmask.data import intensity
@@ -78,8 +78,8 @@ def _reason(name: str, error: Exception, where: str = "") -> dict[str, str]:
 
 def _judge(config: CompareConfig, name: str, path: Path) -> Judge:
     """Return a function that does with a batch what `predict` does: network and masks."""
-    if name in YARDSTICKS:
-        return yardstick.load(config, name, path)
+    if name in BASELINES:
+        return baseline.load(config, name, path)
     backend = load(path, config)
 
     def judge(batch: Sequence[Image]) -> Any:

@@ -1,8 +1,9 @@
 """The settings of `predict`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from flawmask.data.intensity import IntensityRule
 from flawmask.settings import Device, Strict, require
@@ -61,12 +62,14 @@ class PredictConfig(VerdictSettings, Strict):
     --strict, 3 when an image was found and not predicted.
     """
 
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {"output": "output_dir"}
+
     model: Path
     """The checkpoint: best.pt of a run."""
     input: tuple[str, ...]
     """Images, folders of images, or patterns such as 'line3/*.png'; as many as you like."""
-    output: Path = Path("predictions")
-    """Where the results go. What an earlier predict left there is replaced whole."""
+    output_dir: Path = Path("predictions")
+    """The folder for the results. Results of an earlier predict in it are replaced as a whole."""
     save_masks: bool = False
     """Write the defects of each image as a black and white PNG at the image's own size too."""
     roi: Path | None = None

@@ -51,7 +51,7 @@ def find_images(inputs: tuple[str, ...], output: Path) -> Inputs:
     for text in inputs:
         real = real_path(Path(text))
         if real.exists() and results in (real, *real.parents):
-            raise FlawmaskError(f"--input {text} lies in {output}, which is replaced: name another folder by --output")
+            raise FlawmaskError(f"--input {text} lies in {output}, which is replaced: name another --output_dir")
         paths = {path: reason for path, reason in _expand(text) if results not in real_path(path).parents}
         if None not in paths.values():
             raise FlawmaskError(_no_image(text, paths))

@@ -71,8 +71,8 @@ def predict(config: PredictConfig) -> Predicted:
             output folder holds something else. Nothing is written then.
         UnusedError: `strict` is on, and an image was found that is not predicted or cannot be read. The same holds.
     """
-    check_output_folder(config.output, "predictions.json", overwrite=True, what="prediction", entries=ENTRIES)
-    inputs = find_images(config.input, config.output)
+    check_output_folder(config.output_dir, "predictions.json", overwrite=True, what="prediction", entries=ENTRIES)
+    inputs = find_images(config.input, config.output_dir)
     paths, tally = inputs.images, inputs.tally
     where = config.input[0] if len(config.input) == 1 else "--input"
     _list(inputs.not_predicted)
@@ -89,7 +89,7 @@ def predict(config: PredictConfig) -> Predicted:
     if config.intensity is not None:
         levels = intensity.of_images(config.intensity, paths, "--input")
     records: list[dict[str, Any]] = []
-    with whole_folder(config.output) as folder:
+    with whole_folder(config.output_dir) as folder:
         for name in ("overlays", "masks") if config.save_masks else ("overlays",):
             (folder / name).mkdir()
         job = _Job(config, backend.spec.classes, conf, region, folder, _unique_names(paths), levels)
@@ -119,10 +119,10 @@ def predict(config: PredictConfig) -> Predicted:
         len(defective),
         len(good),
         len(unreadable),
-        config.output,
+        config.output_dir,
     )
     _warn_of_outside(job)
-    return Predicted(config.output, defective, good, unreadable, inputs.not_predicted)
+    return Predicted(config.output_dir, defective, good, unreadable, inputs.not_predicted)
 
 
 def _list(not_predicted: dict[Path, str]) -> None:

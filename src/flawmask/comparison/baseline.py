@@ -1,4 +1,4 @@
-"""The yardsticks trained and judged on what the detectors are: the images, the folds, the threshold, the checks."""
+"""The baselines trained and judged on what the detectors are: the images, the folds, the threshold, the checks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -40,7 +40,7 @@ OUTLINED = ("pixel_iou", "pixel_dice")
 
 
 def train_and_judge(config: CompareConfig, ground: Ground, folder: Path, name: str) -> Entry:
-    """Train a yardstick, once or fold by fold, and judge it on the images that the others are judged on."""
+    """Train a baseline, once or fold by fold, and judge it on the images that the others are judged on."""
     run_dir = folder / name
     run_dir.mkdir(exist_ok=True)
     chosen: Threshold | None = None
@@ -80,7 +80,7 @@ def train_and_judge(config: CompareConfig, ground: Ground, folder: Path, name: s
 
 
 def load(config: CompareConfig, name: str, path: Path) -> Scorer:
-    """Return a yardstick's function that scores images, each (height, width, 3) uint8 RGB."""
+    """Return a baseline's function that scores images, each (height, width, 3) uint8 RGB."""
     return classifier.load(config, path) if name == CLASSIFIER else patchcore.load(config, path)
 
 
@@ -129,7 +129,7 @@ def _write(
     notes: Sequence[str],
     results_dir: Path,
 ) -> None:
-    """Write the figures that a yardstick has: of images, and of pixels where it says where the defect is."""
+    """Write the figures that a baseline has: of images, and of pixels where it says where the defect is."""
     pairs = [(split, image) for split in splits for image in split.images]
     groups = groups_of([image for _, image in pairs])
     of_images: Sequence[str | None] = groups or [None] * len(pairs)

@@ -17,9 +17,9 @@ from torchvision.models import wide_resnet50_2
 
 from flawmask.coco import CocoSplit, Record, read_split
 from flawmask.comparison import classifier, patchcore
+from flawmask.comparison.baseline import train_and_judge
 from flawmask.comparison.config import CompareConfig
 from flawmask.comparison.entry import Ground, NotThereError
-from flawmask.comparison.yardstick import train_and_judge
 from flawmask.data.layouts import LAYOUTS
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError
@@ -268,12 +268,12 @@ def test_the_classifier_takes_no_part_where_no_weights_are_at_hand_unless_they_w
 def test_the_classifier_refuses_weights_of_another_network(mvtec_root: Path, prepared: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
     torch.save({"layer1.0.conv1.weight": torch.zeros(3)}, other)
-    settings = config(mvtec_root, weights=str(other), archs="yolo11n", yardsticks="resnet18_classifier")
+    settings = config(mvtec_root, weights=str(other), archs="yolo11n", baselines="resnet18_classifier")
     with pytest.raises(FlawmaskError, match=r"other\.pth is no state dict of torchvision's ResNet18"):
         classifier.learn(settings, read_split(prepared, "train"), tmp_path / "best.pt")
 
 
-def test_no_yardstick_is_judged_on_images_that_it_was_trained_on_unless_that_is_allowed(
+def test_no_baseline_is_judged_on_images_that_it_was_trained_on_unless_that_is_allowed(
     mvtec_root: Path, prepared: Path, tmp_path: Path
 ) -> None:
     ground = Ground((prepared,), (prepared,), ("train",), pooled=False)
