@@ -33,7 +33,7 @@ class Settings:
     """What every settings class inherits from: each checks its own fields and hands on to the next."""
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {}
-    """The names that settings had in earlier versions, each with today's name. As flags and arguments they still work."""
+    """Names that settings had in earlier versions, each with today's name. They still work as flags and arguments."""
 
     def __post_init__(self) -> None:
         """End the chain of checks."""

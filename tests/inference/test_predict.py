@@ -361,7 +361,8 @@ from flawmask.inference.config import PredictConfig
 from flawmask.inference.predict import predict
 def run(name):
     began = time.perf_counter()
-    config = PredictConfig(model=Path(sys.argv[2]), input=(name,), output_dir=Path(sys.argv[3]), device="cpu", conf=0.05)
+    folders = {"model": Path(sys.argv[2]), "output_dir": Path(sys.argv[3])}
+    config = PredictConfig(**folders, input=(name,), device="cpu", conf=0.05)
     assert not predict(config).unreadable
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter() - began
 print(*run(sys.argv[4]), *run(sys.argv[5]))
