@@ -12,7 +12,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json
 from flawmask.folds import prepared_folds
 from flawmask.pipeline import run
-from flawmask.stages import RunConfig, prepared
+from flawmask.stages import RunConfig, prepare_dataset
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_each_image_of_all_splits_is_held_back_in_one_fold(dataset: Path) -> Non
 
 
 def test_instances_come_through_as_they_are(dataset: Path) -> None:
-    folder = prepared(RunConfig(dataset_dir=dataset, test_ratio=0.3), dataset.name)
+    folder = prepare_dataset(RunConfig(dataset_dir=dataset, test_ratio=0.3), dataset.name)
     assert folder == Path("datasets/plates_divided")
     assert split_names(folder) == ["test", "train", "val"]
 
@@ -72,21 +72,21 @@ def test_parts_stay_on_one_side(dataset: Path) -> None:
             (dataset / split / "images" / image["file_name"]).rename(dataset / split / "images" / name)
             image["file_name"] = name
         write_json(dataset / split / "annotations.json", content)
-    folder = prepared(RunConfig(dataset_dir=dataset, group_by="^(part[0-9])"), dataset.name)
+    folder = prepare_dataset(RunConfig(dataset_dir=dataset, group_by="^(part[0-9])"), dataset.name)
     sides = [{image["group"] for image in read_split(folder, name).images} for name in ("train", "val")]
     assert not set.intersection(*sides)
     assert set.union(*sides) == {"part0", "part1", "part2"}
 
 
 def test_a_folder_that_nobody_wants_divided_is_taken_as_it_is(dataset: Path) -> None:
-    assert prepared(RunConfig(dataset_dir=dataset), dataset.name) == dataset
+    assert prepare_dataset(RunConfig(dataset_dir=dataset), dataset.name) == dataset
     assert not Path("datasets").exists()
 
 
 def test_parts_alone_do_not_say_what_becomes_of_a_test_split(dataset: Path) -> None:
     (dataset / "val").rename(dataset / "test")
     with pytest.raises(FlawmaskError, match=r"has a test split.*say with --test_ratio how much is held back"):
-        prepared(RunConfig(dataset_dir=dataset, group_by="part"), dataset.name)
+        prepare_dataset(RunConfig(dataset_dir=dataset, group_by="part"), dataset.name)
 
 
 def test_labels_of_another_kind_are_sent_to_import(tmp_path: Path) -> None:

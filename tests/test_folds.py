@@ -42,7 +42,7 @@ def test_what_does_not_go_with_folds_is_refused_at_once(settings: dict[str, Any]
 
 def test_folds_that_were_divided_in_different_ways_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image could be in two of them, or in none."""
-    monkeypatch.setattr(folds, "prepared", lambda config, _: tmp_path / str(config.fold))
+    monkeypatch.setattr(folds, "prepare_dataset", lambda config, _: tmp_path / str(config.fold))
     config = RunConfig(category="bottle", folds=2)
     ways: list[tuple[dict[str, str], dict[str, str]]] = [({}, {}), ({"split_method": "shuffle"},) * 2]
     for fold, info in [(fold, info) for way in ways for fold, info in enumerate(way, start=1)]:

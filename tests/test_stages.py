@@ -7,7 +7,7 @@ from stained_plates import make_dataset
 
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json
-from flawmask.stages import RunConfig, check_judged
+from flawmask.stages import RunConfig, check_evaluation
 
 
 @pytest.fixture
@@ -26,14 +26,14 @@ def dataset(tmp_path: Path) -> Path:
 
 def test_a_part_that_trains_is_not_judged_unless_that_is_allowed(dataset: Path) -> None:
     config = RunConfig(dataset_dir=dataset)
-    check_judged(config, dataset, ["val"])
+    check_evaluation(config, dataset, ["val"])
     with pytest.raises(FlawmaskError, match=r"test: 1 of 2 images show parts that another split uses \(part0 for one"):
-        check_judged(config, dataset, ["val", "test"])
-    check_judged(RunConfig(dataset_dir=dataset, allow_leak=True), dataset, ["val", "test"])
-    check_judged(RunConfig(dataset_dir=dataset, skip_train=True), dataset, ["val", "test"])
+        check_evaluation(config, dataset, ["val", "test"])
+    check_evaluation(RunConfig(dataset_dir=dataset, allow_leak=True), dataset, ["val", "test"])
+    check_evaluation(RunConfig(dataset_dir=dataset, skip_train=True), dataset, ["val", "test"])
 
 
 def test_a_part_that_chooses_the_epoch_is_not_judged_on_the_test_split(dataset: Path) -> None:
     config = RunConfig(dataset_dir=dataset, select_by="f1")
     with pytest.raises(FlawmaskError, match=r"test: 2 of 2 images show parts that another split uses \(part0 for one"):
-        check_judged(config, dataset, ["val", "test"])
+        check_evaluation(config, dataset, ["val", "test"])

@@ -14,7 +14,7 @@ import flawmask
 from flawmask.coco import CocoSplit, read_split, total_tallies, write_split
 from flawmask.data import dataset_info, layouts
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
-from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
+from flawmask.evaluation.evaluate import evaluate, predict_split, write_evaluation
 from flawmask.evaluation.metrics import METRICS
 from flawmask.files import only_one, read_json, whole_folder, write_json
 from flawmask.images import UPPER_BITS
@@ -24,7 +24,7 @@ from flawmask.prediction import Prediction
 from flawmask.report.headline import lookup
 from flawmask.runs import FOLDS, MADE_BY, POOLED, begin_or_continue, check_folder
 from flawmask.settings import as_json, require, stage
-from flawmask.stages import Finished, RunConfig, augmented, prepared
+from flawmask.stages import Finished, RunConfig, augment_dataset, prepare_dataset
 from flawmask.training.choose import with_network
 from flawmask.training.config import TrainConfig
 from flawmask.training.lessons import check_lessons
@@ -95,10 +95,12 @@ def prepared_folds(config: RunConfig, name: str) -> list[Path]:
     """Return the COCO folder of each fold of a category or a data set, made or reused.
 
     Raises:
-        FlawmaskError: see `prepared`; or some were divided in another way than others, and may share images.
+        FlawmaskError: see `prepare_dataset`; or some were divided in another way than others, and may share images.
     """
     category = name if config.dataset_dir is None else None
-    folders = [prepared(replace(config, category=category, fold=fold), name) for fold in range(1, config.folds + 1)]
+    folders = [
+        prepare_dataset(replace(config, category=category, fold=fold), name) for fold in range(1, config.folds + 1)
+    ]
     methods = {read_json(folder / dataset_info.NAME).get("split_method") for folder in folders}
     require(
         len(methods) == 1,
@@ -131,7 +133,7 @@ def _one_fold(config: RunConfig, prepared_dir: Path, run_dir: Path) -> None:
     if has_state(run_dir):
         train(TrainConfig(resume=run_dir))
     else:
-        dataset_dir = augmented(config, prepared_dir)
+        dataset_dir = augment_dataset(config, prepared_dir)
         train(stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=run_dir, overwrite=True))
     place = {"model": run_dir / "best.pt", "dataset_dir": prepared_dir, "output_dir": None, "against": None}
     evaluate(stage(EvaluateConfig, config, **place))
@@ -160,7 +162,7 @@ def _judge_all(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[st
         *dict.fromkeys(f"Of some folds: {note}" for one in by_fold for note in one["notes"]),
     ]
     results_dir = run_dir / f"inference_{POOLED}"
-    return write_judgement(results_dir, split, predictions, conf, settings, config.seed, facts, said).metrics
+    return write_evaluation(results_dir, split, predictions, conf, settings, config.seed, facts, said).metrics
 
 
 def _lacking(split: CocoSplit, folds: int) -> list[str]:

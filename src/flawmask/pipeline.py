@@ -15,7 +15,16 @@ from flawmask.launch import launched
 from flawmask.model.arch import ArchChoice
 from flawmask.runs import FOLDS, new_run_dir, newest_run
 from flawmask.settings import as_json, from_json, require, stage
-from flawmask.stages import Finished, RunConfig, augmented, check_judged, check_trained, judged, judged_splits, prepared
+from flawmask.stages import (
+    Finished,
+    RunConfig,
+    augment_dataset,
+    check_evaluation,
+    check_training,
+    evaluate_run,
+    evaluated_splits,
+    prepare_dataset,
+)
 from flawmask.training.choose import with_network
 from flawmask.training.config import TrainConfig
 
@@ -90,23 +99,23 @@ def _go_on(run_dir: Path) -> Finished:
         return _one(replace(config, output_dir=run_dir), config.category or Path(str(config.dataset_dir)).name)
     train(TrainConfig(resume=run_dir), part_of=found)
     name = config.category or Path(str(config.dataset_dir)).name
-    prepared_dir = prepared(replace(config, skip_prepare=True), name)
+    prepared_dir = prepare_dataset(replace(config, skip_prepare=True), name)
     if config.skip_inference:
         return Finished(name, run_dir, None)
     return Finished(
         name,
         run_dir,
-        judged(config, run_dir, Path(content["settings"]["dataset_dir"]), judged_splits(config, prepared_dir)),
+        evaluate_run(config, run_dir, Path(content["settings"]["dataset_dir"]), evaluated_splits(config, prepared_dir)),
     )
 
 
 def _one(config: RunConfig, name: str) -> Finished:
     """Take one category through the pipeline, once or fold by fold."""
-    if config.crosses:
+    if config.is_cross_validation:
         from flawmask.folds import cross_validate
 
         return cross_validate(config, name)
-    return _finish(config, name, prepared(config, name))
+    return _finish(config, name, prepare_dataset(config, name))
 
 
 def _check_device(config: RunConfig) -> None:
@@ -121,7 +130,7 @@ def _check_output_dir(config: RunConfig) -> None:
     """Refuse an `--output_dir` that may not be written to, before anything is written."""
     if config.output_dir is None:
         return
-    if config.crosses:
+    if config.is_cross_validation:
         from flawmask.folds import check_output_dir
 
         check_output_dir(config)
@@ -135,14 +144,14 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     """Augment, train and judge from a COCO folder on."""
     from flawmask.training.loop import train
 
-    splits = judged_splits(config, prepared_dir)
+    splits = evaluated_splits(config, prepared_dir)
     if not config.skip_train:
-        check_trained(config, prepared_dir, config.arch)
+        check_training(config, prepared_dir, config.arch)
     if not config.skip_inference:
-        check_judged(config, prepared_dir, splits)
+        check_evaluation(config, prepared_dir, splits)
     # Judging needs no variants, unless the validation images are to be judged as variants too.
     judges_only = config.skip_train and not config.skip_inference and not config.augment_val
-    dataset_dir = prepared_dir if judges_only else augmented(config, prepared_dir)
+    dataset_dir = prepared_dir if judges_only else augment_dataset(config, prepared_dir)
     run_dir = None
     if not config.skip_train:
         training = read_split(dataset_dir, "train", config)
@@ -155,7 +164,7 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     if config.skip_inference:
         return Finished(name, run_dir, None)
     run_dir = run_dir or config.model_dir or newest_run(prepared_dir)
-    return Finished(name, run_dir, judged(config, run_dir, dataset_dir, splits))
+    return Finished(name, run_dir, evaluate_run(config, run_dir, dataset_dir, splits))
 
 
 def demo(config: DemoCommand) -> list[Finished]:

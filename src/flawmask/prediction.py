@@ -18,7 +18,7 @@ import numpy.typing as npt
 from flawmask import masks
 from flawmask.errors import FlawmaskError
 from flawmask.good_names import GOOD
-from flawmask.inference.paste import grown, mask_changes, probabilities_in_box
+from flawmask.inference.paste import expanded_boxes, mask_changes, probabilities_in_box
 from flawmask.masks import Mask
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class Prediction:
             if instance.probabilities is None:
                 window, local = np.s_[0 : self.height, 0 : self.width], instance.mask.astype(np.float32)
             else:
-                (box,) = grown(np.array([instance.box], dtype=np.float32), len(instance.probabilities))
+                (box,) = expanded_boxes(np.array([instance.box], dtype=np.float32), len(instance.probabilities))
                 local, x, y = probabilities_in_box(instance.probabilities, box, self.height, self.width)
                 window = np.s_[y : y + local.shape[0], x : x + local.shape[1]]
             scores[window] = np.maximum(scores[window], np.float32(instance.score) * local)
@@ -422,7 +422,7 @@ def post_process(found: RawDetections, classes: Sequence[str], height: int, widt
 def _of_masks(found: RawDetections, classes: Sequence[str], height: int, width: int) -> list[Instance]:
     assert found.masks is not None
     instances = []
-    for at, box in enumerate(grown(found.boxes, found.masks.shape[-1])):
+    for at, box in enumerate(expanded_boxes(found.boxes, found.masks.shape[-1])):
         probabilities = found.masks[at]
         rle, area = masks.rle_of_changes(mask_changes(probabilities, box, height, width), height, width)
         x1, y1, x2, y2 = found.boxes[at].tolist()

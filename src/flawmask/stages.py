@@ -86,7 +86,7 @@ class RunConfig(Overwrite, Strict, EvaluateSettings, TrainSettings, AugmentSetti
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.crosses:
+        if not self.is_cross_validation:
             return
         skips = self.skip_prepare or self.skip_train or self.skip_inference
         require(not skips, "--folds trains and judges: leave out --skip_prepare, --skip_train and --skip_inference")
@@ -95,7 +95,7 @@ class RunConfig(Overwrite, Strict, EvaluateSettings, TrainSettings, AugmentSetti
         require(fixed, "--folds judges every image, so none is left to choose a threshold on: give --conf a number")
 
     @property
-    def crosses(self) -> bool:
+    def is_cross_validation(self) -> bool:
         """Whether this is a cross-validation over all folds."""
         return self.folds > 1 and self.fold is None
 
@@ -117,7 +117,7 @@ class Finished:
     error: str | None = None
 
 
-def prepared(config: RunConfig, name: str) -> Path:
+def prepare_dataset(config: RunConfig, name: str) -> Path:
     """Return the COCO folder of a category, or of the data set that the settings name, made or reused.
 
     Raises:
@@ -157,14 +157,14 @@ def _divided(config: RunConfig, dataset_dir: Path) -> Path:
     return import_labels(stage(ImportConfig, config, **given)).dataset_dir
 
 
-def judged_splits(config: RunConfig, prepared_dir: Path) -> list[str]:
+def evaluated_splits(config: RunConfig, prepared_dir: Path) -> list[str]:
     """Return the splits that are judged, in their order. A test split comes after the one that may have chosen the
     threshold, and its figures are those that count."""
     has_test = config.split == "val" and "test" in split_names(prepared_dir)
     return [config.split, *(["test"] if has_test else [])]
 
 
-def judged(config: RunConfig, run_dir: Path, dataset_dir: Path, splits: Sequence[str]) -> dict[str, Any]:
+def evaluate_run(config: RunConfig, run_dir: Path, dataset_dir: Path, splits: Sequence[str]) -> dict[str, Any]:
     """Judge a run on each split and return the metrics of the last one, which count."""
     from flawmask.evaluation.evaluate import evaluate
 
@@ -174,7 +174,7 @@ def judged(config: RunConfig, run_dir: Path, dataset_dir: Path, splits: Sequence
     return found.metrics
 
 
-def check_judged(config: RunConfig, prepared_dir: Path, names: Sequence[str]) -> None:
+def check_evaluation(config: RunConfig, prepared_dir: Path, names: Sequence[str]) -> None:
     """Refuse what could not be judged after the training, before it.
 
     Raises:
@@ -201,7 +201,7 @@ def check_judged(config: RunConfig, prepared_dir: Path, names: Sequence[str]) ->
             raise FlawmaskError(f"--conf auto: {split.folder} has no {lacking} image to choose a threshold with")
 
 
-def check_trained(config: RunConfig, prepared_dir: Path, arch: ArchChoice) -> None:
+def check_training(config: RunConfig, prepared_dir: Path, arch: ArchChoice) -> None:
     """Refuse what could not be trained on, before anything is written.
 
     Raises:
@@ -214,7 +214,7 @@ def check_trained(config: RunConfig, prepared_dir: Path, arch: ArchChoice) -> No
         training.warn(strict=True)
 
 
-def augmented(config: RunConfig, prepared_dir: Path) -> Path:
+def augment_dataset(config: RunConfig, prepared_dir: Path) -> Path:
     """Return the COCO folder to train on: with variants, or as it was prepared where none are wanted."""
     if config.skip_augment or not config.augmentation_factor:
         return prepared_dir

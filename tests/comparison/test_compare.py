@@ -1,4 +1,4 @@
-"""`compare` as a command, with real trainings of a few seconds: killed and said again, models that fail, folds."""
+"""`compare` as a command, with real trainings of a few seconds: killed and resumed, models that fail, folds."""
 
 import csv
 import json
@@ -58,7 +58,7 @@ def scores_of(results: Path) -> tuple[list[bool], list[float]]:
     return [row["truth"] == "defect" for row in table], [float(row["score"]) for row in table]
 
 
-def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_other(
+def test_a_killed_comparison_goes_on_and_a_model_that_fails_does_not_stop_the_others(
     mvtec_root: Path, tmp_path: Path
 ) -> None:
     weights = tmp_path / "other.pth"
@@ -89,7 +89,7 @@ def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_
     assert failed["failed"]
     assert "not one tensor fits" in failed["reason"]
     assert not content["models"]["patchcore"]["failed"]
-    assert "without pretrained features" in content["models"]["patchcore"]["reason"]
+    assert "needs pretrained features" in content["models"]["patchcore"]["reason"]
     done = [name for name in content["models"] if name not in ("yolo11s", "patchcore")]
     assert set(content["seconds_per_image"]) == set(done)
     check_figures(folder, content, done)
@@ -99,7 +99,7 @@ def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_
 
 
 def check_figures(folder: Path, content: dict[str, Any], done: list[str]) -> None:
-    """Hold the comparison's figures against the models' own, and these against another implementation."""
+    """Check the comparison's metrics against the models' own metrics, and these against another implementation."""
     ranked = {one["figure"]: one for one in content["ranked"]}
     metrics = {name: read(folder / content["models"][name]["results"] / "metrics.json") for name in done}
     aurocs = {name: roc_auc_score(*scores_of(folder / content["models"][name]["results"])) for name in done}
@@ -126,7 +126,7 @@ def check_figures(folder: Path, content: dict[str, Any], done: list[str]) -> Non
     ("number", "is_spawned"),
     [(signal.SIGINT, False), (signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.services)],
 )
-def test_told_to_stop_it_saves_and_says_so_by_its_status(
+def test_after_a_signal_it_saves_and_ends_with_the_signals_status(
     mvtec_root: Path, tmp_path: Path, number: int, is_spawned: bool
 ) -> None:
     said = [*command(mvtec_root, Path("none")), "--baselines", "none"]
@@ -151,10 +151,10 @@ def test_told_to_stop_it_saves_and_says_so_by_its_status(
 def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a comparison start no process: a new one needs seconds to import PyTorch. The tests above start real ones."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(comparing, "in_own_process", _here)
+    monkeypatch.setattr(comparing, "run_in_own_process", _here)
     monkeypatch.setattr(contender, "begin", lambda **_: None)
     monkeypatch.setattr(speed, "begin", lambda **_: None)
-    monkeypatch.setattr(speed, "ROUNDS", speed.FEWEST_ROUNDS)
+    monkeypatch.setattr(speed, "MAX_ROUNDS", speed.MIN_ROUNDS)
 
 
 @pytest.mark.usefixtures("in_this_process", "small_network")
@@ -178,7 +178,7 @@ def test_a_comparison_goes_into_the_folder_that_is_named_and_goes_on_there(mvtec
 
 @pytest.mark.services
 @pytest.mark.usefixtures("in_this_process")
-def test_over_folds_each_model_is_judged_on_all_images_by_models_that_have_not_seen_them(mvtec_root: Path) -> None:
+def test_with_folds_each_image_is_evaluated_by_a_model_that_was_not_trained_on_it(mvtec_root: Path) -> None:
     compared = _over_folds(mvtec_root)
     content = read(compared.folder / "comparison.json")
     assert not compared.failed

@@ -23,7 +23,7 @@ from flawmask.evaluation.average_precision import coco_results
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import evaluate
 from flawmask.evaluation.instances import instance_errors
-from flawmask.evaluation.measure import Measured, measure, quick_figures
+from flawmask.evaluation.measure import SplitMetrics, measure, quick_figures
 from flawmask.evaluation.summary import summary
 from flawmask.images import write_png
 from flawmask.inference.config import PredictConfig
@@ -64,7 +64,7 @@ def random_case(seed: int, images: int = 10) -> tuple[CocoSplit, list[Prediction
     return make_split([*truths, []]), [*predictions, found_boxes()]
 
 
-def measured(split: CocoSplit, predictions: list[Prediction]) -> Measured:
+def measured(split: CocoSplit, predictions: list[Prediction]) -> SplitMetrics:
     return measure(split, predictions, 0.5, 0, resamples=30, seed=0)
 
 

@@ -22,7 +22,7 @@ from flawmask.evaluation.evaluate import Evaluated
 from flawmask.evaluation.measure import Evidence, gather, measure, measure_scores
 from flawmask.evaluation.metrics import METRICS, Floats, Metric, proportion, values
 from flawmask.evaluation.summary import summary
-from flawmask.evaluation.verdicts import Judged
+from flawmask.evaluation.verdicts import EvaluatedImage
 from flawmask.folds import spreads
 from flawmask.report.headline import NBSP, decimal, lookup
 from flawmask.report.side_by_side import compare_reports
@@ -59,7 +59,7 @@ def test_only_what_is_asked_for_is_computed() -> None:
 
 
 def test_scores_alone_give_the_metrics_of_images_and_no_others() -> None:
-    found = values(METRICS.values(), Evidence(evidence(0).judged))
+    found = values(METRICS.values(), Evidence(evidence(0).images))
     assert {METRICS[key].group for key in found} == {"verdicts", "ranking"}
     assert "confidence" not in found
 
@@ -91,7 +91,9 @@ def test_where_groups_are_known_every_interval_is_over_them_and_the_figures_are_
 
 
 def test_the_summary_says_how_many_images_of_how_many_parts() -> None:
-    judged = [Judged(f"{at}.png", "crack", at % 2 == 0, at % 3 == 0, at / 9, f"part {at // 2}") for at in range(9)]
+    judged = [
+        EvaluatedImage(f"{at}.png", "crack", at % 2 == 0, at % 3 == 0, at / 9, f"part {at // 2}") for at in range(9)
+    ]
     metrics = measure_scores(judged, resamples=30, seed=0)
     facts = {"threshold": {"how": "given", "value": 0.5}, "seconds_per_image": 0.0, "seconds": {}, "notes": []}
     nothing = {"instances": {"matched": 0, "truth": 0}, "instance_errors": {}}
@@ -124,12 +126,12 @@ def specificity(evidence: Evidence, weights: Floats | None) -> dict[str, Floats]
 
 
 def wrong(evidence: Evidence, weights: Floats | None) -> dict[str, Floats]:
-    weights = np.ones((1, len(evidence.judged))) if weights is None else weights
+    weights = np.ones((1, len(evidence.images))) if weights is None else weights
     return {"wrong.verdicts": weights @ (evidence.truth != evidence.verdicts)}
 
 
 def score_gap(evidence: Evidence, weights: Floats | None) -> dict[str, Floats]:
-    weights = np.ones((1, len(evidence.judged))) if weights is None else weights
+    weights = np.ones((1, len(evidence.images))) if weights is None else weights
     bad, good = (weights * side @ evidence.scores / (weights @ side) for side in (evidence.truth, ~evidence.truth))
     return {"score_gap": bad - good}
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flawmask.evaluation.measure import measure_scores
 from flawmask.evaluation.summary import metrics_block, percent
 from flawmask.evaluation.uncertainty import wilson
-from flawmask.evaluation.verdicts import Judged, rates
+from flawmask.evaluation.verdicts import EvaluatedImage, rates
 
 GOLDEN_BLOCK = """OVERALL METRICS
 ============================================================
@@ -24,11 +24,11 @@ Confidence: 78.45%
 ============================================================"""
 
 
-def judged(truth: bool, verdict: bool, defect_type: str | None = None, score: float = 0.5) -> Judged:
-    return Judged("x.png", defect_type or ("crack" if truth else "good"), truth, verdict, score)
+def judged(truth: bool, verdict: bool, defect_type: str | None = None, score: float = 0.5) -> EvaluatedImage:
+    return EvaluatedImage("x.png", defect_type or ("crack" if truth else "good"), truth, verdict, score)
 
 
-def judgements(tp: int, fp: int, fn: int, tn: int) -> list[Judged]:
+def judgements(tp: int, fp: int, fn: int, tn: int) -> list[EvaluatedImage]:
     return (
         [judged(True, True)] * tp
         + [judged(False, True)] * fp
@@ -37,7 +37,7 @@ def judgements(tp: int, fp: int, fn: int, tn: int) -> list[Judged]:
     )
 
 
-def image_metrics(judged: list[Judged]) -> dict[str, Any]:
+def image_metrics(judged: list[EvaluatedImage]) -> dict[str, Any]:
     return measure_scores(judged, resamples=0, seed=0)
 
 
@@ -130,7 +130,7 @@ def test_recall_is_told_for_each_type_of_defect_and_good_is_none() -> None:
         max_size=40,
     )
 )
-def test_the_figures_are_those_counted_by_hand(images: list[Judged]) -> None:
+def test_the_figures_are_those_counted_by_hand(images: list[EvaluatedImage]) -> None:
     metrics = image_metrics(images)
     pairs = [(one.truth, one.verdict) for one in images]
     tp, fp = pairs.count((True, True)), pairs.count((False, True))

@@ -18,7 +18,7 @@ from flawmask import images
 from flawmask.errors import FlawmaskError
 from flawmask.images import read_image, write_png
 from flawmask.inference.backend import Resized, detect
-from flawmask.inference.stream import THREADS, Seen, in_order, judge_all
+from flawmask.inference.stream import THREADS, NetworkOutput, map_in_order, predict_all
 from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model.arch import Arch
 from flawmask.model.spec import ModelSpec
@@ -68,14 +68,14 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
     return seen
 
 
-def outcome(path: Path, seen: Seen | FlawmaskError) -> tuple[Path, Prediction | FlawmaskError]:
+def outcome(path: Path, seen: NetworkOutput | FlawmaskError) -> tuple[Path, Prediction | FlawmaskError]:
     if isinstance(seen, FlawmaskError):
         return path, seen
     return path, post_process(seen.found, SPEC.classes, *seen.pixels.shape[:2])
 
 
 def judged(paths: list[Path], **settings: Any) -> Generator[tuple[Path, Prediction | FlawmaskError], None, None]:
-    return judge_all(backend(), paths, read_image, outcome, **settings)
+    return predict_all(backend(), paths, read_image, outcome, **settings)
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 50])
@@ -186,11 +186,11 @@ def test_threads_read_and_finish_and_the_caller_alone_uses_the_network(
         who["read"].add(threading.get_ident())
         return read_image(path)
 
-    def last(_: Path, __: Seen | FlawmaskError) -> None:
+    def last(_: Path, __: NetworkOutput | FlawmaskError) -> None:
         who["finish"].add(threading.get_ident())
 
     monkeypatch.setattr(TorchBackend, "_infer", infer)
-    assert len(list(judge_all(backend(), paths, read, last))) == len(paths)
+    assert len(list(predict_all(backend(), paths, read, last))) == len(paths)
     assert who["infer"] == {threading.get_ident()}
     assert threading.get_ident() not in who["read"] | who["finish"]
 
@@ -208,7 +208,7 @@ def test_the_next_images_are_read_while_the_network_is_busy(paths: list[Path], m
         return read_image(path)
 
     monkeypatch.setattr(TorchBackend, "_infer", infer)
-    assert len(list(judge_all(backend(), paths, read, outcome))) == len(paths)
+    assert len(list(predict_all(backend(), paths, read, outcome))) == len(paths)
 
 
 def test_a_thread_that_reads_computes_on_one_core_and_leaves_the_others_theirs() -> None:
@@ -216,7 +216,7 @@ def test_a_thread_that_reads_computes_on_one_core_and_leaves_the_others_theirs()
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        inside = list(in_order(lambda _: torch.get_num_threads(), range(20), 5))
+        inside = list(map_in_order(lambda _: torch.get_num_threads(), range(20), 5))
         with ThreadPoolExecutor(1) as pool:
             afterwards = pool.submit(torch.get_num_threads).result()
         assert (set(inside), torch.get_num_threads(), afterwards) == ({1}, 3, 3)
@@ -251,11 +251,11 @@ def test_images_that_are_padded_to_one_size_share_a_batch_and_are_judged_as_they
     for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
         write_png(path, patchwork(*size, number))
 
-    def last(_: Path, seen: Seen | FlawmaskError) -> Prediction:
-        assert isinstance(seen, Seen)
+    def last(_: Path, seen: NetworkOutput | FlawmaskError) -> Prediction:
+        assert isinstance(seen, NetworkOutput)
         return post_process(seen.found, spec.classes, *seen.pixels.shape[:2])
 
-    results = list(judge_all(model, paths, read_image, last, batch_size=4))
+    results = list(predict_all(model, paths, read_image, last, batch_size=4))
     assert batches == [sizes]
     for path, size, result in zip(paths, sizes, results, strict=True):
         alone = detect(model, read_image(path))
@@ -280,7 +280,7 @@ def test_no_more_images_are_in_flight_than_a_few_batches(batch_size: int, monkey
             most = max(most, read - done)
             yield number
 
-    for _ in judge_all(backend(), numbers(), lambda seed: patchwork(32, 32, seed), lambda *_: None, batch_size):
+    for _ in predict_all(backend(), numbers(), lambda seed: patchwork(32, 32, seed), lambda *_: None, batch_size):
         done += 1
     assert done == 60
     assert most <= 2 * batch_size + THREADS + max(batch_size, THREADS)
@@ -303,7 +303,7 @@ def test_closed_early_what_has_not_begun_is_left_undone() -> None:
         begun.append(number)
         assert number == 0 or go_on.wait(timeout=60)
 
-    results = in_order(function, range(50), 20)
+    results = map_in_order(function, range(50), 20)
     next(results)
     threading.Timer(0.2, go_on.set).start()  # by then what waits is cancelled
     results.close()
@@ -319,7 +319,7 @@ def test_an_exception_in_a_thread_stops_it_all_and_is_raised_here(paths: list[Pa
     before = set(threading.enumerate())
     functions: dict[str, Any] = {"read": read_image, "finish": outcome, which: broken}
     with pytest.raises(OSError, match="No space left") as caught:  # kept, and the frames in it
-        list(judge_all(backend(), paths, **functions))
+        list(predict_all(backend(), paths, **functions))
     assert caught.value.errno == 28
     assert set(threading.enumerate()) == before
 
@@ -344,4 +344,4 @@ def test_order_is_kept_whoever_is_done_first() -> None:
         turn.set()
         return number
 
-    assert list(in_order(function, range(9), 3)) == list(range(9))
+    assert list(map_in_order(function, range(9), 3)) == list(range(9))

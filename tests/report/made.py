@@ -10,7 +10,7 @@ import numpy as np
 from flawmask.coco import CocoSplit, annotation, instance_masks, read_split, write_split
 from flawmask.data.demo_drawing import DEFECTS, PRODUCTS, Defect, draw
 from flawmask.evaluation.measure import measure_scores
-from flawmask.evaluation.verdicts import Judged
+from flawmask.evaluation.verdicts import EvaluatedImage
 from flawmask.files import write_json
 from flawmask.good_names import GOOD
 from flawmask.images import encode_png
@@ -113,7 +113,9 @@ def _detection(image: dict[str, Any], mask: Mask, score: float) -> dict[str, Any
     return {"image_id": image["id"], "category_id": 2, "bbox": box, "score": score, "segmentation": to_rle(mask)}
 
 
-def _judged(split: CocoSplit, predictions: Sequence[dict[str, Any]], conf: float, min_area: int) -> list[Judged]:
+def _judged(
+    split: CocoSplit, predictions: Sequence[dict[str, Any]], conf: float, min_area: int
+) -> list[EvaluatedImage]:
     judged = []
     for image in split.images:
         shape = image["height"], image["width"]
@@ -126,11 +128,13 @@ def _judged(split: CocoSplit, predictions: Sequence[dict[str, Any]], conf: float
         ]
         best = max(scores, default=0.0)
         verdict = bool(scores) and best >= conf
-        judged.append(Judged(image["file_name"], image["defect_type"], split.is_defective(image), verdict, best))
+        judged.append(
+            EvaluatedImage(image["file_name"], image["defect_type"], split.is_defective(image), verdict, best)
+        )
     return judged
 
 
-def _metrics(judged: list[Judged], dataset: Path, run: Path, conf: float, min_area: int) -> dict[str, Any]:
+def _metrics(judged: list[EvaluatedImage], dataset: Path, run: Path, conf: float, min_area: int) -> dict[str, Any]:
     """Figures that follow from the verdicts are right; those of instances and pixels are made up."""
     figures = measure_scores(judged, resamples=0, seed=0)
     good = figures["fp_defect"] + figures["tn_good"]
@@ -205,7 +209,7 @@ def wilson(part: int, whole: int) -> list[float] | None:
     return [max(0.0, (centre - spread) / (1 + z * z / whole)), min(1.0, (centre + spread) / (1 + z * z / whole))]
 
 
-def _curves(judged: list[Judged]) -> dict[str, Any]:
+def _curves(judged: list[EvaluatedImage]) -> dict[str, Any]:
     ordered = sorted(judged, key=lambda one: -one.score)
     truth = np.array([one.truth for one in ordered])
     found, alarms = truth.cumsum(), (~truth).cumsum()
@@ -229,7 +233,7 @@ def _curves(judged: list[Judged]) -> dict[str, Any]:
     }
 
 
-def _write_table(path: Path, judged: list[Judged]) -> None:
+def _write_table(path: Path, judged: list[EvaluatedImage]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["file", "defect_type", "truth", "verdict", "score"])

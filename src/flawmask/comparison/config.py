@@ -16,10 +16,10 @@ from flawmask.training.config import KNOWN_WEIGHTS, LearnSettings, check_weights
 CLASSIFIER, PATCHCORE = "resnet18_classifier", "patchcore"
 
 PUBLISHED = ("auto", "coco", "imagenet")
-"""What `--weights` says of a baseline whose weights are those that torchvision publishes."""
+"""The values of `--weights` with which a baseline starts from the weights that torchvision publishes."""
 
 BASELINES = (CLASSIFIER, PATCHCORE)
-"""What detectors are held against: a classifier of whole images, and a model that sees good parts alone."""
+"""What detectors are compared with: a classifier of whole images, and a model that is trained on good images only."""
 
 
 # Dataclass fields, and so the flags in --help, are listed from the last base to the first.
@@ -38,17 +38,17 @@ class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentS
     output_dir: Path | None = None
     """The folder for the comparison; one that is there goes on. By default a new folder in model_maskrcnn."""
     archs: str = "auto"
-    """The networks, as a,b,c: any that --arch of train knows. auto: the one that run takes, and of ssd300_vgg16 and
-    yolo11n-seg those that have weights to start from."""
+    """The networks, as a,b,c; see --arch of train. auto: the one that run takes, and ssd300_vgg16 and yolo11n-seg, each
+    if there are weights to start from."""
     baselines: str = "resnet18_classifier,patchcore"
     """Models to beat: resnet18_classifier, patchcore (needs the extra [anomalib]), both as a,b, or none."""
     weights: str = "auto"
-    """What they start from: auto (COCO's, else ImageNet's), coco, imagenet, none, or a file; for single ones name=FILE,
+    """Weights to start from: auto (COCO's, else ImageNet's), coco, imagenet, none, or a file. For one model: name=FILE,
     as in none,patchcore=wide_resnet50_2.pth."""
     offline: bool = False
-    """Download nothing: take weights that are there already."""
+    """Download nothing: use weights that are there already."""
     overwrite: bool = False
-    """Begin a new comparison, whatever was finished of an earlier one, and make the data sets anew."""
+    """Begin a new comparison even if an earlier one could go on, and make the data sets anew."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,33 +66,33 @@ class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentS
             len(for_all) <= 1,
             f"--weights {self.weights}: give one for all, and name=FILE for single models",
         )
-        strangers = set(for_single) - {*archs, *self.baseline_names}
-        require(not strangers, f"--weights {self.weights}: {', '.join(sorted(strangers))} takes no part")
+        unused = set(for_single) - {*archs, *self.baseline_names}
+        require(not unused, f"--weights {self.weights}: {', '.join(sorted(unused))} takes no part")
         for name in (*archs, *self.baseline_names):
             check_weights(self.weights_of(name))
         is_known = self.archs != "auto" or self.weights_of("auto") in KNOWN_WEIGHTS
         require(is_known, f"--weights {self.weights} is a file: say with --archs which networks it is for")
         for name in archs:
-            self.run_config(name)  # checks the rest: folds, and what suits this network
+            self.run_config(name)  # this checks all other settings, such as --folds, for this network
 
     @property
     def arch_names(self) -> tuple[str, ...]:
-        """The networks, each once, in their order."""
+        """The networks in the order given, without duplicates."""
         return tuple(dict.fromkeys(_names(self.archs)))
 
     @property
     def baseline_names(self) -> tuple[str, ...]:
-        """The baselines, each once, in their order."""
+        """The baselines in the order given, without duplicates."""
         return () if self.baselines == "none" else tuple(dict.fromkeys(_names(self.baselines)))
 
     def weights_of(self, name: str) -> str:
-        """Return what a model starts from: `auto`, `coco`, `imagenet`, `none` or a file's path."""
+        """Return the weights that a model starts from: `auto`, `coco`, `imagenet`, `none` or a file's path."""
         for_all, for_single = self._weights
         return for_single.get(name, next(iter(for_all), "auto"))
 
     @property
     def _weights(self) -> tuple[list[str], dict[str, str]]:
-        """What is given for all, at most one, and for single models by name. A path may have a = or a comma in it."""
+        """The weights for all models, and those for single models by name. A path may contain = or a comma."""
         if Path(self.weights).is_file():
             return [self.weights], {}
         known = (*ARCHITECTURES, *BASELINES)
@@ -101,7 +101,7 @@ class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentS
         return [one for one in given if one.partition("=")[0] not in known], single
 
     def run_config(self, arch: str) -> RunConfig:
-        """Return the settings with which `run` would train and judge a network."""
+        """Return the settings with which `run` would train and evaluate a network."""
         return stage(RunConfig, self, arch=arch, weights=self.weights_of(arch), output_dir=None)
 
 

@@ -130,7 +130,7 @@ def compare(
     level = widened(truth, groups)
     compared = placed(lambda one: one.against)
     figures, others = (values(compared, evidence, weights) for evidence in (mine, theirs))
-    right, other_right = (np.array([one.outcome == "right" for one in each.judged]) for each in (mine, theirs))
+    right, other_right = (np.array([one.outcome == "right" for one in each.images]) for each in (mine, theirs))
     table = {}
     for name in (one.key for one in compared):
         if name not in figures.keys() & others.keys() or np.isnan(figures[name][0] - others[name][0]):

@@ -18,7 +18,7 @@ from flawmask.evaluation.against import compare, read_other
 from flawmask.evaluation.aim import choose
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.leak import Leak, content_digests, seen_in_training
-from flawmask.evaluation.measure import judge, measure
+from flawmask.evaluation.measure import decide_verdicts, measure
 from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
 from flawmask.evaluation.verdicts import groups_of
@@ -26,7 +26,7 @@ from flawmask.files import check_output_folder, read_json
 from flawmask.inference import threshold
 from flawmask.inference.backend import Backend, check_classes
 from flawmask.inference.predictor import load
-from flawmask.inference.stream import Seen, judge_all
+from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.inference.threshold import Threshold
 from flawmask.prediction import Prediction, post_process
 from flawmask.progress import track
@@ -117,7 +117,9 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
     said = [*notes(split, config.model, seen), *threshold_notes(chosen, shared, len(split.images))]
 
     def write() -> Evaluated:
-        judged = write_judgement(config.results_dir, split, predictions, chosen.value, config, config.seed, facts, said)
+        judged = write_evaluation(
+            config.results_dir, split, predictions, chosen.value, config, config.seed, facts, said
+        )
         if chosen.how == "aim":
             threshold.save(chosen, config.model)
         return judged
@@ -138,7 +140,7 @@ def _predict(
     return team.gather(predictions), seconds
 
 
-def write_judgement(
+def write_evaluation(
     results_dir: Path,
     split: CocoSplit,
     predictions: Sequence[Prediction],
@@ -205,7 +207,7 @@ def _threshold(
         digests = team.from_main(lambda: content_digests(split, backend.spec.intensity))
         seen_in_training(split, digests, config.model, allow=config.allow_leak)
         predictions, _ = _predict(config, backend, split, team)
-    judged = judge(split, predictions, threshold.DEFAULT, config.min_area)
+    judged = decide_verdicts(split, predictions, threshold.DEFAULT, config.min_area)
     truth, scores = np.array([one.truth for one in judged]), np.array([one.score for one in judged])
     groups = groups_of(judged)
     weights = resample(truth, config.resamples, config.seed, groups)
@@ -285,7 +287,7 @@ def predict_split(
             raise FlawmaskError(f"{path} is {size} but its record says {image['width']}x{image['height']}")
         return pixels
 
-    def post(_: Record, seen: Seen | FlawmaskError) -> tuple[Prediction, tuple[float, float, float]]:
+    def post(_: Record, seen: NetworkOutput | FlawmaskError) -> tuple[Prediction, tuple[float, float, float]]:
         """Return the prediction and the seconds of reading, network and post-processing."""
         if isinstance(seen, FlawmaskError):
             raise seen
@@ -296,7 +298,7 @@ def predict_split(
     # By size, so that batches fill, and so that a GPU, which takes long over the first of a size, meets each size once.
     sizes = [(image["height"], image["width"]) for image in split.images]
     order = sorted(range(len(sizes)), key=lambda place: (backend.spec.padded(*sizes[place]), sizes[place]))
-    with closing(judge_all(backend, (split.images[place] for place in order), read, post, batch_size)) as judged:
+    with closing(predict_all(backend, (split.images[place] for place in order), read, post, batch_size)) as judged:
         both = list(track(judged, f"judging {split.name}", total=len(split.images)))
     seconds = np.median([one for _, one in both], axis=0).tolist()
     predictions = {place: prediction for place, (prediction, _) in zip(order, both, strict=True)}

@@ -22,7 +22,7 @@ from flawmask.evaluation.metrics import METRICS, Formula, Group, Metric, values
 from flawmask.evaluation.pixels import PixelTally
 from flawmask.evaluation.ranking import calibration, confusion, precision_recall_curve, rank, roc_curve
 from flawmask.evaluation.uncertainty import Groups, Interval
-from flawmask.evaluation.verdicts import Judged, groups_of, recall_by_type
+from flawmask.evaluation.verdicts import EvaluatedImage, groups_of, recall_by_type
 from flawmask.good_names import GOOD
 from flawmask.prediction import Prediction
 from flawmask.progress import track
@@ -32,7 +32,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Measured:
+class SplitMetrics:
     """What a split says of a model.
 
     Attributes:
@@ -41,19 +41,21 @@ class Measured:
         curves: what `curves.json` holds.
     """
 
-    judged: list[Judged]
+    judged: list[EvaluatedImage]
     metrics: dict[str, Any]
     curves: dict[str, Any]
 
 
-def judge(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> list[Judged]:
+def decide_verdicts(
+    split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int
+) -> list[EvaluatedImage]:
     """Return each image's truth and verdict."""
     judged = []
     groups: Sequence[str | None] = split.groups or [None] * len(split.images)
     for image, prediction, group in zip(split.images, predictions, groups, strict=True):
         verdict = prediction.verdict(conf, min_area)
         judged.append(
-            Judged(
+            EvaluatedImage(
                 file_name=image["file_name"],
                 defect_type=split.type_of(image),
                 truth=split.is_defective(image),
@@ -116,33 +118,33 @@ class Evidence:
         detections: what was found on them; None of a model that gives scores alone.
     """
 
-    judged: Sequence[Judged]
+    judged: Sequence[EvaluatedImage]
     detections: Detections | None = None
 
     @property
     def truth(self) -> Flags:
         """(N,) whether each image is defective."""
-        return np.array([one.truth for one in self.judged], dtype=bool)
+        return np.array([one.truth for one in self.images], dtype=bool)
 
     @property
     def verdicts(self) -> Flags:
         """(N,) whether each image was rejected."""
-        return np.array([one.verdict for one in self.judged], dtype=bool)
+        return np.array([one.verdict for one in self.images], dtype=bool)
 
     @property
     def scores(self) -> Floats:
         """(N,) each image's score."""
-        return np.array([one.score for one in self.judged], dtype=np.float64)
+        return np.array([one.score for one in self.images], dtype=np.float64)
 
     @cached_property
     def groups(self) -> Groups | None:
         """(N,) the number of each image's group; None where nothing is known of groups."""
-        return groups_of(self.judged)
+        return groups_of(self.images)
 
 
 def gather(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> Evidence:
     """Judge the predictions, one per image of the split; they are matched with the truth when that is asked for."""
-    return Evidence(judge(split, predictions, conf, min_area), Detections(split, predictions, conf, min_area))
+    return Evidence(decide_verdicts(split, predictions, conf, min_area), Detections(split, predictions, conf, min_area))
 
 
 def _evaluate(split: CocoSplit, predictions: Sequence[Prediction]) -> dict[str, Evaluation] | None:
@@ -152,7 +154,7 @@ def _evaluate(split: CocoSplit, predictions: Sequence[Prediction]) -> dict[str, 
 
 def measure(
     split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int, *, resamples: int, seed: int
-) -> Measured:
+) -> SplitMetrics:
     """Return all figures of a split.
 
     Args:
@@ -167,12 +169,12 @@ def measure(
         FlawmaskError: a prediction's score or mask makes no sense; the message names the image.
     """
     detections = Detections(split, predictions, conf, min_area)
-    evidence = Evidence(judge(split, predictions, conf, min_area), detections)
+    evidence = Evidence(decide_verdicts(split, predictions, conf, min_area), detections)
     errors, pixels, truth = detections.errors, detections.pixels, evidence.truth
     figures = _figures(evidence)
     metrics = {
         **_nested(figures, "verdicts"),
-        "recall_by_type": recall_by_type(evidence.judged),
+        "recall_by_type": recall_by_type(evidence.images),
         **_nested(figures, "ranking"),
         "confusion": _confusion(split, predictions, conf, min_area),
         **_nested(figures, "precision"),
@@ -198,10 +200,10 @@ def measure(
         **(pixels.curves() if pixels else {}),
     }
     curves = {name: curve for name, curve in curves.items() if curve is not None}
-    return Measured(list(evidence.judged), metrics, curves)
+    return SplitMetrics(list(evidence.images), metrics, curves)
 
 
-def measure_scores(judged: Sequence[Judged], *, resamples: int, seed: int) -> dict[str, Any]:
+def measure_scores(judged: Sequence[EvaluatedImage], *, resamples: int, seed: int) -> dict[str, Any]:
     """Return the image-level figures and their intervals, which need no more than a score and a verdict per image.
 
     Args:

@@ -201,7 +201,7 @@ _ENTRIES = (
     Metric(
         "mask_ap", "Mask AP", "COCO, mask IoU 0.50 to 0.95", "precision", formulas.precision,
         console={"masks": "{} at IoU 0.50:0.95"}, report=1, comparison=(4, "Mask AP"), against=3, in_folds=True,
-        question="Outlining defects (mask AP)",
+        question="Segmenting defects (mask AP)",
     ),
     Metric(
         "mask_ap50", "Mask AP 50", "at a mask IoU of 0.50", "precision", formulas.precision,

@@ -9,13 +9,13 @@ from flawmask import images
 from flawmask.coco import CocoSplit
 from flawmask.csv_tables import Cell, write_table
 from flawmask.evaluation.average_precision import coco_results
-from flawmask.evaluation.measure import Measured
-from flawmask.evaluation.verdicts import Judged
+from flawmask.evaluation.measure import SplitMetrics
+from flawmask.evaluation.verdicts import EvaluatedImage
 from flawmask.files import whole_folder, write_json
 from flawmask.fonts import first_writable
 from flawmask.images import Levels
 from flawmask.inference.overlay import truth_beside_prediction
-from flawmask.inference.stream import MOST_THREADS, in_order
+from flawmask.inference.stream import MAX_THREADS, map_in_order
 from flawmask.launch import usable_cores
 from flawmask.prediction import Prediction
 from flawmask.progress import track
@@ -23,7 +23,7 @@ from flawmask.report.report import levels_in, write_report
 
 
 def write_results(
-    results_dir: Path, split: CocoSplit, predictions: Sequence[Prediction], measured: Measured, overlays: int
+    results_dir: Path, split: CocoSplit, predictions: Sequence[Prediction], measured: SplitMetrics, overlays: int
 ) -> None:
     """Write everything that `evaluate` leaves, the report included, whole or not at all."""
     conf, min_area = measured.metrics["conf"], measured.metrics["min_area"]
@@ -31,14 +31,14 @@ def write_results(
         write_json(folder / "metrics.json", measured.metrics)
         write_json(folder / "curves.json", measured.curves)
         write_json(folder / "predictions.json", coco_results(split, predictions))
-        _write_table(folder / "predictions.csv", measured.judged, predictions, conf, min_area)
+        _write_table(folder / "predictions.csv", measured.images, predictions, conf, min_area)
         levels = levels_in(measured.metrics)
-        _draw_worst(folder / "overlays", split, measured.judged, predictions, conf, min_area, overlays, levels)
+        _draw_worst(folder / "overlays", split, measured.images, predictions, conf, min_area, overlays, levels)
         write_report(folder)
 
 
 def write_scores(
-    results_dir: Path, judged: Sequence[Judged], metrics: Mapping[str, Any], *, has_threshold: bool
+    results_dir: Path, judged: Sequence[EvaluatedImage], metrics: Mapping[str, Any], *, has_threshold: bool
 ) -> None:
     """Write `metrics.json` and `predictions.csv` of a model that gives each image a score and nothing else; without a
     threshold there are no verdicts."""
@@ -52,7 +52,7 @@ def write_scores(
 
 
 def _write_table(
-    path: Path, judged: Sequence[Judged], predictions: Sequence[Prediction], conf: float, min_area: int
+    path: Path, judged: Sequence[EvaluatedImage], predictions: Sequence[Prediction], conf: float, min_area: int
 ) -> None:
     """Write a line per image: truth, verdict, score, instances, defect area in pixels and per cent."""
     columns = [
@@ -80,7 +80,7 @@ def defect_columns(prediction: Prediction, conf: float, min_area: int) -> tuple[
 def _draw_worst(
     folder: Path,
     split: CocoSplit,
-    judged: Sequence[Judged],
+    judged: Sequence[EvaluatedImage],
     predictions: Sequence[Prediction],
     conf: float,
     min_area: int,
@@ -104,7 +104,7 @@ def _draw_worst(
         picture = truth_beside_prediction(split, image, pixels, found, (truth, verdict))
         (folder / name).write_bytes(images.encode_png(picture))
 
-    drawn, threads = enumerate(order[:most], start=1), min(MOST_THREADS, usable_cores())
-    with closing(in_order(draw, drawn, 2 * threads, threads)) as done:
+    drawn, threads = enumerate(order[:most], start=1), min(MAX_THREADS, usable_cores())
+    with closing(map_in_order(draw, drawn, 2 * threads, threads)) as done:
         for _ in track(done, "drawing", total=len(order[:most])):
             pass

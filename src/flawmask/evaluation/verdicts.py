@@ -15,7 +15,7 @@ COMPOSITE_WEIGHTS = {"accuracy": 0.3, "precision": 0.2, "recall": 0.3, "f1_score
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedImage:
     """One image, judged.
 
     Attributes:
@@ -65,7 +65,7 @@ def rates(tp: float, fp: float, fn: float, tn: float) -> dict[str, float | None]
     return {**figures, "defect_detection_rate": figures["recall"], "composite_score": composite}
 
 
-def recall_by_type(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+def recall_by_type(judged: Sequence[EvaluatedImage]) -> dict[str, dict[str, Any]]:
     """Return what is found of each defect type, by its name, as `metrics.json` has it.
 
     The keys of each are `images`, how many there are; `found`, how many of them were rejected; `recall`, 0 to 1;
@@ -87,7 +87,7 @@ def recall_by_type(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def groups_of(judged: Sequence[Judged]) -> Groups | None:
+def groups_of(judged: Sequence[EvaluatedImage]) -> Groups | None:
     """Return the number of each image's group, (N,); None where nothing is known of groups."""
     names = [one.group for one in judged if one.group is not None]
     return by_group.numbered(names) if names else None

@@ -15,7 +15,7 @@ MASK_THRESHOLD = 0.5
 """A pixel belongs to an instance where the network holds that more likely than not."""
 
 
-def grown(boxes: Floats, cells: int) -> Whole:
+def expanded_boxes(boxes: Floats, cells: int) -> Whole:
     """Return boxes in whole pixels with room for the border: (N, 4) int64 x1 y1 x2 y2, the last ones included.
 
     Args:
@@ -35,7 +35,7 @@ def mask_changes(probabilities: Floats, box: Whole, height: int, width: int) -> 
 
     Args:
         probabilities: (M, M) float32, 0 to 1.
-        box: (4,) int64, as `grown` returns it.
+        box: (4,) int64, as `expanded_boxes` returns it.
         height: the image's.
         width: the image's.
 
@@ -68,7 +68,7 @@ def probabilities_in_box(probabilities: Floats, box: Whole, height: int, width: 
 
     Args:
         probabilities: (M, M) float32, 0 to 1.
-        box: (4,) int64, as `grown` returns it.
+        box: (4,) int64, as `expanded_boxes` returns it.
         height: the image's.
         width: the image's.
     """

@@ -21,7 +21,7 @@ from flawmask.inference.config import PredictConfig
 from flawmask.inference.inputs import find_images
 from flawmask.inference.overlay import draw_instances, viewing_size
 from flawmask.inference.predictor import load
-from flawmask.inference.stream import Seen, judge_all
+from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.masks import Mask
 from flawmask.prediction import post_process
 from flawmask.progress import track
@@ -93,7 +93,7 @@ def predict(config: PredictConfig) -> Predicted:
         for name in ("overlays", "masks") if config.save_masks else ("overlays",):
             (folder / name).mkdir()
         job = _Job(config, backend.spec.classes, conf, region, folder, _unique_names(paths), levels)
-        judged = judge_all(backend, paths, job.read, job.write, config.inference_batch_size)
+        judged = predict_all(backend, paths, job.read, job.write, config.inference_batch_size)
         with closing(judged):
             for record in track(judged, "predicting", total=len(paths)):
                 if "error" in record:
@@ -169,7 +169,7 @@ class _Job:
             )
         return shown
 
-    def write(self, path: Path, seen: Seen | FlawmaskError) -> dict[str, Any]:
+    def write(self, path: Path, seen: NetworkOutput | FlawmaskError) -> dict[str, Any]:
         """Write the pictures of an image and return its record."""
         if isinstance(seen, FlawmaskError):
             return {"file": path.as_posix(), "error": str(seen)}

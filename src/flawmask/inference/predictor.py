@@ -12,7 +12,7 @@ from flawmask.images import Colour, Source
 from flawmask.inference import threshold as thresholds
 from flawmask.inference.backend import Backend, Image, detect
 from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR, InferenceSettings
-from flawmask.inference.stream import Seen, judge_all
+from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.prediction import Prediction, post_process
 from flawmask.settings import Precision
 
@@ -103,7 +103,7 @@ class Predictor:
             ImageError: one cannot be read, or is nothing of this. Those before it have been yielded.
         """
 
-        def finish(_: Source, seen: Seen | FlawmaskError) -> Prediction:
+        def finish(_: Source, seen: NetworkOutput | FlawmaskError) -> Prediction:
             if isinstance(seen, FlawmaskError):
                 raise seen
             return self._own(post_process(seen.found, self.spec.classes, *seen.pixels.shape[:2]), seen.pixels)
@@ -112,7 +112,7 @@ class Predictor:
             return images.pixels_of(source, colour, self.spec.intensity)
 
         several = [sources] if images.is_source(sources) else sources
-        with closing(judge_all(self.backend, several, read, finish, batch_size)) as judged:
+        with closing(predict_all(self.backend, several, read, finish, batch_size)) as judged:
             yield from judged
 
     def _own(self, prediction: Prediction, pixels: Image) -> Prediction:

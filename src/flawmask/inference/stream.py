@@ -23,18 +23,18 @@ THREADS = min(4, usable_cores())
 """How many read, and how many finish, beside a network that computes on the same cores: Pillow, OpenCV and NumPy let go
 of Python's lock while they work."""
 
-MOST_THREADS = 8
+MAX_THREADS = 8
 """However many cores there are: each thread holds an image, and a float32 copy of it while it is resized."""
 
-THREADS_ALONE = max(THREADS, min(MOST_THREADS, cores_of_each_process()))
+THREADS_BESIDE_GPU = max(THREADS, min(MAX_THREADS, cores_of_each_process()))
 """The same beside a network that leaves them all the cores."""
 
-PATIENCE = 5.0
+SHUTDOWN_TIMEOUT = 5.0
 """Seconds that are waited for threads that read or finish an image when the others are no longer wanted."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class NetworkOutput:
     """What the network saw on one image.
 
     Attributes:
@@ -62,11 +62,11 @@ class _Read(Generic[T]):
     padded: tuple[int, int] | None
 
 
-def judge_all(
+def predict_all(
     backend: Backend,
     items: Iterable[T],
     read: Callable[[T], Image],
-    finish: Callable[[T, Seen | FlawmaskError], R],
+    finish: Callable[[T, NetworkOutput | FlawmaskError], R],
     batch_size: int | None = None,
 ) -> Generator[R, None, None]:
     """Yield what `finish` makes of each item, in their order.
@@ -84,16 +84,16 @@ def judge_all(
         batch_size: the most images of a batch; by default as many as the backend says.
     """
     most = batch_size or backend.batch_size
-    threads = THREADS if backend.uses_cores else THREADS_ALONE
+    threads = THREADS if backend.uses_cores else THREADS_BESIDE_GPU
     with (
-        closing(in_order(lambda item: _read(item, read, backend.spec), items, most + threads, threads)) as images,
+        closing(map_in_order(lambda item: _read(item, read, backend.spec), items, most + threads, threads)) as images,
         closing(_judged(backend, _batches(images, most))) as judged,
-        closing(in_order(lambda pair: finish(*pair), judged, max(most, threads), threads)) as finished,
+        closing(map_in_order(lambda pair: finish(*pair), judged, max(most, threads), threads)) as finished,
     ):
         yield from finished
 
 
-def in_order(
+def map_in_order(
     function: Callable[[T], R], items: Iterable[T], most: int, threads: int = THREADS
 ) -> Generator[R, None, None]:
     """Yield `function(item)` for each item, in order, worked out by threads while the caller does other things.
@@ -119,7 +119,7 @@ def in_order(
         finally:
             # What has begun is waited for, but not for ever: a file on a dead mount is never read.
             begun = [future for future in pending if not future.cancel()]
-            pool.shutdown(wait=not wait(begun, PATIENCE).not_done)
+            pool.shutdown(wait=not wait(begun, SHUTDOWN_TIMEOUT).not_done)
 
 
 @contextmanager
@@ -175,7 +175,7 @@ def _batches(images: Iterable[_Read[T]], most: int) -> Generator[list[_Read[T]],
 
 def _judged(
     backend: Backend, batches: Iterable[list[_Read[T]]]
-) -> Generator[tuple[T, Seen | FlawmaskError], None, None]:
+) -> Generator[tuple[T, NetworkOutput | FlawmaskError], None, None]:
     for batch in batches:
         there = [one.resized for one in batch if one.resized is not None]
         start = time.perf_counter()
@@ -185,4 +185,4 @@ def _judged(
             if isinstance(one.image, FlawmaskError):
                 yield one.item, one.image
             else:
-                yield one.item, Seen(one.image, next(found), one.seconds, seconds)
+                yield one.item, NetworkOutput(one.image, next(found), one.seconds, seconds)
