@@ -66,7 +66,7 @@ for call in (
             "lower image_size; flawmask train --resume run goes on",
         ),
         ("--conf auto: there is no good image", "conf='auto': there is no good image"),
-        ("--folds trains and judges: leave out --split", "folds trains and judges: leave out split"),
+        ("--folds runs all stages: leave out --split", "folds runs all stages: leave out split"),
         ("a-b--c.png is no image", None),
     ],
 )

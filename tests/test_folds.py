@@ -28,8 +28,8 @@ def test_the_spread_is_that_of_the_folds_that_have_a_value() -> None:
         ({"skip_train": True}, "leave out --skip_prepare, --skip_train and --skip_inference"),
         ({"skip_prepare": True}, "leave out --skip_prepare"),
         ({"skip_inference": True}, "leave out --skip_prepare"),
-        ({"split": "train"}, "--folds judges every image: no --split"),
-        ({"test_ratio": 0.2}, "no --test_ratio"),
+        ({"split": "train"}, "--folds evaluates every image: leave out --split"),
+        ({"test_ratio": 0.2}, "--test_ratio"),
         ({"conf": "auto"}, "give --conf a number"),
     ],
 )

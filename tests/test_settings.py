@@ -213,7 +213,7 @@ def test_where_memory_runs_out_each_command_names_flags_that_it_has(
     def full(*_: Any) -> int:
         raise MemoryError
 
-    monkeypatch.setattr(cli, "_printed", full)
+    monkeypatch.setattr(cli, "_execute", full)
     monkeypatch.setattr("sys.argv", ["flawmask", command])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -1,9 +1,9 @@
-"""Run folders: what a training leaves, where new ones go, and how earlier ones are found again.
+"""Run folders: their names, new ones, and how to find earlier ones.
 
-A run folder holds `config.json` (the settings), `state.pt` (what it takes to go on), `best.pt` and `last.pt` (the
-checkpoints), `history.json` (what each epoch came to) and, for each evaluation, a folder of results,
-`inference_<split>`. That of a cross-validation holds `folds.json` and a run folder for each fold. That of a comparison
-holds `comparison.json` and a run folder for each model.
+A run folder holds `config.json` (the settings), `state.pt` (to resume the training), `best.pt` and `last.pt` (the
+checkpoints), `history.json` (the metrics of each epoch) and, for each evaluation, a results folder
+`inference_<split>`. The folder of a cross-validation holds `folds.json` and a run folder for each fold. The folder of a
+comparison holds `comparison.json` and a run folder for each model.
 """
 
 import logging
@@ -21,13 +21,13 @@ from flawmask.settings import BEFORE, is_of, require
 log = logging.getLogger(__name__)
 
 RUNS = Path("model_maskrcnn")
-"""Where `run` and `compare` put their results."""
+"""Where `run` and `compare` make new folders by default."""
 
 FOLDS = "folds.json"
-"""Of a cross-validation: its settings, and which folds are done."""
+"""The file of a cross-validation with its settings and the folds that are done."""
 
 COMPARISON = "comparison.json"
-"""Of a comparison: its settings and, in the end, what it came to."""
+"""The file of a comparison with its settings and, in the end, its results."""
 
 MADE_BY = {FOLDS: "flawmask run --folds", COMPARISON: "flawmask compare"}
 """The command that writes each of these files."""
@@ -36,7 +36,7 @@ NAMES = {FOLDS: "cross-validation", COMPARISON: "comparison"}
 """What a folder with each of these files is called in messages."""
 
 POOLED = "pooled"
-"""The split of all folds' images together; its results are in `inference_pooled`."""
+"""The name of the split with the images of all folds. Its results are in `inference_pooled`."""
 
 
 @contextmanager
@@ -64,9 +64,13 @@ def new_run_dir(suffix: str = "", output_dir: Path | None = None) -> Iterator[Pa
             path.rmdir()
 
 
-def earlier(pattern: str, origin: Mapping[str, Any]) -> Path | None:
-    """Return the newest folder under `RUNS` whose JSON file, found by its pattern, says this very origin; None where
-    there is none. What else it says, of how far that came, is left aside."""
+def find_earlier(pattern: str, origin: Mapping[str, Any]) -> Path | None:
+    """Return the newest folder under `RUNS` whose JSON file has this origin; None where there is none.
+
+    Args:
+        pattern: finds the JSON files.
+        origin: the keys and values that the file must have. It may have others.
+    """
     for path in sorted(RUNS.glob(pattern), reverse=True):
         content = read_json(path)
         if is_of(content, origin):
@@ -122,7 +126,7 @@ def begin_or_continue(
     """
     if output_dir is None:
         suffix = f"_{Path(marker).stem}"
-        folder = None if overwrite else earlier(f"*{suffix}/{marker}", origin)
+        folder = None if overwrite else find_earlier(f"*{suffix}/{marker}", origin)
         if folder is None:
             with new_run_dir(suffix) as folder:
                 write_json(folder / marker, {**origin, **more})
@@ -145,11 +149,11 @@ def begin_or_continue(
 
 
 def newest_run(prepared_dir: Path) -> Path:
-    """Return the newest run under `RUNS` that was trained on this data set or its augmented variant."""
-    wanted = {prepared_dir.resolve(), prepared_dir.with_name(f"{prepared_dir.name}_augmented").resolve()}
+    """Return the newest run under `RUNS` that was trained on this data set, augmented or not."""
+    dataset_dirs = {prepared_dir.resolve(), prepared_dir.with_name(f"{prepared_dir.name}_augmented").resolve()}
     for path in sorted(RUNS.glob("maskrcnn_mvtec_*/best.pt"), reverse=True):
         config = path.with_name("config.json")
-        if config.is_file() and Path(read_json(config)["settings"]["dataset_dir"]).resolve() in wanted:
-            log.info("judging %s, the newest run on %s", path.parent, prepared_dir)
+        if config.is_file() and Path(read_json(config)["settings"]["dataset_dir"]).resolve() in dataset_dirs:
+            log.info("evaluating %s, the newest run on %s", path.parent, prepared_dir)
             return path.parent
     raise FlawmaskError(f"{RUNS} holds no run on {prepared_dir}: train one, or name one with --model_dir")

@@ -200,7 +200,7 @@ def test_what_is_skipped_is_not_done_again(workplace: Path) -> None:
     before = runs(workplace)
     done = call_in(workplace, "run", "--category", "bottle", "--skip-prepare", "--skip_augment", "--skip-train")
     assert runs(workplace) == before
-    assert "judging " in done.stderr
+    assert "evaluating " in done.stderr
     assert "OVERALL METRICS" in done.stdout
     named = call_in(workplace, "run", "--category", "bottle", "--skip_train", "--model_dir", before[0])
     assert "reused datasets/maskrcnn_mvtec_bottle" in named.stderr

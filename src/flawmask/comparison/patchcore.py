@@ -43,7 +43,7 @@ BACKBONE, LAYERS = "wide_resnet50_2", ("layer2", "layer3")
 """The authors' choice."""
 
 SIZE = 256
-"""The side of the square input in pixels. The authors crop its centre to 224, but an inspection needs the whole part."""
+"""The side of the square input in pixels. The authors crop its centre to 224; an inspection needs the whole part."""
 
 CORESET_RATIO = 0.01
 """The share of the patches to keep. This is the authors' PatchCore-1 %; in their table, 10 % is at most 0.1 points
