@@ -125,7 +125,7 @@ def test_where_nothing_was_found_the_default_is_taken_and_said_to_miss_the_aim(a
 
 @pytest.mark.parametrize("aim", ["recall", "f1=0.9", "recall=2", "false_alarms=x", "precision=0.9", "", "recall=nan"])
 def test_an_aim_that_is_none_is_refused(aim: str) -> None:
-    with pytest.raises(FlawmaskError, match="is not known: say f1"):
+    with pytest.raises(FlawmaskError, match="is not known: give f1"):
         parse_aim(aim)
 
 

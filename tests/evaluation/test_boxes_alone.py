@@ -78,7 +78,7 @@ def test_every_figure_of_masks_and_pixels_is_none_and_never_0() -> None:
         assert {name for name, value in figures.items() if value is None} == {*MASK_FIGURES[:4]}
     assert not {"mask_pr"} & set(found.curves)
     assert not [name for name in found.curves if name.startswith("pixel")]
-    assert any("finds boxes and outlines nothing" in note for note in found.metrics["notes"])
+    assert any("predicts boxes and no masks" in note for note in found.metrics["notes"])
     assert quick_figures(split, predictions)["segm_ap"] is None
 
 
@@ -245,7 +245,7 @@ def test_evaluate_writes_figures_table_pictures_and_report_without_a_word_of_mas
 def test_predict_writes_boxes_and_no_area(model: Path, dataset: Path) -> None:
     images = str(dataset / "val" / "images")
     config = PredictConfig(model=model, input=(images,), output_dir=dataset.parent / "out", device="cpu", conf=0.1)
-    with pytest.raises(FlawmaskError, match=r"--save_masks: ssd.* finds boxes and outlines nothing"):
+    with pytest.raises(FlawmaskError, match=r"--save_masks: ssd.* predicts boxes and no masks"):
         predict(replace(config, save_masks=True))
     assert not config.output_dir.exists()
     done = predict(config)
