@@ -183,7 +183,7 @@ def test_of_images_that_name_their_part_everything_is_said_over_parts(run_dir: P
         "bootstrap, by group",
     }
     said = summary(done.metrics)
-    assert "Judged: 5 images of 4 parts; intervals are over parts" in said
+    assert "Images: 5 images of 4 parts; intervals are over parts" in said
     assert "chosen for f1 on 5 images (4 parts) of val" in said
     assert "only the other; exact, over 4 parts, p = " in said
     assert "5 images of 4 parts judged by" in words(done.results_dir / "report.html")

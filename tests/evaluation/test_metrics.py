@@ -98,7 +98,7 @@ def test_the_summary_says_how_many_images_of_how_many_parts() -> None:
     facts = {"threshold": {"how": "given", "value": 0.5}, "seconds_per_image": 0.0, "seconds": {}, "notes": []}
     nothing = {"instances": {"matched": 0, "truth": 0}, "instance_errors": {}}
     lines = summary({**metrics, **facts, **nothing}).splitlines()
-    assert "Judged: 9 images of 5 parts; intervals are over parts" in lines
+    assert "Images: 9 images of 5 parts; intervals are over parts" in lines
     assert metrics["recall_by_type"]["crack"]["groups"] == 5
     chosen = {"how": "aim", "aim": "f1", "value": 0.5, "images": 9, "groups": 5, "chosen_on": "val", "interval": None}
     assert "Threshold: 0.500 (chosen for f1 on 9 images (5 parts) of val)" in summary(

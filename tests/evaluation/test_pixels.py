@@ -244,7 +244,7 @@ def test_memory_does_not_grow_with_the_number_of_pixels(monkeypatch: pytest.Monk
     """What is left of an image does not depend on its size: far less than its pixels."""
     monkeypatch.setattr(pixels, "EXACT_SCORES", 10_000)
     monkeypatch.setattr(pixels, "COARSE_BITS", 14)
-    monkeypatch.setattr(pixels, "GROUPS", 100)
+    monkeypatch.setattr(pixels, "SCORE_BINS", 100)
     random = np.random.default_rng(0)
     tally, held = PixelTally(), []
     truth = blobs(random, (200, 200))
@@ -332,7 +332,7 @@ def test_with_all_weights_1_resampled_figures_are_the_figures(
     kind: Callable[..., Scores], groups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer groups stand for more pixels than a test has time for."""
-    monkeypatch.setattr(pixels, "GROUPS", groups)
+    monkeypatch.setattr(pixels, "SCORE_BINS", groups)
     images = images_of(kind, seed=7, count=9)
     tally = tallied(images)
     figures = tally.figures()
