@@ -186,7 +186,7 @@ def test_of_images_that_name_their_part_everything_is_said_over_parts(run_dir: P
     assert "Images: 5 images of 4 parts; intervals are over parts" in said
     assert "chosen for f1 on 5 images (4 parts) of val" in said
     assert "only the other; exact, over 4 parts, p = " in said
-    assert "5 images of 4 parts judged by" in words(done.results_dir / "report.html")
+    assert "5 images of 4 parts evaluated with" in words(done.results_dir / "report.html")
 
 
 def test_another_run_is_compared_on_the_same_images(run_dir: Path, dataset: Path) -> None:

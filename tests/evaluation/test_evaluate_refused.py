@@ -60,7 +60,7 @@ def test_a_failure_on_the_way_leaves_the_earlier_results(
     def full_disk(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results, "_draw_worst", full_disk)
+    monkeypatch.setattr(results, "_draw_overlays", full_disk)
     with pytest.raises(OSError, match="No space"):
         run(run_dir, dataset, conf=0.9)
     assert (done.results_dir / "metrics.json").read_bytes() == before

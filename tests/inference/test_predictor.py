@@ -268,7 +268,7 @@ def test_the_network_computes_in_ieees_float32(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_images_of_several_sizes_are_no_batch() -> None:
-    with pytest.raises(ValueError, match=r"of one size once they are padded, not .*64, 96.* and .*64, 128"):
+    with pytest.raises(ValueError, match=r"images of one batch need one padded size, not .*64, 96.* and .*64, 128"):
         infer(network(), SPEC, [patchwork(60, 90), patchwork(60, 91)])
 
 

@@ -68,10 +68,10 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
     return seen
 
 
-def outcome(path: Path, seen: NetworkOutput | FlawmaskError) -> tuple[Path, Prediction | FlawmaskError]:
-    if isinstance(seen, FlawmaskError):
-        return path, seen
-    return path, post_process(seen.found, SPEC.classes, *seen.pixels.shape[:2])
+def outcome(path: Path, output: NetworkOutput | FlawmaskError) -> tuple[Path, Prediction | FlawmaskError]:
+    if isinstance(output, FlawmaskError):
+        return path, output
+    return path, post_process(output.detections, SPEC.classes, *output.pixels.shape[:2])
 
 
 def judged(paths: list[Path], **settings: Any) -> Generator[tuple[Path, Prediction | FlawmaskError], None, None]:
@@ -251,9 +251,9 @@ def test_images_that_are_padded_to_one_size_share_a_batch_and_are_judged_as_they
     for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
         write_png(path, patchwork(*size, number))
 
-    def last(_: Path, seen: NetworkOutput | FlawmaskError) -> Prediction:
-        assert isinstance(seen, NetworkOutput)
-        return post_process(seen.found, spec.classes, *seen.pixels.shape[:2])
+    def last(_: Path, output: NetworkOutput | FlawmaskError) -> Prediction:
+        assert isinstance(output, NetworkOutput)
+        return post_process(output.detections, spec.classes, *output.pixels.shape[:2])
 
     results = list(predict_all(model, paths, read_image, last, batch_size=4))
     assert batches == [sizes]

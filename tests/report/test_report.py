@@ -162,7 +162,7 @@ def test_where_groups_are_known_the_page_tells_images_from_parts(results_dir: Pa
         text = words(write_report(results_dir))
     finally:
         (dataset / "val" / "annotations.json").write_text(before)
-    assert "24 images of 8 parts judged by" in text
+    assert "24 images of 8 parts evaluated with" in text
     assert "defective images (" in text
     assert "An image is rejected when" in text
     assert "good images that are rejected" in text
@@ -170,7 +170,7 @@ def test_where_groups_are_known_the_page_tells_images_from_parts(results_dir: Pa
         "Intervals over parts: by formula for proportions, F1 and AUROC, else from 1000 resamples of whole parts."
         in text
     )
-    assert "Images judged 24 Parts they show 8" in text
+    assert "Images evaluated 24 Parts they show 8" in text
     assert "exact, over 8 parts, p = 0.453" in text
 
 
@@ -183,9 +183,9 @@ def test_where_groups_are_known_the_page_tells_images_from_parts(results_dir: Pa
             0,
             2,
             3,
-            "No defective part was judged: what it finds is not known; 2 false alarms in 5 good parts (40 %).",
+            "No defective part was evaluated: the recall is not known; 2 false alarms in 5 good parts (40 %).",
         ),
-        (3, 1, 0, 0, "Finds 3 of 4 defective parts (75 %); no good part was judged."),
+        (3, 1, 0, 0, "Finds 3 of 4 defective parts (75 %); no good part was evaluated."),
     ],
 )
 def test_the_verdict_knows_one_from_many_and_many_from_none(tp: int, fn: int, fp: int, tn: int, said: str) -> None:
@@ -215,7 +215,7 @@ def test_nearly_all_never_reads_as_all() -> None:
         ),
         (
             {"value": 0.7, "how": "aim", "aim": "f1", "chosen_on": "val", "interval": [0.6, 0.8], "same_split": True},
-            "for the aim f1 (95 % interval 0.60\u20130.80). These are the very images judged here.",
+            "for the aim f1 (95 % interval 0.60\u20130.80). These are the very images evaluated here.",
         ),
         (None, "A part is rejected when a defect on it scores at least 0.50 and covers at least 9 pixels."),
     ],
@@ -312,9 +312,11 @@ def test_folds_and_a_rival_have_their_sections(results_dir: Path, tmp_path: Path
     )
     text = words(write_report(results_dir))
     assert "figure mean standard deviation fold 1 fold 2 recall 80.0 % n/a 80.0 % n/a" in text
-    assert "The other: the <rival>." in text
+    assert "The other model: the <rival>." in text
     assert "recall 80.0 % 85.0 % -5.0 points -11.0 to +2.0" in text
-    assert "2 images only this one gets right, 5 only the other; McNemar's exact p = 0.453." in text
+    assert (
+        "Verdicts: right for 2 images by this model only, for 5 by the other only; McNemar's exact p = 0.453." in text
+    )
     assert "flawmask run --category drawn --folds 2" in text
     assert "flawmask evaluate" not in text
 
@@ -367,7 +369,7 @@ def test_one_class_only_reads_na_and_makes_a_page(tmp_path: Path) -> None:
     results = make_run(tmp_path / "run", dataset)
     (results / "curves.json").unlink()
     text = words(write_report(results))
-    assert "No defective part was judged" in text
+    assert "No defective part was evaluated" in text
     assert "Recall defective parts that are found n/a" in text
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from flawmask.comparison.entry import Entry
 from flawmask.evaluation.metrics import Metric, placed
-from flawmask.report.headline import interval_of, lookup, written, written_range
+from flawmask.report.headline import format_interval, format_metric, interval_of, lookup
 
 NOT_THERE = "n/a"
 
@@ -55,7 +55,7 @@ def _figures() -> list[tuple[Metric, str]]:
 def _figure(column: Column, metric: Metric) -> str:
     _, value = lookup(column.metrics, metric.key)
     bounds = interval_of(column.metrics, metric.key) if value is not None else None
-    return written(value, metric.shown) + (f" ({written_range(bounds, metric.shown)})" if bounds else "")
+    return format_metric(value, metric.shown) + (f" ({format_interval(bounds, metric.shown)})" if bounds else "")
 
 
 def _learned(text: Callable[[Any], str]) -> Callable[[Column], str]:

@@ -1,4 +1,4 @@
-"""Paste a detection's 28 x 28 mask probabilities into its image: as runs of mask pixels, or as probabilities in its box.
+"""Paste a detection's 28 x 28 mask probabilities into its image, as runs of mask pixels or as probabilities in its box.
 
 The result is that of torchvision's `paste_masks_in_image`. The probabilities get a border of zeros, the box grows to
 include that border and is rounded towards zero, and the probabilities are interpolated over the pixels of the box.
