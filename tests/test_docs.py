@@ -71,7 +71,7 @@ def test_a_network_is_trained_and_evaluated(folder: Path, capsys: pytest.Capture
     assert printed.endswith(f"look at {Path('run/inference_val/report.html')}\n")
 
 
-def test_frames_are_judged_as_they_come(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_frames_are_evaluated_as_they_come(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "examples" / "predict_frames.py"))["main"]("best.pt", "frames")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["frame 0", "frame 1", "frame 2"]

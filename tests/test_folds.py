@@ -1,4 +1,4 @@
-"""Cross-validation from the outside is tested with the commands; here: what it refuses, and its arithmetic."""
+"""Settings that a cross-validation refuses, and its arithmetic. tests/e2e runs it as a command."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from flawmask.folds import spread
 from flawmask.stages import RunConfig
 
 
-def test_the_spread_is_that_of_the_folds_that_have_a_value() -> None:
+def test_the_spread_is_over_the_folds_with_a_value() -> None:
     assert spread([0.5, 0.7, None, 0.9]) == {
         "values": [0.5, 0.7, None, 0.9],
         "mean": pytest.approx(0.7),
@@ -33,7 +33,7 @@ def test_the_spread_is_that_of_the_folds_that_have_a_value() -> None:
         ({"conf": "auto"}, "give --conf a number"),
     ],
 )
-def test_what_does_not_go_with_folds_is_refused_at_once(settings: dict[str, Any], says: str) -> None:
+def test_settings_that_do_not_go_with_folds_are_refused_at_once(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(FlawmaskError, match=says):
         RunConfig(**{"category": "bottle", "folds": 5, **settings})
     RunConfig(category="bottle", folds=5, skip_augment=True)

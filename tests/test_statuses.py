@@ -1,4 +1,4 @@
-"""The exit statuses: the table in docs/formats.md has them all, and commands end with what it says."""
+"""The exit statuses: the table in docs/formats.md has all of them, and commands end with them."""
 
 import re
 import signal

@@ -1,4 +1,4 @@
-"""The commands as a person types them in an empty folder: processes of their own, and some of them in this one."""
+"""The commands as a person types them in an empty folder. Some run as new processes, others in this process."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 SMALL = "--arch maskrcnn_resnet18_fpn --weights none --image_size 64 --proposals 50 --roi_samples 16".split()
 LIGHT = "--arch ssdlite320_mobilenet_v3_large --weights none".split()
-"""What makes a training take seconds, and less still; whether it learns is for others to test."""
+"""Settings with which a training takes seconds, or less. Other tests check whether a training learns."""
 
 BLOCK_LABELS = ("Accuracy :", "Precision:", "Recall   :", "F1-Score :", "Defect detection rate:", "Composite:")
 
@@ -33,7 +33,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command in `folder`; a `.py` first word is one of the root scripts, anything else a subcommand."""
+    """Run a command in `folder`. A first word that ends in `.py` is a script at the root; any other is a subcommand."""
     first, *rest = map(str, command)
     program = [str(ROOT / first)] if first.endswith(".py") else ["-m", "flawmask", first]
     done = subprocess.run(
@@ -45,7 +45,7 @@ def run_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.Co
 
 
 def call_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Do what `run_in` does, in this process: a new one needs seconds to import PyTorch."""
+    """Do the same as `run_in` in this process: a new process needs seconds to import PyTorch."""
     out, err = io.StringIO(), io.StringIO()
     first, *rest = map(str, command)
     with (
@@ -67,7 +67,7 @@ def call_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.C
 
 
 @pytest.mark.parametrize("command", ["run --help", "--version"])
-def test_an_output_that_nobody_reads_to_its_end_is_no_error(tmp_path: Path, command: str) -> None:
+def test_it_is_no_error_if_the_reader_of_the_output_ends_early(tmp_path: Path, command: str) -> None:
     """As in `flawmask run --help | head -3`."""
     program = [sys.executable, "-m", "flawmask", *command.split()]
     with subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -80,15 +80,14 @@ def test_an_output_that_nobody_reads_to_its_end_is_no_error(tmp_path: Path, comm
 
 @pytest.fixture
 def small() -> Iterator[None]:
-    """Let a small network stand in for the one of SMALL, in this process, for a test that uses no other run than its
-    own."""
+    """Replace the network of SMALL by a smaller one in this process, for a test that uses only its own run."""
     with in_place():
         yield
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two small categories under datasets/mvtec, one of them taken through the whole pipeline."""
+    """A folder with two small categories under datasets/mvtec. The pipeline has run on one of them."""
     folder = tmp_path_factory.mktemp("workplace")
     for category, seed in (("bottle", "0"), ("cable", "1")):
         counts = "--image_size 64 --good 4 --defective 2 --train_good 1".split()
@@ -150,10 +149,10 @@ def test_the_pipeline_prints_the_metrics_and_where_to_look(workplace: Path) -> N
 
 @pytest.mark.services  # since it takes a minute
 @pytest.mark.slow
-def test_the_network_that_is_trained_by_default_goes_through_it_at_the_size_it_has_by_default(
+def test_the_pipeline_runs_with_the_default_network_at_the_default_size(
     tmp_path: Path,
 ) -> None:
-    """As `run_maskrcnn_pipeline.py` does where only images are named; but one epoch, and without downloaded weights."""
+    """`run_maskrcnn_pipeline.py` with its default settings, except for one epoch and no downloaded weights."""
     drawn = "demo --mvtec_root mvtec --category nut --image_size 64 --good 3 --defective 1 --train_good 0"
     call_in(tmp_path, *drawn.split())
     flags = "--category nut --mvtec_root mvtec --epochs 1 --weights none --skip_augment"
@@ -177,10 +176,10 @@ def test_the_five_scripts_work_with_the_flags_as_written(workplace: Path) -> Non
     call_in(workplace, "augment_maskrcnn_dataset.py", *augment.split())
     train = "--dataset_dir datasets/own_more --output_dir own_run --epochs 1 --batch_size 4 --lr 0.005 --device cpu"
     call_in(workplace, "train_maskrcnn.py", *train.split(), "--num_classes", "2", *SMALL)
-    judge = "--model own_run/best.pt --dataset_dir datasets/own --split val --output_dir judged --conf 0.5 --device cpu"
-    done = call_in(workplace, "inference_maskrcnn.py", *judge.split(), "--num_classes", "2")
+    evaluate = "--model own_run/best.pt --dataset_dir datasets/own --split val --output_dir evaluated --conf 0.5"
+    done = call_in(workplace, "inference_maskrcnn.py", *evaluate.split(), "--device", "cpu", "--num_classes", "2")
     assert done.stdout.startswith("OVERALL METRICS\n")
-    assert (workplace / "judged/metrics.json").is_file()
+    assert (workplace / "evaluated/metrics.json").is_file()
     images = json.loads((workplace / "datasets/own_more/train/annotations.json").read_text())["images"]
     assert len(images) == 4 * sum("augmentation" not in image for image in images)
 
@@ -189,9 +188,9 @@ def test_the_five_scripts_work_with_the_flags_as_written(workplace: Path) -> Non
 def test_results_for_a_run_folder_go_inside_it(workplace: Path) -> None:
     run_dir = runs(workplace)[0]
     model, data = str(run_dir / "best.pt"), "datasets/maskrcnn_mvtec_bottle"
-    judge = evaluation(model, data, "--split", "train", "--output_dir", run_dir)
-    assert "images were trained on" in call_in(workplace, *judge, status=2).stderr
-    call_in(workplace, *judge, "--allow_leak")
+    evaluate = evaluation(model, data, "--split", "train", "--output_dir", run_dir)
+    assert "images were trained on" in call_in(workplace, *evaluate, status=2).stderr
+    call_in(workplace, *evaluate, "--allow_leak")
     assert (run_dir / "inference_train/metrics.json").is_file()
 
 
@@ -238,7 +237,7 @@ def test_several_categories_end_with_a_table_and_one_that_fails_does_not_stop_th
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-def test_cross_validation_judges_every_image_once_and_goes_on_where_it_stopped(workplace: Path) -> None:
+def test_cross_validation_evaluates_every_image_once_and_goes_on_where_it_stopped(workplace: Path) -> None:
     command = [
         "run",
         "--category",
@@ -316,7 +315,7 @@ def test_a_cross_validation_goes_into_the_folder_that_is_named_and_goes_on_there
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-def test_a_threshold_is_chosen_on_val_and_test_is_judged_with_it(workplace: Path) -> None:
+def test_a_threshold_is_chosen_on_val_and_test_is_evaluated_with_it(workplace: Path) -> None:
     before = runs(workplace)
     drawn = "demo --mvtec_root others --category nut --image_size 64 --good 6 --defective 3 --train_good 0"
     call_in(workplace, *drawn.split())
@@ -352,8 +351,8 @@ def test_runs_are_set_side_by_side_on_one_page(workplace: Path) -> None:
     assert "report.html" in call_in(workplace, "report", runs(workplace)[0]).stdout
     assert (results / "report.html").is_file()
     model, data = results.parent / "best.pt", "datasets/maskrcnn_mvtec_bottle"
-    judge = evaluation(model, data, "--conf", "0.2", "--output_dir", "low")
-    assert "McNemar's exact p" in call_in(workplace, *judge, "--against", results.parent).stdout
+    evaluate = evaluation(model, data, "--conf", "0.2", "--output_dir", "low")
+    assert "McNemar's exact p" in call_in(workplace, *evaluate, "--against", results.parent).stdout
     call_in(workplace, "report", results, "low", "--output", "pages/both.html")
     page = (workplace / "pages/both.html").read_text()
     assert "F1" in page
@@ -369,7 +368,7 @@ def test_a_labelled_coco_folder_is_enough(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_data_set_made_otherwise_is_refused_and_replaced_when_asked(workplace: Path) -> None:
+def test_a_data_set_made_with_other_settings_is_refused_and_replaced_with_overwrite(workplace: Path) -> None:
     command = ["prepare", "--mvtec_root", "datasets/mvtec", "--category", "cable"]
     call_in(workplace, *command)
     assert "reused" in call_in(workplace, *command).stderr
@@ -380,7 +379,7 @@ def test_a_data_set_made_otherwise_is_refused_and_replaced_when_asked(workplace:
 
 
 @pytest.mark.slow
-def test_predict_tells_a_script_what_it_found(workplace: Path) -> None:
+def test_predict_writes_verdicts_and_ends_with_a_status_for_scripts(workplace: Path) -> None:
     model = runs(workplace)[0] / "best.pt"
     images = workplace / "datasets/mvtec/bottle/test/hole"
     always: list[str | Path] = ["predict", "--model", model, "--input", images, "--conf", "0"]

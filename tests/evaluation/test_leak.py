@@ -1,4 +1,4 @@
-"""Whether a model has seen the images it is judged on: by what they show, not by their names."""
+"""Whether a model has seen the images it is evaluated on: by what they show, not by their names."""
 
 import json
 from dataclasses import replace
@@ -104,7 +104,7 @@ def model_of_tiles(tmp_path: Path) -> Path:
 
 def test_another_photograph_of_a_part_that_was_trained_on_is_a_leak(model_of_tiles: Path, tmp_path: Path) -> None:
     split = of_parts(tmp_path / "a" / "val", {"tile02_b.png": 4, "tile05_b.png": 5, "tile04_b.png": 6})
-    message = r"2 of 3 images show parts that were trained on \(tile02_b\.png shows tile02\): judge .* --allow_leak"
+    message = r"2 of 3 images show parts that were trained on \(tile02_b\.png shows tile02\): evaluate .* --allow_leak"
     with pytest.raises(FlawmaskError, match=message):
         seen(split, model_of_tiles)
     assert seen(split, model_of_tiles, allow=True) == Leak([], ["tile02_b.png", "tile04_b.png"])
@@ -140,16 +140,16 @@ def test_the_variants_that_were_trained_on_are_of_the_category_that_they_were_ma
     variants = {"made_by": "flawmask augment", "source": {"dataset": "a"}, "settings": {}, "source_info": CATEGORY}
     split = of_parts(tmp_path / "a_augmented" / "train", {"tile01_a.png": 1}, variants)
     write_training_images(split, content_digests(split), tmp_path)
-    judged = of_parts(tmp_path / "a" / "val", {"tile01_b.png": 2}, CATEGORY)
-    assert seen(judged, tmp_path / "best.pt", allow=True) == Leak([], ["tile01_b.png"])
+    evaluated = of_parts(tmp_path / "a" / "val", {"tile01_b.png": 2}, CATEGORY)
+    assert seen(evaluated, tmp_path / "best.pt", allow=True) == Leak([], ["tile01_b.png"])
 
 
 @pytest.mark.parametrize("info", [None, {"source": 3}, {"source": {"category": 4}, "settings": []}])
 def test_groups_that_a_person_wrote_into_the_records_are_taken_at_their_word(tmp_path: Path, info: Any) -> None:
     split = of_parts(tmp_path / "a" / "train", {"tile01_a.png": 1}, info)
     write_training_images(split, content_digests(split), tmp_path)
-    judged = of_parts(tmp_path / "b" / "val", {"tile01_b.png": 2, "tile02_b.png": 3}, info)
-    assert seen(judged, tmp_path / "best.pt", allow=True) == Leak([], ["tile01_b.png"])
+    evaluated = of_parts(tmp_path / "b" / "val", {"tile01_b.png": 2, "tile02_b.png": 3}, info)
+    assert seen(evaluated, tmp_path / "best.pt", allow=True) == Leak([], ["tile01_b.png"])
 
 
 def test_a_list_without_groups_is_of_an_older_run_and_tells_of_images_alone(model: Path, tmp_path: Path) -> None:

@@ -91,10 +91,10 @@ def test_where_groups_are_known_every_interval_is_over_them_and_the_figures_are_
 
 
 def test_the_summary_says_how_many_images_of_how_many_parts() -> None:
-    judged = [
+    evaluated = [
         EvaluatedImage(f"{at}.png", "crack", at % 2 == 0, at % 3 == 0, at / 9, f"part {at // 2}") for at in range(9)
     ]
-    metrics = measure_scores(judged, resamples=30, seed=0)
+    metrics = measure_scores(evaluated, resamples=30, seed=0)
     facts = {"threshold": {"how": "given", "value": 0.5}, "seconds_per_image": 0.0, "seconds": {}, "notes": []}
     nothing = {"instances": {"matched": 0, "truth": 0}, "instance_errors": {}}
     lines = summary({**metrics, **facts, **nothing}).splitlines()
@@ -104,7 +104,7 @@ def test_the_summary_says_how_many_images_of_how_many_parts() -> None:
     assert "Threshold: 0.500 (chosen for f1 on 9 images (5 parts) of val)" in summary(
         {**metrics, **facts, **nothing, "threshold": chosen}
     )
-    ungrouped = measure_scores([replace(one, group=None) for one in judged], resamples=30, seed=0)
+    ungrouped = measure_scores([replace(one, group=None) for one in evaluated], resamples=30, seed=0)
     assert "parts;" not in summary({**ungrouped, **facts, **nothing})
 
 

@@ -24,30 +24,30 @@ Confidence: 78.45%
 ============================================================"""
 
 
-def judged(truth: bool, verdict: bool, defect_type: str | None = None, score: float = 0.5) -> EvaluatedImage:
+def evaluated(truth: bool, verdict: bool, defect_type: str | None = None, score: float = 0.5) -> EvaluatedImage:
     return EvaluatedImage("x.png", defect_type or ("crack" if truth else "good"), truth, verdict, score)
 
 
-def judgements(tp: int, fp: int, fn: int, tn: int) -> list[EvaluatedImage]:
+def verdicts_of(tp: int, fp: int, fn: int, tn: int) -> list[EvaluatedImage]:
     return (
-        [judged(True, True)] * tp
-        + [judged(False, True)] * fp
-        + [judged(True, False)] * fn
-        + [judged(False, False)] * tn
+        [evaluated(True, True)] * tp
+        + [evaluated(False, True)] * fp
+        + [evaluated(True, False)] * fn
+        + [evaluated(False, False)] * tn
     )
 
 
-def image_metrics(judged: list[EvaluatedImage]) -> dict[str, Any]:
-    return measure_scores(judged, resamples=0, seed=0)
+def image_metrics(evaluated: list[EvaluatedImage]) -> dict[str, Any]:
+    return measure_scores(evaluated, resamples=0, seed=0)
 
 
 def test_the_golden_counts_give_the_golden_block_to_the_letter() -> None:
-    metrics = image_metrics(judgements(tp=24, fp=2, fn=4, tn=21))
+    metrics = image_metrics(verdicts_of(tp=24, fp=2, fn=4, tn=21))
     assert metrics_block({**metrics, "confidence": 0.7845}) == GOLDEN_BLOCK
 
 
 def test_the_golden_counts_give_the_golden_fractions() -> None:
-    metrics = image_metrics(judgements(tp=24, fp=2, fn=4, tn=21))
+    metrics = image_metrics(verdicts_of(tp=24, fp=2, fn=4, tn=21))
     expected = {
         "accuracy": pytest.approx(45 / 51),
         "precision": pytest.approx(24 / 26),
@@ -90,7 +90,7 @@ def test_a_ratio_with_nothing_under_it_is_none_and_not_0(
 
 
 def test_in_the_block_a_ratio_with_nothing_under_it_is_not_available() -> None:
-    metrics = image_metrics(judgements(tp=0, fp=0, fn=0, tn=3))
+    metrics = image_metrics(verdicts_of(tp=0, fp=0, fn=0, tn=3))
     assert metrics_block({**metrics, "confidence": None}).splitlines()[2:-1] == [
         "Accuracy : 100.00%",
         "Precision: n/a",
@@ -110,11 +110,11 @@ def test_a_fraction_is_shown_in_per_cent_with_two_digits(value: float | None, te
 def test_recall_is_told_for_each_type_of_defect_and_good_is_none() -> None:
     metrics = image_metrics(
         [
-            judged(True, True, "scratch"),
-            judged(True, False, "scratch"),
-            judged(True, False, "crack"),
-            judged(False, True, "good"),
-            judged(True, True, "unknown"),
+            evaluated(True, True, "scratch"),
+            evaluated(True, False, "scratch"),
+            evaluated(True, False, "crack"),
+            evaluated(False, True, "good"),
+            evaluated(True, True, "unknown"),
         ]
     )
     assert metrics["recall_by_type"] == {
@@ -126,7 +126,9 @@ def test_recall_is_told_for_each_type_of_defect_and_good_is_none() -> None:
 
 @given(
     st.lists(
-        st.builds(judged, st.booleans(), st.booleans(), st.sampled_from(["crack", "scratch", "hole"]), st.floats(0, 1)),
+        st.builds(
+            evaluated, st.booleans(), st.booleans(), st.sampled_from(["crack", "scratch", "hole"]), st.floats(0, 1)
+        ),
         max_size=40,
     )
 )
@@ -157,4 +159,4 @@ def test_the_figures_are_those_counted_by_hand(images: list[EvaluatedImage]) -> 
     [(True, True, "right"), (False, False, "right"), (True, False, "missed"), (False, True, "false_alarm")],
 )
 def test_an_outcome_has_a_name(truth: bool, verdict: bool, outcome: str) -> None:
-    assert judged(truth, verdict).outcome == outcome
+    assert evaluated(truth, verdict).outcome == outcome

@@ -54,7 +54,7 @@ def run(model: Path, tmp_path: Path, *inputs: Path | str, **settings: Any) -> tu
     return done, json.loads((done.output / "predictions.json").read_bytes())["images"]
 
 
-def test_pictures_that_an_earlier_run_left_among_the_images_are_not_judged(model: Path, parts: Path) -> None:
+def test_pictures_that_an_earlier_run_left_among_the_images_are_not_evaluated(model: Path, parts: Path) -> None:
     output = parts / "results"
     _, first = run(model, parts, parts, output_dir=output, save_masks=True)
     _, second = run(model, parts, parts, output_dir=output, save_masks=True)
@@ -463,7 +463,7 @@ def test_an_earlier_prediction_is_replaced_whole(model: Path, parts: Path, tmp_p
     assert names(tmp_path) == ["out", "parts"]
 
 
-def test_images_judged_together_have_the_records_that_they_have_one_by_one(
+def test_images_evaluated_together_have_the_records_that_they_have_one_by_one(
     model: Path, parts: Path, tmp_path: Path
 ) -> None:
     for seed in range(5):

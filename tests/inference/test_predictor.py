@@ -215,7 +215,7 @@ def test_the_threshold_is_the_one_given_or_the_one_chosen_for_the_checkpoint(mod
             Predictor(model_path, "cpu", threshold=wrong)
 
 
-def test_images_of_one_size_are_judged_together_as_they_are_one_by_one() -> None:
+def test_images_of_one_size_are_evaluated_together_as_they_are_one_by_one() -> None:
     batch = [patchwork(60, 90, seed) for seed in range(3)]
     together = [post_process(found, SPEC.classes, 60, 90) for found in infer(network(), SPEC, batch)]
     assert sum(len(one.instances) for one in together) > 10

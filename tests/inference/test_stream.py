@@ -74,7 +74,7 @@ def outcome(path: Path, output: NetworkOutput | FlawmaskError) -> tuple[Path, Pr
     return path, post_process(output.detections, SPEC.classes, *output.pixels.shape[:2])
 
 
-def judged(paths: list[Path], **settings: Any) -> Generator[tuple[Path, Prediction | FlawmaskError], None, None]:
+def evaluated(paths: list[Path], **settings: Any) -> Generator[tuple[Path, Prediction | FlawmaskError], None, None]:
     return predict_all(backend(), paths, read_image, outcome, **settings)
 
 
@@ -82,7 +82,7 @@ def judged(paths: list[Path], **settings: Any) -> Generator[tuple[Path, Predicti
 def test_batches_give_what_one_by_one_gives_in_order_and_an_error_in_its_place(
     paths: list[Path], batch_size: int | None
 ) -> None:
-    results = list(judged(paths, batch_size=batch_size))
+    results = list(evaluated(paths, batch_size=batch_size))
     assert [path for path, _ in results] == paths
     found = 0
     for number, (path, result) in enumerate(results):
@@ -102,12 +102,12 @@ def test_batches_give_what_one_by_one_gives_in_order_and_an_error_in_its_place(
 
 
 def test_a_batch_holds_neighbours_of_one_size_alone(paths: list[Path], batches: list[list[tuple[int, ...]]]) -> None:
-    list(judged(paths, batch_size=3))
+    list(evaluated(paths, batch_size=3))
     # What cannot be read takes its place among its neighbours.
     expected = [[(60, 80)] * 2, [(70, 50)], [(60, 80)] * 2, [(64, 64)], [(70, 50)] * 2, [(60, 80)]]
     assert batches == expected
     batches.clear()
-    list(judged(paths))
+    list(evaluated(paths))
     assert batches == [[size] for number, size in enumerate(SIZES) if number != BAD], "one by one on a CPU"
 
 
@@ -138,9 +138,9 @@ def test_a_batch_that_memory_does_not_hold_is_halved_with_a_word_and_so_are_thos
     paths = [tmp_path / f"{seed}.png" for seed in range(12)]
     for seed, path in enumerate(paths):
         write_png(path, patchwork(40, 48, seed))
-    one_by_one = list(judged(paths))
+    one_by_one = list(evaluated(paths))
     asked = holding(most, monkeypatch)
-    results = list(judged(paths, batch_size=6))
+    results = list(evaluated(paths, batch_size=6))
     assert asked == expected
     (warning,) = [one.getMessage() for one in caplog.records]
     assert warning == f"out of memory: going on with {most} images at once"
@@ -156,19 +156,19 @@ def test_memory_that_does_not_hold_one_image_and_other_errors_end_it(
 ) -> None:
     holding(0, monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
-        list(judged(paths, batch_size=4))
+        list(evaluated(paths, batch_size=4))
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("shapes cannot be multiplied")
 
     monkeypatch.setattr(TorchBackend, "_infer", broken)
     with pytest.raises(RuntimeError, match="multiplied"):
-        list(judged(paths, batch_size=4))
+        list(evaluated(paths, batch_size=4))
 
 
 def test_no_image_at_all_and_none_that_can_be_read_are_no_error(tmp_path: Path) -> None:
-    assert list(judged([])) == []
-    assert [str(result) for _, result in judged([tmp_path / "gone.png"] * 3)] == [
+    assert list(evaluated([])) == []
+    assert [str(result) for _, result in evaluated([tmp_path / "gone.png"] * 3)] == [
         f"{tmp_path / 'gone.png'} cannot be opened: No such file or directory"
     ] * 3
 
@@ -233,7 +233,7 @@ def test_an_image_is_resized_where_it_is_read(paths: list[Path], monkeypatch: py
         return really_resize(*arguments)
 
     monkeypatch.setattr(images, "resize", resize)
-    list(judged(paths))
+    list(evaluated(paths))
     assert who
     assert threading.get_ident() not in who
 
@@ -241,7 +241,7 @@ def test_an_image_is_resized_where_it_is_read(paths: list[Path], monkeypatch: py
 @pytest.mark.parametrize(
     "arch", ["maskrcnn_resnet18_fpn", "retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large", "yolo11n-seg"]
 )
-def test_images_that_are_padded_to_one_size_share_a_batch_and_are_judged_as_they_are_alone(
+def test_images_that_are_padded_to_one_size_share_a_batch_and_are_evaluated_as_they_are_alone(
     arch: Arch, tmp_path: Path, batches: list[list[tuple[int, ...]]]
 ) -> None:
     spec = random_network.spec_of(arch)
@@ -288,7 +288,7 @@ def test_no_more_images_are_in_flight_than_a_few_batches(batch_size: int, monkey
 
 def test_closed_early_no_thread_is_left(paths: list[Path]) -> None:
     before = set(threading.enumerate())
-    results = judged(paths, batch_size=2)
+    results = evaluated(paths, batch_size=2)
     assert next(results)[0] == paths[0]
     assert set(threading.enumerate()) > before
     results.close()
@@ -330,7 +330,7 @@ def test_an_exception_of_the_network_is_raised_and_no_thread_is_left(
     before = set(threading.enumerate())
     monkeypatch.setattr(TorchBackend, "_infer", broken)
     with pytest.raises(OSError, match="No space left") as caught:
-        list(judged(paths))
+        list(evaluated(paths))
     assert caught.value.errno == 28
     assert set(threading.enumerate()) == before
 
