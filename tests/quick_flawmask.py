@@ -23,7 +23,7 @@ if os.environ.get("FORKED"):  # a spawned process takes seconds to import PyTorc
 if "compare" in sys.argv:
     from flawmask.comparison import speed
 
-    speed.ROUNDS = speed.FEWEST_ROUNDS
+    speed.MAX_ROUNDS = speed.MIN_ROUNDS
 
 if __name__ == "__main__":
     from flawmask.cli import main

@@ -28,7 +28,7 @@ def dataset(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluated(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Evaluated]:
-    """A function that evaluates the split. It does so once for the same settings, so its results must not be changed."""
+    """A function that evaluates the split, once for the same settings. Its results must not be changed."""
     dataset = make_dataset(tmp_path_factory.mktemp("evaluated") / "data")
 
     @cache

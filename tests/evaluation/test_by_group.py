@@ -1,4 +1,4 @@
-"""Intervals over groups, checked against slow versions, and against intervals over images that are groups themselves."""
+"""Intervals over groups, checked against slow versions, and against intervals over images for groups of one image."""
 
 import math
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def columns(rows: Sequence[tuple[int, ...]]) -> list[Floats]:
 
 
 def parts(seed: int, count: int = 30, agree: float = 0.5) -> tuple[Flags, Floats, Groups]:
-    """Truth, scores and groups of 1 to 6 images. Scores within a group are similar; a third of groups has both kinds."""
+    """Truth, scores and groups of 1 to 6 images. Scores in a group are similar; a third of groups has both kinds."""
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(count), rng.integers(1, 7, count))
     kind = np.arange(count)[groups] % 3

@@ -39,7 +39,7 @@ def evidence(seed: int, images: int = 12) -> Evidence:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_weights_of_1_give_the_figure_itself(seed: int) -> None:
+def test_weights_of_1_give_the_metric_itself(seed: int) -> None:
     case = evidence(seed)
     figures, weighted = (values(METRICS.values(), case, weights) for weights in (None, np.ones((3, 12))))
     assert set(figures) == set(METRICS)
@@ -51,7 +51,7 @@ def test_weights_of_1_give_the_figure_itself(seed: int) -> None:
             assert drawn == pytest.approx(np.repeat(figures[key], 3), abs=1e-3 if group == "pixels" else 1e-6), key
 
 
-def test_only_what_is_asked_for_is_computed() -> None:
+def test_only_the_requested_metrics_are_computed() -> None:
     case = evidence(0)
     assert list(values([METRICS["recall"], METRICS["image_auroc"]], case)) == ["recall", "image_auroc"]
     assert case.detections is not None
@@ -64,7 +64,7 @@ def test_scores_alone_give_the_metrics_of_images_and_no_others() -> None:
     assert "confidence" not in found
 
 
-def test_where_groups_are_known_every_interval_is_over_them_and_the_figures_are_the_same() -> None:
+def test_where_groups_are_known_every_interval_is_over_them_and_the_metrics_are_the_same() -> None:
     detections = evidence(1).detections
     assert detections is not None
     split, predictions = detections.split, detections.predictions
@@ -174,9 +174,7 @@ FURTHER = {
 
 @pytest.mark.usefixtures("undrawn", "small_network")
 @pytest.mark.parametrize("shown", FURTHER)
-def test_a_further_metric_is_one_entry(
-    run_dir: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, shown: str
-) -> None:
+def test_a_new_metric_is_one_entry(run_dir: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, shown: str) -> None:
     further = FURTHER[shown]
     key, name = further.key, further.key.replace(".", "_")
     monkeypatch.setitem(METRICS, key, further)

@@ -1,4 +1,4 @@
-"""Image-level figures: the numbers that users know, and what becomes of a ratio with nothing under it."""
+"""Image-level metrics: the known values of an example, and ratios whose denominator is 0."""
 
 import json
 from typing import Any
@@ -81,15 +81,13 @@ def test_the_golden_counts_give_the_golden_fractions() -> None:
         ((1, 0, 0, 0), set()),
     ],
 )
-def test_a_ratio_with_nothing_under_it_is_none_and_not_0(
-    counts: tuple[int, int, int, int], undefined: set[str]
-) -> None:
+def test_a_ratio_with_denominator_0_is_none_and_not_0(counts: tuple[int, int, int, int], undefined: set[str]) -> None:
     figures = rates(*counts)
     assert {name for name, value in figures.items() if value is None} == undefined
     assert "null" in json.dumps(figures) or not undefined
 
 
-def test_in_the_block_a_ratio_with_nothing_under_it_is_not_available() -> None:
+def test_the_block_shows_a_ratio_with_denominator_0_as_na() -> None:
     metrics = image_metrics(verdicts_of(tp=0, fp=0, fn=0, tn=3))
     assert metrics_block({**metrics, "confidence": None}).splitlines()[2:-1] == [
         "Accuracy : 100.00%",
@@ -107,7 +105,7 @@ def test_a_fraction_is_shown_in_per_cent_with_two_digits(value: float | None, te
     assert percent(value) == text
 
 
-def test_recall_is_told_for_each_type_of_defect_and_good_is_none() -> None:
+def test_there_is_a_recall_for_each_type_of_defect_and_none_for_good() -> None:
     metrics = image_metrics(
         [
             evaluated(True, True, "scratch"),

@@ -1,4 +1,4 @@
-"""Masks as runs: pixel for pixel what torchvision pastes, in a fraction of the memory."""
+"""Masks as runs of pixels: the same pixels as torchvision's, with a fraction of the memory."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from flawmask import masks
 from flawmask.inference.paste import Floats, expand_boxes, mask_changes, probabilities_in_box
 
 ROUNDING = 4e-6
-"""How near to the threshold a pixel may fall to either side: PyTorch places it among 30 cells in float32."""
+"""Pixels this close to the threshold may differ: PyTorch computes their position among 30 cells in float32."""
 
 corners = st.floats(-60, 160, width=32)
 sides = st.one_of(st.floats(0, 2, width=32), st.floats(0, 140, width=32), st.floats(500, 2000, width=32))
@@ -91,7 +91,7 @@ def test_a_mask_over_a_large_image_is_the_one_that_torchvision_pastes() -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**6))
 def test_a_pixel_just_at_the_threshold_is_outside_as_in_torchvision(seed: int) -> None:
-    """A box that grows to 30 x 30 pixels has one for each cell: no interpolation and so no rounding."""
+    """A box that grows to 30 x 30 pixels has one pixel for each cell: no interpolation, and so no rounding."""
     probabilities = np.random.default_rng(seed).choice(np.array([0.25, 0.5, 0.75], np.float32), (28, 28))
     box = np.array([[5.5, 5.5, 33.0, 33.0]], dtype=np.float32)
     assert (np.diff(expand_boxes(box, 28)[0].reshape(2, 2), axis=0) == 29).all()
@@ -102,7 +102,7 @@ def test_a_pixel_just_at_the_threshold_is_outside_as_in_torchvision(seed: int) -
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux alone tells a process's own peak of memory")
 def test_a_hundred_masks_on_a_large_image_need_little_memory() -> None:
-    """In a process of its own, whose peak is its own; laid out, the masks would be 1.6 GB, in float 6.4 GB."""
+    """A new process measures its own peak. As arrays, the masks would take 1.6 GB, and as floats 6.4 GB."""
     code = """
 import re
 from pathlib import Path

@@ -87,7 +87,7 @@ def make_run(folder: Path, dataset: Path, *, conf: float = 0.5, min_area: int = 
 
 
 def _predictions(split: CocoSplit, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Most defects are predicted, a little off their place; some twice, some with a low score. Some good parts are, too."""
+    """Most defects are predicted, a little displaced; some twice, some with a low score. So are some good parts."""
     found = []
     for image in split.images:
         shape = image["height"], image["width"]
