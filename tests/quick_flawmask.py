@@ -1,4 +1,4 @@
-"""`python quick_flawmask.py train ...` is `flawmask train ...` with the small network, without pictures, timing little.
+"""`python quick_flawmask.py train ...` is `flawmask train ...` with the small network, without pictures, quickly timed.
 
 For tests of processes: who gets a signal, who goes on. A spawned process imports this module again, so what is replaced
 here is replaced there, too.

@@ -1,4 +1,4 @@
-"""What the docs show runs: docstrings, README, `examples/`; and docs/api.md is what the docstrings say."""
+"""The code in docstrings, README and `examples/` runs, and docs/api.md agrees with the docstrings."""
 
 import doctest
 import json
@@ -99,7 +99,7 @@ def test_no_example_is_long() -> None:
         assert len(path.read_text(encoding="utf-8").splitlines()) < 40
 
 
-def test_the_api_docs_are_what_the_docstrings_say() -> None:
+def test_the_api_docs_agree_with_the_docstrings() -> None:
     pytest.importorskip("griffe2md", reason="griffe2md is not installed")
     (modules,) = re.findall(r"^API := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     code = f"from griffe2md import main; [main(['flawmask.' + name]) for name in {modules.split()!r}]"
