@@ -85,7 +85,7 @@ def test_without_settings_for_new_splits_a_folder_is_used_as_it_is(dataset: Path
 
 def test_group_by_with_a_test_split_needs_a_test_ratio(dataset: Path) -> None:
     (dataset / "val").rename(dataset / "test")
-    with pytest.raises(FlawmaskError, match=r"has a test split.*say with --test_ratio how much is held back"):
+    with pytest.raises(FlawmaskError, match=r"has a test split.*give the test split.s share with --test_ratio"):
         prepare_dataset(RunConfig(dataset_dir=dataset, group_by="part"), dataset.name)
 
 

@@ -61,7 +61,7 @@ def test_the_classifier_learns_to_tell_stained_plates_from_good_ones(
     assert ranked_apart(score)
     assert (learned.epochs, learned.image_size) == (12, 64)
     assert 11e6 < learned.parameters < 12e6
-    assert learned.protocol == "learns from 16 images and whether each is defective (8 are); outlines nothing"
+    assert learned.protocol == "learns from 16 images and whether each is defective (8 are); predicts no masks"
     batch = [part(1)[0], good_plate(1)]
     singles = [score([one])[0].score for one in batch]
     assert [one.score for one in score(batch)] == pytest.approx(singles, abs=1e-5)

@@ -155,5 +155,5 @@ def test_masks_are_not_evaluated_by_boxes_alone(run_dir: Path, dataset: Path) ->
     content = json.loads((dataset / "val" / "annotations.json").read_text())
     content["annotations"][0]["segmentation"] = []
     edit(dataset, **content)
-    says = r"1 defects are boxes without an outline \(annotation 1 for one\), and .*best.pt outlines what it finds"
+    says = r"1 defects are boxes without an outline \(annotation 1 for one\), and .*best.pt predicts masks"
     nothing_written(run_dir, dataset, says)

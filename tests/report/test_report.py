@@ -401,7 +401,7 @@ def test_a_folder_that_holds_no_results_is_refused_with_what_is_missing(results_
     with pytest.raises(FlawmaskError, match=r"metrics\.json does not exist"):
         write_report(tmp_path)
     change(results_dir / "metrics.json", dataset=(tmp_path / "gone").as_posix())
-    with pytest.raises(FlawmaskError, match=r"speaks of .*gone/val, which is not here: start from the folder"):
+    with pytest.raises(FlawmaskError, match=r"names .*gone/val, which does not exist: run this in the folder"):
         write_report(results_dir)
     write_json(results_dir / "metrics.json", {"accuracy": 1.0})
     with pytest.raises(FlawmaskError, match="has no tp_defect: flawmask evaluate did not write it"):

@@ -65,13 +65,11 @@ def test_the_page_marks_the_best_interval(runs: list[Path], tmp_path: Path) -> N
     )
 
 
-def test_runs_evaluated_on_different_images_are_not_set_against_each_other_in_silence(
-    runs: list[Path], tmp_path: Path
-) -> None:
+def test_runs_evaluated_on_different_images_are_compared_with_a_note(runs: list[Path], tmp_path: Path) -> None:
     table = runs[1] / "inference_val" / "predictions.csv"
     table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
     text = words(compare_reports(runs, tmp_path / "comparison.html"))
-    assert "The runs were evaluated on different images: their figures cannot be set against each other." in text
+    assert "The runs were evaluated on different images: their figures cannot be compared." in text
 
 
 def test_the_newest_split_that_all_were_evaluated_on_is_compared(runs: list[Path], tmp_path: Path) -> None:

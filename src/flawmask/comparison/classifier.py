@@ -118,7 +118,7 @@ def train(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels
         image_size=size,
         parameters=count_parameters(model),
         protocol=f"learns from {len(training.images)} images and whether each is defective ({defective_images} are); "
-        "outlines nothing",
+        "predicts no masks",
     )
 
 

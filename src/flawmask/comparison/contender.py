@@ -138,7 +138,7 @@ def _detector(config: RunConfig, shared: SharedData, folder: Path, name: str) ->
         epochs=len(histories[longest]["epoch"]),
         image_size=spec.fixed_size or spec.image_size,
         parameters=count_parameters(network),
-        protocol=f"learns from {len(training.images)} images and the {'outlines' if spec.has_masks else 'boxes'} of "
+        protocol=f"learns from {len(training.images)} images and the {'masks' if spec.has_masks else 'boxes'} of "
         "their defects",
         peak_bytes=_peak(config, run_dir),
     )

@@ -85,7 +85,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         f"--num_classes is {config.num_classes}, but {config.model} has {classes}: {', '.join(backend.spec.classes)}",
     )
     if backend.spec.has_masks:
-        split.refuse_boxes_alone(f"{config.model} outlines what it finds", "evaluate a network that finds boxes")
+        split.refuse_boxes_alone(f"{config.model} predicts masks", "evaluate a network that finds boxes")
     conf = threshold.DEFAULT if config.conf == "auto" else config.conf
     other = read_other(config.against, split, conf, config.min_area) if config.against else None
     digests = team.from_main(lambda: content_digests(split, backend.spec.intensity))
