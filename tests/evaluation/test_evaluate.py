@@ -185,7 +185,7 @@ def test_intervals_are_over_parts_where_images_name_their_part(run_dir: Path, da
     said = summary(done.metrics)
     assert "Images: 5 images of 4 parts; intervals are over parts" in said
     assert "chosen for f1 on 5 images (4 parts) of val" in said
-    assert "only the other; exact, over 4 parts, p = " in said
+    assert "by the other only; exact, over 4 parts, p = " in said
     assert "5 images of 4 parts evaluated with" in words(done.results_dir / "report.html")
 
 
