@@ -17,7 +17,7 @@ test: .venv/dev  ## run the tests: about 8 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not services"
 
 # Those that read images, or train, with processes of their own.
-SPAWNING := $(addprefix tests/,training/test_loader.py training/test_cache.py training/test_run_folder.py comparison/test_yardsticks.py test_faults.py::test_a_reading_process_that_dies_is_told_in_a_line)
+SPAWNING := $(addprefix tests/,training/test_loader.py training/test_cache.py training/test_run_folder.py comparison/test_baselines.py test_faults.py::test_a_reading_process_that_dies_is_told_in_a_line)
 
 # Tests that need a browser (the report's tests are skipped if there is no chromium), a launcher, every network, or the
 # default network at its full size. Then once more the tests that start processes, with spawn as on macOS and Windows.

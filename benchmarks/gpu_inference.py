@@ -25,7 +25,7 @@ from flawmask.coco import CocoSplit, read_split
 from flawmask.data.demo import DemoConfig, generate
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.evaluation.config import EvaluateConfig
-from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
+from flawmask.evaluation.evaluate import evaluate, predict_split, write_evaluation
 from flawmask.evaluation.measure import measure
 from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model import checkpoint
@@ -177,7 +177,7 @@ def evaluation(device: torch.device, folder: Path, data: Path, model: Path, name
     )
     facts = {"dataset": str(data), "model": str(model), "threshold": {"value": 0.5, "how": "given"}}
     begun = time.perf_counter()
-    write_judgement(folder / "judged", split, predictions, 0.5, config, 0, facts, [])
+    write_evaluation(folder / "judged", split, predictions, 0.5, config, 0, facts, [])
     yield row("pictures and report", time.perf_counter() - begun - measuring)
     begun = time.perf_counter()
     evaluate(config)

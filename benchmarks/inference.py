@@ -24,7 +24,7 @@ from plain import PlainDataset, autocast, plain_network
 
 from flawmask.coco import CocoSplit, read_split
 from flawmask.evaluation.evaluate import predict_split
-from flawmask.evaluation.measure import judge, quick_figures
+from flawmask.evaluation.measure import decide_verdicts, quick_figures
 from flawmask.evaluation.ranking import auroc, rank
 from flawmask.inference.config import MAX_PROPOSALS
 from flawmask.inference.torch_backend import TorchBackend
@@ -219,7 +219,7 @@ def measure_flawmask(
 def judged(split: CocoSplit, predictions: list[Prediction], seconds: float) -> Record:
     """Return what a measurement of inference says."""
     found = sum(len(one.instances) for one in predictions) / len(predictions)
-    images = judge(split, predictions, 0.5, 0)
+    images = decide_verdicts(split, predictions, 0.5, 0)
     truth, scores = np.array([one.truth for one in images]), np.array([one.score for one in images])
     figures = quick_figures(split, predictions) | {"auroc": float(auroc(rank(truth, scores))[0])}
     return {"seconds": seconds, "instances": found, **figures}

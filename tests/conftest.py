@@ -1,4 +1,4 @@
-"""What several test files need: a tiny category to prepare, and the real images where they are."""
+"""Fixtures for several test files: a tiny category to prepare, and the real images if they are there."""
 
 import gc
 import hashlib
@@ -30,8 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """End processes that read images and that a failed training has left to the garbage collector: Python would wait
-    for them, and they for it."""
+    """Kill data loader processes that a failed training left behind. Otherwise Python would wait for them forever."""
     gc.collect()
     for one in multiprocessing.active_children():
         one.kill()
@@ -39,7 +38,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(autouse=True)
 def _quiet_logger() -> Iterator[None]:
-    """Take off what the command line hangs on the logger: in a process of its own, it goes with it."""
+    """Remove the handlers that the command line adds to the logger, and restore its level."""
     logger = logging.getLogger("flawmask")
     handlers, level = [*logger.handlers], logger.level
     yield
@@ -78,7 +77,7 @@ def write(path: Path, pixels: Any) -> None:
 
 @pytest.fixture
 def digests() -> Callable[[Path], dict[str, str]]:
-    """Return a function that gives the SHA-256 of every file under a folder, by its relative path."""
+    """Return a function that returns the SHA-256 of every file under a folder, by its relative path."""
 
     def of(folder: Path) -> dict[str, str]:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -89,7 +88,7 @@ def digests() -> Callable[[Path], dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with the real images; what needs it is skipped where it is not."""
+    """The folder with the real images. Tests that need it are skipped where it is missing."""
     folder = Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here: the real images are no part of the repository")
@@ -101,7 +100,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module")
 def small_network() -> Iterator[None]:
-    """Let a small network stand in for the smallest Mask R-CNN, in this process, while the module's tests run."""
+    """Replace the smallest Mask R-CNN by a smaller network in this process, while the module's tests run."""
     from small_network import in_place
 
     with in_place():
@@ -110,8 +109,7 @@ def small_network() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def undrawn() -> Iterator[None]:
-    """Let trainings write a word in the place of each picture and reports leave theirs out, while the module's tests
-    run."""
+    """Draw no pictures in trainings and reports while the module's tests run."""
     from undrawn import STUBS, patched
 
     with patched(STUBS):
@@ -120,7 +118,7 @@ def undrawn() -> Iterator[None]:
 
 @pytest.fixture
 def drawn() -> Iterator[None]:
-    """Let pictures be drawn all the same, in a test of what they show."""
+    """Draw pictures in spite of `undrawn`, for a test of the pictures."""
     from undrawn import REAL, patched
 
     with patched(REAL):

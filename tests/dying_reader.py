@@ -1,4 +1,4 @@
-"""A data set whose reading process dies, in a module of its own: a process that is spawned must find it by its name."""
+"""A data set whose data loader process dies. It has its own module because a spawned process imports it by name."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from flawmask.training.loader import SplitDataset
 
 
 class DyingDataset(SplitDataset):
-    """Whoever reads an image for another process is killed, as by a system that is out of memory."""
+    """A data set that kills the data loader process that reads from it, like a system that is out of memory."""
 
     def _read(self, place: int) -> Any:
         if torch.utils.data.get_worker_info() is not None:

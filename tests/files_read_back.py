@@ -1,4 +1,4 @@
-"""What a stage left on disk, as the tests look at it."""
+"""Read the files of a stage for tests."""
 
 import csv
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Processes of their own that need not import PyTorch first: forks of one that has done so.
+"""Processes that start quickly: forks of a process that has imported PyTorch.
 
-Interpreters that only start take longer than what most tests look at. Signals, exit statuses, output and limits are
-those of any other process. There is no fork on Windows, where these tests are skipped.
+Starting a Python interpreter takes longer than most tests. A fork has its own signals, exit status, output and limits,
+like any process. Windows has no fork, so these tests are skipped there.
 """
 
 import multiprocessing
@@ -16,11 +16,11 @@ from runpy import run_path
 from threading import Thread
 
 PRELOADED = ["flawmask.cli", "flawmask.training.loop", "flawmask.evaluation.evaluate", "flawmask.inference.predict"]
-"""What a fork need not import. These are installed: the server does not look where the tests are."""
+"""Modules that a fork need not import. They must be installed, because the server does not search the tests' folder."""
 
 
 class Forked:
-    """A running Python program, with what the tests use of `subprocess.Popen`; what it prints goes to one place."""
+    """A running Python program, with the parts of `subprocess.Popen` that tests use. All its output is one text."""
 
     def __init__(
         self,
@@ -49,13 +49,13 @@ class Forked:
 
     @property
     def pid(self) -> int:
-        """Of the process, which leads a process group."""
+        """The id of the process, which is also that of its process group."""
         assert self._process.pid is not None
         return self._process.pid
 
     @property
     def returncode(self) -> int | None:
-        """What it ended with; None where it has not."""
+        """The exit status; None while the process runs."""
         return self._process.exitcode
 
     def poll(self) -> int | None:
@@ -63,16 +63,16 @@ class Forked:
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, where it is still there."""
+        """Send a signal to the process if it still runs."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it."""
+        """Kill the process."""
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        """Wait for its end and return what it printed."""
+        """Wait for the end of the process and return its output."""
         self._process.join(timeout)
         assert self.poll() is not None, f"it still runs after {timeout} s"
         self._reader.join(1)  # what it printed is there; a process that it started may hold the other end for longer

@@ -27,7 +27,7 @@ def instance(label: str, score: float, mask: Mask) -> Instance:
 
 
 def make_split(truths: list[list[tuple[int, Mask]]], names: dict[int, str] = NAMES) -> CocoSplit:
-    """A split of an image for each list of (category id, mask); ids start at 11."""
+    """A split with an image for each list of (category id, mask). Ids start at 11."""
     images: list[dict[str, Any]] = [
         {"id": 11 + at, "file_name": f"{at}.png", "width": WIDTH, "height": HEIGHT} for at in range(len(truths))
     ]
@@ -44,7 +44,7 @@ def make_split(truths: list[list[tuple[int, Mask]]], names: dict[int, str] = NAM
 
 
 def grouped(split: CocoSplit, size: int) -> CocoSplit:
-    """The same split, of parts with so many images each."""
+    """The same split with groups of the given sizes."""
     images = tuple({**image, "group": f"part {at // size}"} for at, image in enumerate(split.images))
     return replace(split, images=images)
 

@@ -1,5 +1,4 @@
-"""`python hanging_reader.py done|error|interrupted START_METHOD` ends so while processes that it started hang, reading
-an image."""
+"""`python hanging_reader.py done|error|interrupted START_METHOD` ends so while its data loader processes hang."""
 
 import multiprocessing
 import sys
@@ -12,7 +11,7 @@ from flawmask.training.loader import make_loader, read
 
 
 class Hanging(Dataset[int]):
-    """Two images that can be read, and others on a mount that is dead."""
+    """Two readable images, and others on a dead mount."""
 
     def __getitem__(self, place: int) -> int:
         if place > 1:

@@ -1,4 +1,4 @@
-"""Kills stages of the pipeline at random moments: `python killed.py TASK FOLDER KILLS SEED` prints what was found.
+"""Kills stages of the pipeline at random moments: `python killed.py TASK FOLDER KILLS SEED` prints the outcome.
 
 Each attempt is a fork of this process, which has imported everything: so the moments lie in the work, not in imports.
 """
@@ -38,7 +38,7 @@ TIMES = {"elapsed", "seconds", "images_per_second", "waiting"}
 
 
 def train_on(folder: Path) -> None:
-    """Train, or go on with what is there."""
+    """Train, or resume the training that is there."""
     if (folder / "run" / "config.json").is_file():
         train(TrainConfig(resume=folder / "run"))
     else:
@@ -64,7 +64,7 @@ def evaluate_on(folder: Path) -> None:
 
 def predict_on(folder: Path) -> None:
     inputs = (str(folder.parent / "data" / "train" / "images"),)
-    predict(PredictConfig(model=folder.parent / "model.pt", input=inputs, output=folder / "out", device="cpu"))
+    predict(PredictConfig(model=folder.parent / "model.pt", input=inputs, output_dir=folder / "out", device="cpu"))
 
 
 TASKS: dict[str, Callable[[Path], None]] = {
@@ -77,7 +77,7 @@ TASKS: dict[str, Callable[[Path], None]] = {
 
 
 def attempt(task: Callable[[Path], None], folder: Path, seconds: float | None) -> bool:
-    """Do the task in a process that is killed after so many seconds; return whether it ended well before."""
+    """Run the task in a process that is killed after some seconds. Return whether it ended before."""
     child = os.fork()
     if not child:
         torch.set_num_threads(1)
@@ -102,7 +102,7 @@ def attempt(task: Callable[[Path], None], folder: Path, seconds: float | None) -
 
 
 def content_of(folder: Path, task: str) -> Any:
-    """Return what has to be the same whether a task was disturbed or not; None where there is nothing."""
+    """Return the output that must be the same with and without kills; None where there is none."""
     if task == "train":
         if not (folder / "run" / "last.pt").is_file():
             return None

@@ -1,4 +1,4 @@
-"""Region proposals and instances made by hand, and what is learned of them in a form that can be compared."""
+"""Region proposals and instances made by hand, and training targets for them in a form that can be compared."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,9 +23,9 @@ def instances_of(masks: Sequence[Sequence[Any]], size: tuple[int, int]) -> tuple
 
 
 def made_regions(counts: Sequence[int], around: int, beside: int, seed: int = 0) -> tuple[Regions, Instances]:
-    """Images with so many instances each, `around` boxes on each of them and `beside` ones on none; some are invalid.
+    """Images with the given numbers of instances, with `around` boxes on each instance and `beside` boxes on none.
 
-    No two are the same, and those that are no boxes have a corner at 0.
+    Some boxes are invalid. No two boxes are the same, and the invalid ones have a corner at 0.
     """
     spots = [(4, 4, 16, 20), (6, 40, 18, 14), (36, 36, 20, 16)]  # y x height width
     _, instances = instances_of([[rectangle(SIZE, *spot) for spot in spots[:count]] for count in counts], SIZE)
@@ -47,7 +47,7 @@ def made_regions(counts: Sequence[int], around: int, beside: int, seed: int = 0)
 
 
 def anchors_of(samples: AnchorSamples, at: int) -> Tensor:
-    """Which anchors are learned, whether they lie on an instance and how they are moved, as rows sorted by place."""
+    """The sampled anchors with their labels and regression targets, as rows sorted by position."""
     positive = samples.corrections.shape[1]
     rows = torch.zeros(samples.places.shape[1], 6)
     rows[:, 0] = samples.places[at]

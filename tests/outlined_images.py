@@ -1,4 +1,4 @@
-"""Images with outlined instances, a network that learns from them, and the gradients of its losses."""
+"""Images with instance masks, a network to train on them, and the gradients of its losses."""
 
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,7 @@ def disc(size: tuple[int, int], y: float, x: float, radius: float) -> Mask:
 
 
 def target_of(masks: list[Mask], size: tuple[int, int]) -> Target:
-    """Return the target of an image that is seen as it is."""
+    """Return the target of an image at its original size."""
     records: list[dict[str, Any]] = [annotation(mask, id=1, image_id=1, category_id=2) for mask in masks]
     return make_target(records, {2: 2}, 1, size, size, "an image")
 
@@ -65,8 +65,8 @@ def gradients(model: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def boxes_for(masks: list[Mask], size: tuple[int, int], random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Boxes around, inside, beside and far larger than the instances, and beyond the image's edges; and which instance
-    each is for."""
+    """Boxes around, inside, beside and far larger than the instances, and beyond the image's edges; and the index of
+    each box's instance."""
     height, width = size
     made, instances = [], []
     for number, mask in enumerate(masks):

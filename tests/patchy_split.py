@@ -1,4 +1,4 @@
-"""A split of patchy images for the stage `evaluate`, and a network of random weights that is evaluated on it."""
+"""A split of patchy images for the stage `evaluate`, and a network with random weights to evaluate on it."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Prepared data sets: made in a line, and read back by other means than Flawmask's own."""
+"""Prepare data sets in one call, and read them back without Flawmask's own code."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What each of several processes does in a test: `python process_tasks.py TASK FOLDER`, as a launcher starts it."""
+"""The task of each process in a test with several: a launcher starts `python process_tasks.py TASK FOLDER`."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ SPEC = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, nor
 
 
 def speak(team: Processes, folder: Path) -> None:
-    """Use every way in which processes speak to each other, and write down what came of it."""
+    """Use every kind of communication between processes, and write the results."""
     tensors = [torch.tensor([1.0, 2.0]) * 10**team.rank, torch.full((2, 2), float(team.rank)).t()]
     team.add_up(tensors)
     team.add_up([])
@@ -47,7 +47,7 @@ def speak(team: Processes, folder: Path) -> None:
 
 
 def take_steps(team: Processes, folder: Path) -> None:
-    """Take two steps on the four images, one passing at a time, and write down figures and weights."""
+    """Take two steps on the four images, with micro-batches of one, and write losses and weights."""
     torch.manual_seed(0)
     model = build(SPEC).train()
     config = settings(folder / "data", optimizer="sgd", scheduler="constant", warmup_steps=0)
@@ -65,7 +65,7 @@ def take_steps(team: Processes, folder: Path) -> None:
 
 
 def train(_: Processes, folder: Path) -> None:
-    """Train with everything that processes have to agree on; the weights of each after each epoch are kept."""
+    """Train with all settings on which processes must agree, and keep each process's weights after each epoch."""
 
     def epoch(run: Any, *given: Any, **more: Any) -> dict[str, Any]:
         figures = one_epoch(run, *given, **more)

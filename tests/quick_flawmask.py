@@ -1,4 +1,4 @@
-"""`python quick_flawmask.py train ...` is `flawmask train ...` with the small network, without pictures, timing little.
+"""`python quick_flawmask.py train ...` is `flawmask train ...` with the small network, without pictures, quickly timed.
 
 For tests of processes: who gets a signal, who goes on. A spawned process imports this module again, so what is replaced
 here is replaced there, too.
@@ -23,7 +23,7 @@ if os.environ.get("FORKED"):  # a spawned process takes seconds to import PyTorc
 if "compare" in sys.argv:
     from flawmask.comparison import speed
 
-    speed.ROUNDS = speed.FEWEST_ROUNDS
+    speed.MAX_ROUNDS = speed.MIN_ROUNDS
 
 if __name__ == "__main__":
     from flawmask.cli import main

@@ -1,4 +1,4 @@
-"""Small random networks of every kind that are sure of some of what they see, and something for them to look at."""
+"""Small random networks of every kind that give some high scores, and images for them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -33,8 +33,9 @@ KIND_BY_KIND: tuple[Arch, ...] = (
     *("maskrcnn_resnet18_fpn", "fasterrcnn_efficientnet_lite0_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"),
     *("ssd300_vgg16", "ssdlite320_mobilenet_v3_large", "yolo11n", "yolo11n-seg", "rfdetr_seg_nano"),
 )
-"""One of each kind. Mask R-CNN with a ResNet stands for all ResNets, Faster R-CNN with an EfficientNet-Lite for R-CNNs
-without masks and for bodies of depthwise convolutions; larger networks differ in widths and depths only."""
+"""One architecture of each kind. Mask R-CNN with a ResNet represents all ResNets. Faster R-CNN with an
+EfficientNet-Lite represents R-CNNs without masks, and depthwise convolutions. Larger networks differ only in width and
+depth."""
 
 
 def built(archs: Iterable[Arch], *marks: pytest.MarkDecorator) -> list[Any]:
@@ -44,8 +45,8 @@ def built(archs: Iterable[Arch], *marks: pytest.MarkDecorator) -> list[Any]:
 
 
 SLOW: tuple[Arch, ...] = ("ssd300_vgg16", "rfdetr_seg_nano")
-"""They take as long as all others together. `make test` has another SSD, and RF-DETR's own tests, in their place;
-`make test-services` has them."""
+"""Architectures that take as long as all others together. Instead, `make test` has another SSD and RF-DETR's own tests.
+`make test-services` has all."""
 
 LARGER = tuple(arch for arch in ARCHITECTURES if arch not in KIND_BY_KIND)
 _DEEPER = tuple(arch for arch in LARGER if "lite1" in arch or "lite2" in arch)
@@ -53,12 +54,12 @@ BUILDABLE = built(ARCHITECTURES)
 OTHERS = [*built(arch for arch in LARGER if arch not in _DEEPER), *built(_DEEPER, pytest.mark.services)]
 KINDS = [*built(arch for arch in KIND_BY_KIND if arch not in SLOW), *built(SLOW, pytest.mark.services)]
 KINDS_AND_MORE = [*KINDS, *built(LARGER, pytest.mark.services)]
-"""As such parameters: all architectures; those that stand for no kind; one of each kind, for properties that are the
-kind's; and one of each kind, with all others for `make test-services`."""
+"""Test parameters: all architectures; those that represent no kind; one of each kind, for properties of the kind; and
+one of each kind, with all others in `make test-services`."""
 
 REGIONS: tuple[Arch, ...] = tuple(arch for arch in ARCHITECTURES if architecture(arch).kind is rcnn_archs.kind)
 OUTLINING_REGIONS: tuple[Arch, ...] = tuple(arch for arch in REGIONS if architecture(arch).has_masks)
-"""Mask R-CNN and Faster R-CNN; the former."""
+"""All R-CNNs; and only Mask R-CNNs."""
 
 SPEC = ModelSpec(
     "maskrcnn_resnet18_fpn",
@@ -72,12 +73,12 @@ SPEC = ModelSpec(
 
 
 def infer(network: Any, spec: ModelSpec, batch: Sequence[npt.NDArray[np.uint8]]) -> list[RawDetections]:
-    """What a network gives for images of one size."""
+    """The output of a network for images of one size."""
     return TorchBackend(network, spec).infer([backend.resized(pixels, spec) for pixels in batch])
 
 
 def network_of(predictor: Predictor) -> Any:
-    """The network that a predictor asks."""
+    """The network of a predictor."""
     assert isinstance(predictor.backend, TorchBackend)
     return predictor.backend.network
 
@@ -89,29 +90,29 @@ def tensors_of(found: RawDetections) -> dict[str, Tensor]:
 
 
 def detect(network: Any, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) -> Prediction:
-    """What a network finds on an image."""
+    """The detections of a network on an image."""
     return backend.detect(TorchBackend(network, spec), pixels)
 
 
 def spec_of(arch: Arch, **changes: Any) -> ModelSpec:
-    """SPEC for another architecture, as small as that can be."""
+    """SPEC for another architecture, as small as possible."""
     size = architecture(arch).image_size(SPEC.image_size)
     return replace(SPEC, arch=arch, image_size=size, anchor_sizes=anchors_for(size), **changes)
 
 
 def network(spec: ModelSpec = SPEC) -> Any:
-    """A random network that finds defects of all scores and is sure of some; nobody may change it."""
+    """A random network with low and high scores. Tests must not change it."""
     return _network(spec, is_in_place())
 
 
 @cache
 def _network(spec: ModelSpec, _: bool) -> Any:
-    """One of each, also of the one that another stands in for."""
+    """Build it once for each architecture, and once more where the small network replaces one."""
     return random_network(spec)
 
 
 def random_network(spec: ModelSpec) -> Any:
-    """The same, to do with as one likes."""
+    """The same network as a copy that tests may change."""
     torch.manual_seed(4)
     model = build(spec).eval()
     wake(model, spec)
@@ -120,7 +121,7 @@ def random_network(spec: ModelSpec) -> Any:
 
 @torch.no_grad()
 def wake(model: Any, spec: ModelSpec) -> None:
-    """Let a network that was just built, by Flawmask or by torchvision, be sure of some of what it sees."""
+    """Change a new network, of Flawmask or of torchvision, so that it gives some high scores."""
     if spec.arch in REGIONS:
         _wake_regions(model, spec)
     elif spec.architecture.kind is yolo_archs.kind:
@@ -166,22 +167,21 @@ def _wake_yolo(model: Any, spec: ModelSpec) -> None:
 
 
 def patchwork(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """A patchwork, since a network sees but one grey in fine noise."""
+    """An image of random patches: fine noise would look like one grey to a network."""
     patches = np.random.default_rng(seed).integers(0, 256, (-(-height // 16), -(-width // 16), 3), dtype=np.uint8)
     return patches.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
 
 
 def resized(spec: ModelSpec, *originals: npt.NDArray[np.uint8]) -> tuple[list[Tensor], list[tuple[int, int]]]:
-    """Images as a detector's `infer` takes them: at the size at which the network sees them, and the sizes that they
-    had."""
+    """The arguments of a detector's `infer`: images at the size of the network's input, and their original sizes."""
     sizes = [(one.shape[0], one.shape[1]) for one in originals]
     small = [torch.from_numpy(resize(one, spec.resized(*size))) for one, size in zip(originals, sizes, strict=True)]
     return [one.permute(2, 0, 1) for one in small], sizes
 
 
 def torchvision_finds(model: Any, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) -> dict[str, Tensor]:
-    """What torchvision's own forward finds on an image that it sees in whole grey levels, as our networks do, where its
-    transform would have fractions of them."""
+    """The detections of torchvision's own forward. The image is resized as in Flawmask, which rounds to integers;
+    torchvision's transform does not round."""
     seen = model.transform.normalize(as_tensor(resize(pixels, spec.resized(*pixels.shape[:2]))))
     with torch.inference_mode(), patch.object(model.transform, "resize", lambda _, target: (seen, target)):
         (found,) = model.eval()([as_tensor(pixels)])

@@ -1,4 +1,4 @@
-"""A batch of images with different numbers of instances, on which what is split and what is not can differ."""
+"""A batch of images with different numbers of instances, which shows whether splitting a batch changes its losses."""
 
 from typing import Any
 

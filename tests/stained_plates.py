@@ -17,7 +17,7 @@ CATEGORIES = [{"id": 1, "name": "good"}, {"id": 2, "name": "defect"}]
 
 
 def good_plate(seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A grey plate with nothing on it."""
+    """A grey plate without a stain."""
     return np.random.default_rng(seed).normal(170, 6, (SIDE, SIDE, 3)).clip(0, 255).astype(np.uint8)
 
 
@@ -45,7 +45,7 @@ def make_split(folder: Path, seeds: range) -> None:
 
 
 def make_dataset(folder: Path, training: int = 4, validation: int = 2) -> Path:
-    """Write images to learn from and to validate on, and return the folder."""
+    """Write training and validation images, and return the folder."""
     make_split(folder / "train", range(training))
     make_split(folder / "val", range(100, 100 + validation))
     return folder
@@ -72,7 +72,7 @@ def settings(dataset: Path, **changes: Any) -> TrainConfig:
 
 
 def light(dataset: Path, **changes: Any) -> TrainConfig:
-    """The same with the network that trains fastest, for what does not depend on which it is."""
+    """The same settings with the network that trains fastest, for tests that work with any network."""
     arch = STANDS_IN_FOR if is_in_place() else "ssdlite320_mobilenet_v3_large"
     return settings(dataset, **({"arch": arch} | changes))
 
@@ -84,6 +84,6 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Return whether two checkpoints hold the same weights, to the bit."""
+    """Return whether two checkpoints hold exactly the same weights."""
     first, second = weights_of(one), weights_of(other)
     return all(torch.equal(tensor, second[name]) for name, tensor in first.items())

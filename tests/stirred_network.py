@@ -1,4 +1,4 @@
-"""An R-CNN that leaves nothing to chance, and images that it learns from."""
+"""An R-CNN whose training samples nothing at random, and images to train it on."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from flawmask.model.arch import Arch
 from flawmask.model.targets import Target
 
 PROPOSALS, ENOUGH = 20, 96
-"""Of an image. A quarter of so many regions is more than the proposals and true boxes that can lie on an instance."""
+"""Per image. A quarter of `ENOUGH` is more than the proposals and true boxes that can lie on an instance."""
 
 
 def without_chance(arch: Arch = "maskrcnn_resnet18_fpn", seed: int | None = None) -> Any:
-    """A network that learns on all anchors, and with `ENOUGH` on all regions; its weights changed by a seed."""
+    """A network that trains on all anchors and, with `ENOUGH`, on all proposals. Its weights depend on a seed."""
     model = network(1024, arch)
     model.rpn.fg_bg_sampler.batch_size_per_image = 10**6
     model.rpn.fg_bg_sampler.positive_fraction = 0.5
@@ -28,7 +28,7 @@ def without_chance(arch: Arch = "maskrcnn_resnet18_fpn", seed: int | None = None
 
 @torch.no_grad()
 def stir(model: Any, seed: int) -> None:
-    """Let the network propose other regions, large and small ones, and take them for something."""
+    """Change the network so that it proposes various regions, large and small, and gives some of them high scores."""
     torch.manual_seed(seed)
     for layer, spread in (
         (model.rpn.head.cls_logits, 0.3),

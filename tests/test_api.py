@@ -1,4 +1,4 @@
-"""The stages from Python: settings by name, typed results, and every name where people look for it."""
+"""The stages from Python: settings by name, typed results, and all public names."""
 
 import subprocess
 import sys
@@ -66,11 +66,11 @@ for call in (
             "lower image_size; flawmask train --resume run goes on",
         ),
         ("--conf auto: there is no good image", "conf='auto': there is no good image"),
-        ("--folds trains and judges: leave out --split", "folds trains and judges: leave out split"),
+        ("--folds runs all stages: leave out --split", "folds runs all stages: leave out split"),
         ("a-b--c.png is no image", None),
     ],
 )
-def test_a_commands_flags_stay_where_it_is_to_be_typed(
+def test_flags_stay_as_they_are_in_a_command_to_be_typed(
     written: str, read: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert str(FlawmaskError(written)) == written

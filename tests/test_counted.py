@@ -1,4 +1,4 @@
-"""Whatever is peculiar in a data set, every stage uses what it found or names it with the reason."""
+"""In data sets with peculiar records, every stage uses each item or names it with the reason."""
 
 import json
 from pathlib import Path
@@ -29,8 +29,10 @@ Counts = dict[str, dict[str, Any]]
 
 
 def make(folder: Path, peculiar: list[str], first: int = 0) -> tuple[int, int]:
-    """Write a split of two plain images, and one for each peculiarity; return how many records there are of both;
-    `first` draws other images."""
+    """Write a split with two plain images and one for each peculiarity; return the numbers of images and annotations.
+
+    Another `first` draws other images.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, what in enumerate(["plain", "plain", *peculiar], start=1):
@@ -57,7 +59,7 @@ def make(folder: Path, peculiar: list[str], first: int = 0) -> tuple[int, int]:
 
 
 def check(counts: Counts, images: int, annotations: int) -> tuple[int, int]:
-    """Hold the counts to the numbers of records, and return how many images and annotations are used."""
+    """Check the counts against the numbers of records, and return how many images and annotations are used."""
     for what, found in (("images", images), ("annotations", annotations)):
         one = counts[what]
         assert one["found"] == found
@@ -70,7 +72,9 @@ def check(counts: Counts, images: int, annotations: int) -> tuple[int, int]:
     max_examples=3, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(*[st.lists(st.sampled_from(PECULIAR), max_size=5)] * 2)
-def test_found_is_used_and_not_used_in_every_stage(in_training: list[str], in_validation: list[str]) -> None:
+def test_in_every_stage_the_items_found_are_those_used_and_not_used(
+    in_training: list[str], in_validation: list[str]
+) -> None:
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "data"
         training = make(folder / "train", in_training)
@@ -101,7 +105,10 @@ def test_found_is_used_and_not_used_in_every_stage(in_training: list[str], in_va
         files = list((folder / "val/images").iterdir())
         looked = predict(
             PredictConfig(
-                model=run / "best.pt", input=(str(folder / "val/images"),), output=Path(temporary) / "out", device="cpu"
+                model=run / "best.pt",
+                input=(str(folder / "val/images"),),
+                output_dir=Path(temporary) / "out",
+                device="cpu",
             )
         )
         told = json.loads((looked.output / "predictions.json").read_text())["tally"]["images"]

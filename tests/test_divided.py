@@ -1,4 +1,4 @@
-"""`run` and `compare` from a COCO folder: divided anew by folds, parts and for a test, or sent to `import`."""
+"""`run` and `compare` with a COCO folder: new splits by folds or parts or for a test, or advice to use `import`."""
 
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json
 from flawmask.folds import prepared_folds
 from flawmask.pipeline import run
-from flawmask.stages import RunConfig, prepared
+from flawmask.stages import RunConfig, prepare_dataset
 
 
 @pytest.fixture
 def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A COCO folder `plates` in the working folder: 6 images to train with and 3 to validate with."""
+    """A COCO folder `plates` in the working folder, with 6 training and 3 validation images."""
     monkeypatch.chdir(tmp_path)
     return make_dataset(Path("plates"), training=6, validation=3)
 
@@ -45,8 +45,8 @@ def test_each_image_of_all_splits_is_held_back_in_one_fold(dataset: Path) -> Non
     assert changed == {path: path.stat().st_mtime_ns for path in Path("datasets").rglob("annotations.json")}
 
 
-def test_instances_come_through_as_they_are(dataset: Path) -> None:
-    folder = prepared(RunConfig(dataset_dir=dataset, test_ratio=0.3), dataset.name)
+def test_dividing_does_not_change_instances(dataset: Path) -> None:
+    folder = prepare_dataset(RunConfig(dataset_dir=dataset, test_ratio=0.3), dataset.name)
     assert folder == Path("datasets/plates_divided")
     assert split_names(folder) == ["test", "train", "val"]
 
@@ -64,7 +64,7 @@ def test_instances_come_through_as_they_are(dataset: Path) -> None:
     assert instances(folder) == instances(dataset)
 
 
-def test_parts_stay_on_one_side(dataset: Path) -> None:
+def test_all_images_of_a_part_stay_in_one_split(dataset: Path) -> None:
     for split, first in (("train", 0), ("val", 6)):
         content = read_json(dataset / split / "annotations.json")
         for number, image in enumerate(content["images"], start=first):
@@ -72,24 +72,24 @@ def test_parts_stay_on_one_side(dataset: Path) -> None:
             (dataset / split / "images" / image["file_name"]).rename(dataset / split / "images" / name)
             image["file_name"] = name
         write_json(dataset / split / "annotations.json", content)
-    folder = prepared(RunConfig(dataset_dir=dataset, group_by="^(part[0-9])"), dataset.name)
+    folder = prepare_dataset(RunConfig(dataset_dir=dataset, group_by="^(part[0-9])"), dataset.name)
     sides = [{image["group"] for image in read_split(folder, name).images} for name in ("train", "val")]
     assert not set.intersection(*sides)
     assert set.union(*sides) == {"part0", "part1", "part2"}
 
 
-def test_a_folder_that_nobody_wants_divided_is_taken_as_it_is(dataset: Path) -> None:
-    assert prepared(RunConfig(dataset_dir=dataset), dataset.name) == dataset
+def test_without_settings_for_new_splits_a_folder_is_used_as_it_is(dataset: Path) -> None:
+    assert prepare_dataset(RunConfig(dataset_dir=dataset), dataset.name) == dataset
     assert not Path("datasets").exists()
 
 
-def test_parts_alone_do_not_say_what_becomes_of_a_test_split(dataset: Path) -> None:
+def test_group_by_with_a_test_split_needs_a_test_ratio(dataset: Path) -> None:
     (dataset / "val").rename(dataset / "test")
-    with pytest.raises(FlawmaskError, match=r"has a test split.*say with --test_ratio how much is held back"):
-        prepared(RunConfig(dataset_dir=dataset, group_by="part"), dataset.name)
+    with pytest.raises(FlawmaskError, match=r"has a test split.*give the test split.s share with --test_ratio"):
+        prepare_dataset(RunConfig(dataset_dir=dataset, group_by="part"), dataset.name)
 
 
-def test_labels_of_another_kind_are_sent_to_import(tmp_path: Path) -> None:
+def test_for_labels_in_another_format_the_error_has_the_import_command(tmp_path: Path) -> None:
     folder = tmp_path / "my parts"
     folder.mkdir()
     (folder / "a.json").write_text('{"version": "5.5.0", "shapes": [], "imagePath": "a.png"}')

@@ -1,4 +1,4 @@
-"""What the docs show runs: docstrings, README, `examples/`; and docs/api.md is what the docstrings say."""
+"""The code in docstrings, README and `examples/` runs, and docs/api.md agrees with the docstrings."""
 
 import doctest
 import json
@@ -71,7 +71,7 @@ def test_a_network_is_trained_and_evaluated(folder: Path, capsys: pytest.Capture
     assert printed.endswith(f"look at {Path('run/inference_val/report.html')}\n")
 
 
-def test_frames_are_judged_as_they_come(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_frames_are_evaluated_as_they_come(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "examples" / "predict_frames.py"))["main"]("best.pt", "frames")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["frame 0", "frame 1", "frame 2"]
@@ -84,7 +84,7 @@ def test_frames_are_judged_as_they_come(folder: Path, capsys: pytest.CaptureFixt
 def test_predictions_are_read_and_shown_by_other_tools(folder: Path) -> None:
     pytest.importorskip("supervision", reason="supervision is not installed")
     write_png(folder / "frames" / "plate.png", part(3)[0])
-    predict(PredictConfig(model=Path("best.pt"), input=("frames",), output=Path("predictions"), conf=0.3, device="cpu"))
+    predict(PredictConfig(model=Path("best.pt"), input=("frames",), conf=0.3, device="cpu"))
     runpy.run_path(str(ROOT / "examples" / "show_predictions.py"))["main"]("predictions", "shown")
     content = json.loads((folder / "predictions" / "predictions.json").read_text())
     defective = [Path(one["file"]) for one in content["images"] if one["instances"]]
@@ -99,7 +99,7 @@ def test_no_example_is_long() -> None:
         assert len(path.read_text(encoding="utf-8").splitlines()) < 40
 
 
-def test_the_api_docs_are_what_the_docstrings_say() -> None:
+def test_the_api_docs_agree_with_the_docstrings() -> None:
     pytest.importorskip("griffe2md", reason="griffe2md is not installed")
     (modules,) = re.findall(r"^API := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     code = f"from griffe2md import main; [main(['flawmask.' + name]) for name in {modules.split()!r}]"

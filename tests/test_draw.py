@@ -1,4 +1,4 @@
-"""Drawing: what is passed in stays as it was, what lies far from a defect stays as it was, the defect stays visible."""
+"""Drawing: arguments and pixels far from a defect do not change, and the defect stays visible."""
 
 import cv2
 import numpy as np
@@ -84,7 +84,7 @@ def test_a_tag_stays_inside_an_image_of_any_size(height: int, width: int, x: int
 
 
 @pytest.mark.parametrize("colour", [TRUTH, PREDICTION])
-def test_a_tag_stands_above_its_box_and_leaves_the_rest_alone(colour: draw.Colour) -> None:
+def test_a_tag_stands_above_its_box_and_changes_no_other_pixel(colour: draw.Colour) -> None:
     image = np.full((400, 400, 3), 200, np.uint8)
     drawn = draw.box_labels(image, [("defect 0.93", 100, 200)], colour)
     rows, columns = np.nonzero((drawn != image).any(axis=2))
@@ -183,7 +183,7 @@ def test_a_mask_cut_out_of_a_larger_image_shrinks_to_every_cell_that_it_touches(
     assert (found == expected).all()
 
 
-def test_a_contact_sheet_shows_every_image_in_a_cell_of_the_same_size() -> None:
+def test_a_contact_sheet_shows_all_images_in_cells_of_one_size() -> None:
     images = [np.full((height, width, 3), 90, np.uint8) for height, width in [(100, 100), (500, 100), (10, 900)]]
     befores = [image.copy() for image in images]
     sheet = draw.contact_sheet(images, 2, (96, 96))

@@ -183,7 +183,7 @@ def test_a_run_goes_on_at_the_stage_that_it_was_in(tmp_path: Path, monkeypatch: 
     small = SMALL | {"epochs": 2}
     (whole,) = run(RunConfig(**small))
     assert whole.run_dir is not None
-    for stage, name, last in ((step.Step, "__call__", 4), (evaluate, "write_judgement", 1)):
+    for stage, name, last in ((step.Step, "__call__", 4), (evaluate, "write_evaluation", 1)):
         with monkeypatch.context() as patch:
             plain, count = getattr(stage, name), [0]
 

@@ -28,8 +28,8 @@ def test_the_spread_is_over_the_folds_that_have_a_value() -> None:
         ({"skip_train": True}, "leave out --skip_prepare, --skip_train and --skip_inference"),
         ({"skip_prepare": True}, "leave out --skip_prepare"),
         ({"skip_inference": True}, "leave out --skip_prepare"),
-        ({"split": "train"}, "--folds judges every image: no --split"),
-        ({"test_ratio": 0.2}, "no --test_ratio"),
+        ({"split": "train"}, "--folds evaluates every image: leave out --split"),
+        ({"test_ratio": 0.2}, "--test_ratio"),
         ({"conf": "auto"}, "give --conf a number"),
     ],
 )
@@ -42,7 +42,7 @@ def test_settings_that_do_not_work_with_folds_are_refused_immediately(settings: 
 
 def test_folds_that_were_split_in_different_ways_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image could be in two folds, or in none."""
-    monkeypatch.setattr(folds, "prepared", lambda config, _: tmp_path / str(config.fold))
+    monkeypatch.setattr(folds, "prepare_dataset", lambda config, _: tmp_path / str(config.fold))
     config = RunConfig(category="bottle", folds=2)
     ways: list[tuple[dict[str, str], dict[str, str]]] = [({}, {}), ({"split_method": "shuffle"},) * 2]
     for fold, info in [(fold, info) for way in ways for fold, info in enumerate(way, start=1)]:

@@ -1,4 +1,4 @@
-"""The package itself: what importing it takes."""
+"""Importing the package."""
 
 import ast
 import subprocess
@@ -18,7 +18,7 @@ def test_a_source_tree_that_nobody_installed_can_be_imported() -> None:
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    """When it is imported: a function may import what needs seconds to be loaded, such as a network's own module."""
+    """This holds for imports of modules. A function may import a module that takes seconds to load."""
     source = Path(flawmask.__file__).parent
     modules = {
         ".".join(("flawmask", *path.relative_to(source).with_suffix("").parts)).removesuffix(".__init__"): path
@@ -31,7 +31,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def imported(tree: ast.Module) -> set[str]:
-    """Return what a module imports when it is imported itself, with names that may be modules."""
+    """Return the names that a module imports when it is imported itself; some of them may be modules."""
     statements = [one for one in tree.body if isinstance(one, ast.ImportFrom)]
     names = {f"{one.module}.{name.name}" for one in statements for name in one.names}
     return names | {str(one.module) for one in statements if one.module != "flawmask"}

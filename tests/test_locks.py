@@ -1,4 +1,4 @@
-"""The two locks: what Flawmask runs with, and what its tests need, in the same versions."""
+"""The two locks, one for running Flawmask and one for its tests, have the same versions."""
 
 import re
 import tomllib
@@ -11,14 +11,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def versions(lock: str) -> dict[str, set[str]]:
-    """Return the versions of each package; several where they depend on Python's."""
+    """Return the versions of each package. There are several where they depend on Python's version."""
     found: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([\w.-]+)==(\S+)", (ROOT / lock).read_text(), re.MULTILINE):
         found.setdefault(canonicalize_name(name), set()).add(version)
     return found
 
 
-def test_what_flawmask_runs_with_is_locked_in_versions_that_it_asks_for() -> None:
+def test_the_lock_has_versions_that_the_project_allows() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [Requirement(one) for one in [*project["dependencies"], *project["optional-dependencies"]["lite"]]]
     locked = versions("requirements.lock")

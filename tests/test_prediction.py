@@ -1,4 +1,4 @@
-"""What was found on an image: verdicts, masks, arrays, and what other tools take."""
+"""Predictions: verdicts, masks, arrays, and the formats of other tools."""
 
 import json
 import subprocess
@@ -64,7 +64,7 @@ def test_defects_score_at_least_conf_and_cover_at_least_min_area(
     assert PREDICTION.verdict(conf, min_area).is_defect == bool(expected)
 
 
-def test_the_score_of_an_image_is_its_best_defects_whatever_conf_and_of_those_large_enough() -> None:
+def test_the_score_of_an_image_is_that_of_its_best_large_enough_defect_for_any_conf() -> None:
     assert PREDICTION.verdict(0.9) == Verdict(is_defect=False, score=0.8)
     assert PREDICTION.verdict(0.5, min_area=25).score == 0.6
     assert PREDICTION.verdict(0.5, min_area=999).score == 0.0
@@ -104,7 +104,7 @@ def test_a_region_of_another_size_is_refused() -> None:
         PREDICTION.within(np.ones((30, 20), dtype=bool))
 
 
-def test_a_mask_of_which_no_more_is_known_has_its_score_all_over() -> None:
+def test_without_probabilities_the_score_map_is_the_score_in_the_whole_mask() -> None:
     scores = PREDICTION.score_map()
     assert np.allclose(scores[CRACK.mask], 0.8)
     assert np.allclose(scores[SCRATCH.mask], 0.6)
@@ -140,19 +140,19 @@ def test_arrays_are_those_of_the_instances() -> None:
         (np.zeros(4, dtype=bool), ()),
     ],
 )
-def test_it_is_indexed_as_an_array_is(which: Any, expected: tuple[Instance, ...]) -> None:
+def test_it_is_indexed_like_an_array(which: Any, expected: tuple[Instance, ...]) -> None:
     chosen = WHOLE[which]
     assert chosen.instances == expected
     assert replace(chosen, instances=WHOLE.instances) == WHOLE
 
 
 @pytest.mark.parametrize("which", [4, [0, 7], np.ones(3, dtype=bool)])
-def test_what_is_not_there_cannot_be_taken(which: Any) -> None:
+def test_an_index_without_an_instance_is_refused(which: Any) -> None:
     with pytest.raises(IndexError):
         WHOLE[which]
 
 
-def test_it_can_be_gone_through_instance_by_instance() -> None:
+def test_iterating_over_it_yields_its_instances() -> None:
     assert [one.instances for one in WHOLE] == [(one,) for one in WHOLE.instances]  # type: ignore[attr-defined]
 
 
@@ -165,7 +165,7 @@ def test_its_own_limits_make_the_verdict_where_none_are_given() -> None:
     assert WHOLE.defect_area() == 20
 
 
-def test_a_network_that_scores_images_itself_is_believed() -> None:
+def test_a_networks_own_image_score_makes_the_verdict() -> None:
     scored = replace(PREDICTION, image_score=0.4, map_of_scores=np.full((20, 30), 0.25, dtype=np.float32))
     assert scored.verdict() == Verdict(is_defect=False, score=0.4)
     assert scored.verdict(0.4).is_defect
@@ -243,7 +243,7 @@ def test_probabilities_of_any_size_become_the_mask_that_torchvision_pastes(cells
     assert [one.area for one in prediction.instances] == prediction.masks.sum(axis=(1, 2)).tolist()
 
 
-def test_raw_scores_of_images_and_pixels_are_handed_on() -> None:
+def test_raw_scores_of_images_and_pixels_are_kept() -> None:
     nothing = RawDetections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
     heat = np.zeros((20, 30), dtype=np.float32)
     scored = post_process(replace(nothing, image_score=0.6, score_map=heat), CLASSES, 20, 30)
@@ -260,8 +260,8 @@ ALSO = (
 )
 
 
-def test_what_evaluates_reports_and_draws_loads_no_torch() -> None:
-    """One after the other in a fresh process: the first that loads it is named."""
+def test_evaluation_report_and_drawing_load_no_torch() -> None:
+    """A new process imports the modules one after the other and names the first one that loads it."""
     source = Path(flawmask.__file__).parent
     modules = [
         f"{package}.{path.stem}" for package in LOOKED_THROUGH for path in sorted((source / package).glob("*.py"))

@@ -24,7 +24,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "augment": {"dataset_dir": "data"},
     "train": {"dataset_dir": "data", "output_dir": "run", "weights": "none"},
     "evaluate": {"model": "best.pt", "dataset_dir": "data"},
-    "predict": {"model": "best.pt", "input": ("images",), "output": "out"},
+    "predict": {"model": "best.pt", "input": ("images",), "output_dir": "out"},
     "demo": {"image_size": 64, "good": 2, "defective": 2, "train_good": 0},
     "compare": {"category": "bottle", "weights": "none"},
     "report": {"runs": ("run",)},
@@ -153,6 +153,42 @@ def test_root_is_another_name_for_mvtec_root(
     assert ("--layout {auto,mvtec,visa,loco," in shown) == (command in ("run", "prepare", "compare", "doctor"))
 
 
+@pytest.mark.parametrize(
+    ("command", "former", "name", "value"),
+    [("predict", "output", "output_dir", Path("here")), ("compare", "yardsticks", "baselines", "none")],
+)
+def test_a_former_name_works_as_flag_and_as_argument(
+    command: str,
+    former: str,
+    name: str,
+    value: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = []
+
+    def dispatch(config: Any) -> int:
+        given.append(getattr(config, name))
+        return cli.OK
+
+    monkeypatch.setattr(cli, "_dispatch", dispatch)
+    needed = {"predict": ["--model", "best.pt", "--input", "a.png"], "compare": ["--category", "bottle"]}[command]
+    for flag in (former, name, name.replace("_", "-")):
+        monkeypatch.setattr("sys.argv", ["flawmask", command, *needed, f"--{flag}", str(value)])
+        with pytest.raises(SystemExit):
+            cli.main()
+    kind: Any = COMMANDS[command]
+    others = {key: one for key, one in NEEDED[command].items() if key != name}
+    given.append(getattr(from_json(kind, {former: str(value), **others}), name))
+    assert given == [value] * 4
+    with pytest.raises(TypeError, match=f"{former} is the former name of {name}: give one of them"):
+        from_json(kind, {former: str(value), name: str(value), **others})
+    monkeypatch.setattr("sys.argv", ["flawmask", command, "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert f"--{name}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["run", "prepare", "compare", "doctor"])
 def test_an_unknown_layout_is_refused_with_the_list_of_known_ones(command: str) -> None:
     with pytest.raises(FlawmaskError, match="--layout lowco: there are auto, mvtec"):
@@ -177,7 +213,7 @@ def test_if_memory_runs_out_each_command_names_flags_that_it_has(
     def full(*_: Any) -> int:
         raise MemoryError
 
-    monkeypatch.setattr(cli, "_printed", full)
+    monkeypatch.setattr(cli, "_execute", full)
     monkeypatch.setattr("sys.argv", ["flawmask", command])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -19,7 +19,7 @@ from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 
 SIDE, CELL = 64, 16
-"""Pixels of an image as the network sees it, and of a cell of it, along each side."""
+"""The sides of the network's input and of a cell of it, in pixels."""
 
 
 def kind() -> Detector:
@@ -54,7 +54,7 @@ def seen(_: Any, images: list[Tensor]) -> Tensor:
 
 
 def _forward(model: Any, images: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """(B, cells, classes) logits, and (B, cells, 4) boxes in pixels, of which either corner may be the upper left."""
+    """(B, cells, classes) logits, and (B, cells, 4) boxes in pixels. Either corner may be the upper left one."""
     cells = model.head(model.body(seen(model, images))).flatten(2).transpose(1, 2)
     return cells[..., :-4], SIDE * cells[..., -4:].sigmoid()
 

@@ -1,4 +1,4 @@
-"""State dicts as others publish them, random; and networks to load them into."""
+"""Random state dicts in the forms in which they are published, and networks to load them into."""
 
 from functools import cache
 from typing import Any
@@ -17,7 +17,7 @@ State = dict[str, Tensor]
 
 @cache
 def classifier(name: str) -> State:
-    """The state dict of an ImageNet classifier, as random as it is born."""
+    """The state dict of an untrained ImageNet classifier."""
     torch.manual_seed(1)
     state: State = {"resnet18": resnet18, "resnet50": resnet50, "mobilenet": mobilenet_v3_large}[name](
         weights=None
@@ -30,7 +30,7 @@ def detector(classes: int = 2, arch: Arch = "maskrcnn_resnet18_fpn", **spec: Any
 
 
 def shaken(state: State) -> State:
-    """The same tensors, the norms' being anything but neutral, and their variances so small that epsilons show."""
+    """The same tensors, with norms that change their input, and with variances so small that epsilons matter."""
     new = {name: tensor.clone() for name, tensor in state.items()}
     for name in [name for name in new if name.endswith("running_var")]:
         norm = name.removesuffix("running_var")

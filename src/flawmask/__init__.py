@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 set_environment()
 try:
     __version__ = version("flawmask")
-except PackageNotFoundError:  # a source tree that nobody installed
+except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+source"
 
 __all__ = [
@@ -67,11 +67,11 @@ _HOMES = {
     "RawDetections": "prediction",
     "Verdict": "prediction",
 }
-"""In which module a name is; the stages, which are not listed, are in `flawmask.api`."""
+"""The module of each name. Names that are not listed, the stages, are in `flawmask.api`."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: much of it brings libraries that `--help` can do without."""
+    """Import a name when it is first used: many names need libraries that take long to load."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"flawmask.{_HOMES.get(name, 'api')}"), name)

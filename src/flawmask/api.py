@@ -1,8 +1,8 @@
-"""The stages, from Python: each takes its settings by name, or as the settings object that the command line makes.
+"""The stages as Python functions. Each takes its settings by name, or as one settings object.
 
-`flawmask COMMAND --help`, like the class of the settings, says what each setting means and what its default is. Paths
-may be strings. Each stage checks images, files and settings before it writes anything, and raises a FlawmaskError where
-they cannot be used. All raise a TypeError where there is no such setting. docs/formats.md describes the files.
+`flawmask COMMAND --help` and the settings classes explain each setting and its default. Paths may be strings. Each
+stage checks images, files and settings before it writes anything. It raises a FlawmaskError where they cannot be used,
+and a TypeError for an unknown setting. docs/formats.md describes the files.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
 
 
 def run(config: RunConfig | None = None, /, **settings: Any) -> "list[Finished]":
-    """Prepare, augment, train and evaluate one category or several; return what became of each, metrics included.
+    """Prepare, augment, train and evaluate one category or several, and return a result for each.
 
     Returns:
-        One entry for each category, or one for the data set. `name` is the category's or the data set's. `run_dir` is
-            the folder with checkpoints and results, None where it failed before. `metrics` is the content of
-            `metrics.json` of the last split that was judged, None where none was. `error` says why it failed, None
-            where it did not.
+        One entry for each category, or one for the data set. `name` is the name of the category or data set. `run_dir`
+            is the folder with checkpoints and results; None where an earlier stage failed. `metrics` is the content of
+            `metrics.json` for the last split that was evaluated; None where none was. `error` says why the category
+            failed; None where it did not.
 
     Raises:
-        FlawmaskError: images, files or settings cannot be used. Where there are several categories, one that fails
-            raises nothing: its `error` says why.
+        FlawmaskError: images, files or settings cannot be used. With several categories, a category that fails raises
+            nothing: its `error` gives the reason.
     """
     from flawmask import pipeline
 
@@ -55,7 +55,7 @@ def run(config: RunConfig | None = None, /, **settings: Any) -> "list[Finished]"
 
 
 def demo(config: DemoCommand | None = None, /, **settings: Any) -> "list[Finished]":
-    """Draw a small category in MVTec AD's layout; with `run=True` take it through the whole pipeline.
+    """Draw a small category in MVTec AD's layout; with `run=True`, run the whole pipeline on it.
 
     Returns:
         One entry as `run` returns it; none without `run=True`.
@@ -75,8 +75,8 @@ def download(config: DownloadConfig | None = None, /, **settings: Any) -> "Path"
     licence is CC BY-NC-SA 4.0: not for commercial use.
 
     Raises:
-        FlawmaskError: the category is there already, the archive cannot be had or has another SHA-256, or it does not
-            hold the category. No part of a category is left.
+        FlawmaskError: the category exists already, the archive cannot be downloaded or has a wrong SHA-256, or it does
+            not hold the category. No incomplete category is left.
     """
     from flawmask.data import download
 
@@ -84,18 +84,18 @@ def download(config: DownloadConfig | None = None, /, **settings: Any) -> "Path"
 
 
 def doctor(config: DoctorConfig | None = None, /, **settings: Any) -> "Report":
-    """Look for what is wrong with a category or a data set, and return it.
+    """Check a category or a data set for problems and return a report.
 
     Returns:
-        `problems` holds errors first, each with `severity` (`error` or `warning`), `kind`, `where` and `message`; it is
-            empty where nothing is wrong. `counts` holds `images`, `defective` and `instances` for each `split` and
-            `type`, and `sizes` how many images there are of each `width` and `height` in pixels. `contact_sheet` is the
-            path of the sheet with outlined images, None where none was written. `name` is what was checked. `layout` is
-            how a category's folders lie. `tallies` are two counts, of the images and of the annotations or masks, with
-            those that can be used and the names of the others by reason. `to_dict()` gives all as JSON values.
+        `problems` holds the problems, errors first, each with `severity` (`error` or `warning`), `kind`, `where` and
+            `message`. `counts` holds `images`, `defective` and `instances` for each `split` and `type`. `sizes` counts
+            the images of each `width` and `height` in pixels. `contact_sheet` is the path of the sheet with outlined
+            images; None where none was written. `name` is the category or data set. `layout` is the layout of a
+            category's folders. `tallies` are two counts, one of images and one of annotations or masks: how many can
+            be used, and the names of the others by reason. `to_dict()` returns all of this as JSON values.
 
     Raises:
-        FlawmaskError: there is no such category or data set, or no image in it.
+        FlawmaskError: the category or data set does not exist, or holds no image.
     """
     from flawmask.data import doctor
 
@@ -103,20 +103,20 @@ def doctor(config: DoctorConfig | None = None, /, **settings: Any) -> "Report":
 
 
 def prepare(config: PrepareConfig | None = None, /, **settings: Any) -> "Prepared":
-    """Make a COCO folder of a category and return where it is and what is in it.
+    """Make a COCO folder from a category, and return its path and a summary of its content.
 
-    The format is COCO's for object detection (https://cocodataset.org/#format-data). Every mask comes through exactly.
+    The format is COCO's for object detection (https://cocodataset.org/#format-data). Masks keep every pixel.
 
     Returns:
-        `dataset_dir` is the COCO folder. `train`, `val` and `test` say how many images are in each split, how many are
-            good and defective, and how many there are of each type; `test` is None where there is none. `left_out`
-            names the images that were left out, each with `file` and `reason`. `reused` says whether it was there
-            already. `tallies` are two counts, of the images and of the masks, with those that are used and the names of
-            the others by reason.
+        `dataset_dir` is the COCO folder. `train`, `val` and `test` count the images of each split: all, the good ones,
+            the defective ones, and those of each type. `test` is None without a test split. `left_out` lists the images
+            that were left out, each with `file` and `reason`. `reused` says whether the folder existed already.
+            `tallies` are two counts, one of images and one of masks: how many are used, and the names of the others by
+            reason.
 
     Raises:
-        FlawmaskError: the category is not there or has no defect, an image or a mask is bad and `on_error` is `stop`,
-            or the output folder holds something else, or a data set made otherwise.
+        FlawmaskError: the category does not exist or has no defect; an image or a mask is bad and `on_error` is `stop`;
+            or the output folder holds something else, or a data set made with other settings.
     """
     from flawmask.data import prepare
 
@@ -124,41 +124,42 @@ def prepare(config: PrepareConfig | None = None, /, **settings: Any) -> "Prepare
 
 
 def import_labels(source: "ImportConfig | str | Path", /, **settings: Any) -> "Prepared":
-    """Make a COCO folder of what a labelling tool wrote, and return where it is and what is in it.
+    """Make a COCO folder from the labels of a labelling tool, and return its path and a summary of its content.
 
-    docs/formats.md says what is read of each format.
+    docs/formats.md says which parts of each format are read.
 
     Args:
         source: a label file, or a folder with label files and images; or all settings as one object.
-        **settings: the other settings by name: `output_dir`, which must be given, and `source_format` (`coco`, `cvat`,
-            `labelme`, `via`, `labelstudio`, `yolo`; by default `auto`) among them.
+        **settings: the other settings by name. `output_dir` is required. `source_format` is `coco`, `cvat`, `labelme`,
+            `via`, `labelstudio`, `yolo` or, by default, `auto`.
 
     Returns:
         What `prepare` returns.
 
     Raises:
-        FlawmaskError: there are no labels of a known format, no image has a defect, a label or an image is bad and
-            `on_error` is `stop`, or the output folder holds something else, or a data set made otherwise.
+        FlawmaskError: there are no labels of a known format; no image has a defect; a label or an image is bad and
+            `on_error` is `stop`; or the output folder holds something else, or a data set made with other settings.
         UnusedError: an image or a label is not used, and `strict` is on.
     """
     from flawmask.data import import_labels
 
-    given = source if isinstance(source, ImportConfig) else from_json(ImportConfig, {"source": str(source), **settings})
-    return import_labels.import_labels(given)
+    if isinstance(source, ImportConfig):
+        return import_labels.import_labels(source)
+    return import_labels.import_labels(from_json(ImportConfig, {"source": str(source), **settings}))
 
 
 def augment(config: AugmentConfig | None = None, /, **settings: Any) -> "Augmented":
-    """Add variants to the training images of a COCO folder, in a new one, and return where it is.
+    """Make a new COCO folder with variants of the training images added, and return its path.
 
-    Image and masks are transformed together. The images that were there arrive byte for byte, in all splits.
+    An image and its masks are transformed together. The original images of all splits are copied byte for byte.
 
     Returns:
-        `dataset_dir` is the augmented COCO folder. `originals` and `variants` count the training images that were there
-            before and that were added. `reused` says whether it was there already.
+        `dataset_dir` is the augmented COCO folder. `originals` and `variants` count the original training images and
+            the added ones. `reused` says whether the folder existed already.
 
     Raises:
-        FlawmaskError: the COCO folder is damaged, or the output folder holds something else, or a data set made
-            otherwise.
+        FlawmaskError: the COCO folder is damaged, or the output folder holds something else, or a data set made with
+            other settings.
     """
     from flawmask.data import augment
 
@@ -177,22 +178,21 @@ def train(
 
     Args:
         config: the settings.
-        transform: what is made of each training image each time that it is shown: a function that takes the image,
-            (height, width, 3) uint8 RGB, the masks of its N instances, (N, height, width) bool, their class names, and
-            a NumPy generator to draw from; and returns image, masks and names, of any size.
-        callbacks: what is told of the training; see `flawmask.training.callbacks.Callback`.
+        transform: a function that is applied to a training image each time it is shown. It takes the image, (height,
+            width, 3) uint8 RGB; the masks of its N instances, (N, height, width) bool; their class names; and a NumPy
+            random generator. It returns image, masks and names. The image may have another size.
+        callbacks: objects whose methods are called during training; see `flawmask.training.callbacks.Callback`.
         **settings: the settings by name, where no `config` is given.
 
     Returns:
-        `run_dir` is the run folder, with `best.pt` and `last.pt`. `best_epoch` is the epoch that `best.pt` comes from,
-            counted from 1. `history` is the content of `history.json`, a list for each figure with an entry for each
-            epoch.
+        `run_dir` is the run folder, with `best.pt` and `last.pt`. `best_epoch` is the epoch of `best.pt`, counted from
+            1. `history` is the content of `history.json`: for each metric, a list with a value for each epoch.
 
     Raises:
-        FlawmaskError: the data set or the weights cannot be used, the device is not there, the output folder holds
-            something else, the transform returned no image with masks of its size, or the loss stopped being finite.
-        KeyboardInterrupt: Ctrl-C was pressed. The training was saved, and `resume` goes on from there.
-        SystemExit: the process was told to end by SIGTERM. The same holds.
+        FlawmaskError: the data set or the weights cannot be used; the device is not there; the output folder holds
+            something else; the transform returned masks of another size than its image; or the loss is not finite.
+        KeyboardInterrupt: Ctrl-C was pressed. The training has been saved, and `resume` continues it.
+        SystemExit: the process received SIGTERM. The training has been saved, and `resume` continues it.
     """
     from flawmask.training import loop
 
@@ -205,12 +205,13 @@ def evaluate(config: EvaluateConfig | None = None, /, **settings: Any) -> "Evalu
     docs/metrics.md defines each metric and names its source.
 
     Returns:
-        `metrics` is the content of `metrics.json`: shares are fractions from 0 to 1, times are seconds, what is
-            undefined is None. `results_dir` is the folder where it lies, with `report.html` and `predictions.json`.
+        `metrics` is the content of `metrics.json`. Ratios are fractions from 0 to 1, times are seconds, and an
+            undefined metric is None. `results_dir` is the folder with `metrics.json`, `report.html` and
+            `predictions.json`.
 
     Raises:
-        FlawmaskError: the checkpoint or the data set is damaged, they do not belong together, an image cannot be read
-            or was trained on, there is no threshold to be had, or the output folder holds something else.
+        FlawmaskError: the checkpoint or the data set is damaged; they have different classes; an image cannot be read
+            or was trained on; no threshold can be chosen; or the output folder holds something else.
     """
     from flawmask.evaluation import evaluate
 
@@ -218,17 +219,18 @@ def evaluate(config: EvaluateConfig | None = None, /, **settings: Any) -> "Evalu
 
 
 def predict(config: PredictConfig | None = None, /, **settings: Any) -> "Predicted":
-    """Find the defects on image files, write them down, and return which files have some; see `Predictor` for images
-    that are no files, or for results that are not written.
+    """Find the defects on image files, write the predictions, and return which files have defects.
+
+    For images in memory, or without writing files, use `Predictor`.
 
     Returns:
         `output` is the folder with `predictions.json`, `predictions.csv` and `overlays/`. `defective` and `good` are
-            the paths of the files with a defect and without. `unreadable` holds the reason for each path that could not
-            be read, `not_predicted` that for each other file in the folders that were named.
+            the paths of the files with and without a defect. `unreadable` gives the reason for each path that could not
+            be read; `not_predicted` gives it for each other file in the input folders.
 
     Raises:
-        FlawmaskError: there is no image at all, the checkpoint or the region of interest cannot be used, or the output
-            folder holds something else; `strict` is on, and an image was found that is not predicted.
+        FlawmaskError: there is no image at all; the checkpoint or the region of interest cannot be used; the output
+            folder holds something else; or `strict` is on and an image was found that is not predicted.
     """
     from flawmask.inference import predict
 
@@ -236,20 +238,19 @@ def predict(config: PredictConfig | None = None, /, **settings: Any) -> "Predict
 
 
 def compare(config: CompareConfig | None = None, /, **settings: Any) -> "Compared":
-    """Train and evaluate several kinds of networks on one data set; return their table and what it shows.
+    """Train and evaluate several models on one data set; return a table of them and a recommendation.
 
-    docs/metrics.md says how differences are told from chance.
+    docs/metrics.md says how differences are tested.
 
     Returns:
-        `folder` is where everything is, `comparison.html` and `comparison.json` among it. `head` and `body` are the
-            table as text: its first row, then the others. `said` holds sentences on what shows, what to take and what
-            to mind. `failed` says whether a model has no results though it was to take part.
+        `folder` is the folder with `comparison.html`, `comparison.json` and a folder for each model. `head` and `body`
+            are the table as text: its first row and its other rows. `said` holds sentences: the recommendation, what
+            the metrics show, and notes on the protocol. `failed` says whether a model failed.
 
     Raises:
-        FlawmaskError: the data set or the settings cannot be used. What goes wrong with one model is told in its
-            column.
-        KeyboardInterrupt: Ctrl-C was pressed. The same call goes on from there.
-        SystemExit: the process was told to end by SIGTERM. The same holds.
+        FlawmaskError: the data set or the settings cannot be used. An error in a single model is shown in its column.
+        KeyboardInterrupt: Ctrl-C was pressed. The same call continues the comparison.
+        SystemExit: the process received SIGTERM. The same call continues the comparison.
     """
     from flawmask.comparison import compare
 

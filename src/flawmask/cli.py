@@ -1,4 +1,4 @@
-"""The command line. It is made from the stages' settings and nothing else: a field's docstring is its help."""
+"""The command line. It is generated from the settings classes of the stages: a field's docstring is its help text."""
 
 import io
 import json
@@ -52,68 +52,68 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "doctor": DoctorConfig,
 }
 
-DESCRIPTION = """Flawmask finds and outlines defects on manufactured parts: a folder of labelled images in, a trained
-network, its figures and its outlined defects out. `flawmask demo --run` shows it all on images that it draws itself;
-`flawmask run --category bottle` does it on yours; `flawmask COMMAND --help` explains one step."""
+DESCRIPTION = """Flawmask finds and outlines defects on manufactured parts. It trains a network on a folder of labelled
+images, measures how good it is, and outlines the defects on new images. `flawmask demo --run` shows all steps on images
+that it draws itself. `flawmask run --category bottle` takes your images. `flawmask COMMAND --help` explains a step."""
 
 FLAGS = {
     "mvtec_root": tyro.conf.arg(aliases=("--root",)),
     "layout": tyro.conf.arg(metavar=f"{{{','.join((AUTO, *LAYOUTS))}}}"),
     "source_format": tyro.conf.arg(name="from"),
 }
-"""What a setting is on the command line beside what its field says."""
+"""Options of flags that their settings' fields do not have, by the name of the setting."""
 
-SPARING = ("batch_size", "inference_batch_size", "image_size", "max_proposals")
-"""Settings that take less memory the lower they are: those first that change nothing else."""
+MEMORY_SETTINGS = ("batch_size", "inference_batch_size", "image_size", "max_proposals")
+"""Settings that save memory when they are lowered. Those that change no result come first."""
 
-OK, DEFECT_FOUND, FAILED, UNUSED, INTERRUPTED, UNREAD = 0, 1, 2, 3, 130, 141
-"""The exit statuses, which docs/formats.md explains; 128 and a signal's number is one that ended the process."""
+OK, DEFECT_FOUND, FAILED, UNUSED, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 130, 141
+"""The exit statuses. docs/formats.md explains them. A status above 128 is 128 plus the number of a signal."""
 
 
 def main(command: str | None = None, **defaults: Any) -> None:
-    """Run the command line and exit the process, with one of the statuses in docs/formats.md.
+    """Run the command line and exit the process with one of the statuses in docs/formats.md.
 
     Args:
-        command: a subcommand's name, for the scripts that are one subcommand each.
-        defaults: settings that such a script has others of than the subcommand.
+        command: the name of a subcommand, for a script that is one subcommand.
+        defaults: settings whose defaults differ in that script.
     """
-    status = _guarded([*([command] if command else []), *sys.argv[1:]], defaults)
+    status = _run_command([*([command] if command else []), *sys.argv[1:]], defaults)
     if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
-        # One hangs, in a file on a dead mount say, and Python would wait for it.
+        # A thread hangs, for example while it reads a file on a dead mount. Python would wait for it forever.
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
 
 
-def _guarded(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
-    """Run one command and return its exit status; what the user can mend is one line on stderr, no traceback."""
+def _run_command(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
+    """Run one command and return its exit status. An error that the user can fix is one line on stderr."""
     own_process()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have letters that a terminal or a pipe has not
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may have letters that the output's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     status = FAILED
     console = Console(stderr=True)
     log_to(console)
     show_progress_on(console if is_first() else None)
     try:
-        return _printed(arguments, defaults)
+        return _execute(arguments, defaults)
     except RecordsError as error:
         reasons = [f"{error.path}: {problem}" for problem in error.problems]
     except UnusedError as error:
         reasons, status = [str(error)], UNUSED
     except FlawmaskError as error:
         reasons = [str(error)]
-    except BrokenPipeError:  # whoever read the output, `head` say, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes when Python ends
-        return UNREAD
+    except BrokenPipeError:  # the program that read the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes the rest when it ends
+        return BROKEN_PIPE
     except OSError as error:
         reasons = [f"{error.filename or 'the disk'}: {error.strerror or error}"]
     except (RuntimeError, MemoryError) as error:
         from flawmask.runtime import is_out_of_memory
 
-        # A process that reads images and was killed for its memory "exited unexpectedly".
+        # "exited unexpectedly": the system killed a data loader's process, which happens when memory runs out.
         if not (is_out_of_memory(error) or "exited unexpectedly" in str(error)):
             raise
-        reasons = [f"memory ran out: {_sparing(arguments[0])}"]
+        reasons = [f"memory ran out: {_memory_advice(arguments[0])}"]
     except KeyboardInterrupt:
         console.print("interrupted")
         return INTERRUPTED
@@ -124,17 +124,17 @@ def _guarded(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
     return status
 
 
-def _sparing(command: str) -> str:
-    """Return what a command's settings can do for less memory."""
+def _memory_advice(command: str) -> str:
+    """Return advice on how a command can use less memory."""
     names = {field.name for field in fields(COMMANDS[command])}  # type: ignore[arg-type]
-    flags = [f"--{name}" for name in SPARING if name in names]
+    flags = [f"--{name}" for name in MEMORY_SETTINGS if name in names]
     if not flags:
         return "close other programs"
     return f"lower {', then '.join(flags)}" + (", and try --workers 0" if "workers" in names else "")
 
 
-def _printed(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
-    """Run one command, see off what it printed, and return its exit status."""
+def _execute(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
+    """Parse the arguments, run the command, flush its output, and return its exit status."""
     try:
         if arguments == ["--version"]:
             _print_lines([f"flawmask {flawmask.__version__}"])
@@ -148,8 +148,8 @@ def _printed(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
 
 
 def _parse(arguments: Sequence[str], defaults: Mapping[str, Any]) -> tuple[Any, bool]:
-    """Return the settings of the command, and whether it shows details, which is no setting of its stage's."""
-    given = tyro.extras.subcommand_cli_from_dict(
+    """Return the command's settings, and whether --verbose was given, which is no setting of the stage."""
+    parsed = tyro.extras.subcommand_cli_from_dict(
         {name: _as_flags(kind, defaults) for name, kind in COMMANDS.items()},
         prog="flawmask",
         description=DESCRIPTION,
@@ -158,32 +158,35 @@ def _parse(arguments: Sequence[str], defaults: Mapping[str, Any]) -> tuple[Any, 
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     kind = COMMANDS[arguments[0]]
-    return kind(**{field.name: getattr(given, field.name) for field in fields(kind)}), given.verbose  # type: ignore[arg-type]
+    settings = {field.name: getattr(parsed, field.name) for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**settings), parsed.verbose
 
 
 def _as_flags(kind: Callable[..., Any], defaults: Mapping[str, Any]) -> type:
-    """Return a command's settings with what `FLAGS` says of them, with other defaults, and with one flag more."""
-    flag = Annotated[bool, tyro.conf.arg(help="Show more of what is done, such as what was loaded and recorded.")]
-    known = [field for field in fields(kind) if field.name in FLAGS.keys() | defaults]  # type: ignore[arg-type]
+    """Return a subclass of a command's settings: with the flags' options, other defaults, and a --verbose flag."""
+    verbose = Annotated[bool, tyro.conf.arg(help="Show more of what is done, such as what was loaded and recorded.")]
+    former_names = {name: former for former, name in getattr(kind, "FORMER_NAMES", {}).items()}
+    options = FLAGS | {name: tyro.conf.arg(aliases=(f"--{former}",)) for name, former in former_names.items()}
     changed = [
-        (field.name, Annotated[field.type, FLAGS.get(field.name)], defaults.get(field.name, field.default))
-        for field in known
+        (field.name, Annotated[field.type, options.get(field.name)], defaults.get(field.name, field.default))
+        for field in fields(kind)  # type: ignore[arg-type]
+        if field.name in options.keys() | defaults
     ]
-    flags = [("verbose", flag, False), *changed]
-    made = make_dataclass(kind.__name__, flags, bases=(kind,), frozen=True, kw_only=True)  # type: ignore[arg-type]
-    made.__doc__ = kind.__doc__
-    return made
+    flags = [("verbose", verbose, False), *changed]
+    flag_class = make_dataclass(kind.__name__, flags, bases=(kind,), frozen=True, kw_only=True)  # type: ignore[arg-type]
+    flag_class.__doc__ = kind.__doc__
+    return flag_class
 
 
 def _dispatch(config: Any) -> int:  # noqa: PLR0911 - a case for each command
-    """Run the stage that the config belongs to, and return the exit status."""
+    """Run the command whose settings these are, and return the exit status."""
     match config:
         case RunConfig():
-            return _print_finished(run(config))
+            return _print_results(run(config))
         case DemoCommand():
-            return _print_finished(demo(config))
+            return _print_results(demo(config))
         case DownloadConfig() | ImportConfig():
-            _print_lines([_brought_in(config)])
+            _print_lines([_fetch(config)])
         case PrepareConfig():
             return _prepare(config)
         case AugmentConfig():
@@ -207,8 +210,8 @@ def _dispatch(config: Any) -> int:  # noqa: PLR0911 - a case for each command
     return OK
 
 
-def _brought_in(config: DownloadConfig | ImportConfig) -> str:
-    """Fetch a category, or import labels, and return where it is and what to do next."""
+def _fetch(config: DownloadConfig | ImportConfig) -> str:
+    """Download a category or import labels; return the folder and the next command."""
     if isinstance(config, DownloadConfig):
         return f"{download(config).as_posix()}: now flawmask run --category {config.category}"
     folder = import_labels(config).dataset_dir.as_posix()
@@ -228,7 +231,7 @@ def _doctor(config: DoctorConfig) -> int:
 
 
 def _print_report(report: Report, *, as_json: bool) -> None:
-    """Print what the doctor found: tables for a person, or one JSON object and nothing else."""
+    """Print the doctor's report: as tables, or as one JSON object and nothing else."""
     if as_json:
         _print_lines([json.dumps(report.to_dict(), indent=2, ensure_ascii=False)])
         return
@@ -262,18 +265,18 @@ def _prepare(config: PrepareConfig) -> int:
 def _evaluate(config: EvaluateConfig) -> None:
     from flawmask.evaluation.evaluate import evaluate
 
-    judged = evaluate(config)
+    evaluated = evaluate(config)
     if is_first():
-        _print_lines([summary(judged.metrics), f"look at {(judged.results_dir / 'report.html').as_posix()}"])
+        _print_lines([summary(evaluated.metrics), f"look at {(evaluated.results_dir / 'report.html').as_posix()}"])
 
 
 def _predict(config: PredictConfig) -> int:
     from flawmask.inference.predict import predict
 
-    found = predict(config)
-    if found.unreadable:
+    predicted = predict(config)
+    if predicted.unreadable:
         return FAILED
-    return DEFECT_FOUND if config.fail_on_defect and found.defective else OK
+    return DEFECT_FOUND if config.fail_on_defect and predicted.defective else OK
 
 
 def _compare(config: CompareConfig) -> int:
@@ -290,8 +293,8 @@ def _compare(config: CompareConfig) -> int:
     return FAILED if compared.failed else OK
 
 
-def _print_finished(finished: list[Finished]) -> int:
-    """Print what became of each category: the metrics of one, a table of several."""
+def _print_results(finished: list[Finished]) -> int:
+    """Print the metrics of one category, or a table of several, and where the results are."""
     if len(finished) == 1 and finished[0].metrics is not None:
         print(summary(finished[0].metrics))  # noqa: T201
     elif len(finished) > 1:

@@ -1,6 +1,6 @@
-"""Drawing on images: outlines, tags, captions, contact sheets. Sizes follow the image: 100 and 4000 pixels both read.
+"""Drawing on images: outlines, tags, captions, contact sheets. Line and text sizes follow the size of the image.
 
-Images are (height, width, 3) uint8 RGB, masks (height, width) bool. What is passed in is never changed.
+Images are (height, width, 3) uint8 RGB, masks (height, width) bool. Arguments are never changed.
 """
 
 from collections.abc import Sequence
@@ -11,33 +11,33 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from flawmask.fonts import plain, runs
-from flawmask.masks import Crop, Mask, box_of
+from flawmask.masks import Mask, box_of
 
 Picture = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
-# Okabe and Ito, "Color Universal Design", 2008: told apart with any kind of colour vision.
+# Okabe and Ito, "Color Universal Design", 2008: people with any kind of colour vision can tell these colours apart.
 TRUTH: Colour = (0, 158, 115)
-"""Bluish green: what a person marked."""
+"""Bluish green, for true defects."""
 PREDICTION: Colour = (213, 94, 0)
-"""Vermillion: what the network found."""
+"""Vermillion, for predicted defects."""
 
 INK: Colour = (24, 24, 24)
 PAPER: Colour = (255, 255, 255)
 SURROUND: Colour = (226, 226, 226)  # beside a letterboxed image, so that its own edge can be seen
 
-FILL = 0.25  # opacity inside a mask: its place is seen and so is the defect
-CASING = 0.6  # opacity of the dark rim that parts the line from a background of its own colour
+FILL = 0.25  # opacity inside a mask: low enough to show the defect itself
+CASING = 0.6  # opacity of the dark rim that separates the line from a background of the same colour
 
 
 def outline(image: Picture, mask: Mask, colour: Colour, thickness: int | None = None) -> Picture:
-    """Return the image with the mask filled lightly and a line around it, outside, so that no defect pixel is hidden.
+    """Return the image with the mask lightly filled and a line around it. The line hides no pixel of the mask.
 
     Args:
         image: (height, width, 3) uint8 RGB.
         mask: (height, width) bool; an empty one draws nothing.
         colour: RGB.
-        thickness: of the line in pixels; by default 1/250 of the shorter side, at least 2.
+        thickness: the width of the line in pixels; by default 1/250 of the image's shorter side, at least 2.
     """
     drawn = image.copy()
     if not mask.any():
@@ -45,11 +45,11 @@ def outline(image: Picture, mask: Mask, colour: Colour, thickness: int | None = 
     line = thickness or _line(image)
     rim = _rim(line)
     x, y, width, height = box_of(mask)
-    reach = line + rim + 1  # all that changes lies in this window, which keeps a small mask cheap on a large image
+    reach = line + rim + 1  # only this window changes, so that a small mask on a large image is drawn quickly
     window = np.s_[max(0, y - reach) : y + height + reach, max(0, x - reach) : x + width + reach]
     inside = mask[window]
     away = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # A neighbour is 1 away, so a line of n pixels ends at n; beyond it, fading over one pixel smooths the edge.
+    # Neighbouring pixels have distance 1, so a line of n pixels ends at n. It fades over one more pixel: a smooth edge.
     cover = np.clip(line + 1 - away, 0, 1) * ~inside
     shade = np.clip(line + rim + 1 - away, 0, 1) * ~inside * CASING
     pixels = _blend(drawn[window].astype(np.float32), (0, 0, 0), shade)
@@ -75,15 +75,15 @@ def _blend(
 
 
 def box_labels(image: Picture, labels: Sequence[tuple[str, int, int]], colour: Colour) -> Picture:
-    """Return the image with a tag just above each place, clear of an outline's line, moved to stay on the image.
+    """Return the image with a tag just above each place. Tags leave room for an outline's line, and stay on the image.
 
-    A tag that would cover an earlier one is left out: two that overlap say less than one. So is one without text.
+    A tag that would cover an earlier one is left out, and so is a tag without text.
 
     Args:
         image: (height, width, 3) uint8 RGB.
-        labels: the text, one line, of which what does not fit the image's width is left out of its middle; and the
-            column and row, of a box's upper left corner as a rule. The most important comes first.
-        colour: RGB of the tags; the text is black or white, whichever reads better.
+        labels: for each tag, a line of text and a place, usually the upper left corner of a box: column and row. A text
+            that is too wide for the image loses its middle. The most important tag comes first.
+        colour: RGB of the tags; the text is black or white, whichever is easier to read.
     """
     drawn = image.copy()
     taken = np.zeros(image.shape[:2], dtype=bool)
@@ -115,7 +115,7 @@ def _tag_corner(image: Picture, tag: Picture, x: int, y: int) -> tuple[int, int]
 
 
 def title_bar(image: Picture, text: str, colour: Colour = INK) -> Picture:
-    """Return the image under a white strip with the text; a long one loses its middle. The image is as wide as before.
+    """Return the image below a white strip with the text. A text that is too wide loses its middle.
 
     Args:
         image: (height, width, 3) uint8 RGB.
@@ -126,7 +126,7 @@ def title_bar(image: Picture, text: str, colour: Colour = INK) -> Picture:
 
 
 def side_by_side(left: Picture, right: Picture) -> Picture:
-    """Return both images beside each other with a thin white gap; the lower one stands on white."""
+    """Return both images side by side with a thin white gap. The space below the lower one is white."""
     height = max(left.shape[0], right.shape[0])
     gap = max(2, min(left.shape[:2]) // 100)
     sheet = _blank(height, left.shape[1] + gap + right.shape[1], PAPER)
@@ -136,48 +136,53 @@ def side_by_side(left: Picture, right: Picture) -> Picture:
 
 
 def fit(image: Picture, width: int, height: int) -> Picture:
-    """Return the image at the largest size that fits `width` x `height` pixels, its proportions kept."""
+    """Return the image, with its proportions, at the largest size that fits into `width` x `height` pixels."""
     size = _fitting(image.shape[0], image.shape[1], width, height)
     shrinks = size[0] < image.shape[1]
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.uint8)
 
 
 def fit_mask(mask: Mask, width: int, height: int) -> Mask:
-    """Return the mask at the size that `fit` gives its image; a thin one stays whole: a pixel touched is set."""
+    """Return the mask at the size that `fit` gives its image. A pixel is set if any of its mask pixels is set, so that
+    thin masks stay whole."""
     size = _fitting(mask.shape[0], mask.shape[1], width, height)
     shrinks = size[0] < mask.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
     return np.asarray(cv2.resize(mask.astype(np.float32), size, interpolation=method) > 0)
 
 
-def fit_crop(cut: Crop, shape: tuple[int, int], width: int, height: int) -> Mask:
-    """Return what `fit_mask` returns of a mask that is cut out of its image's, where that shrinks, without laying it
-    out at the image's size.
+def fit_crop(crop: Crop, shape: tuple[int, int], width: int, height: int) -> Mask:
+    """Return the result of `fit_mask` for a crop-out mask, without a mask of the image's size. It must shrink.
 
     Args:
-        cut: the mask.
-        shape: the image's height and width.
-        width: the most that the result may have.
-        height: the most that the result may have.
+        crop: the crop-out mask.
+        shape: the height and width of the image.
+        width: the largest width of the result.
+        height: the largest height of the result.
     """
     columns, rows = _fitting(*shape, width, height)
-    found = np.zeros((rows, columns), dtype=bool)
-    down, across = (_cells(*side) for side in zip((cut.y, cut.x), cut.mask.shape, shape, (rows, columns), strict=True))
-    # NumPy takes no range that begins behind the last pixel, as the gap after the last cell does.
-    pixels = np.pad(cut.mask, ((0, 1), (0, 1)))
+    fitted = np.zeros((rows, columns), dtype=bool)
+    down, across = (
+        _cells(*side) for side in zip((crop.y, crop.x), crop.mask.shape, shape, (rows, columns), strict=True)
+    )
+    # The gap after the last cell begins behind the last pixel, which NumPy does not accept: so a pixel is added.
+    pixels = np.pad(crop.mask, ((0, 1), (0, 1)))
     touched = np.logical_or.reduceat(pixels, down[1], axis=0)[::2]
-    found[down[0], across[0]] = np.logical_or.reduceat(touched, across[1], axis=1)[:, ::2]
-    return found
+    fitted[down[0], across[0]] = np.logical_or.reduceat(touched, across[1], axis=1)[:, ::2]
+    return fitted
 
 
 def _cells(start: int, length: int, pixels: int, cells: int) -> tuple[slice, npt.NDArray[np.int64]]:
-    """Return which of a side's cells some of its pixels touch, and for each where these begin and end, in turns.
+    """Return the cells that a range of pixels touches, and the start and end of each cell's pixels in that range.
 
     Args:
-        start: the first of the pixels.
-        length: how many they are.
-        pixels: how many the side has, no fewer than cells.
-        cells: how many it is divided into.
+        start: the first pixel of the range.
+        length: the number of its pixels.
+        pixels: the number of pixels of the whole side, at least as many as cells.
+        cells: the number of cells of the whole side.
+
+    Returns:
+        The slice of cells; and (2 * touched cells,) start and end in turns, counted from `start`.
     """
     first, last = start * cells // pixels, -(-(start + length) * cells // pixels)
     edges = np.arange(first, last + 1) * pixels
@@ -191,13 +196,13 @@ def contact_sheet(
 ) -> Picture:
     """Return all images on one sheet, row by row, each fitted into a cell of the same size.
 
-    Small images are enlarged first and captioned then, so that the captions are as sharp as those of large ones.
+    Small images are enlarged before they get their captions, so that all captions are sharp.
 
     Args:
         images: each (height, width, 3) uint8 RGB, of any size; at least one.
-        columns: how many stand in a row.
-        cell: width and height of a cell in pixels, its caption not counted.
-        captions: a line over each image, in the order of `images`; none by default.
+        columns: the number of images in a row.
+        cell: width and height of a cell in pixels, without its caption.
+        captions: a line above each image, in the order of `images`; none by default.
     """
     width, height = cell
     cells = [_letterbox(image, width, height) for image in images]
@@ -225,9 +230,9 @@ def _letterbox(image: Picture, width: int, height: int) -> Picture:
     return box
 
 
-def _fitting(height: int, width: int, most_width: int, most_height: int) -> tuple[int, int]:
-    """Return the width and height that a picture is scaled to; neither side vanishes."""
-    scale = min(most_width / width, most_height / height)
+def _fitting(height: int, width: int, max_width: int, max_height: int) -> tuple[int, int]:
+    """Return the width and height to which a picture is scaled, each at least 1."""
+    scale = min(max_width / width, max_height / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
@@ -236,7 +241,7 @@ def _blank(height: int, width: int, colour: Colour) -> Picture:
 
 
 def _text_size(image: Picture) -> int:
-    """Return the text size in pixels: 1/40 of the shorter side; below 11 nobody can read it."""
+    """Return the text size in pixels: 1/40 of the shorter side, at least 11, which is still readable."""
     return max(11, int(min(image.shape[:2])) // 40)
 
 
@@ -245,12 +250,12 @@ def _margin(size: int) -> int:
 
 
 def _length(text: str, size: int) -> float:
-    """Return how wide a text is in pixels."""
+    """Return the width of a text in pixels."""
     return sum(font.getlength(part) for part, font in runs(text, size))
 
 
 def _strip(text: str, width: int, size: int, ink: Colour, paper: Colour) -> Picture:
-    """Return one line of text, `width` pixels wide and about 1.5 times as high as the text is large."""
+    """Return a strip with one line of text, `width` pixels wide and about 1.5 times as high as the text."""
     margin = _margin(size)
     strip = Image.new("RGB", (width, size + 2 * margin - 1), paper)
     pen, x = ImageDraw.Draw(strip), float(margin)
@@ -261,10 +266,10 @@ def _strip(text: str, width: int, size: int, ink: Colour, paper: Colour) -> Pict
 
 
 def _shortened(text: str, size: int, width: int) -> str:
-    """Return the text, or its beginning and end around an ellipsis where it is wider than `width` pixels."""
+    """Return the text. If it is wider than `width` pixels, an ellipsis replaces its middle."""
     if _length(text, size) <= width:
         return text
-    for kept in range(len(text) - 1, 0, -1):  # the end tells file names apart, so it gets the odd letter
+    for kept in range(len(text) - 1, 0, -1):  # the end gets the odd letter, because file names differ there
         shorter = f"{text[: kept // 2]}…{text[len(text) - (kept + 1) // 2 :]}"
         if _length(shorter, size) <= width:
             return shorter

@@ -17,16 +17,17 @@ import flawmask
 from flawmask.coco import CocoSplit, read_split, total_tallies, write_split
 from flawmask.data import dataset_info, layouts
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
-from flawmask.evaluation.evaluate import evaluate, predict_split, write_judgement
+from flawmask.evaluation.evaluate import evaluate, predict_split, write_evaluation
 from flawmask.evaluation.metrics import METRICS
-from flawmask.files import atomic_folder, read_json, write_json
+from flawmask.files import atomic_folder, folder_lock, read_json, write_json
 from flawmask.images import UPPER_BITS
 from flawmask.inference.predictor import load
+from flawmask.model.arch import is_chosen
 from flawmask.prediction import Prediction
 from flawmask.report.headline import lookup
-from flawmask.runs import FOLDS, POOLED, earlier, new_run_dir
+from flawmask.runs import FOLDS, MADE_BY, POOLED, begin_or_continue, check_folder
 from flawmask.settings import as_json, require, stage
-from flawmask.stages import Finished, RunConfig, augmented, prepared
+from flawmask.stages import Finished, RunConfig, augment_dataset, prepare_dataset
 from flawmask.training.choose import with_network
 from flawmask.training.config import TrainConfig
 from flawmask.training.lessons import check_lessons
@@ -34,6 +35,9 @@ from flawmask.training.loop import train
 from flawmask.training.resume import has_state
 
 log = logging.getLogger(__name__)
+
+SAME_ANYWAY = ("compile", "offline", "strict", "output_dir")
+"""Settings that change no fold: a cross-validation goes on although they have changed."""
 
 
 def cross_validate(config: RunConfig, name: str) -> Finished:
@@ -53,21 +57,34 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
     info = read_json(folders[0] / dataset_info.NAME)
     method = info.get("split_method")  # a run with folds that were divided in another way is not continued
     origin = {
-        "made_by": "flawmask run --folds",
+        "made_by": MADE_BY[FOLDS],
         "version": flawmask.__version__,
-        # These settings change no fold. A run from before they existed can be continued.
-        "settings": {
-            key: value for key, value in as_json(config).items() if key not in ("compile", "offline", "strict")
-        }
-        | {"overwrite": False, **_of_category(config, name)},
+        "settings": _settings(config) | _of_category(config, name),
         "source": info["source"],
         **({"split_method": method} if method else {}),
     }
-    run_dir = None if config.overwrite else earlier(f"*_folds/{FOLDS}", origin)
-    if run_dir is None:
-        with new_run_dir("_folds") as run_dir:
-            write_json(run_dir / FOLDS, {**origin, "done": []})
-    return Finished(name, run_dir, fold_by_fold(config, folders, run_dir))
+    run_dir = begin_or_continue(FOLDS, origin, config.output_dir, overwrite=config.overwrite, done=[])
+    with folder_lock(run_dir / "folds"):
+        return Finished(name, run_dir, fold_by_fold(config, folders, run_dir))
+
+
+def check_output_dir(config: RunConfig) -> None:
+    """Refuse an `--output_dir` that holds something else than a cross-validation with these settings.
+
+    Raises:
+        FlawmaskError: it does. Whether the images are the same is checked once they are divided.
+    """
+    if config.output_dir is None:
+        return
+    unknown = ("category", "layout") if is_chosen(config.arch) else ("category", "layout", "arch")
+    known = {key: value for key, value in _settings(config).items() if key not in unknown}
+    check_folder(config.output_dir, FOLDS, known, overwrite=config.overwrite)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that have to be the same for a cross-validation to go on."""
+    same = {key: value for key, value in as_json(config).items() if key not in SAME_ANYWAY}
+    return same | {"overwrite": False}
 
 
 def _of_category(config: RunConfig, name: str) -> dict[str, Any]:
@@ -81,10 +98,12 @@ def prepared_folds(config: RunConfig, name: str) -> list[Path]:
     """Make or reuse the COCO folder of each fold, and return the folders.
 
     Raises:
-        FlawmaskError: see `prepared`; or the folds were not all divided in the same way, so that they may share images.
+        FlawmaskError: see `prepare_dataset`; or folds that were divided in different ways may share images.
     """
     category = name if config.dataset_dir is None else None
-    folders = [prepared(replace(config, category=category, fold=fold), name) for fold in range(1, config.folds + 1)]
+    folders = [
+        prepare_dataset(replace(config, category=category, fold=fold), name) for fold in range(1, config.folds + 1)
+    ]
     methods = {read_json(folder / dataset_info.NAME).get("split_method") for folder in folders}
     require(
         len(methods) == 1,
@@ -117,7 +136,7 @@ def _one_fold(config: RunConfig, prepared_dir: Path, run_dir: Path) -> None:
     if has_state(run_dir):
         train(TrainConfig(resume=run_dir))
     else:
-        dataset_dir = augmented(config, prepared_dir)
+        dataset_dir = augment_dataset(config, prepared_dir)
         train(stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=run_dir, overwrite=True))
     place = {"model": run_dir / "best.pt", "dataset_dir": prepared_dir, "output_dir": None, "against": None}
     evaluate(stage(EvaluateConfig, config, **place))
@@ -151,7 +170,7 @@ def _evaluate_all(config: RunConfig, folders: list[Path], run_dir: Path) -> dict
         *dict.fromkeys(f"Some folds: {note}" for of_fold in by_fold for note in of_fold["notes"]),
     ]
     results_dir = run_dir / f"inference_{POOLED}"
-    return write_judgement(results_dir, split, predictions, conf, settings, config.seed, facts, notes).metrics
+    return write_evaluation(results_dir, split, predictions, conf, settings, config.seed, facts, notes).metrics
 
 
 def _rare_types(split: CocoSplit, folds: int) -> list[str]:

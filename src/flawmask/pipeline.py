@@ -1,4 +1,4 @@
-"""prepare -> augment -> train -> evaluate, for one category or several; and what of it is skipped."""
+"""`run`: prepare, augment, train and evaluate, for one category or several, with the steps that are not skipped."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -15,51 +15,62 @@ from flawmask.launch import launched
 from flawmask.model.arch import ArchChoice
 from flawmask.runs import FOLDS, new_run_dir, newest_run
 from flawmask.settings import as_json, from_json, require, stage
-from flawmask.stages import Finished, RunConfig, augmented, check_judged, check_trained, judged, judged_splits, prepared
+from flawmask.stages import (
+    Finished,
+    RunConfig,
+    augment_dataset,
+    check_evaluation,
+    check_training,
+    evaluate_run,
+    evaluated_splits,
+    prepare_dataset,
+)
 from flawmask.training.choose import with_network
 from flawmask.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
 DEMO_SIZE = 256
-"""Pixels: that of the images that are drawn."""
+"""The side of the demo's images in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoCommand(DemoConfig):
-    """Draw a small category of products with and without defects; with --run, try the whole pipeline on it."""
+    """Draw a small category of parts with and without defects; with --run, try the whole pipeline on it."""
 
     run: bool = False
-    """Prepare, train, evaluate and predict on it, with settings for two processor cores and no download."""
+    """Prepare, train, evaluate and predict on it, with settings for two CPU cores and without downloads."""
     arch: ArchChoice = "auto"
-    """The network to try. auto: what suits the device and the weights that are there already."""
+    """The network to try. auto chooses by the device and by the weights that are there already."""
 
 
 def run(config: RunConfig) -> list[Finished]:
-    """Run the pipeline for each category named and return what became of each.
+    """Run the pipeline for each category and return a result for each.
 
-    One category alone raises what goes wrong; of several, one that fails is reported and the others go on.
+    With one category, an error is raised. With several, it is logged, and the other categories go on.
 
     Raises:
         FlawmaskError: see `prepare`, `augment`, `train` and `evaluate`.
     """
     require(
         launched() == 1,
-        "run starts alone: only train and evaluate share their work among processes (prepare first, see docs/scale.md)",
+        "run is one process: only train and evaluate use several processes (prepare first, see docs/scale.md)",
     )
     if config.resume is not None:
-        return [_go_on(config.resume)]
+        return [_resume(config.resume)]
+    _check_output_dir(config)
     if config.dataset_dir is not None:
-        return [_one(config, config.dataset_dir.name)]
+        return [_run_category(config, config.dataset_dir.name)]
     _check_device(config)
     wanted = str(config.category)
     reads_root = not config.skip_prepare or wanted == "all"
     names = chosen_categories(config.mvtec_root, wanted, config) if reads_root else names_in(wanted)
     require(bool(names), f"--category {wanted!r} names none: give one, several as a,b,c, or all")
+    require(len(names) == 1 or config.output_dir is None, "--output_dir takes one category: leave it out for several")
     finished = []
     for name in names:
         try:
-            finished.append(_one(config, name))
+            finished.append(_run_category(config, name))
         except (FlawmaskError, OSError) as error:
             if len(names) == 1:
                 raise
@@ -68,84 +79,98 @@ def run(config: RunConfig) -> list[Finished]:
     return finished
 
 
-def _go_on(run_dir: Path) -> Finished:
-    """Go on with what `run` began in a folder: one training and its judgement, or the folds of a cross-validation."""
+def _resume(run_dir: Path) -> Finished:
+    """Continue a run folder of `run`: a training and its evaluation, or a cross-validation."""
     from flawmask.training.loop import train
 
     folds = run_dir / FOLDS
     path = folds if folds.is_file() else run_dir / "config.json"
     content = read_json(path)
-    found = content.get("settings" if path == folds else "part_of") if isinstance(content, dict) else None
-    if not isinstance(found, dict):
+    settings = content.get("settings" if path == folds else "part_of") if isinstance(content, dict) else None
+    if not isinstance(settings, dict):
         raise FlawmaskError(
             f"--resume {run_dir}: it is no run of the whole pipeline: try flawmask train --resume {run_dir}"
         )
     try:
-        config = from_json(RunConfig, found)
+        config = from_json(RunConfig, settings)
     except TypeError:
         raise FlawmaskError(f"{path} was written by another version of Flawmask: start the run anew") from None
     if path == folds:
-        return _one(config, config.category or Path(str(config.dataset_dir)).name)
-    train(TrainConfig(resume=run_dir), part_of=found)
+        return _run_category(replace(config, output_dir=run_dir), config.category or Path(str(config.dataset_dir)).name)
+    train(TrainConfig(resume=run_dir), part_of=settings)
     name = config.category or Path(str(config.dataset_dir)).name
-    prepared_dir = prepared(replace(config, skip_prepare=True), name)
+    prepared_dir = prepare_dataset(replace(config, skip_prepare=True), name)
     if config.skip_inference:
         return Finished(name, run_dir, None)
     return Finished(
         name,
         run_dir,
-        judged(config, run_dir, Path(content["settings"]["dataset_dir"]), judged_splits(config, prepared_dir)),
+        evaluate_run(config, run_dir, Path(content["settings"]["dataset_dir"]), evaluated_splits(config, prepared_dir)),
     )
 
 
-def _one(config: RunConfig, name: str) -> Finished:
-    """Take one category through the pipeline, once or fold by fold."""
-    if config.crosses:
+def _run_category(config: RunConfig, name: str) -> Finished:
+    """Run the pipeline for one category, once or fold by fold."""
+    if config.is_cross_validation:
         from flawmask.folds import cross_validate
 
         return cross_validate(config, name)
-    return _finish(config, name, prepared(config, name))
+    return _train_and_evaluate(config, name, prepare_dataset(config, name))
 
 
 def _check_device(config: RunConfig) -> None:
-    """Refuse a device that is not there before anything is written, not when the training gets to it."""
+    """Refuse a device that is not there before anything is written."""
     from flawmask.runtime import choose_device
 
     if config.device is not None:
         choose_device(config.device)
 
 
-def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
-    """Augment, train and judge from a COCO folder on."""
+def _check_output_dir(config: RunConfig) -> None:
+    """Refuse an `--output_dir` that holds something else before anything is written."""
+    if config.output_dir is None:
+        return
+    if config.is_cross_validation:
+        from flawmask.folds import check_output_dir
+
+        check_output_dir(config)
+        return
+    from flawmask.training.setup import check_run_folder
+
+    check_run_folder(stage(TrainConfig, config, dataset_dir=Path(), resume=None))
+
+
+def _train_and_evaluate(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
+    """Augment a COCO folder, train on it and evaluate the result."""
     from flawmask.training.loop import train
 
-    splits = judged_splits(config, prepared_dir)
+    splits = evaluated_splits(config, prepared_dir)
     if not config.skip_train:
-        check_trained(config, prepared_dir, config.arch)
+        check_training(config, prepared_dir, config.arch)
     if not config.skip_inference:
-        check_judged(config, prepared_dir, splits)
-    # Judging needs no variants, unless the validation images are to be judged as variants too.
-    judges_only = config.skip_train and not config.skip_inference and not config.augment_val
-    dataset_dir = prepared_dir if judges_only else augmented(config, prepared_dir)
+        check_evaluation(config, prepared_dir, splits)
+    # Evaluation needs no augmented variants, unless --augment_val makes variants of validation images.
+    only_evaluates = config.skip_train and not config.skip_inference and not config.augment_val
+    dataset_dir = prepared_dir if only_evaluates else augment_dataset(config, prepared_dir)
     run_dir = None
     if not config.skip_train:
         training = read_split(dataset_dir, "train", config)
         config = with_network(config, len(training.images), has_outlines=not training.box_only_defects)
-        with new_run_dir() as output_dir:
+        with new_run_dir(output_dir=config.output_dir) as output_dir:
             settings = stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=output_dir)
-            # Of several categories, what goes on later is this one.
-            whole = replace(config, category=None if config.dataset_dir else name)
-            run_dir = train(settings, part_of=as_json(whole)).run_dir
+            # With several categories, --resume continues only this one.
+            run_config = replace(config, category=None if config.dataset_dir else name)
+            run_dir = train(settings, part_of=as_json(run_config)).run_dir
     if config.skip_inference:
         return Finished(name, run_dir, None)
     run_dir = run_dir or config.model_dir or newest_run(prepared_dir)
-    return Finished(name, run_dir, judged(config, run_dir, dataset_dir, splits))
+    return Finished(name, run_dir, evaluate_run(config, run_dir, dataset_dir, splits))
 
 
 def demo(config: DemoCommand) -> list[Finished]:
-    """Draw the demo category and, with `run`, take it through the whole pipeline, prediction included.
+    """Draw the demo category and, with `run`, run the whole pipeline on it, prediction included.
 
-    The settings suit two processor cores. Nothing is downloaded: without weights at hand, a network starts from none.
+    The settings suit two CPU cores. Nothing is downloaded: if there are no weights, the network starts without any.
 
     Raises:
         FlawmaskError: the folder holds something else, or a demo made with other settings.
@@ -154,18 +179,18 @@ def demo(config: DemoCommand) -> list[Finished]:
     log.info("the demo category is in %s: %d images, %d of them defective", drawn.folder, drawn.images, drawn.defective)
     if not config.run:
         return []
-    finished = run(_demo_run(config, drawn.images))
+    finished = run(_demo_settings(config, drawn.images))
     run_dir = finished[0].run_dir
     if run_dir is not None:
         from flawmask.inference.predict import predict
 
-        unseen = PrepareConfig(category=config.category).dataset_dir / "val" / "images"
-        predict(PredictConfig(model=run_dir / "best.pt", input=(str(unseen),), output=run_dir / "predictions"))
+        images = PrepareConfig(category=config.category).dataset_dir / "val" / "images"
+        predict(PredictConfig(model=run_dir / "best.pt", input=(str(images),), output_dir=run_dir / "predictions"))
     return finished
 
 
-def _demo_run(config: DemoCommand, images: int) -> RunConfig:
-    """Return the settings with which the demo category is taken through the pipeline."""
+def _demo_settings(config: DemoCommand, images: int) -> RunConfig:
+    """Return the settings of the pipeline for the demo category."""
     settings = RunConfig(
         category=config.category,
         mvtec_root=config.mvtec_root,
@@ -181,6 +206,8 @@ def _demo_run(config: DemoCommand, images: int) -> RunConfig:
         return with_network(settings, images)
     except OutOfReachError as error:
         log.info("%s", error)
-        # From nothing, the same images have to be shown more often.
-        bare = replace(settings, weights="none", image_size=160, epochs=6, skip_augment=False, augmentation_factor=1)
-        return with_network(bare, images)
+        # Without pretrained weights, training needs more steps: each image and a variant of it.
+        untrained = replace(
+            settings, weights="none", image_size=160, epochs=6, skip_augment=False, augmentation_factor=1
+        )
+        return with_network(untrained, images)

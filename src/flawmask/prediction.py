@@ -1,7 +1,7 @@
-"""What was found on an image, and how it follows from what a network gives. Without torch: any runtime can use it.
+"""Predictions, and how they follow from a network's output. This module does not need PyTorch: any runtime can use it.
 
->>> found = RawDetections(np.float32([[4, 2, 8, 6], [0, 0, 3, 9]]), np.array([2, 2]), np.float32([0.8, 0.4]))
->>> prediction = post_process(found, ("good", "crack"), height=20, width=30)
+>>> detections = RawDetections(np.float32([[4, 2, 8, 6], [0, 0, 3, 9]]), np.array([2, 2]), np.float32([0.8, 0.4]))
+>>> prediction = post_process(detections, ("good", "crack"), height=20, width=30)
 >>> prediction.is_defect, prediction.labels.tolist(), prediction.boxes[0].tolist()
 (True, ['crack', 'crack'], [4.0, 2.0, 8.0, 6.0])
 >>> len(prediction[prediction.scores > 0.5]), prediction.verdict(conf=0.9).is_defect
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from flawmask import masks
 from flawmask.errors import FlawmaskError
 from flawmask.good_names import GOOD
-from flawmask.inference.paste import grown, mask_changes, probabilities_in_box
+from flawmask.inference.paste import expand_boxes, mask_changes, probabilities_in_box
 from flawmask.masks import Mask
 
 if TYPE_CHECKING:
@@ -29,17 +29,17 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RawDetections:
-    """What a network gives for one image, as NumPy arrays of whatever runtime computed it.
+    """The output of a network for one image, as NumPy arrays.
 
     Attributes:
-        boxes: (N, 4) float32, x1 y1 x2 y2 in pixels of the image as it was read, not as the network saw it.
-        labels: (N,) whole numbers: 1 for the first class.
+        boxes: (N, 4) float32, x1 y1 x2 y2 in pixels of the original image, not of the network's input.
+        labels: (N,) integers; 1 is the first class.
         scores: (N,) float32, 0 to 1, in any order.
-        masks: (N, M, M) float32, how likely each cell of the box belongs to the instance, 0 to 1, for any M; None of a
-            network that finds boxes.
-        image_score: how likely the image has a defect, 0 to 1, of a network that says so itself; else None.
-        score_map: (height, width) float32 of the image as it was read, how likely each pixel is defective, 0 to 1, of a
-            network that says so itself; else None.
+        masks: (N, M, M) float32, the probability that each cell of the box belongs to the instance, for any M; None
+            for a network that predicts only boxes.
+        image_score: the probability that the image has a defect; None for a network that scores only instances.
+        score_map: (height, width) float32, the probability that each pixel of the original image is defective; None
+            for a network that scores only instances.
     """
 
     boxes: Floats
@@ -52,17 +52,17 @@ class RawDetections:
 
 @dataclass(frozen=True)
 class Instance:
-    """One thing found on an image.
+    """One predicted instance.
 
     Attributes:
-        label: the class's name.
-        score: how sure the network is, 0 to 1.
-        box: (x1, y1, x2, y2) in pixels of the image, edges of the box.
+        label: the name of its class.
+        score: the network's confidence, 0 to 1.
+        box: (x1, y1, x2, y2), the edges of the box in pixels of the image.
         rle: the mask as COCO's compressed RLE (https://cocodataset.org/#format-results) at the image's size: `size`,
-            [height, width], and `counts`, text. Of a detector without masks, the box's pixels.
-        area: how many pixels these are.
-        probabilities: (M, M) float32, how likely each cell of the box belongs to it, 0 to 1; None: only the mask is
-            known.
+            [height, width], and `counts`, text. For a detector without masks, it holds the pixels of the box.
+        area: the number of pixels of the mask.
+        probabilities: (M, M) float32, the probability that each cell of the box belongs to the instance; None where
+            only the mask is known.
     """
 
     label: str
@@ -74,7 +74,7 @@ class Instance:
 
     @property
     def is_defect(self) -> bool:
-        """Whether the class is a defect: any but `good`."""
+        """Whether the class is a defect, that is, not `good`."""
         return self.label != GOOD
 
     @property
@@ -85,7 +85,7 @@ class Instance:
 
     @property
     def mask(self) -> Mask:
-        """The mask: (height, width) bool, at the image's size. It is decoded at each call."""
+        """The mask, (height, width) bool, at the image's size. Each access decodes it."""
         return masks.decode(self.rle, *self.rle["size"])
 
 
@@ -95,8 +95,8 @@ class Verdict:
 
     Attributes:
         is_defect: whether the image is rejected.
-        score: the highest score of a defect instance, 0 to 1, and 0 where there is none; of a network that scores
-            images itself, the image's.
+        score: the image's score, 0 to 1: the highest score of a defect instance, or 0 without one. A network that
+            scores images gives its own.
     """
 
     is_defect: bool
@@ -105,23 +105,23 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found on one image.
+    """The prediction for one image.
 
-    It has a length, the number of instances, and can be indexed as an array can: `prediction[prediction.scores > 0.7]`
-    holds the instances that score more than 0.7, and `prediction[0]` the one with the highest score.
+    Its length is the number of instances, and it can be indexed like an array: `prediction[prediction.scores > 0.7]`
+    has the instances that score more than 0.7, and `prediction[0]` the one with the highest score.
 
     Attributes:
-        height: the image's, in pixels.
-        width: the image's, in pixels.
-        instances: everything above the score floor, 0.05 by default, of every class, the highest score first. Where
-            the network learned a class `good`, some are of that; `defects` leaves them out.
-        has_masks: whether the network outlines what it finds; if not, boxes stand in for masks.
+        height: the height of the image in pixels.
+        width: the width of the image in pixels.
+        instances: all instances above the score floor, 0.05 by default, the highest score first. They include those of
+            a class `good`, if the network has one; `defects` leaves them out.
+        has_masks: whether the network predicts masks; if not, boxes take their place.
         classes: the names of the network's classes in the order of its labels 1, 2, ...
-        conf: the threshold of the verdict where no other is given, 0 to 1.
-        min_area: how many pixels a defect must cover to count where no other number is given.
+        conf: the default threshold of the verdict, 0 to 1.
+        min_area: the default number of pixels that a defect must have to count.
         image_score: see `RawDetections`.
         map_of_scores: the `score_map` of `RawDetections`.
-        image: (height, width, 3) uint8 RGB, what it was found on; None where that is not kept.
+        image: the predicted image, (height, width, 3) uint8 RGB; None where it was not kept.
     """
 
     height: int
@@ -136,56 +136,56 @@ class Prediction:
     image: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
-        """Return how many instances there are."""
+        """Return the number of instances."""
         return len(self.instances)
 
     def __getitem__(self, which: Any) -> "Prediction":
         """Return the prediction with some of its instances.
 
         Args:
-            which: what indexes an array of as many entries as there are instances: a number, a slice, numbers, or as
-                many bools.
+            which: an index of a NumPy array with an entry for each instance: a number, a slice, an array of numbers, or
+                an array with a bool for each instance.
 
         Raises:
-            IndexError: there is no such instance, or the bools are not as many.
+            IndexError: there is no such instance, or the number of bools is wrong.
         """
         places = np.atleast_1d(np.arange(len(self.instances))[which])
         return replace(self, instances=tuple(self.instances[place] for place in places))
 
     @property
     def is_defect(self) -> bool:
-        """Whether the image is a defect at the prediction's own threshold, `conf`, and `min_area`."""
+        """Whether the image is rejected with the prediction's own `conf` and `min_area`."""
         return self.verdict().is_defect
 
     @property
     def labels(self) -> npt.NDArray[np.str_]:
-        """(N,) text, the instances' class names."""
+        """(N,) text, the class names of the instances."""
         return np.array([one.label for one in self.instances], dtype=np.str_)
 
     @property
     def scores(self) -> Floats:
-        """(N,) float32, the instances' scores, 0 to 1, the highest first."""
+        """(N,) float32, the scores of the instances, 0 to 1, the highest first."""
         return np.array([one.score for one in self.instances], dtype=np.float32)
 
     @property
     def boxes(self) -> Floats:
-        """(N, 4) float32, the instances' boxes, x1 y1 x2 y2 in pixels of the image."""
+        """(N, 4) float32, the boxes of the instances, x1 y1 x2 y2 in pixels of the image."""
         return np.array([one.box for one in self.instances], dtype=np.float32).reshape(-1, 4)
 
     @property
     def masks(self) -> Mask:
-        """(N, height, width) bool, the instances' masks. They are decoded at each call."""
-        found = np.zeros((len(self.instances), self.height, self.width), dtype=bool)
-        for mask, instance in zip(found, self.instances, strict=True):
+        """(N, height, width) bool, the masks of the instances. Each access decodes them."""
+        decoded = np.zeros((len(self.instances), self.height, self.width), dtype=bool)
+        for mask, instance in zip(decoded, self.instances, strict=True):
             mask[:] = instance.mask
-        return found
+        return decoded
 
     def defects(self, conf: float = 0.0, min_area: int = 0) -> list[Instance]:
         """Return the defect instances that score at least `conf` and cover at least `min_area` pixels.
 
         Args:
-            conf: the least score, 0 to 1; not the prediction's own by default.
-            min_area: in pixels; not the prediction's own by default.
+            conf: the lowest score, 0 to 1. The default is 0, not the prediction's own.
+            min_area: in pixels. The default is 0, not the prediction's own.
         """
         return [
             instance
@@ -194,10 +194,10 @@ class Prediction:
         ]
 
     def verdict(self, conf: float | None = None, min_area: int | None = None) -> Verdict:
-        """Return whether the image is a defect, and its score.
+        """Return whether the image is rejected, and its score.
 
-        It is one where any defect instance scores at least `conf` and covers at least `min_area` pixels; of a network
-        that scores images itself, where the image's score is at least `conf`.
+        It is rejected if a defect instance scores at least `conf` and covers at least `min_area` pixels. With a network
+        that scores images, it is rejected if the image's score is at least `conf`.
 
         Args:
             conf: the threshold, 0 to 1; by default the prediction's own.
@@ -220,7 +220,7 @@ class Prediction:
         return masks.decode(self._union(conf, min_area), self.height, self.width)
 
     def defect_area(self, conf: float | None = None, min_area: int | None = None) -> int:
-        """Return how many pixels `defect_mask` has, without laying out a mask.
+        """Return the number of pixels of `defect_mask`, without decoding a mask.
 
         Args:
             conf: the threshold, 0 to 1; by default the prediction's own.
@@ -229,21 +229,21 @@ class Prediction:
         return masks.area(self._union(conf, min_area))
 
     def _union(self, conf: float | None, min_area: int | None) -> dict[str, Any]:
-        found = self.defects(*self._limits(conf, min_area))
-        return masks.union([one.rle for one in found], self.height, self.width)
+        defects = self.defects(*self._limits(conf, min_area))
+        return masks.union([one.rle for one in defects], self.height, self.width)
 
     def _limits(self, conf: float | None, min_area: int | None) -> tuple[float, int]:
         return self.conf if conf is None else conf, self.min_area if min_area is None else min_area
 
     def score_map(self, min_area: int = 0) -> Floats:
-        """Return how sure the network is of a defect at each pixel: (height, width) float32, 0 to 1.
+        """Return the defect score of each pixel, (height, width) float32, 0 to 1.
 
-        It is 0 outside all boxes. Inside, it is the highest score x mask probability over the defect instances whose
-        box holds the pixel; an instance of which only the mask is known has a probability of 1 in it. A network's own
-        map is taken as it is.
+        It is the network's own map, if there is one. Otherwise it is 0 outside all boxes. Inside, it is the highest
+        score x mask probability of the defect instances whose box holds the pixel. Where only an instance's mask is
+        known, the probability is 1 in the mask.
 
         Args:
-            min_area: defect instances of fewer pixels do not count.
+            min_area: defect instances with fewer pixels do not count.
         """
         if self.map_of_scores is not None:
             return self.map_of_scores
@@ -252,21 +252,23 @@ class Prediction:
             if instance.probabilities is None:
                 window, local = np.s_[0 : self.height, 0 : self.width], instance.mask.astype(np.float32)
             else:
-                (box,) = grown(np.array([instance.box], dtype=np.float32), len(instance.probabilities))
+                (box,) = expand_boxes(np.array([instance.box], dtype=np.float32), len(instance.probabilities))
                 local, x, y = probabilities_in_box(instance.probabilities, box, self.height, self.width)
                 window = np.s_[y : y + local.shape[0], x : x + local.shape[1]]
             scores[window] = np.maximum(scores[window], np.float32(instance.score) * local)
         return scores
 
     def within(self, region: Mask) -> "Prediction":
-        """Return the prediction with defects cut to the region; those wholly outside it are gone. Boxes follow the cut
-        masks, and instances of the class `good` stay as they are.
+        """Return the prediction with all defects cut to the region.
+
+        Defects outside the region are dropped. The boxes are those of the cut masks. Instances of the class `good` stay
+        as they are.
 
         Args:
             region: (height, width) bool, True where defects count.
 
         Raises:
-            FlawmaskError: the region is of another size than the image.
+            FlawmaskError: the region and the image differ in size.
         """
         if region.shape != (self.height, self.width):
             raise FlawmaskError(
@@ -277,13 +279,13 @@ class Prediction:
         return replace(self, instances=tuple(cut for one in self.instances if (cut := _cut(one, rle)) is not None))
 
     def to_dict(self, conf: float | None = None, min_area: int | None = None) -> dict[str, Any]:
-        """Return what `predictions.json` says of an image, ready for JSON.
+        """Return the image's record in `predictions.json`, as JSON values.
 
-        Keys: `width`, `height`; `verdict`, `good` or `defect`; `score`, the highest of a defect; `instances`, the
-        defects at or above the threshold that cover at least `min_area` pixels, each with `class`, `score`, `box`
-        [x, y, width, height], `area` in pixels and `segmentation`, compressed COCO RLE at the image's size;
-        `defect_area_px` and `defect_area_percent`, what they cover together. Of a network that outlines nothing,
-        `segmentation`, `defect_area_px` and `defect_area_percent` are None and `area` is the box's.
+        Keys: `width`, `height`; `verdict`, `good` or `defect`; `score`, the highest score of a defect; `instances`, the
+        defects that score at least the threshold and cover at least `min_area` pixels, each with `class`, `score`,
+        `box` [x, y, width, height], `area` in pixels and `segmentation`, compressed COCO RLE at the image's size;
+        `defect_area_px` and `defect_area_percent`, the area of their union. For a network without masks,
+        `segmentation`, `defect_area_px` and `defect_area_percent` are None, and `area` is that of the box.
 
         Args:
             conf: the threshold, 0 to 1; by default the prediction's own.
@@ -312,16 +314,17 @@ class Prediction:
         }
 
     def to_coco(self, image_id: int, category_ids: dict[str, int] | None = None) -> list[dict[str, Any]]:
-        """Return all instances in COCO's results format (https://cocodataset.org/#format-results): a list of records
-        with `image_id`, `category_id`, `bbox` [x, y, width, height], `score` and, of a network that outlines what it
-        finds, `segmentation`, compressed RLE.
+        """Return all instances in COCO's results format (https://cocodataset.org/#format-results).
+
+        Each record has `image_id`, `category_id`, `bbox` [x, y, width, height], `score` and, for a network with masks,
+        `segmentation`, compressed RLE.
 
         Args:
             image_id: the image's id in the data set.
             category_ids: the id of each class in the data set, by its name; by default the network's own labels.
 
         Raises:
-            KeyError: a class has no id there, or `category_ids` is not given and the prediction has no `classes`.
+            KeyError: `category_ids` lacks a class; or it is not given, and the prediction has no `classes`.
         """
         ids = category_ids or {name: label for label, name in enumerate(self.classes, start=1)}
         return [
@@ -338,9 +341,9 @@ class Prediction:
     def to_supervision(self) -> Any:
         """Return all N instances as `supervision.Detections` (https://supervision.roboflow.com/latest/detection/core).
 
-        `xyxy` is (N, 4) float32 in pixels of the image. `mask` is (N, height, width) bool, None where nothing is
-        outlined. `confidence` is (N,) float32, 0 to 1. `class_id` is (N,) whole numbers, the network's labels from 1
-        on. `data["class_name"]` is (N,) text.
+        `xyxy` is (N, 4) float32 in pixels of the image. `mask` is (N, height, width) bool; None without masks.
+        `confidence` is (N,) float32, 0 to 1. `class_id` is (N,) integers, the network's labels, which start at 1.
+        `data["class_name"]` is (N,) text.
 
         Raises:
             FlawmaskError: the package `supervision` is not installed.
@@ -360,15 +363,16 @@ class Prediction:
         )
 
     def overlay(self, image: npt.NDArray[np.uint8] | None = None) -> "PIL.Image.Image":
-        """Return a picture of the image with its defects outlined, and tagged with class and score where there is room:
-        those that make the verdict at the prediction's own threshold. It is RGB, and enlarged or shrunk so that it can
-        be looked at.
+        """Return an RGB picture of the image with its defects outlined, enlarged or shrunk to suit a screen.
+
+        It shows the defects that count for the verdict with the prediction's own `conf` and `min_area`. They are tagged
+        with class and score where there is room.
 
         Args:
-            image: (height, width, 3) uint8 RGB; by default the one that it was found on.
+            image: (height, width, 3) uint8 RGB; by default the predicted image.
 
         Raises:
-            FlawmaskError: the image is not kept, and none is given.
+            FlawmaskError: the predicted image was not kept, and none is given.
         """
         from PIL import Image
 
@@ -378,12 +382,12 @@ class Prediction:
         shown = self.image if image is None else image
         if shown is None:
             raise FlawmaskError("this prediction does not hold its image: give it to overlay()")
-        found = self.defects(self.conf, self.min_area)
-        return Image.fromarray(draw_instances(shown, found, PREDICTION, viewing_size(shown)))
+        defects = self.defects(self.conf, self.min_area)
+        return Image.fromarray(draw_instances(shown, defects, PREDICTION, viewing_size(shown)))
 
 
 def _cut(instance: Instance, region: dict[str, Any]) -> Instance | None:
-    """Return the instance with its mask cut to the region, an RLE; None for a defect of which nothing is left."""
+    """Return the instance with its mask cut to the region, an RLE; None for a defect outside the region."""
     if not instance.is_defect:
         return instance
     rle = masks.intersection(instance.rle, region)
@@ -395,47 +399,48 @@ def _cut(instance: Instance, region: dict[str, Any]) -> Instance | None:
     return replace(instance, box=box, rle=rle, area=area, probabilities=None)
 
 
-def post_process(found: RawDetections, classes: Sequence[str], height: int, width: int) -> Prediction:
-    """Return what a network gave for an image as instances, the highest score first; masks never leave their boxes.
+def post_process(detections: RawDetections, classes: Sequence[str], height: int, width: int) -> Prediction:
+    """Return the prediction for a network's output, its instances with the highest score first.
 
-    Masks have the pixels that torchvision's `paste_masks_in_image` gives them, at a probability of 0.5.
+    Masks have the pixels of torchvision's `paste_masks_in_image` with a probability above 0.5. They never leave their
+    boxes.
 
     Args:
-        found: what it gave.
+        detections: the network's output.
         classes: the names of its classes in the order of its labels 1, 2, ...
-        height: the image's, in pixels.
-        width: the image's, in pixels.
+        height: the height of the image in pixels.
+        width: the width of the image in pixels.
     """
-    make = _of_boxes if found.masks is None else _of_masks
-    instances = sorted(make(found, classes, height, width), key=lambda instance: -instance.score)
+    make = _of_boxes if detections.masks is None else _of_masks
+    instances = sorted(make(detections, classes, height, width), key=lambda instance: -instance.score)
     return Prediction(
         height,
         width,
         tuple(instances),
-        has_masks=found.masks is not None,
+        has_masks=detections.masks is not None,
         classes=tuple(classes),
-        image_score=found.image_score,
-        map_of_scores=found.score_map,
+        image_score=detections.image_score,
+        map_of_scores=detections.score_map,
     )
 
 
-def _of_masks(found: RawDetections, classes: Sequence[str], height: int, width: int) -> list[Instance]:
-    assert found.masks is not None
+def _of_masks(detections: RawDetections, classes: Sequence[str], height: int, width: int) -> list[Instance]:
+    assert detections.masks is not None
     instances = []
-    for at, box in enumerate(grown(found.boxes, found.masks.shape[-1])):
-        probabilities = found.masks[at]
+    for at, box in enumerate(expand_boxes(detections.boxes, detections.masks.shape[-1])):
+        probabilities = detections.masks[at]
         rle, area = masks.rle_of_changes(mask_changes(probabilities, box, height, width), height, width)
-        x1, y1, x2, y2 = found.boxes[at].tolist()
-        label, score = classes[int(found.labels[at]) - 1], float(found.scores[at])
+        x1, y1, x2, y2 = detections.boxes[at].tolist()
+        label, score = classes[int(detections.labels[at]) - 1], float(detections.scores[at])
         instances.append(Instance(label, score, (x1, y1, x2, y2), rle, area, probabilities))
     return instances
 
 
-def _of_boxes(found: RawDetections, classes: Sequence[str], height: int, width: int) -> list[Instance]:
-    """Return those boxes that lie on the image, at least in part."""
+def _of_boxes(detections: RawDetections, classes: Sequence[str], height: int, width: int) -> list[Instance]:
+    """Return the boxes, without those that lie outside the image."""
     instances = []
     for (x1, y1, x2, y2), label, score in zip(
-        found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+        detections.boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), strict=True
     ):
         box = (max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2))
         rle = masks.rle_of_box(box, height, width)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from flawmask.errors import FlawmaskError
 
@@ -31,6 +31,9 @@ Precision = Literal["fp32", "bf16", "fp16", "auto"]
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The base of all settings classes. Each class checks its own fields and then calls the next class."""
+
+    FORMER_NAMES: ClassVar[Mapping[str, str]] = {}
+    """Names that settings had in earlier versions, each with today's name. They still work as flags and arguments."""
 
     def __post_init__(self) -> None:
         """End the chain of checks."""
@@ -170,13 +173,18 @@ def has_origin(content: Any, origin: Mapping[str, Any]) -> bool:
 
 
 def from_json(kind: type[T], stored: Mapping[str, Any]) -> T:
-    """Return settings of class `kind` from the JSON values that `as_json` returned.
+    """Return the settings that `as_json` gave. A setting may have its former name.
 
     Raises:
         FlawmaskError: a value is not allowed.
-        TypeError: `kind` has no such field.
+        TypeError: there is a field that `kind` does not have, or a setting is given under both of its names.
     """
     types = get_type_hints(kind)
+    for former, name in getattr(kind, "FORMER_NAMES", {}).items():
+        if former in stored:
+            if name in stored:
+                raise TypeError(f"{former} is the former name of {name}: give one of them")
+            stored = {name if key == former else key: value for key, value in stored.items()}
 
     def typed(name: str, value: Any) -> Any:
         allowed = str(types.get(name))

@@ -1,4 +1,4 @@
-"""A category of grey plates, good ones and ones with a stain, that models of a second or two tell apart."""
+"""A category of grey plates, with and without a stain, which models learn to tell apart in a second or two."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`compare` as a command, with real trainings of a few seconds: killed and said again, models that fail, folds."""
+"""`compare` as a command, with real trainings of a few seconds: killed and resumed, models that fail, folds."""
 
 import csv
 import json
@@ -22,6 +22,7 @@ from flawmask.comparison import contender, speed
 from flawmask.comparison.compare import compare
 from flawmask.comparison.conclusions import Compared
 from flawmask.comparison.config import CompareConfig
+from flawmask.errors import FlawmaskError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
@@ -57,7 +58,7 @@ def scores_of(results: Path) -> tuple[list[bool], list[float]]:
     return [row["truth"] == "defect" for row in table], [float(row["score"]) for row in table]
 
 
-def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_other(
+def test_a_killed_comparison_goes_on_and_a_model_that_fails_does_not_stop_the_others(
     mvtec_root: Path, tmp_path: Path
 ) -> None:
     weights = tmp_path / "other.pth"
@@ -88,7 +89,7 @@ def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_
     assert failed["failed"]
     assert "not one tensor fits" in failed["reason"]
     assert not content["models"]["patchcore"]["failed"]
-    assert "without pretrained features" in content["models"]["patchcore"]["reason"]
+    assert "needs pretrained features" in content["models"]["patchcore"]["reason"]
     done = [name for name in content["models"] if name not in ("yolo11s", "patchcore")]
     assert set(content["seconds_per_image"]) == set(done)
     check_figures(folder, content, done)
@@ -98,7 +99,7 @@ def test_a_comparison_killed_half_way_goes_on_and_one_model_that_fails_stops_no_
 
 
 def check_figures(folder: Path, content: dict[str, Any], done: list[str]) -> None:
-    """Hold the comparison's figures against the models' own, and these against another implementation."""
+    """Check the comparison's metrics against the models' own metrics, and these against another implementation."""
     ranked = {one["figure"]: one for one in content["ranked"]}
     metrics = {name: read(folder / content["models"][name]["results"] / "metrics.json") for name in done}
     aurocs = {name: roc_auc_score(*scores_of(folder / content["models"][name]["results"])) for name in done}
@@ -125,10 +126,10 @@ def check_figures(folder: Path, content: dict[str, Any], done: list[str]) -> Non
     ("number", "is_spawned"),
     [(signal.SIGINT, False), (signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.services)],
 )
-def test_told_to_stop_it_saves_and_says_so_by_its_status(
+def test_after_a_signal_it_saves_and_ends_with_the_signals_status(
     mvtec_root: Path, tmp_path: Path, number: int, is_spawned: bool
 ) -> None:
-    said = [*command(mvtec_root, Path("none")), "--yardsticks", "none"]
+    said = [*command(mvtec_root, Path("none")), "--baselines", "none"]
     for flag, value in {"--archs": STANDS_IN_FOR, "--weights": "none", "--workers": "1", "--epochs": "999"}.items():
         said[said.index(flag) + 1] = value
     process: Forked | subprocess.Popen[str]
@@ -146,16 +147,38 @@ def test_told_to_stop_it_saves_and_says_so_by_its_status(
     assert not (state.parent.parent / "comparison.md").exists()
 
 
-@pytest.mark.services
-def test_over_folds_each_model_is_judged_on_all_images_by_models_that_have_not_seen_them(
-    mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a comparison start no process: a new one needs seconds to import PyTorch. The tests above start real ones."""
     monkeypatch.chdir(tmp_path)
-    # In this process, since a new one needs seconds to import PyTorch; the tests above start real ones.
-    monkeypatch.setattr(comparing, "in_own_process", _here)
+    monkeypatch.setattr(comparing, "run_in_own_process", _here)
     monkeypatch.setattr(contender, "begin", lambda **_: None)
     monkeypatch.setattr(speed, "begin", lambda **_: None)
-    monkeypatch.setattr(speed, "ROUNDS", speed.FEWEST_ROUNDS)
+    monkeypatch.setattr(speed, "MAX_ROUNDS", speed.MIN_ROUNDS)
+
+
+@pytest.mark.usefixtures("in_this_process", "small_network")
+def test_a_comparison_goes_into_the_folder_that_is_named_and_goes_on_there(mvtec_root: Path, tmp_path: Path) -> None:
+    named: dict[str, Any] = {"archs": STANDS_IN_FOR, "baselines": "none", "proposals": 30, "output_dir": Path("mine")}
+    first = compare(quick(mvtec_root, **named))
+    assert first.folder == Path("mine")
+    assert {"comparison.html", "comparison.json", f"{STANDS_IN_FOR}.json"} <= {
+        path.name for path in Path("mine").iterdir()
+    }
+    best = Path("mine", STANDS_IN_FOR, "best.pt")
+    trained = best.stat().st_mtime_ns
+    assert compare(quick(mvtec_root, **named)).body == first.body
+    with pytest.raises(FlawmaskError, match="mine holds a comparison with another --epochs: name another folder"):
+        compare(quick(mvtec_root, **named, epochs=3))
+    assert best.stat().st_mtime_ns == trained
+    compare(quick(mvtec_root, **named, overwrite=True))
+    assert best.stat().st_mtime_ns > trained
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["datasets", "mine"]
+
+
+@pytest.mark.services
+@pytest.mark.usefixtures("in_this_process")
+def test_with_folds_each_image_is_evaluated_by_a_model_that_was_not_trained_on_it(mvtec_root: Path) -> None:
     compared = _over_folds(mvtec_root)
     content = read(compared.folder / "comparison.json")
     assert not compared.failed
@@ -176,21 +199,22 @@ def _here(work: Callable[..., None], *given: Any, **named: Any) -> int:
     return 0
 
 
+def quick(mvtec_root: Path, **changes: Any) -> CompareConfig:
+    """Return settings with which a model is trained in a moment."""
+    settings: dict[str, Any] = {
+        "category": "plate",
+        "mvtec_root": mvtec_root,
+        "weights": "none",
+        "epochs": 2,
+        "image_size": 64,
+        "workers": 0,
+        "device": "cpu",
+        "skip_augment": True,
+        "resamples": 50,
+        "overlays": 0,
+    }
+    return CompareConfig(**(settings | changes))
+
+
 def _over_folds(mvtec_root: Path) -> Compared:
-    return compare(
-        CompareConfig(
-            category="plate",
-            mvtec_root=mvtec_root,
-            archs="yolo11n-seg",
-            yardsticks="resnet18_classifier",
-            weights="none",
-            folds=2,
-            epochs=2,
-            image_size=64,
-            workers=0,
-            device="cpu",
-            skip_augment=True,
-            resamples=50,
-            overlays=0,
-        )
-    )
+    return compare(quick(mvtec_root, archs="yolo11n-seg", baselines="resnet18_classifier", folds=2))

@@ -1,4 +1,4 @@
-"""What a comparison makes of results where images come in groups, from tables of scores that are made by hand."""
+"""How a comparison ranks models where images come in groups, from score tables made by hand."""
 
 import csv
 import json
@@ -11,8 +11,8 @@ from report.made import make_dataset
 
 from flawmask.coco import read_split
 from flawmask.comparison.conclusions import _ranked
-from flawmask.comparison.config import YARDSTICKS, CompareConfig
-from flawmask.comparison.entry import Entry, Ground
+from flawmask.comparison.config import BASELINES, CompareConfig
+from flawmask.comparison.entry import Entry, SharedData
 
 
 def group(dataset: Path, names: Sequence[str | None]) -> None:
@@ -35,19 +35,19 @@ def write_scores(folder: Path, dataset: Path, spread: float) -> None:
             table.writerow([image["file_name"], "defect" if truth else "good", repr(float(score))])
 
 
-def test_groups_make_differences_less_sure_and_leave_the_figures(tmp_path: Path) -> None:
+def test_groups_widen_intervals_and_do_not_change_values(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", count=40, size=32)
     config = CompareConfig(dataset_dir=dataset, archs="ssd300_vgg16", resamples=0)
-    ground = Ground((dataset,), (dataset,), ("val",), pooled=False)
+    shared = SharedData((dataset,), (dataset,), ("val",), pooled=False)
     entries = []
-    for name, spread in zip(YARDSTICKS, (0.5, 1.5), strict=True):
+    for name, spread in zip(BASELINES, (0.5, 1.5), strict=True):
         write_scores(tmp_path / name / "inference_val", dataset, spread)
         entries.append(Entry(name, results=f"{name}/inference_val"))
-    assert ground.groups is None
-    (alone,) = _ranked(config, ground, tmp_path, entries, {})
+    assert shared.groups is None
+    (alone,) = _ranked(config, shared, tmp_path, entries, {})
     kinds = [image["defect_type"] == "good" for image in read_split(dataset, "val").images]
     group(dataset, [f"{kind} {at // 10}" for at, kind in enumerate(kinds)])
-    (parts,) = _ranked(config, ground, tmp_path, entries, {})
+    (parts,) = _ranked(config, shared, tmp_path, entries, {})
     assert (parts.best, parts.value, parts.others[0].value) == (alone.best, alone.value, alone.others[0].value)
     assert alone.others[0].interval is not None
     assert parts.others[0].interval is not None
@@ -57,8 +57,8 @@ def test_groups_make_differences_less_sure_and_leave_the_figures(tmp_path: Path)
 def test_the_groups_of_folds_are_in_the_order_of_their_images(tmp_path: Path) -> None:
     folds = [make_dataset(tmp_path / name, count=6, size=32) for name in "ab"]
     group(folds[0], ["x", "x", None, "y", "y", "y"])
-    ground = Ground(tuple(folds), tuple(folds), ("val",), pooled=True)
+    shared = SharedData(tuple(folds), tuple(folds), ("val",), pooled=True)
     first = read_split(folds[0], "val").images[2]["file_name"]
     second = [image["file_name"] for image in read_split(folds[1], "val").images]
-    assert ground.groups == ["x", "x", f"only {first}", "y", "y", "y", *(f"only {name}" for name in second)]
-    assert Ground(tuple(folds), tuple(folds), ("val",), pooled=False).groups == (ground.groups or [])[:6]
+    assert shared.groups == ["x", "x", f"only {first}", "y", "y", "y", *(f"only {name}" for name in second)]
+    assert SharedData(tuple(folds), tuple(folds), ("val",), pooled=False).groups == (shared.groups or [])[:6]

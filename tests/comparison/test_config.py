@@ -1,4 +1,4 @@
-"""What `compare` takes and what it refuses, before anything is trained."""
+"""Which settings `compare` accepts and which it refuses, before anything is trained."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +20,7 @@ def test_an_unknown_model_is_refused_with_a_list_of_the_known_ones() -> None:
     ("settings", "says"),
     [
         ({"archs": " , "}, "there are maskrcnn"),
-        ({"yardsticks": "padim"}, "--yardsticks padim: there are resnet18_classifier, patchcore and none"),
+        ({"baselines": "padim"}, "--baselines padim: there are resnet18_classifier, patchcore and none"),
         ({"category": "a,b"}, "one category at a time"),
         ({"category": "all"}, "one category at a time"),
         ({"category": None}, "either a --category"),
@@ -38,7 +38,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], says:
         CompareConfig(**{"category": "bottle", "archs": "ssd300_vgg16", **settings})
 
 
-def test_each_model_has_its_own_weights_and_else_those_of_all(tmp_path: Path) -> None:
+def test_a_model_has_its_own_weights_or_else_those_for_all_models(tmp_path: Path) -> None:
     file = tmp_path / "own.pth"
     file.touch()
     config = CompareConfig(
@@ -51,7 +51,7 @@ def test_each_model_has_its_own_weights_and_else_those_of_all(tmp_path: Path) ->
     assert (run.arch, run.weights, run.category) == ("ssd300_vgg16", str(file), "bottle")
 
 
-def test_a_file_of_weights_is_for_networks_that_are_named(tmp_path: Path) -> None:
+def test_a_file_of_weights_needs_named_networks(tmp_path: Path) -> None:
     file = tmp_path / "own.pth"
     file.touch()
     with pytest.raises(FlawmaskError, match=r"own\.pth is a file: say with --archs which networks it is for"):
@@ -59,7 +59,7 @@ def test_a_file_of_weights_is_for_networks_that_are_named(tmp_path: Path) -> Non
     assert CompareConfig(category="bottle", weights=f"auto,patchcore={file}").weights_of("patchcore") == str(file)
 
 
-def test_a_files_path_may_have_a_comma_or_an_equals_sign_in_it(tmp_path: Path) -> None:
+def test_the_path_of_a_weights_file_may_contain_a_comma_or_an_equals_sign(tmp_path: Path) -> None:
     file = tmp_path / "lr=0.01,b.pth"
     file.touch()
     assert CompareConfig(category="bottle", archs="ssd300_vgg16", weights=str(file)).weights_of("patchcore") == str(
@@ -71,7 +71,7 @@ def test_a_files_path_may_have_a_comma_or_an_equals_sign_in_it(tmp_path: Path) -
     assert (config.weights_of("ssd300_vgg16"), config.weights_of("patchcore")) == (str(other), "none")
 
 
-def test_a_name_given_twice_takes_part_once_and_none_means_no_yardstick() -> None:
-    config = CompareConfig(category="bottle", archs="ssd300_vgg16, ssd300_vgg16", yardsticks="none")
+def test_a_duplicate_name_counts_once_and_none_means_no_baseline() -> None:
+    config = CompareConfig(category="bottle", archs="ssd300_vgg16, ssd300_vgg16", baselines="none")
     assert config.arch_names == ("ssd300_vgg16",)
-    assert config.yardstick_names == ()
+    assert config.baseline_names == ()

@@ -1,4 +1,4 @@
-"""What a comparison says, from draws that are made by hand."""
+"""The sentences of a comparison, from bootstrap values made by hand."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ def drawn(value: float, spread: float = 1.0) -> npt.NDArray[np.float64]:
     return np.concatenate(([value], value + spread * DRAWS))
 
 
-def test_the_best_comes_first_and_the_others_by_how_far_they_are_from_it() -> None:
+def test_the_best_model_comes_first_and_the_others_follow_by_their_difference() -> None:
     ranked = rank_models("image_auroc", {"a": drawn(0.7), "b": drawn(0.9), "c": drawn(0.8)})
     assert ranked is not None
     assert (ranked.best, ranked.value) == ("b", 0.9)
@@ -24,7 +24,7 @@ def test_the_best_comes_first_and_the_others_by_how_far_they_are_from_it() -> No
     assert [one.value for one in ranked.others] == pytest.approx([0.1, 0.2])
 
 
-def test_models_are_compared_draw_by_draw_so_that_hard_images_widen_nothing() -> None:
+def test_models_are_compared_on_the_same_samples_so_hard_images_do_not_widen_the_interval() -> None:
     ranked = rank_models("mask_ap", {"a": drawn(0.50, spread=9.0), "b": drawn(0.49, spread=9.0)})
     assert ranked is not None
     assert ranked.others[0].interval == pytest.approx((0.01, 0.01))
@@ -42,7 +42,7 @@ def test_intervals_are_wider_the_more_models_there_are() -> None:
     assert interval == pytest.approx(tuple(np.quantile(0.03 - DRAWS, (0.025 / 15, 1 - 0.025 / 15))))
 
 
-def test_the_share_of_an_interval_may_be_another_one() -> None:
+def test_the_level_of_an_interval_can_be_widened() -> None:
     ranked = rank_models("mask_ap", {"a": drawn(0.9, 0.0), "b": drawn(0.87)}, lambda level: (1 + level) / 2)
     assert ranked is not None
     assert ranked.others[0].interval == pytest.approx(tuple(np.quantile(0.03 - DRAWS, (0.0125, 0.9875))))
@@ -51,22 +51,24 @@ def test_the_share_of_an_interval_may_be_another_one() -> None:
     assert untested.others[0].interval is None
 
 
-def test_a_model_that_lacks_the_figure_does_not_rank_and_where_all_do_nothing_ranks() -> None:
-    nothing = np.full(5, np.nan)
-    ranked = rank_models("mask_ap", {"a": nothing, "b": drawn(0.0)})
+def test_a_model_without_the_metric_is_not_ranked() -> None:
+    undefined = np.full(5, np.nan)
+    ranked = rank_models("mask_ap", {"a": undefined, "b": drawn(0.0)})
     assert ranked == Ranked("mask_ap", "b", 0.0, ())
-    assert rank_models("mask_ap", {"a": nothing}) is None
+    assert rank_models("mask_ap", {"a": undefined}) is None
     assert rank_models("mask_ap", {}) is None
 
 
-def test_without_samples_nothing_is_tested_and_the_highest_figure_is_taken() -> None:
+def test_without_samples_nothing_is_tested_and_the_highest_value_is_recommended() -> None:
     ranked = rank_models("image_auroc", {"a": np.array([0.9]), "b": np.array([0.1])})
     assert ranked is not None
     assert ranked.others[0].interval is None
     assert ranked.level_with_best == ("a",)
-    assert sentences([ranked])[0].endswith("Not tested, for too few of the resampled images have the figure: b.")
-    (said,) = recommendation([ranked], {"a": 0.5, "b": 0.1}, {}, [])
-    assert said == "To tell good from defective: a. None is shown to be better (0.5 s an image)."
+    assert sentences([ranked])[0].endswith(
+        "Not tested, because the figure is undefined for too many of the resampled sets of images: b."
+    )
+    (sentence,) = recommendation([ranked], {"a": 0.5, "b": 0.1}, {}, [])
+    assert sentence == "To tell good from defective: a. No model is shown to be better (0.5 s an image)."
 
 
 def test_sentences_say_what_is_shown_and_what_is_not() -> None:
@@ -74,16 +76,16 @@ def test_sentences_say_what_is_shown_and_what_is_not() -> None:
         "image_auroc", "a", 0.982, (Difference("b", 0.004, (-0.01, 0.02)), Difference("c", 0.3, (0.21, 0.4)))
     )
     assert sentences([ranked]) == [
-        "Telling good from defective (image AUROC): no figure is higher than that of a, 98.2%. "
+        "Telling good from defective (image AUROC): a has the highest figure, 98.2%. "
         "No difference shown from b (0.4 points less, interval -1.0 to 2.0). "
         "Shown to be worse: c (30.0 points less, interval 21.0 to 40.0)."
     ]
     assert sentences([Ranked("mask_ap", "a", 0.0, ())]) == [
-        "Outlining defects (mask AP): a alone has this figure, 0.0%."
+        "Segmenting defects (mask AP): a alone has this figure, 0.0%."
     ]
 
 
-def test_where_less_is_better_the_lowest_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lowest_value_comes_first_for_a_metric_of_which_less_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
     metric = replace(METRICS["false_alarm_rate"], question="Sparing good parts (false-alarm rate)")
     monkeypatch.setitem(METRICS, metric.key, metric)
     ranked = rank_models(metric.key, {"a": drawn(0.3, 0.0), "b": drawn(0.1, 0.0), "c": drawn(0.2, 0.0)})
@@ -92,7 +94,7 @@ def test_where_less_is_better_the_lowest_comes_first(monkeypatch: pytest.MonkeyP
     assert [one.name for one in ranked.others] == ["c", "a"]
     assert [one.value for one in ranked.others] == pytest.approx([0.1, 0.2])
     assert sentences([ranked]) == [
-        "Sparing good parts (false-alarm rate): no figure is lower than that of b, 10.0%. Shown to be worse: "
+        "Sparing good parts (false-alarm rate): b has the lowest figure, 10.0%. Shown to be worse: "
         "c (10.0 points more, interval 10.0 to 10.0) and a (20.0 points more, interval 20.0 to 20.0)."
     ]
 
@@ -101,61 +103,61 @@ AUROC = Ranked("image_auroc", "a", 0.98, (Difference("b", 0.0, (-0.01, 0.02)), D
 SECONDS = {"a": 0.5, "b": 0.02, "c": 0.001}
 
 
-def test_of_models_between_which_no_difference_is_shown_the_fastest_is_taken() -> None:
-    (said,) = recommendation([AUROC], SECONDS, {}, [])
-    assert said == (
-        "To tell good from defective: b. None is shown to be better, and of the 2 of which that can be said it is the "
+def test_the_fastest_is_recommended_of_models_without_a_shown_difference() -> None:
+    (sentence,) = recommendation([AUROC], SECONDS, {}, [])
+    assert sentence == (
+        "To tell good from defective: b. No model is shown to be better. This holds for 2 detectors, and it is the "
         "fastest (0.02 s an image)."
     )
 
 
-def test_the_best_is_taken_and_none_called_the_fastest_where_not_all_were_timed() -> None:
-    (said,) = recommendation([AUROC], {"b": 0.02, "c": 0.001}, {}, [])
-    assert said == "To tell good from defective: a. None is shown to be better."
+def test_the_best_is_recommended_without_a_word_on_speed_where_not_all_were_timed() -> None:
+    (sentence,) = recommendation([AUROC], {"b": 0.02, "c": 0.001}, {}, [])
+    assert sentence == "To tell good from defective: a. No model is shown to be better."
 
 
-def test_one_that_is_shown_to_be_better_than_all_is_taken_however_slow() -> None:
+def test_a_model_that_is_shown_to_be_the_best_is_recommended_however_slow_it_is() -> None:
     alone = Ranked("image_auroc", "a", 0.98, (Difference("b", 0.2, (0.1, 0.3)),))
-    (said,) = recommendation([alone], SECONDS, {}, [])
-    assert said == "To tell good from defective: a. All others are shown to be worse (0.5 s an image)."
-    (said,) = recommendation([Ranked("image_auroc", "a", 0.98, ())], SECONDS, {}, [])
-    assert said == "To tell good from defective: a. There is no other to compare it with (0.5 s an image)."
+    (sentence,) = recommendation([alone], SECONDS, {}, [])
+    assert sentence == "To tell good from defective: a. All others are shown to be worse (0.5 s an image)."
+    (sentence,) = recommendation([Ranked("image_auroc", "a", 0.98, ())], SECONDS, {}, [])
+    assert sentence == "To tell good from defective: a. There is no other to compare it with (0.5 s an image)."
 
 
-def test_a_yardstick_is_not_taken_and_one_that_is_as_good_is_named() -> None:
-    said = recommendation([AUROC], SECONDS, {}, ["b"])
-    assert said == [
-        "To tell good from defective: a. None is shown to be better (0.5 s an image).",
-        "b, a yardstick, is not shown to be worse at that.",
+def test_a_baseline_is_never_recommended_but_named_where_it_is_as_good() -> None:
+    lines = recommendation([AUROC], SECONDS, {}, ["b"])
+    assert lines == [
+        "To tell good from defective: a. No model is shown to be better (0.5 s an image).",
+        "b, a baseline, is not shown to be worse at that.",
     ]
     better = Ranked("image_auroc", "b", 0.98, (Difference("a", 0.2, (0.1, 0.3)),))
-    (said_of_none,) = recommendation([better], SECONDS, {}, ["b"])
-    assert said_of_none == (
-        "To tell good from defective: no detector yet. Of none is it shown that it does better than guessing and no "
-        "worse than b, a yardstick."
+    (no_detector,) = recommendation([better], SECONDS, {}, ["b"])
+    assert no_detector == (
+        "To tell good from defective: no detector yet. None is both shown to be better than guessing and on a level "
+        "with b, a baseline."
     )
 
 
-def test_outlines_have_a_sentence_of_their_own_where_another_model_outlines_better() -> None:
+def test_another_model_is_recommended_for_masks_where_its_masks_are_better() -> None:
     masks = Ranked("mask_ap", "c", 0.4, (Difference("a", 0.2, (0.1, 0.3)),))
-    said = recommendation([AUROC, masks], SECONDS, {}, [])
-    assert said[1] == (
-        "Where outlines count: c. All others are shown to be worse (0.001 s an image). "
-        "It is not level with the best at telling good from defective."
+    lines = recommendation([AUROC, masks], SECONDS, {}, [])
+    assert lines[1] == (
+        "Where masks count: c. All others are shown to be worse (0.001 s an image). "
+        "It is not level with the best model at telling good from defective."
     )
     level = Ranked("mask_ap", "c", 0.4, (Difference("a", 0.02, (-0.1, 0.3)),))
-    said = recommendation([AUROC, level], SECONDS, {}, [])
-    assert said[1] == "Where outlines count: a. None is shown to be better (0.5 s an image)."
+    lines = recommendation([AUROC, level], SECONDS, {}, [])
+    assert lines[1] == "Where masks count: a. No model is shown to be better (0.5 s an image)."
     assert len(recommendation([AUROC, Ranked("mask_ap", "b", 0.4, ())], SECONDS, {}, [])) == 1
 
 
-def test_nothing_is_recommended_that_may_be_guessing() -> None:
+def test_a_model_that_may_be_guessing_is_not_recommended() -> None:
     assert recommendation([AUROC], SECONDS, {"image_auroc": ["a", "c"]}, []) == [
         "Take none of them: not even the best is shown to tell good from defective better than guessing does."
     ]
-    (said,) = recommendation([AUROC], SECONDS, {"image_auroc": ["b"]}, [])
-    assert said == "To tell good from defective: a. None is shown to be better (0.5 s an image)."
-    nothing = Ranked("mask_ap", "a", 0.0, (Difference("b", 0.0, (0.0, 0.0)),))
-    said_of_outlines = recommendation([AUROC, nothing], SECONDS, {"mask_ap": ["a", "b"]}, [])
-    assert said_of_outlines[1] == "Where outlines count: none. Not even the best is shown to outline any defect."
+    (sentence,) = recommendation([AUROC], SECONDS, {"image_auroc": ["b"]}, [])
+    assert sentence == "To tell good from defective: a. No model is shown to be better (0.5 s an image)."
+    no_mask = Ranked("mask_ap", "a", 0.0, (Difference("b", 0.0, (0.0, 0.0)),))
+    lines = recommendation([AUROC, no_mask], SECONDS, {"mask_ap": ["a", "b"]}, [])
+    assert lines[1] == "Where masks count: none. Not even the best is shown to mask any defect."
     assert "Nothing can be recommended" in recommendation([], SECONDS, {}, [])[0]

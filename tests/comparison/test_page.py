@@ -1,4 +1,4 @@
-"""The page of a comparison: every model is on it, whatever is not known of it."""
+"""The page of a comparison: every model is on it, even where some of its results are missing."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def written(folder: Path, *columns: Column) -> str:
 
 
 @pytest.mark.parametrize("speed", [TIMED, {"1": TIMED["1"], "reason": "no room"}, {"reason": "no room"}, {}])
-def test_a_model_is_on_the_page_however_far_it_could_be_timed(tmp_path: Path, speed: dict[str, Any]) -> None:
+def test_a_model_is_on_the_page_even_where_timing_it_failed(tmp_path: Path, speed: dict[str, Any]) -> None:
     known = Column(Entry("a", results="a/inference_test"), METRICS, speed)
     html = written(tmp_path, known, Column(Entry("b"), METRICS, TIMED), Column(Entry("c"), {}, {}))
     assert "<h1>3 models on plate &amp; more</h1>" in html
@@ -29,19 +29,19 @@ def test_a_model_is_on_the_page_however_far_it_could_be_timed(tmp_path: Path, sp
     assert ("Seconds an image" in alone.split("<table")[0]) == ("1" in speed)
 
 
-def test_a_figure_of_0_is_drawn_and_one_that_nobody_has_is_not(tmp_path: Path) -> None:
+def test_a_metric_of_0_is_drawn_and_one_that_no_model_has_is_not(tmp_path: Path) -> None:
     picture = written(tmp_path, Column(Entry("a"), METRICS, {})).split("<table")[0]
-    assert "Outlining defects" in picture
+    assert "Segmenting defects" in picture
     assert "Locating defects" not in picture
 
 
-def test_where_nothing_was_judged_there_is_the_table_alone(tmp_path: Path) -> None:
+def test_there_is_the_table_alone_where_no_model_was_evaluated(tmp_path: Path) -> None:
     html = written(tmp_path, Column(Entry("a", reason="memory ran out", failed=True), {}, {}))
     assert "<svg" not in html
     assert "memory ran out" in html
 
 
-def test_a_name_leads_to_the_report_where_there_is_one(tmp_path: Path) -> None:
+def test_a_models_name_links_to_its_report(tmp_path: Path) -> None:
     report = tmp_path / "a" / "inference_test" / "report.html"
     report.parent.mkdir(parents=True)
     report.write_text("")

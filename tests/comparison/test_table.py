@@ -1,9 +1,9 @@
 """The table's cells."""
 
-from flawmask.comparison.entry import Entry, Learned
+from flawmask.comparison.entry import Entry, TrainingSummary
 from flawmask.comparison.table import Column, markdown, rows
 
-LEARNED = Learned(
+LEARNED = TrainingSummary(
     seconds=3725.4, epochs=12, image_size=320, parameters=44_396_123, protocol="learns", peak_bytes=2_512_000_000
 )
 SPEED = {
@@ -17,15 +17,15 @@ def cells(column: Column) -> dict[str, str]:
     return dict(rows([column]))  # type: ignore[arg-type]
 
 
-def test_a_figure_stands_with_its_interval_and_one_that_is_not_there_reads_na_and_never_0() -> None:
+def test_a_metric_has_its_interval_and_an_undefined_one_reads_na_and_never_0() -> None:
     found = cells(Column(Entry("a", learned=LEARNED, checkpoint_bytes=9_049_000), METRICS, SPEED))
-    assert found["Result"] == "judged"
+    assert found["Result"] == "evaluated"
     assert found["Image AUROC"].replace("\u00a0", " ") == "98.8 % (90.0\u2013100.0 %)"
     assert found["Recall"].replace("\u00a0", " ") == "0.0 %"
     assert found["Mask AP"] == found["Box AP"] == found["Pixel AUPRO"] == "n/a"
 
 
-def test_costs_are_in_the_units_that_their_labels_say() -> None:
+def test_costs_have_the_units_of_their_labels() -> None:
     found = cells(Column(Entry("a", learned=LEARNED, checkpoint_bytes=9_049_000), METRICS, SPEED))
     assert found["Parameters, million"] == "44.4"
     assert found["Checkpoint, MB"] == "9.0"

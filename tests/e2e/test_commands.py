@@ -1,4 +1,4 @@
-"""The commands as a person types them in an empty folder: processes of their own, and some of them in this one."""
+"""The commands as a person types them in an empty folder. Some run as new processes, others in this process."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 SMALL = "--arch maskrcnn_resnet18_fpn --weights none --image_size 64 --proposals 50 --roi_samples 16".split()
 LIGHT = "--arch ssdlite320_mobilenet_v3_large --weights none".split()
-"""What makes a training take seconds, and less still; whether it learns is for others to test."""
+"""Settings with which a training takes seconds, or less. Other tests check whether a training learns."""
 
 BLOCK_LABELS = ("Accuracy :", "Precision:", "Recall   :", "F1-Score :", "Defect detection rate:", "Composite:")
 
@@ -33,7 +33,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command in `folder`; a `.py` first word is one of the root scripts, anything else a subcommand."""
+    """Run a command in `folder`. A first word that ends in `.py` is a script at the root; any other is a subcommand."""
     first, *rest = map(str, command)
     program = [str(ROOT / first)] if first.endswith(".py") else ["-m", "flawmask", first]
     done = subprocess.run(
@@ -45,7 +45,7 @@ def run_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.Co
 
 
 def call_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Do what `run_in` does, in this process: a new one needs seconds to import PyTorch."""
+    """Do the same as `run_in` in this process: a new process needs seconds to import PyTorch."""
     out, err = io.StringIO(), io.StringIO()
     first, *rest = map(str, command)
     with (
@@ -67,7 +67,7 @@ def call_in(folder: Path, *command: str | Path, status: int = 0) -> subprocess.C
 
 
 @pytest.mark.parametrize("command", ["run --help", "--version"])
-def test_an_output_that_nobody_reads_to_its_end_is_no_error(tmp_path: Path, command: str) -> None:
+def test_it_is_no_error_if_the_reader_of_the_output_ends_early(tmp_path: Path, command: str) -> None:
     """As in `flawmask run --help | head -3`."""
     program = [sys.executable, "-m", "flawmask", *command.split()]
     with subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -80,15 +80,14 @@ def test_an_output_that_nobody_reads_to_its_end_is_no_error(tmp_path: Path, comm
 
 @pytest.fixture
 def small() -> Iterator[None]:
-    """Let a small network stand in for the one of SMALL, in this process, for a test that uses no other run than its
-    own."""
+    """Replace the network of SMALL by a smaller one in this process, for a test that uses only its own run."""
     with in_place():
         yield
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two small categories under datasets/mvtec, one of them taken through the whole pipeline."""
+    """A folder with two small categories under datasets/mvtec. The pipeline has run on one of them."""
     folder = tmp_path_factory.mktemp("workplace")
     for category, seed in (("bottle", "0"), ("cable", "1")):
         counts = "--image_size 64 --good 4 --defective 2 --train_good 1".split()
@@ -150,10 +149,10 @@ def test_the_pipeline_prints_the_metrics_and_where_to_look(workplace: Path) -> N
 
 @pytest.mark.services  # since it takes a minute
 @pytest.mark.slow
-def test_the_network_that_is_trained_by_default_goes_through_it_at_the_size_it_has_by_default(
+def test_the_pipeline_runs_with_the_default_network_at_the_default_size(
     tmp_path: Path,
 ) -> None:
-    """As `run_maskrcnn_pipeline.py` does where only images are named; but one epoch, and without downloaded weights."""
+    """`run_maskrcnn_pipeline.py` with its default settings, except for one epoch and no downloaded weights."""
     drawn = "demo --mvtec_root mvtec --category nut --image_size 64 --good 3 --defective 1 --train_good 0"
     call_in(tmp_path, *drawn.split())
     flags = "--category nut --mvtec_root mvtec --epochs 1 --weights none --skip_augment"
@@ -177,10 +176,10 @@ def test_the_five_scripts_work_with_the_flags_as_written(workplace: Path) -> Non
     call_in(workplace, "augment_maskrcnn_dataset.py", *augment.split())
     train = "--dataset_dir datasets/own_more --output_dir own_run --epochs 1 --batch_size 4 --lr 0.005 --device cpu"
     call_in(workplace, "train_maskrcnn.py", *train.split(), "--num_classes", "2", *SMALL)
-    judge = "--model own_run/best.pt --dataset_dir datasets/own --split val --output_dir judged --conf 0.5 --device cpu"
-    done = call_in(workplace, "inference_maskrcnn.py", *judge.split(), "--num_classes", "2")
+    evaluate = "--model own_run/best.pt --dataset_dir datasets/own --split val --output_dir evaluated --conf 0.5"
+    done = call_in(workplace, "inference_maskrcnn.py", *evaluate.split(), "--device", "cpu", "--num_classes", "2")
     assert done.stdout.startswith("OVERALL METRICS\n")
-    assert (workplace / "judged/metrics.json").is_file()
+    assert (workplace / "evaluated/metrics.json").is_file()
     images = json.loads((workplace / "datasets/own_more/train/annotations.json").read_text())["images"]
     assert len(images) == 4 * sum("augmentation" not in image for image in images)
 
@@ -189,9 +188,9 @@ def test_the_five_scripts_work_with_the_flags_as_written(workplace: Path) -> Non
 def test_results_for_a_run_folder_go_inside_it(workplace: Path) -> None:
     run_dir = runs(workplace)[0]
     model, data = str(run_dir / "best.pt"), "datasets/maskrcnn_mvtec_bottle"
-    judge = evaluation(model, data, "--split", "train", "--output_dir", run_dir)
-    assert "images were trained on" in call_in(workplace, *judge, status=2).stderr
-    call_in(workplace, *judge, "--allow_leak")
+    evaluate = evaluation(model, data, "--split", "train", "--output_dir", run_dir)
+    assert "images were trained on" in call_in(workplace, *evaluate, status=2).stderr
+    call_in(workplace, *evaluate, "--allow_leak")
     assert (run_dir / "inference_train/metrics.json").is_file()
 
 
@@ -200,7 +199,7 @@ def test_what_is_skipped_is_not_done_again(workplace: Path) -> None:
     before = runs(workplace)
     done = call_in(workplace, "run", "--category", "bottle", "--skip-prepare", "--skip_augment", "--skip-train")
     assert runs(workplace) == before
-    assert "judging " in done.stderr
+    assert "evaluating " in done.stderr
     assert "OVERALL METRICS" in done.stdout
     named = call_in(workplace, "run", "--category", "bottle", "--skip_train", "--model_dir", before[0])
     assert "reused datasets/maskrcnn_mvtec_bottle" in named.stderr
@@ -238,7 +237,7 @@ def test_several_categories_end_with_a_table_and_one_that_fails_does_not_stop_th
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-def test_cross_validation_judges_every_image_once_and_goes_on_where_it_stopped(workplace: Path) -> None:
+def test_cross_validation_evaluates_every_image_once_and_goes_on_where_it_stopped(workplace: Path) -> None:
     command = [
         "run",
         "--category",
@@ -282,7 +281,41 @@ def test_cross_validation_judges_every_image_once_and_goes_on_where_it_stopped(w
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-def test_a_threshold_is_chosen_on_val_and_test_is_judged_with_it(workplace: Path) -> None:
+def test_a_run_goes_into_the_folder_that_is_named(workplace: Path) -> None:
+    before = runs(workplace)
+    command = ["run", "--category", "bottle", "--output_dir", "mine/run", "--epochs", "1", "--skip_augment", *SMALL]
+    done = call_in(workplace, *command)
+    assert "bottle: look at mine/run mine/run/inference_val/report.html" in done.stdout
+    assert (workplace / "mine/run/best.pt").is_file()
+    refused = call_in(workplace, *command, status=2)
+    assert "mine/run already holds a run: name another folder, or replace it with --overwrite" in refused.stderr
+    (workplace / "mine/run/old.txt").touch()
+    call_in(workplace, *command, "--overwrite")
+    assert not (workplace / "mine/run/old.txt").exists()
+    assert (workplace / "mine/run/inference_val/report.html").is_file()
+    assert runs(workplace) == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_a_cross_validation_goes_into_the_folder_that_is_named_and_goes_on_there(workplace: Path) -> None:
+    before = runs(workplace)
+    flags = "--category cable --folds 2 --output_dir mine/folds --skip_augment --resamples 50".split()
+    command = ["run", *flags, *SMALL]
+    call_in(workplace, *command, "--epochs", "1")
+    best = workplace / "mine/folds/fold_1/best.pt"
+    trained = best.stat().st_mtime_ns
+    for again in ([*command, "--epochs", "1"], ["run", "--resume", "mine/folds"]):
+        assert "fold 2 of 2 was finished before" in call_in(workplace, *again).stderr
+    refused = call_in(workplace, *command, "--epochs", "2", status=2)
+    assert "mine/folds holds a cross-validation with another --epochs: name another folder" in refused.stderr
+    assert best.stat().st_mtime_ns == trained
+    assert runs(workplace) == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_a_threshold_is_chosen_on_val_and_test_is_evaluated_with_it(workplace: Path) -> None:
     before = runs(workplace)
     drawn = "demo --mvtec_root others --category nut --image_size 64 --good 6 --defective 3 --train_good 0"
     call_in(workplace, *drawn.split())
@@ -304,7 +337,7 @@ def test_a_threshold_is_chosen_on_val_and_test_is_judged_with_it(workplace: Path
         images,
         "--conf",
         "auto",
-        "--output",
+        "--output_dir",
         "found_auto",
     ]
     call_in(workplace, *predict)
@@ -318,8 +351,8 @@ def test_runs_are_set_side_by_side_on_one_page(workplace: Path) -> None:
     assert "report.html" in call_in(workplace, "report", runs(workplace)[0]).stdout
     assert (results / "report.html").is_file()
     model, data = results.parent / "best.pt", "datasets/maskrcnn_mvtec_bottle"
-    judge = evaluation(model, data, "--conf", "0.2", "--output_dir", "low")
-    assert "McNemar's exact p" in call_in(workplace, *judge, "--against", results.parent).stdout
+    evaluate = evaluation(model, data, "--conf", "0.2", "--output_dir", "low")
+    assert "McNemar's exact p" in call_in(workplace, *evaluate, "--against", results.parent).stdout
     call_in(workplace, "report", results, "low", "--output", "pages/both.html")
     page = (workplace / "pages/both.html").read_text()
     assert "F1" in page
@@ -335,7 +368,7 @@ def test_a_labelled_coco_folder_is_enough(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_data_set_made_otherwise_is_refused_and_replaced_when_asked(workplace: Path) -> None:
+def test_a_data_set_made_with_other_settings_is_refused_and_replaced_with_overwrite(workplace: Path) -> None:
     command = ["prepare", "--mvtec_root", "datasets/mvtec", "--category", "cable"]
     call_in(workplace, *command)
     assert "reused" in call_in(workplace, *command).stderr
@@ -346,18 +379,18 @@ def test_a_data_set_made_otherwise_is_refused_and_replaced_when_asked(workplace:
 
 
 @pytest.mark.slow
-def test_predict_tells_a_script_what_it_found(workplace: Path) -> None:
+def test_predict_writes_verdicts_and_ends_with_a_status_for_scripts(workplace: Path) -> None:
     model = runs(workplace)[0] / "best.pt"
     images = workplace / "datasets/mvtec/bottle/test/hole"
     always: list[str | Path] = ["predict", "--model", model, "--input", images, "--conf", "0"]
-    call_in(workplace, *always, "--output", "found")
+    call_in(workplace, *always, "--output_dir", "found")
     never: list[str | Path] = ["predict", "--model", model, "--input", images, "--conf", "1", "--fail_on_defect"]
-    call_in(workplace, *never, "--output", "found")
+    call_in(workplace, *never, "--output_dir", "found")
     verdicts = json.loads((workplace / "found/predictions.json").read_text())["images"]
     assert [record["verdict"] for record in verdicts] == ["good", "good"]
     (workplace / "broken.png").write_text("no image")
     pattern = str(images / "*.png")
-    done = call_in(workplace, *always[:3], "--input", pattern, "broken.png", "--output", "found", status=2)
+    done = call_in(workplace, *always[:3], "--input", pattern, "broken.png", "--output_dir", "found", status=2)
     assert "broken.png cannot be read as an image" in done.stderr
     assert len(list((workplace / "found/overlays").iterdir())) == 2
 
@@ -410,6 +443,11 @@ def test_the_version_is_printed() -> None:
         ("run --dataset_dir datasets/maskrcnn_mvtec_bottle --split test", "has no split test"),
         ("train --dataset_dir datasets/maskrcnn_mvtec_bottle --output_dir new --weights gone.pt", "gone.pt: no such"),
         ("run --category bottle --epochs 0", "--epochs is 0"),
+        ("run --category cable --test_ratio 0.2 --output_dir datasets", "datasets holds something else"),
+        ("run --category cable --folds 3 --output_dir datasets", "datasets holds something else"),
+        ("run --category bottle,cable --output_dir new", "--output_dir takes one category"),
+        ("run --category bottle --skip_train --output_dir new", "leave it out with --skip_train"),
+        ("compare --category cable --test_ratio 0.2 --output_dir datasets", "datasets holds something else"),
         ("run --category bottle --conf 1.5", "--conf is 1.5"),
         ("demo --image_size 10", "--image_size is 10: it must be 64 to"),
         ("doctor --category bottle --dataset_dir datasets", "not both"),

@@ -1,4 +1,4 @@
-"""A checkpoint, a split, and what it comes to."""
+"""A checkpoint, a split, and its evaluation."""
 
 from collections.abc import Callable
 from functools import cache
@@ -27,13 +27,13 @@ def dataset(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judged(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Evaluated]:
-    """A function that judges the split as it is, with the same settings once: what it gives is to be looked at only."""
-    dataset = make_dataset(tmp_path_factory.mktemp("judged") / "data")
+def evaluated(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Evaluated]:
+    """A function that evaluates the split, once for the same settings. Its results must not be changed."""
+    dataset = make_dataset(tmp_path_factory.mktemp("evaluated") / "data")
 
     @cache
-    def judge(**settings: Any) -> Evaluated:
+    def evaluate_split(**settings: Any) -> Evaluated:
         name = "_".join(f"{name}_{value}" for name, value in settings.items())
         return run(run_dir, dataset, output_dir=dataset.parent / f"out_{name}", **settings)
 
-    return judge
+    return evaluate_split

@@ -1,4 +1,4 @@
-"""Another model on the same images: read with suspicion, and compared pair by pair."""
+"""Another model on the same images: its results are checked, and compared on the same resampled images."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_a_model_does_not_differ_from_itself() -> None:
     assert result["mcnemar"] == {"only_this_right": 0, "only_other_right": 0, "p": 1.0}
 
 
-def test_differences_are_those_of_the_figures_and_change_sign_with_the_order() -> None:
+def test_differences_are_those_of_the_metrics_and_change_sign_with_the_order() -> None:
     split, mine = case(1, 0.9)
     _, theirs = case(2, 0.5)
     result, reverse = compared(split, mine, theirs), compared(split, theirs, mine)
@@ -64,7 +64,7 @@ def test_images_that_are_hard_for_both_do_not_widen_the_interval() -> None:
     assert high - low < (alone[1] - alone[0]) / 2
 
 
-def test_over_groups_differences_are_the_same_and_less_sure() -> None:
+def test_over_groups_differences_are_the_same_and_intervals_wider() -> None:
     split, mine = case(1, 0.9)
     _, theirs = case(2, 0.5)
     alone, parts = compared(split, mine, theirs), compared(grouped(split, 4), mine, theirs)
@@ -130,7 +130,7 @@ def test_results_are_found_in_a_run_in_a_results_folder_and_in_a_file(tmp_path: 
         ({"bbox": [1, 2]}, r"record 0 has the box \[1, 2\]"),
     ],
 )
-def test_predictions_that_make_no_sense_are_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+def test_invalid_predictions_are_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:
     split, found = case(6, 0.8)
     with pytest.raises(FlawmaskError, match=says) as caught:
         read_predictions(written(tmp_path / "p.json", split, found, **change), split)
@@ -147,7 +147,7 @@ def test_a_file_that_is_no_list_of_predictions_is_refused(tmp_path: Path) -> Non
         read_predictions(tmp_path / "p.json", split)
 
 
-def test_a_figure_that_one_of_them_lacks_is_left_out() -> None:
+def test_a_metric_that_one_model_lacks_is_left_out() -> None:
     split = make_split([[], []])
     found = [predicted(), predicted(instance("crack", 0.9, rectangle(1, 1, 5, 5)))]
     result = compared(split, found, [predicted(), predicted()])

@@ -1,4 +1,4 @@
-"""A threshold that serves an aim, and how it is kept beside its checkpoint."""
+"""Choosing a threshold for an aim, and the file that keeps it beside its checkpoint."""
 
 import json
 from dataclasses import replace
@@ -34,7 +34,7 @@ def chosen(truth: Flags, scores: Floats, aim: str) -> Threshold:
 
 
 def counts(truth: Flags, scores: Floats, value: float) -> tuple[int, int]:
-    """True and false positives of the verdict: nothing found is never a defect."""
+    """True and false positives of the verdict. An image without detections is never rejected."""
     called = (scores >= value) & (scores > 0)
     return int((called & truth).sum()), int((called & ~truth).sum())
 
@@ -91,7 +91,7 @@ def test_the_threshold_lies_between_the_scores_and_has_an_interval() -> None:
     assert 0.1 < found.interval[0] <= 0.5 <= found.interval[1] < 0.9
 
 
-def test_groups_leave_the_choice_as_it_is_and_widen_its_interval() -> None:
+def test_groups_widen_the_interval_and_do_not_change_the_threshold() -> None:
     rng = np.random.default_rng(1)
     truth = np.repeat(np.arange(20) % 2 == 0, 4)
     scores = np.repeat(np.clip(0.3 + 0.3 * truth[::4] + rng.normal(0, 0.15, 20), 0.01, 0.99), 4)
@@ -112,20 +112,20 @@ def test_groups_leave_the_choice_as_it_is_and_widen_its_interval() -> None:
         ([False] * 2, [0.4, 0.5], "no defective image"),
     ],
 )
-def test_what_nothing_can_be_chosen_from_is_refused(truth: list[bool], scores: list[float], says: str) -> None:
+def test_a_split_with_one_kind_of_image_is_refused(truth: list[bool], scores: list[float], says: str) -> None:
     with pytest.raises(FlawmaskError, match=says):
         chosen(np.array(truth), np.array(scores, dtype=float), "f1")
 
 
 @pytest.mark.parametrize("aim", ["f1", "recall=0.5", "false_alarms=0.5"])
-def test_where_nothing_was_found_the_default_is_taken_and_said_to_miss_the_aim(aim: str) -> None:
+def test_without_detections_the_threshold_is_the_default_and_the_aim_is_not_reached(aim: str) -> None:
     found = chosen(np.array([True, False]), np.zeros(2), aim)
     assert (found.value, found.reached, found.aim) == (0.5, False, aim)
 
 
 @pytest.mark.parametrize("aim", ["recall", "f1=0.9", "recall=2", "false_alarms=x", "precision=0.9", "", "recall=nan"])
-def test_an_aim_that_is_none_is_refused(aim: str) -> None:
-    with pytest.raises(FlawmaskError, match="is not known: say f1"):
+def test_an_unknown_aim_is_refused(aim: str) -> None:
+    with pytest.raises(FlawmaskError, match="is not known: give f1"):
         parse_aim(aim)
 
 
@@ -144,7 +144,7 @@ def test_a_threshold_comes_back_from_its_file(tmp_path: Path) -> None:
     assert threshold.load(model) == of_parts
 
 
-def test_a_threshold_of_another_checkpoint_or_least_area_is_not_taken(tmp_path: Path) -> None:
+def test_a_threshold_for_another_checkpoint_or_min_area_is_not_used(tmp_path: Path) -> None:
     model = tmp_path / "best.pt"
     model.write_bytes(b"weights")
     threshold.save(Threshold(0.42, "aim", "f1", "val", 17), model)

@@ -1,4 +1,4 @@
-"""Average precision and recall, held against pycocotools; for weighted images too."""
+"""Average precision and recall, checked against pycocotools; for weighted images, too."""
 
 import contextlib
 import copy
@@ -22,11 +22,11 @@ from flawmask.masks import decode, to_rle
 from flawmask.prediction import Prediction
 
 KEYS = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_large": 5, "ar": 8}
-"""The places of the figures among pycocotools' twelve."""
+"""The positions of the metrics among pycocotools' twelve."""
 
 
 def reference(split: CocoSplit, results: list[dict[str, Any]]) -> dict[str, float | None]:
-    """What pycocotools says of the defect classes; -1 stands for None."""
+    """The metrics of pycocotools for the defect classes, with None in place of -1."""
     records = [copy.deepcopy(one) for image in split.images for one in split.annotations[image["id"]]]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
@@ -100,7 +100,7 @@ def test_a_perfect_prediction_has_the_figure_1() -> None:
     assert {round(value, 9) for value in figures.values() if value is not None} == {1.0}
 
 
-def test_the_class_good_takes_no_part() -> None:
+def test_the_class_good_does_not_count() -> None:
     whole, crack = rectangle(0, 0, HEIGHT, WIDTH), rectangle(3, 3, 9, 9)
     split = make_split([[(1, whole)], [(3, crack)]])
     without = [predicted(), predicted(instance("crack", 0.6, crack))]
@@ -111,7 +111,7 @@ def test_the_class_good_takes_no_part() -> None:
     assert assert_as_pycocotools(split, with_good) == assert_as_pycocotools(split, without)
 
 
-def test_a_class_without_truth_does_not_drag_the_mean_down() -> None:
+def test_a_class_without_true_defects_does_not_lower_the_mean() -> None:
     crack = rectangle(3, 3, 9, 9)
     found = [predicted(instance("crack", 0.9, crack), instance("scratch", 0.95, rectangle(30, 30, 5, 5)))]
     assert assert_as_pycocotools(make_split([[(3, crack)]]), found)["mask_ap"] == pytest.approx(1.0)
@@ -167,7 +167,7 @@ def random_case(seed: int, images: int = 8) -> tuple[CocoSplit, list[Prediction]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_weighted_images_give_what_so_many_copies_of_them_give(seed: int) -> None:
+def test_an_image_with_weight_n_counts_like_n_copies_of_it(seed: int) -> None:
     split, predictions = random_case(seed)
     evaluations = evaluate_instances(split, coco_results(split, predictions))
     assert evaluations is not None

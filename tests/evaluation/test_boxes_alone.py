@@ -1,4 +1,4 @@
-"""Networks that find boxes and outline nothing: judged by boxes, and silent on masks and pixels."""
+"""Networks that predict boxes and no masks: they are evaluated by boxes, without metrics of masks and pixels."""
 
 import contextlib
 import csv
@@ -23,7 +23,7 @@ from flawmask.evaluation.average_precision import coco_results
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import evaluate
 from flawmask.evaluation.instances import instance_errors
-from flawmask.evaluation.measure import Measured, measure, quick_figures
+from flawmask.evaluation.measure import SplitMetrics, measure, quick_figures
 from flawmask.evaluation.summary import summary
 from flawmask.images import write_png
 from flawmask.inference.config import PredictConfig
@@ -35,11 +35,11 @@ from flawmask.prediction import Instance, Prediction
 MASK_FIGURES = ("mask_ap", "mask_ap50", "mask_ap75", "mask_ar", "mask_ap_small", "mask_ap_medium", "mask_ap_large")
 PIXEL_FIGURES = ("auroc", "ap", "aupro", "aupro_05", "iou", "dice", "f1_max", "f1_max_threshold")
 NEVER = (*MASK_FIGURES, "mean_mask_iou", *(f"pixel_{name}" for name in PIXEL_FIGURES))
-"""What a network without masks has no figure of."""
+"""The metrics that a network without masks lacks."""
 
 
 def boxed(label: str, score: float, mask: Mask) -> Instance:
-    """The box of a mask as such a network finds it."""
+    """The box of a mask, as such a network predicts it."""
     whole = outlined(label, score, mask)
     rle = rle_of_box(whole.box, *mask.shape)
     return replace(whole, rle=rle, area=int((whole.box[2] - whole.box[0]) * (whole.box[3] - whole.box[1])))
@@ -64,7 +64,7 @@ def random_case(seed: int, images: int = 10) -> tuple[CocoSplit, list[Prediction
     return make_split([*truths, []]), [*predictions, found_boxes()]
 
 
-def measured(split: CocoSplit, predictions: list[Prediction]) -> Measured:
+def measured(split: CocoSplit, predictions: list[Prediction]) -> SplitMetrics:
     return measure(split, predictions, 0.5, 0, resamples=30, seed=0)
 
 
@@ -78,7 +78,7 @@ def test_every_figure_of_masks_and_pixels_is_none_and_never_0() -> None:
         assert {name for name, value in figures.items() if value is None} == {*MASK_FIGURES[:4]}
     assert not {"mask_pr"} & set(found.curves)
     assert not [name for name in found.curves if name.startswith("pixel")]
-    assert any("finds boxes and outlines nothing" in note for note in found.metrics["notes"])
+    assert any("predicts boxes and no masks" in note for note in found.metrics["notes"])
     assert quick_figures(split, predictions)["segm_ap"] is None
 
 
@@ -91,7 +91,7 @@ def test_the_other_figures_are_there_with_their_intervals() -> None:
     assert metrics["box_ap"] > 0
 
 
-def test_a_network_that_finds_nothing_has_a_box_figure_of_0_and_none_of_masks() -> None:
+def test_without_detections_the_box_ap_is_0_and_the_mask_ap_undefined() -> None:
     split, predictions = random_case(1)
     metrics = measured(split, [found_boxes() for _ in predictions]).metrics
     assert metrics["box_ap"] == 0
@@ -125,11 +125,11 @@ def test_figures_of_boxes_are_those_of_pycocotools(seed: int) -> None:
 
 
 def ring() -> Mask:
-    """A frame 20 pixels wide and high and 2 thick: its box has little of it."""
+    """A frame 20 pixels wide and high and 2 pixels thick: it fills little of its box."""
     return rectangle(10, 10, 20, 20) & ~rectangle(12, 12, 16, 16)
 
 
-def test_a_defect_is_found_by_its_box_however_little_of_the_box_it_fills() -> None:
+def test_a_defect_matches_by_its_box_even_if_it_fills_little_of_it() -> None:
     split = make_split([[(3, ring())]])
     boxes = instance_errors(split, [found_boxes(boxed("crack", 0.9, ring()))], 0.5, 0)
     assert (boxes.missed, boxes.spurious) == ([], [])
@@ -138,7 +138,7 @@ def test_a_defect_is_found_by_its_box_however_little_of_the_box_it_fills() -> No
     assert [one["best_iou"] for one in as_mask.missed] == [pytest.approx(144 / 400)]
 
 
-def test_errors_are_told_apart_by_boxes() -> None:
+def test_errors_are_classified_by_boxes() -> None:
     split = make_split([[(3, ring())]])
     found = [
         found_boxes(
@@ -172,7 +172,7 @@ def compared(split: CocoSplit, mine: list[Prediction], theirs: list[Prediction])
     return figures
 
 
-def test_beside_a_network_with_masks_it_is_compared_by_what_both_have() -> None:
+def test_it_is_compared_with_a_network_with_masks_by_the_metrics_of_both() -> None:
     split, boxes = random_case(4)
     masks = [replace(one, has_masks=True) for one in boxes]
     for mine, theirs in ((boxes, masks), (masks, boxes)):
@@ -211,7 +211,7 @@ def dataset(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_evaluate_writes_figures_table_pictures_and_report_without_a_word_of_masks(model: Path, dataset: Path) -> None:
+def test_evaluate_writes_metrics_table_pictures_and_report_without_masks(model: Path, dataset: Path) -> None:
     settings: dict[str, Any] = {"model": model, "dataset_dir": dataset, "device": "cpu", "resamples": 20}
     done = evaluate(EvaluateConfig(output_dir=dataset.parent / "first", **settings))
     metrics = json.loads((done.results_dir / "metrics.json").read_text())
@@ -244,10 +244,10 @@ def test_evaluate_writes_figures_table_pictures_and_report_without_a_word_of_mas
 
 def test_predict_writes_boxes_and_no_area(model: Path, dataset: Path) -> None:
     images = str(dataset / "val" / "images")
-    config = PredictConfig(model=model, input=(images,), output=dataset.parent / "out", device="cpu", conf=0.1)
-    with pytest.raises(FlawmaskError, match=r"--save_masks: ssd.* finds boxes and outlines nothing"):
+    config = PredictConfig(model=model, input=(images,), output_dir=dataset.parent / "out", device="cpu", conf=0.1)
+    with pytest.raises(FlawmaskError, match=r"--save_masks: ssd.* predicts boxes and no masks"):
         predict(replace(config, save_masks=True))
-    assert not config.output.exists()
+    assert not config.output_dir.exists()
     done = predict(config)
     assert len(done.defective) > 0
     records = json.loads((done.output / "predictions.json").read_text())["images"]

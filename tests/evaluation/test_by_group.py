@@ -1,4 +1,4 @@
-"""Intervals over groups: held against slow versions, and against those of images where each is a group."""
+"""Intervals over groups, checked against slow versions, and against intervals over images for groups of one image."""
 
 import math
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def columns(rows: Sequence[tuple[int, ...]]) -> list[Floats]:
 
 
 def parts(seed: int, count: int = 30, agree: float = 0.5) -> tuple[Flags, Floats, Groups]:
-    """Truth, scores and groups of 1 to 6 images a part, whose scores agree more or less; a third holds both kinds."""
+    """Truth, scores and groups of 1 to 6 images. Scores in a group are similar; a third of groups has both kinds."""
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(count), rng.integers(1, 7, count))
     kind = np.arange(count)[groups] % 3
@@ -79,14 +79,14 @@ def test_wilsons_interval_holds_the_proportion_and_is_never_narrower_than_that_o
     assert 1 <= design_effect(part, whole) <= max(1, (whole**2).sum() / whole.sum()) + 1e-12
 
 
-def test_a_stratum_without_an_image_to_count_says_nothing_and_no_image_has_no_interval() -> None:
+def test_a_stratum_without_images_does_not_count_and_without_images_there_is_no_interval() -> None:
     part, whole, defective = np.array([3.0, 1, 2, 0, 0]), np.array([4.0, 3, 2, 0, 0]), np.array([1, 1, 1, 0, 0]) > 0
     assert by_group.wilson(part, whole, defective) == wilson(part[:3], whole[:3])
     assert wilson(np.zeros(3), np.zeros(3)) is None
     assert f1_interval(np.zeros(2), np.zeros(2), np.zeros(2)) is None
 
 
-def test_where_all_is_right_groups_are_counted_and_not_images() -> None:
+def test_where_all_images_are_right_the_groups_count_and_not_the_images() -> None:
     assert wilson(np.full(15, 4.0), np.full(15, 4.0)) == uncertainty.wilson(15, 15)
     low, high = wilson(np.zeros(15), np.full(15, 4.0)) or (1.0, 0.0)
     assert (low, high) == pytest.approx(uncertainty.wilson(0, 15))
@@ -104,7 +104,7 @@ def test_the_design_effect_is_the_jackknifes() -> None:
     assert design_effect(part, whole) == pytest.approx(expected * quantile**2, rel=0.02)
 
 
-def test_groups_with_and_without_a_defect_vary_apart() -> None:
+def test_the_variance_is_taken_within_each_stratum() -> None:
     rng = np.random.default_rng(1)
     whole, defective = rng.integers(1, 7, 400).astype(float), np.arange(400) < 250
     part = np.array(
@@ -221,7 +221,7 @@ def test_at_an_area_of_1_the_interval_is_newcombes_of_the_groups(size: int) -> N
     assert auroc_interval(truth, 0.9 - truth * 0.8, groups) == pytest.approx(uncertainty.auroc_interval(0.0, 6, 9))
 
 
-def test_all_defective_images_of_one_group_tell_as_much_as_one() -> None:
+def test_defective_images_of_a_single_group_count_as_one_image() -> None:
     truth = np.array([True] * 4 + [False] * 8)
     scores = np.concatenate((np.full(4, 0.55), np.linspace(0.1, 0.8, 8)))
     groups = np.array([0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8])
@@ -263,7 +263,7 @@ def drawn_accuracy(right: Flags, truth: Flags, groups: Groups) -> tuple[Floats, 
 
 
 @pytest.mark.parametrize("agree", [0.0, 1.0])
-def test_of_a_proportion_the_bootstrapped_interval_is_wilsons(agree: float) -> None:
+def test_the_bootstrapped_interval_of_a_proportion_is_close_to_wilsons(agree: float) -> None:
     truth, scores, groups = parts(3, count=300, agree=agree)
     right = truth == (scores > 0.7)
     values, weights = drawn_accuracy(right, truth, groups)
@@ -288,7 +288,7 @@ def test_the_bootstrapped_interval_holds_the_figure(seed: int, count: int, agree
         assert bounds[0] < bounds[1]
 
 
-def test_where_nothing_varies_the_groups_are_counted() -> None:
+def test_where_the_values_do_not_vary_the_interval_is_wilsons_for_the_groups() -> None:
     truth = np.repeat(np.array([True] * 6 + [False] * 9), 4)
     groups = np.repeat(np.arange(15), 4)
     values, weights = drawn_accuracy(np.ones(60, dtype=bool), truth, groups)
@@ -297,7 +297,7 @@ def test_where_nothing_varies_the_groups_are_counted() -> None:
     assert (low, high) == pytest.approx(uncertainty.wilson(3, 6))
 
 
-def test_a_figure_that_drawn_groups_mostly_lack_has_no_interval_and_two_groups_give_none() -> None:
+def test_there_is_no_interval_for_a_mostly_undefined_metric_or_for_two_groups() -> None:
     truth, scores, groups = parts(2)
     values, weights = drawn_accuracy(scores > 0.5, truth, groups)
     undefined = np.where(np.arange(len(values)) % 10 == 1, np.nan, values)
@@ -310,7 +310,9 @@ def test_a_figure_that_drawn_groups_mostly_lack_has_no_interval_and_two_groups_g
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.booleans()), min_size=1, max_size=20))
-def test_p_over_groups_is_the_share_of_signs_that_end_as_far_apart(rows: list[tuple[int, bool, bool]]) -> None:
+def test_p_over_groups_is_the_share_of_sign_combinations_at_least_as_far_from_0(
+    rows: list[tuple[int, bool, bool]],
+) -> None:
     groups = numbered([str(row[0]) for row in rows])
     right, other = np.array([row[1:] for row in rows]).T
     assert groups is not None
@@ -320,7 +322,7 @@ def test_p_over_groups_is_the_share_of_signs_that_end_as_far_apart(rows: list[tu
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40), st.integers(1, 4))
-def test_p_of_groups_of_one_image_is_mcnemars_and_copies_change_nothing(
+def test_p_is_mcnemars_for_groups_of_one_image_and_copies_do_not_change_it(
     pairs: list[tuple[bool, bool]], times: int
 ) -> None:
     right, other = np.array(pairs).T

@@ -1,4 +1,4 @@
-"""The stage `evaluate`: what it writes, and what `--conf` acts on."""
+"""The stage `evaluate`: the files that it writes, and the effect of `--conf`."""
 
 import contextlib
 import io
@@ -29,8 +29,8 @@ from flawmask.inference.torch_backend import TorchBackend
 pytestmark = pytest.mark.usefixtures("undrawn", "small_network")
 
 
-def test_every_figure_is_written_under_the_name_that_users_know(judged: Callable[..., Evaluated]) -> None:
-    done = judged()
+def test_every_figure_is_written_under_the_name_that_users_know(evaluated: Callable[..., Evaluated]) -> None:
+    done = evaluated()
     metrics = json.loads((done.results_dir / "metrics.json").read_text())
     assert metrics == json.loads(json.dumps(done.metrics))
     promised = (
@@ -70,9 +70,9 @@ def test_every_figure_is_written_under_the_name_that_users_know(judged: Callable
 
 
 def test_every_interval_holds_its_figure_and_says_how_it_was_made(
-    run_dir: Path, dataset: Path, judged: Callable[..., Evaluated]
+    run_dir: Path, dataset: Path, evaluated: Callable[..., Evaluated]
 ) -> None:
-    metrics = judged(conf=0.6).metrics
+    metrics = evaluated(conf=0.6).metrics
     assert set(metrics["intervals"]) == set(metrics["interval_method"])
     assert set(metrics["interval_method"].values()) == {"wilson", "newcombe", "bootstrap"}
     for name in ("accuracy", "recall", "f1_score", "image_auroc", "mask_ap", "mean_mask_iou", "pixel_aupro"):
@@ -85,11 +85,11 @@ def test_every_interval_holds_its_figure_and_says_how_it_was_made(
     assert again.metrics["intervals"] == metrics["intervals"]
     other = run(run_dir, dataset, conf=0.6, seed=1)
     assert other.metrics["intervals"] != metrics["intervals"]
-    without = judged(conf=0.6, resamples=0)
+    without = evaluated(conf=0.6, resamples=0)
     assert set(without.metrics["interval_method"].values()) == {"wilson", "newcombe"}
 
 
-def test_a_figure_is_not_made_up_where_one_kind_of_image_is_missing(run_dir: Path, dataset: Path) -> None:
+def test_metrics_are_undefined_where_one_kind_of_image_is_missing(run_dir: Path, dataset: Path) -> None:
     content = json.loads((dataset / "val" / "annotations.json").read_text())
     content["images"] = [image for image in content["images"] if image["defect_type"] == "good"]
     kept = {image["id"] for image in content["images"]}
@@ -134,7 +134,7 @@ def test_the_threshold_is_chosen_on_val_kept_and_used_for_test(run_dir: Path, da
     (run_dir / "best.threshold.json").unlink()
 
 
-def test_an_epoch_that_was_chosen_on_val_is_told(run_dir: Path, dataset: Path) -> None:
+def test_a_note_says_that_the_epoch_was_chosen_on_val(run_dir: Path, dataset: Path) -> None:
     (run_dir / "config.json").write_text('{"made_by": "flawmask train", "settings": {"select_by": "f1"}}')
     try:
         told = run(run_dir, dataset).metrics["notes"]
@@ -165,7 +165,7 @@ def test_results_on_variants_are_marked_as_such(run_dir: Path, dataset: Path) ->
     assert "1 of these 5 images are augmented variants, not photographs." in run(run_dir, dataset).metrics["notes"]
 
 
-def test_of_images_that_name_their_part_everything_is_said_over_parts(run_dir: Path, dataset: Path) -> None:
+def test_intervals_are_over_parts_where_images_name_their_part(run_dir: Path, dataset: Path) -> None:
     path = dataset / "val" / "annotations.json"
     content = json.loads(path.read_text())
     for image, part in zip(content["images"], ["tile 1", "tile 1", "tile 2", "tile 3", None], strict=True):
@@ -183,10 +183,10 @@ def test_of_images_that_name_their_part_everything_is_said_over_parts(run_dir: P
         "bootstrap, by group",
     }
     said = summary(done.metrics)
-    assert "Judged: 5 images of 4 parts; intervals are over parts" in said
+    assert "Images: 5 images of 4 parts; intervals are over parts" in said
     assert "chosen for f1 on 5 images (4 parts) of val" in said
-    assert "only the other; exact, over 4 parts, p = " in said
-    assert "5 images of 4 parts judged by" in words(done.results_dir / "report.html")
+    assert "by the other only; exact, over 4 parts, p = " in said
+    assert "5 images of 4 parts evaluated with" in words(done.results_dir / "report.html")
 
 
 def test_another_run_is_compared_on_the_same_images(run_dir: Path, dataset: Path) -> None:
@@ -203,8 +203,8 @@ def test_another_run_is_compared_on_the_same_images(run_dir: Path, dataset: Path
         run(run_dir, dataset, against=nothing)
 
 
-def test_the_confusion_matrix_and_the_lists_agree_with_the_counts(judged: Callable[..., Evaluated]) -> None:
-    metrics = judged(conf=0.6).metrics
+def test_the_confusion_matrix_and_the_lists_agree_with_the_counts(evaluated: Callable[..., Evaluated]) -> None:
+    metrics = evaluated(conf=0.6).metrics
     assert metrics["confusion"] == {
         "classes": ["good", "defect"],
         "rows": [[metrics["tn_good"], metrics["fp_defect"]], [metrics["fn_defect"], metrics["tp_defect"]]],
@@ -218,9 +218,9 @@ def test_the_confusion_matrix_and_the_lists_agree_with_the_counts(judged: Callab
 
 
 def test_the_predictions_are_coco_results_that_pycocotools_loads(
-    run_dir: Path, dataset: Path, judged: Callable[..., Evaluated]
+    run_dir: Path, dataset: Path, evaluated: Callable[..., Evaluated]
 ) -> None:
-    done = judged()
+    done = evaluated()
     results = json.loads((done.results_dir / "predictions.json").read_text())
     assert len(results) > 10
     assert min(one["score"] for one in results) < 0.5
@@ -232,15 +232,15 @@ def test_the_predictions_are_coco_results_that_pycocotools_loads(
     assert all(one["segmentation"]["size"] == sizes[one["image_id"]] for one in results)
 
 
-def test_conf_acts_on_verdicts_table_and_confidence_and_not_on_the_predictions_and_ap(
-    judged: Callable[..., Evaluated],
+def test_conf_changes_verdicts_table_and_confidence_but_not_predictions_and_ap(
+    evaluated: Callable[..., Evaluated],
 ) -> None:
-    low = judged(conf=0.05)
+    low = evaluated(conf=0.05)
     low_rows, predictions = (
         rows(low.results_dir / "predictions.csv"),
         (low.results_dir / "predictions.json").read_bytes(),
     )
-    high = judged(conf=1.0)
+    high = evaluated(conf=1.0)
     assert (high.results_dir / "predictions.json").read_bytes() == predictions
     assert [row["score"] for row in rows(high.results_dir / "predictions.csv")] == [row["score"] for row in low_rows]
     assert {row["verdict"] for row in low_rows} == {"defect"}
@@ -255,8 +255,8 @@ def test_conf_acts_on_verdicts_table_and_confidence_and_not_on_the_predictions_a
     assert (low.metrics["mean_mask_iou"], high.metrics["mean_mask_iou"]) == (pytest.approx(0.2, abs=0.2), 0.0)
 
 
-def test_the_table_has_a_line_an_image_that_agrees_with_the_figures(judged: Callable[..., Evaluated]) -> None:
-    done = judged(conf=0.6)
+def test_the_table_has_a_line_for_each_image_and_agrees_with_the_metrics(evaluated: Callable[..., Evaluated]) -> None:
+    done = evaluated(conf=0.6)
     table = rows(done.results_dir / "predictions.csv")
     assert [(row["file"], row["defect_type"], row["truth"]) for row in table] == [
         ("crack_1.png", "crack", "defect"),
@@ -274,13 +274,13 @@ def test_the_table_has_a_line_an_image_that_agrees_with_the_figures(judged: Call
         )
 
 
-def test_min_area_acts_on_the_verdict(judged: Callable[..., Evaluated]) -> None:
-    assert judged(conf=0.05).metrics["recall"] == 1.0
-    assert judged(conf=0.05, min_area=10**6).metrics["recall"] == 0.0
+def test_min_area_changes_the_verdict(evaluated: Callable[..., Evaluated]) -> None:
+    assert evaluated(conf=0.05).metrics["recall"] == 1.0
+    assert evaluated(conf=0.05, min_area=10**6).metrics["recall"] == 0.0
 
 
-def test_pictures_are_named_by_rank_and_the_worst_come_first(judged: Callable[..., Evaluated]) -> None:
-    done = judged(conf=0.05)
+def test_pictures_are_named_by_rank_and_the_worst_come_first(evaluated: Callable[..., Evaluated]) -> None:
+    done = evaluated(conf=0.05)
     order = names(done.results_dir / "overlays")
     assert [name[:3] for name in order] == ["001", "002", "003", "004", "005"]
     scores = {row["file"]: float(row["score"]) for row in rows(done.results_dir / "predictions.csv")}
@@ -289,13 +289,11 @@ def test_pictures_are_named_by_rank_and_the_worst_come_first(judged: Callable[..
     assert [name[4:] for name in order] == [f"false_alarm_{name}" for name in wrong] + [
         f"right_{name}" for name in right
     ]
-    missed = names(judged(conf=1.0).results_dir / "overlays")
+    missed = names(evaluated(conf=1.0).results_dir / "overlays")
     assert [name[4:10] for name in missed[:3]] == ["missed"] * 3
 
 
-def test_pictures_of_small_images_are_large_enough_to_read_and_no_more_are_drawn_than_asked(
-    run_dir: Path, dataset: Path
-) -> None:
+def test_pictures_of_small_images_are_readable_and_overlays_limits_their_number(run_dir: Path, dataset: Path) -> None:
     folder = run(run_dir, dataset, overlays=2).results_dir / "overlays"
     assert len(names(folder)) == 2
     for path in folder.iterdir():
@@ -313,7 +311,7 @@ def test_results_go_beside_the_checkpoint_or_into_the_run_named(run_dir: Path, d
     assert (run_dir / "best.pt").is_file()
 
 
-def test_earlier_results_are_replaced_whole(run_dir: Path, dataset: Path) -> None:
+def test_earlier_results_are_replaced_as_a_whole(run_dir: Path, dataset: Path) -> None:
     done = run(run_dir, dataset)
     (done.results_dir / "overlays" / "999_old.png").touch()
     (done.results_dir / ".DS_Store").touch()
@@ -323,15 +321,15 @@ def test_earlier_results_are_replaced_whole(run_dir: Path, dataset: Path) -> Non
     assert names(dataset.parent) == ["data", "out"]
 
 
-def test_images_judged_together_have_the_figures_that_they_have_one_by_one(judged: Callable[..., Evaluated]) -> None:
-    alone = judged(conf=0.6, resamples=0).metrics
-    together = judged(conf=0.6, resamples=0, inference_batch_size=3).metrics
+def test_metrics_do_not_depend_on_the_batch_size(evaluated: Callable[..., Evaluated]) -> None:
+    alone = evaluated(conf=0.6, resamples=0).metrics
+    together = evaluated(conf=0.6, resamples=0, inference_batch_size=3).metrics
     for name, value in alone.items():
         if isinstance(value, float) and "seconds" not in name:
             assert together[name] == pytest.approx(value, abs=1e-5), name
 
 
-def test_predictions_are_in_the_splits_order_though_images_go_by_size_through_the_network(
+def test_predictions_are_in_the_splits_order_although_the_network_gets_images_sorted_by_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = [(60, 80), (70, 50), (60, 80), (64, 64), (70, 50), (64, 90), (60, 80)]
@@ -359,9 +357,9 @@ def test_predictions_are_in_the_splits_order_though_images_go_by_size_through_th
     assert len({str(one) for one in predictions}) == len(sizes)
 
 
-def test_limits_reach_the_network(judged: Callable[..., Evaluated]) -> None:
+def test_limits_reach_the_network(evaluated: Callable[..., Evaluated]) -> None:
     def predictions(**settings: Any) -> list[dict[str, Any]]:
-        done = judged(conf=0.6, resamples=0, **settings)
+        done = evaluated(conf=0.6, resamples=0, **settings)
         found: list[dict[str, Any]] = json.loads((done.results_dir / "predictions.json").read_text())
         return found
 
@@ -372,7 +370,7 @@ def test_limits_reach_the_network(judged: Callable[..., Evaluated]) -> None:
     assert len(predictions(max_proposals=1)) <= 2 * 5
 
 
-def test_where_records_name_no_type_it_is_the_class(run_dir: Path, dataset: Path) -> None:
+def test_the_type_is_the_class_where_records_name_no_type(run_dir: Path, dataset: Path) -> None:
     content = json.loads((dataset / "val" / "annotations.json").read_text())
     edit(dataset, images=[{k: v for k, v in image.items() if k != "defect_type"} for image in content["images"]])
     assert run(run_dir, dataset).metrics["recall_by_type"]["defect"]["images"] == 3

@@ -1,4 +1,4 @@
-"""What stops the stage `evaluate`; nothing is written then, and what was there stays."""
+"""Errors that stop the stage `evaluate`. Then nothing is written, and earlier results stay."""
 
 import json
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from flawmask.images import write_png
 pytestmark = pytest.mark.usefixtures("undrawn", "small_network")
 
 
-def test_a_model_is_not_judged_on_what_it_was_trained_on(
-    run_dir: Path, dataset: Path, judged: Callable[..., Evaluated]
+def test_a_model_is_not_evaluated_on_what_it_was_trained_on(
+    run_dir: Path, dataset: Path, evaluated: Callable[..., Evaluated]
 ) -> None:
-    assert any("not known" in note for note in judged().metrics["notes"])
+    assert any("not known" in note for note in evaluated().metrics["notes"])
     split = read_split(dataset, "val")
     write_training_images(split, content_digests(split), run_dir)
     try:
@@ -51,7 +51,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_left(run_dir: Path, d
     assert names(out) == ["thesis.txt"]
 
 
-def test_a_failure_on_the_way_leaves_the_earlier_results(
+def test_a_failure_while_writing_keeps_the_earlier_results(
     run_dir: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = run(run_dir, dataset)
@@ -60,7 +60,7 @@ def test_a_failure_on_the_way_leaves_the_earlier_results(
     def full_disk(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results, "_draw_worst", full_disk)
+    monkeypatch.setattr(results, "_draw_overlays", full_disk)
     with pytest.raises(OSError, match="No space"):
         run(run_dir, dataset, conf=0.9)
     assert (done.results_dir / "metrics.json").read_bytes() == before
@@ -79,7 +79,7 @@ def test_a_number_of_classes_that_is_not_the_models_is_refused(run_dir: Path, da
     run(run_dir, dataset, num_classes=2)
 
 
-def test_data_of_other_classes_is_refused(run_dir: Path, dataset: Path) -> None:
+def test_data_with_other_classes_is_refused(run_dir: Path, dataset: Path) -> None:
     edit(dataset, categories=[{"id": 1, "name": "good"}, {"id": 2, "name": "crack"}])
     nothing_written(run_dir, dataset, "knows the classes good, defect, but .*data has good, crack")
 
@@ -105,14 +105,14 @@ def test_an_unknown_category_is_refused(run_dir: Path, dataset: Path) -> None:
     nothing_written(run_dir, dataset, "has category 1, which is not listed")
 
 
-def test_a_split_that_is_not_there_is_refused_with_those_that_are(run_dir: Path, dataset: Path) -> None:
+def test_a_missing_split_is_refused_with_a_list_of_the_splits(run_dir: Path, dataset: Path) -> None:
     nothing_written(run_dir, dataset, "data has no split test: it holds val", split="test")
 
 
 QUICK: dict[str, Any] = {"resamples": 0, "overlays": 0}
 
 
-def test_an_annotation_that_marks_no_pixel_is_not_missed_and_with_strict_refused(run_dir: Path, dataset: Path) -> None:
+def test_an_annotation_without_pixels_is_no_missed_defect_and_refused_with_strict(run_dir: Path, dataset: Path) -> None:
     content = json.loads((dataset / "val" / "annotations.json").read_text())
     content["annotations"][0]["segmentation"] = [[-9, 1, -5, 1, -5, 5]]
     edit(dataset, **content)
@@ -151,9 +151,9 @@ def test_a_bad_record_is_left_out_with_its_image_in_figures_and_report(run_dir: 
     assert "crack_1.png</td>" in page
 
 
-def test_masks_are_not_judged_by_boxes_alone(run_dir: Path, dataset: Path) -> None:
+def test_masks_are_not_evaluated_by_boxes_alone(run_dir: Path, dataset: Path) -> None:
     content = json.loads((dataset / "val" / "annotations.json").read_text())
     content["annotations"][0]["segmentation"] = []
     edit(dataset, **content)
-    says = r"1 defects are boxes without an outline \(annotation 1 for one\), and .*best.pt outlines what it finds"
+    says = r"1 defects are boxes without an outline \(annotation 1 for one\), and .*best.pt predicts masks"
     nothing_written(run_dir, dataset, says)

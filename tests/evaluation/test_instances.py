@@ -1,4 +1,4 @@
-"""Which instances were found, and what kind each error is of: held against a loop and against cases made by hand."""
+"""Matched instances and kinds of errors, checked against a loop and against cases made by hand."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_mean_mask_iou_is_what_a_loop_over_all_pairs_gives(seed: int, conf: floa
     assert errors.resampled_iou(ones)[0] == pytest.approx(float(np.mean(best)))
 
 
-def test_every_kind_of_error_is_told_apart() -> None:
+def test_every_kind_of_error_is_recognised() -> None:
     crack, scratch = rectangle(5, 5, 20, 20), rectangle(5, 50, 20, 20)
     split = make_split([[(3, crack), (7, scratch)], [(3, crack)]])
     found = [
@@ -56,7 +56,7 @@ def test_every_kind_of_error_is_told_apart() -> None:
     assert [one["area"] for one in errors.missed] == [400, 400]
 
 
-def test_each_defect_is_found_once_by_the_highest_score() -> None:
+def test_each_defect_is_matched_once_with_the_highest_score() -> None:
     first, second = rectangle(5, 5, 20, 20), rectangle(5, 10, 20, 20)
     split = make_split([[(3, first), (3, second)]])
     found = [predicted(instance("crack", 0.9, rectangle(5, 7, 20, 20)), instance("crack", 0.8, first))]
@@ -65,7 +65,7 @@ def test_each_defect_is_found_once_by_the_highest_score() -> None:
     assert errors.spurious == []
 
 
-def test_the_threshold_and_the_least_area_decide_what_counts() -> None:
+def test_conf_and_min_area_decide_which_predictions_count() -> None:
     crack = rectangle(5, 5, 10, 10)
     split = make_split([[(3, crack)]])
     found = [predicted(instance("crack", 0.4, crack))]
@@ -74,7 +74,7 @@ def test_the_threshold_and_the_least_area_decide_what_counts() -> None:
     assert len(instance_errors(split, found, 0.0, 101).missed) == 1
 
 
-def test_a_crowd_is_neither_missed_nor_wrong_to_predict() -> None:
+def test_a_crowd_is_no_missed_defect_and_a_prediction_in_it_no_error() -> None:
     split = make_split([[(3, rectangle(0, 0, 30, 40))]])
     record = {**split.annotations[11][0], "iscrowd": 1, "segmentation": to_rle(rectangle(0, 0, 30, 40))}
     split = CocoSplit(split.folder, split.images, {11: (record,)}, split.categories)

@@ -1,4 +1,4 @@
-"""Whether a model has seen the images it is judged on: by what they show, not by their names."""
+"""Whether a model was trained on the images that it is evaluated on: by their content, not by their names."""
 
 import json
 from dataclasses import replace
@@ -56,7 +56,7 @@ def test_a_picture_of_another_shape_with_the_same_bytes_is_no_leak(model: Path, 
     assert seen(split, model) == Leak([], [])
 
 
-def test_a_model_from_elsewhere_is_not_known(tmp_path: Path) -> None:
+def test_the_training_images_of_a_model_without_a_list_are_unknown(tmp_path: Path) -> None:
     assert seen(make(tmp_path / "val", {"a.png": 1}), tmp_path / "best.pt") is None
 
 
@@ -69,7 +69,7 @@ def test_a_damaged_list_is_refused(tmp_path: Path, content: str) -> None:
         seen(make(tmp_path / "val", {"a.png": 1}), tmp_path / "best.pt")
 
 
-def test_the_list_is_written_by_name(model: Path) -> None:
+def test_the_list_has_the_digests_by_file_name(model: Path) -> None:
     listed = json.loads(model.with_name(NAME).read_text())["sha256_of_pixels"]
     assert sorted(listed) == ["a.png", "b.png", "c.png"]
     assert len(set(listed.values())) == 3
@@ -95,7 +95,7 @@ def of_parts(folder: Path, seeds: dict[str, int], info: Any = None, named: bool 
 
 @pytest.fixture
 def model_of_tiles(tmp_path: Path) -> Path:
-    """A run that was trained on tiles 01 and 02, and on a picture that was found as 03 and as 04."""
+    """A run that was trained on tiles 01 and 02, and on a picture that exists both as 03 and as 04."""
     split = of_parts(tmp_path / "a" / "train", {"tile01_a.png": 1, "tile02_a.png": 2, "tile03_a.png": 3}, CATEGORY)
     split.images[2]["group"] = "tile03 = tile04"
     write_training_images(split, content_digests(split), tmp_path)
@@ -104,7 +104,7 @@ def model_of_tiles(tmp_path: Path) -> Path:
 
 def test_another_photograph_of_a_part_that_was_trained_on_is_a_leak(model_of_tiles: Path, tmp_path: Path) -> None:
     split = of_parts(tmp_path / "a" / "val", {"tile02_b.png": 4, "tile05_b.png": 5, "tile04_b.png": 6})
-    message = r"2 of 3 images show parts that were trained on \(tile02_b\.png shows tile02\): judge .* --allow_leak"
+    message = r"2 of 3 images show parts that were trained on \(tile02_b\.png shows tile02\): evaluate .* --allow_leak"
     with pytest.raises(FlawmaskError, match=message):
         seen(split, model_of_tiles)
     assert seen(split, model_of_tiles, allow=True) == Leak([], ["tile02_b.png", "tile04_b.png"])
@@ -126,7 +126,7 @@ def test_a_part_of_the_same_name_in_another_category_is_another_part(model_of_ti
 
 
 @pytest.mark.parametrize("group_by", ["tile0?([0-9]+)", "(_[a-z])", None])
-def test_a_part_is_known_again_in_a_data_set_of_the_category_that_was_divided_otherwise_or_not_at_all(
+def test_a_part_is_recognised_in_a_data_set_of_the_category_that_was_divided_differently_or_not(
     model_of_tiles: Path, tmp_path: Path, group_by: str | None
 ) -> None:
     other = CATEGORY | {"settings": {"group_by": group_by}}
@@ -136,22 +136,22 @@ def test_a_part_is_known_again_in_a_data_set_of_the_category_that_was_divided_ot
     assert seen(split, model_of_tiles, allow=True) == Leak([], ["tile02_b.png"])
 
 
-def test_the_variants_that_were_trained_on_are_of_the_category_that_they_were_made_from(tmp_path: Path) -> None:
+def test_augmented_training_images_belong_to_the_category_of_their_originals(tmp_path: Path) -> None:
     variants = {"made_by": "flawmask augment", "source": {"dataset": "a"}, "settings": {}, "source_info": CATEGORY}
     split = of_parts(tmp_path / "a_augmented" / "train", {"tile01_a.png": 1}, variants)
     write_training_images(split, content_digests(split), tmp_path)
-    judged = of_parts(tmp_path / "a" / "val", {"tile01_b.png": 2}, CATEGORY)
-    assert seen(judged, tmp_path / "best.pt", allow=True) == Leak([], ["tile01_b.png"])
+    evaluated = of_parts(tmp_path / "a" / "val", {"tile01_b.png": 2}, CATEGORY)
+    assert seen(evaluated, tmp_path / "best.pt", allow=True) == Leak([], ["tile01_b.png"])
 
 
 @pytest.mark.parametrize("info", [None, {"source": 3}, {"source": {"category": 4}, "settings": []}])
-def test_groups_that_a_person_wrote_into_the_records_are_taken_at_their_word(tmp_path: Path, info: Any) -> None:
+def test_groups_that_a_person_wrote_into_the_records_are_used_as_they_are(tmp_path: Path, info: Any) -> None:
     split = of_parts(tmp_path / "a" / "train", {"tile01_a.png": 1}, info)
     write_training_images(split, content_digests(split), tmp_path)
-    judged = of_parts(tmp_path / "b" / "val", {"tile01_b.png": 2, "tile02_b.png": 3}, info)
-    assert seen(judged, tmp_path / "best.pt", allow=True) == Leak([], ["tile01_b.png"])
+    evaluated = of_parts(tmp_path / "b" / "val", {"tile01_b.png": 2, "tile02_b.png": 3}, info)
+    assert seen(evaluated, tmp_path / "best.pt", allow=True) == Leak([], ["tile01_b.png"])
 
 
-def test_a_list_without_groups_is_of_an_older_run_and_tells_of_images_alone(model: Path, tmp_path: Path) -> None:
+def test_an_older_runs_list_without_groups_is_used_for_images_only(model: Path, tmp_path: Path) -> None:
     assert "groups" not in json.loads(model.with_name(NAME).read_text())
     assert seen(of_parts(tmp_path / "val", {"tile01_a.png": 7}, CATEGORY), model) == Leak([], [])

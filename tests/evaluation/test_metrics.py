@@ -22,7 +22,7 @@ from flawmask.evaluation.evaluate import Evaluated
 from flawmask.evaluation.measure import Evidence, gather, measure, measure_scores
 from flawmask.evaluation.metrics import METRICS, Floats, Metric, proportion, values
 from flawmask.evaluation.summary import summary
-from flawmask.evaluation.verdicts import Judged
+from flawmask.evaluation.verdicts import EvaluatedImage
 from flawmask.folds import spreads
 from flawmask.report.headline import NBSP, decimal, lookup
 from flawmask.report.side_by_side import compare_reports
@@ -39,7 +39,7 @@ def evidence(seed: int, images: int = 12) -> Evidence:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_weights_of_1_give_the_figure_itself(seed: int) -> None:
+def test_weights_of_1_give_the_metric_itself(seed: int) -> None:
     case = evidence(seed)
     figures, weighted = (values(METRICS.values(), case, weights) for weights in (None, np.ones((3, 12))))
     assert set(figures) == set(METRICS)
@@ -51,7 +51,7 @@ def test_weights_of_1_give_the_figure_itself(seed: int) -> None:
             assert drawn == pytest.approx(np.repeat(figures[key], 3), abs=1e-3 if group == "pixels" else 1e-6), key
 
 
-def test_only_what_is_asked_for_is_computed() -> None:
+def test_only_the_requested_metrics_are_computed() -> None:
     case = evidence(0)
     assert list(values([METRICS["recall"], METRICS["image_auroc"]], case)) == ["recall", "image_auroc"]
     assert case.detections is not None
@@ -59,12 +59,12 @@ def test_only_what_is_asked_for_is_computed() -> None:
 
 
 def test_scores_alone_give_the_metrics_of_images_and_no_others() -> None:
-    found = values(METRICS.values(), Evidence(evidence(0).judged))
+    found = values(METRICS.values(), Evidence(evidence(0).images))
     assert {METRICS[key].group for key in found} == {"verdicts", "ranking"}
     assert "confidence" not in found
 
 
-def test_where_groups_are_known_every_interval_is_over_them_and_the_figures_are_the_same() -> None:
+def test_where_groups_are_known_every_interval_is_over_them_and_the_metrics_are_the_same() -> None:
     detections = evidence(1).detections
     assert detections is not None
     split, predictions = detections.split, detections.predictions
@@ -91,18 +91,20 @@ def test_where_groups_are_known_every_interval_is_over_them_and_the_figures_are_
 
 
 def test_the_summary_says_how_many_images_of_how_many_parts() -> None:
-    judged = [Judged(f"{at}.png", "crack", at % 2 == 0, at % 3 == 0, at / 9, f"part {at // 2}") for at in range(9)]
-    metrics = measure_scores(judged, resamples=30, seed=0)
+    evaluated = [
+        EvaluatedImage(f"{at}.png", "crack", at % 2 == 0, at % 3 == 0, at / 9, f"part {at // 2}") for at in range(9)
+    ]
+    metrics = measure_scores(evaluated, resamples=30, seed=0)
     facts = {"threshold": {"how": "given", "value": 0.5}, "seconds_per_image": 0.0, "seconds": {}, "notes": []}
     nothing = {"instances": {"matched": 0, "truth": 0}, "instance_errors": {}}
     lines = summary({**metrics, **facts, **nothing}).splitlines()
-    assert "Judged: 9 images of 5 parts; intervals are over parts" in lines
+    assert "Images: 9 images of 5 parts; intervals are over parts" in lines
     assert metrics["recall_by_type"]["crack"]["groups"] == 5
     chosen = {"how": "aim", "aim": "f1", "value": 0.5, "images": 9, "groups": 5, "chosen_on": "val", "interval": None}
     assert "Threshold: 0.500 (chosen for f1 on 9 images (5 parts) of val)" in summary(
         {**metrics, **facts, **nothing, "threshold": chosen}
     )
-    ungrouped = measure_scores([replace(one, group=None) for one in judged], resamples=30, seed=0)
+    ungrouped = measure_scores([replace(one, group=None) for one in evaluated], resamples=30, seed=0)
     assert "parts;" not in summary({**ungrouped, **facts, **nothing})
 
 
@@ -124,12 +126,12 @@ def specificity(evidence: Evidence, weights: Floats | None) -> dict[str, Floats]
 
 
 def wrong(evidence: Evidence, weights: Floats | None) -> dict[str, Floats]:
-    weights = np.ones((1, len(evidence.judged))) if weights is None else weights
+    weights = np.ones((1, len(evidence.images))) if weights is None else weights
     return {"wrong.verdicts": weights @ (evidence.truth != evidence.verdicts)}
 
 
 def score_gap(evidence: Evidence, weights: Floats | None) -> dict[str, Floats]:
-    weights = np.ones((1, len(evidence.judged))) if weights is None else weights
+    weights = np.ones((1, len(evidence.images))) if weights is None else weights
     bad, good = (weights * side @ evidence.scores / (weights @ side) for side in (evidence.truth, ~evidence.truth))
     return {"score_gap": bad - good}
 
@@ -172,9 +174,7 @@ FURTHER = {
 
 @pytest.mark.usefixtures("undrawn", "small_network")
 @pytest.mark.parametrize("shown", FURTHER)
-def test_a_further_metric_is_one_entry(
-    run_dir: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, shown: str
-) -> None:
+def test_a_new_metric_is_one_entry(run_dir: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, shown: str) -> None:
     further = FURTHER[shown]
     key, name = further.key, further.key.replace(".", "_")
     monkeypatch.setitem(METRICS, key, further)

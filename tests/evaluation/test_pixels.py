@@ -1,4 +1,4 @@
-"""Pixel-level figures, held against scikit-learn and against slow versions written from the definitions."""
+"""Pixel-level metrics, checked against scikit-learn and against slow versions written from the definitions."""
 
 import itertools
 import tracemalloc
@@ -89,7 +89,7 @@ def tiny(random: np.random.Generator, truth: Mask) -> Scores:
 
 
 def in_one_place(random: np.random.Generator, truth: Mask) -> Scores:
-    """Neighbouring floats around 0.3, as the inside of one sure instance has."""
+    """Neighbouring floats around 0.3, like the scores inside one instance."""
     steps = random.integers(0, 40, truth.shape) + 20 * truth
     return (np.float32(0.3).view(np.uint32) + steps.astype(np.uint32)).view(np.float32)
 
@@ -131,7 +131,7 @@ def test_figures_are_scikit_learns_and_the_papers(kind: Callable[..., Scores], s
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not in_one_place])
-def test_with_more_scores_than_are_kept_exactly_figures_stay_within_a_ten_thousandth(
+def test_with_too_many_scores_for_exact_counts_metrics_are_off_by_less_than_a_ten_thousandth(
     kind: Callable[..., Scores], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pixels, "EXACT_SCORES", 15)
@@ -164,7 +164,7 @@ def test_f1_max_is_the_best_of_all_thresholds_and_its_threshold_the_highest_that
     assert figures["pixel_f1_max_threshold"] == max(best)
 
 
-def test_a_perfect_score_map_has_every_figure_1() -> None:
+def test_with_a_perfect_score_map_every_metric_is_1() -> None:
     images = [(truth.astype(np.float32) * 0.8, truth) for _, truth in images_of(uniform, seed=3)]
     figures = tallied(images).figures()
     assert figures.pop("pixel_f1_max_threshold") == np.float32(0.8)
@@ -187,7 +187,7 @@ def test_pixels_that_touch_by_a_corner_are_one_region() -> None:
     assert max(y for x, y in zip(curve["x"], curve["y"], strict=True) if x == 0) == 0.25
 
 
-def test_what_is_undefined_is_none_and_has_no_curve() -> None:
+def test_an_undefined_metric_is_none_and_has_no_curve() -> None:
     scores = np.random.default_rng(0).random((5, 6), dtype=np.float32)
     nothing, everything = np.zeros((5, 6), dtype=bool), np.ones((5, 6), dtype=bool)
     for tally in (PixelTally(), tallied([(scores, nothing)])):
@@ -205,7 +205,7 @@ def test_what_is_undefined_is_none_and_has_no_curve() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, 1.001, -0.001, np.inf])
-def test_a_score_that_is_none_is_refused_with_the_images_name(value: float) -> None:
+def test_an_invalid_score_is_refused_with_the_images_name(value: float) -> None:
     scores = np.full((4, 7), 0.5, dtype=np.float32)
     scores[2, 3] = value
     mask = np.zeros((4, 7), dtype=bool)
@@ -241,10 +241,10 @@ def test_minus_zero_is_zero() -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left of an image does not depend on its size: far less than its pixels."""
+    """What is kept of an image is much less than its pixels, and does not depend on its size."""
     monkeypatch.setattr(pixels, "EXACT_SCORES", 10_000)
     monkeypatch.setattr(pixels, "COARSE_BITS", 14)
-    monkeypatch.setattr(pixels, "GROUPS", 100)
+    monkeypatch.setattr(pixels, "SCORE_BINS", 100)
     random = np.random.default_rng(0)
     tally, held = PixelTally(), []
     truth = blobs(random, (200, 200))
@@ -286,7 +286,7 @@ def test_the_order_of_images_does_not_matter(images: list[Image], random: object
 
 @settings(deadline=None)
 @given(splits(), st.sampled_from([1, 20, 10**6]))
-def test_asking_in_between_does_not_matter(images: list[Image], exact: int) -> None:
+def test_computing_metrics_between_images_does_not_matter(images: list[Image], exact: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pixels, "EXACT_SCORES", exact)
         asked = PixelTally()
@@ -299,7 +299,7 @@ def test_asking_in_between_does_not_matter(images: list[Image], exact: int) -> N
 @settings(deadline=None)
 @given(splits())
 def test_an_image_cut_in_two_between_regions_counts_as_the_whole(images: list[Image]) -> None:
-    """A row of good pixels, score 0, parts them, so that no region is cut."""
+    """A row of good pixels with score 0 separates the halves, so that no region is cut."""
     halves = [
         (np.pad(scores, ((0, 1), (0, 9 - scores.shape[1]))), np.pad(truth, ((0, 1), (0, 9 - truth.shape[1]))))
         for scores, truth in images
@@ -331,8 +331,8 @@ def test_curves_have_few_points_and_go_through_the_true_ones() -> None:
 def test_with_all_weights_1_resampled_figures_are_the_figures(
     kind: Callable[..., Scores], groups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fewer groups stand for more pixels than a test has time for."""
-    monkeypatch.setattr(pixels, "GROUPS", groups)
+    """Fewer score bins replace more pixels, which would take too long."""
+    monkeypatch.setattr(pixels, "SCORE_BINS", groups)
     images = images_of(kind, seed=7, count=9)
     tally = tallied(images)
     figures = tally.figures()
@@ -355,7 +355,7 @@ def test_resampled_figures_are_those_of_the_resampled_images(kind: Callable[...,
         assert {name: values[at] for name, values in resampled.items()} == pytest.approx(figures, abs=1e-3)
 
 
-def test_a_resample_without_a_defect_has_no_figures() -> None:
+def test_metrics_of_a_resample_without_a_defect_are_undefined() -> None:
     images = images_of(uniform, seed=9, count=3)
     resampled = tallied(images).resampled(np.array([[3, 0, 0], [0, 1, 1]]))
     assert all(np.isnan(values[0]) and not np.isnan(values[1]) for values in resampled.values())

@@ -1,4 +1,4 @@
-"""Figures that need no threshold: held against scikit-learn, weighted images among them."""
+"""Metrics that need no threshold, checked against scikit-learn, also for weighted images."""
 
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,4 @@
-"""Intervals and tests: held against SciPy, against sums written out, and by how often they hold the truth."""
+"""Intervals and tests, checked against SciPy, against explicit sums, and by how often they hold the truth."""
 
 import math
 
@@ -95,7 +95,7 @@ def test_resampling_keeps_the_number_of_defective_and_of_good_images() -> None:
     assert resample(np.array([True]), 3, seed=0).tolist() == [[1.0]] * 3
 
 
-def test_an_interval_is_not_made_of_figures_that_are_mostly_undefined() -> None:
+def test_there_is_no_interval_for_mostly_undefined_values() -> None:
     values = np.linspace(0, 1, 100)
     assert percentiles(values) == pytest.approx((0.025, 0.975))
     values[:6] = np.nan

@@ -1,4 +1,4 @@
-"""Image-level figures: the numbers that users know, and what becomes of a ratio with nothing under it."""
+"""Image-level metrics: the known values of an example, and ratios whose denominator is 0."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flawmask.evaluation.measure import measure_scores
 from flawmask.evaluation.summary import metrics_block, percent
 from flawmask.evaluation.uncertainty import wilson
-from flawmask.evaluation.verdicts import Judged, rates
+from flawmask.evaluation.verdicts import EvaluatedImage, rates
 
 GOLDEN_BLOCK = """OVERALL METRICS
 ============================================================
@@ -24,30 +24,30 @@ Confidence: 78.45%
 ============================================================"""
 
 
-def judged(truth: bool, verdict: bool, defect_type: str | None = None, score: float = 0.5) -> Judged:
-    return Judged("x.png", defect_type or ("crack" if truth else "good"), truth, verdict, score)
+def evaluated(truth: bool, verdict: bool, defect_type: str | None = None, score: float = 0.5) -> EvaluatedImage:
+    return EvaluatedImage("x.png", defect_type or ("crack" if truth else "good"), truth, verdict, score)
 
 
-def judgements(tp: int, fp: int, fn: int, tn: int) -> list[Judged]:
+def verdicts_of(tp: int, fp: int, fn: int, tn: int) -> list[EvaluatedImage]:
     return (
-        [judged(True, True)] * tp
-        + [judged(False, True)] * fp
-        + [judged(True, False)] * fn
-        + [judged(False, False)] * tn
+        [evaluated(True, True)] * tp
+        + [evaluated(False, True)] * fp
+        + [evaluated(True, False)] * fn
+        + [evaluated(False, False)] * tn
     )
 
 
-def image_metrics(judged: list[Judged]) -> dict[str, Any]:
-    return measure_scores(judged, resamples=0, seed=0)
+def image_metrics(evaluated: list[EvaluatedImage]) -> dict[str, Any]:
+    return measure_scores(evaluated, resamples=0, seed=0)
 
 
 def test_the_golden_counts_give_the_golden_block_to_the_letter() -> None:
-    metrics = image_metrics(judgements(tp=24, fp=2, fn=4, tn=21))
+    metrics = image_metrics(verdicts_of(tp=24, fp=2, fn=4, tn=21))
     assert metrics_block({**metrics, "confidence": 0.7845}) == GOLDEN_BLOCK
 
 
 def test_the_golden_counts_give_the_golden_fractions() -> None:
-    metrics = image_metrics(judgements(tp=24, fp=2, fn=4, tn=21))
+    metrics = image_metrics(verdicts_of(tp=24, fp=2, fn=4, tn=21))
     expected = {
         "accuracy": pytest.approx(45 / 51),
         "precision": pytest.approx(24 / 26),
@@ -81,16 +81,14 @@ def test_the_golden_counts_give_the_golden_fractions() -> None:
         ((1, 0, 0, 0), set()),
     ],
 )
-def test_a_ratio_with_nothing_under_it_is_none_and_not_0(
-    counts: tuple[int, int, int, int], undefined: set[str]
-) -> None:
+def test_a_ratio_with_denominator_0_is_none_and_not_0(counts: tuple[int, int, int, int], undefined: set[str]) -> None:
     figures = rates(*counts)
     assert {name for name, value in figures.items() if value is None} == undefined
     assert "null" in json.dumps(figures) or not undefined
 
 
-def test_in_the_block_a_ratio_with_nothing_under_it_is_not_available() -> None:
-    metrics = image_metrics(judgements(tp=0, fp=0, fn=0, tn=3))
+def test_the_block_shows_a_ratio_with_denominator_0_as_na() -> None:
+    metrics = image_metrics(verdicts_of(tp=0, fp=0, fn=0, tn=3))
     assert metrics_block({**metrics, "confidence": None}).splitlines()[2:-1] == [
         "Accuracy : 100.00%",
         "Precision: n/a",
@@ -107,14 +105,14 @@ def test_a_fraction_is_shown_in_per_cent_with_two_digits(value: float | None, te
     assert percent(value) == text
 
 
-def test_recall_is_told_for_each_type_of_defect_and_good_is_none() -> None:
+def test_there_is_a_recall_for_each_type_of_defect_and_none_for_good() -> None:
     metrics = image_metrics(
         [
-            judged(True, True, "scratch"),
-            judged(True, False, "scratch"),
-            judged(True, False, "crack"),
-            judged(False, True, "good"),
-            judged(True, True, "unknown"),
+            evaluated(True, True, "scratch"),
+            evaluated(True, False, "scratch"),
+            evaluated(True, False, "crack"),
+            evaluated(False, True, "good"),
+            evaluated(True, True, "unknown"),
         ]
     )
     assert metrics["recall_by_type"] == {
@@ -126,11 +124,13 @@ def test_recall_is_told_for_each_type_of_defect_and_good_is_none() -> None:
 
 @given(
     st.lists(
-        st.builds(judged, st.booleans(), st.booleans(), st.sampled_from(["crack", "scratch", "hole"]), st.floats(0, 1)),
+        st.builds(
+            evaluated, st.booleans(), st.booleans(), st.sampled_from(["crack", "scratch", "hole"]), st.floats(0, 1)
+        ),
         max_size=40,
     )
 )
-def test_the_figures_are_those_counted_by_hand(images: list[Judged]) -> None:
+def test_the_figures_are_those_counted_by_hand(images: list[EvaluatedImage]) -> None:
     metrics = image_metrics(images)
     pairs = [(one.truth, one.verdict) for one in images]
     tp, fp = pairs.count((True, True)), pairs.count((False, True))
@@ -157,4 +157,4 @@ def test_the_figures_are_those_counted_by_hand(images: list[Judged]) -> None:
     [(True, True, "right"), (False, False, "right"), (True, False, "missed"), (False, True, "false_alarm")],
 )
 def test_an_outcome_has_a_name(truth: bool, verdict: bool, outcome: str) -> None:
-    assert judged(truth, verdict).outcome == outcome
+    assert evaluated(truth, verdict).outcome == outcome

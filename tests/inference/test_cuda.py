@@ -1,4 +1,4 @@
-"""On a GPU a network finds what it finds on a CPU."""
+"""A network has the same outputs on a GPU and on a CPU."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ def test_scores_and_boxes_are_within_a_ten_thousandth_of_the_cpus_and_masks_with
             torch.testing.assert_close(theirs["masks"][same], ours["masks"][same], atol=2e-3, rtol=0)
 
 
-def test_the_settings_of_the_program_around_are_left_alone() -> None:
+def test_the_global_settings_of_pytorch_stay_as_they_are() -> None:
     cudnn: Any = torch.backends.cudnn
     before = cudnn.allow_tf32
     _, there = both(SPEC)

@@ -1,4 +1,4 @@
-"""Which images files, folders and patterns lead to: each once, in order, and nothing passed over in silence."""
+"""The images that files, folders and patterns lead to: no duplicates, in order, and all other files are listed."""
 
 import os
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_files_folders_and_patterns_are_all_found_each_once_and_in_order(
 
 
 @pytest.mark.parametrize("name", ["photo.dat", "photo", ".hidden.png", "@photo.png", "part[1].png"])
-def test_a_file_that_is_named_is_taken_whatever_its_name(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_named_itself_is_an_image_whatever_its_suffix(tmp_path: Path, name: str) -> None:
     lay(tmp_path, name, "part1.png")
     assert found(tmp_path, tmp_path / name) == [tmp_path / name]
     both = find_images((str(tmp_path), str(tmp_path / name)), tmp_path / "out")
@@ -49,7 +49,7 @@ def test_a_file_that_is_named_is_taken_whatever_its_name(tmp_path: Path, name: s
     assert (both.not_predicted, both.tally.found, both.tally.all_used) == ({}, 2, True)
 
 
-def test_a_folder_with_the_signs_of_a_pattern_in_its_name_is_that_folder_in_a_pattern_too(
+def test_a_folder_whose_name_looks_like_a_pattern_is_taken_literally(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = lay(tmp_path / "línea 3, cámara [2]", "=1+2.png", "b.png")
@@ -61,7 +61,7 @@ def test_a_folder_with_the_signs_of_a_pattern_in_its_name_is_that_folder_in_a_pa
     assert found(tmp_path, "línea ?, cámara [2]/*.png") == [Path("línea 3, cámara 2/other.png")], "none has that name"
 
 
-def test_what_systems_and_drives_keep_beside_images_is_none(tmp_path: Path) -> None:
+def test_hidden_files_and_thumbnails_are_ignored(tmp_path: Path) -> None:
     junk = ("._a.png", ".cache/a.png", "@eaDir/a.png/SYNO_THUMB_M.jpg", "__MACOSX/._a.png", "thumbnails/a.png")
     lay(tmp_path, "a.png", "Thumbs.db", *junk)
     everything = find_images((str(tmp_path),), tmp_path / "out")
@@ -70,7 +70,7 @@ def test_what_systems_and_drives_keep_beside_images_is_none(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links want rights there")
-def test_links_to_folders_are_followed_and_those_that_lead_back_are_not(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_unless_they_form_a_loop(tmp_path: Path) -> None:
     lay(tmp_path / "elsewhere", "a.png")
     lay(tmp_path / "parts", "b.png")
     (tmp_path / "parts" / "today").symlink_to(tmp_path / "elsewhere")
@@ -78,7 +78,7 @@ def test_links_to_folders_are_followed_and_those_that_lead_back_are_not(tmp_path
     assert found(tmp_path, tmp_path / "parts") == [tmp_path / "parts/b.png", tmp_path / "parts/today/a.png"]
 
 
-def test_what_lies_in_a_folder_and_is_not_predicted_is_named_and_counted_where_it_may_be_an_image(
+def test_other_files_in_a_folder_are_listed_and_possible_images_are_counted(
     tmp_path: Path,
 ) -> None:
     lay(tmp_path, "a.png", "photo.cr2", "photo.heic", "frame", "film.mp4", "unknown.xyz")
@@ -101,7 +101,7 @@ NAMES = st.from_regex(r"[a-c]{1,2}\.(png|JPG|tif|cr2|txt|xyz)", fullmatch=True)
 @given(
     names=st.sets(st.tuples(st.sampled_from(["", "deep/", "[1]/", ".junk/", "@eaDir/"]), NAMES), min_size=1, max_size=8)
 )
-def test_of_any_folder_every_file_is_an_image_or_named(
+def test_every_file_of_a_folder_is_an_image_or_listed(
     tmp_path_factory: pytest.TempPathFactory, names: set[tuple[str, str]]
 ) -> None:
     folder = lay(tmp_path_factory.mktemp("any"), "always.png", *map("".join, names))
@@ -124,14 +124,14 @@ def test_an_input_that_leads_to_no_image_is_an_error(tmp_path: Path, what: str) 
         found(tmp_path, tmp_path / what)
 
 
-def test_the_error_says_what_is_there_instead_of_an_image(tmp_path: Path) -> None:
+def test_the_error_names_a_file_that_is_no_image(tmp_path: Path) -> None:
     lay(tmp_path, "raw/photo.cr2")
     with pytest.raises(FlawmaskError, match=r"no image \(bmp, .*\) there; .*/photo\.cr2: none of the formats"):
         found(tmp_path, tmp_path / "raw")
 
 
 @pytest.mark.parametrize("what", ["out", "out/overlays/a.png", "out/overlays"])
-def test_an_input_where_the_results_go_is_refused(tmp_path: Path, what: str) -> None:
+def test_an_input_in_the_folder_for_the_results_is_refused(tmp_path: Path, what: str) -> None:
     lay(tmp_path, "out/overlays/a.png", "b.png")
-    with pytest.raises(FlawmaskError, match=r"lies in .*out, which is replaced: name another folder by --output"):
+    with pytest.raises(FlawmaskError, match=r"lies in .*out, which is replaced: name another --output_dir"):
         found(tmp_path, tmp_path / "b.png", tmp_path / what)

@@ -1,4 +1,4 @@
-"""Masks as runs: pixel for pixel what torchvision pastes, in a fraction of the memory."""
+"""Masks as runs of pixels: the same pixels as torchvision's, with a fraction of the memory."""
 
 import subprocess
 import sys
@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from flawmask import masks
-from flawmask.inference.paste import Floats, grown, mask_changes, probabilities_in_box
+from flawmask.inference.paste import Floats, expand_boxes, mask_changes, probabilities_in_box
 
 ROUNDING = 4e-6
-"""How near to the threshold a pixel may fall to either side: PyTorch places it among 30 cells in float32."""
+"""Pixels this close to the threshold may differ: PyTorch computes their position among 30 cells in float32."""
 
 corners = st.floats(-60, 160, width=32)
 sides = st.one_of(st.floats(0, 2, width=32), st.floats(0, 140, width=32), st.floats(500, 2000, width=32))
@@ -52,14 +52,14 @@ def test_runs_are_the_pixels_that_torchvision_pastes(
 ) -> None:
     image_height, image_width = size
     box = np.array([[x, y, x + width, y + height]], dtype=np.float32)
-    left, top, right, bottom = (int(side) for side in grown(box, 28)[0])
+    left, top, right, bottom = (int(side) for side in expand_boxes(box, 28)[0])
     meets = left < image_width and top < image_height and right >= 0 and bottom >= 0
     probabilities = some_probabilities(kind, seed)
     if meets:
         pasted = paste_masks_in_image(torch.from_numpy(probabilities)[None, None], torch.from_numpy(box), size)[0, 0]
     else:  # torchvision would count from the far end, and fail
         pasted = torch.zeros(size)
-    changes = mask_changes(probabilities, grown(box, 28)[0], *size)
+    changes = mask_changes(probabilities, expand_boxes(box, 28)[0], *size)
     assert (np.diff(changes) > 0).all()
     rle, area = masks.rle_of_changes(changes, *size)
     mask = masks.decode(rle, *size)
@@ -68,7 +68,7 @@ def test_runs_are_the_pixels_that_torchvision_pastes(
     assert rle == masks.to_rle(mask), "the runs are merged as pycocotools merges them"
     assert area == mask.sum()
 
-    local, column, row = probabilities_in_box(probabilities, grown(box, 28)[0], *size)
+    local, column, row = probabilities_in_box(probabilities, expand_boxes(box, 28)[0], *size)
     whole = np.zeros(size, dtype=np.float32)
     whole[row : row + local.shape[0], column : column + local.shape[1]] = local
     assert local.dtype == np.float32
@@ -82,7 +82,7 @@ def test_a_mask_over_a_large_image_is_the_one_that_torchvision_pastes() -> None:
         pasted = paste_masks_in_image(
             torch.from_numpy(probabilities)[None, None], torch.from_numpy(box), (3000, 2900)
         ).numpy()[0, 0]
-        rle, _ = masks.rle_of_changes(mask_changes(probabilities, grown(box, 28)[0], 3000, 2900), 3000, 2900)
+        rle, _ = masks.rle_of_changes(mask_changes(probabilities, expand_boxes(box, 28)[0], 3000, 2900), 3000, 2900)
         different = masks.decode(rle, 3000, 2900) != (pasted > 0.5)
         assert np.count_nonzero(different) < 100
         assert (np.abs(pasted[different] - 0.5) < ROUNDING).all()
@@ -91,18 +91,18 @@ def test_a_mask_over_a_large_image_is_the_one_that_torchvision_pastes() -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**6))
 def test_a_pixel_just_at_the_threshold_is_outside_as_in_torchvision(seed: int) -> None:
-    """A box that grows to 30 x 30 pixels has one for each cell: no interpolation and so no rounding."""
+    """A box that grows to 30 x 30 pixels has one pixel for each cell: no interpolation, and so no rounding."""
     probabilities = np.random.default_rng(seed).choice(np.array([0.25, 0.5, 0.75], np.float32), (28, 28))
     box = np.array([[5.5, 5.5, 33.0, 33.0]], dtype=np.float32)
-    assert (np.diff(grown(box, 28)[0].reshape(2, 2), axis=0) == 29).all()
+    assert (np.diff(expand_boxes(box, 28)[0].reshape(2, 2), axis=0) == 29).all()
     pasted = paste_masks_in_image(torch.from_numpy(probabilities)[None, None], torch.from_numpy(box), (40, 40))[0, 0]
-    rle, _ = masks.rle_of_changes(mask_changes(probabilities, grown(box, 28)[0], 40, 40), 40, 40)
+    rle, _ = masks.rle_of_changes(mask_changes(probabilities, expand_boxes(box, 28)[0], 40, 40), 40, 40)
     assert np.array_equal(masks.decode(rle, 40, 40), (pasted > 0.5).numpy())
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux alone tells a process's own peak of memory")
 def test_a_hundred_masks_on_a_large_image_need_little_memory() -> None:
-    """In a process of its own, whose peak is its own; laid out, the masks would be 1.6 GB, in float 6.4 GB."""
+    """A new process measures its own peak. As arrays, the masks would take 1.6 GB, and as floats 6.4 GB."""
     code = """
 import re
 from pathlib import Path

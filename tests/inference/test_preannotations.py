@@ -1,4 +1,4 @@
-"""Predictions for labelling tools: what is read back is what was found, as near as the tolerance says."""
+"""Predictions for labelling tools: reading them back gives the same masks, within the tolerance."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def read_back(images: Path, found: list[Record], tool: Tool, tolerance: float, **given: Any) -> dict[str, list[Any]]:
-    """The class and mask of each annotation by its image's name, once imported."""
+    """The class and mask of each imported annotation, by the name of its image."""
     path = write(images.parent, tool, [*found, {"file": "e.png", "error": "cannot be read"}], CLASSES, tolerance)
     if tool == "labelstudio":  # where somebody has accepted what was predicted
         path.write_text(path.read_text().replace('"predictions"', '"annotations"'))
@@ -71,7 +71,7 @@ def read_back(images: Path, found: list[Record], tool: Tool, tolerance: float, *
 
 
 @pytest.mark.parametrize("tool", get_args(Tool))
-def test_what_is_written_without_tolerance_is_read_back_pixel_by_pixel(images: Path, tool: Tool) -> None:
+def test_without_tolerance_masks_are_read_back_exactly(images: Path, tool: Tool) -> None:
     found = [
         record("in/a.png", instance(DISC, "dent"), instance(SCRATCH, "scratch")),
         record("in/b.png", instance(RING, "dent")),
@@ -109,7 +109,7 @@ def test_boxes_stay_boxes(images: Path, tool: Tool) -> None:
         assert box == pytest.approx([float(side) for side in box_of(DISC)], abs=0.01)
 
 
-def test_what_is_written_is_as_the_tools_document_it(tmp_path: Path) -> None:
+def test_files_have_the_formats_that_the_tools_document(tmp_path: Path) -> None:
     found = [record("line 3/a.png", instance(DISC, "dent"))]
     root = ElementTree.parse(write(tmp_path, "cvat", found, CLASSES, 1.0)).getroot()
     assert (root.tag, root.findtext("version")) == ("annotations", "1.1")
@@ -137,7 +137,7 @@ def test_predict_writes_them_and_a_later_run_replaces_them(images: Path, tmp_pat
     out = tmp_path / "found"
 
     def found(tool: Tool) -> set[str]:
-        place: dict[str, Any] = {"model": tmp_path / "best.pt", "input": (str(images / "a.png"),), "output": out}
+        place: dict[str, Any] = {"model": tmp_path / "best.pt", "input": (str(images / "a.png"),), "output_dir": out}
         predict(PredictConfig(**place, conf=0.1, device="cpu", preannotations=tool))
         return {path.name for path in out.iterdir()} - {"predictions.json", "predictions.csv", "overlays"}
 

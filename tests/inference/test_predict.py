@@ -1,4 +1,4 @@
-"""The stage `predict`: which images, what is written about them, and what stops it."""
+"""The stage `predict`: its images, the files that it writes, and the errors that stop it."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
-    """A folder of three images of different sizes, one of them deeper down."""
+    """A folder with three images of different sizes, one of them in a subfolder."""
     folder = tmp_path / "parts"
     for seed, (name, size) in enumerate({"b.png": (60, 80), "a.png": (70, 50), "deep/c.png": (64, 64)}.items()):
         write_png(folder / name, patchwork(*size, seed))
@@ -49,15 +49,15 @@ def parts(tmp_path: Path) -> Path:
 
 
 def run(model: Path, tmp_path: Path, *inputs: Path | str, **settings: Any) -> tuple[Predicted, list[dict[str, Any]]]:
-    settings = {"conf": 0.3, "output": tmp_path / "out", "device": "cpu", **settings}
+    settings = {"conf": 0.3, "output_dir": tmp_path / "out", "device": "cpu", **settings}
     done = predict(PredictConfig(model=model, input=tuple(map(str, inputs)), **settings))
     return done, json.loads((done.output / "predictions.json").read_bytes())["images"]
 
 
-def test_pictures_that_an_earlier_run_left_among_the_images_are_not_judged(model: Path, parts: Path) -> None:
+def test_pictures_that_an_earlier_run_left_among_the_images_are_not_evaluated(model: Path, parts: Path) -> None:
     output = parts / "results"
-    _, first = run(model, parts, parts, output=output, save_masks=True)
-    _, second = run(model, parts, parts, output=output, save_masks=True)
+    _, first = run(model, parts, parts, output_dir=output, save_masks=True)
+    _, second = run(model, parts, parts, output_dir=output, save_masks=True)
     assert [one["file"] for one in first] == [one["file"] for one in second]
     assert len(second) == 3
 
@@ -99,7 +99,7 @@ def test_each_image_gets_its_record_at_its_own_size(model: Path, parts: Path, tm
     assert not (done.output / "masks").exists()
 
 
-def test_the_table_says_what_the_records_say(model: Path, parts: Path, tmp_path: Path) -> None:
+def test_the_table_agrees_with_the_records(model: Path, parts: Path, tmp_path: Path) -> None:
     done, records = run(model, tmp_path, parts, conf=0.6, min_area=30)
     table = rows(done.output / "predictions.csv")
     assert len(table) == len(records)
@@ -123,7 +123,7 @@ def test_saved_masks_are_the_union_of_the_records_instances(model: Path, parts: 
     assert len(list((done.output / "masks").iterdir())) == 3
 
 
-def test_images_of_the_same_name_keep_their_results_apart(model: Path, tmp_path: Path) -> None:
+def test_images_with_the_same_name_have_separate_results(model: Path, tmp_path: Path) -> None:
     for seed, name in enumerate(["one/x.png", "two/x.png", "three/X.jpg"]):
         write_png(tmp_path / name, patchwork(50 + seed, 60, seed))
     done, records = run(model, tmp_path, tmp_path / "one", tmp_path / "two", tmp_path / "three", save_masks=True)
@@ -171,7 +171,7 @@ def test_a_name_that_no_font_can_write_is_left_out_of_the_title(model: Path, tmp
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
-def test_a_name_that_is_no_unicode_arrives(model: Path, tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_valid_unicode_is_kept(model: Path, tmp_path: Path) -> None:
     name = os.fsdecode(b"Pr\xfcfung.png")
     try:
         write_png(tmp_path / "parts" / name, patchwork(40, 50))
@@ -183,7 +183,7 @@ def test_a_name_that_is_no_unicode_arrives(model: Path, tmp_path: Path) -> None:
     assert rows(done.output / "predictions.csv")[0]["file"].endswith("Pr\\udcfcfung.png")
 
 
-def test_what_is_not_predicted_is_named_and_counted(
+def test_files_without_a_prediction_are_listed_and_counted(
     model: Path, parts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (parts / "photo.cr2").write_bytes(b"II*\0raw")
@@ -217,7 +217,7 @@ def test_a_count_is_not_printed_where_all_is_used(
 
 
 @pytest.mark.parametrize(("name", "reason"), [("photo.cr2", "unknown format"), ("bad.png", "unreadable")])
-def test_with_strict_an_image_that_is_not_predicted_ends_it_and_nothing_is_written(
+def test_with_strict_an_image_without_a_prediction_is_an_error_and_nothing_is_written(
     model: Path, parts: Path, tmp_path: Path, name: str, reason: str
 ) -> None:
     (parts / name).write_bytes(b"II*\0raw")
@@ -248,7 +248,7 @@ def test_a_bad_image_is_listed_and_the_others_go_on(model: Path, parts: Path, tm
 
 
 def deep(path: Path, bits: int, seed: int = 0) -> Path:
-    """The same picture as that of 8 bits, as a camera of so many would have taken it."""
+    """The same picture as an 8-bit one, as a camera with this many bits takes it."""
     pixels = patchwork(60, 80, seed)[:, :, 0].astype(np.uint16)
     write_png(path, (pixels << bits - 8 | pixels >> 16 - bits).astype(np.uint16))
     return path
@@ -262,7 +262,7 @@ def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_images_are_seen_by_the_levels_that_the_model_was_trained_with(
+def test_images_are_read_with_the_levels_of_the_training(
     deep_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -281,7 +281,7 @@ def test_images_are_seen_by_the_levels_that_the_model_was_trained_with(
     )
 
 
-def test_images_that_lie_outside_the_levels_are_warned_of_in_one_line_and_other_levels_can_be_given(
+def test_one_warning_names_images_outside_the_levels_and_other_levels_can_be_given(
     model: Path, deep_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -308,7 +308,7 @@ def test_images_that_lie_outside_the_levels_are_warned_of_in_one_line_and_other_
     assert not caplog.messages
 
 
-def test_of_an_image_that_its_levels_make_black_there_is_no_verdict(model: Path, tmp_path: Path) -> None:
+def test_an_image_that_the_levels_make_black_has_no_verdict(model: Path, tmp_path: Path) -> None:
     deep(tmp_path / "parts" / "of_10.png", 10)
     write_png(tmp_path / "parts" / "wide.png", np.full((60, 80), 255, np.uint16))  # 8 bits in 16
     done, records = run(model, tmp_path, tmp_path / "parts")
@@ -361,7 +361,8 @@ from flawmask.inference.config import PredictConfig
 from flawmask.inference.predict import predict
 def run(name):
     began = time.perf_counter()
-    config = PredictConfig(model=Path(sys.argv[2]), input=(name,), output=Path(sys.argv[3]), device="cpu", conf=0.05)
+    folders = {"model": Path(sys.argv[2]), "output_dir": Path(sys.argv[3])}
+    config = PredictConfig(**folders, input=(name,), device="cpu", conf=0.05)
     assert not predict(config).unreadable
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter() - began
 print(*run(sys.argv[4]), *run(sys.argv[5]))
@@ -386,7 +387,7 @@ def test_a_line_scan_of_80_megapixels_takes_little_more_memory_than_one(model: P
     assert seconds < 60
 
 
-def test_of_images_that_are_all_bad_a_list_is_left(model: Path, tmp_path: Path) -> None:
+def test_where_no_image_can_be_read_all_are_listed(model: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").touch()
     done, records = run(model, tmp_path, tmp_path / "bad.png")
     assert list(done.unreadable) == [tmp_path / "bad.png"]
@@ -418,7 +419,7 @@ def test_a_region_that_cannot_be_used_is_an_error_and_nothing_is_written(
     assert names(tmp_path) == ["parts", "roi.png"]
 
 
-def test_an_image_that_the_region_was_not_drawn_for_is_listed_and_the_others_go_on(
+def test_an_image_of_another_size_than_the_region_is_listed_and_the_others_go_on(
     model: Path, parts: Path, tmp_path: Path
 ) -> None:
     write_png(parts / "small.png", np.zeros((10, 20, 3), np.uint8))
@@ -430,7 +431,7 @@ def test_an_image_that_the_region_was_not_drawn_for_is_listed_and_the_others_go_
     assert any("a.png is 50x70 but" in error and "roi.png is 20x10" in error for error in errors)
 
 
-def test_a_model_that_is_none_is_an_error_and_nothing_is_written(parts: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_an_error_and_nothing_is_written(parts: Path, tmp_path: Path) -> None:
     (tmp_path / "best.pt").write_text("not a network")
     with pytest.raises(FlawmaskError, match=r"best\.pt is not a file of weights"):
         run(tmp_path / "best.pt", tmp_path, parts)
@@ -454,7 +455,7 @@ def test_an_evaluation_is_not_replaced_by_a_prediction(model: Path, parts: Path,
     assert len(names(tmp_path / "out")) == 3
 
 
-def test_an_earlier_prediction_is_replaced_whole(model: Path, parts: Path, tmp_path: Path) -> None:
+def test_an_earlier_prediction_is_replaced_as_a_whole(model: Path, parts: Path, tmp_path: Path) -> None:
     run(model, tmp_path, parts, save_masks=True)
     done, _ = run(model, tmp_path, parts / "a.png")
     assert names(done.output) == ["overlays", "predictions.csv", "predictions.json"]
@@ -462,9 +463,7 @@ def test_an_earlier_prediction_is_replaced_whole(model: Path, parts: Path, tmp_p
     assert names(tmp_path) == ["out", "parts"]
 
 
-def test_images_judged_together_have_the_records_that_they_have_one_by_one(
-    model: Path, parts: Path, tmp_path: Path
-) -> None:
+def test_records_do_not_depend_on_the_batch_size(model: Path, parts: Path, tmp_path: Path) -> None:
     for seed in range(5):
         write_png(parts / f"like_{seed}.png", patchwork(60, 80, 10 + seed))
     (parts / "like_2.png").write_bytes(b"no image")
@@ -523,7 +522,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], says: str) 
 
 
 @pytest.mark.parametrize("settings", [{"conf": 0.0}, {"conf": "auto", "score_floor": 0.9}, {"score_floor": 0.5}])
-def test_a_floor_that_no_threshold_lies_below_is_taken(settings: dict[str, Any]) -> None:
+def test_a_score_floor_below_the_threshold_is_accepted(settings: dict[str, Any]) -> None:
     PredictConfig(model=Path("best.pt"), input=("x.png",), **settings)
 
 
@@ -532,10 +531,10 @@ QUICK = Path(__file__).parents[1] / "quick_flawmask.py"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
-def test_an_interrupt_ends_it_though_a_file_hangs(model: Path, parts: Path, tmp_path: Path) -> None:
-    """A pipe that nobody writes into hangs whoever reads it, as a file on a dead mount does."""
+def test_an_interrupt_ends_it_even_while_reading_a_file_hangs(model: Path, parts: Path, tmp_path: Path) -> None:
+    """Reading a pipe without a writer hangs, like a file on a dead mount."""
     os.mkfifo(parts / "hanging.png")
-    command = ["predict", "--model", model, "--input", parts, "--conf", "0.3", "--output", tmp_path / "out"]
+    command = ["predict", "--model", model, "--input", parts, "--conf", "0.3", "--output_dir", tmp_path / "out"]
     running = Forked([QUICK, *map(str, command), "--device", "cpu"], os.environ)
     try:
         while True:  # until it is being read; held open, it does not end

@@ -1,4 +1,4 @@
-"""One image in, its instances out: torchvision's masks to the pixel, at the image's own size, every time the same."""
+"""`Predictor`: torchvision's masks, pixel by pixel, at the image's own size, and the same result each time."""
 
 import subprocess
 import sys
@@ -115,19 +115,17 @@ SOURCES: list[tuple[Any, dict[str, Any], Any]] = [
     (Image.fromarray(GREY), {}, AS_RGB),
     (Image.fromarray(SIXTEEN), {}, AS_RGB),
 ]
-"""What is given, how, and the image that it is."""
+"""A source, the order of its colours, and the image that it stands for."""
 
 
 @pytest.mark.parametrize(("source", "how", "expected"), SOURCES)
-def test_every_kind_of_source_is_the_image_that_a_file_of_it_would_be(
-    source: Any, how: dict[str, Any], expected: Any
-) -> None:
+def test_every_kind_of_source_gives_the_same_image_as_a_file(source: Any, how: dict[str, Any], expected: Any) -> None:
     found = images.pixels_of(source, **how)
     assert found.dtype == np.uint8
     assert (found == expected).all()
 
 
-def test_a_picture_is_turned_as_its_camera_says_and_left_as_it_was() -> None:
+def test_a_pillow_image_is_rotated_by_its_exif_and_not_changed_itself() -> None:
     picture = Image.fromarray(np.ascontiguousarray(np.rot90(PIXELS, 1)))
     picture.getexif()[0x0112] = 6
     assert (images.pixels_of(picture) == PIXELS).all()
@@ -152,7 +150,7 @@ def test_a_picture_is_turned_as_its_camera_says_and_left_as_it_was() -> None:
         (Image.fromarray(np.zeros((4, 4), np.float32)), "floating-point numbers"),
     ],
 )
-def test_what_is_no_image_is_refused_with_what_is_accepted(wrong: Any, why: str) -> None:
+def test_a_value_that_is_no_image_is_refused_with_a_list_of_the_accepted_kinds(wrong: Any, why: str) -> None:
     accepted = (
         "" if isinstance(wrong, Image.Image) else ".*but an image is a file's path, a picture of Pillow's, an array"
     )
@@ -160,7 +158,9 @@ def test_what_is_no_image_is_refused_with_what_is_accepted(wrong: Any, why: str)
         images.pixels_of(wrong)
 
 
-def test_many_images_of_every_kind_are_predicted_in_order_as_they_are_alone(model_path: Path, tmp_path: Path) -> None:
+def test_many_images_of_every_kind_are_predicted_in_order_with_the_results_of_single_ones(
+    model_path: Path, tmp_path: Path
+) -> None:
     write_png(tmp_path / "file.png", PIXELS)
     predictor = Predictor(model_path, "cpu", threshold=0.3, min_area=5)
     sources: list[Any] = [
@@ -185,7 +185,7 @@ def test_many_images_of_every_kind_are_predicted_in_order_as_they_are_alone(mode
     assert predictor(PIXELS[:, :, ::-1], colour="bgr") == alone[0]
 
 
-def test_one_that_cannot_be_read_is_raised_in_its_turn_and_frames_are_not_read_far_ahead(model_path: Path) -> None:
+def test_an_unreadable_image_raises_an_error_in_its_turn_and_frames_are_not_read_far_ahead(model_path: Path) -> None:
     taken = 0
 
     def frames() -> Iterator[Any]:
@@ -215,7 +215,7 @@ def test_the_threshold_is_the_one_given_or_the_one_chosen_for_the_checkpoint(mod
             Predictor(model_path, "cpu", threshold=wrong)
 
 
-def test_images_of_one_size_are_judged_together_as_they_are_one_by_one() -> None:
+def test_a_batch_of_one_size_has_the_results_of_single_images() -> None:
     batch = [patchwork(60, 90, seed) for seed in range(3)]
     together = [post_process(found, SPEC.classes, 60, 90) for found in infer(network(), SPEC, batch)]
     assert sum(len(one.instances) for one in together) > 10
@@ -224,7 +224,7 @@ def test_images_of_one_size_are_judged_together_as_they_are_one_by_one() -> None
 
 
 def assert_same(one: Prediction, other: Prediction) -> None:
-    """Sums in another order end in other digits; masks do not change by them here."""
+    """Sums in another order differ in their last digits, which does not change the masks here."""
     assert [(each.label, each.rle) for each in one.instances] == [(each.label, each.rle) for each in other.instances]
     for mine, theirs in zip(one.instances, other.instances, strict=True):
         assert mine.score == pytest.approx(theirs.score, abs=1e-5)
@@ -233,7 +233,7 @@ def assert_same(one: Prediction, other: Prediction) -> None:
 
 @pytest.mark.parametrize("counts", [[3, 0, 2], [0, 0]])
 @pytest.mark.parametrize("has_masks", [True, False])
-def test_what_a_device_found_is_the_same_once_it_is_downloaded_in_one_piece(counts: list[int], has_masks: bool) -> None:
+def test_outputs_do_not_change_when_they_are_downloaded_in_one_piece(counts: list[int], has_masks: bool) -> None:
     random = torch.Generator().manual_seed(0)
     found = [
         {
@@ -267,12 +267,12 @@ def test_the_network_computes_in_ieees_float32(monkeypatch: pytest.MonkeyPatch) 
     assert cudnn.allow_tf32 == before
 
 
-def test_images_of_several_sizes_are_no_batch() -> None:
-    with pytest.raises(ValueError, match=r"of one size once they are padded, not .*64, 96.* and .*64, 128"):
+def test_images_of_different_padded_sizes_are_refused_as_a_batch() -> None:
+    with pytest.raises(ValueError, match=r"images of one batch need one padded size, not .*64, 96.* and .*64, 128"):
         infer(network(), SPEC, [patchwork(60, 90), patchwork(60, 91)])
 
 
-def test_a_score_floor_drops_what_scores_less_and_leaves_the_rest(model_path: Path) -> None:
+def test_a_score_floor_drops_lower_scores_and_keeps_the_others(model_path: Path) -> None:
     everything = Predictor(model_path, "cpu")(patchwork(60, 90))
     above = Predictor(model_path, "cpu", score_floor=0.4)(patchwork(60, 90))
     kept = tuple(one for one in everything.instances if one.score > 0.4)
@@ -281,7 +281,9 @@ def test_a_score_floor_drops_what_scores_less_and_leaves_the_rest(model_path: Pa
     assert everything == Predictor(model_path, "cpu", score_floor=0.05)(patchwork(60, 90))
 
 
-def test_no_more_proposals_are_looked_at_than_asked_for_nor_than_there_are(model_path: Path, tmp_path: Path) -> None:
+def test_the_number_of_proposals_is_limited_by_the_setting_and_by_the_checkpoint(
+    model_path: Path, tmp_path: Path
+) -> None:
     def looked_at(path: Path = model_path, **limit: Any) -> int:
         seen: list[int] = []
         predictor = Predictor(path, "cpu", **limit)
@@ -316,7 +318,7 @@ def test_a_file_an_array_and_a_string_give_the_same_and_an_image_turned_by_exif_
     assert predictor(tmp_path / "turned.png") == expected
 
 
-def test_an_answer_depends_on_the_image_alone_not_on_what_was_asked_before(model_path: Path) -> None:
+def test_a_prediction_does_not_depend_on_earlier_images(model_path: Path) -> None:
     asked = [patchwork(60, 90, seed) for seed in range(3)]
     one, other = Predictor(model_path, "cpu"), Predictor(model_path, "cpu")
     forward = [one(image) for image in asked]
@@ -325,7 +327,7 @@ def test_an_answer_depends_on_the_image_alone_not_on_what_was_asked_before(model
     assert forward[0] != forward[1]
 
 
-def test_an_array_is_left_as_it_was_and_may_be_a_view(model_path: Path) -> None:
+def test_an_array_is_not_changed_and_may_be_a_view(model_path: Path) -> None:
     predictor = Predictor(model_path, "cpu")
     image = patchwork(60, 90)
     before = image.copy()
@@ -334,7 +336,7 @@ def test_an_array_is_left_as_it_was_and_may_be_a_view(model_path: Path) -> None:
     assert mirrored == predictor(image[:, ::-1].copy())
 
 
-def test_a_file_that_is_no_image_is_an_error_of_its_own(model_path: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_raises_an_image_error(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"not an image")
     with pytest.raises(ImageError, match=r"broken\.png"):
         Predictor(model_path, "cpu")(tmp_path / "broken.png")
@@ -355,14 +357,14 @@ def test_a_device_that_is_not_there_is_refused_before_the_file_is_read(tmp_path:
         Predictor(tmp_path / "missing.pt", "tpu")
 
 
-def test_a_model_and_data_of_other_classes_do_not_go_together() -> None:
+def test_a_model_and_data_with_different_classes_are_refused() -> None:
     check_classes(SPEC, ("scratch", "good", "crack"), Path("data"))
     with pytest.raises(FlawmaskError, match="knows the classes good, crack, scratch, but data has good, defect"):
         check_classes(SPEC, ("good", "defect"), Path("data"))
 
 
-def test_images_go_to_a_device_other_than_cuda_by_a_copy_that_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the system may move, and MPS, know no other: the copy would be of what is in the memory by then."""
+def test_images_are_copied_synchronously_to_a_device_other_than_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From memory that is not pinned, and on MPS, an asynchronous copy could read memory that has changed since."""
     plain, copies = torch.Tensor.to, []
 
     def to(self: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Many images in a row: in order, as they are one by one, no more of them at once than must be, and no thread left."""
+"""Predicting many images: in order, with the results of single images, few in memory at a time, and no thread left."""
 
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -18,7 +18,7 @@ from flawmask import images
 from flawmask.errors import FlawmaskError
 from flawmask.images import read_image, write_png
 from flawmask.inference.backend import Resized, detect
-from flawmask.inference.stream import THREADS, Seen, in_order, judge_all
+from flawmask.inference.stream import THREADS, NetworkOutput, map_in_order, predict_all
 from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model.arch import Arch
 from flawmask.model.spec import ModelSpec
@@ -27,11 +27,11 @@ from flawmask.prediction import Prediction, post_process
 pytestmark = pytest.mark.usefixtures("small_network")
 
 SPEC = replace(random_network.SPEC, max_detections=8)
-"""Of a network that soon has done, since it is masks that take an image's time."""
+"""The specification of a fast network, because masks take most of the time."""
 
 SIZES = [(60, 80), (60, 80), (70, 50), (60, 80), (60, 80), (60, 80), (64, 64), (70, 50), (70, 50), (60, 80)]
 BAD = 4
-"""Which of the images is none."""
+"""The index of the file that is no image."""
 
 
 REALLY = TorchBackend._infer
@@ -43,7 +43,7 @@ def backend(spec: ModelSpec = SPEC) -> TorchBackend:
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
-    """Images of several sizes, neighbours of one size among them, and one that cannot be read in the midst."""
+    """Images of several sizes, some consecutive ones of the same size, and an unreadable one between them."""
     paths = [tmp_path / f"{number}.png" for number in range(len(SIZES))]
     for seed, (path, size) in enumerate(zip(paths, SIZES, strict=True)):
         write_png(path, patchwork(*size, seed))
@@ -68,21 +68,21 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
     return seen
 
 
-def outcome(path: Path, seen: Seen | FlawmaskError) -> tuple[Path, Prediction | FlawmaskError]:
-    if isinstance(seen, FlawmaskError):
-        return path, seen
-    return path, post_process(seen.found, SPEC.classes, *seen.pixels.shape[:2])
+def outcome(path: Path, output: NetworkOutput | FlawmaskError) -> tuple[Path, Prediction | FlawmaskError]:
+    if isinstance(output, FlawmaskError):
+        return path, output
+    return path, post_process(output.detections, SPEC.classes, *output.pixels.shape[:2])
 
 
-def judged(paths: list[Path], **settings: Any) -> Generator[tuple[Path, Prediction | FlawmaskError], None, None]:
-    return judge_all(backend(), paths, read_image, outcome, **settings)
+def evaluated(paths: list[Path], **settings: Any) -> Generator[tuple[Path, Prediction | FlawmaskError], None, None]:
+    return predict_all(backend(), paths, read_image, outcome, **settings)
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 50])
-def test_batches_give_what_one_by_one_gives_in_order_and_an_error_in_its_place(
+def test_batches_have_the_results_of_single_images_in_order_and_errors_in_their_place(
     paths: list[Path], batch_size: int | None
 ) -> None:
-    results = list(judged(paths, batch_size=batch_size))
+    results = list(evaluated(paths, batch_size=batch_size))
     assert [path for path, _ in results] == paths
     found = 0
     for number, (path, result) in enumerate(results):
@@ -101,18 +101,20 @@ def test_batches_give_what_one_by_one_gives_in_order_and_an_error_in_its_place(
     assert found > 50
 
 
-def test_a_batch_holds_neighbours_of_one_size_alone(paths: list[Path], batches: list[list[tuple[int, ...]]]) -> None:
-    list(judged(paths, batch_size=3))
+def test_a_batch_holds_only_consecutive_images_of_one_size(
+    paths: list[Path], batches: list[list[tuple[int, ...]]]
+) -> None:
+    list(evaluated(paths, batch_size=3))
     # What cannot be read takes its place among its neighbours.
     expected = [[(60, 80)] * 2, [(70, 50)], [(60, 80)] * 2, [(64, 64)], [(70, 50)] * 2, [(60, 80)]]
     assert batches == expected
     batches.clear()
-    list(judged(paths))
+    list(evaluated(paths))
     assert batches == [[size] for number, size in enumerate(SIZES) if number != BAD], "one by one on a CPU"
 
 
 def holding(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let memory hold so many images at once, and return how many the network was asked about each time."""
+    """Limit memory to a number of images, and return the sizes of the batches that the network gets."""
     asked = []
 
     def infer(self: TorchBackend, batch: Sequence[Resized]) -> Any:
@@ -128,7 +130,7 @@ def holding(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize(
     ("most", "expected"), [(2, [6, 3, 2, 2, 2, 2, 2, 2]), (1, [6, 3, 2, *[1] * 12]), (3, [6, 3, 3, 3, 3])]
 )
-def test_a_batch_that_memory_does_not_hold_is_halved_with_a_word_and_so_are_those_that_follow(
+def test_when_memory_runs_out_this_and_later_batches_are_halved_with_a_warning(
     tmp_path: Path,
     most: int,
     expected: list[int],
@@ -138,9 +140,9 @@ def test_a_batch_that_memory_does_not_hold_is_halved_with_a_word_and_so_are_thos
     paths = [tmp_path / f"{seed}.png" for seed in range(12)]
     for seed, path in enumerate(paths):
         write_png(path, patchwork(40, 48, seed))
-    one_by_one = list(judged(paths))
+    one_by_one = list(evaluated(paths))
     asked = holding(most, monkeypatch)
-    results = list(judged(paths, batch_size=6))
+    results = list(evaluated(paths, batch_size=6))
     assert asked == expected
     (warning,) = [one.getMessage() for one in caplog.records]
     assert warning == f"out of memory: going on with {most} images at once"
@@ -151,29 +153,29 @@ def test_a_batch_that_memory_does_not_hold_is_halved_with_a_word_and_so_are_thos
         assert [(one.label, one.rle) for one in result.instances] == [(one.label, one.rle) for one in alone.instances]
 
 
-def test_memory_that_does_not_hold_one_image_and_other_errors_end_it(
+def test_too_little_memory_for_one_image_and_other_errors_are_raised(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding(0, monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
-        list(judged(paths, batch_size=4))
+        list(evaluated(paths, batch_size=4))
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("shapes cannot be multiplied")
 
     monkeypatch.setattr(TorchBackend, "_infer", broken)
     with pytest.raises(RuntimeError, match="multiplied"):
-        list(judged(paths, batch_size=4))
+        list(evaluated(paths, batch_size=4))
 
 
-def test_no_image_at_all_and_none_that_can_be_read_are_no_error(tmp_path: Path) -> None:
-    assert list(judged([])) == []
-    assert [str(result) for _, result in judged([tmp_path / "gone.png"] * 3)] == [
+def test_no_image_or_only_unreadable_images_are_no_error(tmp_path: Path) -> None:
+    assert list(evaluated([])) == []
+    assert [str(result) for _, result in evaluated([tmp_path / "gone.png"] * 3)] == [
         f"{tmp_path / 'gone.png'} cannot be opened: No such file or directory"
     ] * 3
 
 
-def test_threads_read_and_finish_and_the_caller_alone_uses_the_network(
+def test_threads_read_and_finish_and_only_the_caller_uses_the_network(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     who: dict[str, set[int]] = {"read": set(), "infer": set(), "finish": set()}
@@ -186,11 +188,11 @@ def test_threads_read_and_finish_and_the_caller_alone_uses_the_network(
         who["read"].add(threading.get_ident())
         return read_image(path)
 
-    def last(_: Path, __: Seen | FlawmaskError) -> None:
+    def last(_: Path, __: NetworkOutput | FlawmaskError) -> None:
         who["finish"].add(threading.get_ident())
 
     monkeypatch.setattr(TorchBackend, "_infer", infer)
-    assert len(list(judge_all(backend(), paths, read, last))) == len(paths)
+    assert len(list(predict_all(backend(), paths, read, last))) == len(paths)
     assert who["infer"] == {threading.get_ident()}
     assert threading.get_ident() not in who["read"] | who["finish"]
 
@@ -208,15 +210,15 @@ def test_the_next_images_are_read_while_the_network_is_busy(paths: list[Path], m
         return read_image(path)
 
     monkeypatch.setattr(TorchBackend, "_infer", infer)
-    assert len(list(judge_all(backend(), paths, read, outcome))) == len(paths)
+    assert len(list(predict_all(backend(), paths, read, outcome))) == len(paths)
 
 
-def test_a_thread_that_reads_computes_on_one_core_and_leaves_the_others_theirs() -> None:
-    """In PyTorch the number is each thread's own, and that of the threads that start after it was set."""
+def test_a_reading_thread_uses_one_core_and_does_not_limit_other_threads() -> None:
+    """In PyTorch, the limit holds for the thread that sets it, and for threads that start later."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        inside = list(in_order(lambda _: torch.get_num_threads(), range(20), 5))
+        inside = list(map_in_order(lambda _: torch.get_num_threads(), range(20), 5))
         with ThreadPoolExecutor(1) as pool:
             afterwards = pool.submit(torch.get_num_threads).result()
         assert (set(inside), torch.get_num_threads(), afterwards) == ({1}, 3, 3)
@@ -224,7 +226,7 @@ def test_a_thread_that_reads_computes_on_one_core_and_leaves_the_others_theirs()
         torch.set_num_threads(before)
 
 
-def test_an_image_is_resized_where_it_is_read(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_thread_that_reads_an_image_also_resizes_it(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     who: set[int] = set()
     really_resize = images.resize
 
@@ -233,7 +235,7 @@ def test_an_image_is_resized_where_it_is_read(paths: list[Path], monkeypatch: py
         return really_resize(*arguments)
 
     monkeypatch.setattr(images, "resize", resize)
-    list(judged(paths))
+    list(evaluated(paths))
     assert who
     assert threading.get_ident() not in who
 
@@ -241,7 +243,7 @@ def test_an_image_is_resized_where_it_is_read(paths: list[Path], monkeypatch: py
 @pytest.mark.parametrize(
     "arch", ["maskrcnn_resnet18_fpn", "retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large", "yolo11n-seg"]
 )
-def test_images_that_are_padded_to_one_size_share_a_batch_and_are_judged_as_they_are_alone(
+def test_images_of_one_padded_size_share_a_batch_and_have_the_results_of_single_images(
     arch: Arch, tmp_path: Path, batches: list[list[tuple[int, ...]]]
 ) -> None:
     spec = random_network.spec_of(arch)
@@ -251,11 +253,11 @@ def test_images_that_are_padded_to_one_size_share_a_batch_and_are_judged_as_they
     for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
         write_png(path, patchwork(*size, number))
 
-    def last(_: Path, seen: Seen | FlawmaskError) -> Prediction:
-        assert isinstance(seen, Seen)
-        return post_process(seen.found, spec.classes, *seen.pixels.shape[:2])
+    def last(_: Path, output: NetworkOutput | FlawmaskError) -> Prediction:
+        assert isinstance(output, NetworkOutput)
+        return post_process(output.detections, spec.classes, *output.pixels.shape[:2])
 
-    results = list(judge_all(model, paths, read_image, last, batch_size=4))
+    results = list(predict_all(model, paths, read_image, last, batch_size=4))
     assert batches == [sizes]
     for path, size, result in zip(paths, sizes, results, strict=True):
         alone = detect(model, read_image(path))
@@ -280,22 +282,22 @@ def test_no_more_images_are_in_flight_than_a_few_batches(batch_size: int, monkey
             most = max(most, read - done)
             yield number
 
-    for _ in judge_all(backend(), numbers(), lambda seed: patchwork(32, 32, seed), lambda *_: None, batch_size):
+    for _ in predict_all(backend(), numbers(), lambda seed: patchwork(32, 32, seed), lambda *_: None, batch_size):
         done += 1
     assert done == 60
     assert most <= 2 * batch_size + THREADS + max(batch_size, THREADS)
 
 
-def test_closed_early_no_thread_is_left(paths: list[Path]) -> None:
+def test_closing_early_leaves_no_thread(paths: list[Path]) -> None:
     before = set(threading.enumerate())
-    results = judged(paths, batch_size=2)
+    results = evaluated(paths, batch_size=2)
     assert next(results)[0] == paths[0]
     assert set(threading.enumerate()) > before
     results.close()
     assert set(threading.enumerate()) == before
 
 
-def test_closed_early_what_has_not_begun_is_left_undone() -> None:
+def test_closing_early_cancels_items_that_have_not_started() -> None:
     begun: list[int] = []
     go_on = threading.Event()
 
@@ -303,7 +305,7 @@ def test_closed_early_what_has_not_begun_is_left_undone() -> None:
         begun.append(number)
         assert number == 0 or go_on.wait(timeout=60)
 
-    results = in_order(function, range(50), 20)
+    results = map_in_order(function, range(50), 20)
     next(results)
     threading.Timer(0.2, go_on.set).start()  # by then what waits is cancelled
     results.close()
@@ -315,11 +317,11 @@ def broken(*_: Any) -> Any:
 
 
 @pytest.mark.parametrize("which", ["read", "finish"])
-def test_an_exception_in_a_thread_stops_it_all_and_is_raised_here(paths: list[Path], which: str) -> None:
+def test_an_exception_in_a_thread_ends_the_iteration_and_is_raised(paths: list[Path], which: str) -> None:
     before = set(threading.enumerate())
     functions: dict[str, Any] = {"read": read_image, "finish": outcome, which: broken}
     with pytest.raises(OSError, match="No space left") as caught:  # kept, and the frames in it
-        list(judge_all(backend(), paths, **functions))
+        list(predict_all(backend(), paths, **functions))
     assert caught.value.errno == 28
     assert set(threading.enumerate()) == before
 
@@ -330,12 +332,12 @@ def test_an_exception_of_the_network_is_raised_and_no_thread_is_left(
     before = set(threading.enumerate())
     monkeypatch.setattr(TorchBackend, "_infer", broken)
     with pytest.raises(OSError, match="No space left") as caught:
-        list(judged(paths))
+        list(evaluated(paths))
     assert caught.value.errno == 28
     assert set(threading.enumerate()) == before
 
 
-def test_order_is_kept_whoever_is_done_first() -> None:
+def test_results_keep_their_order_whichever_thread_ends_first() -> None:
     turn = threading.Event()
 
     def function(number: int) -> int:
@@ -344,4 +346,4 @@ def test_order_is_kept_whoever_is_done_first() -> None:
         turn.set()
         return number
 
-    assert list(in_order(function, range(9), 3)) == list(range(9))
+    assert list(map_in_order(function, range(9), 3)) == list(range(9))

@@ -1,4 +1,4 @@
-"""Results to report on, made once."""
+"""The results for reports, made once."""
 
 from pathlib import Path
 
@@ -15,5 +15,5 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def results_dir(tmp_path: Path, dataset: Path) -> Path:
-    """The results of a run on it, anew for every test."""
+    """The results of a run on it, a new copy for each test."""
     return make_run(tmp_path / "run_a", dataset)

@@ -1,4 +1,4 @@
-"""Results as `evaluate` leaves them: drawn parts, made-up predictions, and figures that follow from them."""
+"""Results in the form of `evaluate`: drawn parts, invented predictions, and metrics that follow from them."""
 
 import csv
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from flawmask.coco import CocoSplit, annotation, instance_masks, read_split, write_split
 from flawmask.data.demo_drawing import DEFECTS, PRODUCTS, Defect, draw
 from flawmask.evaluation.measure import measure_scores
-from flawmask.evaluation.verdicts import Judged
+from flawmask.evaluation.verdicts import EvaluatedImage
 from flawmask.files import write_json
 from flawmask.good_names import GOOD
 from flawmask.images import encode_png
@@ -71,23 +71,23 @@ def _dataset_info(images: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def make_run(folder: Path, dataset: Path, *, conf: float = 0.5, min_area: int = 0, seed: int = 0) -> Path:
-    """Write a run folder whose model judged the data set, and return its results folder, `inference_val`."""
+    """Write a run folder whose model evaluated the data set, and return its results folder, `inference_val`."""
     results = folder / "inference_val"
     results.mkdir(parents=True)
     split = read_split(dataset, "val")
     predictions = _predictions(split, np.random.default_rng(seed))
-    judged = _judged(split, predictions, conf, min_area)
+    evaluated = _evaluated(split, predictions, conf, min_area)
     write_json(results / "predictions.json", predictions)
-    write_json(results / "metrics.json", _metrics(judged, dataset, folder, conf, min_area))
-    write_json(results / "curves.json", _curves(judged))
-    _write_table(results / "predictions.csv", judged)
+    write_json(results / "metrics.json", _metrics(evaluated, dataset, folder, conf, min_area))
+    write_json(results / "curves.json", _curves(evaluated))
+    _write_table(results / "predictions.csv", evaluated)
     write_json(folder / "config.json", _config(folder, dataset, seed))
     write_json(folder / "history.json", _history(seed))
     return results
 
 
 def _predictions(split: CocoSplit, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Most defects are found, a bit beside where they are; some twice, some with a poor score; good parts too."""
+    """Most defects are predicted, a little displaced; some twice, some with a low score. So are some good parts."""
     found = []
     for image in split.images:
         shape = image["height"], image["width"]
@@ -113,8 +113,10 @@ def _detection(image: dict[str, Any], mask: Mask, score: float) -> dict[str, Any
     return {"image_id": image["id"], "category_id": 2, "bbox": box, "score": score, "segmentation": to_rle(mask)}
 
 
-def _judged(split: CocoSplit, predictions: Sequence[dict[str, Any]], conf: float, min_area: int) -> list[Judged]:
-    judged = []
+def _evaluated(
+    split: CocoSplit, predictions: Sequence[dict[str, Any]], conf: float, min_area: int
+) -> list[EvaluatedImage]:
+    evaluated = []
     for image in split.images:
         shape = image["height"], image["width"]
         scores = [
@@ -126,13 +128,15 @@ def _judged(split: CocoSplit, predictions: Sequence[dict[str, Any]], conf: float
         ]
         best = max(scores, default=0.0)
         verdict = bool(scores) and best >= conf
-        judged.append(Judged(image["file_name"], image["defect_type"], split.is_defective(image), verdict, best))
-    return judged
+        evaluated.append(
+            EvaluatedImage(image["file_name"], image["defect_type"], split.is_defective(image), verdict, best)
+        )
+    return evaluated
 
 
-def _metrics(judged: list[Judged], dataset: Path, run: Path, conf: float, min_area: int) -> dict[str, Any]:
-    """Figures that follow from the verdicts are right; those of instances and pixels are made up."""
-    figures = measure_scores(judged, resamples=0, seed=0)
+def _metrics(evaluated: list[EvaluatedImage], dataset: Path, run: Path, conf: float, min_area: int) -> dict[str, Any]:
+    """The metrics of the verdicts are right; those of instances and pixels are invented."""
+    figures = measure_scores(evaluated, resamples=0, seed=0)
     good = figures["fp_defect"] + figures["tn_good"]
     defective = figures["tp_defect"] + figures["fn_defect"]
     figures["false_alarm_rate"] = figures["fp_defect"] / good if good else None
@@ -152,11 +156,11 @@ def _metrics(judged: list[Judged], dataset: Path, run: Path, conf: float, min_ar
         ("recall", figures["tp_defect"], defective),
         ("precision", figures["tp_defect"], figures["tp_defect"] + figures["fp_defect"]),
         ("false_alarm_rate", figures["fp_defect"], good),
-        ("accuracy", figures["tp_defect"] + figures["tn_good"], len(judged)),
+        ("accuracy", figures["tp_defect"] + figures["tn_good"], len(evaluated)),
     ):
         intervals[name] = wilson(part, whole)
     intervals["false_alarms_at_recall_95"] = [0.02, 0.4]
-    missed = [one.file_name for one in judged if one.outcome == "missed"]
+    missed = [one.file_name for one in evaluated if one.outcome == "missed"]
     return {
         **figures,
         "confidence": 0.79,
@@ -174,7 +178,7 @@ def _metrics(judged: list[Judged], dataset: Path, run: Path, conf: float, min_ar
             for number, name in enumerate(missed)
         ],
         "spurious_instances": [
-            {"file": judged[0].file_name, "label": "defect", "score": 0.83, "bbox": [3.2, 4, 12, 9], "area": 108,
+            {"file": evaluated[0].file_name, "label": "defect", "score": 0.83, "bbox": [3.2, 4, 12, 9], "area": 108,
              "kind": "background"},
         ],
         "seconds_per_image": 0.241,
@@ -205,15 +209,15 @@ def wilson(part: int, whole: int) -> list[float] | None:
     return [max(0.0, (centre - spread) / (1 + z * z / whole)), min(1.0, (centre + spread) / (1 + z * z / whole))]
 
 
-def _curves(judged: list[Judged]) -> dict[str, Any]:
-    ordered = sorted(judged, key=lambda one: -one.score)
+def _curves(evaluated: list[EvaluatedImage]) -> dict[str, Any]:
+    ordered = sorted(evaluated, key=lambda one: -one.score)
     truth = np.array([one.truth for one in ordered])
     found, alarms = truth.cumsum(), (~truth).cumsum()
     recall = found / max(1, truth.sum())
     steps = np.linspace(0, 1, 60)
     calibration = []
     for low in np.arange(10) / 10:
-        inside = [one for one in judged if low <= one.score < low + 0.1 or (low == 0.9 and one.score == 1)]
+        inside = [one for one in evaluated if low <= one.score < low + 0.1 or (low == 0.9 and one.score == 1)]
         mean = float(np.mean([one.score for one in inside])) if inside else None
         share = float(np.mean([one.truth for one in inside])) if inside else None
         row = {"low": float(low), "high": float(low + 0.1), "count": len(inside)}
@@ -229,11 +233,11 @@ def _curves(judged: list[Judged]) -> dict[str, Any]:
     }
 
 
-def _write_table(path: Path, judged: list[Judged]) -> None:
+def _write_table(path: Path, evaluated: list[EvaluatedImage]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["file", "defect_type", "truth", "verdict", "score"])
-        for one in judged:
+        for one in evaluated:
             names = ("defect" if is_defect else "good" for is_defect in (one.truth, one.verdict))
             table.writerow([one.file_name, one.defect_type, *names, f"{one.score:.6f}"])
 

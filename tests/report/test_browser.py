@@ -37,14 +37,14 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     """Results with a report, made with a least area that some detections do not reach."""
-    made = make_run(tmp_path_factory.mktemp("judged") / "run", dataset, min_area=MIN_AREA, seed=3)
+    made = make_run(tmp_path_factory.mktemp("evaluated") / "run", dataset, min_area=MIN_AREA, seed=3)
     write_report(made)
     return made
 
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Any]:
-    """A function that opens a page; whatever the page complains about fails the test."""
+    """A function that opens a page. Any error on the page fails the test."""
     complaints: list[str] = []
     contexts = []
 
@@ -67,7 +67,7 @@ def opened(browser: Any) -> Iterator[Any]:
 
 
 def tally(results: Path, threshold: float) -> dict[str, str]:
-    """The outcome of each image at a threshold, worked out from what is on disk."""
+    """The outcome of each image at a threshold, computed from the files."""
     metrics = read_json(results / "metrics.json")
     split = read_split(Path(metrics["dataset"]), "val")
     rejected = {
@@ -139,7 +139,7 @@ def test_the_page_opens_with_the_verdict_of_the_results(results: Path, opened: A
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.31, 0.62, 0.8, 0.95, 1.0])
-def test_the_slider_judges_every_image_again(results: Path, opened: Any, threshold: float) -> None:
+def test_the_slider_evaluates_every_image_again(results: Path, opened: Any, threshold: float) -> None:
     page = opened(results / "report.html")
     slide(page, threshold)
     expected = tally(results, threshold)
@@ -154,7 +154,7 @@ def test_the_slider_judges_every_image_again(results: Path, opened: Any, thresho
     assert page.text_content("#live") == said_of(results, 0.5)
 
 
-def test_the_least_area_counts_on_the_page_too(results: Path, opened: Any) -> None:
+def test_min_area_counts_on_the_page_too(results: Path, opened: Any) -> None:
     records = read_json(results / "predictions.json")
     small = [one for one in records if 0 < decode(one["segmentation"], 96, 96).sum() < MIN_AREA and one["score"] >= 0.3]
     assert small  # or the test would show nothing

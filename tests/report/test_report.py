@@ -1,4 +1,4 @@
-"""The report without a browser: it needs nothing else, says what the files say, and escapes whatever they hold."""
+"""The report without a browser: it is self-contained, agrees with the files, and escapes their content."""
 
 import json
 import re
@@ -40,7 +40,7 @@ NEW_KEYS = (
 
 
 class Elements(HTMLParser):
-    """Every tag with its attributes, and the text outside of scripts and styles."""
+    """All tags with their attributes, and the text outside of scripts and styles."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def change(path: Path, **values: Any) -> None:
     write_json(path, {**read_json(path), **values})
 
 
-def test_the_page_asks_for_nothing_outside_itself(results_dir: Path) -> None:
+def test_the_page_loads_nothing_from_outside(results_dir: Path) -> None:
     page = write_report(results_dir)
     content = page.read_text(encoding="utf-8")
     outside = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w[^\s\"'<>)]*", re.sub(r'"jpeg":"[^"]*"', "", content)))
@@ -118,7 +118,9 @@ def test_every_figure_of_the_results_is_on_the_page_with_its_interval(results_di
     assert "0.241 seconds per image (reading 0.011, network 0.213, post-processing 0.017)" in text
 
 
-def test_the_page_tells_of_the_data_the_run_and_how_to_repeat_it(results_dir: Path, dataset: Path) -> None:
+def test_the_page_describes_the_data_and_the_run_and_has_the_commands_to_repeat_it(
+    results_dir: Path, dataset: Path
+) -> None:
     text = words(write_report(results_dir))
     assert "drawn/test/hole/009.png has no mask: draw it" in text
     assert "split images broken_edge contamination good hole scratch train 96 4 4 8 4 4 val 24 4 4 8 4 4" in text
@@ -126,8 +128,8 @@ def test_the_page_tells_of_the_data_the_run_and_how_to_repeat_it(results_dir: Pa
     assert "Time to train 2 min 52 s" in text
     assert "Torch 2.15.0" in text
     run = results_dir.parent
-    judged = f"flawmask evaluate --model {run / 'best.pt'} --dataset_dir {dataset} --split val --conf auto"
-    assert judged in text
+    evaluated = f"flawmask evaluate --model {run / 'best.pt'} --dataset_dir {dataset} --split val --conf auto"
+    assert evaluated in text
     assert "--aim recall=0.99" in text
     train = re.search(r"flawmask train .*?(?= flawmask)", text)
     assert train is not None
@@ -149,7 +151,7 @@ def test_the_verdict_reads_as_a_person_would_say_it() -> None:
     )
 
 
-def test_where_groups_are_known_the_page_tells_images_from_parts(results_dir: Path, dataset: Path) -> None:
+def test_the_page_counts_images_and_parts_where_groups_are_known(results_dir: Path, dataset: Path) -> None:
     before = (dataset / "val" / "annotations.json").read_text()
     content = json.loads(before)
     for place, image in enumerate(content["images"]):
@@ -162,7 +164,7 @@ def test_where_groups_are_known_the_page_tells_images_from_parts(results_dir: Pa
         text = words(write_report(results_dir))
     finally:
         (dataset / "val" / "annotations.json").write_text(before)
-    assert "24 images of 8 parts judged by" in text
+    assert "24 images of 8 parts evaluated with" in text
     assert "defective images (" in text
     assert "An image is rejected when" in text
     assert "good images that are rejected" in text
@@ -170,7 +172,7 @@ def test_where_groups_are_known_the_page_tells_images_from_parts(results_dir: Pa
         "Intervals over parts: by formula for proportions, F1 and AUROC, else from 1000 resamples of whole parts."
         in text
     )
-    assert "Images judged 24 Parts they show 8" in text
+    assert "Images evaluated 24 Parts they show 8" in text
     assert "exact, over 8 parts, p = 0.453" in text
 
 
@@ -183,23 +185,23 @@ def test_where_groups_are_known_the_page_tells_images_from_parts(results_dir: Pa
             0,
             2,
             3,
-            "No defective part was judged: what it finds is not known; 2 false alarms in 5 good parts (40 %).",
+            "No defective part was evaluated: the recall is not known; 2 false alarms in 5 good parts (40 %).",
         ),
-        (3, 1, 0, 0, "Finds 3 of 4 defective parts (75 %); no good part was judged."),
+        (3, 1, 0, 0, "Finds 3 of 4 defective parts (75 %); no good part was evaluated."),
     ],
 )
-def test_the_verdict_knows_one_from_many_and_many_from_none(tp: int, fn: int, fp: int, tn: int, said: str) -> None:
+def test_the_verdict_has_the_right_words_for_none_one_and_many(tp: int, fn: int, fp: int, tn: int, said: str) -> None:
     metrics = {"tp_defect": tp, "fn_defect": fn, "fp_defect": fp, "tn_good": tn}
     assert re.sub(r"<[^>]*>", "", verdict(metrics)).replace(NBSP, " ") == said
 
 
-def test_half_a_tenth_goes_up() -> None:
+def test_half_a_tenth_is_rounded_up() -> None:
     assert [percent(value) for value in (0.5625, 0.0625, 0.56249, 1.0)] == [
         f"{written}{NBSP}%" for written in ("56.3", "6.3", "56.2", "100.0")
     ]
 
 
-def test_nearly_all_never_reads_as_all() -> None:
+def test_nearly_100_percent_is_never_shown_as_100() -> None:
     assert [whole_percent(value) for value in (1.0, 0.999, 0.125, 0.001, 0.0)] == ["100", "99.9", "13", "0.1", "0"]
     assert percent(None) == "n/a"
 
@@ -215,7 +217,7 @@ def test_nearly_all_never_reads_as_all() -> None:
         ),
         (
             {"value": 0.7, "how": "aim", "aim": "f1", "chosen_on": "val", "interval": [0.6, 0.8], "same_split": True},
-            "for the aim f1 (95 % interval 0.60\u20130.80). These are the very images judged here.",
+            "for the aim f1 (95 % interval 0.60\u20130.80). These are the very images evaluated here.",
         ),
         (None, "A part is rejected when a defect on it scores at least 0.50 and covers at least 9 pixels."),
     ],
@@ -256,7 +258,7 @@ def test_every_figure_is_a_png_and_an_svg_too_and_old_ones_go(results_dir: Path)
 
 
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from")  # of what pytest shows; Flawmask ignores it too
-def test_whatever_a_file_holds_cannot_become_part_of_the_page(results_dir: Path, dataset: Path) -> None:
+def test_the_content_of_files_is_escaped(results_dir: Path, dataset: Path) -> None:
     nasty = results_dir.parents[1] / "nasty"
     make_dataset(nasty, count=6, size=64)
     results = make_run(results_dir.parents[1] / "run_b", nasty)
@@ -296,7 +298,7 @@ def test_whatever_a_file_holds_cannot_become_part_of_the_page(results_dir: Path,
     assert [one["type"] for one in gallery_of(page)["images"] if one["file"] == file] == [NASTY]
 
 
-def test_folds_and_a_rival_have_their_sections(results_dir: Path, tmp_path: Path) -> None:
+def test_folds_and_a_comparison_have_their_sections(results_dir: Path, tmp_path: Path) -> None:
     model = tmp_path / "crossed_folds"
     model.mkdir()
     write_json(model / "folds.json", {"settings": {"category": "drawn", "folds": 2, "mlflow": False}})
@@ -312,14 +314,16 @@ def test_folds_and_a_rival_have_their_sections(results_dir: Path, tmp_path: Path
     )
     text = words(write_report(results_dir))
     assert "figure mean standard deviation fold 1 fold 2 recall 80.0 % n/a 80.0 % n/a" in text
-    assert "The other: the <rival>." in text
+    assert "The other model: the <rival>." in text
     assert "recall 80.0 % 85.0 % -5.0 points -11.0 to +2.0" in text
-    assert "2 images only this one gets right, 5 only the other; McNemar's exact p = 0.453." in text
+    assert (
+        "Verdicts: right for 2 images by this model only, for 5 by the other only; McNemar's exact p = 0.453." in text
+    )
     assert "flawmask run --category drawn --folds 2" in text
     assert "flawmask evaluate" not in text
 
 
-def test_a_page_written_under_a_temporary_name_does_not_tell_it(results_dir: Path) -> None:
+def test_a_page_does_not_contain_its_folders_temporary_name(results_dir: Path) -> None:
     temporary = results_dir.with_name(".inference_val.0123abcd.partial")
     results_dir.rename(temporary)
     assert write_report(temporary) == temporary / "report.html"
@@ -356,7 +360,7 @@ def test_a_limited_gallery_still_counts_every_image(results_dir: Path) -> None:
     assert "Of 24 images the 3 worst are shown; all of them are counted." in words(page)
 
 
-def test_one_class_only_reads_na_and_makes_a_page(tmp_path: Path) -> None:
+def test_a_page_is_made_with_na_where_all_images_are_of_one_kind(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "good_only", count=4, size=64)
     path = dataset / "val" / "annotations.json"
     content = read_json(path)
@@ -367,7 +371,7 @@ def test_one_class_only_reads_na_and_makes_a_page(tmp_path: Path) -> None:
     results = make_run(tmp_path / "run", dataset)
     (results / "curves.json").unlink()
     text = words(write_report(results))
-    assert "No defective part was judged" in text
+    assert "No defective part was evaluated" in text
     assert "Recall defective parts that are found n/a" in text
 
 
@@ -397,14 +401,14 @@ def test_a_folder_that_holds_no_results_is_refused_with_what_is_missing(results_
     with pytest.raises(FlawmaskError, match=r"metrics\.json does not exist"):
         write_report(tmp_path)
     change(results_dir / "metrics.json", dataset=(tmp_path / "gone").as_posix())
-    with pytest.raises(FlawmaskError, match=r"speaks of .*gone/val, which is not here: start from the folder"):
+    with pytest.raises(FlawmaskError, match=r"names .*gone/val, which does not exist: run this in the folder"):
         write_report(results_dir)
     write_json(results_dir / "metrics.json", {"accuracy": 1.0})
     with pytest.raises(FlawmaskError, match="has no tp_defect: flawmask evaluate did not write it"):
         write_report(results_dir)
 
 
-def test_files_of_other_programs_beside_the_model_are_passed_over(
+def test_files_of_other_programs_beside_the_model_are_ignored(
     results_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_json(results_dir.parent / "config.json", {"architectures": ["other"], "settings": 3})
@@ -454,7 +458,7 @@ def test_a_one_pixel_defect_has_an_outline_and_an_empty_mask_has_none() -> None:
     assert (np.abs(corners - [15.25, 10.25]) <= 0.26).all()
 
 
-def test_reporting_needs_no_torch_and_nothing_that_evaluates() -> None:
+def test_writing_a_report_loads_neither_torch_nor_an_evaluator() -> None:
     code = """
 import sys, flawmask.report.side_by_side, flawmask.evaluation.summary
 sys.exit(bool({"torch", "scipy", "hotcoco"} & sys.modules.keys()))

@@ -1,4 +1,4 @@
-"""Several runs on one page: what is best is called so only where the intervals allow it."""
+"""Several runs on one page. A metric is marked as best only where the intervals allow it."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from report.test_report import change, parsed, words
 
 @pytest.fixture
 def runs(tmp_path: Path, dataset: Path) -> list[Path]:
-    """Two runs judged on the same images."""
+    """Two runs evaluated on the same images."""
     return [make_run(tmp_path / name, dataset, seed=seed).parent for name, seed in (("run_a", 0), ("run_b", 5))]
 
 
@@ -40,7 +40,7 @@ def test_runs_stand_side_by_side_with_figures_settings_types_and_losses(runs: li
     assert not re.search(r"https?://", page.read_text(encoding="utf-8"))
 
 
-def test_best_is_only_what_lies_apart_from_all_others() -> None:
+def test_an_interval_is_best_only_if_it_lies_beyond_all_others() -> None:
     def metrics(*bounds: float | None) -> dict[str, object]:
         return {"x": 0.5, "intervals": {"x": None if None in bounds else list(bounds)}}
 
@@ -55,7 +55,7 @@ def test_best_is_only_what_lies_apart_from_all_others() -> None:
     assert best_of(more, apart[:1]) is None
 
 
-def test_the_page_names_the_best_once_it_is_apart(runs: list[Path], tmp_path: Path) -> None:
+def test_the_page_marks_the_best_interval(runs: list[Path], tmp_path: Path) -> None:
     assert " best" not in words(compare_reports(runs, tmp_path / "comparison.html")).split("In brackets")[0]
     path = runs[1] / "inference_val" / "metrics.json"
     metrics = read_json(path)
@@ -65,16 +65,14 @@ def test_the_page_names_the_best_once_it_is_apart(runs: list[Path], tmp_path: Pa
     )
 
 
-def test_runs_judged_on_different_images_are_not_set_against_each_other_in_silence(
-    runs: list[Path], tmp_path: Path
-) -> None:
+def test_runs_evaluated_on_different_images_are_compared_with_a_note(runs: list[Path], tmp_path: Path) -> None:
     table = runs[1] / "inference_val" / "predictions.csv"
     table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
     text = words(compare_reports(runs, tmp_path / "comparison.html"))
-    assert "The runs were judged on different images: their figures cannot be set against each other." in text
+    assert "The runs were evaluated on different images: their figures cannot be compared." in text
 
 
-def test_the_newest_split_that_all_were_judged_on_is_compared(runs: list[Path], tmp_path: Path) -> None:
+def test_the_newest_split_that_all_were_evaluated_on_is_compared(runs: list[Path], tmp_path: Path) -> None:
     for run, splits in zip(runs, (("test", "other"), ("test",)), strict=True):
         for split in splits:
             folder = run / f"inference_{split}"
@@ -87,7 +85,7 @@ def test_the_newest_split_that_all_were_judged_on_is_compared(runs: list[Path], 
     assert "run_b, split test" in text
 
 
-def test_runs_of_one_name_are_told_apart(runs: list[Path], tmp_path: Path) -> None:
+def test_runs_with_the_same_name_are_numbered(runs: list[Path], tmp_path: Path) -> None:
     text = words(compare_reports([runs[0], runs[0] / "inference_val"], tmp_path / "comparison.html"))
     assert "run_a (1), split val" in text
     assert "run_a (2), split val" in text
@@ -105,7 +103,7 @@ def test_several_runs_go_to_the_named_page(runs: list[Path], tmp_path: Path) -> 
     assert report(tyro.cli(ReportConfig, args=[*map(str, runs), "--output", str(output)])) == [output]
 
 
-def test_what_is_no_run_and_no_page_is_refused(runs: list[Path], tmp_path: Path) -> None:
+def test_a_folder_without_results_and_an_output_that_is_no_page_are_refused(runs: list[Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FlawmaskError, match=r"empty holds no results \(inference_<split>/metrics\.json\)"):
         report(ReportConfig(runs=(tmp_path / "empty",)))

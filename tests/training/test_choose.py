@@ -13,7 +13,7 @@ from flawmask.errors import FlawmaskError, OutOfReachError
 from flawmask.model import weights
 from flawmask.model.arch import ARCHITECTURES, architecture
 from flawmask.model.weights import Pretrained
-from flawmask.pipeline import DemoCommand, _demo_run
+from flawmask.pipeline import DemoCommand, _demo_settings
 from flawmask.stages import RunConfig
 from flawmask.training import choose
 from flawmask.training.choose import BARE, LARGE, SMALL, with_network, with_others
@@ -113,14 +113,14 @@ def test_compare_takes_others_beside_it_where_they_have_weights(place: Place, ca
 
 def test_the_demo_fetches_nothing_and_starts_from_none_where_no_weights_are_there(place: Place) -> None:
     place("cpu", (SMALL,), (LARGE,))
-    found = _demo_run(DemoCommand(), 180)
+    found = _demo_settings(DemoCommand(), 180)
     assert (found.arch, found.weights, found.offline, found.skip_augment) == (SMALL, "auto", True, True)
     place("cpu", fetched=(LARGE, SMALL))
-    bare = _demo_run(DemoCommand(), 180)
+    bare = _demo_settings(DemoCommand(), 180)
     assert (bare.arch, bare.weights, bare.augmentation_factor, bare.image_size) == (BARE, "none", 1, 160)
     place("cuda", (LARGE, SMALL))
-    assert _demo_run(DemoCommand(), 180).arch == LARGE
-    assert _demo_run(DemoCommand(arch="yolo11n"), 180).arch == "yolo11n"
+    assert _demo_settings(DemoCommand(), 180).arch == LARGE
+    assert _demo_settings(DemoCommand(arch="yolo11n"), 180).arch == "yolo11n"
 
 
 def test_auto_is_the_default_of_the_whole_pipeline_and_no_other() -> None:

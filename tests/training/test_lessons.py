@@ -15,7 +15,7 @@ from flawmask.errors import FlawmaskError, UnusedError
 from flawmask.model.arch import Arch
 from flawmask.model.targets import make_target
 from flawmask.settings import Reading
-from flawmask.stages import RunConfig, check_trained
+from flawmask.stages import RunConfig, check_training
 from flawmask.training.lessons import check_lessons
 from flawmask.training.loop import train
 
@@ -55,8 +55,8 @@ def test_a_file_of_crowds_alone_is_refused_with_the_way_out(dataset: Path) -> No
         train(settings(dataset))
     assert not (dataset.parent / "run").exists()
     with pytest.raises(FlawmaskError, match="crowds"):
-        check_trained(RunConfig(dataset_dir=dataset), dataset, "auto")
-    check_trained(RunConfig(dataset_dir=dataset, crowds="instances", strict=True), dataset, "auto")
+        check_training(RunConfig(dataset_dir=dataset), dataset, "auto")
+    check_training(RunConfig(dataset_dir=dataset, crowds="instances", strict=True), dataset, "auto")
 
 
 def test_a_category_that_looks_good_is_asked_about(dataset: Path) -> None:

@@ -1,1 +1,1 @@
-"""Several models trained and judged on the same images, and what that shows."""
+"""Train and evaluate several models on the same images, and compare them."""

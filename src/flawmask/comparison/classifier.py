@@ -1,7 +1,7 @@
-"""A ResNet-18 that says good or defective of a whole image, and not where: what a detector has to beat.
+"""A baseline: a ResNet-18 that classifies whole images as good or defective. A detector has to beat it.
 
-He et al., "Deep residual learning for image recognition", CVPR 2016. Trained with the optimisers and the schedule of
-the detectors (`training/step.py`), on the same images, with mirroring.
+He et al., "Deep residual learning for image recognition", CVPR 2016. It is trained with the optimisers and the schedule
+of the detectors (`training/step.py`), on the same images, with random flips.
 """
 
 import math
@@ -22,7 +22,7 @@ from torchvision.models import ResNet18_Weights, WeightsEnum, resnet18
 from flawmask import images
 from flawmask.coco import CocoSplit
 from flawmask.comparison.config import CLASSIFIER, PUBLISHED, CompareConfig
-from flawmask.comparison.entry import Learned, NotThereError, Scored
+from flawmask.comparison.entry import ImageScore, MissingRequirementError, TrainingSummary
 from flawmask.errors import FlawmaskError, OutOfReachError
 from flawmask.images import UPPER_BITS, Levels
 from flawmask.model.compute import Layers, compute_in
@@ -34,14 +34,14 @@ from flawmask.training.config import seconds_in
 from flawmask.training.loader import make_loader, read
 from flawmask.training.step import Schedule, parameter_groups
 
-BATCH = 16
-"""Images of a step: BatchNorm's statistics want more than the few of a detector's."""
+BATCH_SIZE = 16
+"""Images per step: more than a detector's few, because of BatchNorm's statistics."""
 
 Image = npt.NDArray[np.uint8]
 
 
 class _Images(Dataset[tuple[Tensor, float]]):
-    """The images of a split at the size that the network sees, (3, S, S) uint8, and 1.0 for a defective one."""
+    """The images of a split as the network sees them, (3, S, S) uint8, with 1.0 for a defective image, else 0.0."""
 
     def __init__(self, split: CocoSplit, size: int, levels: Levels) -> None:
         self._split, self._size, self._levels = split, size, levels
@@ -52,41 +52,41 @@ class _Images(Dataset[tuple[Tensor, float]]):
     def __getitem__(self, at: int) -> tuple[Tensor, float]:
         image = self._split.images[at]
         pixels = images.read_image(self._split.image_path(image), self._levels)
-        return _squeezed(pixels, self._size), float(self._split.is_defective(image))
+        return _resized_to_square(pixels, self._size), float(self._split.is_defective(image))
 
 
-def _together(items: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
+def _collate(items: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
     return torch.stack([pixels for pixels, _ in items]), torch.tensor([defective for _, defective in items])
 
 
-def _squeezed(pixels: Image, size: int) -> Tensor:
+def _resized_to_square(pixels: Image, size: int) -> Tensor:
     return torch.from_numpy(images.resize(pixels, (size, size))).permute(2, 0, 1)
 
 
-def learn(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels = UPPER_BITS) -> Learned:
+def train(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels = UPPER_BITS) -> TrainingSummary:
     """Train the classifier with the budget of the settings and write it to `path`.
 
     Args:
         config: the settings.
-        training: what it learns from; images, and whether each is defective.
-        path: the file, `.pt`.
-        levels: what becomes black and white, of values of more than 8 bits.
+        training: the images; the only label used is whether an image is defective.
+        path: the file to write, `.pt`.
+        levels: the values that become black and white in images of more than 8 bits.
 
     Raises:
-        NotThereError: no weights are at hand, and none were asked for.
-        FlawmaskError: the weights that were asked for cannot be had, or an image cannot be read.
+        MissingRequirementError: the settings name no weights, and none can be found.
+        FlawmaskError: the weights that the settings name cannot be loaded, or an image cannot be read.
     """
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
-    dtype = torch.float32 if dtype == torch.float16 else dtype  # whose gradients want a scaler
+    dtype = torch.float32 if dtype == torch.float16 else dtype  # float16 would need a gradient scaler
     seed_everything(config.seed)
     size = _image_size(config, training)
     weights = config.weights_of(CLASSIFIER)
     try:
         model = to_device(_network(weights, offline=config.offline), device).train()
     except OutOfReachError as error:
-        if weights == "auto":  # nobody has asked for these: it takes no part, and says so
-            raise NotThereError(str(error)) from None
+        if weights == "auto":  # the user asked for no particular weights: the classifier takes no part
+            raise MissingRequirementError(str(error)) from None
         raise
     _compute_in(model, device, dtype)
     began = time.perf_counter()
@@ -95,35 +95,35 @@ def learn(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels
     schedule = Schedule(config.lr / 10 if weights == "none" else config.lr, config.scheduler, config.warmup_steps)
     optimizer = kind(parameter_groups(model), lr=schedule.rate, **decay)
     items = _Images(training, size, levels)
-    order = BatchSampler(RandomSampler(items, generator=torch.Generator().manual_seed(config.seed)), BATCH, False)
-    batches = make_loader(items, order, workers=config.workers, pin=False, collate=_together)
+    order = BatchSampler(RandomSampler(items, generator=torch.Generator().manual_seed(config.seed)), BATCH_SIZE, False)
+    batches = make_loader(items, order, workers=config.workers, pin=False, collate=_collate)
     budget = seconds_in(config.time_budget) if config.time_budget else None
-    epochs = taken = 0
+    epochs = steps = 0
     while epochs < config.epochs if budget is None else time.perf_counter() - began < budget:
         for at, (pixels, defective) in enumerate(track(read(batches), f"epoch {epochs + 1}", total=len(batches))):
             spent = (time.perf_counter() - began) / budget if budget else 0.0
             progress = spent if budget else (epochs + at / len(batches)) / config.epochs
             if progress >= 1:
                 break
-            rate = schedule.at(progress, taken)
-            _step(model, optimizer, rate, _mirrored(pixels.to(device)), defective.to(device))
-            taken += 1
+            rate = schedule.at(progress, steps)
+            _step(model, optimizer, rate, _random_flip(pixels.to(device)), defective.to(device))
+            steps += 1
         epochs += 1
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     save_file(path, {"classifier": "resnet18", "image_size": size, "model_state_dict": state})
     defective_images = sum(training.is_defective(image) for image in training.images)
-    return Learned(
+    return TrainingSummary(
         seconds=time.perf_counter() - began,
         epochs=epochs,
         image_size=size,
         parameters=count_parameters(model),
         protocol=f"learns from {len(training.images)} images and whether each is defective ({defective_images} are); "
-        "outlines nothing",
+        "predicts no masks",
     )
 
 
 def _image_size(config: CompareConfig, training: CocoSplit) -> int:
-    """Return the width and height that it sees: no more than `--image_size`, or than the images have."""
+    """Return the side of the network's square input: at most `--image_size`, and about as large as the images."""
     side = float(np.median([min(image["height"], image["width"]) for image in training.images]))
     return max(32, min(config.image_size, math.ceil(side / 32) * 32))
 
@@ -139,28 +139,28 @@ def _network(weights: str, *, offline: bool = False) -> nn.Module:
 
 
 def _compute_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Let all layers but the last compute in `dtype`."""
+    """Make all layers except the last one compute in `dtype`."""
     inner = [model.conv1, model.bn1, model.layer1, model.layer2, model.layer3]
     compute_in(Layers(inner, [model.layer4]), device, dtype)
 
 
 def published_state(weights: str, published: WeightsEnum, wanted: StateDict, *, offline: bool) -> StateDict:
-    """Return the tensors that a network wants of what `--weights` names; not those of ImageNet's classes.
+    """Return the pretrained tensors of a network, without the layer for ImageNet's classes.
 
     Args:
-        weights: `auto`, `coco` or `imagenet` for what is published, or a file.
-        published: torchvision's entry.
-        wanted: the network's own tensors.
-        offline: whether nothing is fetched.
+        weights: `auto`, `coco` or `imagenet` for the published weights, or a file.
+        published: torchvision's entry for the published weights.
+        wanted: the network's own tensors, by name.
+        offline: whether nothing may be downloaded.
 
     Raises:
-        FlawmaskError: they cannot be had, or are another network's.
+        FlawmaskError: the weights cannot be loaded, or belong to another network.
     """
     if weights in PUBLISHED:
         state = download(published.url, offline=offline)
     else:
         state = find_state_dict(load_file(Path(weights)), Path(weights))
-    # Old files lack the counters, which nothing reads.
+    # Old files lack the batch counters of BatchNorm; nothing reads them.
     names = [name for name in wanted if not name.startswith("fc.") and not name.endswith("num_batches_tracked")]
     wrong = [name for name in names if name not in state or state[name].shape != wanted[name].shape]
     if wrong:
@@ -169,7 +169,7 @@ def published_state(weights: str, published: WeightsEnum, wanted: StateDict, *, 
     return {name: state[name] for name in names}
 
 
-def _mirrored(pixels: Tensor) -> Tensor:
+def _random_flip(pixels: Tensor) -> Tensor:
     axes = [axis for axis in (-1, -2) if random.random() < 0.5]
     return pixels.flip(axes) if axes else pixels
 
@@ -192,7 +192,7 @@ def _step(
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """Return (B, 3, H, W) uint8 images as networks want them that started from ImageNet: float32."""
+    """Return (B, 3, H, W) uint8 images as float32, normalised as for ImageNet."""
     mean, deviation = (
         torch.tensor(values, device=pixels.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
     )
@@ -200,13 +200,13 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 def _logits(model: nn.Module, pixels: Tensor) -> Tensor:
-    """Return (B,) float32 of (B, 3, S, S) uint8 images."""
+    """Return the logits, (B,) float32, of (B, 3, S, S) uint8 images."""
     batch = normalised(pixels).contiguous(memory_format=torch.channels_last)
     logits: Tensor = model(batch)
     return logits[:, 0]
 
 
-def load(config: CompareConfig, path: Path) -> Callable[[Sequence[Image]], list[Scored]]:
+def load(config: CompareConfig, path: Path) -> Callable[[Sequence[Image]], list[ImageScore]]:
     """Return a function that scores images, each (height, width, 3) uint8 RGB.
 
     Raises:
@@ -221,8 +221,8 @@ def load(config: CompareConfig, path: Path) -> Callable[[Sequence[Image]], list[
     _compute_in(model, device, dtype)
 
     @torch.inference_mode()
-    def score(batch: Sequence[Image]) -> list[Scored]:
-        pixels = torch.stack([_squeezed(one, content["image_size"]) for one in batch]).to(device)
-        return [Scored(one) for one in _logits(model, pixels).sigmoid().tolist()]
+    def score(batch: Sequence[Image]) -> list[ImageScore]:
+        pixels = torch.stack([_resized_to_square(one, content["image_size"]) for one in batch]).to(device)
+        return [ImageScore(one) for one in _logits(model, pixels).sigmoid().tolist()]
 
     return score

@@ -1,4 +1,4 @@
-"""`compare`: each model in a process of its own, one after the other; then what all of them come to."""
+"""`compare`: train and evaluate the models one after the other, each in a process of its own; then compare them."""
 
 import logging
 from collections.abc import Sequence
@@ -10,26 +10,34 @@ import flawmask
 from flawmask.coco import read_split
 from flawmask.coco_files import split_names
 from flawmask.comparison import contender, speed
-from flawmask.comparison.conclusions import Compared, summed_up
+from flawmask.comparison.conclusions import Compared, summarise
 from flawmask.comparison.config import CompareConfig
-from flawmask.comparison.entry import Entry, Ground, entry_file, read_entry
-from flawmask.comparison.own_process import death, in_own_process
+from flawmask.comparison.entry import Entry, SharedData, entry_file, read_entry
+from flawmask.comparison.own_process import describe_exit, run_in_own_process
 from flawmask.data import dataset_info
 from flawmask.files import folder_lock, read_json, write_json
 from flawmask.folds import prepared_folds
 from flawmask.launch import launched
 from flawmask.progress import has_details, is_shown
-from flawmask.runs import COMPARISON, earlier, new_run_dir
+from flawmask.runs import COMPARISON, MADE_BY, begin_or_continue, check_folder
 from flawmask.runtime import choose_device
 from flawmask.settings import Reading, as_json, require
-from flawmask.stages import RunConfig, augmented, check_judged, check_trained, judged_splits, prepared
+from flawmask.stages import (
+    RunConfig,
+    augment_dataset,
+    check_evaluation,
+    check_training,
+    evaluated_splits,
+    prepare_dataset,
+)
 from flawmask.training.choose import with_others
 
 log = logging.getLogger(__name__)
 
 SAME_ANYWAY = (
     "archs",
-    "yardsticks",
+    "baselines",
+    "output_dir",
     "overwrite",
     "workers",
     "cache_gb",
@@ -39,95 +47,97 @@ SAME_ANYWAY = (
     "offline",
     "strict",
 )
-"""The settings that change no model: with others of these, a comparison goes on. What a layout makes of a category, the
-content of the data sets says."""
+"""Settings that change no model: a comparison goes on although they have changed. `layout` is among them because the
+content of the data sets shows what it led to."""
 
 
 def compare(config: CompareConfig) -> Compared:
-    """Train and judge each model, and write what they come to.
+    """Train and evaluate each model, and write the comparison.
 
-    Models that an earlier call with the same settings on the same images finished are kept, unless `overwrite` is on.
+    An earlier call with the same settings and images may have finished some of the models. They are kept, unless
+    `overwrite` is on.
 
     Raises:
-        FlawmaskError: see `prepare` and `augment`. What goes wrong with a single model is its own entry.
-        KeyboardInterrupt: Ctrl-C was pressed, the model at work has saved its training.
-        SystemExit: the same after SIGTERM.
+        FlawmaskError: see `prepare` and `augment`. An error in a single model is written into its entry instead.
+        KeyboardInterrupt: Ctrl-C was pressed. The training that was running has been saved.
+        SystemExit: the process received SIGTERM. The training has been saved, too.
     """
     require(launched() == 1, "compare starts alone: it gives each model a process of its own")
     choose_device(config.device)
-    ground = _ground(config, config.run_config(config.arch_names[0]))
+    settings = {key: value for key, value in as_json(config).items() if key not in SAME_ANYWAY}
+    if config.output_dir is not None:
+        check_folder(config.output_dir, COMPARISON, settings, overwrite=config.overwrite)
+    shared = _prepare_shared_data(config, config.run_config(config.arch_names[0]))
     if config.archs == "auto":
-        training = read_split(ground.trained[0], "train", config)
+        training = read_split(shared.training_dirs[0], "train", config)
         has_outlines = not training.box_only_defects
         archs = with_others(config.run_config("auto"), len(training.images), has_outlines=has_outlines)
         config = replace(config, archs=",".join(archs))
     origin = {
-        "made_by": "flawmask compare",
+        "made_by": MADE_BY[COMPARISON],
         "version": flawmask.__version__,
-        "settings": {key: value for key, value in as_json(config).items() if key not in SAME_ANYWAY},
-        "source": [_content(folder, config) for folder in ground.prepared],
+        "settings": settings,
+        "source": [_content(folder, config) for folder in shared.prepared_dirs],
     }
-    folder = None if config.overwrite else earlier(f"*_comparison/{COMPARISON}", origin)
-    if folder is None:
-        with new_run_dir("_comparison") as folder:
-            write_json(folder / COMPARISON, origin)
+    folder = begin_or_continue(COMPARISON, origin, config.output_dir, overwrite=config.overwrite)
     with folder_lock(folder / "comparison"):
         try:
-            entries = [_entry(config, ground, folder, name) for name in (*config.arch_names, *config.yardstick_names)]
-            speeds = _speeds(config, ground, folder, entries)
+            entries = [_entry(config, shared, folder, name) for name in (*config.arch_names, *config.baseline_names)]
+            speeds = _speeds(config, shared, folder, entries)
         except (KeyboardInterrupt, SystemExit):
-            log.warning("stopped: the same flawmask compare, said again, goes on in %s", folder)
+            log.warning("stopped: to go on in %s, give the same flawmask compare command again", folder)
             raise
-        return summed_up(config, ground, folder, origin, entries, speeds)
+        return summarise(config, shared, folder, origin, entries, speeds)
 
 
-def _ground(config: CompareConfig, run: RunConfig) -> Ground:
+def _prepare_shared_data(config: CompareConfig, run: RunConfig) -> SharedData:
     """Prepare and augment once for all models."""
     name = config.category or Path(str(config.dataset_dir)).name
-    folders = prepared_folds(run, name) if run.crosses else [prepared(run, name)]
-    splits = judged_splits(run, folders[0])
+    folders = prepared_folds(run, name) if run.is_cross_validation else [prepare_dataset(run, name)]
+    splits = evaluated_splits(run, folders[0])
     for folder in folders:
-        check_trained(run, folder, "auto")  # what a single network cannot learn from, its own entry says
-        check_judged(run, folder, splits)
-    trained = [augmented(replace(run, fold=None), folder) for folder in folders]
+        check_training(run, folder, "auto")  # if only one network cannot train on the images, its entry says so
+        check_evaluation(run, folder, splits)
+    training_dirs = [augment_dataset(replace(run, fold=None), folder) for folder in folders]
     reading = Reading(crowds=run.crowds, on_error=run.on_error, good_name=run.good_name)
-    return Ground(tuple(folders), tuple(trained), tuple(splits), pooled=run.crosses, reading=reading)
+    pooled = run.is_cross_validation
+    return SharedData(tuple(folders), tuple(training_dirs), tuple(splits), pooled=pooled, reading=reading)
 
 
 def _content(folder: Path, reading: Reading) -> str:
     return dataset_info.content_of({name: read_split(folder, name, reading) for name in split_names(folder)})
 
 
-def _entry(config: CompareConfig, ground: Ground, folder: Path, name: str) -> Entry:
-    """Return a model's entry, that of an earlier call or a new one."""
-    known = read_entry(folder, name)
-    if known is not None and known.reason is None:
+def _entry(config: CompareConfig, shared: SharedData, folder: Path, name: str) -> Entry:
+    """Return a model's entry: the one that an earlier call wrote, or a new one."""
+    finished = read_entry(folder, name)
+    if finished is not None and finished.reason is None:
         log.info("%s was finished before", name)
-        return known
+        return finished
     log.info("%s: %s", name, folder / name)
     entry_file(folder, name).unlink(missing_ok=True)
-    said = {"is_shown": is_shown(), "has_details": has_details()}
-    status = in_own_process(contender.main, config, ground, folder, name, **said)
+    output = {"is_shown": is_shown(), "has_details": has_details()}
+    status = run_in_own_process(contender.main, config, shared, folder, name, **output)
     entry = read_entry(folder, name)
     if entry is None:
-        entry = Entry(name, reason=death(status), failed=True)
+        entry = Entry(name, reason=describe_exit(status), failed=True)
         write_json(entry_file(folder, name), asdict(entry))
     if entry.reason is not None:
         log.warning("%s: %s", name, entry.reason)
     return entry
 
 
-def _speeds(config: CompareConfig, ground: Ground, folder: Path, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Return each model's seconds per image, measured together, or as they were when nothing has changed since."""
-    wanted = [one for one in entries if one.reason is None]
+def _speeds(config: CompareConfig, shared: SharedData, folder: Path, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return each model's seconds per image. All are timed together, unless an earlier call timed the same models."""
+    finished = [one for one in entries if one.reason is None]
     path = folder / speed.NAME
-    known = read_json(path) if path.is_file() else {}
-    if wanted and set(known) != {one.name for one in wanted}:
+    speeds = read_json(path) if path.is_file() else {}
+    if finished and set(speeds) != {one.name for one in finished}:
         path.unlink(missing_ok=True)
-        split = read_split(ground.prepared[0], ground.splits[-1], config)
-        said = {"is_shown": is_shown(), "has_details": has_details()}
-        status = in_own_process(speed.main, config, folder, wanted, split, **said)
-        known = read_json(path) if path.is_file() else {}
-        if not known:
-            log.warning("the models could not be timed: %s", death(status))
-    return dict(known)
+        split = read_split(shared.prepared_dirs[0], shared.splits[-1], config)
+        output = {"is_shown": is_shown(), "has_details": has_details()}
+        status = run_in_own_process(speed.main, config, folder, finished, split, **output)
+        speeds = read_json(path) if path.is_file() else {}
+        if not speeds:
+            log.warning("the models could not be timed: %s", describe_exit(status))
+    return dict(speeds)

@@ -1,4 +1,5 @@
-"""What the models of a comparison share, and what is known of each: a file, so that what is finished stays finished."""
+"""The data that the models of a comparison share, and the entry of each model. Entries are files: a finished model
+stays finished when a comparison is interrupted."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,58 +14,57 @@ from flawmask.runs import POOLED
 from flawmask.settings import Reading
 
 
-class NotThereError(FlawmaskError):
-    """What a model lives by is not there: it takes no part, and that is no failure."""
+class MissingRequirementError(FlawmaskError):
+    """A model lacks a package, weights or images that it needs. It takes no part; this is not a failure."""
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What all models of a comparison are trained and judged on.
+class SharedData:
+    """The images on which all models of a comparison are trained and evaluated.
 
     Attributes:
-        prepared: the COCO folder, or that of each fold.
-        trained: the one to train on, with variants, for each of them.
-        splits: which splits are judged, in their order; the last one's figures count.
-        pooled: whether all folds are judged together.
-        reading: how the records of their files are read; None as by default.
+        prepared_dirs: the COCO folder; of a cross-validation, the folder of each fold.
+        training_dirs: for each of these, the COCO folder to train on, augmented variants included.
+        splits: the splits to evaluate, in this order. The metrics of the last one count.
+        pooled: whether the images of all folds are evaluated together.
+        reading: how the records of COCO files are read; None for the default.
     """
 
-    prepared: tuple[Path, ...]
-    trained: tuple[Path, ...]
+    prepared_dirs: tuple[Path, ...]
+    training_dirs: tuple[Path, ...]
     splits: tuple[str, ...]
     pooled: bool
     reading: Reading | None = None
 
     @property
-    def results(self) -> str:
-        """The name of the results folder whose figures count."""
+    def results_name(self) -> str:
+        """The name of the results folder whose metrics count."""
         return f"inference_{POOLED if self.pooled else self.splits[-1]}"
 
-    def judged(self, folder: Path) -> CocoSplit:
-        """Return the images whose figures count.
+    def evaluated_split(self, run_dir: Path) -> CocoSplit:
+        """Return the split whose metrics count.
 
         Args:
-            folder: of a detector, which holds those of all folds together.
+            run_dir: the run folder of a detector. Of a cross-validation, it holds the images of all folds as one split.
         """
-        folder, name = (folder, POOLED) if self.pooled else (self.prepared[0], self.splits[-1])
+        folder, name = (run_dir, POOLED) if self.pooled else (self.prepared_dirs[0], self.splits[-1])
         return read_split(folder, name, self.reading)
 
     @property
     def groups(self) -> list[str] | None:
-        """The group of each image whose figures count, in the order of the results; None where nothing is known of
-        groups."""
-        folders = self.prepared if self.pooled else self.prepared[:1]
+        """The group of each image whose metrics count, in the order of the results; None where groups are unknown."""
+        folders = self.prepared_dirs if self.pooled else self.prepared_dirs[:1]
         splits = (read_split(folder, self.splits[-1], self.reading) for folder in folders)
         return groups_of([image for split in splits for image in split.images])
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What a yardstick says of an image.
+class ImageScore:
+    """The score that a baseline gives an image.
 
     Attributes:
         score: 0 to 1, high for a defect.
-        map: (h, w) float32, 0 to 1, the same of each place of the image; None where it does not say where.
+        map: (h, w) float32, 0 to 1: the score of each place of the image; None for a baseline without such a map.
     """
 
     score: float
@@ -72,16 +72,16 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What it took to train a model.
+class TrainingSummary:
+    """What training a model took.
 
     Attributes:
-        seconds: of training.
-        epochs: how often it saw every image.
-        image_size: the shorter side of what it saw, in pixels.
-        parameters: how many numbers it has.
-        protocol: what it learnt from, as a clause.
-        peak_bytes: the most memory meanwhile; None where the system does not say.
+        seconds: training time.
+        epochs: how often each image was shown.
+        image_size: the shorter side of the network's input, in pixels.
+        parameters: number of weights.
+        protocol: what the model was trained on, as a clause.
+        peak_bytes: peak memory during training; None where the system does not report it.
     """
 
     seconds: float
@@ -97,26 +97,26 @@ class Entry:
     """A model of a comparison.
 
     Attributes:
-        name: the model's.
-        results: its results folder, relative to the comparison's; None where it has none.
-        checkpoint: its file, relative to the comparison's folder.
-        checkpoint_bytes: that file's size.
-        learned: what its training took; of several folds, of the longest one.
-        reason: why there are no results; None where there are some.
-        failed: whether that is a failure, and not something that was left out.
+        name: the model's name.
+        results: its results folder, relative to the comparison's folder; None where there are no results.
+        checkpoint: its checkpoint file, relative to the comparison's folder.
+        checkpoint_bytes: the size of that file.
+        learned: what its training took; of a cross-validation, the fold that took longest.
+        reason: why there are no results; None where there are results.
+        failed: whether `reason` is a failure; False where the model was left out.
     """
 
     name: str
     results: str | None = None
     checkpoint: str | None = None
     checkpoint_bytes: int | None = None
-    learned: Learned | None = None
+    learned: TrainingSummary | None = None
     reason: str | None = None
     failed: bool = False
 
 
 def entry_file(folder: Path, name: str) -> Path:
-    """Return where a model's entry is in a comparison's folder."""
+    """Return the path of a model's entry in a comparison's folder."""
     return folder / f"{name}.json"
 
 
@@ -125,6 +125,6 @@ def read_entry(folder: Path, name: str) -> Entry | None:
     path = entry_file(folder, name)
     if not path.is_file():
         return None
-    found = read_json(path)
-    learned = Learned(**found["learned"]) if found["learned"] else None
-    return Entry(**{**found, "learned": learned})
+    content = read_json(path)
+    learned = TrainingSummary(**content["learned"]) if content["learned"] else None
+    return Entry(**{**content, "learned": learned})

@@ -1,4 +1,4 @@
-"""The page of a comparison: what to take, why, and the table."""
+"""The page of a comparison: the recommendation, the reasons, and the table."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,19 +21,19 @@ def write_page(
     folder: Path,
     title: str,
     columns: Sequence[Column],
-    taken: Sequence[str],
+    recommended: Sequence[str],
     shown: Sequence[str],
-    mind: Sequence[str],
+    notes: Sequence[str],
 ) -> None:
     """Write `comparison.html`.
 
     Args:
-        folder: of the comparison.
+        folder: the comparison's folder.
         title: the category or data set.
         columns: the models.
-        taken: what is recommended, as sentences.
-        shown: what the figures show.
-        mind: what to mind of them.
+        recommended: the recommendation, as sentences.
+        shown: what the metrics show, as sentences.
+        notes: notes on the protocol, as sentences.
     """
     reports = [
         f'<a href="{esc(one.entry.results)}/report.html">{esc(one.entry.name)}</a>'
@@ -44,8 +44,8 @@ def write_page(
     body = "".join(
         (
             f"<header><h1>{len(columns)} models on {esc(title)}</h1>",
-            "".join(f'<p class="verdict">{esc(line)}</p>' for line in taken),
-            f'<div class="notes" role="note"><h2>Mind</h2>{_list(mind)}</div></header><main>',
+            "".join(f'<p class="verdict">{esc(line)}</p>' for line in recommended),
+            f'<div class="notes" role="note"><h2>Mind</h2>{_list(notes)}</div></header><main>',
             section("shown", "What the figures show", _list(shown), _picture(columns)),
             section("table", "Figures and costs", _table(reports, rows(columns))),
             "</main>",
@@ -59,9 +59,9 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _table(reports: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Return the table; intervals are small, and the models' names lead to their reports."""
+    """Return the table, with intervals in small print and links from the models' names to their reports."""
     cells = [[esc(row[0]), *(_cell(text) for text in row[1:])] for row in body]
-    note = '<p class="small">In brackets the 95 % interval of each figure by itself.</p>'
+    note = '<p class="small">In brackets: the 95 % interval of each figure by itself.</p>'
     return table(("", *reports), cells, "compare") + note
 
 
@@ -71,26 +71,26 @@ def _cell(text: str) -> str:
 
 
 def _picture(columns: Sequence[Column]) -> str:
-    """Return the figures with their intervals, and the time of an image, drawn beside each other."""
-    judged = [one for one in columns if one.metrics]
+    """Return a picture with a panel for each ranked metric, with intervals, and a panel for the time per image."""
+    evaluated = [one for one in columns if one.metrics]
     panels: list[tuple[str, Callable[[Axes, Sequence[Column]], None]]] = [
         (title, partial(_figures, key))
         for key, title in questions().items()
-        if any(one.metrics.get(key) is not None for one in judged)
+        if any(one.metrics.get(key) is not None for one in evaluated)
     ]
-    if any("1" in one.speed for one in judged):
+    if any("1" in one.speed for one in evaluated):
         panels.append(("Seconds an image", _speeds))
     if not panels:
         return ""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.2 + 2.6 * len(panels), 1.1 + 0.36 * len(judged)), layout="constrained")
+        figure = Figure(figsize=(2.2 + 2.6 * len(panels), 1.1 + 0.36 * len(evaluated)), layout="constrained")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for place, (title, draw) in zip(axes, panels, strict=True):
-            draw(place, judged)
+            draw(place, evaluated)
             place.set_title(title.replace(" (", "\n("))
             place.grid(visible=False, axis="y")
-        axes[0].set_yticks(range(len(judged)), [one.entry.name for one in judged])
-        axes[0].set_ylim(len(judged) - 0.5, -0.5)
+        axes[0].set_yticks(range(len(evaluated)), [one.entry.name for one in evaluated])
+        axes[0].set_ylim(len(evaluated) - 0.5, -0.5)
         svg = saved(figure, "svg").decode()
     return (
         f"<figure>{inline(svg, 'models', 'Each model, its figures with their 95 % intervals, and its time')}</figure>"

@@ -1,4 +1,4 @@
-"""The table of a comparison: a row for each figure and a column for each model, as text for terminal, page and file."""
+"""The table of a comparison: a row for each metric and a column for each model, as text for terminal, page and file."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,22 +6,22 @@ from typing import Any
 
 from flawmask.comparison.entry import Entry
 from flawmask.evaluation.metrics import Metric, placed
-from flawmask.report.headline import interval_of, lookup, written, written_range
+from flawmask.report.headline import format_interval, format_metric, interval_of, lookup
 
 NOT_THERE = "n/a"
 
-LONGEST = 60
-"""Letters of a reason in a cell; the whole of it stands below the table."""
+MAX_REASON_LETTERS = 60
+"""A longer reason is cut in its cell; the notes below the table have the whole text."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """What is known of a model.
+    """A model of the table.
 
     Attributes:
         entry: its entry.
-        metrics: its `metrics.json`; empty where it was not judged.
-        speed: its seconds per image by batch, as `speed.measure` has them; empty where it was not timed.
+        metrics: the content of its `metrics.json`; empty where it was not evaluated.
+        speed: its seconds per image by batch size, as `speed.measure` returns them; empty where it was not timed.
     """
 
     entry: Entry
@@ -30,7 +30,7 @@ class Column:
 
 
 def rows(columns: Sequence[Column]) -> list[tuple[str, ...]]:
-    """Return the table's rows: what each is of, then a cell for each model. What a model does not have reads n/a."""
+    """Return the table's rows: a label, then a cell for each model. A cell without a value reads n/a."""
     return [
         ("Result", *(_result(one.entry) for one in columns)),
         *((label, *(_figure(one, metric) for one in columns)) for metric, label in _figures()),
@@ -40,13 +40,14 @@ def rows(columns: Sequence[Column]) -> list[tuple[str, ...]]:
 
 def _result(entry: Entry) -> str:
     if entry.reason is None:
-        return "judged"
-    reason = entry.reason if len(entry.reason) <= LONGEST else f"{entry.reason[: LONGEST - 1]}\u2026"
+        return "evaluated"
+    fits = len(entry.reason) <= MAX_REASON_LETTERS
+    reason = entry.reason if fits else f"{entry.reason[: MAX_REASON_LETTERS - 1]}\u2026"
     return f"{'failed' if entry.failed else NOT_THERE}: {reason}"
 
 
 def _figures() -> list[tuple[Metric, str]]:
-    """Return the metrics that are shown, and what they are called."""
+    """Return the metrics that the table shows, each with its label."""
     shown = placed(lambda one: one.comparison and one.comparison[0])
     return [(one, one.comparison[1]) for one in shown if one.comparison]
 
@@ -54,7 +55,7 @@ def _figures() -> list[tuple[Metric, str]]:
 def _figure(column: Column, metric: Metric) -> str:
     _, value = lookup(column.metrics, metric.key)
     bounds = interval_of(column.metrics, metric.key) if value is not None else None
-    return written(value, metric.shown) + (f" ({written_range(bounds, metric.shown)})" if bounds else "")
+    return format_metric(value, metric.shown) + (f" ({format_interval(bounds, metric.shown)})" if bounds else "")
 
 
 def _learned(text: Callable[[Any], str]) -> Callable[[Column], str]:
@@ -82,7 +83,7 @@ COSTS: dict[str, Callable[[Column], str]] = {
     "The same in batches of 8, median": _seconds("8", "median"),
     "The same in batches of 8, p99": _seconds("8", "p99"),
 }
-"""What a model costs: a row's label, and its cell."""
+"""The rows on what a model costs: a row's label, and the function that returns a model's cell."""
 
 
 def _mega(count: int | None) -> str:
@@ -95,6 +96,6 @@ def _duration(seconds: float) -> str:
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown, figures to the right."""
+    """Return a table in Markdown, with numbers aligned to the right."""
     lines = [head, ["---", *("---:" for _ in head[1:])], *body]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

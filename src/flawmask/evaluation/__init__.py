@@ -1,1 +1,1 @@
-"""From predictions and truth to figures."""
+"""Evaluation: from predictions and truth to metrics."""

@@ -1,4 +1,4 @@
-"""Two models on the same images: how far they differ, and whether that could be chance."""
+"""Compare two models on the same images: their differences, with intervals and a test."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,14 +20,14 @@ from flawmask.prediction import Instance, Prediction
 
 @dataclass(frozen=True)
 class Other:
-    """What another model found on the images of a split.
+    """The predictions of another model for a split.
 
     Attributes:
         name: its results folder or file.
         predictions: one per image of the split.
-        conf: its verdict's threshold.
-        min_area: the pixels that a defect had to cover to count.
-        notes: what its own evaluation noted.
+        conf: the threshold of its verdicts.
+        min_area: the smallest area, in pixels, of a defect that counts.
+        notes: the notes of its own evaluation.
     """
 
     name: str
@@ -41,24 +41,24 @@ def read_other(against: Path, split: CocoSplit, conf: float, min_area: int) -> O
     """Return another model's predictions for a split.
 
     Args:
-        against: a run folder, which holds `inference_<split>`; such a folder; or a file in COCO's results format.
-        split: what both are judged on.
-        conf: the threshold where `against` says none, as a bare file does.
-        min_area: the least area where `against` says none.
+        against: a run folder with `inference_<split>`, a results folder, or a file in COCO's results format.
+        split: the split on which both models are evaluated.
+        conf: the threshold where `against` is a file, which names none.
+        min_area: the smallest area where `against` is a file.
 
     Raises:
-        FlawmaskError: there are no such results, they are damaged, or they are of other images.
+        FlawmaskError: there are no such results, they are damaged, or they belong to other images.
     """
     places = (against / f"inference_{split.name}", against)
     folder = next((place for place in places if (place / "predictions.json").is_file()), None)
     if folder is None and not against.is_file():
-        raise FlawmaskError(f"{against} holds no results for {split.name}: judge that run with evaluate first")
+        raise FlawmaskError(f"{against} holds no results for {split.name}: run flawmask evaluate on that model first")
     if folder is None:
         return Other(against.as_posix(), read_predictions(against, split), conf, min_area)
     _check_same_images(folder, split)
     metrics = read_json(folder / "metrics.json")
     if not isinstance(metrics, dict) or not {"conf", "min_area"} <= set(metrics):
-        raise FlawmaskError(f"{folder / 'metrics.json'} was not written by flawmask evaluate: judge that run again")
+        raise FlawmaskError(f"{folder / 'metrics.json'} was not written by flawmask evaluate: evaluate that run again")
     has_masks = metrics.get("finds") != "boxes"
     predictions = [replace(one, has_masks=has_masks) for one in read_predictions(folder / "predictions.json", split)]
     notes = tuple(map(str, metrics.get("notes", ())))
@@ -66,14 +66,14 @@ def read_other(against: Path, split: CocoSplit, conf: float, min_area: int) -> O
 
 
 def _check_same_images(folder: Path, split: CocoSplit) -> None:
-    """Refuse results of other images: ids alone are the same in many data sets.
+    """Refuse results that belong to other images. Image ids do not tell: many data sets have the same ones.
 
     Raises:
-        FlawmaskError: names or truth differ.
+        FlawmaskError: file names or truth differ.
     """
-    theirs = {(row.get("file"), row.get("truth") == "defect") for row in read_table(folder / "predictions.csv")}
-    if theirs != {(image["file_name"], split.is_defective(image)) for image in split.images}:
-        raise FlawmaskError(f"{folder} is of other images than {split.folder}: judge that run on this split first")
+    other = {(row.get("file"), row.get("truth") == "defect") for row in read_table(folder / "predictions.csv")}
+    if other != {(image["file_name"], split.is_defective(image)) for image in split.images}:
+        raise FlawmaskError(f"{folder} is of other images than {split.folder}: evaluate that run on this split first")
 
 
 def read_predictions(path: Path, split: CocoSplit) -> list[Prediction]:
@@ -83,13 +83,13 @@ def read_predictions(path: Path, split: CocoSplit) -> list[Prediction]:
         FlawmaskError: see `coco.read_results`.
     """
     names = {category["id"]: str(category["name"]) for category in split.categories}
-    found = read_results(path, split)
-    has_masks = not any("is_box" in record for of_image in found.values() for record in of_image)
+    results = read_results(path, split)
+    has_masks = not any("is_box" in record for of_image in results.values() for record in of_image)
     return [
         Prediction(
             image["height"],
             image["width"],
-            tuple(_instance(record, names[record["category_id"]]) for record in found[image["id"]]),
+            tuple(_instance(record, names[record["category_id"]]) for record in results[image["id"]]),
             has_masks=has_masks,
         )
         for image in split.images
@@ -112,25 +112,26 @@ def compare(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Return how one model differs from another on the same images.
+    """Return how a model differs from another one on the same images.
 
-    Each resampled set of images is judged by both: images that are hard for both do not widen the intervals. Where
-    groups are known, intervals and p are over whole groups.
+    Both models are evaluated on the same resampled sets of images. So images that are hard for both do not widen the
+    intervals. Where groups are known, intervals and p are over whole groups.
 
     Returns:
-        `other`, its name; `conf` and `notes`, its threshold and what its evaluation noted; `figures`: for each figure
-        that both have, `this`, `other`, `difference` and `interval`, the middle 95 % of the bootstrapped differences;
-        `mcnemar`: `only_this_right`, `only_other_right` and the exact `p`; `groups`, how many there are, where that is
-        known.
+        `other`: the other model's name; `conf` and `notes`: its threshold and the notes of its evaluation; `figures`:
+        for each metric that both models have, `this`, `other`, `difference` and `interval`, the middle 95 % of the
+        bootstrapped differences; `mcnemar`: `only_this_right`, `only_other_right` and the exact `p`; `groups`: the
+        number of groups, where these are known.
     """
-    mine = gather(split, predictions, conf, min_area)
-    theirs = gather(split, other.predictions, other.conf, other.min_area)
-    truth, groups = mine.truth, mine.groups
+    this_evidence = gather(split, predictions, conf, min_area)
+    other_evidence = gather(split, other.predictions, other.conf, other.min_area)
+    truth, groups = this_evidence.truth, this_evidence.groups
     weights = np.vstack((np.ones(len(truth)), resample(truth, resamples, seed, groups)))
     level = widened(truth, groups)
     compared = placed(lambda one: one.against)
-    figures, others = (values(compared, evidence, weights) for evidence in (mine, theirs))
-    right, other_right = (np.array([one.outcome == "right" for one in each.judged]) for each in (mine, theirs))
+    both = (this_evidence, other_evidence)
+    figures, others = (values(compared, evidence, weights) for evidence in both)
+    right, other_right = (np.array([one.outcome == "right" for one in evidence.images]) for evidence in both)
     table = {}
     for name in (one.key for one in compared):
         if name not in figures.keys() & others.keys() or np.isnan(figures[name][0] - others[name][0]):

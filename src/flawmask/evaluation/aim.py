@@ -1,4 +1,4 @@
-"""A threshold that serves an aim, chosen on a validation split."""
+"""Choose the threshold for an aim on a validation split."""
 
 import numpy as np
 import numpy.typing as npt
@@ -22,22 +22,24 @@ def choose(
     min_area: int,
     groups: Groups | None = None,
 ) -> Threshold:
-    """Return the threshold that serves the aim best on these images.
+    """Return the best threshold for the aim on these images.
 
-    `f1` takes the highest F1; `recall=R` the highest threshold that finds at least R of the defective images, so with
-    the fewest false alarms; `false_alarms=R` the lowest that rejects at most R of the good ones, so with the fewest
-    misses. The threshold lies half-way between the last score above it and the first below. Where the aim is out of
-    reach (nothing at all was found on too many defective images; a good one has a score of 1), `reached` is False and
-    the threshold the nearest there is; where nothing was found on any image, it is the default.
+    - `f1` is the threshold with the highest F1.
+    - `recall=R` is the highest threshold that finds at least R of the defective images: it has the fewest false alarms.
+    - `false_alarms=R` is the lowest threshold that rejects at most R of the good images: it has the fewest misses.
+
+    The threshold lies half-way between the lowest score above it and the highest score below it. An aim may be out of
+    reach, if too many defective images have no detection at all or a good image has a score of 1. Then `reached` is
+    False, and the threshold is the nearest possible one. Without a detection on any image, it is the default.
 
     Args:
         truth: (N,) whether each image is defective.
-        scores: (N,) its score, 0 where nothing was found.
-        weights: (B, N) of bootstrap samples, for the interval: of whole groups where these are known.
+        scores: (N,) the score of each image, 0 where it has no detection.
+        weights: (B, N) bootstrap weights for the interval, over whole groups where these are known.
         aim: see above.
         split: the split's name.
-        min_area: what the scores were made with.
-        groups: (N,) the number of each image's group; None where nothing is known of groups.
+        min_area: the `min_area` with which the scores were computed.
+        groups: (N,) the number of each image's group; None where groups are unknown.
 
     Raises:
         FlawmaskError: the split lacks defective or good images.
@@ -58,8 +60,8 @@ def choose(
 
 
 def _best(ranking: Ranking, name: str, level: float) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Return the threshold of each sample, (B,), and whether it reaches the aim."""
-    real = ranking.thresholds > 0  # an image on which nothing was found cannot be rejected
+    """Return the threshold of each sample, (B,), and whether it reaches the aim, (B,)."""
+    real = ranking.thresholds > 0  # no threshold rejects an image without detections
     scores, tp, fp = ranking.thresholds[real], ranking.tp[:, real], ranking.fp[:, real]
     ends = np.concatenate(([1.0], scores, [0.0]))  # ends[at + 1] is the score at `at`
     if name == "f1":
@@ -69,7 +71,7 @@ def _best(ranking: Ranking, name: str, level: float) -> tuple[Floats, npt.NDArra
         enough = tp >= level * ranking.positives[:, None] - 1e-9
         reached = np.asarray(enough.any(axis=1))
         at = np.where(reached, enough.argmax(axis=1), len(scores) - 1)
-    else:  # -1, above the highest score, where that already rejects too many
+    else:  # -1 is a threshold above all scores, where the highest score alone rejects too many
         at = (fp <= level * ranking.negatives[:, None] + 1e-9).sum(axis=1) - 1
         reached = np.asarray((at >= 0) | (scores[0] < 1))
     return (ends[at + 1] + ends[at + 2]) / 2, reached

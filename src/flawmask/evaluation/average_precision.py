@@ -1,4 +1,4 @@
-"""Instance-level figures: COCO average precision, how well masks cover the truth, and what kind each error is of."""
+"""Instance-level metrics: COCO's average precision and recall."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ RECALLS = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True)
 class Matches:
-    """How COCO's evaluator matched the detections of one class, the highest score first, at its ten IoU thresholds.
+    """The matches of COCO's evaluator for the D detections of one class, at its ten IoU thresholds.
 
     Attributes:
-        image: (D,) place of each detection's image in the split.
-        tp: (10, D) whether it found a defect; (with `fp` false too, it counts for nothing: a crowd's, say).
-        fp: (10, D) whether it found none.
-        truths: (N,) how many defects there are on each image of the split.
+        image: (D,) the position of each detection's image in the split; the highest score comes first.
+        tp: (10, D) whether the detection is a true positive.
+        fp: (10, D) whether it is a false positive. A detection that is neither does not count; it lies in a crowd, say.
+        truths: (N,) the number of true defects on each image of the split.
     """
 
     image: npt.NDArray[np.int64]
@@ -41,12 +41,12 @@ class Matches:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """COCO's evaluation of one kind of outline, masks or boxes. Where there is no truth, COCO writes -1.
+    """COCO's evaluation of masks or of boxes. Where there is no true defect, its values are -1.
 
     Attributes:
         precision: (10, 101, K, 4) at each IoU threshold, recall, defect class and range of areas.
-        recall: (10, K, 4) the most that is reached with 100 detections an image.
-        matches: what both come from, one for each defect class.
+        recall: (10, K, 4) the highest recall with 100 detections per image.
+        matches: the matches behind both, one entry for each defect class.
     """
 
     precision: Floats
@@ -54,9 +54,9 @@ class Evaluation:
     matches: tuple[Matches, ...]
 
     def resampled(self, weights: Floats) -> dict[str, Floats]:
-        """Return `ap`, `ap50` and `ap75` of (B, N) weighted images, (B,) each, NaN where there is no truth.
+        """Return `ap`, `ap50` and `ap75` for weighted images, (B, N) to (B,) each; NaN where there is no true defect.
 
-        Nothing is matched again: an image that counts twice gives its matches twice.
+        The matches stay the same: an image with weight 2 counts its matches twice.
         """
         by_class = np.stack([_accumulate(one, weights) for one in self.matches])  # (K, B, 10)
         known = ~np.isnan(by_class)
@@ -66,8 +66,11 @@ class Evaluation:
 
 
 def _accumulate(matches: Matches, weights: Floats) -> Floats:
-    """Return the average precision at each IoU threshold, (B, 10): the precision, made to fall, read at 101 recalls."""
-    found = np.full((len(weights), len(matches.tp)), np.nan)
+    """Return the average precision at each IoU threshold, (B, 10), from the precision at 101 recalls.
+
+    The precision at a recall is the highest precision at that recall or above.
+    """
+    ap = np.full((len(weights), len(matches.tp)), np.nan)
     for sample, row in enumerate(weights):
         truths = float(row @ matches.truths)
         if truths == 0:
@@ -78,13 +81,15 @@ def _accumulate(matches: Matches, weights: Floats) -> Floats:
         falling = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         for threshold, (recall, envelope) in enumerate(zip(tp / truths, falling, strict=True)):
             read = np.searchsorted(recall, RECALLS)
-            found[sample, threshold] = envelope[read[read < len(envelope)]].sum() / len(RECALLS)
-    return found
+            ap[sample, threshold] = envelope[read[read < len(envelope)]].sum() / len(RECALLS)
+    return ap
 
 
 def coco_results(split: CocoSplit, predictions: Sequence[Prediction]) -> list[Record]:
-    """Return the predictions, one per image of the split, in COCO's results format
-    (https://cocodataset.org/#format-results); without `segmentation` where the network outlines nothing."""
+    """Return the predictions, one per image of the split, in COCO's results format.
+
+    See https://cocodataset.org/#format-results. There is no `segmentation` where the network predicts no masks.
+    """
     ids = {category["name"]: category["id"] for category in split.categories}
     pairs = zip(split.images, predictions, strict=True)
     return [record for image, prediction in pairs for record in prediction.to_coco(image["id"], ids)]
@@ -93,30 +98,30 @@ def coco_results(split: CocoSplit, predictions: Sequence[Prediction]) -> list[Re
 def evaluate_instances(
     split: CocoSplit, results: Sequence[Record], *, has_masks: bool = True
 ) -> dict[str, Evaluation] | None:
-    """Return COCO's evaluation of `mask` and `box`; None where the split has no defect to find.
+    """Return COCO's evaluation of `mask` and `box`; None where the split has no true defect.
 
-    At most 100 detections an image count (https://cocodataset.org/#detection-eval), and none of the class `good`.
+    At most 100 detections per image count (https://cocodataset.org/#detection-eval). The class `good` does not count.
 
     Args:
         split: the truth.
-        results: detections as `coco_results` gives them.
-        has_masks: whether they have masks; else boxes alone are evaluated.
+        results: detections in the form that `coco_results` returns.
+        has_masks: whether they have masks; if not, only boxes are evaluated.
     """
     truth = _truth(split)
     if not truth["annotations"]:
         return None
-    found = [record for record in results if record["category_id"] in split.defect_ids]
+    defects = [record for record in results if record["category_id"] in split.defect_ids]
     kinds = {"mask": "segm", "box": "bbox"} if has_masks else {"box": "bbox"}
-    return {name: _evaluate(split, truth, found, kind) for name, kind in kinds.items()}
+    return {name: _evaluate(split, truth, defects, kind) for name, kind in kinds.items()}
 
 
-def _evaluate(split: CocoSplit, truth: Record, found: list[Record], kind: str) -> Evaluation:
+def _evaluate(split: CocoSplit, truth: Record, defects: list[Record], kind: str) -> Evaluation:
     coco = hotcoco.COCO(truth)
-    evaluator = hotcoco.COCOeval(coco, coco.loadRes(found), kind)
+    evaluator = hotcoco.COCOeval(coco, coco.loadRes(defects), kind)
     evaluator.evaluate()
     evaluator.accumulate()
     figures: Any = evaluator.eval
-    # Handing matches over to Python is what takes time: of all areas together, once.
+    # Passing the matches to Python takes time, so this is done once, for all areas together.
     evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
     evaluator.evaluate()
     images = sorted((one for one in evaluator.evalImgs if one), key=lambda one: int(one["image_id"]))
@@ -128,15 +133,15 @@ def _evaluate(split: CocoSplit, truth: Record, found: list[Record], kind: str) -
 
 
 def _matches(split: CocoSplit, of_class: Sequence[Any]) -> Matches:
-    """Collect what the evaluator says of the images, in the order of their ids, for one class and all areas."""
+    """Return the matches from the evaluator's entries, which are in the order of image ids, for one class."""
     place = {image["id"]: at for at, image in enumerate(split.images)}
     truths = np.zeros(len(split.images))
     for one in of_class:
         truths[place[one["image_id"]]] = len(one["gtIgnore"]) - sum(one["gtIgnore"])
     with_detections = [one for one in of_class if one["dtScores"]]
     if not with_detections:
-        nothing = np.zeros((10, 0), dtype=bool)
-        return Matches(np.zeros(0, dtype=np.int64), nothing, nothing, truths)
+        empty = np.zeros((10, 0), dtype=bool)
+        return Matches(np.zeros(0, dtype=np.int64), empty, empty, truths)
     order = np.argsort([-score for one in with_detections for score in one["dtScores"]], kind="stable")
     image = np.concatenate([[place[one["image_id"]]] * len(one["dtScores"]) for one in with_detections])
     matched = np.concatenate([np.asarray(one["dtMatched"], dtype=bool) for one in with_detections], axis=1)
@@ -145,20 +150,22 @@ def _matches(split: CocoSplit, of_class: Sequence[Any]) -> Matches:
 
 
 def average_precision(split: CocoSplit, evaluations: dict[str, Evaluation] | None) -> dict[str, Any]:
-    """Return COCO's figures (https://cocodataset.org/#detection-eval), 0 to 1, averaged over the defect classes that
-    have truth; None where none has, and for masks where there are none.
+    """Return COCO's metrics (https://cocodataset.org/#detection-eval), 0 to 1.
+
+    They are means over the defect classes that have true defects. They are None where no class has any, and for masks
+    where the network predicts none.
 
     Keys, for masks and likewise for boxes: `mask_ap`, `mask_ap50`, `mask_ap75` (average precision at an IoU of
-    0.50:0.95, 0.50 and 0.75), `mask_ar` (average recall at 100 detections an image); `mask_ap_small`, `mask_ap_medium`
+    0.50:0.95, 0.50 and 0.75), `mask_ar` (average recall at 100 detections per image); `mask_ap_small`, `mask_ap_medium`
     and `mask_ap_large` (by area); and `ap_by_class`, the first four for each defect class.
     """
     names = [category["name"] for category in split.categories if category["id"] in split.defect_ids]
     figures: dict[str, Any] = {}
     by_class: dict[str, dict[str, float | None]] = {name: {} for name in names}
     for kind in ("mask", "box"):
-        found = evaluations.get(kind) if evaluations else None
-        precision = found.precision if found else np.full((10, 101, len(names), 4), -1.0)
-        recall = found.recall if found else np.full((10, len(names), 4), -1.0)
+        evaluation = evaluations.get(kind) if evaluations else None
+        precision = evaluation.precision if evaluation else np.full((10, 101, len(names), 4), -1.0)
+        recall = evaluation.recall if evaluation else np.full((10, len(names), 4), -1.0)
         figures |= _headline(kind, precision, recall)
         figures |= {f"{kind}_ap{area}": _mean(precision[..., at]) for at, area in enumerate(AREAS)}
         for at, name in enumerate(names):
@@ -176,13 +183,15 @@ def _headline(kind: str, precision: Floats, recall: Floats) -> dict[str, float |
 
 
 def _mean(figures: Floats) -> float | None:
-    """Return the mean over what has truth: COCO marks a class without any by -1."""
+    """Return the mean of the defined values: COCO writes -1 for a class without true defects."""
     return float(figures[figures > -1].mean()) if (figures > -1).any() else None
 
 
 def mask_precision_curve(evaluations: dict[str, Evaluation] | None) -> dict[str, list[float]] | None:
-    """Return recall (x) and precision (y), 0 to 1, at a mask IoU of 0.5, mean of the defect classes; None without truth
-    or masks."""
+    """Return recall (x) and precision (y), 0 to 1, at a mask IoU of 0.5, as the mean over defect classes.
+
+    The result is None without true defects or without masks.
+    """
     if evaluations is None or "mask" not in evaluations:
         return None
     precision = evaluations["mask"].precision[0, :, :, 0]
@@ -191,7 +200,7 @@ def mask_precision_curve(evaluations: dict[str, Evaluation] | None) -> dict[str,
 
 
 def _truth(split: CocoSplit) -> Record:
-    """Return the defects of the split as a COCO data set; what a record may lack is filled in."""
+    """Return the true defects of the split as a COCO data set, with optional keys filled in."""
     annotations = []
     for image in split.images:
         defects = split.defects(image)

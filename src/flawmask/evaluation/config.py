@@ -12,7 +12,7 @@ def parse_aim(aim: str) -> tuple[str, float]:
     """Return the name and level of an aim: `f1`, `recall=0.99` or `false_alarms=0.02`; f1 has the level 1.
 
     Raises:
-        FlawmaskError: it is none of these, or its level is not a share.
+        FlawmaskError: it is none of these, or its level is not between 0 and 1.
     """
     name, equals, number = aim.partition("=")
     try:
@@ -20,24 +20,24 @@ def parse_aim(aim: str) -> tuple[str, float]:
     except ValueError:
         level = -1.0
     if (name, bool(equals)) not in {("f1", False), ("recall", True), ("false_alarms", True)} or not 0 <= level <= 1:
-        raise FlawmaskError(f"--aim {aim} is not known: say f1, recall=0.99 or false_alarms=0.02, a share from 0 to 1")
+        raise FlawmaskError(f"--aim {aim} is not known: give f1, recall=0.99 or false_alarms=0.02, a level of 0 to 1")
     return name, level
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(VerdictSettings, Reading):
-    """How a split is judged."""
+    """How a split is evaluated."""
 
     split: str = "val"
-    """The split to judge: val, train, or any other folder of the data set."""
+    """The split to evaluate: val, train, or any other folder of the data set."""
     overlays: int = 200
-    """How many pictures of truth beside prediction are drawn, the worst first."""
+    """Number of pictures that show truth beside prediction, the worst images first."""
     aim: str = "f1"
-    """What --conf auto chooses for, on val: f1, recall=0.99 (at least) or false_alarms=0.02 (at most)."""
+    """The aim of --conf auto, on val: f1, recall=0.99 (at least) or false_alarms=0.02 (at most)."""
     resamples: int = 1000
-    """How many bootstrap samples the 95 % intervals come from; 0 leaves those intervals out."""
+    """Number of bootstrap samples for the 95 % intervals; 0 leaves these intervals out."""
     allow_leak: bool = False
-    """Judge a split even where training has seen images of it, or of its parts; figures and report say so."""
+    """Evaluate a split even if training used some of its images or parts; metrics and report say so."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,20 +48,20 @@ class EvaluateSettings(VerdictSettings, Reading):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(EvaluateSettings, Seed, Classes, Strict):
-    """Judge a labelled split: verdicts, average precision, and pictures of what went wrong."""
+    """Evaluate a labelled split: verdicts, average precision, and pictures of the errors."""
 
     model: Path
     """The checkpoint: best.pt of a run."""
     dataset_dir: Path
     """The COCO folder that holds the split."""
     output_dir: Path | None = None
-    """Where the results go, replaced whole; by default inference_<split> beside the checkpoint."""
+    """The folder for the results; earlier ones are replaced. By default inference_<split> beside the checkpoint."""
     against: Path | None = None
-    """Another run or its results on the same images, to compare with: differences, their intervals, McNemar's p."""
+    """Another run, or its results on the same images, to compare with: differences, intervals, McNemar's p."""
 
     @property
     def results_dir(self) -> Path:
-        """Where the results go. Named a run's own folder, they go into `inference_<split>` inside it."""
+        """The folder for the results. If `output_dir` is a run folder, it is `inference_<split>` inside."""
         inside_run = f"inference_{self.split}"
         if self.output_dir is None:
             return self.model.parent / inside_run

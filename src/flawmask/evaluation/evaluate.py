@@ -1,4 +1,4 @@
-"""Judge a labelled split: run the network over it, compare, and write figures, tables and pictures."""
+"""Evaluate a labelled split: run the network, compare predictions with the truth, and write the results."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ from flawmask.evaluation.against import compare, read_other
 from flawmask.evaluation.aim import choose
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.leak import Leak, content_digests, seen_in_training
-from flawmask.evaluation.measure import judge, measure
+from flawmask.evaluation.measure import decide_verdicts, measure
 from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
 from flawmask.evaluation.verdicts import groups_of
@@ -26,7 +26,7 @@ from flawmask.files import check_output_folder, read_json
 from flawmask.inference import threshold
 from flawmask.inference.backend import Backend, check_classes
 from flawmask.inference.predictor import load
-from flawmask.inference.stream import Seen, judge_all
+from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.inference.threshold import Threshold
 from flawmask.prediction import Prediction, post_process
 from flawmask.progress import track
@@ -41,15 +41,15 @@ log = logging.getLogger(__name__)
 ENTRIES = ("metrics.json", "curves.json", "predictions.json", "predictions.csv", "overlays", *REPORT_ENTRIES)
 
 VALIDATION = "val"
-"""The split that thresholds are chosen on."""
+"""The split on which thresholds are chosen."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What `evaluate` found.
+    """The results of `evaluate`.
 
     Attributes:
-        results_dir: where `metrics.json`, `predictions.json`, `predictions.csv` and `overlays/` are.
+        results_dir: the folder with `metrics.json`, `predictions.json`, `predictions.csv` and `overlays/`.
         metrics: the content of `metrics.json`.
     """
 
@@ -58,12 +58,12 @@ class Evaluated:
 
 
 def evaluate(config: EvaluateConfig) -> Evaluated:
-    """Judge a split and write the results.
+    """Evaluate a split and write the results.
 
     Raises:
-        FlawmaskError: the checkpoint or the data set is damaged, they do not belong together, an image cannot be
-            read or was trained on, there is no threshold to be had, or the output folder holds something else. Nothing
-            is written then.
+        FlawmaskError: the checkpoint or the data set is damaged; they have different classes; an image cannot be read
+            or was trained on; no threshold can be chosen; or the output folder holds something else. Nothing is
+            written then.
     """
     from flawmask.distributed import processes
     from flawmask.runtime import choose_device
@@ -73,7 +73,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
 
 
 def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
-    """Judge a split together with other processes, or alone; the first one writes."""
+    """Evaluate a split, perhaps together with other processes. The main process writes the results."""
     check_output_folder(config.results_dir, "metrics.json", overwrite=True, what="evaluation", entries=ENTRIES)
     split = read_split(config.dataset_dir, config.split, config)
     split.warn(strict=config.strict)
@@ -85,11 +85,11 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         f"--num_classes is {config.num_classes}, but {config.model} has {classes}: {', '.join(backend.spec.classes)}",
     )
     if backend.spec.has_masks:
-        split.require_masks(f"{config.model} outlines what it finds", "evaluate a network that finds boxes")
+        split.require_masks(f"{config.model} predicts masks", "evaluate a network that finds boxes")
     conf = threshold.DEFAULT if config.conf == "auto" else config.conf
     other = read_other(config.against, split, conf, config.min_area) if config.against else None
     digests = team.from_main(lambda: content_digests(split, backend.spec.intensity))
-    seen = seen_in_training(split, digests, config.model, allow=config.allow_leak)
+    leak = seen_in_training(split, digests, config.model, allow=config.allow_leak)
     predictions, seconds = _predict(config, backend, split, team)
     chosen = _threshold(config, backend, split, digests, predictions, team)
     facts: dict[str, Any] = {
@@ -114,13 +114,15 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         **{name: value for name, value in chosen.to_dict().items() if name != "chosen_by"},
         "same_split": shared > 0,
     }
-    said = [*notes(split, config.model, seen), *threshold_notes(chosen, shared, len(split.images))]
+    all_notes = [*notes(split, config.model, leak), *threshold_notes(chosen, shared, len(split.images))]
 
     def write() -> Evaluated:
-        judged = write_judgement(config.results_dir, split, predictions, chosen.value, config, config.seed, facts, said)
+        evaluated = write_evaluation(
+            config.results_dir, split, predictions, chosen.value, config, config.seed, facts, all_notes
+        )
         if chosen.how == "aim":
             threshold.save(chosen, config.model)
-        return judged
+        return evaluated
 
     return team.from_main(write)
 
@@ -128,17 +130,17 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
 def _predict(
     config: EvaluateConfig, backend: Backend, split: CocoSplit, team: "Processes"
 ) -> tuple[list[Prediction], dict[str, float]]:
-    """Return what `predict_split` does of the whole split, of which each process looks at its share."""
+    """Return the predictions for the whole split, and the seconds; see `predict_split`. Each process runs a shard."""
     require(
         team.count <= len(split.images),
         f"{split.folder} has {len(split.images)} images: start no more processes than that, not {team.count}",
     )
-    mine = replace(split, images=tuple(team.share(split.images)))
-    predictions, seconds = predict_split(backend, mine, config.inference_batch_size)
+    shard = replace(split, images=tuple(team.share(split.images)))
+    predictions, seconds = predict_split(backend, shard, config.inference_batch_size)
     return team.gather(predictions), seconds
 
 
-def write_judgement(
+def write_evaluation(
     results_dir: Path,
     split: CocoSplit,
     predictions: Sequence[Prediction],
@@ -146,19 +148,19 @@ def write_judgement(
     settings: EvaluateSettings,
     seed: int,
     facts: Mapping[str, Any],
-    said: Sequence[str],
+    stage_notes: Sequence[str],
 ) -> Evaluated:
-    """Work out all figures of a split and write the results folder, whole or not at all.
+    """Compute all metrics of a split and write the results folder. An incomplete folder is never left behind.
 
     Args:
         results_dir: where the results go.
         split: the truth.
         predictions: one per image of the split.
         conf: the verdict's threshold.
-        settings: what counts, and how much is drawn.
-        seed: decides the bootstrap samples.
-        facts: what `metrics.json` holds beside the figures: `dataset`, `model` and `threshold` at least.
-        said: notes for the reader.
+        settings: of the evaluation.
+        seed: the seed of the bootstrap samples.
+        facts: other keys of `metrics.json`; `dataset`, `model` and `threshold` must be among them.
+        stage_notes: notes for the reader, before those that follow from the metrics.
     """
     measured = measure(split, predictions, conf, settings.min_area, resamples=settings.resamples, seed=seed)
     metrics = measured.metrics | {
@@ -172,12 +174,16 @@ def write_judgement(
         "good_name": settings.good_name,
         "tally": split.tally,
         "split": split.name,
-        "notes": [*said, *measured.metrics["notes"]],
+        "notes": [*stage_notes, *measured.metrics["notes"]],
     }
     write_results(results_dir, split, predictions, replace(measured, metrics=metrics), settings.overlays)
     groups = measured.metrics.get("groups")
-    judged = f"{len(predictions)} images of {split.folder}" + (f", of {groups} parts" if groups is not None else "")
-    log.info("evaluated %s: results in %s", judged, results_dir)
+    images_of_split = f"{len(predictions)} images of {split.folder}"
+    log.info(
+        "evaluated %s: results in %s",
+        images_of_split if groups is None else f"{images_of_split}, of {groups} parts",
+        results_dir,
+    )
     return Evaluated(results_dir, metrics)
 
 
@@ -191,89 +197,90 @@ def _threshold(
 ) -> Threshold:
     """Return the threshold that the settings ask for.
 
-    `auto` chooses on the validation split: on the predictions at hand where that is what is judged; else it takes what
-    was chosen for this checkpoint and this aim before, or chooses on the data set's `val` now.
+    `auto` chooses it on the validation split. If that is the split to evaluate, its predictions are used. If not, a
+    threshold that was chosen earlier for this checkpoint and aim is taken. If there is none, the validation split is
+    predicted now.
     """
     if config.conf != "auto":
         return threshold.given(config.conf)
     if config.split != VALIDATION:
-        kept = team.from_main(lambda: threshold.load(config.model))
-        if kept is not None and (kept.aim, kept.min_area) == (config.aim, config.min_area):
-            return kept
+        earlier = team.from_main(lambda: threshold.load(config.model))
+        if earlier is not None and (earlier.aim, earlier.min_area) == (config.aim, config.min_area):
+            return earlier
         split = read_split(config.dataset_dir, VALIDATION, config)
         split.warn(strict=config.strict)
         digests = team.from_main(lambda: content_digests(split, backend.spec.intensity))
         seen_in_training(split, digests, config.model, allow=config.allow_leak)
         predictions, _ = _predict(config, backend, split, team)
-    judged = judge(split, predictions, threshold.DEFAULT, config.min_area)
-    truth, scores = np.array([one.truth for one in judged]), np.array([one.score for one in judged])
-    groups = groups_of(judged)
+    evaluated = decide_verdicts(split, predictions, threshold.DEFAULT, config.min_area)
+    truth, scores = np.array([one.truth for one in evaluated]), np.array([one.score for one in evaluated])
+    groups = groups_of(evaluated)
     weights = resample(truth, config.resamples, config.seed, groups)
     chosen = choose(truth, scores, weights, config.aim, VALIDATION, config.min_area, groups)
-    log.info("threshold %.3f, chosen for %s on %d images of %s", chosen.value, config.aim, len(judged), split.folder)
+    log.info("threshold %.3f, chosen for %s on %d images of %s", chosen.value, config.aim, len(evaluated), split.folder)
     return replace(chosen, chosen_by=tuple(digests.values()))
 
 
-def notes(split: CocoSplit, model: Path, seen: Leak | None) -> list[str]:
-    """Return what a reader has to know of the images and the model, as sentences.
+def notes(split: CocoSplit, model: Path, leak: Leak | None) -> list[str]:
+    """Return notes on the images and the model, as sentences.
 
     Args:
-        split: what was judged.
+        split: the evaluated split.
         model: the checkpoint.
-        seen: what of the images was trained on; None where nobody knows what was.
+        leak: the images and parts that the model was trained on; None where its training images are unknown.
     """
-    said = []
-    if seen is None:
-        said.append("What this model was trained on is not known: nobody checked whether these images were among it.")
+    lines = []
+    if leak is None:
+        lines.append("This model's training images are not known: nobody checked whether these images are among them.")
     else:
-        for found, what in ((seen.images, "were trained on"), (seen.parts, "show parts that were trained on")):
-            if found:
-                said.append(f"{len(found)} of these {len(split.images)} images {what}: the figures are too good.")
+        for names, what in ((leak.images, "were trained on"), (leak.parts, "show parts that were trained on")):
+            if names:
+                lines.append(f"{len(names)} of these {len(split.images)} images {what}: the figures are too good.")
     variants = sum("augmentation" in image for image in split.images)
     if variants:
-        said.append(f"{variants} of these {len(split.images)} images are augmented variants, not photographs.")
+        lines.append(f"{variants} of these {len(split.images)} images are augmented variants, not photographs.")
     path = model.parent / "config.json"
     config = read_json(path) if path.is_file() else None
-    made = config.get("settings") if isinstance(config, dict) else None
-    chosen_by = made.get("select_by", "train_loss") if isinstance(made, dict) else "train_loss"
+    settings = config.get("settings") if isinstance(config, dict) else None
+    chosen_by = settings.get("select_by", "train_loss") if isinstance(settings, dict) else "train_loss"
     if chosen_by != "train_loss" and model.name == "best.pt" and split.name == VALIDATION:
-        said.append(f"The epoch was chosen by {chosen_by} on the validation split: its figures are too good.")
-    return said
+        lines.append(f"The epoch was chosen by {chosen_by} on the validation split: its figures are too good.")
+    return lines
 
 
-def threshold_notes(chosen: Threshold, shared: int, judged: int) -> list[str]:
-    """Return what a reader has to know of the threshold, as sentences.
+def threshold_notes(chosen: Threshold, shared: int, images_evaluated: int) -> list[str]:
+    """Return notes on the threshold, as sentences.
 
     Args:
         chosen: the threshold.
-        shared: how many of the judged images it was chosen on.
-        judged: how many images were judged.
+        shared: the number of evaluated images on which it was chosen.
+        images_evaluated: the number of evaluated images.
     """
-    said = []
+    lines = []
     if shared:
-        which = "these very images" if shared == judged else f"{shared} of these {judged} images"
-        said.append(f"The threshold was chosen on {which}: the figures are too good. Judge a test split.")
+        which = "these very images" if shared == images_evaluated else f"{shared} of these {images_evaluated} images"
+        lines.append(f"The threshold was chosen on {which}: the figures are too good. Evaluate a test split.")
     if not chosen.reached:
-        said.append(f"The aim {chosen.aim} was out of reach on {chosen.chosen_on}: the nearest threshold was taken.")
-    return said
+        lines.append(f"The aim {chosen.aim} was out of reach on {chosen.chosen_on}: the nearest threshold was taken.")
+    return lines
 
 
 def predict_split(
     backend: Backend, split: CocoSplit, batch_size: int | None = None
 ) -> tuple[list[Prediction], dict[str, float]]:
-    """Return a prediction for each image of the split, and the median seconds that an image took.
+    """Return a prediction for each image of the split, and the median seconds per image.
 
-    The seconds are those of `read` (file to pixels), `network` (a batch's, shared out among its images), and `post`
-    (masks from probabilities). Threads read and make masks while the network works, so that they share the machine, and
-    a whole split takes less than the sum for each image.
+    The seconds are split into `read` (from file to pixels), `network` (the time of a batch, divided by its images) and
+    `post` (from probabilities to masks). Threads read images and make masks while the network runs. So a split takes
+    less time than the sum over its images.
 
     Args:
-        backend: what runs the network.
-        split: whose images are judged.
-        batch_size: the most images that the network sees at once; by default as many as the backend says.
+        backend: runs the network.
+        split: the images to predict.
+        batch_size: the largest batch; by default the backend's own.
 
     Raises:
-        FlawmaskError: an image cannot be read or is not of the size that its record says.
+        FlawmaskError: an image cannot be read, or its size is not that of its record.
     """
 
     def read(image: Record) -> npt.NDArray[np.uint8]:
@@ -285,20 +292,20 @@ def predict_split(
             raise FlawmaskError(f"{path} is {size} but its record says {image['width']}x{image['height']}")
         return pixels
 
-    def post(_: Record, seen: Seen | FlawmaskError) -> tuple[Prediction, tuple[float, float, float]]:
+    def post(_: Record, output: NetworkOutput | FlawmaskError) -> tuple[Prediction, tuple[float, float, float]]:
         """Return the prediction and the seconds of reading, network and post-processing."""
-        if isinstance(seen, FlawmaskError):
-            raise seen
+        if isinstance(output, FlawmaskError):
+            raise output
         start = time.perf_counter()
-        prediction = post_process(seen.found, backend.spec.classes, *seen.pixels.shape[:2])
-        return prediction, (seen.read, seen.network, time.perf_counter() - start)
+        prediction = post_process(output.detections, backend.spec.classes, *output.pixels.shape[:2])
+        return prediction, (output.read, output.network, time.perf_counter() - start)
 
-    # By size, so that batches fill, and so that a GPU, which takes long over the first of a size, meets each size once.
+    # Images are sorted by size. So batches are full, and a GPU, which is slow at a new size, meets each size only once.
     sizes = [(image["height"], image["width"]) for image in split.images]
     order = sorted(range(len(sizes)), key=lambda place: (backend.spec.padded(*sizes[place]), sizes[place]))
-    with closing(judge_all(backend, (split.images[place] for place in order), read, post, batch_size)) as judged:
-        both = list(track(judged, f"judging {split.name}", total=len(split.images)))
-    seconds = np.median([one for _, one in both], axis=0).tolist()
-    predictions = {place: prediction for place, (prediction, _) in zip(order, both, strict=True)}
+    with closing(predict_all(backend, (split.images[place] for place in order), read, post, batch_size)) as outputs:
+        pairs = list(track(outputs, f"predicting {split.name}", total=len(split.images)))
+    seconds = np.median([one for _, one in pairs], axis=0).tolist()
+    predictions = {place: prediction for place, (prediction, _) in zip(order, pairs, strict=True)}
     in_order = [predictions[place] for place in range(len(sizes))]
     return in_order, dict(zip(("read", "network", "post"), seconds, strict=True))

@@ -1,9 +1,9 @@
-"""How the metrics follow from the evidence, those that share work together.
+"""Functions that compute metrics from the evidence. Metrics that share work share a function.
 
-Each function takes the evidence of N images and weights, (B, N): how often each image counts in each of B samples. None
-stands for the images as they are. It returns (B,) float64 values for each key, (1,) without weights, NaN where a metric
-is undefined. What the evidence does not have, such as masks of a model that gives scores alone, has no key. Shares lie
-between 0 and 1. docs/metrics.md defines each metric and names its source.
+Each function takes the evidence of N images, and weights, (B, N): how often each image counts in each of B samples.
+Without weights, each image counts once. It returns float64 values by key, (B,) each, or (1,) without weights. A value
+is NaN where the metric is undefined. A metric whose data the evidence lacks has no key: a model that only scores images
+has no masks, for example. Ratios lie between 0 and 1. docs/metrics.md defines each metric and names its source.
 """
 
 from typing import TYPE_CHECKING
@@ -24,36 +24,36 @@ from flawmask.evaluation.uncertainty import Groups
 from flawmask.evaluation.verdicts import rates
 from flawmask.progress import track
 
-if TYPE_CHECKING:  # console and report read the table of metrics, and start faster without what evaluates
+if TYPE_CHECKING:  # the command line and the report import the table of metrics; this import would slow them down
     from flawmask.evaluation.measure import Evidence
 
 Floats = npt.NDArray[np.float64]
 Values = dict[str, Floats]
 
 RECALL_LEVELS = {"100": 1.0, "99": 0.99, "95": 0.95}
-"""At which recalls the false-alarm rate is read."""
+"""The recalls at which the false-alarm rate is read."""
 
 
 def verdict_rates(evidence: "Evidence", weights: Floats | None) -> Values:
-    """Return the figures of `verdicts.rates`."""
-    found = [rates(*(float(one) for one in counts)) for counts in zip(*outcomes(evidence, weights), strict=True)]
-    return {name: np.array([one[name] for one in found], dtype=float) for name in found[0]}
+    """Return the metrics of `verdicts.rates`."""
+    by_sample = [rates(*(float(one) for one in counts)) for counts in zip(*outcomes(evidence, weights), strict=True)]
+    return {name: np.array([one[name] for one in by_sample], dtype=float) for name in by_sample[0]}
 
 
 def false_alarm_rate(evidence: "Evidence", weights: Floats | None) -> Values:
-    """Return the share of good images that are rejected, as `false_alarm_rate`."""
+    """Return `false_alarm_rate`, the share of good images that are rejected."""
     _, fp, _, tn = outcomes(evidence, weights)
     return {"false_alarm_rate": share(fp, fp + tn)}
 
 
 def verdict_counts(evidence: "Evidence", weights: Floats | None) -> Values:
-    """Return how many images were judged, and with which outcome."""
+    """Return the number of images, and of each outcome."""
     tp, fp, fn, tn = outcomes(evidence, weights)
     return {"tp_defect": tp, "fp_defect": fp, "tn_good": tn, "fn_defect": fn, "total_images": tp + fp + fn + tn}
 
 
 def outcomes(evidence: "Evidence", weights: Floats | None) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return true positives, false positives, false negatives and true negatives of the verdicts, (B,) each."""
+    """Return the verdicts' true positives, false positives, false negatives and true negatives, (B,) each."""
     kinds = _outcomes(evidence)
     weights = np.ones((1, len(kinds))) if weights is None else weights
     tp, fp, fn, tn = (weights @ kinds).T
@@ -61,26 +61,26 @@ def outcomes(evidence: "Evidence", weights: Floats | None) -> tuple[Floats, Floa
 
 
 def counts_of_groups(evidence: "Evidence", groups: Groups) -> Values:
-    """Return the figures of `verdict_counts` for each of k groups, (k,) each."""
+    """Return the metrics of `verdict_counts` for each of k groups, (k,) each."""
     tp, fp, fn, tn = (np.bincount(groups, kind).astype(np.float64) for kind in _outcomes(evidence).T)
     return {"tp_defect": tp, "fp_defect": fp, "tn_good": tn, "fn_defect": fn, "total_images": tp + fp + fn + tn}
 
 
 def _outcomes(evidence: "Evidence") -> Floats:
-    """Return, for each image, 1 for its outcome and 0 for the others, (N, 4): true positives, false positives, false
-    negatives and true negatives."""
+    """Return the outcome of each image as a one-hot row, (N, 4): true positive, false positive, false negative, true
+    negative."""
     truth, verdicts = evidence.truth, evidence.verdicts
     kinds = np.stack([truth & verdicts, ~truth & verdicts, truth & ~verdicts, ~truth & ~verdicts], axis=1)
     return kinds.astype(np.float64)
 
 
 def share(part: Floats, whole: Floats) -> Floats:
-    """Return part / whole of each sample, (B,), NaN where there is nothing to divide by."""
+    """Return part / whole for each sample, (B,); NaN where `whole` is 0."""
     return np.asarray(np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0))
 
 
 def ranking(evidence: "Evidence", weights: Floats | None) -> Values:
-    """Return the image-level metrics that need no threshold; all undefined without good or without defective images."""
+    """Return the image-level metrics that need no threshold. All need a good and a defective image."""
     truth, scores = evidence.truth, evidence.scores
     weights = np.ones((1, len(truth))) if weights is None else weights
     levels = {f"false_alarms_at_recall.{name}": level for name, level in RECALL_LEVELS.items()}
@@ -100,7 +100,7 @@ def ranking(evidence: "Evidence", weights: Floats | None) -> Values:
 
 
 def confidence(evidence: "Evidence", weights: Floats | None) -> Values:
-    """Return the mean score, 0 to 1, of the detections at or above the threshold, of every class."""
+    """Return the mean score, 0 to 1, of the detections of all classes at or above the threshold."""
     detections = evidence.detections
     if detections is None:
         return {}
@@ -113,9 +113,9 @@ def confidence(evidence: "Evidence", weights: Floats | None) -> Values:
 
 
 def precision(evidence: "Evidence", weights: Floats | None) -> Values:
-    """Return COCO's figures (https://cocodataset.org/#detection-eval), but for those of each class.
+    """Return COCO's metrics (https://cocodataset.org/#detection-eval), except those of single classes.
 
-    Of weighted images, it is the average precision at an IoU of 0.50:0.95, 0.50 and 0.75 alone.
+    With weights, it is only the average precision at an IoU of 0.50:0.95, 0.50 and 0.75.
     """
     detections = evidence.detections
     if detections is None:
@@ -130,7 +130,7 @@ def precision(evidence: "Evidence", weights: Floats | None) -> Values:
 
 
 def mask_iou(evidence: "Evidence", weights: Floats | None) -> Values:
-    """Return how well true defects are covered: the mean IoU with the prediction that covers each best, 0 to 1."""
+    """Return the mean IoU, 0 to 1, of each true defect with the prediction that covers it best."""
     detections = evidence.detections
     if detections is None:
         return {}
@@ -140,7 +140,7 @@ def mask_iou(evidence: "Evidence", weights: Floats | None) -> Values:
 
 
 def pixels(evidence: "Evidence", weights: Floats | None) -> Values:
-    """Return the pixel-level metrics, of weighted images from each image's scores in groups, see `PixelTally`."""
+    """Return the pixel-level metrics. With weights, they are approximate, see `PixelTally.resampled`."""
     if evidence.detections is None:
         return {}
     tally = evidence.detections.pixels

@@ -1,4 +1,4 @@
-"""Which defects were found one by one, which were not, and what kind each error is of."""
+"""Match predicted defects with true defects one by one, and classify the errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,24 +15,25 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
 MATCH_IOU = 0.5
-"""A prediction finds a defect where the IoU of their masks, or boxes without masks, is at least this much."""
+"""A prediction matches a defect where the IoU of their masks, or of their boxes without masks, is at least this."""
 
 NEAR_IOU = 0.1
-"""Below it a prediction has nothing to do with a defect (Bolya et al., "TIDE", ECCV 2020)."""
+"""Below this IoU, a prediction counts as unrelated to a defect (Bolya et al., "TIDE", ECCV 2020)."""
 
 
 @dataclass(frozen=True)
 class InstanceErrors:
-    """What was found and what was not, at the verdict's threshold.
+    """The missed and the spurious defects at the verdict's threshold.
 
     Attributes:
-        best_ious: for each image the IoU of each true defect with the prediction that covers it best, 0 to 1.
-        missed: true defects that no prediction found: `file`, `annotation_id`, `bbox`, `area`, `best_iou`.
-        spurious: predictions that found none, the highest score first: `file`, `label`, `score`, `bbox`, `area`, `iou`
-            with the nearest defect, and `kind`: `duplicate` of a defect that a higher score found, `classification`
-            (right place, wrong class), `localisation` (the mask is too far off), or `background` (no defect is there).
-        truths: number of true defects.
-        found: number of predictions.
+        best_ious: for each image, the IoU of each true defect with the prediction that covers it best, 0 to 1.
+        missed: the true defects without a matching prediction: `file`, `annotation_id`, `bbox`, `area`, `best_iou`.
+        spurious: the predictions without a matching defect, the highest score first: `file`, `label`, `score`, `bbox`,
+            `area`, `iou` with the nearest defect, and `kind`. The kind is `duplicate` (a prediction with a higher score
+            matches the defect), `classification` (right place, wrong class), `localisation` (the overlap is too small)
+            or `background` (there is no defect).
+        truths: the number of true defects.
+        found: the number of predictions.
     """
 
     best_ious: tuple[Floats, ...]
@@ -43,7 +44,7 @@ class InstanceErrors:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many errors of each kind there are, `missed` among them."""
+        """The number of errors of each kind, including `missed`."""
         kinds = ("localisation", "classification", "duplicate", "background")
         return {kind: sum(one["kind"] == kind for one in self.spurious) for kind in kinds} | {
             "missed": len(self.missed)
@@ -51,27 +52,28 @@ class InstanceErrors:
 
     @property
     def mean_iou(self) -> float | None:
-        """How well defects are covered: the mean of `best_ious`, 0 to 1; None where there is no true defect."""
+        """The mean of `best_ious`, 0 to 1; None where there is no true defect."""
         return float(np.concatenate(self.best_ious).mean()) if self.truths else None
 
     def resampled_iou(self, weights: Floats) -> Floats:
-        """Return `mean_iou` of (B, N) weighted images, (B,), NaN where there is no true defect."""
+        """Return `mean_iou` for weighted images, (B, N) to (B,); NaN where there is no true defect."""
         sums, counts = np.array([[ious.sum(), len(ious)] for ious in self.best_ious]).reshape(-1, 2).T
         total = weights @ counts
         return np.asarray(np.divide(weights @ sums, total, out=np.full(len(weights), np.nan), where=total > 0))
 
 
 def instance_errors(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> InstanceErrors:
-    """Match predictions to true defects, the highest score first, each to the free one that it covers best.
+    """Match predictions with true defects. The prediction with the highest score chooses first; each takes the
+    unmatched defect with the highest IoU.
 
     The kinds of errors are those of Bolya et al., "TIDE: a general toolbox for identifying object detection errors",
-    ECCV 2020, on masks, or on boxes where the network outlines nothing.
+    ECCV 2020, on masks, or on boxes where the network predicts no masks.
 
     Args:
-        split: the truth. A crowd is no defect to find, and what it covers is not wrong.
+        split: the truth. A crowd is no defect to match, and a prediction inside a crowd is no error.
         predictions: one per image of the split.
         conf: predictions below this score do not count.
-        min_area: predictions of fewer pixels do not count.
+        min_area: predictions with fewer pixels do not count.
     """
     best, missed, spurious, truths, found = [], [], [], 0, 0
     names = {category["id"]: category["name"] for category in split.categories}
@@ -105,15 +107,17 @@ def instance_errors(split: CocoSplit, predictions: Sequence[Prediction], conf: f
 
 
 def _ious(found: Sequence[Any], truth: Sequence[Any], crowd: Flags) -> Floats:
-    """Return the IoU of each prediction with each true defect, all as RLE or all as COCO's boxes; with a crowd, the
-    share of the prediction inside."""
+    """Return the IoU of each prediction with each true defect. With a crowd, it is the share of the prediction inside.
+
+    All are given as RLE, or all as COCO's boxes.
+    """
     if not found or not truth:
         return np.zeros((len(found), len(truth)))
     return np.asarray(rle_tools.iou(list(found), list(truth), crowd.tolist()), dtype=np.float64)
 
 
 def _kind(ious: Floats, same: Flags) -> str:
-    """Return what is wrong with a prediction that found no free defect of its class."""
+    """Return the kind of error of a prediction that matches no defect."""
     if (ious[same] >= MATCH_IOU).any():
         return "duplicate"
     if (ious >= MATCH_IOU).any():

@@ -1,4 +1,7 @@
-"""Whether a model has seen the images that it is judged on, by their content, or their parts, by their groups."""
+"""Check whether a model was trained on images that it is evaluated on, or on other images of the same parts.
+
+Images are compared by their content, parts by the groups of images.
+"""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +18,16 @@ from flawmask.launch import usable_cores
 from flawmask.progress import track
 
 NAME = "training_images.json"
-"""The file in a run folder that lists what was trained on."""
+"""The file in a run folder that lists the training images."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """What of a split a model was trained on.
+    """The images of a split that a model knows from training.
 
     Attributes:
         images: the file names of the images that it was trained on.
-        parts: those of the others that show a part of which it was trained on another image.
+        parts: the file names of other images, which show a part that it was trained on.
     """
 
     images: list[str]
@@ -32,11 +35,11 @@ class Leak:
 
 
 def content_digests(split: CocoSplit, levels: Levels = UPPER_BITS) -> dict[str, str]:
-    """Return the SHA-256 of each image's upright pixels, by file name: the same picture in another file has the same.
+    """Return the SHA-256 of each image's upright pixels, by file name. It is the same for copies in other formats.
 
     Args:
-        split: whose images are read.
-        levels: what becomes black and white, of values of more than 8 bits.
+        split: the images to read.
+        levels: the values that become black and white in images of more than 8 bits.
 
     Raises:
         ImageError: an image cannot be read.
@@ -51,12 +54,11 @@ def content_digests(split: CocoSplit, levels: Levels = UPPER_BITS) -> dict[str, 
 
 
 def write_training_images(split: CocoSplit, digests: dict[str, str], run_dir: Path) -> None:
-    """Write what was trained on into the run folder: the digests of the images by file name, and the groups that they
-    are of, where these are known.
+    """Write the list of training images into the run folder: their digests and, where these are known, their groups.
 
     Args:
-        split: what was trained on.
-        digests: of its images, as `content_digests` gives them.
+        split: the training split.
+        digests: the digests of its images, from `content_digests`.
         run_dir: the run folder.
     """
     content: dict[str, Any] = {"made_by": "flawmask train", "sha256_of_pixels": digests}
@@ -68,56 +70,56 @@ def write_training_images(split: CocoSplit, digests: dict[str, str], run_dir: Pa
 
 
 def _parts(image: Record, origin: Mapping[str, str | None], wanted: Mapping[str, str | None]) -> set[str]:
-    """Return what the image's part is called in the way in which another data set calls its parts.
+    """Return the names that the image's part has in another data set.
 
-    Names of groups say something among images of one category alone: of another, `part01` is another part. Where two
-    data sets of it were divided by other regular expressions, that of the other one is asked for the part.
+    Group names can be compared only within a category: `part01` of another category is another part. If the two data
+    sets were divided by different regular expressions, the one of the other data set is applied to the image's name.
 
     Args:
         image: its record.
-        origin: of its data set, as `dataset_info.origin_of` gives it.
-        wanted: the same of the other data set.
+        origin: the origin of its data set, from `dataset_info.origin_of`.
+        wanted: the origin of the other data set.
     """
     if origin["category"] != wanted["category"]:
         return set()
-    found = set()
+    names = set()
     if image.get("group") is not None and origin["group_by"] == wanted["group_by"]:
-        found.update(str(image["group"]).split(groups.SAME_PART))
+        names.update(str(image["group"]).split(groups.SAME_PART))
     if wanted["group_by"] and "original_file" in image:
-        found.add(groups.part_named(wanted["group_by"], Path(image["original_file"]).name) or "")
-    return found - {""}
+        names.add(groups.part_named(wanted["group_by"], Path(image["original_file"]).name) or "")
+    return names - {""}
 
 
 def seen_in_training(split: CocoSplit, digests: Mapping[str, str], model: Path, *, allow: bool) -> Leak | None:
     """Return the images of the split that the model was trained on, and those that show a part that it was trained on.
 
     Args:
-        split: what is to be judged.
-        digests: of its images, as `content_digests` gives them.
+        split: the split to evaluate.
+        digests: the digests of its images, from `content_digests`.
         model: the checkpoint.
-        allow: whether there may be any.
+        allow: whether such images are allowed.
 
     Returns:
-        None where the model's folder does not say what it was trained on.
+        The leak; None where the model's folder has no list of training images.
 
     Raises:
-        FlawmaskError: there are any, and `allow` is off.
+        FlawmaskError: there are such images, and `allow` is off.
     """
     path = model.parent / NAME
     if not path.is_file():
         return None
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("sha256_of_pixels"), dict):
-        raise FlawmaskError(f"{path} is damaged: delete it to judge without knowing what was trained on")
-    trained = {digest: name for name, digest in content["sha256_of_pixels"].items()}
-    images = [name for name, digest in digests.items() if digest in trained]
-    parts = _seen_parts(split, content.get("groups"), path)
+        raise FlawmaskError(_damaged(path))
+    training_names = {digest: name for name, digest in content["sha256_of_pixels"].items()}
+    images = [name for name, digest in digests.items() if digest in training_names]
+    parts = _parts_in_training(split, content.get("groups"), path)
     others = [name for name in parts if name not in set(images)]
     if not allow:
-        advice = "judge a split that training has not seen, or say --allow_leak"
+        advice = "evaluate a split that was not used for training, or give --allow_leak"
         where, count = split.folder, len(split.images)
         if images:
-            was = f"{images[0]} was {trained[digests[images[0]]]}"
+            was = f"{images[0]} was {training_names[digests[images[0]]]}"
             raise FlawmaskError(f"{where}: {len(images)} of {count} images were trained on ({was}): {advice}")
         if others:
             part = f"{others[0]} shows {parts[others[0]]}"
@@ -127,20 +129,24 @@ def seen_in_training(split: CocoSplit, digests: Mapping[str, str], model: Path, 
     return Leak(images, others)
 
 
-def _seen_parts(split: CocoSplit, trained: Any, path: Path) -> dict[str, str]:
-    """Return the file names of the images that show a part that was trained on, and what that is called.
+def _damaged(path: Path) -> str:
+    return f"{path} is damaged: delete it to evaluate without a check of the training images"
+
+
+def _parts_in_training(split: CocoSplit, training_groups: Any, path: Path) -> dict[str, str]:
+    """Return the images that show a part that was trained on: file names, each with the name of the part.
 
     Args:
-        split: what is to be judged.
-        trained: `groups` of the run's list; None where it has none.
-        path: the run's list.
+        split: the split to evaluate.
+        training_groups: `groups` of the list of training images; None where it has none.
+        path: the list of training images.
     """
-    if trained is None:
+    if training_groups is None:
         return {}
     try:
-        names, wanted = set(trained["names"]), {key: trained[key] for key in ("category", "group_by")}
+        names, wanted = set(training_groups["names"]), {key: training_groups[key] for key in ("category", "group_by")}
     except (TypeError, KeyError):
-        raise FlawmaskError(f"{path} is damaged: delete it to judge without knowing what was trained on") from None
+        raise FlawmaskError(_damaged(path)) from None
     origin = dataset_info.origin_of(split.folder.parent)
-    both = {str(image["file_name"]): _parts(image, origin, wanted) & names for image in split.images}
-    return {name: min(parts) for name, parts in both.items() if parts}
+    shared = {str(image["file_name"]): _parts(image, origin, wanted) & names for image in split.images}
+    return {name: min(parts) for name, parts in shared.items() if parts}

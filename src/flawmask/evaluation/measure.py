@@ -1,4 +1,4 @@
-"""Every figure of `metrics.json` that follows from truth and predictions, each with its interval."""
+"""Compute all metrics of `metrics.json` from truth and predictions, each with its interval."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from flawmask.evaluation.metrics import METRICS, Formula, Group, Metric, values
 from flawmask.evaluation.pixels import PixelTally
 from flawmask.evaluation.ranking import calibration, confusion, precision_recall_curve, rank, roc_curve
 from flawmask.evaluation.uncertainty import Groups, Interval
-from flawmask.evaluation.verdicts import Judged, groups_of, recall_by_type
+from flawmask.evaluation.verdicts import EvaluatedImage, groups_of, recall_by_type
 from flawmask.good_names import GOOD
 from flawmask.prediction import Prediction
 from flawmask.progress import track
@@ -32,28 +32,30 @@ Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a split says of a model.
+class SplitMetrics:
+    """The metrics of a model on a split.
 
     Attributes:
-        judged: truth and verdict of each image.
-        metrics: what `metrics.json` holds, but for what the stage adds: names, speed, the threshold's origin.
-        curves: what `curves.json` holds.
+        images: truth and verdict of each image.
+        metrics: the content of `metrics.json`, without what the stage adds: names, speed, the threshold's origin.
+        curves: the content of `curves.json`.
     """
 
-    judged: list[Judged]
+    images: list[EvaluatedImage]
     metrics: dict[str, Any]
     curves: dict[str, Any]
 
 
-def judge(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> list[Judged]:
+def decide_verdicts(
+    split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int
+) -> list[EvaluatedImage]:
     """Return each image's truth and verdict."""
-    judged = []
+    evaluated = []
     groups: Sequence[str | None] = split.groups or [None] * len(split.images)
     for image, prediction, group in zip(split.images, predictions, groups, strict=True):
         verdict = prediction.verdict(conf, min_area)
-        judged.append(
-            Judged(
+        evaluated.append(
+            EvaluatedImage(
                 file_name=image["file_name"],
                 defect_type=split.type_of(image),
                 truth=split.is_defective(image),
@@ -62,12 +64,12 @@ def judge(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_
                 group=group,
             )
         )
-    return judged
+    return evaluated
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found on the images of a split, matched with the truth once, and that only when it is asked for.
+    """The predictions of a detector for a split. They are matched with the truth when a metric first needs that.
 
     Attributes:
         split: the truth.
@@ -83,66 +85,66 @@ class Detections:
 
     @property
     def has_masks(self) -> bool:
-        """Whether the network outlines what it finds."""
+        """Whether the network predicts masks."""
         return all(prediction.has_masks for prediction in self.predictions)
 
     @cached_property
     def evaluations(self) -> dict[str, Evaluation] | None:
-        """COCO's evaluations, of masks and boxes; None without a true defect."""
+        """COCO's evaluations of masks and boxes; None where the split has no true defect."""
         return _evaluate(self.split, self.predictions)
 
     @cached_property
     def precision(self) -> dict[str, Any]:
-        """COCO's figures, see `average_precision`."""
+        """COCO's metrics, see `average_precision`."""
         return average_precision(self.split, self.evaluations)
 
     @cached_property
     def errors(self) -> InstanceErrors:
-        """Defects found and not found at the threshold."""
+        """The missed and the spurious defects at the threshold."""
         return instance_errors(self.split, self.predictions, self.conf, self.min_area)
 
     @cached_property
     def pixels(self) -> PixelTally | None:
-        """The pixels, counted; None without masks."""
+        """The pixel counts; None where the network predicts no masks."""
         return _tally_pixels(self) if self.has_masks else None
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the metrics of a split are computed from.
+    """The data from which the metrics of a split are computed.
 
     Attributes:
-        judged: truth, verdict and score of each image.
-        detections: what was found on them; None of a model that gives scores alone.
+        images: truth, verdict and score of each image.
+        detections: the predictions for them; None for a model that only scores images.
     """
 
-    judged: Sequence[Judged]
+    images: Sequence[EvaluatedImage]
     detections: Detections | None = None
 
     @property
     def truth(self) -> Flags:
         """(N,) whether each image is defective."""
-        return np.array([one.truth for one in self.judged], dtype=bool)
+        return np.array([one.truth for one in self.images], dtype=bool)
 
     @property
     def verdicts(self) -> Flags:
         """(N,) whether each image was rejected."""
-        return np.array([one.verdict for one in self.judged], dtype=bool)
+        return np.array([one.verdict for one in self.images], dtype=bool)
 
     @property
     def scores(self) -> Floats:
         """(N,) each image's score."""
-        return np.array([one.score for one in self.judged], dtype=np.float64)
+        return np.array([one.score for one in self.images], dtype=np.float64)
 
     @cached_property
     def groups(self) -> Groups | None:
-        """(N,) the number of each image's group; None where nothing is known of groups."""
-        return groups_of(self.judged)
+        """(N,) the number of each image's group; None where groups are unknown."""
+        return groups_of(self.images)
 
 
 def gather(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> Evidence:
-    """Judge the predictions, one per image of the split; they are matched with the truth when that is asked for."""
-    return Evidence(judge(split, predictions, conf, min_area), Detections(split, predictions, conf, min_area))
+    """Return the evidence for predictions, one per image of the split."""
+    return Evidence(decide_verdicts(split, predictions, conf, min_area), Detections(split, predictions, conf, min_area))
 
 
 def _evaluate(split: CocoSplit, predictions: Sequence[Prediction]) -> dict[str, Evaluation] | None:
@@ -152,27 +154,27 @@ def _evaluate(split: CocoSplit, predictions: Sequence[Prediction]) -> dict[str, 
 
 def measure(
     split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int, *, resamples: int, seed: int
-) -> Measured:
-    """Return all figures of a split.
+) -> SplitMetrics:
+    """Return all metrics of a split.
 
     Args:
         split: the truth.
         predictions: one per image of the split.
         conf: the verdict's threshold.
         min_area: defects of fewer pixels do not count for verdicts and scores.
-        resamples: how many bootstrap samples the intervals come from; 0 for none.
-        seed: decides these samples.
+        resamples: the number of bootstrap samples for intervals; 0 for none.
+        seed: the seed of these samples.
 
     Raises:
-        FlawmaskError: a prediction's score or mask makes no sense; the message names the image.
+        FlawmaskError: a prediction has an invalid score or mask; the message names the image.
     """
     detections = Detections(split, predictions, conf, min_area)
-    evidence = Evidence(judge(split, predictions, conf, min_area), detections)
+    evidence = Evidence(decide_verdicts(split, predictions, conf, min_area), detections)
     errors, pixels, truth = detections.errors, detections.pixels, evidence.truth
     figures = _figures(evidence)
     metrics = {
         **_nested(figures, "verdicts"),
-        "recall_by_type": recall_by_type(evidence.judged),
+        "recall_by_type": recall_by_type(evidence.images),
         **_nested(figures, "ranking"),
         "confusion": _confusion(split, predictions, conf, min_area),
         **_nested(figures, "precision"),
@@ -198,22 +200,22 @@ def measure(
         **(pixels.curves() if pixels else {}),
     }
     curves = {name: curve for name, curve in curves.items() if curve is not None}
-    return Measured(list(evidence.judged), metrics, curves)
+    return SplitMetrics(list(evidence.images), metrics, curves)
 
 
-def measure_scores(judged: Sequence[Judged], *, resamples: int, seed: int) -> dict[str, Any]:
-    """Return the image-level figures and their intervals, which need no more than a score and a verdict per image.
+def measure_scores(images: Sequence[EvaluatedImage], *, resamples: int, seed: int) -> dict[str, Any]:
+    """Return the image-level metrics with their intervals. They need only a score and a verdict for each image.
 
     Args:
-        judged: truth, verdict and score, 0 to 1, of each image.
-        resamples: how many bootstrap samples the intervals come from; 0 for none.
-        seed: decides these samples.
+        images: truth, verdict and score, 0 to 1, of each image.
+        resamples: the number of bootstrap samples for intervals; 0 for none.
+        seed: the seed of these samples.
     """
-    evidence = Evidence(judged)
+    evidence = Evidence(images)
     figures = _figures(evidence)
     return {
         **_nested(figures, "verdicts"),
-        "recall_by_type": recall_by_type(judged),
+        "recall_by_type": recall_by_type(images),
         **_nested(figures, "ranking"),
         **_groups(evidence),
         "resamples": resamples,
@@ -222,13 +224,13 @@ def measure_scores(judged: Sequence[Judged], *, resamples: int, seed: int) -> di
 
 
 def _groups(evidence: Evidence) -> dict[str, int]:
-    """Return how many groups there are, where that is known."""
+    """Return the number of groups, where groups are known."""
     return {} if evidence.groups is None else {"groups": len(np.unique(evidence.groups))}
 
 
 def _figures(evidence: Evidence) -> dict[str, float | None]:
-    """Return the figures by the keys of `METRICS`; None where one is undefined."""
-    return {key: _number(METRICS[key], found[0]) for key, found in values(METRICS.values(), evidence).items()}
+    """Return all metrics by key; None where one is undefined."""
+    return {key: _number(METRICS[key], value[0]) for key, value in values(METRICS.values(), evidence).items()}
 
 
 def _number(metric: Metric, value: float) -> float | None:
@@ -238,7 +240,7 @@ def _number(metric: Metric, value: float) -> float | None:
 
 
 def _nested(figures: Mapping[str, float | None], group: Group) -> dict[str, Any]:
-    """Return the figures of a group as `metrics.json` has them, `a.b` as key `b` of an object under `a`."""
+    """Return the metrics of a group in the form of `metrics.json`: `a.b` is key `b` of an object under `a`."""
     nested: dict[str, Any] = {}
     for key, value in figures.items():
         if METRICS[key].group == group:
@@ -250,17 +252,17 @@ def _nested(figures: Mapping[str, float | None], group: Group) -> dict[str, Any]
 def _intervals(
     figures: Mapping[str, float | None], evidence: Evidence, resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Return `intervals`, and by which method each was made: by a formula where there is one, else by the bootstrap."""
-    known = [one for key, one in METRICS.items() if figures.get(key) is not None and one.has_interval]
+    """Return `intervals` and, under `interval_method`, how each was computed: by a formula or else by the bootstrap."""
+    defined = [one for key, one in METRICS.items() if figures.get(key) is not None and one.has_interval]
     truth, groups = evidence.truth, evidence.groups
     method = "bootstrap" if groups is None else "bootstrap, by group"
-    drawn = bootstrap(lambda weights: values(known, evidence, weights), truth, groups, resamples, seed)
-    found: list[tuple[str, str, Interval | None]] = [
+    drawn = bootstrap(lambda weights: values(defined, evidence, weights), truth, groups, resamples, seed)
+    candidates: list[tuple[str, str, Interval | None]] = [
         *((key, method, interval) for key, interval in drawn.items()),
-        *((one.key, *_by_formula(one.formula, figures, evidence)) for one in known if one.formula),
+        *((one.key, *_by_formula(one.formula, figures, evidence)) for one in defined if one.formula),
     ]
     intervals, methods = {}, {}
-    for key, method, interval in found:  # the last one that has an interval gives it
+    for key, method, interval in candidates:  # an interval from a formula replaces a bootstrapped one
         if interval is not None:
             name = key.replace(".", "_")
             intervals[name], methods[name] = interval, method
@@ -270,18 +272,18 @@ def _intervals(
 def _by_formula(
     formula: Formula, figures: Mapping[str, float | None], evidence: Evidence
 ) -> tuple[str, Interval | None]:
-    """Return the name of the method and its interval: over groups where they are known."""
+    """Return the name of the method and the interval, over groups where these are known."""
     if evidence.groups is None:
         return formula.method, formula.bounds(figures)
     return formula.method_by_group, formula.bounds_by_group(evidence, evidence.groups)
 
 
 def quick_figures(split: CocoSplit, predictions: Sequence[Prediction]) -> dict[str, float | None]:
-    """Return `segm_ap`, the mask AP, and `f1`, at a threshold of 0.5: what an epoch is chosen by."""
+    """Return the metrics by which an epoch can be chosen: `segm_ap`, the mask AP, and `f1` at a threshold of 0.5."""
     evidence = gather(split, predictions, 0.5, 0)
-    found = values([METRICS["mask_ap"], METRICS["f1_score"]], evidence)
+    figures = values([METRICS["mask_ap"], METRICS["f1_score"]], evidence)
     return {
-        name: _number(METRICS[key], found[key][0]) for name, key in {"segm_ap": "mask_ap", "f1": "f1_score"}.items()
+        name: _number(METRICS[key], figures[key][0]) for name, key in {"segm_ap": "mask_ap", "f1": "f1_score"}.items()
     }
 
 
@@ -296,7 +298,7 @@ def _tally_pixels(detections: Detections) -> PixelTally:
 
 
 def true_mask(split: CocoSplit, image: Record) -> Flags:
-    """Return where the image is defective: (height, width) bool, the union of its defects."""
+    """Return the union of an image's true defects, (height, width) bool."""
     union = np.zeros((image["height"], image["width"]), dtype=bool)
     for mask in instance_masks(split.defects(image), *union.shape, image["file_name"]):
         union |= mask
@@ -304,8 +306,10 @@ def true_mask(split: CocoSplit, image: Record) -> Flags:
 
 
 def _confusion(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> dict[str, Any]:
-    """Return the confusion matrix of the images by class: the class of an image is good, or that of its most certain
-    defect; in truth its `defect_type` where that is a class, or that of its largest annotation.
+    """Return the confusion matrix of the images by class.
+
+    The predicted class of an image is the class of its defect with the highest score, or good. Its true class is its
+    `defect_type`, if that is a class, or else the class of its largest annotation.
     """
     classes = [GOOD, *(name for name in split.class_names if name != GOOD)]
     truth, predicted = [], []
@@ -323,20 +327,20 @@ def _true_class(split: CocoSplit, image: Record) -> str:
 
 
 def _crowds_alone(split: CocoSplit) -> list[str]:
-    """Return a note where no defect is an instance, as a sentence for a person."""
+    """Return a note, as a sentence, where all defects are crowds."""
     crowds = len(split.crowds)
     if not crowds or crowds < sum(len(split.defects(image)) for image in split.images):
         return []
-    return [f"All {crowds} defects are crowds, so none is an instance to find: --crowds instances takes them for such."]
+    return [f"All {crowds} defects are crowds, so none counts as an instance: --crowds instances makes them count."]
 
 
 def _undefined(truth: Flags, has_masks: bool) -> list[str]:
-    """Return why figures are not there, as sentences for a person."""
+    """Return notes, as sentences, on why metrics are undefined."""
     notes = []
     if truth.all():
-        notes.append("There is no good image: false alarms and everything that ranks images read n/a.")
+        notes.append("There is no good image: false alarms and all figures that rank images read n/a.")
     elif not truth.any():
-        notes.append("There is no defective image: recall, AP and everything that ranks images or pixels read n/a.")
+        notes.append("There is no defective image: recall, AP and all figures that rank images or pixels read n/a.")
     if not has_masks:
-        notes.append("This network finds boxes and outlines nothing: everything of masks and pixels reads n/a.")
+        notes.append("This network predicts boxes and no masks: all figures of masks and pixels read n/a.")
     return notes

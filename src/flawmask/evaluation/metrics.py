@@ -1,6 +1,6 @@
-"""The table of metrics: what each is called, which direction is good, how it is shown and where, how it is computed.
+"""The table of metrics: the name of each, whether higher is better, where and how it is shown, and how it is computed.
 
-Summary, report, comparison, folds and `--against` read this table. A further metric is one entry here.
+The summary, the report, comparisons, cross-validation and `--against` use this table. A new metric is one entry here.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,8 +20,8 @@ Floats = npt.NDArray[np.float64]
 Figures = Mapping[str, Any]
 
 Group = Literal["verdicts", "ranking", "precision", "overlap", "pixels"]
-"""What a metric is of: verdicts on images, the images' scores, instances as COCO counts them, how well instances are
-covered, pixels."""
+"""What a metric measures: the verdicts, the images' scores, instances as COCO counts them, the overlap of instances
+with predictions, or pixels."""
 
 Line = Literal["block", "intervals", "ranking", "false alarms", "masks", "boxes", "pixels"]
 """The lines of the console summary."""
@@ -31,13 +31,13 @@ Shown = Literal["percent", "decimal", "count"]
 
 @dataclass(frozen=True)
 class Formula:
-    """An interval that needs no bootstrap.
+    """A formula for an interval, which needs no bootstrap.
 
     Attributes:
-        method: its name in `interval_method`.
-        bounds: the interval, from all metrics by key; None where there is none.
-        method_by_group: the name of the one that takes its place where groups are known.
-        bounds_by_group: that one's interval, from the evidence and its groups.
+        method: the formula's name in `interval_method`.
+        bounds: returns the interval from all metrics by key; None where it is undefined.
+        method_by_group: the name of the formula that is used where groups are known.
+        bounds_by_group: returns that formula's interval from the evidence and its groups.
     """
 
     method: str
@@ -52,22 +52,22 @@ class Metric:
 
     Attributes:
         key: its key there; `a.b` is key `b` of the object under `a`.
-        label: what the report calls it, under the heading of its group.
-        meaning: what it says, in a few words.
-        group: what it is of.
-        compute: a function as in `formulas`, which returns this key among others.
-        lower_is_better: whether a small value is a good one.
-        shown: how it is written; `percent` is for fractions from 0 to 1.
-        has_interval: whether its interval is told, if only by the bootstrap.
-        formula: what gives the interval instead of the bootstrap.
-        console: on which lines of the console summary it stands, and how: its value replaces `{}`.
-        report: its place in the report's table of its level. None: not there.
-        comparison: its place in the table of a comparison, and what it is called there. None: not there.
-        against: its place among what `--against` compares. None: not there. Equal places, here as above, are in the
-            order of `METRICS`.
-        in_folds: whether each fold's value, their mean and their spread are told.
-        curve: the curve of `curves.json` in whose title it stands, and what it is called there.
-        question: what models are ranked by it for in a comparison; empty where they are not.
+        label: its name in the report.
+        meaning: its meaning in a few words.
+        group: what it measures.
+        compute: a function of `formulas` that returns this key, perhaps among others.
+        lower_is_better: whether lower values are better.
+        shown: the number format; `percent` is for fractions from 0 to 1.
+        has_interval: whether it has an interval.
+        formula: the formula of the interval; without it, the interval is bootstrapped.
+        console: the lines of the console summary that show it, each with a text in which its value replaces `{}`.
+        report: its place in a table of the report; None where it is not shown. Here and below, metrics with equal
+            places are in the order of `METRICS`.
+        comparison: its place and its label in the table of a comparison; None where it is not shown.
+        against: its place in the table of `--against`; None where it is not compared.
+        in_folds: whether a cross-validation shows its value for each fold, with mean and spread.
+        curve: the curve of `curves.json` whose title shows it, and its label there.
+        question: the question that it answers in a comparison, where models are ranked by it; empty where they are not.
     """
 
     key: str
@@ -89,37 +89,37 @@ class Metric:
 
 
 def proportion(part: Sequence[str], whole: Sequence[str]) -> Formula:
-    """Return Wilson's interval of a proportion, of images or over groups.
+    """Return Wilson's interval for a proportion of images, or over groups.
 
     Args:
-        part: keys of counts, whose sum is the part.
-        whole: keys of counts, whose sum is the whole.
+        part: keys of counts; their sum is the numerator.
+        whole: keys of counts; their sum is the denominator.
     """
 
-    def bounds(found: Figures) -> Interval | None:
-        return wilson(sum(found[key] for key in part), sum(found[key] for key in whole))
+    def bounds(figures: Figures) -> Interval | None:
+        return wilson(sum(figures[key] for key in part), sum(figures[key] for key in whole))
 
     def bounds_by_group(evidence: "Evidence", groups: Groups) -> Interval | None:
-        found = formulas.counts_of_groups(evidence, groups)
-        some, all_of_them = (np.sum([found[key] for key in keys], axis=0) for keys in (part, whole))
-        return by_group.wilson(some, all_of_them, holds_defect(evidence.truth, groups))
+        counts = formulas.counts_of_groups(evidence, groups)
+        numerator, denominator = (np.sum([counts[key] for key in keys], axis=0) for keys in (part, whole))
+        return by_group.wilson(numerator, denominator, holds_defect(evidence.truth, groups))
 
     return Formula("wilson", bounds, "wilson, by group", bounds_by_group)
 
 
-def _f1_interval(found: Figures) -> Interval | None:
-    return f1_interval(found["tp_defect"], found["fp_defect"], found["fn_defect"])
+def _f1_interval(figures: Figures) -> Interval | None:
+    return f1_interval(figures["tp_defect"], figures["fp_defect"], figures["fn_defect"])
 
 
 def _f1_by_group(evidence: "Evidence", groups: Groups) -> Interval | None:
-    found = formulas.counts_of_groups(evidence, groups)
+    counts = formulas.counts_of_groups(evidence, groups)
     defective = holds_defect(evidence.truth, groups)
-    return by_group.f1_interval(found["tp_defect"], found["fp_defect"], found["fn_defect"], defective)
+    return by_group.f1_interval(counts["tp_defect"], counts["fp_defect"], counts["fn_defect"], defective)
 
 
-def _auroc_interval(found: Figures) -> Interval:
-    positives, negatives = found["tp_defect"] + found["fn_defect"], found["fp_defect"] + found["tn_good"]
-    return auroc_interval(found["image_auroc"], positives, negatives)
+def _auroc_interval(figures: Figures) -> Interval:
+    positives, negatives = figures["tp_defect"] + figures["fn_defect"], figures["fp_defect"] + figures["tn_good"]
+    return auroc_interval(figures["image_auroc"], positives, negatives)
 
 
 def _auroc_by_group(evidence: "Evidence", groups: Groups) -> Interval:
@@ -151,7 +151,7 @@ _ENTRIES = (
         comparison=(2, "F1 at its threshold"), against=1, in_folds=True,
     ),
     Metric(
-        "defect_detection_rate", "Defect detection rate", "the recall, by its name on the line", "verdicts",
+        "defect_detection_rate", "Defect detection rate", "another name of the recall", "verdicts",
         formulas.verdict_rates, formula=RECALL, console={"block": "Defect detection rate"},
     ),
     Metric(
@@ -201,7 +201,7 @@ _ENTRIES = (
     Metric(
         "mask_ap", "Mask AP", "COCO, mask IoU 0.50 to 0.95", "precision", formulas.precision,
         console={"masks": "{} at IoU 0.50:0.95"}, report=1, comparison=(4, "Mask AP"), against=3, in_folds=True,
-        question="Outlining defects (mask AP)",
+        question="Segmenting defects (mask AP)",
     ),
     Metric(
         "mask_ap50", "Mask AP 50", "at a mask IoU of 0.50", "precision", formulas.precision,
@@ -295,11 +295,11 @@ _ENTRIES = (
 )  # fmt: skip
 
 METRICS: dict[str, Metric] = {one.key: one for one in _ENTRIES}
-"""All metrics by key. Where a place does not say otherwise, they stand in this order."""
+"""All metrics by key, in the order in which they are shown unless a place says otherwise."""
 
 
 def placed(place: Callable[[Metric], int | None]) -> list[Metric]:
-    """Return the metrics that have a place, in its order."""
+    """Return the metrics for which `place` returns a number, in the order of these numbers."""
     places = [(at, one) for one in METRICS.values() if (at := place(one)) is not None]
     return [one for _, one in sorted(places, key=lambda pair: pair[0])]
 
@@ -308,19 +308,20 @@ def values(metrics: Iterable[Metric], evidence: "Evidence", weights: Floats | No
     """Return the values of metrics by key.
 
     Args:
-        metrics: which.
-        evidence: of N images.
-        weights: (B, N), how often each image counts in each of B samples; None for the images as they are.
+        metrics: the metrics to compute.
+        evidence: the evidence of N images.
+        weights: (B, N), how often each image counts in each of B samples; without it, each image counts once.
 
     Returns:
-        (B,) for each metric that the evidence has, (1,) without weights; NaN where it is undefined.
+        (B,) for each metric, or (1,) without weights; NaN where it is undefined. A metric whose data the evidence lacks
+        is missing.
     """
     functions: dict[Any, set[str]] = {}
     for one in metrics:
         functions.setdefault(one.compute, set()).add(one.key)
     return {
-        key: found
+        key: value
         for compute, keys in functions.items()
-        for key, found in compute(evidence, weights).items()
+        for key, value in compute(evidence, weights).items()
         if key in keys
     }

@@ -1,7 +1,7 @@
-"""What scores say before a threshold is chosen: ROC, precision and recall, calibration; for one sample or for many.
+"""Metrics of image scores without a threshold: ROC, precision and recall, calibration; for one sample or for many.
 
-Each function takes weights, (B, N): how often each of N images counts in each of B samples. A row of ones is the data
-as they are; the rows of a bootstrap give B figures at once, as float64. All lie between 0 and 1.
+The functions work with weights, (B, N): how often each of N images counts in each of B samples. A row of ones is the
+original data; bootstrap weights give B values at once, as float64. All metrics lie between 0 and 1.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ Flags = npt.NDArray[np.bool_]
 
 CALIBRATION_BINS = 10
 CURVE_POINTS = 200
-"""A drawn curve has at most about so many points."""
+"""The most points of a curve for drawing."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """How many images are rejected at each threshold, the highest threshold first.
+    """The number of rejected images at each threshold, the highest threshold first.
 
     Attributes:
-        thresholds: (G,) the distinct scores, falling; an image is rejected where its score is at least this much.
-        tp: (B, G) defective images rejected.
-        fp: (B, G) good images rejected.
-        positives: (B,) defective images there are.
-        negatives: (B,) good images there are.
+        thresholds: (G,) the distinct scores, descending. An image is rejected if its score is at least the threshold.
+        tp: (B, G) rejected defective images.
+        fp: (B, G) rejected good images.
+        positives: (B,) all defective images.
+        negatives: (B,) all good images.
     """
 
     thresholds: Floats
@@ -88,10 +88,10 @@ def rank(truth: Flags, scores: Floats, weights: Floats | None = None) -> Ranking
 
 
 def auroc(ranking: Ranking) -> Floats:
-    """Return the area under the ROC curve, (B,): how likely a defective image scores above a good one, ties half.
+    """Return the area under the ROC curve, (B,): the probability that a defective image scores above a good one.
 
-    NaN without a good or without a defective image. The area is the trapezoidal one (Hanley and McNeil, Radiology
-    1982).
+    Ties count half. The area is NaN without a good or without a defective image. It is the trapezoidal one (Hanley and
+    McNeil, Radiology 1982).
     """
     tp, fp = _from_zero(ranking.tp), _from_zero(ranking.fp)
     area = np.sum(np.diff(fp, axis=1) * (tp[:, 1:] + tp[:, :-1]) / 2, axis=1)
@@ -99,9 +99,9 @@ def auroc(ranking: Ranking) -> Floats:
 
 
 def average_precision_score(ranking: Ranking) -> Floats:
-    """Return the average precision, (B,): precision summed over the steps of recall, without interpolation.
+    """Return the average precision, (B,): the precision summed over the steps of the recall, without interpolation.
 
-    NaN without a defective image. This is scikit-learn's `average_precision_score`.
+    It is NaN without a defective image. It equals scikit-learn's `average_precision_score`.
     """
     steps = np.diff(_from_zero(ranking.tp), axis=1)
     return _divide(np.nansum(steps * np.nan_to_num(ranking.precision), axis=1), ranking.positives)
@@ -112,9 +112,9 @@ def _from_zero(counts: Floats) -> Floats:
 
 
 def best_f1(ranking: Ranking) -> tuple[Floats, Floats]:
-    """Return the highest F1 that any threshold gives, (B,), and that threshold, (B,); NaN without a defective image.
+    """Return the highest F1 of all thresholds, (B,), and its threshold, (B,); NaN without a defective image.
 
-    A score of 0 stands for an image on which nothing was found, which no threshold rejects.
+    An image without detections has the score 0. No threshold rejects it.
     """
     f1 = np.where(ranking.thresholds > 0, np.nan_to_num(ranking.f1), 0.0)
     at = f1.argmax(axis=1)
@@ -126,8 +126,8 @@ def best_f1(ranking: Ranking) -> tuple[Floats, Floats]:
 def false_alarms_at(ranking: Ranking, recall: float) -> Floats:
     """Return the lowest false-alarm rate, (B,), among the thresholds that find at least this share of the defects.
 
-    It is 1 where that cannot be had without rejecting even images on which nothing was found, and NaN without a good or
-    without a defective image.
+    It is 1 if even images without detections would have to be rejected. It is NaN without a good or without a defective
+    image.
     """
     enough = ranking.tp >= recall * ranking.positives[:, None] - 1e-9
     rate = ranking.false_alarm_rate[np.arange(len(enough)), enough.argmax(axis=1)]
@@ -135,10 +135,10 @@ def false_alarms_at(ranking: Ranking, recall: float) -> Floats:
 
 
 def calibration(truth: Flags, scores: Floats) -> list[dict[str, Any]]:
-    """Return the reliability curve: for each tenth of the score's range with an image in it, how many there are, their
-    mean score and the share of them that is defective.
+    """Return the reliability curve: an entry for each tenth of the range of scores that has images.
 
-    The keys of each are `low` and `high`, where the tenth begins and ends; `count`, `mean_score`, `share_defective`.
+    Each entry has the keys `low` and `high`, the ends of the tenth; `count`, the number of images; `mean_score`; and
+    `share_defective`.
 
     Args:
         truth: (N,) whether each image is defective.
@@ -159,9 +159,10 @@ def calibration(truth: Flags, scores: Floats) -> list[dict[str, Any]]:
 
 
 def expected_calibration_error(truth: Flags, scores: Floats, weights: Floats) -> Floats:
-    """Return how far, on average over the images, a bin's mean score lies from its share of defective images, (B,).
+    """Return the expected calibration error, (B,): the mean difference, over images, between the mean score of an
+    image's bin and the share of defective images in it.
 
-    Ten bins of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    There are ten bins of equal width (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     """
     place = np.minimum((scores * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     inside = np.eye(CALIBRATION_BINS)[place]  # (N, bins)
@@ -170,13 +171,13 @@ def expected_calibration_error(truth: Flags, scores: Floats, weights: Floats) ->
 
 
 def thin(x: Floats, y: Floats) -> dict[str, list[float]]:
-    """Return a curve as lists for JSON, `x` and `y`, with at most `CURVE_POINTS` points, first and last among them."""
+    """Return a curve as lists for JSON, `x` and `y`, with at most `CURVE_POINTS` points, including both ends."""
     keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), CURVE_POINTS)).round().astype(int))
     return {"x": np.asarray(x, float)[keep].tolist(), "y": np.asarray(y, float)[keep].tolist()}
 
 
 def roc_curve(ranking: Ranking) -> dict[str, list[float]] | None:
-    """Return the false-alarm rate (x) and the recall (y) of the first sample, from (0, 0) on; None where undefined."""
+    """Return the false-alarm rate (x) and the recall (y) of the first sample, from (0, 0) on; None if undefined."""
     if not (ranking.positives[0] and ranking.negatives[0]):
         return None
     return thin(np.append(0.0, ranking.false_alarm_rate[0]), np.append(0.0, ranking.recall[0]))
@@ -188,15 +189,15 @@ def precision_recall_curve(ranking: Ranking) -> dict[str, list[float]] | None:
 
 
 def confusion(truth: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
-    """Return the confusion matrix, `classes` and `rows`: `rows[i][j]` images of class i were called class j.
+    """Return the confusion matrix, `classes` and `rows`: `rows[i][j]` images of class i were predicted as class j.
 
     Args:
-        truth: the class of each image.
-        predicted: what each was called.
+        truth: the true class of each image.
+        predicted: the predicted class of each image.
         classes: the names of all classes, in the order of rows and columns.
 
     Raises:
-        ValueError: a name is none of the classes.
+        ValueError: a name is not in `classes`.
     """
     rows = np.zeros((len(classes), len(classes)), dtype=int)
     for one, other in zip(truth, predicted, strict=True):

@@ -1,4 +1,4 @@
-"""What `evaluate` prints."""
+"""The text that `evaluate` prints."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,27 +10,27 @@ RULE = "=" * 60
 
 
 def percent(value: float | None) -> str:
-    """Return a fraction as `88.24%`; `n/a` where there is none."""
+    """Return a fraction as `88.24%`; None as `n/a`."""
     return "n/a" if value is None else f"{value:.2%}"
 
 
 def metrics_block(metrics: Mapping[str, Any]) -> str:
-    """Return the block that `evaluate` ends with."""
+    """Return the block of overall metrics."""
     body = [f"{label:<9}: {_value(metrics, one)}" for one, label in _on(metrics, "block")]
     return "\n".join(["OVERALL METRICS", RULE, *body, RULE])
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """Return the metrics block, and below it what it has no line for: counts, intervals, notes."""
+    """Return the block of overall metrics, and below it counts, intervals, further metrics and notes."""
     intervals = (text.format(_interval(metrics, one)) for one, text in _on(metrics, "intervals"))
-    # Their intervals are told even where there is none.
+    # Here, a missing interval is shown as n/a.
     false_alarms = (
         text.format(f"{_value(metrics, one)} ({_interval(metrics, one)})") for one, text in _on(metrics, "false alarms")
     )
     groups = metrics.get("groups")
     lines = [
         metrics_block(metrics),
-        *([f"Judged: {images_of_parts(metrics['total_images'], groups)}; intervals are over parts"] if groups else []),
+        *([f"Images: {images_of_parts(metrics['total_images'], groups)}; intervals are over parts"] if groups else []),
         f"95 % intervals: {', '.join(intervals)}",
         f"Verdicts: {metrics['tp_defect']} defects found, {metrics['fn_defect']} missed; "
         f"{metrics['tn_good']} good {'images' if groups else 'parts'} passed, {metrics['fp_defect']} rejected",
@@ -55,12 +55,12 @@ def summary(metrics: Mapping[str, Any]) -> str:
 
 
 def _on(metrics: Mapping[str, Any], line: Line) -> list[tuple[Metric, str]]:
-    """Return what stands on a line, and how; earlier results may lack some of it."""
+    """Return the metrics of a line, each with its text. Results of earlier versions may lack some metrics."""
     return [(one, one.console[line]) for one in METRICS.values() if line in one.console and lookup(metrics, one.key)[0]]
 
 
 def _line(metrics: Mapping[str, Any], line: Line) -> list[str]:
-    """Return the parts of a line, each a value with its interval where there is one."""
+    """Return the texts of a line's metrics, each value with its interval if it has one."""
     return [text.format(_with_interval(metrics, one)) for one, text in _on(metrics, line)]
 
 
@@ -84,9 +84,9 @@ def _written(value: float, shown: Shown, sign: str = "", digits: int = 2) -> str
 
     Args:
         value: the value.
-        shown: how it is shown.
+        shown: the number format.
         sign: `+` for a difference.
-        digits: of per cent.
+        digits: decimal places of percentages.
     """
     if shown == "percent":
         return f"{value:{sign}.{digits}%}"
@@ -127,14 +127,14 @@ def _spread(row: Mapping[str, Any], shown: Shown) -> str:
 def _against(metrics: Mapping[str, Any]) -> list[str]:
     if "against" not in metrics:
         return []
-    found = metrics["against"]
-    rows = [f"  {name}: {_difference(row, shown_of(name))}" for name, row in found["figures"].items()]
-    test = found["mcnemar"]
+    comparison = metrics["against"]
+    rows = [f"  {name}: {_difference(row, shown_of(name))}" for name, row in comparison["figures"].items()]
+    test = comparison["mcnemar"]
     verdicts = (
-        f"  verdicts: {test['only_this_right']} images only this one gets right, {test['only_other_right']} only the "
-        f"other; {exact_test(found)} p = {test['p']:.3f}"
+        f"  verdicts: right for {test['only_this_right']} images by this model only, for {test['only_other_right']} by "
+        f"the other only; {exact_test(comparison)} p = {test['p']:.3f}"
     )
-    return [f"Compared with {found['other']}, this one less the other:", *rows, verdicts]
+    return [f"Compared with {comparison['other']}, this model minus the other:", *rows, verdicts]
 
 
 def _difference(row: Mapping[str, Any], shown: Shown) -> str:

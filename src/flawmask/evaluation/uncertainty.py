@@ -1,12 +1,13 @@
-"""How far a figure may be from the truth: 95 % intervals, and whether two models differ.
+"""95 % intervals of metrics, and a test of whether two models differ.
 
-Proportions have Wilson's interval, and so has F1, which is a function of one; the AUROC of images has Newcombe's. All
-else is bootstrapped over images, defective and good ones apart: an image is the unit that was sampled, its instances
-and pixels are not independent of each other. Where everything went right, a bootstrap has nothing to vary and gives an
-interval of no width; the formulas do not. docs/metrics.md says how often each interval holds the truth, measured.
+Proportions have Wilson's interval. So has F1, which is a function of a proportion. The AUROC of images has Newcombe's.
+All other intervals are bootstrapped over images, with defective and good images drawn separately. The images are the
+sampling units, because instances and pixels of an image are not independent. If all verdicts are right, a bootstrapped
+interval would have no width, but the formulas' intervals have one. docs/metrics.md shows how often each interval holds
+the truth, as measured.
 
-Where groups are known, images of one part, the group is that unit: whole groups are drawn, and `by_group` has the
-formulas.
+Where groups are known, that is, images of one part, the groups are the sampling units: whole groups are drawn, and
+`by_group` has the formulas.
 """
 
 import math
@@ -18,29 +19,30 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Interval = tuple[float, float]
 Groups = npt.NDArray[np.int64]
-"""(N,) the number of each image's group, from 0 on, each of which has an image."""
+"""(N,) the number of each image's group. Numbers start at 0, and each has an image."""
 
 LEVEL = 0.95
 Z = 1.959963984540054
-"""How many standard deviations of a normal distribution hold `LEVEL` of it: `scipy.stats.norm.ppf((1 + LEVEL) / 2)`,
-written out since importing SciPy takes longer than printing a summary."""
+"""The normal quantile `scipy.stats.norm.ppf((1 + LEVEL) / 2)`. It is written out because importing SciPy takes longer
+than printing a summary."""
 
 
 def wilson(part: float, whole: float) -> Interval | None:
-    """Return the 95 % interval of a proportion (Wilson, JASA 1927); None where there is nothing to divide by."""
+    """Return the 95 % interval of a proportion (Wilson, JASA 1927); None where `whole` is 0."""
     if whole == 0:
         return None
     share, spread = part / whole, Z * Z / whole
     centre = (share + spread / 2) / (1 + spread)
     half = Z * math.sqrt(share * (1 - share) / whole + spread / (4 * whole)) / (1 + spread)
-    # At 0 of n and n of n the bounds are 0 and 1 exactly; rounding would put them a hair beside.
+    # For 0 of n and n of n, one bound is exactly 0 or 1. Rounding errors would move it a little.
     return 0.0 if part == 0 else centre - half, 1.0 if part == whole else centre + half
 
 
 def f1_interval(tp: int, fp: int, fn: int) -> Interval | None:
-    """Return the 95 % interval of F1 = 2 tp / (2 tp + fp + fn); None where there is nothing to divide by.
+    """Return the 95 % interval of F1 = 2 tp / (2 tp + fp + fn); None where the denominator is 0.
 
-    With J = tp / (tp + fp + fn), a proportion, F1 = 2 J / (1 + J): Wilson's bounds of J, carried over.
+    F1 = 2 J / (1 + J), with the proportion J = tp / (tp + fp + fn). So the bounds of F1 follow from Wilson's bounds of
+    J.
     """
     bounds = wilson(tp, tp + fp + fn)
     return None if bounds is None else (2 * bounds[0] / (1 + bounds[0]), 2 * bounds[1] / (1 + bounds[1]))
@@ -49,8 +51,8 @@ def f1_interval(tp: int, fp: int, fn: int) -> Interval | None:
 def auroc_interval(auroc: float, positives: float, negatives: float) -> Interval:
     """Return the 95 % interval of an area under the ROC curve (Newcombe, Statistics in Medicine 2006, method 5).
 
-    Its variance is Hanley's and McNeil's (Radiology 1982) with the groups' sizes averaged, taken not at the area that
-    was seen but at the bound itself, as Wilson does: so the interval has a width even where the area is 1.
+    Its variance is Hanley's and McNeil's (Radiology 1982) with the mean of the two sample sizes. It is computed at the
+    bound, not at the observed area, as in Wilson's interval. So the interval has a width even for an area of 1.
     """
     from scipy.optimize import brentq
 
@@ -67,11 +69,11 @@ def auroc_interval(auroc: float, positives: float, negatives: float) -> Interval
 
 
 def resample(truth: Flags, resamples: int, seed: int, groups: Groups | None = None) -> Floats:
-    """Return bootstrap weights, (resamples, N): how often each image is drawn, as many defective and good ones as there
-    are, with replacement.
+    """Return bootstrap weights, (resamples, N): how often each image is drawn.
 
-    Where groups are known, whole groups are drawn, with all of their images: as many that hold a defective image, and
-    as many that hold none, as there are.
+    Images are drawn with replacement, separately from the defective and the good ones; the numbers of both stay the
+    same. Where groups are known, whole groups are drawn in this way, separately from those with and those without a
+    defective image.
     """
     units = np.arange(len(truth)) if groups is None else groups
     draw = np.random.default_rng(seed)
@@ -89,12 +91,14 @@ def holds_defect(truth: Flags, groups: Groups) -> Flags:
 
 
 def widened(truth: Flags, groups: Groups | None, level: float = LEVEL) -> float | None:
-    """Return which share of the bootstrapped values makes an interval of a level: more than the level where groups are
-    few. None where they are too few for any interval.
+    """Return the share of bootstrapped values that an interval of the given level must hold.
 
-    Resampled groups vary too little by a factor of (k - 1) / k, and the variance itself is an estimate (Hesterberg, The
-    American Statistician 2015). So the bounds are where a normal distribution has Student's quantile of
-    k - s degrees of freedom, times the root of k / (k - s), s being the strata that k groups are drawn from.
+    It is the level itself for independent images, and more than the level for a small number of groups. It is None for
+    too few groups.
+
+    The variance of resampled groups is too small by a factor of (k - 1) / k, and it is itself an estimate (Hesterberg,
+    The American Statistician 2015). So the share is that of a normal distribution within Student's quantile for k - s
+    degrees of freedom, times the square root of k / (k - s). Here k is the number of groups and s that of strata.
     """
     from scipy.special import ndtr, stdtrit
 
@@ -109,41 +113,45 @@ def widened(truth: Flags, groups: Groups | None, level: float = LEVEL) -> float 
 
 
 def percentiles(values: Floats, level: float | None = LEVEL) -> Interval | None:
-    """Return the middle 95 %, or another share, of the bootstrapped values, (B,); None where more than one in twenty is
-    undefined, or there is no such share."""
-    known = values[~np.isnan(values)]
-    if level is None or not len(known) or len(known) < LEVEL * len(values):
+    """Return the bounds of the middle 95 %, or of another share, of the bootstrapped values, (B,).
+
+    The result is None if more than one value in twenty is undefined, or if `level` is None.
+    """
+    defined = values[~np.isnan(values)]
+    if level is None or not len(defined) or len(defined) < LEVEL * len(values):
         return None
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def mcnemar(right: Flags, other_right: Flags, groups: Groups | None = None) -> float:
     """Return McNemar's exact, two-sided p for two models' verdicts on the same images, each (N,) whether right.
 
-    Only images that exactly one of them gets right count: were the models equally good, either would be as likely
-    (McNemar, Psychometrika 1947). 1 where there is no such image.
+    Only images count that exactly one model gets right. If the models were equally good, each of the two would be right
+    with the same probability (McNemar, Psychometrika 1947). p is 1 if there is no such image.
 
-    Where groups are known, it is the same of whole groups: were the models equally good, the lead of one over the other
-    in a group, in images, would be as likely that of the other. p is the share of all ways to give the leads their
-    signs that end at least as far from 0 (Fisher's randomisation test). Of groups of one image it is McNemar's.
+    Where groups are known, the test is over whole groups. The lead of a group is the number of images by which the
+    first model is ahead. If the models were equally good, each lead would be positive or negative with the same
+    probability. p is the share of all combinations of signs whose sum is at least as far from 0 (Fisher's randomisation
+    test). For groups of single images, this is McNemar's p.
     """
     if groups is not None:
         return _sign_flips(np.bincount(groups, right.astype(float) - other_right).astype(int))
     from scipy.stats import binomtest
 
-    only_one, only_other = int((right & ~other_right).sum()), int((other_right & ~right).sum())
-    if only_one + only_other == 0:
+    folder_lock, only_other = int((right & ~other_right).sum()), int((other_right & ~right).sum())
+    if folder_lock + only_other == 0:
         return 1.0
-    return float(binomtest(only_one, only_one + only_other, 0.5).pvalue)
+    return float(binomtest(folder_lock, folder_lock + only_other, 0.5).pvalue)
 
 
 def _sign_flips(leads: npt.NDArray[np.int_]) -> float:
-    """Return how likely a sum of these numbers is at least as far from 0, each with either sign at even odds."""
-    most = int(np.abs(leads).sum())
-    likely = np.zeros(2 * most + 1)  # of each sum from -most to most
-    likely[most] = 1.0
+    """Return the probability that the sum is at least as far from 0 when each lead gets a random sign."""
+    total = int(np.abs(leads).sum())
+    probabilities = np.zeros(2 * total + 1)  # of each sum from -total to total
+    probabilities[total] = 1.0
     for lead in np.abs(leads[leads != 0]):
-        likely = (np.roll(likely, lead) + np.roll(likely, -lead)) / 2  # no sum is beyond an end, so none comes round
-    sums = np.arange(-most, most + 1)
-    return min(1.0, float(likely[np.abs(sums) >= abs(leads.sum())].sum()))
+        # No sum is beyond either end, so `roll` carries nothing over.
+        probabilities = (np.roll(probabilities, lead) + np.roll(probabilities, -lead)) / 2
+    sums = np.arange(-total, total + 1)
+    return min(1.0, float(probabilities[np.abs(sums) >= abs(leads.sum())].sum()))

@@ -1,4 +1,4 @@
-"""Image-level figures: how often the verdict, good or defect, is right."""
+"""Image-level metrics: how often the verdict, good or defect, is right."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +11,21 @@ from flawmask.evaluation.uncertainty import Groups, wilson
 from flawmask.good_names import GOOD
 
 COMPOSITE_WEIGHTS = {"accuracy": 0.3, "precision": 0.2, "recall": 0.3, "f1_score": 0.2}
-"""What the composite score is made of."""
+"""The weights of the composite score."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One image, judged.
+class EvaluatedImage:
+    """The truth and the verdict of an image.
 
     Attributes:
         file_name: its name in the data set.
-        defect_type: `good`, or the type of defect: the class of the largest one where the data set does not say.
-        truth: whether it has a defect.
+        defect_type: `good` or the type of the defect. Where the data set names no type, it is the class of the largest
+            defect.
+        truth: whether the image has a defect.
         verdict: whether it was rejected.
-        score: the highest score of a defect instance on it, 0 where there is none.
-        group: what it shares with other images of the same part; None where nothing is known of groups.
+        score: the highest score of a predicted defect; 0 where there is none.
+        group: the name of the group of images that show the same part; None where groups are unknown.
     """
 
     file_name: str
@@ -43,15 +44,15 @@ class Judged:
 
 
 def ratio(part: float, whole: float) -> float | None:
-    """Return part / whole; None where there is nothing to divide by."""
+    """Return part / whole; None where `whole` is 0."""
     return part / whole if whole else None
 
 
 def rates(tp: float, fp: float, fn: float, tn: float) -> dict[str, float | None]:
-    """Return the image-level ratios of a confusion matrix, defect being positive; None where one is undefined.
+    """Return the image-level ratios of a confusion matrix, with defect as the positive class.
 
-    Keys: accuracy, precision, recall, f1_score, defect_detection_rate (the recall, by its name on the line) and
-    composite_score = 0.3 accuracy + 0.2 precision + 0.3 recall + 0.2 F1. All lie between 0 and 1.
+    Keys: accuracy, precision, recall, f1_score, defect_detection_rate (another name of the recall) and composite_score
+    = 0.3 accuracy + 0.2 precision + 0.3 recall + 0.2 F1. Values lie between 0 and 1; undefined ones are None.
     """
     figures = {
         "accuracy": ratio(tp + tn, tp + fp + fn + tn),
@@ -60,19 +61,18 @@ def rates(tp: float, fp: float, fn: float, tn: float) -> dict[str, float | None]
         "f1_score": ratio(2 * tp, 2 * tp + fp + fn),
     }
     parts = [(weight, figures[name]) for name, weight in COMPOSITE_WEIGHTS.items()]
-    known = [weight * value for weight, value in parts if value is not None]
-    composite = sum(known) if len(known) == len(parts) else None
+    defined = [weight * value for weight, value in parts if value is not None]
+    composite = sum(defined) if len(defined) == len(parts) else None
     return {**figures, "defect_detection_rate": figures["recall"], "composite_score": composite}
 
 
-def recall_by_type(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
-    """Return what is found of each defect type, by its name, as `metrics.json` has it.
+def recall_by_type(evaluated: Sequence[EvaluatedImage]) -> dict[str, dict[str, Any]]:
+    """Return the recall of each defect type, by its name, in the form of `metrics.json`.
 
-    The keys of each are `images`, how many there are; `found`, how many of them were rejected; `recall`, 0 to 1;
-    `interval`, the 95 % interval of that (Wilson, JASA 1927); and `groups`, of how many groups they are, where these
-    are known.
+    Each has the keys `images`, the number of images; `found`, the number of rejected ones; `recall`, 0 to 1;
+    `interval`, its 95 % interval (Wilson, JASA 1927); and, where groups are known, `groups`, their number.
     """
-    defective = [one for one in judged if one.truth and one.defect_type != GOOD]
+    defective = [one for one in evaluated if one.truth and one.defect_type != GOOD]
     table = {}
     for name in sorted({one.defect_type for one in defective}):
         of_type = [one for one in defective if one.defect_type == name]
@@ -87,7 +87,7 @@ def recall_by_type(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def groups_of(judged: Sequence[Judged]) -> Groups | None:
-    """Return the number of each image's group, (N,); None where nothing is known of groups."""
-    names = [one.group for one in judged if one.group is not None]
+def groups_of(evaluated: Sequence[EvaluatedImage]) -> Groups | None:
+    """Return the number of each image's group, (N,); None where groups are unknown."""
+    names = [one.group for one in evaluated if one.group is not None]
     return by_group.numbered(names) if names else None

@@ -1,1 +1,1 @@
-"""From an image to the defects on it."""
+"""Inference: from an image to the defects on it."""

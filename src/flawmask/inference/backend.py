@@ -1,4 +1,4 @@
-"""What runs a network, whatever with: all that the stages know of it."""
+"""The interface of a backend, which runs a network. The stages know nothing else of PyTorch or another runtime."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ Image = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Resized:
-    """An image as the network sees it.
+    """An image at the size of the network's input.
 
     Attributes:
-        pixels: (rows, columns, 3) uint8 RGB, of the size that `ModelSpec.resized` says.
-        height: the image's as it was read.
-        width: the image's as it was read.
+        pixels: (rows, columns, 3) uint8 RGB, of the size that `ModelSpec.resized` returns.
+        height: the height of the original image.
+        width: the width of the original image.
     """
 
     pixels: Image
@@ -32,12 +32,12 @@ class Resized:
 
 
 class Backend(Protocol):
-    """A network and what computes it: PyTorch, or another runtime.
+    """A network and the runtime that computes it: PyTorch, or another one.
 
     Attributes:
-        spec: what the network was built from.
-        batch_size: how many images it takes at once where nothing else is asked for, 1 or more.
-        uses_cores: whether it computes on the cores on which threads read images and make masks.
+        spec: the specification of the network.
+        batch_size: the default batch size, 1 or more.
+        uses_cores: whether the network runs on the CPU cores that threads need to read images and to make masks.
     """
 
     spec: ModelSpec
@@ -45,23 +45,23 @@ class Backend(Protocol):
     uses_cores: bool
 
     def infer(self, batch: Sequence[Resized], /) -> list[RawDetections]:
-        """Return what the network finds on each image. One thread calls it at a time.
+        """Return the detections of each image. Only one thread may call it at a time.
 
         Args:
-            batch: at least one image, all with the same `ModelSpec.padded`: one among larger ones would be padded more
-                than it is alone, which gives other results.
+            batch: at least one image, all of the same padded size (`ModelSpec.padded`). An image among larger ones
+                would be padded more than alone, which changes its results.
 
         Raises:
-            ValueError: an image would be padded more than alone.
+            ValueError: the padded sizes differ.
         """
         ...
 
 
 def resized(pixels: Image, spec: ModelSpec) -> Resized:
-    """Return the image, (height, width, 3) uint8 RGB, at the size at which the network sees it.
+    """Return the image, (height, width, 3) uint8 RGB, at the size of the network's input.
 
     Raises:
-        ValueError: the array is of another shape or type.
+        ValueError: the array has another shape or type.
     """
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"an image is (height, width, 3) uint8 RGB, not {pixels.shape} {pixels.dtype}")
@@ -70,29 +70,29 @@ def resized(pixels: Image, spec: ModelSpec) -> Resized:
 
 
 def check_padding(batch: Sequence[Resized], spec: ModelSpec) -> None:
-    """Refuse a batch in which an image would be padded more than alone.
+    """Refuse a batch with images of different padded sizes: the smaller ones would be padded more than alone.
 
     Raises:
-        ValueError: there is one.
+        ValueError: the padded sizes differ.
     """
-    one, *others = (spec.padded(image.height, image.width) for image in batch)
+    first, *others = (spec.padded(image.height, image.width) for image in batch)
     for other in others:
-        if other != one:
-            raise ValueError(f"images of one batch are of one size once they are padded, not {one} and {other}")
+        if other != first:
+            raise ValueError(f"images of one batch need one padded size, not {first} and {other}")
 
 
 def detect(backend: Backend, pixels: Image) -> Prediction:
-    """Return what is found on one image, (height, width, 3) uint8 RGB.
+    """Return the prediction for one image, (height, width, 3) uint8 RGB.
 
     Raises:
-        ValueError: the array is of another shape or type.
+        ValueError: the array has another shape or type.
     """
-    (found,) = backend.infer([resized(pixels, backend.spec)])
-    return post_process(found, backend.spec.classes, *pixels.shape[:2])
+    (detections,) = backend.infer([resized(pixels, backend.spec)])
+    return post_process(detections, backend.spec.classes, *pixels.shape[:2])
 
 
 def check_classes(spec: ModelSpec, class_names: Sequence[str], where: Path) -> None:
-    """Refuse a model and a data set that do not speak of the same classes.
+    """Refuse a model and a data set whose class names differ.
 
     Raises:
         FlawmaskError: the names differ.

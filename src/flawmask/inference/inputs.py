@@ -1,4 +1,4 @@
-"""Which images `predict` is pointed at: files, folders and patterns; and what lies there and is none."""
+"""The images that `predict` finds in files, folders and patterns, and the other files there."""
 
 import glob
 import os
@@ -12,19 +12,19 @@ from flawmask.errors import FlawmaskError
 from flawmask.files import is_junk, real_path, walk
 from flawmask.tally import Tally
 
-_TYPES = MimeTypes()  # Python's own table: what the machine adds to it differs from one to the next
+_TYPES = MimeTypes()  # Python's own table, without the additions of the machine, which differ between machines
 
 
 @dataclass
 class Inputs:
-    """What files, folders and patterns lead to.
+    """The files that the inputs lead to.
 
     Attributes:
-        images: the images, each once, in the order named, folders sorted.
-        not_predicted: what else lies there, with the reason: files in formats that are not read, and such as a person
-            would not take for an image either, texts for example. Hidden files, thumbnails and the like are left aside.
-        tally: the images that were found; those above are used as far as one can tell before they are read. A text is
-            no image that was found.
+        images: the images without duplicates, in the order of the inputs; the files of a folder are sorted.
+        not_predicted: the other files, each with the reason: images in unknown formats, and files that are no images,
+            such as texts. Hidden files, thumbnails and the like are ignored.
+        tally: the number of images used and not used, as far as this is known before they are read. Files that are no
+            images do not count.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -33,34 +33,34 @@ class Inputs:
 
 
 def find_images(inputs: tuple[str, ...], output: Path) -> Inputs:
-    """Return what files, folders and patterns lead to.
+    """Return the files that the inputs lead to.
 
-    A file named outright is an image, whatever its suffix. A name that is there is that file or folder, even where it
-    has the signs of a pattern, and so is each folder of a pattern.
+    A file that is named itself counts as an image, whatever its suffix. A name with characters of a pattern, such as
+    `[1]`, is taken literally if such a file or folder exists. The same holds for each folder in a pattern.
 
     Args:
-        inputs: as on the command line.
-        output: where the results go; the pictures that an earlier run left there are none to be predicted.
+        inputs: files, folders and patterns, as on the command line.
+        output: the folder for the results. Pictures of an earlier run in it are no inputs.
 
     Raises:
-        FlawmaskError: one of them leads to no image, or to where the results go.
+        FlawmaskError: an input leads to no image, or lies in the folder for the results.
         OSError: a folder cannot be opened.
     """
-    found: dict[Path, str | None] = {}
+    reasons: dict[Path, str | None] = {}
     results = real_path(output)
     for text in inputs:
         real = real_path(Path(text))
         if real.exists() and results in (real, *real.parents):
-            raise FlawmaskError(f"--input {text} lies in {output}, which is replaced: name another folder by --output")
+            raise FlawmaskError(f"--input {text} lies in {output}, which is replaced: name another --output_dir")
         paths = {path: reason for path, reason in _expand(text) if results not in real_path(path).parents}
         if None not in paths.values():
             raise FlawmaskError(_no_image(text, paths))
-        # A file that was named is an image, even where a folder or a pattern leads to it too.
-        found |= {path: reason for path, reason in paths.items() if reason is None or path not in found}
-    if not found:
+        # A file that is named itself stays an image, even if a folder or a pattern leads to it, too.
+        reasons |= {path: reason for path, reason in paths.items() if reason is None or path not in reasons}
+    if not reasons:
         raise FlawmaskError("--input names no image: give it files, folders or patterns")
     result = Inputs()
-    for path, reason in found.items():
+    for path, reason in reasons.items():
         if reason is None:
             result.images.append(path)
             continue
@@ -71,14 +71,14 @@ def find_images(inputs: tuple[str, ...], output: Path) -> Inputs:
     return result
 
 
-def _no_image(text: str, left: dict[Path, str | None]) -> str:
-    """Return the message for an input that leads to no image, with the first of what it leads to."""
-    example = next((f"; {path.as_posix()}: {reason}" for path, reason in left.items()), "")
+def _no_image(text: str, others: dict[Path, str | None]) -> str:
+    """Return the message for an input that leads to no image, with one of the other files as an example."""
+    example = next((f"; {path.as_posix()}: {reason}" for path, reason in others.items()), "")
     return f"--input {text}: there is no such file, or no image ({_formats()}) there{example}"
 
 
 def _expand(text: str) -> Iterator[tuple[Path, str | None]]:
-    """Yield what a text of the command line names, with the reason why it is no image, None where it is one."""
+    """Yield the files of an input, each with the reason why it is no image; None for an image."""
     path = Path(text)
     if path.is_file():
         yield path, None
@@ -91,24 +91,24 @@ def _expand(text: str) -> Iterator[tuple[Path, str | None]]:
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """Return what a pattern leads to, sorted; a part of it that is there by its very name stands for itself."""
-    found = [Path()]
+    """Return the files and folders that match a pattern, sorted. A part of it that exists is taken literally."""
+    paths = [Path()]
     for part in pattern.parts:
-        found = [one for base in found if base.is_dir() for one in _step(base, part)]
-    return sorted(set(found))
+        paths = [one for base in paths if base.is_dir() for one in _step(base, part)]
+    return sorted(set(paths))
 
 
 def _step(base: Path, part: str) -> list[Path]:
     if os.path.lexists(base / part):
         return [base / part]
-    # Not Path.glob, which finds hidden files too.
-    found = [Path(one) for one in glob.glob(str(Path(glob.escape(str(base)), part)), recursive=True)]  # noqa: PTH207
-    is_asked = is_junk(part)
-    return [one for one in found if is_asked or not any(map(is_junk, one.relative_to(base).parts))]
+    # Path.glob would also find hidden files.
+    paths = [Path(one) for one in glob.glob(str(Path(glob.escape(str(base)), part)), recursive=True)]  # noqa: PTH207
+    wants_hidden = is_junk(part)
+    return [one for one in paths if wants_hidden or not any(map(is_junk, one.relative_to(base).parts))]
 
 
 def _reason(path: Path) -> str | None:
-    """Return why a file that nobody named is no image, None where it is one."""
+    """Return why a file in a folder or from a pattern is no image; None for an image."""
     if images.is_readable(path):
         return None
     if not _may_be_image(path):
@@ -121,15 +121,17 @@ def _formats() -> str:
 
 
 def _may_be_image(path: Path) -> bool:
-    """Return whether a person might take the file for an image: its suffix says so, or nobody knows the suffix and it
-    holds no text."""
+    """Return whether the file may be an image in an unknown format.
+
+    Its suffix is that of an image or a similar type; or the suffix is unknown and the file holds no text.
+    """
     kind, packed = _TYPES.guess_type(f"file{path.suffix.lower()}", strict=False)
     if kind is not None or packed is not None:
         return (kind or "").startswith(("image/", "video/", "application/dicom", "application/octet-stream"))
-    if not path.is_file():  # a pipe, which hangs who opens it
+    if not path.is_file():  # a pipe, say: opening it would hang
         return True
     try:
         with path.open("rb") as file:
-            return b"\0" in file.read(1024)  # as in no text but UTF-16
+            return b"\0" in file.read(1024)  # texts have no zero bytes, except in UTF-16
     except OSError:
         return True

@@ -1,4 +1,4 @@
-"""Pictures of what was found, at a size at which they can be looked at."""
+"""Pictures of predictions, at a size that suits a screen."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 Image = npt.NDArray[np.uint8]
 
 SHORTEST_SIDE, LONGEST_SIDE = 400, 1600
-"""In pixels: pictures are enlarged until text on them can be read, and shrunk to what a screen can show."""
+"""In pixels. Small pictures are enlarged so that text on them is readable; large ones are shrunk to fit a screen."""
 
 
 def viewing_size(image: Image, panels: int = 1) -> tuple[int, int]:
-    """Return the width and height in pixels that an image is drawn at, its proportions kept.
+    """Return the width and height in pixels at which to draw an image. They keep its proportions.
 
     Args:
         image: (height, width, 3) uint8 RGB.
-        panels: how many of them stand side by side on a picture.
+        panels: how many images stand side by side in the picture.
     """
     height, width = image.shape[:2]
     longest = LONGEST_SIDE // panels - 20  # room for the title above and the gap between
@@ -45,15 +45,15 @@ def viewing_size(image: Image, panels: int = 1) -> tuple[int, int]:
 
 
 def draw_instances(image: Image, instances: "Sequence[Instance]", colour: Colour, size: tuple[int, int]) -> Image:
-    """Return the image, (height, width, 3) uint8 RGB at the size asked for, with each instance outlined.
+    """Return the image with each instance outlined, and tagged with class and score where there is room.
 
-    Each is tagged with class and score where there is room.
+    The result is (height, width, 3) uint8 RGB of the given size.
 
     Args:
         image: (height, width, 3) uint8 RGB.
-        instances: what was found on it, the highest score first.
+        instances: the predicted instances, the highest score first.
         colour: RGB of outlines and tags.
-        size: the width and height in pixels to draw at, of the image's proportions.
+        size: the width and height in pixels to draw at, with the image's proportions.
     """
     scale = size[0] / image.shape[1]
     drawn = fit(image, *size)
@@ -62,11 +62,11 @@ def draw_instances(image: Image, instances: "Sequence[Instance]", colour: Colour
     corners = [(round(one.box[0] * scale), round(one.box[1] * scale)) for one in instances]
     texts = [first_writable(f"{one.label} {one.score:.2f}", f"{one.score:.2f}") for one in instances]
     labels = [(text, x, y) for text, (x, y) in zip(texts, corners, strict=True)]
-    return box_labels(drawn, labels, colour)  # last, so that no outline runs over one
+    return box_labels(drawn, labels, colour)  # tags come last, so that no outline covers one
 
 
 def _mask_at(instance: "Instance", shape: tuple[int, int], size: tuple[int, int]) -> Mask:
-    """Return the instance's mask at the size that its image is drawn at."""
+    """Return the instance's mask at the size at which its image is drawn."""
     if size[0] >= shape[1]:
         return fit_mask(instance.mask, *size)
     if not instance.area:
@@ -75,22 +75,23 @@ def _mask_at(instance: "Instance", shape: tuple[int, int], size: tuple[int, int]
 
 
 def truth_beside_prediction(
-    split: CocoSplit, image: Record, pixels: Image, found: "Sequence[Instance]", captions: tuple[str, str]
+    split: CocoSplit, image: Record, pixels: Image, predicted: "Sequence[Instance]", captions: tuple[str, str]
 ) -> Image:
-    """Return what a person marked on an image beside what was found on it, each under its caption: (height, width, 3)
-    uint8 RGB.
+    """Return a picture of an image with its true defects beside one with its predicted defects, each with a caption.
+
+    The result is (height, width, 3) uint8 RGB.
 
     Args:
-        split: where the image is from.
-        image: its record.
+        split: the split of the image.
+        image: the image's record.
         pixels: (height, width, 3) uint8 RGB.
-        found: the instances to draw, the highest score first.
-        captions: of the left and of the right picture.
+        predicted: the predicted instances to draw, the highest score first.
+        captions: for the left and the right picture.
     """
     size = viewing_size(pixels, panels=2)
     left = fit(pixels, *size)
     height, width = pixels.shape[:2]
     for mask in instance_masks(split.defects(image), height, width, str(split.image_path(image))):
         left = outline(left, fit_mask(mask, *size), TRUTH)
-    right = draw_instances(pixels, found, PREDICTION, size)
+    right = draw_instances(pixels, predicted, PREDICTION, size)
     return side_by_side(title_bar(left, captions[0]), title_bar(right, captions[1]))

@@ -1,14 +1,14 @@
-"""Predictions as labelling tools open them, so that a person corrects them instead of drawing from nothing.
+"""Write predictions as labels for labelling tools. A person corrects them there, instead of drawing each defect.
 
-- COCO's object detection (https://cocodataset.org/#format-data), which CVAT (`COCO 1.0`), Roboflow and FiftyOne take.
+- COCO's object detection (https://cocodataset.org/#format-data), which CVAT (`COCO 1.0`), Roboflow and FiftyOne read.
 - CVAT's XML for images 1.1 (https://docs.cvat.ai/docs/other/xml_format).
 - Label Studio's tasks with predictions (https://labelstud.io/guide/predictions), for a labelling interface with
   `<Image name="image" value="$image"/>` and `<PolygonLabels name="polygon">`, `<BrushLabels name="brush">` or
   `<RectangleLabels name="rectangle">`, each `toName="image"`.
 
 Polygons are simplified with Douglas and Peucker's algorithm ("Algorithms for the reduction of the number of points
-required to represent a digitized line or its caricature", 1973): no corner of an outline is farther from its polygon
-than the tolerance. What has a hole, which a polygon has not, is written as a mask.
+required to represent a digitized line or its caricature", 1973): no corner of a mask's outline is farther from the
+polygon than the tolerance. A mask with a hole is written as a mask, because a polygon has no hole.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,30 +35,31 @@ def write(folder: Path, tool: Tool, records: Sequence[Record], classes: Sequence
     """Write the predictions of all images for a tool, and return the file.
 
     Args:
-        folder: where it goes: `preannotations.json`, or `preannotations.xml` for CVAT.
-        tool: what is to open it.
-        records: those of `predictions.json`; images that could not be read are left out.
+        folder: the folder for `preannotations.json`, or `preannotations.xml` for CVAT.
+        tool: the labelling tool.
+        records: the records of `predictions.json`. Images that could not be read are left out.
         classes: the names of the network's classes.
-        tolerance: how far polygons may be from the outlines, in pixels; 0 keeps every corner.
+        tolerance: the largest distance of a polygon from its mask, in pixels; 0 keeps every corner.
     """
-    read = [record for record in records if "error" not in record]
+    readable = [record for record in records if "error" not in record]
     path = folder / f"preannotations.{'xml' if tool == 'cvat' else 'json'}"
     if tool == "cvat":
-        write_bytes(path, cvat.document(_for_cvat(read, tolerance)))
+        write_bytes(path, cvat.document(_for_cvat(readable, tolerance)))
+    elif tool == "coco":
+        write_json(path, _for_coco(readable, classes, tolerance))
     else:
-        made = _for_coco(read, classes, tolerance) if tool == "coco" else list(_for_label_studio(read, tolerance))
-        write_json(path, made)
+        write_json(path, list(_for_label_studio(readable, tolerance)))
     return path
 
 
 def simplified(mask: Mask, tolerance: float) -> Polygons | None:
-    """Return the outline of a (height, width) mask as COCO polygons, simplified; None where it has a hole.
+    """Return the outline of a mask as simplified COCO polygons; None where the mask has a hole.
 
-    A piece of which no more than a line would be left keeps all its corners.
+    A piece keeps all its corners if it would become a mere line.
 
     Args:
-        mask: bool, with a pixel at least.
-        tolerance: how far a corner may be from the polygon, in pixels.
+        mask: (height, width) bool, with at least one pixel.
+        tolerance: the largest distance of a corner from the polygon, in pixels.
     """
     rings = masks.to_polygons(mask)
     if rings is None:
@@ -72,8 +73,8 @@ def simplified(mask: Mask, tolerance: float) -> Polygons | None:
     return simple
 
 
-def _outline(instance: Mapping[str, Any]) -> Mask | None:
-    """Return the instance's mask; None of a network that finds boxes, and where a box is too small to hold a pixel."""
+def _mask(instance: Mapping[str, Any]) -> Mask | None:
+    """Return the instance's mask; None where the network predicts no masks, and for a mask without a pixel."""
     rle = instance["segmentation"]
     return masks.decode(rle, *rle["size"]) if rle is not None and instance["area"] else None
 
@@ -86,7 +87,7 @@ def _for_coco(records: Sequence[Record], classes: Sequence[str], tolerance: floa
         name = Path(record["file"]).name
         images.append({"id": image_id, "file_name": name, "width": record["width"], "height": record["height"]})
         for instance in record["instances"]:
-            mask = _outline(instance)
+            mask = _mask(instance)
             polygons = None if mask is None else simplified(mask, tolerance)
             annotations.append(
                 {
@@ -109,7 +110,7 @@ def _for_cvat(records: Sequence[Record], tolerance: float) -> Iterator[tuple[Rec
         shapes = []
         for group, instance in enumerate(record["instances"], start=1):
             common = {"label": instance["class"], "source": "auto", "occluded": 0, "z_order": 0}
-            mask = _outline(instance)
+            mask = _mask(instance)
             rings = None if mask is None else simplified(mask, tolerance)
             if mask is None:
                 x, y, across, down = instance["box"]
@@ -146,16 +147,16 @@ def _for_label_studio(records: Sequence[Record], tolerance: float) -> Iterator[d
             for number, instance in enumerate(record["instances"])
             for piece, (control, value) in enumerate(_values(instance, record, tolerance))
         ]
-        # What a local storage of Label Studio calls a file: https://labelstud.io/guide/storage#Local-storage
+        # The address of a file in Label Studio's local storage: https://labelstud.io/guide/storage#Local-storage
         image = f"/data/local-files/?d={quote(record['file'].lstrip('/'))}"
         prediction = {"model_version": "flawmask", "score": record["score"], "result": results}
         yield {"data": {"image": image}, "predictions": [prediction]}
 
 
 def _values(instance: Mapping[str, Any], record: Record, tolerance: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the tool of Label Studio's that draws an instance, and what it draws, for each of its pieces."""
+    """Yield, for each piece of an instance, the name of Label Studio's control and its value."""
     across, down = 100 / record["width"], 100 / record["height"]
-    mask = _outline(instance)
+    mask = _mask(instance)
     rings = None if mask is None else simplified(mask, tolerance)
     if mask is None:
         x, y, width, height = instance["box"]

@@ -1,4 +1,4 @@
-"""Find the defects on images that nobody labelled, and write them down."""
+"""`predict`: find the defects on unlabelled images, and write the predictions."""
 
 import logging
 from contextlib import closing
@@ -21,7 +21,7 @@ from flawmask.inference.config import PredictConfig
 from flawmask.inference.inputs import find_images
 from flawmask.inference.overlay import draw_instances, viewing_size
 from flawmask.inference.predictor import load
-from flawmask.inference.stream import Seen, judge_all
+from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.masks import Mask
 from flawmask.prediction import post_process
 from flawmask.progress import track
@@ -34,24 +34,24 @@ ENTRIES = (
     *("predictions.json", "predictions.csv", "overlays", "masks"),
     *("preannotations.json", "preannotations.xml"),
 )
-LISTED = 20
-"""So many files that were not predicted are named on the console; `predictions.json` has them all."""
+MAX_LISTED = 20
+"""The most files without a prediction that are named on the console. `predictions.json` names all of them."""
 BLACK = 3
-"""Of an image of more than 8 bits no more than this is left of 255 where its range of grey is read wrong: of a black
-picture there is no verdict."""
+"""An image of more than 8 bits whose highest value becomes at most this, of 255, counts as black. Its range of grey was
+read wrong, and it gets no verdict."""
 COLUMNS = ("file", "verdict", "score", "instances", "defect_area_px", "defect_area_percent")
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What `predict` found.
+    """The result of `predict`.
 
     Attributes:
-        output: where `predictions.json`, `predictions.csv`, `overlays/` and perhaps `masks/` are.
+        output: the folder with `predictions.json`, `predictions.csv`, `overlays/` and perhaps `masks/`.
         defective: the files with a defect.
-        good: the files without.
+        good: the files without a defect.
         unreadable: the files that could not be read, each with the reason.
-        not_predicted: what else lies in the folders that were named, each with the reason.
+        not_predicted: the other files in the input folders, each with the reason.
     """
 
     output: Path
@@ -62,49 +62,49 @@ class Predicted:
 
 
 def predict(config: PredictConfig) -> Predicted:
-    """Find the defects on all images named and write the results.
+    """Find the defects on all input images and write the results.
 
-    A file that cannot be read is listed, and the others go on. So is what lies in a folder and is not predicted.
+    Files that cannot be read, and files in folders that are not predicted, are listed with the reason.
 
     Raises:
-        FlawmaskError: there is no image at all, the checkpoint or the region of interest cannot be used, or the
-            output folder holds something else. Nothing is written then.
-        UnusedError: `strict` is on, and an image was found that is not predicted or cannot be read. The same holds.
+        FlawmaskError: there is no image at all; the checkpoint or the region of interest cannot be used; or the output
+            folder holds something else. Nothing is written then.
+        UnusedError: `strict` is on, and an image is not predicted or cannot be read. Nothing is written then.
     """
-    check_output_folder(config.output, "predictions.json", overwrite=True, what="prediction", entries=ENTRIES)
-    inputs = find_images(config.input, config.output)
+    check_output_folder(config.output_dir, "predictions.json", overwrite=True, what="prediction", entries=ENTRIES)
+    inputs = find_images(config.input, config.output_dir)
     paths, tally = inputs.images, inputs.tally
     where = config.input[0] if len(config.input) == 1 else "--input"
-    _list(inputs.not_predicted)
+    _list_others(inputs.not_predicted)
     if config.strict:
         warn_of_unused([tally], where, strict=True)
     region = _read_region(config.roi) if config.roi else None
     backend = load(config.model, config)
     require(
         backend.spec.has_masks or not config.save_masks,
-        f"--save_masks: {backend.spec.arch} finds boxes and outlines nothing",
+        f"--save_masks: {backend.spec.arch} predicts boxes and no masks",
     )
     conf = threshold.of(config.conf, config.model, config.min_area).value
     levels = backend.spec.intensity
     if config.intensity is not None:
         levels = intensity.of_images(config.intensity, paths, "--input")
     records: list[dict[str, Any]] = []
-    with atomic_folder(config.output) as folder:
+    with atomic_folder(config.output_dir) as folder:
         for name in ("overlays", "masks") if config.save_masks else ("overlays",):
             (folder / name).mkdir()
         job = _Job(config, backend.spec.classes, conf, region, folder, _unique_names(paths), levels)
-        judged = judge_all(backend, paths, job.read, job.write, config.inference_batch_size)
-        with closing(judged):
-            for record in track(judged, "predicting", total=len(paths)):
+        written = predict_all(backend, paths, job.read, job.write, config.inference_batch_size)
+        with closing(written):
+            for record in track(written, "predicting", total=len(paths)):
                 if "error" in record:
                     log.error("%s", record["error"])
                     tally.leave_out(record["file"], "unreadable")
                 records.append(record)
         tally.used = sum("error" not in record for record in records)
         warn_of_unused([tally], where, strict=config.strict)
-        left = [{"file": path.as_posix(), "reason": reason} for path, reason in inputs.not_predicted.items()]
-        said = {"conf": conf, "min_area": config.min_area, "tally": tallies_to_dict([tally])}
-        write_json(folder / "predictions.json", {**said, "images": records, "not_predicted": left})
+        others = [{"file": path.as_posix(), "reason": reason} for path, reason in inputs.not_predicted.items()]
+        content = {"conf": conf, "min_area": config.min_area, "tally": tallies_to_dict([tally])}
+        write_json(folder / "predictions.json", {**content, "images": records, "not_predicted": others})
         _write_table(folder / "predictions.csv", records)
         if config.preannotations is not None:
             classes = backend.spec.classes
@@ -119,32 +119,32 @@ def predict(config: PredictConfig) -> Predicted:
         len(defective),
         len(good),
         len(unreadable),
-        config.output,
+        config.output_dir,
     )
     _warn_of_outside(job)
-    return Predicted(config.output, defective, good, unreadable, inputs.not_predicted)
+    return Predicted(config.output_dir, defective, good, unreadable, inputs.not_predicted)
 
 
-def _list(not_predicted: dict[Path, str]) -> None:
-    for path, reason in list(not_predicted.items())[:LISTED]:
+def _list_others(not_predicted: dict[Path, str]) -> None:
+    for path, reason in list(not_predicted.items())[:MAX_LISTED]:
         log.warning("%s: not predicted: %s", path.as_posix(), reason)
-    if len(not_predicted) > LISTED:
-        log.warning("%d more were not predicted: predictions.json names them", len(not_predicted) - LISTED)
+    if len(not_predicted) > MAX_LISTED:
+        log.warning("%d more were not predicted: predictions.json names them", len(not_predicted) - MAX_LISTED)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What is done for each image before and after the network, by several threads at once.
+    """The work for each image before and after the network. Several threads do it.
 
     Attributes:
-        config: the stage's.
-        classes: the network's.
+        config: the settings of the stage.
+        classes: the class names of the network.
         conf: the verdict's threshold.
-        region: (height, width) bool, where defects count; None for everywhere.
+        region: the region of interest, (height, width) bool; None for the whole image.
         folder: where the results go.
-        names: of each image's pictures.
-        levels: what becomes black and white, of values of more than 8 bits.
-        outside: how images lie outside the levels, those of them that do.
+        names: the name of the pictures for each image.
+        levels: the values that become black and white in images of more than 8 bits.
+        outside: the images with a grey range that does not fit `levels`, and how they differ.
     """
 
     config: PredictConfig
@@ -169,19 +169,19 @@ class _Job:
             )
         return shown
 
-    def write(self, path: Path, seen: Seen | FlawmaskError) -> dict[str, Any]:
+    def write(self, path: Path, output: NetworkOutput | FlawmaskError) -> dict[str, Any]:
         """Write the pictures of an image and return its record."""
-        if isinstance(seen, FlawmaskError):
-            return {"file": path.as_posix(), "error": str(seen)}
-        prediction = post_process(seen.found, self.classes, *seen.pixels.shape[:2])
+        if isinstance(output, FlawmaskError):
+            return {"file": path.as_posix(), "error": str(output)}
+        prediction = post_process(output.detections, self.classes, *output.pixels.shape[:2])
         if self.region is not None:
             prediction = prediction.within(self.region)
         limits = (self.conf, self.config.min_area)
         record: dict[str, Any] = {"file": path.as_posix(), **prediction.to_dict(*limits)}
-        said = f"{record['verdict']} ({record['score']:.2f})"
-        caption = first_writable(f"{path.name}: {said}", said)
-        size = viewing_size(seen.pixels)
-        picture = title_bar(draw_instances(seen.pixels, prediction.defects(*limits), PREDICTION, size), caption)
+        verdict = f"{record['verdict']} ({record['score']:.2f})"
+        caption = first_writable(f"{path.name}: {verdict}", verdict)
+        size = viewing_size(output.pixels)
+        picture = title_bar(draw_instances(output.pixels, prediction.defects(*limits), PREDICTION, size), caption)
         record["overlay"] = f"overlays/{self.names[path]}"
         (self.folder / record["overlay"]).write_bytes(images.encode_png(picture))
         if self.config.save_masks:
@@ -192,7 +192,7 @@ class _Job:
 
 
 def _warn_of_outside(job: _Job) -> None:
-    """Warn of images whose range of grey is another than the one that they were read with."""
+    """Warn of images whose grey range does not fit the range with which they were read."""
     if not job.outside:
         return
     first = min(job.outside)
@@ -215,14 +215,14 @@ def _read_region(path: Path) -> Mask:
 
 
 def _check_size(pixels: images.Pixels, region: Mask | None, path: Path, config: PredictConfig) -> None:
-    """Refuse an image that the region of interest was not drawn for."""
+    """Refuse an image whose size differs from the size of the region of interest."""
     if region is not None and region.shape != pixels.shape[:2]:
         sizes = [f"{width}x{height}" for height, width in (pixels.shape[:2], region.shape)]
         raise FlawmaskError(f"{path} is {sizes[0]} but {config.roi} is {sizes[1]}: draw the region at the images' size")
 
 
 def _unique_names(paths: list[Path]) -> dict[Path, str]:
-    """Return a PNG name for each image that no other has, not even one that differs in case only."""
+    """Return a unique PNG name for each image. Names that differ only in case count as equal."""
     taken: set[str] = set()
     names = {}
     for path in paths:
@@ -235,7 +235,7 @@ def _unique_names(paths: list[Path]) -> dict[Path, str]:
 
 
 def _write_table(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write a line per image; one that could not be read has the verdict `unreadable`."""
+    """Write a line for each image. An image that could not be read has the verdict `unreadable`."""
     rows = []
     for record in records:
         if "error" in record:

@@ -1,4 +1,4 @@
-"""An image in, what is wrong with it out: a file, an array, a tensor, or a picture of Pillow's; one, or any number."""
+"""`Predictor`: predict images from Python. An image is a file, an array, a tensor or a Pillow image."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -12,13 +12,13 @@ from flawmask.images import Colour, Source
 from flawmask.inference import threshold as thresholds
 from flawmask.inference.backend import Backend, Image, detect
 from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR, InferenceSettings
-from flawmask.inference.stream import Seen, judge_all
+from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.prediction import Prediction, post_process
 from flawmask.settings import Precision
 
 
 class Predictor:
-    """A trained network that says what is wrong with an image.
+    """A trained network that finds the defects on images.
 
     >>> predictor = Predictor("best.pt", threshold="auto")                     # doctest: +SKIP
     >>> predictor("part.png").is_defect                                        # doctest: +SKIP
@@ -27,10 +27,10 @@ class Predictor:
     ...     print(prediction.labels, prediction.scores)
 
     Attributes:
-        backend: what runs the network.
-        spec: what the network was built from: its classes, among others.
-        conf: the threshold of its predictions' verdicts, 0 to 1.
-        min_area: how many pixels a defect must cover to count in them.
+        backend: runs the network.
+        spec: the specification of the network; its classes, for example.
+        conf: the threshold of the verdict, 0 to 1.
+        min_area: the smallest area, in pixels, of a defect that counts for the verdict.
     """
 
     def __init__(
@@ -49,15 +49,16 @@ class Predictor:
         Args:
             model: `best.pt` or `last.pt` of a run, or a state dict of torchvision's maskrcnn_resnet50_fpn.
             device: `cuda`, `cuda:1`, `mps` or `cpu`; by default the first that is there.
-            threshold: an image is a defect where a defect on it scores at least this much, 0 to 1; `auto`: as
-                `flawmask evaluate --conf auto` chose for this checkpoint.
-            min_area: defects that cover fewer pixels than this do not count.
-            precision: what the layers compute in; boxes and scores are float32 in any case.
-            score_floor: detections that score no more than this are dropped, 0 to 1.
-            max_proposals: regions of an image that the heads look at; never more than the checkpoint says.
+            threshold: an image is rejected where a defect on it has at least this score, 0 to 1. `auto` is the
+                threshold that `flawmask evaluate --conf auto` chose for this checkpoint.
+            min_area: defects with fewer pixels than this do not count.
+            precision: the precision of the layers; boxes and scores are always float32.
+            score_floor: detections with a score up to this are dropped, 0 to 1.
+            max_proposals: RPN proposals kept per image, highest objectness first; never more than the checkpoint's own
+                number.
 
         Raises:
-            FlawmaskError: the file is no checkpoint, the device or the precision is not there, or no threshold was
+            FlawmaskError: the file is no checkpoint; the device or the precision is not available; or no threshold was
                 chosen for this checkpoint and this `min_area`.
         """
         if threshold != "auto" and not 0 <= threshold <= 1:
@@ -71,59 +72,60 @@ class Predictor:
         self.spec = self.backend.spec
 
     def __call__(self, image: Source, *, colour: Colour = "rgb") -> Prediction:
-        """Return what is on one image.
+        """Return the prediction for one image.
 
         Args:
-            image: one of those that `predict` takes.
+            image: an image as `predict` takes it.
             colour: the order of the colours in an array or a tensor.
 
         Raises:
-            ImageError: it cannot be read, or is nothing of this.
+            ImageError: the image cannot be read, or is none of these kinds.
         """
         pixels = images.pixels_of(image, colour, self.spec.intensity)
-        return self._own(detect(self.backend, pixels), pixels)
+        return self._with_limits(detect(self.backend, pixels), pixels)
 
     def predict(
         self, sources: Iterable[Source], *, batch_size: int | None = None, colour: Colour = "rgb"
     ) -> Iterator[Prediction]:
-        """Yield what is on each image, in their order. While the network looks at some, threads read the next.
+        """Yield a prediction for each image, in their order. While the network runs, threads read the next images.
 
-        Images are converted as files are read: grey is repeated, transparency is dropped, 16-bit values become 0 to 255
-        as the checkpoint says (`spec.intensity`). Floats are multiplied by 255 and rounded.
+        Images are converted like files: grey is repeated, transparency is dropped, and 16-bit values become 0 to 255 as
+        in training (`spec.intensity`). Floats are multiplied by 255 and rounded.
 
         Args:
-            sources: images, as many as you like: a list, a generator of a camera's frames, or one alone. Each is a
-                file's path, a picture of Pillow's, an array, (height, width) or (height, width, channels) with 1, 3 or
-                4 of them, or a tensor, (height, width) or (channels, height, width); of uint8, uint16, or floats from 0
-                to 1.
-            batch_size: the most images that pass through the network at once; by default 8 on CUDA and 1 elsewhere.
+            sources: any number of images: a list, a generator of camera frames, or a single image. Each is the path of
+                a file, a Pillow image, an array or a tensor. An array is (height, width) or (height, width, channels),
+                a tensor is (height, width) or (channels, height, width), with 1, 3 or 4 channels. The values are uint8,
+                uint16, or floats from 0 to 1.
+            batch_size: the largest batch; by default 8 on CUDA and 1 elsewhere.
             colour: the order of the colours in arrays and tensors: OpenCV's frames are `bgr`.
 
         Raises:
-            ImageError: one cannot be read, or is nothing of this. Those before it have been yielded.
+            ImageError: an image cannot be read, or is none of these kinds. The predictions before it have been yielded.
         """
 
-        def finish(_: Source, seen: Seen | FlawmaskError) -> Prediction:
-            if isinstance(seen, FlawmaskError):
-                raise seen
-            return self._own(post_process(seen.found, self.spec.classes, *seen.pixels.shape[:2]), seen.pixels)
+        def finish(_: Source, output: NetworkOutput | FlawmaskError) -> Prediction:
+            if isinstance(output, FlawmaskError):
+                raise output
+            prediction = post_process(output.detections, self.spec.classes, *output.pixels.shape[:2])
+            return self._with_limits(prediction, output.pixels)
 
         def read(source: Source) -> Image:
             return images.pixels_of(source, colour, self.spec.intensity)
 
         several = [sources] if images.is_source(sources) else sources
-        with closing(judge_all(self.backend, several, read, finish, batch_size)) as judged:
-            yield from judged
+        with closing(predict_all(self.backend, several, read, finish, batch_size)) as predictions:
+            yield from predictions
 
-    def _own(self, prediction: Prediction, pixels: Image) -> Prediction:
+    def _with_limits(self, prediction: Prediction, pixels: Image) -> Prediction:
         return replace(prediction, conf=self.conf, min_area=self.min_area, image=pixels)
 
 
 def load(model: Path, settings: InferenceSettings) -> Backend:
-    """Return the backend that runs a checkpoint, with the settings of a stage.
+    """Return the backend for a checkpoint, with the settings of a stage.
 
     Raises:
-        FlawmaskError: the file is no checkpoint, or the device or the precision is not there.
+        FlawmaskError: the file is no checkpoint, or the device or the precision is not available.
     """
     from flawmask.inference.torch_backend import TorchBackend
 

@@ -1,4 +1,5 @@
-"""Many images in a row: read ahead by threads, judged in batches by the calling thread, finished by threads again."""
+"""Predict many images: threads read them ahead, the calling thread runs the network in batches, and threads make the
+results."""
 
 import sys
 import time
@@ -20,40 +21,40 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 THREADS = min(4, usable_cores())
-"""How many read, and how many finish, beside a network that computes on the same cores: Pillow, OpenCV and NumPy let go
-of Python's lock while they work."""
+"""The number of threads that read, and of threads that make results, beside a network on the same CPU cores. Threads
+help because Pillow, OpenCV and NumPy release Python's lock while they work."""
 
-MOST_THREADS = 8
-"""However many cores there are: each thread holds an image, and a float32 copy of it while it is resized."""
+MAX_THREADS = 8
+"""The most threads, however many cores there are: each holds an image and, while resizing, a float32 copy of it."""
 
-THREADS_ALONE = max(THREADS, min(MOST_THREADS, cores_of_each_process()))
-"""The same beside a network that leaves them all the cores."""
+THREADS_BESIDE_GPU = max(THREADS, min(MAX_THREADS, cores_of_each_process()))
+"""The number of threads beside a network on a GPU, which leaves them all CPU cores."""
 
-PATIENCE = 5.0
-"""Seconds that are waited for threads that read or finish an image when the others are no longer wanted."""
+SHUTDOWN_TIMEOUT = 5.0
+"""Seconds to wait for running threads when the iterator is closed early."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the network saw on one image.
+class NetworkOutput:
+    """The network's output for one image.
 
     Attributes:
-        pixels: (height, width, 3) uint8 RGB.
-        found: what the backend gave for it.
-        read: seconds from file to pixels, and these resized.
-        network: seconds of its batch, shared out equally.
+        pixels: the image, (height, width, 3) uint8 RGB.
+        detections: the backend's detections.
+        read: seconds to read and resize the image.
+        network: seconds of its batch, divided by the number of images.
     """
 
     pixels: Image
-    found: RawDetections
+    detections: RawDetections
     read: float
     network: float
 
 
 @dataclass(frozen=True)
 class _Read(Generic[T]):
-    """An image as it is and as the network sees it, or why it cannot be judged; what it was read from, the seconds that
-    it took, and the size that the image has in a batch."""
+    """An image that was read: the item that it came from; the image, or the error; the image resized for the network;
+    the seconds that reading took; and its padded size in a batch."""
 
     item: T
     image: Image | FlawmaskError
@@ -62,47 +63,50 @@ class _Read(Generic[T]):
     padded: tuple[int, int] | None
 
 
-def judge_all(
+def predict_all(
     backend: Backend,
     items: Iterable[T],
     read: Callable[[T], Image],
-    finish: Callable[[T, Seen | FlawmaskError], R],
+    finish: Callable[[T, NetworkOutput | FlawmaskError], R],
     batch_size: int | None = None,
 ) -> Generator[R, None, None]:
-    """Yield what `finish` makes of each item, in their order.
+    """Yield the result of `finish` for each item, in their order.
 
-    While the network judges a batch, threads read and resize the images of the next and finish those of the one before.
-    Only images that follow each other and that have one size once they are padded share a batch: so none is padded for
-    another, and results are those of one by one. About three batches of images are held at any time, or three images
-    for each thread where that is more. Close the iterator to stop early.
+    While the network runs on a batch, threads read and resize the next images and finish the previous ones. A batch
+    holds only consecutive images of the same padded size. So no image is padded because of another one, and results do
+    not depend on the batch. About three batches of images are in memory at a time, or three images for each thread if
+    that is more. Close the iterator to stop early.
 
     Args:
-        backend: what runs the network; only the calling thread uses it.
-        items: what the images come from; read in the calling thread.
-        read: an item to (height, width, 3) uint8 RGB. A FlawmaskError is handed to `finish`; any other stops it all.
-        finish: item and what was seen, or why nothing was, to the result. Called by several threads at once.
-        batch_size: the most images of a batch; by default as many as the backend says.
+        backend: runs the network; only the calling thread uses it.
+        items: the sources of the images; only the calling thread iterates over them.
+        read: returns the image of an item, (height, width, 3) uint8 RGB. If it raises a FlawmaskError, `finish` gets
+            the error. Any other error ends the iteration.
+        finish: returns the result for an item and the network's output or the error. Several threads call it.
+        batch_size: the largest batch; by default the backend's own.
     """
-    most = batch_size or backend.batch_size
-    threads = THREADS if backend.uses_cores else THREADS_ALONE
+    max_batch = batch_size or backend.batch_size
+    threads = THREADS if backend.uses_cores else THREADS_BESIDE_GPU
     with (
-        closing(in_order(lambda item: _read(item, read, backend.spec), items, most + threads, threads)) as images,
-        closing(_judged(backend, _batches(images, most))) as judged,
-        closing(in_order(lambda pair: finish(*pair), judged, max(most, threads), threads)) as finished,
+        closing(
+            map_in_order(lambda item: _read(item, read, backend.spec), items, max_batch + threads, threads)
+        ) as images,
+        closing(_run_network(backend, _batches(images, max_batch))) as outputs,
+        closing(map_in_order(lambda pair: finish(*pair), outputs, max(max_batch, threads), threads)) as finished,
     ):
         yield from finished
 
 
-def in_order(
-    function: Callable[[T], R], items: Iterable[T], most: int, threads: int = THREADS
+def map_in_order(
+    function: Callable[[T], R], items: Iterable[T], max_pending: int, threads: int = THREADS
 ) -> Generator[R, None, None]:
-    """Yield `function(item)` for each item, in order, worked out by threads while the caller does other things.
+    """Yield `function(item)` for each item, in order. Threads compute it while the caller does other things.
 
     Args:
-        function: called by several threads at once; what it raises is raised here, in its turn.
-        items: gone through in the calling thread, no further ahead than `most`.
-        most: how many items may be begun and not yet handed on.
-        threads: how many work at once, each on one core: PyTorch starts no further threads inside of them.
+        function: called by several threads. Its errors are raised here, when it is the item's turn.
+        items: iterated in the calling thread, at most `max_pending` items ahead.
+        max_pending: the most items that are started and not yet yielded.
+        threads: the number of threads. Each uses one core: PyTorch starts no further threads inside them.
     """
     pending: deque[Future[R]] = deque()
     with _one_core_each() as alone:
@@ -110,24 +114,24 @@ def in_order(
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) == most:
+                if len(pending) == max_pending:
                     yield pending[0].result()
                     pending.popleft()
             while pending:
                 yield pending[0].result()
                 pending.popleft()
         finally:
-            # What has begun is waited for, but not for ever: a file on a dead mount is never read.
-            begun = [future for future in pending if not future.cancel()]
-            pool.shutdown(wait=not wait(begun, PATIENCE).not_done)
+            # Wait for running calls, but not forever: reading a file on a dead mount never ends.
+            running = [future for future in pending if not future.cancel()]
+            pool.shutdown(wait=not wait(running, SHUTDOWN_TIMEOUT).not_done)
 
 
 @contextmanager
 def _one_core_each() -> Iterator[Callable[[], None]]:
-    """Yield what a thread calls at its start so that PyTorch, called in it, computes in this one thread.
+    """Yield a function that a thread calls when it starts. It limits PyTorch to that one thread.
 
-    Else each would have as many threads of its own as there are cores, and OpenMP's spin while they wait. Where PyTorch
-    is not loaded, no thread calls it.
+    Without it, PyTorch would start as many threads inside each thread as there are cores, and OpenMP's threads use
+    their cores even while they wait. Where PyTorch is not loaded, the function does nothing.
     """
     torch = sys.modules.get("torch")
     if torch is None:
@@ -137,7 +141,7 @@ def _one_core_each() -> Iterator[Callable[[], None]]:
     try:
         yield partial(torch.set_num_threads, 1)
     finally:
-        # The number is each thread's own, but what was set last is also that of threads that come later.
+        # The limit holds for one thread, but threads that start later take the limit that was set last.
         torch.set_num_threads(before)
 
 
@@ -158,31 +162,31 @@ def _read(item: T, read: Callable[[T], Image], spec: ModelSpec) -> _Read[T]:
     return _Read(item, image, small, time.perf_counter() - start, padded)
 
 
-def _batches(images: Iterable[_Read[T]], most: int) -> Generator[list[_Read[T]], None, None]:
-    """Yield neighbours of one padded size together, at most so many; what could not be read fits anywhere."""
+def _batches(images: Iterable[_Read[T]], max_batch: int) -> Generator[list[_Read[T]], None, None]:
+    """Yield batches of consecutive images of one padded size. An image that could not be read fits into any batch."""
     batch: list[_Read[T]] = []
     for one in images:
         if len({each.padded for each in (*batch, one)} - {None}) > 1:
             yield batch
             batch = []
         batch.append(one)
-        if len(batch) == most:
+        if len(batch) == max_batch:
             yield batch
             batch = []
     if batch:
         yield batch
 
 
-def _judged(
+def _run_network(
     backend: Backend, batches: Iterable[list[_Read[T]]]
-) -> Generator[tuple[T, Seen | FlawmaskError], None, None]:
+) -> Generator[tuple[T, NetworkOutput | FlawmaskError], None, None]:
     for batch in batches:
-        there = [one.resized for one in batch if one.resized is not None]
+        images = [one.resized for one in batch if one.resized is not None]
         start = time.perf_counter()
-        found = iter(backend.infer(there) if there else [])
-        seconds = (time.perf_counter() - start) / max(len(there), 1)
+        detections = iter(backend.infer(images) if images else [])
+        seconds = (time.perf_counter() - start) / max(len(images), 1)
         for one in batch:
             if isinstance(one.image, FlawmaskError):
                 yield one.item, one.image
             else:
-                yield one.item, Seen(one.image, next(found), one.seconds, seconds)
+                yield one.item, NetworkOutput(one.image, next(detections), one.seconds, seconds)

@@ -1,4 +1,4 @@
-"""The threshold of the verdict, and how one that was chosen is kept beside its checkpoint."""
+"""The threshold of the verdict. A chosen threshold is stored in a file beside its checkpoint."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,19 +13,19 @@ MADE_BY = "flawmask evaluate"
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where the verdict turns, and how that was decided.
+    """The threshold of the verdict, and how it was chosen.
 
     Attributes:
-        value: an image is a defect where a defect on it scores at least this much, 0 to 1.
-        how: `default`, `given` with --conf, or `aim`.
-        aim: what it was chosen for; None where it was not chosen.
-        chosen_on: the split that it was chosen on.
-        images: how many images that split has.
-        interval: the middle 95 % of the thresholds that resampled images of that split would have led to.
-        min_area: what --min_area was then: the choice holds for no other.
+        value: an image is rejected where a defect on it has at least this score, 0 to 1.
+        how: `default`, `given` with --conf, or `aim` where it was chosen.
+        aim: the aim of the choice; None where it was not chosen.
+        chosen_on: the split on which it was chosen.
+        images: the number of images of that split.
+        interval: the middle 95 % of the thresholds for resampled images of that split.
+        min_area: --min_area when it was chosen. The threshold is valid for no other value.
         reached: whether the aim was reached on that split.
         chosen_by: the digests of that split's images (`images.content_digest`).
-        groups: how many groups its images are; None where nothing is known of groups.
+        groups: the number of that split's groups; None where groups are unknown.
     """
 
     value: float
@@ -40,30 +40,30 @@ class Threshold:
     groups: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it: `groups` only where it is known."""
+        """Return the JSON form, without `groups` where groups are unknown."""
         return {name: value for name, value in asdict(self).items() if name != "groups" or value is not None}
 
 
 def given(conf: float) -> Threshold:
-    """Return the threshold that the settings name."""
+    """Return the threshold for a number in the settings."""
     return Threshold(conf, "default" if conf == DEFAULT else "given")
 
 
 def of(conf: float | Literal["auto"], model: Path, min_area: int) -> Threshold:
-    """Return the threshold that `--conf` means for a checkpoint: the number, or the one that was chosen for it.
+    """Return the threshold for a checkpoint: the number in `conf` or, for `auto`, the stored one.
 
     Raises:
-        FlawmaskError: `auto`, and none was chosen for this checkpoint and this `min_area`.
+        FlawmaskError: `conf` is `auto`, and no threshold was chosen for this checkpoint and this `min_area`.
     """
     if conf != "auto":
         return given(conf)
-    found = load(model)
-    if found is None or found.min_area != min_area:
+    stored = load(model)
+    if stored is None or stored.min_area != min_area:
         raise FlawmaskError(
             f"{model} has no threshold chosen for --min_area {min_area}: "
             f"run flawmask evaluate --conf auto --min_area {min_area} first"
         )
-    return found
+    return stored
 
 
 def _beside(model: Path) -> Path:
@@ -71,13 +71,14 @@ def _beside(model: Path) -> Path:
 
 
 def save(threshold: Threshold, model: Path) -> None:
-    """Write the threshold beside the checkpoint that it was chosen for, as `best.threshold.json`."""
+    """Write the threshold beside its checkpoint, as `best.threshold.json`."""
     content = {"made_by": MADE_BY, "model_sha256": sha256(model.read_bytes()), **threshold.to_dict()}
     write_json(_beside(model), content)
 
 
 def load(model: Path) -> Threshold | None:
-    """Return the threshold that was chosen for a checkpoint; None where there is none, or it is another file's.
+    """Return the threshold that was chosen for a checkpoint; None where there is none, or where it belongs to another
+    checkpoint.
 
     Raises:
         FlawmaskError: the file beside the checkpoint is damaged.
@@ -91,12 +92,12 @@ def load(model: Path) -> Threshold | None:
             return None
         interval = content.pop("interval")
         chosen_by = tuple(content.pop("chosen_by"))
-        found = Threshold(
+        stored = Threshold(
             **content, interval=None if interval is None else (interval[0], interval[1]), chosen_by=chosen_by
         )
-        valid = 0 <= found.value <= 1
+        valid = 0 <= stored.value <= 1
     except (AttributeError, KeyError, TypeError, IndexError):
         valid = False
     if not valid:
         raise FlawmaskError(f"{path} is damaged: delete it, and choose the threshold again with evaluate --conf auto")
-    return found
+    return stored

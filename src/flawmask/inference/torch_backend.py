@@ -1,5 +1,5 @@
-"""PyTorch runs the network: on the CPU or on a GPU, with what is found in float32, and the same whatever was asked
-before."""
+"""The backend that runs networks with PyTorch, on a CPU or a GPU. Its outputs are float32, and do not depend on earlier
+calls."""
 
 import logging
 import math
@@ -32,21 +32,21 @@ from flawmask.settings import Precision
 log = logging.getLogger(__name__)
 
 BATCH_ON_CUDA = 8
-"""How many images pass through the network at once there by default; a CPU gains nothing by more than one."""
+"""The default batch size on CUDA. A CPU is no faster with more than one image."""
 
 
 class TorchBackend:
     """A network in PyTorch. See `Backend` for its attributes and for `infer`."""
 
     def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
-        """Take a network that `build.for_inference` or `build.made_fast` returned, and what it was built from."""
+        """Take a network from `build.for_inference` or `build.made_fast`, and its specification."""
         self.network = network
         self.spec = spec
         self.device = next(network.parameters()).device
         self.uses_cores = self.device.type != "cuda"
         self.batch_size = 1 if self.uses_cores else BATCH_ON_CUDA
-        self._micro_batch = 2**31
-        """How many images memory holds at once."""
+        self._micro_batch_size = 2**31
+        """The largest batch that fits into memory, as far as is known."""
 
     @classmethod
     def load(
@@ -73,64 +73,64 @@ class TorchBackend:
         return cls(network, spec)
 
     def infer(self, batch: Sequence[Resized], /) -> list[RawDetections]:
-        """Return what the network finds on each image. Where memory does not hold the batch, half as many pass through
-        the network at once from then on."""
+        """Return the detections of each image. If memory runs out, the batch is split into micro-batches of half the
+        size, from then on."""
         check_padding(batch, self.spec)
-        found: list[RawDetections] = []
-        before = self._micro_batch
-        while len(found) < len(batch):
-            part = batch[len(found) : len(found) + self._micro_batch]
+        detections: list[RawDetections] = []
+        before = self._micro_batch_size
+        while len(detections) < len(batch):
+            part = batch[len(detections) : len(detections) + self._micro_batch_size]
             try:
-                found += self._infer(part)
+                detections += self._infer(part)
                 continue
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or len(part) == 1:
                     raise
-            torch.cuda.empty_cache()  # outside the except clause, which would hold on to what had been allocated
-            self._micro_batch = math.ceil(len(part) / 2)
-        if self._micro_batch < before:
-            log.warning("out of memory: going on with %d images at once", self._micro_batch)
-        return found
+            torch.cuda.empty_cache()  # not inside the except clause: the error keeps the allocated tensors alive
+            self._micro_batch_size = math.ceil(len(part) / 2)
+        if self._micro_batch_size < before:
+            log.warning("out of memory: going on with %d images at once", self._micro_batch_size)
+        return detections
 
     @torch.inference_mode()
     def _infer(self, batch: Sequence[Resized]) -> list[RawDetections]:
-        """Return the same. To a GPU images go as whole numbers, in one piece that the system may not move, and what is
-        found comes back in one."""
+        """Return the detections of each image of a batch that fits into memory. All images are copied to a GPU at once,
+        as integers in pinned memory, and all outputs are copied back at once."""
         sizes = [(image.height, image.width) for image in batch]
         with on_device(self.device), ieee_float32():
             images = uploaded([image.pixels for image in batch], self.device)
-            found = detector_of(self.spec).infer(self.network, images, sizes)
-            return [_raw(one) for one in (found if self.device.type == "cpu" else downloaded(found))]
+            outputs = detector_of(self.spec).infer(self.network, images, sizes)
+            return [_raw(output) for output in (outputs if self.device.type == "cpu" else downloaded(outputs))]
 
 
-def _raw(found: dict[str, Tensor]) -> RawDetections:
-    masks = found["masks"].numpy()[:, 0] if "masks" in found else None
-    return RawDetections(found["boxes"].numpy(), found["labels"].numpy(), found["scores"].numpy(), masks)
+def _raw(output: dict[str, Tensor]) -> RawDetections:
+    masks = output["masks"].numpy()[:, 0] if "masks" in output else None
+    return RawDetections(output["boxes"].numpy(), output["labels"].numpy(), output["scores"].numpy(), masks)
 
 
 def uploaded(batch: Sequence[npt.NDArray[np.uint8]], device: torch.device) -> list[Tensor]:
-    """Return (height, width, 3) uint8 images as (3, height, width) on the device, copied there at once."""
+    """Return (height, width, 3) uint8 images as (3, height, width) on the device. They are copied there at once."""
     if device.type == "cpu":
         return [torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1) for pixels in batch]
     flat = torch.empty(sum(pixels.size for pixels in batch), dtype=torch.uint8, pin_memory=device.type == "cuda")
     parts = torch.split(flat, [pixels.size for pixels in batch])
     for part, pixels in zip(parts, batch, strict=True):
         part.numpy()[:] = pixels.ravel()
-    there = torch.split(upload(flat, device), [pixels.size for pixels in batch])
-    return [one.view(pixels.shape).permute(2, 0, 1) for one, pixels in zip(there, batch, strict=True)]
+    moved = torch.split(upload(flat, device), [pixels.size for pixels in batch])
+    return [one.view(pixels.shape).permute(2, 0, 1) for one, pixels in zip(moved, batch, strict=True)]
 
 
-def downloaded(found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Return what was found on each image of a batch on the CPU, copied there at once.
+def downloaded(outputs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Return the outputs for the images of a batch on the CPU. They are copied there at once.
 
-    One copy of each tensor would make the processor wait for the device as often as there are tensors.
+    Copying each tensor by itself would make the CPU wait for the GPU once for each tensor.
 
     Args:
-        found: tensors by name, the same names for each image, of float32 or of whole numbers below 2^24.
+        outputs: tensors by name, the same names for each image, of float32 or of integers below 2^24.
     """
-    tensors = [tensor for one in found for tensor in one.values()]
+    tensors = [tensor for one in outputs for tensor in one.values()]
     flat = torch.cat([tensor.to(torch.float32).flatten() for tensor in tensors])
     host = torch.empty(flat.shape, dtype=torch.float32, pin_memory=flat.device.type == "cuda")
-    # Copied once more: memory that the system may not move is dear, and predictions may be kept for long.
+    # `clone` copies them out of pinned memory, which is scarce: predictions may be kept for long.
     parts = iter(torch.split(host.copy_(flat).clone(), [tensor.numel() for tensor in tensors]))
-    return [{name: next(parts).view(tensor.shape).to(tensor.dtype) for name, tensor in one.items()} for one in found]
+    return [{name: next(parts).view(tensor.shape).to(tensor.dtype) for name, tensor in one.items()} for one in outputs]

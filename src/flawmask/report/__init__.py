@@ -1,1 +1,1 @@
-"""`report.html`: what `evaluate` found as one page that needs nothing else, and several runs side by side."""
+"""`report.html`, the results of `evaluate` as one self-contained page; and a page with several runs side by side."""

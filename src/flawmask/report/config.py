@@ -10,14 +10,14 @@ from flawmask.settings import Settings, require
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(Settings):
-    """Write the report of one run again, or set several runs side by side on one page."""
+    """Write the report of one run again, or a page with several runs side by side."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders, or results folders inside them (inference_val). One: its report; several: a comparison."""
+    """Run folders, or results folders in them (inference_val). For one: its report; for several: a page with all."""
     output: Path = Path("comparison.html")
-    """The page that sets several runs side by side; an earlier one is replaced."""
+    """The page with several runs side by side; an earlier one is replaced."""
     gallery: int | None = None
-    """The most images that the gallery of a report shows, the worst first; by default all."""
+    """The most images in the gallery of a report, the worst first; by default all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The curves of the report: drawn once, saved as PNG and SVG, and put into the page as SVG that follows its theme."""
+"""The figures of the report: saved as PNG and SVG, and put into the page as SVG in the page's colours."""
 
 import io
 import math
@@ -17,16 +17,16 @@ from flawmask.evaluation.metrics import METRICS
 from flawmask.files import write_bytes
 from flawmask.fonts import in_any_script
 from flawmask.good_names import GOOD
-from flawmask.report.headline import decimal, lookup, written
+from flawmask.report.headline import decimal, format_metric, lookup
 from flawmask.report.results import Results
 
-# Okabe and Ito's palette, which colour-blind people can tell apart; good and defective differ in lightness too.
+# Okabe and Ito's palette, which colour-blind people can tell apart. Good and defective also differ in lightness.
 BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
 LINES = (BLUE, VERMILLION, "#009E73", "#CC79A7", ORANGE, "#56B4E9", "#000000")
 
 INK, RULE, PAPER = "#1b1b1a", "#c9c9c8", "#ffffff"
 THEME = {INK.lower(): "var(--ink)", RULE.lower(): "var(--rule)", PAPER.lower(): "none", BLUE.lower(): "var(--good)"}
-"""The colours that the page replaces by its own, so that a figure is readable on light and on dark."""
+"""The colours that the page replaces by its own, so that a figure is readable with a light and a dark background."""
 
 STYLE: Any = {
     "font.size": 9,
@@ -46,8 +46,8 @@ STYLE: Any = {
     "legend.fontsize": 8.5,
     "legend.labelcolor": INK,
     "lines.linewidth": 1.8,
-    "svg.fonttype": "none",  # text stays text: it can be selected, and needs no outlines of its own
-    "svg.hashsalt": "flawmask",  # the same figure is the same bytes
+    "svg.fonttype": "none",  # text stays text, which is smaller and can be selected
+    "svg.hashsalt": "flawmask",  # the same figure gives the same bytes
     "text.color": INK,
     "text.parse_math": False,  # a defect type may be named $a_b$
     "xtick.color": INK,
@@ -55,7 +55,7 @@ STYLE: Any = {
 }
 
 SIZE = (4.4, 3.3)  # inches
-LONGEST = 18  # letters of a class's name on an axis
+MAX_NAME_LETTERS = 18  # of a class on an axis; a longer name is cut
 
 LOSSES = {"train_loss": "training", "val_loss": "validation"}
 
@@ -65,11 +65,11 @@ Drawing = Callable[[Results, Sequence[tuple[bool, float]], Axes], bool]
 def draw_figures(results: Results, scores: Sequence[tuple[bool, float]]) -> dict[str, str]:
     """Write `figures/<name>.png` and `.svg` into the results folder and return each figure's SVG by its name.
 
-    A figure whose numbers the results do not have is left out, and one that an earlier report left is removed.
+    A figure is left out if the results lack its data; then the files of an earlier report are removed.
 
     Args:
-        results: what was read.
-        scores: of each image whether it is defective, and its score.
+        results: the results of an evaluation.
+        scores: for each image, whether it is defective, and its score.
     """
     drawn = {}
     with mpl.rc_context(STYLE):
@@ -100,8 +100,8 @@ def inline(svg: str, name: str, label: str) -> str:
 
     Args:
         svg: the file, as `draw_figures` returns it.
-        name: put before its ids, since all figures number theirs alike.
-        label: what it shows, as HTML, for those who cannot see it.
+        name: a prefix for its ids, which would otherwise be the same in all figures.
+        label: a description for people who cannot see the figure, as HTML.
     """
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
@@ -113,7 +113,7 @@ def inline(svg: str, name: str, label: str) -> str:
 
 
 def draw_losses(histories: dict[str, dict[str, list[Any]]]) -> dict[str, str]:
-    """Return the training and the validation losses of several runs over each other, as SVG by the loss's key.
+    """Return a figure with the training losses of several runs, and one with the validation losses, as SVG by key.
 
     Args:
         histories: `history.json` of each run, by the run's name.
@@ -159,33 +159,33 @@ def _loss(results: Results, scores: Sequence[tuple[bool, float]], axes: Axes) ->
 
 
 def _unit_axes(axes: Axes, x: str, y: str, title: str) -> None:
-    """Give both axes 0 to 100 %."""
+    """Let both axes reach from 0 to 100 %."""
     axes.set(title=title, xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def _titled(results: Results, title: str, curve: str) -> str:
-    """Return the title with the figures that the results have of a curve, as in `ROC: AUROC 98.1 %`.
+    """Return the title with the metrics of a curve, as in `ROC: AUROC 98.1 %`.
 
     Args:
-        results: what was read.
-        title: what the axes show.
-        curve: its key in `curves.json`.
+        results: the results of an evaluation.
+        title: the title without metrics.
+        curve: the key of the curve in `curves.json`.
     """
     parts = []
     for one in METRICS.values():
-        there, value = lookup(results.metrics, one.key)
-        if there and one.curve and one.curve[0] == curve:
-            parts.append(f"{one.curve[1]} {written(value, one.shown)}")
+        has_metric, value = lookup(results.metrics, one.key)
+        if has_metric and one.curve and one.curve[0] == curve:
+            parts.append(f"{one.curve[1]} {format_metric(value, one.shown)}")
     return f"{title}: {', '.join(parts)}" if parts else title
 
 
 def _curve(key: str, x: str, y: str, title: str) -> Drawing:
-    """Return what draws a curve of `curves.json` on axes from 0 to 100 %."""
+    """Return a function that draws a curve of `curves.json` on axes from 0 to 100 %."""
 
     def draw(results: Results, scores: Sequence[tuple[bool, float]], axes: Axes) -> bool:
-        """Draw the curve and, where it lies on it, the verdicts' threshold; False where there is no curve."""
+        """Draw the curve and, if it has one, the point of the verdicts' threshold. Return whether there is a curve."""
         del scores
         curve = results.curves.get(key)
         if not curve:
@@ -203,7 +203,7 @@ def _curve(key: str, x: str, y: str, title: str) -> Drawing:
 
 
 def _operating_point(results: Results, key: str) -> tuple[float, float] | None:
-    """Return where the threshold of the verdicts lies on an image-level curve; None where it lies on none."""
+    """Return the point of the verdicts' threshold on an image-level curve; None where there is none."""
     metrics = results.metrics
     recall, precision = metrics.get("recall"), metrics.get("precision")
     good = metrics["fp_defect"] + metrics["tn_good"]
@@ -226,7 +226,7 @@ def _pro(results: Results, scores: Sequence[tuple[bool, float]], axes: Axes) -> 
         "overlap per region",
         _titled(results, "PRO", "pro"),
     )
-    axes.set_xlim(-0.006, 0.306)  # beyond it Bergmann et al. look at nothing
+    axes.set_xlim(-0.006, 0.306)  # Bergmann et al. use the curve up to 0.3
     axes.axvline(0.05, color=RULE, linestyle="--", linewidth=1)
     return True
 
@@ -236,13 +236,13 @@ def _calibration(results: Results, scores: Sequence[tuple[bool, float]], axes: A
     bins = [one for one in results.curves.get("calibration") or [] if one["count"]]
     if not bins:
         return False
-    most = max(one["count"] for one in bins)
+    max_count = max(one["count"] for one in bins)
     axes.plot([0, 1], [0, 1], color=RULE, linewidth=1.2)
     axes.plot([one["mean_score"] for one in bins], [one["share_defective"] for one in bins], color=BLUE, lw=1)
     axes.scatter(
         [one["mean_score"] for one in bins],
         [one["share_defective"] for one in bins],
-        s=[20 + 130 * one["count"] / most for one in bins],
+        s=[20 + 130 * one["count"] / max_count for one in bins],
         color=BLUE,
         zorder=3,
     )
@@ -278,7 +278,7 @@ def _confusion(results: Results, scores: Sequence[tuple[bool, float]], axes: Axe
     ends = (-0.5, len(names) - 0.5)
     axes.set(title="Confusion matrix", xlabel="verdict", ylabel="truth", xlim=ends, ylim=ends[::-1])
     turned = len(names) > 3
-    labels = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\u2026" for name in names]
+    labels = [name if len(name) <= MAX_NAME_LETTERS else f"{name[: MAX_NAME_LETTERS - 1]}\u2026" for name in names]
     axes.set_xticks(range(len(names)), labels, rotation=35 if turned else 0, ha="right" if turned else "center")
     axes.set_yticks(range(len(names)), labels)
     axes.tick_params(length=0)
@@ -286,7 +286,7 @@ def _confusion(results: Results, scores: Sequence[tuple[bool, float]], axes: Axe
 
 
 def confusion_of(results: Results) -> tuple[list[str], list[list[int]]]:
-    """Return the class names and the counts of images, a row per truth and a column per verdict."""
+    """Return the class names and the counts of images, a row per true class and a column per predicted class."""
     metrics = results.metrics
     confusion = metrics.get("confusion")
     if confusion:
@@ -301,24 +301,24 @@ DRAWINGS: dict[str, Drawing] = {
     "precision_recall": _curve("pr", "recall", "precision", "Precision and recall"),
     "roc": _curve("roc", "good parts rejected", "defective parts found", "ROC"),
     "calibration": _calibration,
-    "mask_precision_recall": _curve("mask_pr", "recall", "precision", "Outlines at mask IoU 0.5"),
+    "mask_precision_recall": _curve("mask_pr", "recall", "precision", "Masks at IoU 0.5"),
     "pro": _pro,
     "pixel_precision_recall": _curve("pixel_pr", "recall", "precision", "Pixels"),
     "pixel_roc": _curve("pixel_roc", "false-positive rate", "recall", "Pixel ROC"),
     "loss": _loss,
 }
-"""Every figure by the name of its file, in the order of the page."""
+"""The functions that draw the figures, by the name of the file, in the order of the page."""
 
 EXPLANATIONS = {
     "scores": "Good and defective parts by score. Where the colours overlap, no threshold tells them apart.",
     "confusion_matrix": "Images by truth (rows) and verdict (columns).",
-    "precision_recall": "What share of the rejected parts is defective, for each share of defects found.",
-    "roc": "What finding more defects costs in good parts rejected.",
-    "calibration": "On the diagonal, of parts that score 80 % four in five are defective. Larger dots: more images.",
-    "mask_precision_recall": "What share of the outlines is right, for each share of true defects outlined.",
-    "pro": "How much of each true region is covered, for each share of good pixels marked.",
-    "pixel_precision_recall": "What share of the marked pixels is defective, for each share of defect pixels found.",
-    "pixel_roc": "What finding more defect pixels costs in good pixels marked.",
-    "loss": "What training made smaller. A validation curve that rises again tells of overfitting.",
+    "precision_recall": "The share of rejected parts that are defective, against the share of defects found.",
+    "roc": "The share of defective parts found, against the share of good parts rejected.",
+    "calibration": "On the diagonal, four in five parts with a score of 80 % are defective. Larger dots: more images.",
+    "mask_precision_recall": "The share of predicted masks that are right, against the share of true defects matched.",
+    "pro": "The mean share of a true region that is covered, against the share of good pixels marked.",
+    "pixel_precision_recall": "The share of marked pixels that are defective, against that of defect pixels found.",
+    "pixel_roc": "The share of defect pixels found, against the share of good pixels marked.",
+    "loss": "The loss that training minimises. A validation curve that rises again is a sign of overfitting.",
 }
-"""What each figure shows, in a sentence."""
+"""A sentence on each figure."""

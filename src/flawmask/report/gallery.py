@@ -1,4 +1,4 @@
-"""The images of the gallery: a small JPEG each, outlines as SVG paths, and the score of every detection."""
+"""The images of the gallery: for each a small JPEG, outlines as SVG paths, and the score of each detection."""
 
 import base64
 from collections.abc import Sequence
@@ -17,13 +17,14 @@ from flawmask.launch import usable_cores
 from flawmask.masks import Mask
 from flawmask.progress import track
 
-ENOUGH, LEAST, MOST = 480, 320, 800
-"""The longer side of a picture in pixels: 480 of 500 pictures, more of fewer, so that a page has 20 MB or so."""
+USUAL_SIDE, MIN_SIDE, MAX_SIDE = 480, 320, 800
+"""The longer side of a picture in pixels: 480 for 500 pictures, and more for fewer pictures. So a page has about 20 MB.
+"""
 
 QUALITY = 80  # of the JPEGs, 0 to 100
-FINER = 3  # OpenCV traces pixel centres: on a mask enlarged this much they run close to the pixels' edges
-TOLERANCE = 0.7  # in pixels of the picture: how far a simplified outline may leave the mask's edge
-UNITS = 4  # of an outline's coordinates per pixel of the picture
+ENLARGED = 3  # OpenCV traces pixel centres; on a mask enlarged by this factor, these are close to the pixels' edges
+TOLERANCE = 0.7  # the largest distance of a simplified outline from the mask's edge, in pixels of the picture
+UNITS = 4  # units of an outline's coordinates per pixel of the picture
 
 
 def gallery(
@@ -34,20 +35,20 @@ def gallery(
     limit: int | None = None,
     levels: Levels = UPPER_BITS,
 ) -> list[dict[str, Any]]:
-    """Return an entry per image, as JSON values, in the order of the gallery: wrong verdicts first.
+    """Return an entry for each image, as JSON values, in the order of the gallery: wrong verdicts first.
 
-    Each has `file`, `type`, `truth` (whether it is defective) and `found`: its detections, the highest score first,
-    with `score`, `label` and `area` (in pixels of the image). Those with a picture also have `jpeg` (base64),
-    `width`, `height` (of the picture), `outlines` (SVG paths of the true defects) and in `found` a `path` and the upper
-    left `corner` of its box, in pixels of the picture; both are empty for an empty mask.
+    An entry has `file`, `type`, `truth` (whether the image is defective) and `found`: the detections, the highest score
+    first, each with `score`, `label` and `area` (in pixels of the image). An entry with a picture also has `jpeg`
+    (base64), `width` and `height` (of the picture) and `outlines` (SVG paths of the true defects). Its detections have
+    a `path` and the upper left `corner` of their box, in pixels of the picture; both are empty for an empty mask.
 
     Args:
         split: the truth.
         detections: the defect detections of each image id.
         conf: detections below this score do not count for the order.
-        min_area: detections of fewer pixels do not count for the order.
-        limit: the most entries that get a picture, the first ones; all by default.
-        levels: what becomes black and white, of values of more than 8 bits.
+        min_area: detections with fewer pixels do not count for the order.
+        limit: the number of first entries that get a picture; by default all.
+        levels: the values that become black and white in images of more than 8 bits.
 
     Raises:
         FlawmaskError: an image cannot be read or a segmentation cannot be decoded.
@@ -56,7 +57,7 @@ def gallery(
     pairs = [(image, _entry(split, image, detections[image["id"]], names)) for image in split.images]
     pairs.sort(key=lambda pair: _badness(pair[1], conf, min_area))
     shown = pairs[:limit]
-    side = round(min(MOST, max(LEAST, ENOUGH * (500 / max(1, len(shown))) ** 0.5)))
+    side = round(min(MAX_SIDE, max(MIN_SIDE, USUAL_SIDE * (500 / max(1, len(shown))) ** 0.5)))
 
     def draw(pair: tuple[Record, dict[str, Any]]) -> None:
         image, entry = pair
@@ -85,12 +86,12 @@ def _entry(split: CocoSplit, image: Record, found: Sequence[Record], names: dict
 
 
 def image_score(entry: dict[str, Any], min_area: int) -> float:
-    """Return the highest score of a detection that is large enough, 0 where there is none."""
+    """Return the highest score of a large enough detection; 0 without one."""
     return max((one["score"] for one in entry["found"] if one["area"] >= min_area), default=0.0)
 
 
 def _badness(entry: dict[str, Any], conf: float, min_area: int) -> tuple[bool, float]:
-    """Return what sorts wrong verdicts before right ones, and among equals the score that is furthest off first."""
+    """Return a sort key: wrong verdicts come first; among equals, the image with the largest error of its score."""
     rejected = any(one["score"] >= conf and one["area"] >= min_area for one in entry["found"])
     return rejected == entry["truth"], -abs(entry["truth"] - image_score(entry, min_area))
 
@@ -98,7 +99,7 @@ def _badness(entry: dict[str, Any], conf: float, min_area: int) -> tuple[bool, f
 def _add_picture(
     entry: dict[str, Any], split: CocoSplit, image: Record, found: Sequence[Record], side: int, levels: Levels
 ) -> None:
-    """Add picture and outlines to an entry; the picture is never larger than the image."""
+    """Add the picture and the outlines to an entry. The picture is never larger than the image."""
     path, height, width = split.image_path(image), image["height"], image["width"]
     size = min(side, max(height, width))
     picture = fit(images.read_image(path, levels), size, size)
@@ -113,7 +114,7 @@ def _add_picture(
 
 
 def _numbered(found: Sequence[Record]) -> list[Record]:
-    """Return the detections with the number that an annotation has, for the message about one that is damaged."""
+    """Return the detections with an `id`, which the message about a damaged one needs."""
     return [{**record, "id": place} for place, record in enumerate(found)]
 
 
@@ -124,10 +125,10 @@ def jpeg(picture: Picture) -> str:
 
 
 def outline_path(mask: Mask, scale: float) -> str:
-    """Return the mask's outline, holes too, as an SVG path, simplified to what can be seen; empty for an empty mask.
+    """Return the outline of a mask, with its holes, as a simplified SVG path; empty for an empty mask.
 
-    Its coordinates are whole quarters of a pixel of the picture, and relative: a poor model's many ragged masks would
-    otherwise outweigh the pictures.
+    To keep the page small, coordinates are relative and in whole quarters of a picture's pixel. Otherwise the many
+    ragged masks of a poor model would be larger than the pictures.
 
     Args:
         mask: (height, width) bool.
@@ -137,18 +138,18 @@ def outline_path(mask: Mask, scale: float) -> str:
         return ""
     x, y, width, height = masks.box_of(mask)
     region = mask[y : y + height, x : x + width].astype(np.uint8)
-    enlarged = cv2.resize(region, None, fx=FINER, fy=FINER, interpolation=cv2.INTER_NEAREST)
+    enlarged = cv2.resize(region, None, fx=ENLARGED, fy=ENLARGED, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(enlarged, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     parts = []
     for contour in contours:
-        kept = cv2.approxPolyDP(contour, TOLERANCE * FINER / scale, closed=True)[:, 0, :]
-        points = np.rint(((kept + 0.5) / FINER + (x, y)) * scale * UNITS).astype(int)
+        corners = cv2.approxPolyDP(contour, TOLERANCE * ENLARGED / scale, closed=True)[:, 0, :]
+        points = np.rint(((corners + 0.5) / ENLARGED + (x, y)) * scale * UNITS).astype(int)
         first, *steps = np.diff(points, axis=0, prepend=[[0, 0]]).tolist()
         parts.append(_command("M", [first]) + _command("l", steps) + "z")
     return "".join(parts)
 
 
 def _command(letter: str, points: Sequence[Sequence[int]]) -> str:
-    """Return one command of an SVG path, its numbers as close together as the grammar allows."""
+    """Return one command of an SVG path, with as few separators as the grammar allows."""
     numbers = " ".join(str(side) for point in points for side in point)
     return letter + numbers.replace(" -", "-") if points else ""

@@ -1,4 +1,4 @@
-"""The figures that the report and the comparison lead with: where they stand, and how they are written."""
+"""Read metrics from results, and format them for the report and the comparison."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ LEVELS: dict[str, tuple[Group, ...]] = {
     "Instances: found one by one": ("precision", "overlap"),
     "Pixels": ("pixels",),
 }
-"""The headings, and what stands below each."""
+"""The headings of the report's tables, and the groups of metrics below each."""
 
 
 def by_level() -> dict[str, list[Metric]]:
@@ -24,7 +24,7 @@ def by_level() -> dict[str, list[Metric]]:
 
 
 def lookup(metrics: Mapping[str, Any], key: str) -> tuple[bool, float | None]:
-    """Return whether the results have the figure, and its value; None where it is undefined."""
+    """Return whether the results have the metric, and its value, which is None where it is undefined."""
     value: Any = metrics
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -34,7 +34,7 @@ def lookup(metrics: Mapping[str, Any], key: str) -> tuple[bool, float | None]:
 
 
 def interval_of(metrics: Mapping[str, Any], key: str) -> tuple[float, float] | None:
-    """Return the figure's 95 % interval (low, high), or None where there is none; key `a.b` has it under `a_b`."""
+    """Return the metric's 95 % interval (low, high); None where there is none. For key `a.b` it is under `a_b`."""
     bounds = (metrics.get("intervals") or {}).get(key.replace(".", "_"))
     if not bounds or None in bounds:
         return None
@@ -42,34 +42,34 @@ def interval_of(metrics: Mapping[str, Any], key: str) -> tuple[float, float] | N
 
 
 def shown_of(key: str) -> Shown:
-    """Return how a figure is shown; as a percentage where its key is not known, as in results of another version."""
+    """Return the number format of a metric. For an unknown key, from another version's results, it is `percent`."""
     return METRICS[key].shown if key in METRICS else "percent"
 
 
 def images_of_parts(images: int, groups: int | None) -> str:
-    """Return how many images there are, and of how many parts where that is known: `201 images of 48 parts`."""
+    """Return the number of images and, where groups are known, of parts: `201 images of 48 parts`."""
     counted = f"{images} image{'' if images == 1 else 's'}"
     return counted if groups is None else f"{counted} of {groups} part{'' if groups == 1 else 's'}"
 
 
 def exact_test(against: Mapping[str, Any]) -> str:
-    """Return what the test is called whose p two models' verdicts have."""
+    """Return the name of the test behind the p for two models' verdicts."""
     groups = against.get("groups")
     return "McNemar's exact" if groups is None else f"exact, over {groups} parts,"
 
 
-def written(value: float | None, shown: Shown = "percent") -> str:
-    """Return a figure as text, or n/a."""
+def format_metric(value: float | None, shown: Shown = "percent") -> str:
+    """Return a metric as text; None as n/a."""
     if value is None or shown == "percent":
         return percent(value)
     return decimal(value) if shown == "decimal" else f"{value:.1f}".removesuffix(".0")
 
 
-def written_range(bounds: tuple[float, float], shown: Shown = "percent") -> str:
-    """Return a figure's interval as text."""
+def format_interval(bounds: tuple[float, float], shown: Shown = "percent") -> str:
+    """Return a metric's interval as text."""
     if shown == "percent":
         return percent_range(bounds)
-    return f"{written(bounds[0], shown)}{DASH}{written(bounds[1], shown)}"
+    return f"{format_metric(bounds[0], shown)}{DASH}{format_metric(bounds[1], shown)}"
 
 
 def percent(value: float | None) -> str:
@@ -83,12 +83,12 @@ def percent_range(bounds: tuple[float, float] | None) -> str:
 
 
 def _tenths(value: float) -> str:
-    """Return a fraction as per cent with one decimal; a half goes up, as in the page's script."""
+    """Return a fraction as per cent with one decimal. Halves are rounded up, as in the page's script."""
     return f"{math.floor(1000 * value + 0.5) / 10:.1f}"
 
 
 def whole_percent(value: float) -> str:
-    """Return a fraction as whole per cent without the sign; what is not quite 0 or 100 does not read so."""
+    """Return a fraction as whole per cent without the sign. A decimal is added if 0 or 100 would be only rounded."""
     rounded = int(100 * value + 0.5)
     return f"{100 * value:.1f}" if rounded in (0, 100) and value not in (0, 1) else str(rounded)
 

@@ -1,4 +1,4 @@
-"""Pages that need nothing else: style, script and data are inside, and everything that came from a file is escaped."""
+"""Self-contained pages: style, script and data are inside. All text from files is escaped."""
 
 import html
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import flawmask
 
 GENERATOR = "flawmask report"
-"""What a page names as its maker; no other page is ever replaced."""
+"""The name of the generator in a page. A page without it is never replaced."""
 
 
 def esc(value: Any) -> str:
@@ -19,7 +19,7 @@ def esc(value: Any) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """Return a table; its cells are HTML already, and the first of each row is the row's heading.
+    """Return a table. Its cells must be HTML. The first cell of each row is the row's heading.
 
     Args:
         head: the column headings.
@@ -34,7 +34,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") ->
 
 
 def facts(values: Mapping[str, Any]) -> str:
-    """Return names and values, neither of them HTML, as a list of pairs; what is None or empty is left out."""
+    """Return names and values, given as plain text, as a list of pairs. Values that are None or empty are left out."""
     pairs = (f"<div><dt>{esc(name)}</dt><dd>{esc(value)}</dd></div>" for name, value in values.items() if shown(value))
     return f'<dl class="facts">{"".join(pairs)}</dl>'
 
@@ -45,7 +45,7 @@ def shown(value: Any) -> bool:
 
 
 def section(anchor: str, title: str, *parts: str) -> str:
-    """Return a section with a heading that can be linked to, or nothing where it has no content."""
+    """Return a section with a heading and an anchor; an empty text if it has no content."""
     content = "".join(parts)
     return f'<section id="{anchor}"><h2>{esc(title)}</h2>{content}</section>' if content else ""
 
@@ -56,7 +56,7 @@ def page(title: str, body: str, data: Any = None) -> str:
     Args:
         title: its title, as text.
         body: its content, as HTML.
-        data: what the script works on, as JSON values; None for a page without a script.
+        data: the data for the script, as JSON values; None for a page without a script.
     """
     script = ""
     if data is not None:

@@ -1,10 +1,10 @@
 "use strict";
-// The gallery: what is judged follows the slider, what is shown follows the filters, and a card is filled when it
-// comes near the screen, so that 500 images open as fast as five.
+// The gallery. The slider sets the threshold of the verdicts, and the filters choose the images. A card is filled when
+// it comes near the visible part of the page, so that 500 images open as fast as five.
 {
   const script = document.getElementById("gallery-data");
   const { conf, min_area: minArea, images } = JSON.parse(script.textContent);
-  script.textContent = ""; // megabytes that are held once already
+  script.textContent = ""; // frees the memory of the text
   const byId = (id) => document.getElementById(id);
   const slider = byId("threshold");
   const viewer = byId("viewer");
@@ -252,10 +252,10 @@
     view();
   }
 
-  // What the reader does
+  // Events
 
   slider.addEventListener("input", () => { state.threshold = Number(slider.value); recount(); });
-  slider.addEventListener("change", sort); // not while it moves: cards would jump about
+  slider.addEventListener("change", sort); // only when the slider is released, or cards would jump while it moves
   byId("reset").addEventListener("click", () => { state.threshold = conf; recount(); sort(); });
   byId("type").addEventListener("change", (event) => { state.type = event.target.value; filter(); });
   for (const one of document.querySelectorAll(".filters [data-outcome]"))

@@ -1,4 +1,4 @@
-"""`report.html` beside `metrics.json`: the verdict in plain words, the figures, the curves and every image."""
+"""Write `report.html` beside `metrics.json`: a verdict in plain words, metrics, curves and all images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +15,11 @@ from flawmask.report.results import read_detections, read_results, read_truth
 NAME = "report.html"
 
 ENTRIES = (NAME, "figures")
-"""What a report adds to a results folder."""
+"""The entries that a report adds to a results folder."""
 
 
 def levels_in(metrics: Mapping[str, Any]) -> Levels:
-    """Return what became black and white of values of more than 8 bits, by `metrics.json`; older ones do not say it."""
+    """Return the values that became black and white in images of more than 8 bits. Old `metrics.json` lack them."""
     low, high = metrics.get("intensity", UPPER_BITS)
     return low, high
 
@@ -27,15 +27,14 @@ def levels_in(metrics: Mapping[str, Any]) -> Levels:
 def write_report(results_dir: Path, *, gallery_limit: int | None = None) -> Path:
     """Write `report.html` and `figures/` into a results folder and return the page's path.
 
-    The page holds no path of the folder, which may still be under construction and get its name later.
+    The page does not contain the folder's path, because the folder may still have a temporary name.
 
     Args:
-        results_dir: the folder with `metrics.json` and `predictions.json`, as `evaluate` fills it.
-        gallery_limit: the most images that the gallery shows, the worst first; all by default.
+        results_dir: the folder with `metrics.json` and `predictions.json` of an evaluation.
+        gallery_limit: the most images in the gallery, the worst first; by default all.
 
     Raises:
-        FlawmaskError: a file of the results or of the data set is missing or damaged. The page is written whole or
-            not at all.
+        FlawmaskError: a file of the results or of the data set is missing or damaged. Then no page is written.
     """
     results = read_results(results_dir)
     metrics, split = results.metrics, read_truth(results)

@@ -1,4 +1,4 @@
-"""What `evaluate` and the stages before it left on disk, read and checked for the report."""
+"""Read and check the files of `evaluate` and earlier stages for the report."""
 
 import logging
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Results:
-    """The results of one evaluation, with what is known of the run and the data set.
+    """The results of an evaluation, with the files of its run and data set. A missing file is an empty dictionary.
 
     Attributes:
-        folder: where `metrics.json` is.
-        metrics: its content.
-        curves: the content of `curves.json`; empty where there is none.
-        run: the run folder's `config.json`; empty where there is none.
-        folds: the `folds.json` of a cross-validation, whose results stand for several models; else empty.
-        history: its `history.json`; empty where there is none.
-        data: the data set's `dataset_info.json`; empty where there is none.
+        folder: the results folder.
+        metrics: the content of `metrics.json`.
+        curves: the content of `curves.json`.
+        run: the content of the run folder's `config.json`.
+        folds: the content of `folds.json`; empty for results that belong to no cross-validation.
+        history: the content of the run folder's `history.json`.
+        data: the content of the data set's `dataset_info.json`.
     """
 
     folder: Path
@@ -39,10 +39,10 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """Return what lies in a results folder, the run folder of its model and the data set's folder.
+    """Read a results folder, the run folder of its model, and the data set's folder.
 
     Raises:
-        FlawmaskError: `metrics.json` is missing, is no JSON or lacks what every one of them has.
+        FlawmaskError: `metrics.json` is missing, is no JSON, or lacks a required key.
     """
     path = folder / "metrics.json"
     metrics = read_json(path)
@@ -53,7 +53,7 @@ def read_results(folder: Path) -> Results:
     model = Path(metrics["model"])
     run_dir = model.parent
     run = _optional(run_dir / "config.json")
-    is_run = run.get("made_by") == "flawmask train"  # many programs leave a config.json
+    is_run = run.get("made_by") == "flawmask train"  # other programs write files with this name, too
     return Results(
         folder=folder,
         metrics=metrics,
@@ -66,7 +66,7 @@ def read_results(folder: Path) -> Results:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file that a report can do without; empty where there is none."""
+    """Return the object in an optional JSON file; empty where the file is missing or damaged."""
     if not path.is_file():
         return {}
     try:
@@ -78,29 +78,29 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def read_truth(results: Results) -> CocoSplit:
-    """Return the split that was judged.
+    """Return the split that was evaluated.
 
     Raises:
-        FlawmaskError: it is not where `metrics.json` says, or is damaged.
+        FlawmaskError: the split that `metrics.json` names is missing or damaged.
     """
     dataset, split = Path(results.metrics["dataset"]), str(results.metrics["split"])
     if not has_split(dataset, split):
         raise FlawmaskError(
-            f"{results.folder / 'metrics.json'} speaks of {dataset / split}, which is not here: "
-            "start from the folder that evaluate was started from"
+            f"{results.folder / 'metrics.json'} names {dataset / split}, which does not exist: "
+            "run this in the folder in which evaluate was run"
         )
     reading = {name: results.metrics[name] for name in ("crowds", "on_error", "good_name") if name in results.metrics}
     return read_split(dataset, split, Reading(**reading))
 
 
 def read_detections(results: Results, split: CocoSplit) -> dict[int, list[Record]]:
-    """Return the defect detections of each image id, the highest score first; every id of the split is there.
+    """Return the defect detections for each image id of the split, the highest score first.
 
     Raises:
         FlawmaskError: see `coco.read_results`.
     """
-    found = coco.read_results(results.folder / "predictions.json", split)
+    detections = coco.read_results(results.folder / "predictions.json", split)
     return {
-        number: [record for record in of_image if record["category_id"] in split.defect_ids]
-        for number, of_image in found.items()
+        image_id: [record for record in of_image if record["category_id"] in split.defect_ids]
+        for image_id, of_image in detections.items()
     }

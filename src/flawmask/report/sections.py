@@ -1,4 +1,4 @@
-"""The sections of the report, each as HTML; one that has nothing to say is empty."""
+"""The sections of the report, each as HTML. A section without content is an empty text."""
 
 import shlex
 from collections import Counter
@@ -17,6 +17,8 @@ from flawmask.report.headline import (
     by_level,
     decimal,
     exact_test,
+    format_interval,
+    format_metric,
     images_of_parts,
     interval_of,
     lookup,
@@ -24,23 +26,21 @@ from flawmask.report.headline import (
     percent_range,
     shown_of,
     whole_percent,
-    written,
-    written_range,
 )
 from flawmask.report.page import esc, facts, table
 from flawmask.report.results import Results
 from flawmask.tally import Tally
 
-FOLDED = 12  # rows of a list; longer ones are folded away
+MAX_OPEN_ROWS = 12  # longer lists are folded
 
 
 def title(results: Results) -> str:
-    """Return what was judged, as text."""
+    """Return the name of the data set and of the split, as text."""
     return f"{Path(results.metrics['dataset']).name}, split {results.metrics['split']}"
 
 
 def header(results: Results, split: CocoSplit) -> str:
-    """Return what stands on top: what was judged, the verdict, the threshold and what to mind."""
+    """Return the top of the page: data set, verdict, threshold and notes."""
     metrics = results.metrics
     model = Path(metrics["model"])
     notes = "".join(f"<li>{esc(note)}</li>" for note in [*(metrics.get("notes") or []), *_not_all_used(metrics)])
@@ -48,7 +48,7 @@ def header(results: Results, split: CocoSplit) -> str:
     return (
         "<header>"
         f"<h1>{esc(title(results))}</h1>"
-        f'<p class="what">{_judged(split)} judged by {esc(model.parent.name or ".")}/{esc(model.name)}</p>'
+        f'<p class="what">{_image_count(split)} evaluated with {esc(model.parent.name or ".")}/{esc(model.name)}</p>'
         f'<p class="verdict">{verdict(metrics)}</p>'
         f'<p class="threshold">{esc(threshold_sentence(metrics))}</p>'
         + (f'<div class="notes" role="note"><h2>Mind</h2><ul>{notes}</ul></div>' if notes else "")
@@ -58,23 +58,25 @@ def header(results: Results, split: CocoSplit) -> str:
 
 
 def _not_all_used(metrics: Mapping[str, Any]) -> list[str]:
-    """Return a line for what was found and is not used, as the command line has it."""
+    """Return a line, as on the command line, for each kind of item that was found and not used."""
     tallies = [Tally(what, tally["used"], tally["not_used"]) for what, tally in (metrics.get("tally") or {}).items()]
     return [f"{tally.line()}." for tally in tallies if not tally.all_used]
 
 
-def _judged(split: CocoSplit) -> str:
+def _image_count(split: CocoSplit) -> str:
     groups = split.groups
     return f"{len(split.images)} images" if groups is None else images_of_parts(len(groups), len(set(groups)))
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """Return in plain words, as HTML, how many defective parts are found and how many good ones rejected; images of
-    them where there may be several of one part."""
+    """Return a sentence, as HTML, on how many defective parts are found and how many good parts are rejected.
+
+    It counts images where groups are known, because a part may have several images.
+    """
     what = _unit(metrics)
     found, missed = metrics["tp_defect"], metrics["fn_defect"]
     alarms, passed = metrics["fp_defect"], metrics["tn_good"]
-    first, second = f"No defective {what} was judged: what it finds is not known", f"no good {what} was judged"
+    first, second = f"No defective {what} was evaluated: the recall is not known", f"no good {what} was evaluated"
     if found + missed:
         share = _share(found, found + missed, interval_of(metrics, "recall"))
         first = f"Finds <strong>{found} of {_counted(found + missed, f'defective {what}')}</strong> {share}"
@@ -86,7 +88,7 @@ def verdict(metrics: Mapping[str, Any]) -> str:
 
 
 def _unit(metrics: Mapping[str, Any]) -> str:
-    """Return what is counted: parts, or images where there may be several of one part."""
+    """Return the unit that is counted: parts, or images where a part may have several images."""
     return "part" if metrics.get("groups") is None else "image"
 
 
@@ -103,13 +105,13 @@ def _share(part: int, whole: int, interval: tuple[float, float] | None) -> str:
 
 
 def threshold_sentence(metrics: Mapping[str, Any]) -> str:
-    """Return which threshold the verdicts have, and how it was chosen."""
+    """Return sentences on the threshold of the verdicts and how it was chosen."""
     threshold = metrics.get("threshold") or {}
     value = decimal(threshold.get("value", metrics["conf"]))
     area = metrics["min_area"]
-    least = f" and covers at least {area} pixel{'' if area == 1 else 's'}" if area else ""
+    min_area = f" and covers at least {area} pixel{'' if area == 1 else 's'}" if area else ""
     what = "A part" if _unit(metrics) == "part" else "An image"
-    sentence = f"{what} is rejected when a defect on it scores at least {value}{least}."
+    sentence = f"{what} is rejected when a defect on it scores at least {value}{min_area}."
     if threshold.get("how") == "aim":
         bounds, images = threshold.get("interval"), threshold.get("images")
         spread = f" (95 % interval {decimal(bounds[0])}{DASH}{decimal(bounds[1])})" if bounds else ""
@@ -118,7 +120,7 @@ def threshold_sentence(metrics: Mapping[str, Any]) -> str:
         sentence += f" The threshold was chosen on the {where} {threshold.get('chosen_on')} for the aim "
         sentence += f"{threshold.get('aim')}{spread}."
         if threshold.get("same_split"):
-            sentence += " These are the very images judged here."
+            sentence += " These are the very images evaluated here."
     elif threshold.get("how"):
         origins = {"default": " This is the default.", "given": " The threshold was given by hand."}
         sentence += origins.get(threshold["how"], "")
@@ -126,19 +128,19 @@ def threshold_sentence(metrics: Mapping[str, Any]) -> str:
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
-    """Return a table of figures with their intervals for each level: images, instances, pixels."""
+    """Return a table of metrics with their intervals for each level: images, instances, pixels."""
     parts = []
     for title, group in by_level().items():
         rows = []
         for one in group:
-            there, value = lookup(metrics, one.key)
-            if there:
+            has_metric, value = lookup(metrics, one.key)
+            if has_metric:
                 bounds = interval_of(metrics, one.key)
                 meaning = one.meaning.replace("part", _unit(metrics))
                 name = f'{esc(one.label)}<span class="meaning">{esc(meaning)}</span>'
-                interval = written_range(bounds, one.shown) if bounds else ""
+                interval = format_interval(bounds, one.shown) if bounds else ""
                 line = _range(value, bounds) if one.shown == "percent" else ""
-                rows.append((name, written(value, one.shown), interval, line))
+                rows.append((name, format_metric(value, one.shown), interval, line))
         if rows:
             head = (esc(title), "value", "95 % interval", "from 0 to 100 %")
             parts.append(table(head, rows, "figures"))
@@ -146,7 +148,7 @@ def headline(metrics: Mapping[str, Any]) -> str:
 
 
 def _range(value: float | None, bounds: tuple[float, float] | None) -> str:
-    """Return a value and its interval drawn on a line from 0 to 100 %."""
+    """Return a drawing of a value and its interval on a line from 0 to 100 %."""
     if value is None:
         return ""
     low, high = bounds or (value, value)
@@ -155,7 +157,7 @@ def _range(value: float | None, bounds: tuple[float, float] | None) -> str:
 
 
 def _speed(metrics: Mapping[str, Any]) -> str:
-    """Return the seconds per image, split where the results split them."""
+    """Return the seconds per image, with their parts where the results have them."""
     total = metrics.get("seconds_per_image")
     if total is None:
         return ""
@@ -163,26 +165,28 @@ def _speed(metrics: Mapping[str, Any]) -> str:
     names = {"read": "reading", "network": "network", "post": "post-processing"}
     split = ", ".join(f"{names.get(name, name)} {value:.3f}" for name, value in parts.items() if value is not None)
     resamples = metrics.get("resamples")
-    over, drawn = (" over parts", " of whole parts") if metrics.get("groups") is not None else ("", "")
-    how = f" Intervals{over}: by formula for proportions, F1 and AUROC, else from {resamples} resamples{drawn}."
+    over, of_parts = (" over parts", " of whole parts") if metrics.get("groups") is not None else ("", "")
+    how = f" Intervals{over}: by formula for proportions, F1 and AUROC, else from {resamples} resamples{of_parts}."
     how = how if resamples else ""
     return f'<p class="small">{total:.3f} seconds per image{esc(f" ({split})" if split else "")}.{esc(how)}</p>'
 
 
 def by_class(metrics: Mapping[str, Any]) -> str:
-    """Return the average precision of each class where there are several: what a comparison shows of all classes."""
+    """Return a table of the average precision of each class, if there are several."""
     classes = metrics.get("ap_by_class") or {}
     if len(classes) < 2:
         return ""
-    told = [one for one in METRICS.values() if one.comparison and any(one.key in row for row in classes.values())]
-    rows = [(esc(name), *(written(row.get(one.key), one.shown) for one in told)) for name, row in classes.items()]
-    return table(("class", *(esc(one.label[0].lower() + one.label[1:]) for one in told)), rows)
+    shown = [one for one in METRICS.values() if one.comparison and any(one.key in row for row in classes.values())]
+    rows = [
+        (esc(name), *(format_metric(row.get(one.key), one.shown) for one in shown)) for name, row in classes.items()
+    ]
+    return table(("class", *(esc(one.label[0].lower() + one.label[1:]) for one in shown)), rows)
 
 
 def folds(metrics: Mapping[str, Any]) -> str:
-    """Return the value of each fold of a cross-validation, their mean and their spread."""
+    """Return a table of the folds' values of a cross-validation, with their mean and their spread."""
     rows = [
-        (esc(name), *(written(value, shown_of(name)) for value in (row["mean"], row["sd"], *row["values"])))
+        (esc(name), *(format_metric(value, shown_of(name)) for value in (row["mean"], row["sd"], *row["values"])))
         for name, row in (metrics.get("folds") or {}).items()
     ]
     if not rows:
@@ -193,43 +197,43 @@ def folds(metrics: Mapping[str, Any]) -> str:
 
 
 def against(metrics: Mapping[str, Any]) -> str:
-    """Return how this model differs from another one on the same images."""
-    found = metrics.get("against")
-    if not found:
+    """Return a table of how this model differs from another one on the same images."""
+    comparison = metrics.get("against")
+    if not comparison:
         return ""
     rows = [
         (
             esc(name),
-            written(row["this"], shown_of(name)),
-            written(row["other"], shown_of(name)),
+            format_metric(row["this"], shown_of(name)),
+            format_metric(row["other"], shown_of(name)),
             *_difference(row, shown_of(name)),
         )
-        for name, row in found["figures"].items()
+        for name, row in comparison["figures"].items()
     ]
-    test = found["mcnemar"]
+    test = comparison["mcnemar"]
     return (
-        f"<p>The other: {esc(found['other'])}. Where the interval of a difference holds 0, these images cannot tell "
-        "which model is better.</p>"
+        f"<p>The other model: {esc(comparison['other'])}. If the interval of a difference contains 0, these images "
+        "cannot tell which model is better.</p>"
         + table(("figure", "this", "other", "difference", "95 % interval"), rows)
-        + f"<p>{test['only_this_right']} images only this one gets right, {test['only_other_right']} only the other; "
-        f"{exact_test(found)} p = {test['p']:.3f}.</p>"
+        + f"<p>Verdicts: right for {test['only_this_right']} images by this model only, for "
+        f"{test['only_other_right']} by the other only; {exact_test(comparison)} p = {test['p']:.3f}.</p>"
     )
 
 
 def _difference(row: Mapping[str, Any], shown: Shown) -> tuple[str, str]:
-    """Return a difference, of percentages in points, and its interval."""
+    """Return a difference and its interval; for percentages, in percentage points."""
     scale, form, unit = (100, "+.1f", " points") if shown == "percent" else (1, "+.3g", "")
     interval = " to ".join(format(scale * bound, form) for bound in row["interval"] or ())
     return f"{scale * row['difference']:{form}}{unit}", interval
 
 
 def curves(results: Results, drawn: Mapping[str, str]) -> str:
-    """Return every figure that could be drawn, with a sentence on what it shows."""
+    """Return all figures that were drawn, each with a sentence on what it shows."""
     names, rows = confusion_of(results)
     labels = {
         "confusion_matrix": "Confusion matrix. "
         + " ".join(
-            f"Truth {truth}: {', '.join(f'{count} judged {name}' for name, count in zip(names, row, strict=True))}."
+            f"Truth {truth}: {', '.join(f'{count} called {name}' for name, count in zip(names, row, strict=True))}."
             for truth, row in zip(names, rows, strict=True)
         )
     }
@@ -242,7 +246,7 @@ def curves(results: Results, drawn: Mapping[str, str]) -> str:
 
 
 def types(metrics: Mapping[str, Any]) -> str:
-    """Return how many parts of each defect type are found."""
+    """Return a table of the parts of each defect type that are found."""
     rows = [
         (
             esc(name),
@@ -260,7 +264,7 @@ def types(metrics: Mapping[str, Any]) -> str:
 
 
 def instances(metrics: Mapping[str, Any]) -> str:
-    """Return how many instances are found, missed and made up, why, and the list of them."""
+    """Return the numbers of missed and spurious instances, the kinds of errors, and lists of them."""
     counts = metrics.get("instances") or {}
     errors = metrics.get("instance_errors") or {}
     overlap = "box" if metrics.get("finds") == "boxes" else "mask"
@@ -296,10 +300,10 @@ def instances(metrics: Mapping[str, Any]) -> str:
 
 ERROR_KINDS = {
     "classification": "a true defect is there, but of another class",
-    "localisation": "a true defect is there, but what was found covers it too badly",
-    "duplicate": "a defect that was found already",
+    "localisation": "a true defect is there, but the prediction does not cover it well enough",
+    "duplicate": "another prediction matches the same defect",
     "background": "no defect is there",
-    "missed": "a true defect that nothing covers",
+    "missed": "a true defect that no prediction matches",
 }
 
 
@@ -313,11 +317,11 @@ def _box(sides: Sequence[float] | None) -> str:
 
 
 def _list(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table that can be folded away, or nothing where it is empty."""
+    """Return a table that can be folded; an empty text if it has no rows."""
     if not rows:
         return ""
     title = f"{len(rows)} {name} instance{'' if len(rows) == 1 else 's'}"
-    return _folded(title, table(head, rows), is_open=len(rows) <= FOLDED)
+    return _folded(title, table(head, rows), is_open=len(rows) <= MAX_OPEN_ROWS)
 
 
 def _folded(title: str, content: str, *, is_open: bool) -> str:
@@ -356,15 +360,15 @@ images.</span></p>
 
 
 def data(results: Results, split: CocoSplit) -> str:
-    """Return what the data set holds, what was judged, and what was left out and why."""
+    """Return the content of the data set, the evaluated split, and what was left out and why."""
     chain = _origins(results.data)
     sizes = Counter(f"{image['width']} x {image['height']}" for image in split.images)
     common = [f"{size} ({count})" for size, count in sizes.most_common(5)]
     varied = [f"{len(sizes) - 5} other sizes"] if len(sizes) > 5 else []
     about = {
         "Data set": results.metrics["dataset"],
-        "Split judged": results.metrics["split"],
-        "Images judged": len(split.images),
+        "Split evaluated": results.metrics["split"],
+        "Images evaluated": len(split.images),
         "Parts they show": None if split.groups is None else len(set(split.groups)),
         "True defects on them": sum(len(split.defects(image)) for image in split.images),
         "Image sizes in pixels": ", ".join(common + varied),
@@ -375,20 +379,22 @@ def data(results: Results, split: CocoSplit) -> str:
         source = {f"source {key}": value for key, value in (info.get("source") or {}).items()}
         parts.append(f"<h3>{esc(info.get('made_by', 'made by'))}</h3>")
         divided = {"images divided by": info.get("split_method")}
-        parts.append(facts(source | _written(info.get("settings") or {}) | divided))
+        parts.append(facts(source | _as_text(info.get("settings") or {}) | divided))
     left_out = [item for info in chain for item in info.get("left_out") or []]
     if left_out:
         rows = [(esc(item["file"]), esc(item["reason"])) for item in left_out]
         title = f"{len(rows)} file{'' if len(rows) == 1 else 's'} left out"
-        parts.append(_folded(title, table(("file", "reason"), rows), is_open=len(rows) <= FOLDED))
+        parts.append(_folded(title, table(("file", "reason"), rows), is_open=len(rows) <= MAX_OPEN_ROWS))
     elif chain:
         parts.append("<p>No file was left out.</p>")
     return "".join(parts)
 
 
 def _unused(results: Results) -> str:
-    """Return what was found and is not used, by reason, of what was evaluated, trained on and prepared; empty where all
-    of it is used."""
+    """Return a table of the items that evaluation, training and preparation found and did not use, by reason.
+
+    It is empty where all items are used.
+    """
     trained = {f"training, {split}": of_split for split, of_split in (results.run.get("tally") or {}).items()}
     prepared = {info.get("made_by", ""): info.get("tally") or {} for info in _origins(results.data)}
     stages = {"evaluation": results.metrics.get("tally") or {}, **trained, **prepared}
@@ -400,7 +406,7 @@ def _unused(results: Results) -> str:
         for reason, names in tally["not_used"].items()
     ]
     head = ("stage", "what", "found", "used", "not used", "which")
-    return _folded("Found and not used", table(head, rows), is_open=len(rows) <= FOLDED) if rows else ""
+    return _folded("Found and not used", table(head, rows), is_open=len(rows) <= MAX_OPEN_ROWS) if rows else ""
 
 
 def _origins(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -425,7 +431,7 @@ def _counts(data: Mapping[str, Any]) -> str:
 
 
 def run(results: Results) -> str:
-    """Return how the model came to be, on what, how long it took, and the commands that do it again."""
+    """Return facts on the training of the model, its settings, and the commands that repeat it."""
     run, history = results.run, results.history
     settings = (results.folds or run).get("settings") or {}
     seconds = sum(value for value in history.get("seconds", []) if value is not None)
@@ -444,14 +450,14 @@ def run(results: Results) -> str:
     return "".join(
         (
             facts(about | versions),
-            f"<h3>Settings of the training</h3>{facts(_written(settings))}" if settings else "",
+            f"<h3>Settings of the training</h3>{facts(_as_text(settings))}" if settings else "",
             f"<h3>To do it again</h3><pre>{commands}</pre>",
         )
     )
 
 
-def _written(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return settings as a person writes them; those that are not set are left out."""
+def _as_text(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return settings as text. Those that are None are left out."""
     return {
         name: ", ".join(map(str, value))
         if isinstance(value, list)
@@ -471,7 +477,7 @@ def _duration(seconds: float) -> str:
 
 
 def commands_of(results: Results) -> list[str]:
-    """Return the commands that make the data set, the model and these results again, each a line for a shell."""
+    """Return the commands that repeat these results: data set, training and evaluation, each a line for a shell."""
     metrics = results.metrics
     if results.folds:
         return [_command("flawmask run", results.folds.get("settings") or {})]
@@ -480,8 +486,8 @@ def commands_of(results: Results) -> list[str]:
         source = info.get("source") or {}
         inputs = {"mvtec_root": info.get("mvtec_root"), "category": source.get("category")}
         if "dataset" in source:
-            there = Path(metrics["dataset"])
-            inputs = {"dataset_dir": str(there.with_name(source["dataset"])), "output_dir": str(there)}
+            dataset = Path(metrics["dataset"])
+            inputs = {"dataset_dir": str(dataset.with_name(source["dataset"])), "output_dir": str(dataset)}
         if str(info.get("made_by", "")).startswith("flawmask "):
             lines.append(_command(info["made_by"], inputs | (info.get("settings") or {})))
     if results.run:
@@ -506,6 +512,6 @@ def _command(start: str, settings: Mapping[str, Any]) -> str:
 
 
 def footer() -> str:
-    """Return who wrote the page, and when."""
+    """Return the version of Flawmask and the time."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return f"<footer>Written by Flawmask {esc(flawmask.__version__)}, {now}.</footer>"

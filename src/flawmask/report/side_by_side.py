@@ -1,4 +1,4 @@
-"""Several runs side by side on one page; and the report of one run, written again."""
+"""`report`: write the report of one run again, or a page with several runs side by side."""
 
 import logging
 from collections import Counter
@@ -12,7 +12,15 @@ from flawmask.evaluation.metrics import Metric
 from flawmask.files import write_bytes
 from flawmask.report.config import ReportConfig
 from flawmask.report.figures import draw_losses, inline
-from flawmask.report.headline import by_level, images_of_parts, interval_of, lookup, percent, written, written_range
+from flawmask.report.headline import (
+    by_level,
+    format_interval,
+    format_metric,
+    images_of_parts,
+    interval_of,
+    lookup,
+    percent,
+)
 from flawmask.report.page import GENERATOR, esc, page, section, table
 from flawmask.report.report import write_report
 from flawmask.report.results import Results, read_results
@@ -22,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def report(config: ReportConfig) -> list[Path]:
-    """Write the reports of one run, or a page that sets several runs side by side, and return what was written.
+    """Write the reports of one run, or a page with several runs side by side, and return the paths.
 
     Raises:
         FlawmaskError: a folder holds no results, or `--output` names something else.
@@ -36,7 +44,7 @@ def report(config: ReportConfig) -> list[Path]:
 
 
 def results_in(run: Path) -> list[Path]:
-    """Return the results folders of a run, the newest last; a results folder is its own only one.
+    """Return the results folders of a run, the newest last. For a results folder, return only that folder.
 
     Raises:
         FlawmaskError: there is none.
@@ -46,18 +54,19 @@ def results_in(run: Path) -> list[Path]:
     files = sorted(run.glob("inference_*/metrics.json"), key=lambda path: (path.stat().st_mtime, path))
     if not files:
         problem = "holds no results (inference_<split>/metrics.json)" if run.is_dir() else "is not there"
-        raise FlawmaskError(f"{run} {problem}: name the folder of a run that flawmask evaluate has judged")
+        raise FlawmaskError(f"{run} {problem}: name the folder of a run that flawmask evaluate has evaluated")
     return [path.parent for path in files]
 
 
 def compare_reports(runs: Sequence[Path], output: Path) -> Path:
-    """Write one page with the figures, the settings that differ, the losses and the types of several runs.
+    """Write a page with the metrics, the differing settings, the losses and the defect types of several runs.
 
-    Of each run the results of the newest split that all of them were judged on are taken, or else its own newest.
+    It shows the results for the newest split on which all runs were evaluated. If there is no such split, it shows the
+    newest results of each run.
 
     Args:
         runs: run folders or results folders.
-        output: the page; only an earlier page of Flawmask's is replaced.
+        output: the page. Only a page that Flawmask wrote is replaced.
 
     Raises:
         FlawmaskError: a folder holds no results, or `output` is something else.
@@ -90,7 +99,7 @@ def _check_output(output: Path) -> None:
 
 
 def _chosen(found: Sequence[Sequence[Path]]) -> list[Path]:
-    """Return one results folder per run: of the newest split that all were judged on, else each run's newest."""
+    """Return a results folder for each run: of the newest split that all have, or else the newest of each run."""
     shared = set.intersection(*({folder.name for folder in folders} for folders in found))
     candidates = [folder for folders in found for folder in folders if folder.name in shared]
     if not candidates:
@@ -100,13 +109,13 @@ def _chosen(found: Sequence[Sequence[Path]]) -> list[Path]:
 
 
 def _names(results: Sequence[Results]) -> list[str]:
-    """Return a name for each: its run folder's, and where two are alike, a number after it."""
+    """Return a name for each run: the name of its folder, with a number after it where several are the same."""
     names = [_name(one.folder.resolve()) for one in results]
-    total, seen = Counter(names), Counter[str]()
+    total, so_far = Counter(names), Counter[str]()
     numbered = []
     for name in names:
-        seen[name] += 1
-        numbered.append(f"{name} ({seen[name]})" if total[name] > 1 else name)
+        so_far[name] += 1
+        numbered.append(f"{name} ({so_far[name]})" if total[name] > 1 else name)
     return numbered
 
 
@@ -124,23 +133,23 @@ def _verdicts(named: Mapping[str, Results]) -> str:
 
 
 def _parts(metrics: Mapping[str, Any]) -> str:
-    """Return how many images of how many parts were judged, where that is known."""
+    """Return the number of evaluated images and parts, where groups are known."""
     groups = metrics.get("groups")
     return "" if groups is None else f", {images_of_parts(metrics['total_images'], groups)}"
 
 
 def _notes(results: Sequence[Results]) -> str:
-    """Return what forbids or weakens the comparison, as list items, and what each evaluation noted."""
+    """Return notes as list items: what makes the comparison invalid, and the notes of the evaluations."""
     notes = Counter(note for one in results for note in one.metrics.get("notes") or [])
     lines = [f"{note} ({count} of {len(results)} runs)" for note, count in notes.items()]
-    judged = {_judged(one) for one in results}
-    if len(judged) > 1:
-        lines.insert(0, "The runs were judged on different images: their figures cannot be set against each other.")
+    evaluated = {_evaluated_images(one) for one in results}
+    if len(evaluated) > 1:
+        lines.insert(0, "The runs were evaluated on different images: their figures cannot be compared.")
     return "".join(f"<li>{esc(line)}</li>" for line in lines)
 
 
-def _judged(results: Results) -> frozenset[tuple[str, ...]]:
-    """Return what was judged: the images' names and truth, or, where there is no table of them, data set and split."""
+def _evaluated_images(results: Results) -> frozenset[tuple[str, ...]]:
+    """Return the names and the truth of the evaluated images; without a table of images, the data set and the split."""
     path = results.folder / "predictions.csv"
     if not path.is_file():
         return frozenset({(results.metrics["dataset"], results.metrics["split"])})
@@ -148,16 +157,16 @@ def _judged(results: Results) -> frozenset[tuple[str, ...]]:
 
 
 def _figures(named: Mapping[str, Results]) -> str:
-    """Return a table of figures for each level, a column per run."""
+    """Return a table of metrics for each level, with a column for each run."""
     parts = []
     for title, group in by_level().items():
         rows = [_row(one, named) for one in group if any(lookup(run.metrics, one.key)[0] for run in named.values())]
         if rows:
             parts.append(table((esc(title), *map(esc, named)), rows, "compare"))
     return "".join(parts) + (
-        '<p class="small">In brackets the 95 % interval. A figure is called best where its interval lies apart from '
-        "those of all other runs. Intervals that overlap do not show that runs are equal, nor which is better: "
-        "flawmask evaluate --against compares two of them image by image.</p>"
+        '<p class="small">In brackets: the 95 % interval. A figure is marked as best if its interval lies beyond those '
+        "of all other runs. Intervals that overlap show neither that runs are equal nor which one is better: "
+        "flawmask evaluate --against compares two runs image by image.</p>"
     )
 
 
@@ -167,41 +176,41 @@ def _row(metric: Metric, named: Mapping[str, Results]) -> list[str]:
     for place, one in enumerate(named.values()):
         there, value = lookup(one.metrics, metric.key)
         bounds = interval_of(one.metrics, metric.key)
-        text = written(value, metric.shown) if there else ""
+        text = format_metric(value, metric.shown) if there else ""
         mark = f'<strong class="best">{text} best</strong>' if place == best else text
-        interval = f' <span class="small">({written_range(bounds, metric.shown)})</span>' if bounds else ""
+        interval = f' <span class="small">({format_interval(bounds, metric.shown)})</span>' if bounds else ""
         cells.append(mark + interval)
     return [esc(metric.label), *cells]
 
 
 def best_of(metric: Metric, metrics: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return the place of the run whose interval lies beyond those of all others; None where there is no such run."""
+    """Return the index of the run whose interval lies beyond those of all others; None where there is no such run."""
     intervals = [interval_of(one, metric.key) for one in metrics]
-    known = [bounds for bounds in intervals if bounds is not None]
-    if len(known) < len(intervals) or len(known) < 2:
+    defined = [bounds for bounds in intervals if bounds is not None]
+    if len(defined) < len(intervals) or len(defined) < 2:
         return None
-    for place, (low, high) in enumerate(known):
-        others = known[:place] + known[place + 1 :]
+    for place, (low, high) in enumerate(defined):
+        others = defined[:place] + defined[place + 1 :]
         if all(high < other[0] if metric.lower_is_better else low > other[1] for other in others):
             return place
     return None
 
 
 def _types(named: Mapping[str, Results]) -> str:
-    """Return how many parts of each type each run finds."""
+    """Return a table of the parts of each type that each run finds."""
     tables = [one.metrics.get("recall_by_type") or {} for one in named.values()]
     rows = []
     for kind in sorted({kind for by_type in tables for kind in by_type}):
-        found = [by_type.get(kind) for by_type in tables]
-        cells = (f"{row['found']} of {row['images']} ({percent(row['recall'])})" if row else "" for row in found)
+        of_type = [by_type.get(kind) for by_type in tables]
+        cells = (f"{row['found']} of {row['images']} ({percent(row['recall'])})" if row else "" for row in of_type)
         rows.append((esc(kind), *cells))
     return table(("type", *map(esc, named)), rows, "compare") if rows else ""
 
 
 def _differences(named: Mapping[str, Results]) -> str:
-    """Return the settings in which the runs differ."""
+    """Return a table of the settings in which the runs differ."""
     settings = [_settings(one) for one in named.values()]
-    keys = {key: None for one in settings for key in one}  # a set that keeps its order
+    keys = {key: None for one in settings for key in one}  # used as an ordered set
     rows = [
         (esc(key), *(esc(one.get(key, "")) for one in settings))
         for key in keys
@@ -211,13 +220,15 @@ def _differences(named: Mapping[str, Results]) -> str:
 
 
 def _settings(results: Results) -> dict[str, Any]:
-    """Return what a run was made and judged with; where it lies is no part of it."""
+    """Return the settings of a run and of its evaluation, without the run's own folder."""
     run = results.folds or results.run
-    made = {key: value for key, value in (run.get("settings") or {}).items() if key not in ("output_dir", "overwrite")}
+    training = {
+        key: value for key, value in (run.get("settings") or {}).items() if key not in ("output_dir", "overwrite")
+    }
     about = {key: run[key] for key in ("device", "precision", "cores") if key in run}
     versions = {f"version of {name}": version for name, version in (run.get("versions") or {}).items()}
-    judged = {f"judged: {key}": results.metrics[key] for key in ("dataset", "split", "conf", "min_area")}
-    return made | about | versions | judged
+    evaluation = {f"evaluation: {key}": results.metrics[key] for key in ("dataset", "split", "conf", "min_area")}
+    return training | about | versions | evaluation
 
 
 def _losses(named: Mapping[str, Results]) -> str:

@@ -1,4 +1,4 @@
-"""The classifier and PatchCore, each trained for real on plates."""
+"""The classifier and PatchCore, each really trained on images of plates."""
 
 import gc
 import json
@@ -17,9 +17,9 @@ from torchvision.models import wide_resnet50_2
 
 from flawmask.coco import CocoSplit, Record, read_split
 from flawmask.comparison import classifier, patchcore
+from flawmask.comparison.baseline import train_and_evaluate
 from flawmask.comparison.config import CompareConfig
-from flawmask.comparison.entry import Ground, NotThereError
-from flawmask.comparison.yardstick import train_and_judge
+from flawmask.comparison.entry import MissingRequirementError, SharedData
 from flawmask.data.layouts import LAYOUTS
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError
@@ -45,7 +45,7 @@ def config(mvtec_root: Path, **changes: Any) -> CompareConfig:
 
 
 def ranked_apart(score: Any) -> bool:
-    """Return whether every stained plate that nobody saw scores above every good one."""
+    """Return whether every new stained plate scores above every new good one."""
     stained = [one.score for one in score([part(seed)[0] for seed in range(500, 506)])]
     good = [one.score for one in score([good_plate(seed) for seed in range(600, 606)])]
     assert all(0 <= one <= 1 for one in stained + good)
@@ -56,12 +56,12 @@ def test_the_classifier_learns_to_tell_stained_plates_from_good_ones(
     mvtec_root: Path, prepared: Path, tmp_path: Path
 ) -> None:
     settings = config(mvtec_root, precision="fp32", lr=0.02)
-    learned = classifier.learn(settings, read_split(prepared, "train"), tmp_path / "best.pt")
+    learned = classifier.train(settings, read_split(prepared, "train"), tmp_path / "best.pt")
     score = classifier.load(settings, tmp_path / "best.pt")
     assert ranked_apart(score)
     assert (learned.epochs, learned.image_size) == (12, 64)
     assert 11e6 < learned.parameters < 12e6
-    assert learned.protocol == "learns from 16 images and whether each is defective (8 are); outlines nothing"
+    assert learned.protocol == "learns from 16 images and whether each is defective (8 are); predicts no masks"
     batch = [part(1)[0], good_plate(1)]
     singles = [score([one])[0].score for one in batch]
     assert [one.score for one in score(batch)] == pytest.approx(singles, abs=1e-5)
@@ -69,12 +69,12 @@ def test_the_classifier_learns_to_tell_stained_plates_from_good_ones(
 
 def test_the_classifier_stops_when_its_time_is_up(mvtec_root: Path, prepared: Path, tmp_path: Path) -> None:
     settings = config(mvtec_root, epochs=10**6, time_budget="1s")
-    assert 1 <= classifier.learn(settings, read_split(prepared, "train"), tmp_path / "best.pt").epochs < 1000
+    assert 1 <= classifier.train(settings, read_split(prepared, "train"), tmp_path / "best.pt").epochs < 1000
 
 
 @pytest.fixture(scope="module")
 def random_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state dict of the shape that PatchCore wants, of numbers drawn at random."""
+    """A state dict for PatchCore's backbone, with random numbers."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "wide_resnet50_2.pth"
     state = wide_resnet50_2(weights=None).state_dict()
@@ -83,28 +83,28 @@ def random_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_patchcore_tells_plates_apart_and_says_where_from_good_ones_alone(
+def test_patchcore_finds_stained_plates_and_the_stain_after_training_on_good_ones_only(
     mvtec_root: Path, prepared: Path, tmp_path: Path, random_features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patchcore, "SIZE", 96)
-    monkeypatch.setattr(patchcore, "KEPT", 0.2)  # 1 % of so few patches is next to nothing
+    monkeypatch.setattr(patchcore, "CORESET_RATIO", 0.2)  # 1 % of so few patches is next to nothing
     settings = config(mvtec_root, weights=f"none,patchcore={random_features}")
     training = read_split(prepared, "train")
-    learned = patchcore.learn(settings, training, [], tmp_path / "best.pt")
+    learned = patchcore.train(settings, training, [], tmp_path / "best.pt")
     assert learned.protocol == "learns from 6 good images of train/good and no defect"
     score = patchcore.load(settings, tmp_path / "best.pt")
     assert ranked_apart(score)
     pixels, mask = part(501)
-    (found,) = score([pixels])
-    assert found.map is not None
-    assert found.map.shape == (96, 96)
-    assert 0 <= found.map.min() <= found.map.max() <= 1
+    (scored,) = score([pixels])
+    assert scored.map is not None
+    assert scored.map.shape == (96, 96)
+    assert 0 <= scored.map.min() <= scored.map.max() <= 1
     side = np.linspace(0, len(mask) - 1, 96).round().astype(int)
-    on_it, beside = found.map[mask[np.ix_(side, side)]], found.map[~mask[np.ix_(side, side)]]
-    assert np.median(on_it) > np.quantile(beside, 0.9)
+    on_stain, beside = scored.map[mask[np.ix_(side, side)]], scored.map[~mask[np.ix_(side, side)]]
+    assert np.median(on_stain) > np.quantile(beside, 0.9)
 
 
-def test_patchcore_does_not_see_what_it_is_judged_on(
+def test_patchcore_is_not_trained_on_evaluated_images(
     mvtec_root: Path, tmp_path: Path, random_features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patchcore, "SIZE", 96)
@@ -113,20 +113,22 @@ def test_patchcore_does_not_see_what_it_is_judged_on(
         write_png(folder / f"{seed}.png", good_plate(seed))
     write_png(tmp_path / "mvtec" / "plate" / "test" / "good" / "0.png", good_plate(9))
     settings = config(tmp_path / "mvtec", weights=f"none,patchcore={random_features}")
-    write_png(tmp_path / "judged" / "other name.png", good_plate(1))
-    judged = [_split_of(tmp_path / "judged")]
-    learned = patchcore.learn(settings, _split_of(folder), judged, tmp_path / "best.pt")
+    write_png(tmp_path / "evaluated" / "other name.png", good_plate(1))
+    evaluated = [_split_of(tmp_path / "evaluated")]
+    learned = patchcore.train(settings, _split_of(folder), evaluated, tmp_path / "best.pt")
     assert learned.protocol == (
-        "learns from 2 good images of train/good and no defect; 1 others are judged, or show parts that are"
+        "learns from 2 good images of train/good and no defect; 1 others are evaluated, or show parts that are"
     )
-    with pytest.raises(NotThereError, match="train/good has none of parts that are not judged: 3 are"):
-        patchcore.learn(settings, _split_of(folder), [_split_of(folder)], tmp_path / "best.pt")
+    with pytest.raises(MissingRequirementError, match="train/good has none of parts that are not evaluated: 3 are"):
+        patchcore.train(settings, _split_of(folder), [_split_of(folder)], tmp_path / "best.pt")
 
 
 @pytest.fixture
 def tiles(tmp_path: Path) -> Path:
-    """A category of 8 tiles, each of which is in test/stain, test/good and train/good; the picture in test/good is in
-    train/good too, under a name that another picture there shares."""
+    """A category of 8 tiles, each with an image in test/stain, test/good and train/good.
+
+    The picture in test/good is in train/good, too. There, its name says that it shows the same part as another picture.
+    """
     folder = tmp_path / "mvtec" / "tile"
     for tile in range(8):
         pixels, mask = part(tile)
@@ -139,39 +141,39 @@ def tiles(tmp_path: Path) -> Path:
     return folder
 
 
-def test_patchcore_sees_no_image_of_a_part_that_is_judged(
+def test_patchcore_is_not_trained_on_images_of_evaluated_parts(
     tiles: Path, tmp_path: Path, random_features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patchcore, "SIZE", 96)
     place: dict[str, Any] = {"mvtec_root": tiles.parent, "category": "tile", "group_by": "^((?:tile|same)[0-9])"}
     made = prepare(PrepareConfig(**place, output_dir=tmp_path / "data"))
-    training, judged = read_split(made.dataset_dir, "train"), [read_split(made.dataset_dir, "val")]
-    # What `--group_by` says now does not matter: how the data set was divided does.
+    training, evaluated = read_split(made.dataset_dir, "train"), [read_split(made.dataset_dir, "val")]
+    # The data set was divided with `--group_by`. Whether the settings repeat that does not matter.
     settings = config(tiles.parent, category="tile", weights=f"none,patchcore={random_features}")
     _, files = patchcore.good_images(settings, training)
-    found = patchcore.unjudged(settings, training, judged, files)
-    groups = {group[-1] for group in judged[0].groups or ()}
+    used = patchcore.without_evaluated_parts(settings, training, evaluated, files)
+    groups = {group[-1] for group in evaluated[0].groups or ()}
     assert 0 < len(groups) < 8
-    assert {path.name[4] for path in set(files) - set(found)} == groups
-    assert {path.name[4] for path in found} == set("01234567") - groups
-    assert len(files) - len(found) == 3 * len(groups)
-    learned = patchcore.learn(settings, training, judged, tmp_path / "best.pt")
-    assert f"learns from {len(found)} good images of train/good" in learned.protocol
-    assert f"; {len(files) - len(found)} others are judged, or show parts that are" in learned.protocol
+    assert {path.name[4] for path in set(files) - set(used)} == groups
+    assert {path.name[4] for path in used} == set("01234567") - groups
+    assert len(files) - len(used) == 3 * len(groups)
+    learned = patchcore.train(settings, training, evaluated, tmp_path / "best.pt")
+    assert f"learns from {len(used)} good images of train/good" in learned.protocol
+    assert f"; {len(files) - len(used)} others are evaluated, or show parts that are" in learned.protocol
 
 
-def test_patchcore_takes_no_part_where_every_good_part_is_judged(
+def test_patchcore_takes_no_part_where_every_good_part_is_evaluated(
     tiles: Path, tmp_path: Path, random_features: Path
 ) -> None:
     place: dict[str, Any] = {"mvtec_root": tiles.parent, "category": "tile", "group_by": "^((?:tile|same)[0-9])"}
     made = prepare(PrepareConfig(**place, output_dir=tmp_path / "data"))
     both = [read_split(made.dataset_dir, name) for name in ("train", "val")]
     settings = config(tiles.parent, category="tile", weights=f"none,patchcore={random_features}")
-    with pytest.raises(NotThereError, match="train/good has none of parts that are not judged: 24 are"):
-        patchcore.learn(settings, both[0], both, tmp_path / "best.pt")
+    with pytest.raises(MissingRequirementError, match="train/good has none of parts that are not evaluated: 24 are"):
+        patchcore.train(settings, both[0], both, tmp_path / "best.pt")
 
 
-def test_the_classifier_is_not_judged_on_parts_that_it_was_trained_on_unless_that_is_allowed(
+def test_the_classifier_is_not_evaluated_on_parts_that_it_was_trained_on_unless_that_is_allowed(
     tiles: Path, tmp_path: Path
 ) -> None:
     place: dict[str, Any] = {"mvtec_root": tiles.parent, "category": "tile", "group_by": "^((?:tile|same)[0-9])"}
@@ -180,14 +182,14 @@ def test_the_classifier_is_not_judged_on_parts_that_it_was_trained_on_unless_tha
     content = json.loads(path.read_text())
     content["images"][0]["group"] = read_split(folder, "train").images[0]["group"]
     path.write_text(json.dumps(content))
-    ground = Ground((folder,), (folder,), ("val",), pooled=False)
+    shared = SharedData((folder,), (folder,), ("val",), pooled=False)
     settings = config(tiles.parent, category="tile", epochs=1, resamples=20)
-    with pytest.raises(FlawmaskError, match=r"1 of the judged images show parts that are in .*train"):
-        train_and_judge(settings, ground, tmp_path, "resnet18_classifier")
+    with pytest.raises(FlawmaskError, match=r"1 of the evaluated images show parts that are in .*train"):
+        train_and_evaluate(settings, shared, tmp_path, "resnet18_classifier")
     allowed = config(tiles.parent, category="tile", epochs=1, resamples=20, allow_leak=True)
-    train_and_judge(allowed, ground, tmp_path, "resnet18_classifier")
+    train_and_evaluate(allowed, shared, tmp_path, "resnet18_classifier")
     metrics = json.loads((tmp_path / "resnet18_classifier" / "inference_val" / "metrics.json").read_text())
-    assert "1 of the judged images show parts that were trained on: the figures are too good." in metrics["notes"]
+    assert "1 of the evaluated images show parts that were trained on: the figures are too good." in metrics["notes"]
 
 
 def test_patchcore_takes_the_good_training_images_whatever_the_layout(
@@ -219,16 +221,16 @@ def test_patchcore_takes_no_part_without_features_or_anomalib(
     mvtec_root: Path, prepared: Path, tmp_path: Path, random_features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = read_split(prepared, "train")
-    with pytest.raises(NotThereError, match="without pretrained features PatchCore means nothing"):
-        patchcore.learn(config(mvtec_root), training, [], tmp_path / "best.pt")
+    with pytest.raises(MissingRequirementError, match="PatchCore needs pretrained features"):
+        patchcore.train(config(mvtec_root), training, [], tmp_path / "best.pt")
     other = tmp_path / "other.pth"
     torch.save({"conv1.weight": torch.zeros(3)}, other)
     with pytest.raises(FlawmaskError, match="no state dict of torchvision's Wide_ResNet50_2"):
-        patchcore.learn(config(mvtec_root, weights=f"none,patchcore={other}"), training, [], tmp_path / "best.pt")
+        patchcore.train(config(mvtec_root, weights=f"none,patchcore={other}"), training, [], tmp_path / "best.pt")
     monkeypatch.setitem(sys.modules, "anomalib.models.image.patchcore.torch_model", None)
     given = config(mvtec_root, weights=f"none,patchcore={random_features}")
-    with pytest.raises(NotThereError, match=r'pip install "flawmask\[anomalib\]"'):
-        patchcore.learn(given, training, [], tmp_path / "best.pt")
+    with pytest.raises(MissingRequirementError, match=r'pip install "flawmask\[anomalib\]"'):
+        patchcore.train(given, training, [], tmp_path / "best.pt")
     assert not (tmp_path / "best.pt").exists()
 
 
@@ -241,60 +243,60 @@ def test_an_image_that_cannot_be_read_ends_the_classifiers_training_in_one_line(
     training = read_split(copied, "train")
     path = training.image_path(training.images[3])
     path.write_bytes(path.read_bytes()[:200])
-    said, before = "", set(multiprocessing.active_children())
-    gc.disable()  # the processes that read must not wait for it: they keep a process that wants to end
+    message, before = "", set(multiprocessing.active_children())
+    gc.disable()  # the data loader's processes must end without it: else they keep this process from ending
     try:
-        classifier.learn(config(mvtec_root, workers=workers, epochs=1), training, tmp_path / "best.pt")
+        classifier.train(config(mvtec_root, workers=workers, epochs=1), training, tmp_path / "best.pt")
     except FlawmaskError as error:
-        said = str(error)
+        message = str(error)
     left = set(multiprocessing.active_children()) - before
     gc.enable()
-    assert path.name in said
-    assert "\n" not in said
+    assert path.name in message
+    assert "\n" not in message
     assert not left
 
 
-def test_the_classifier_takes_no_part_where_no_weights_are_at_hand_unless_they_were_asked_for(
+def test_the_classifier_takes_no_part_without_weights_unless_the_user_asked_for_some(
     mvtec_root: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     for weights, expected in (("auto", True), ("imagenet", False)):
         settings = config(mvtec_root, weights=weights, offline=True, archs="maskrcnn_resnet18_fpn")
         with pytest.raises(FlawmaskError, match="cannot be fetched") as caught:
-            classifier.learn(settings, read_split(prepared, "train"), tmp_path / "best.pt")
-        assert isinstance(caught.value, NotThereError) == expected
+            classifier.train(settings, read_split(prepared, "train"), tmp_path / "best.pt")
+        assert isinstance(caught.value, MissingRequirementError) == expected
 
 
 def test_the_classifier_refuses_weights_of_another_network(mvtec_root: Path, prepared: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
     torch.save({"layer1.0.conv1.weight": torch.zeros(3)}, other)
-    settings = config(mvtec_root, weights=str(other), archs="yolo11n", yardsticks="resnet18_classifier")
+    settings = config(mvtec_root, weights=str(other), archs="yolo11n", baselines="resnet18_classifier")
     with pytest.raises(FlawmaskError, match=r"other\.pth is no state dict of torchvision's ResNet18"):
-        classifier.learn(settings, read_split(prepared, "train"), tmp_path / "best.pt")
+        classifier.train(settings, read_split(prepared, "train"), tmp_path / "best.pt")
 
 
-def test_no_yardstick_is_judged_on_images_that_it_was_trained_on_unless_that_is_allowed(
+def test_a_baseline_is_not_evaluated_on_images_that_it_was_trained_on_unless_that_is_allowed(
     mvtec_root: Path, prepared: Path, tmp_path: Path
 ) -> None:
-    ground = Ground((prepared,), (prepared,), ("train",), pooled=False)
-    with pytest.raises(FlawmaskError, match="16 of the judged images are in"):
-        train_and_judge(config(mvtec_root, epochs=1, split="train"), ground, tmp_path, "resnet18_classifier")
+    shared = SharedData((prepared,), (prepared,), ("train",), pooled=False)
+    with pytest.raises(FlawmaskError, match="16 of the evaluated images are in"):
+        train_and_evaluate(config(mvtec_root, epochs=1, split="train"), shared, tmp_path, "resnet18_classifier")
     allowed = config(mvtec_root, epochs=1, split="train", allow_leak=True, resamples=20)
-    train_and_judge(allowed, ground, tmp_path, "resnet18_classifier")
+    train_and_evaluate(allowed, shared, tmp_path, "resnet18_classifier")
     metrics = json.loads((tmp_path / "resnet18_classifier" / "inference_train" / "metrics.json").read_text())
-    assert metrics["notes"] == ["16 of the judged images were trained on: the figures are too good."]
+    assert metrics["notes"] == ["16 of the evaluated images were trained on: the figures are too good."]
     assert metrics["threshold"]["how"] == "default"
 
 
-def test_a_threshold_is_chosen_on_val_whichever_split_is_judged(
+def test_a_threshold_is_chosen_on_val_whichever_split_is_evaluated(
     mvtec_root: Path, prepared: Path, tmp_path: Path
 ) -> None:
     copied = tmp_path / "data"
     shutil.copytree(prepared, copied)
     (copied / "val").rename(copied / "test")
     shutil.copytree(copied / "test", copied / "val")
-    ground = Ground((copied,), (copied,), ("test",), pooled=False)
+    shared = SharedData((copied,), (copied,), ("test",), pooled=False)
     settings = config(mvtec_root, epochs=1, split="test", conf="auto", resamples=20)
-    train_and_judge(settings, ground, tmp_path, "resnet18_classifier")
+    train_and_evaluate(settings, shared, tmp_path, "resnet18_classifier")
     metrics = json.loads((tmp_path / "resnet18_classifier" / "inference_test" / "metrics.json").read_text())
     assert metrics["threshold"]["how"] == "aim"
