@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from flawmask.fonts import plain, runs
-from flawmask.masks import Mask, box_of
+from flawmask.masks import Crop, Mask, box_of
 
 Picture = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -152,10 +152,10 @@ def fit_mask(mask: Mask, width: int, height: int) -> Mask:
 
 
 def fit_crop(crop: Crop, shape: tuple[int, int], width: int, height: int) -> Mask:
-    """Return the result of `fit_mask` for a crop-out mask, without a mask of the image's size. It must shrink.
+    """Return the result of `fit_mask` for a cropped mask, without a mask of the image's size. It must shrink.
 
     Args:
-        crop: the crop-out mask.
+        crop: the cropped mask.
         shape: the height and width of the image.
         width: the largest width of the result.
         height: the largest height of the result.
