@@ -37,7 +37,7 @@ from flawmask.runtime import choose_precision
 from flawmask.training.cache import pixel_cache
 from flawmask.training.config import TrainConfig
 from flawmask.training.loader import Batch, Order, SplitDataset, make_loader, read, resized_shapes
-from flawmask.training.start import ready
+from flawmask.training.network import prepare_for_training
 from flawmask.training.step import Step, make_step
 
 NETWORKS = (("resnet50_fpn", 800, 4), ("resnet50_fpn", 800, 16), ("resnet50_fpn", 512, 2))
@@ -177,8 +177,8 @@ def pair_of(bench: Bench, arch: str, size: int, count: int, *, compile: Any = "a
         dataset_dir=data, output_dir=data, roi_samples=bench.roi_samples, lr=1e-5, warmup_steps=0, compile=compile
     )
     dtype = choose_precision("auto", bench.device)
-    ready(config, model, spec, bench.device, dtype, is_pretrained=True)
-    step = make_step(config, model, spec, bench.device, dtype, True, at_once=count)
+    prepare_for_training(config, model, spec, bench.device, dtype, is_pretrained=True)
+    step = make_step(config, model, spec, bench.device, dtype, True, micro_batch_size=count)
     full, small = PlainDataset(split), SplitDataset(split, spec)
     draw = np.random.default_rng(0)
     places = [draw.integers(0, len(split.images), count).tolist() for _ in range(bench.steps)]
@@ -334,8 +334,8 @@ def losses_part(bench: Bench) -> None:
     model.load_state_dict(plain.state_dict())
     plain.to(bench.device)
     dtype = choose_precision("auto", bench.device)
-    network = ready(config, model, spec, bench.device, dtype, is_pretrained=False)
-    fast = make_step(config, network, spec, bench.device, dtype, False, at_once=4)
+    network = prepare_for_training(config, model, spec, bench.device, dtype, is_pretrained=False)
+    fast = make_step(config, network, spec, bench.device, dtype, False, micro_batch_size=4)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.0005, weight_decay=0.01)
     full, small = PlainDataset(split), SplitDataset(split, spec)
     rows: list[tuple[float, float]] = []

@@ -53,13 +53,13 @@ def networks(device: torch.device, archs: Sequence[Arch] = ARCHITECTURES) -> Ite
         }
 
 
-def _step(model: torch.nn.Module, spec: ModelSpec, device: torch.device, dtype: torch.dtype, at_once: int) -> Step:
+def _step(model: torch.nn.Module, spec: ModelSpec, device: torch.device, dtype: torch.dtype, micro_batch_size: int) -> Step:
     """Return a step of a copy of the network."""
     training = to_device(copy.deepcopy(model), device).train()
     detector_of(spec).train_in(training, device, dtype)
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(dataset_dir=Path(folder), output_dir=Path(folder) / "run", arch=spec.arch, compile="off")
-    return make_step(config, training, spec, device, dtype, True, at_once=at_once)
+    return make_step(config, training, spec, device, dtype, True, micro_batch_size=micro_batch_size)
 
 
 def _learns(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> bool:
@@ -72,8 +72,8 @@ def _apart(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> flo
     """Return how far the gradients of a batch are apart that passes at once and image by image, in float32: the length
     of the difference as a share of the gradient's."""
     gradients = []
-    for at_once in (4, 1):
-        step = _step(model, spec, device, torch.float32, at_once)
+    for micro_batch_size in (4, 1):
+        step = _step(model, spec, device, torch.float32, micro_batch_size)
         torch.manual_seed(3)
         step.add_gradients(batch_for(spec))
         of_all = [one.grad.flatten() for one in step.model.parameters() if one.grad is not None]

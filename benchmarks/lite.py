@@ -30,7 +30,7 @@ from flawmask.model.weights import pretrained
 from flawmask.runtime import choose_precision, keep_freed_memory
 from flawmask.training.config import TrainConfig
 from flawmask.training.loader import Batch, Item
-from flawmask.training.start import spec_for, start
+from flawmask.training.network import build_for_training, spec_for
 from flawmask.training.step import make_step
 
 ARCH = "maskrcnn_efficientnet_lite0_fpn"
@@ -61,14 +61,14 @@ def sizes_part(data: str, rounds: int) -> None:
     """Print what pyramid and heads of several widths cost, and how many images pass together best."""
     common = {"what": "step", "data": data, "device": "cpu"}
     asked: dict[str, Record] = {
-        f"{channels} channels, {at_once} at once": {**common, "channels": channels, "at_once": at_once}
-        for channels, at_once in ((64, 1), (64, BATCH), (96, BATCH), (128, BATCH))
+        f"{channels} channels, {micro_batch_size} at once": {**common, "channels": channels, "micro_batch_size": micro_batch_size}
+        for channels, micro_batch_size in ((64, 1), (64, BATCH), (96, BATCH), (128, BATCH))
     }
     asked |= {
-        f"{efficientnet_lite.PYRAMID} channels, {BATCH} at once, {arch}": {**common, "at_once": BATCH, "arch": arch}
+        f"{efficientnet_lite.PYRAMID} channels, {BATCH} at once, {arch}": {**common, "micro_batch_size": BATCH, "arch": arch}
         for arch in ("maskrcnn_efficientnet_lite1_fpn", "maskrcnn_efficientnet_lite2_fpn")
     }
-    asked["maskrcnn_resnet18_fpn, 1 at once"] = {**common, "at_once": 1, "arch": "maskrcnn_resnet18_fpn"}
+    asked["maskrcnn_resnet18_fpn, 1 at once"] = {**common, "micro_batch_size": 1, "arch": "maskrcnn_resnet18_fpn"}
     found = in_turns(asked, rounds)
     rows = [
         [
@@ -95,10 +95,10 @@ def precision_part(data: str, rounds: int) -> None:
             "data": data,
             "device": "cpu",
             "arch": arch,
-            "at_once": at_once,
+            "micro_batch_size": micro_batch_size,
             "in_float32": in_float32,
         }
-        for arch, at_once in (
+        for arch, micro_batch_size in (
             (ARCH, BATCH),
             ("maskrcnn_mobilenet_v3_large_fpn", 1),
             ("ssdlite320_mobilenet_v3_large", 4),
@@ -125,7 +125,7 @@ def sizes_of_images_part(data: str, rounds: int) -> None:
 def measure_step(
     data: str,
     device: str,
-    at_once: int,
+    micro_batch_size: int,
     channels: int = efficientnet_lite.PYRAMID,
     arch: str = ARCH,
     in_float32: bool | None = None,
@@ -136,7 +136,7 @@ def measure_step(
             compute.is_slow = lambda *_: in_float32
         side = architecture(arch).image_size(SIZE)
         items = items_of(data, [(side, side)])
-        seconds, step, spec = trained(data, items, arch, at_once)
+        seconds, step, spec = trained(data, items, arch, micro_batch_size)
         network = for_inference(step.model, spec, CPU, choose_precision("auto", CPU))
     times = []
     with torch.inference_mode():
@@ -170,7 +170,7 @@ def items_of(data: str, shapes: list[tuple[int, int]]) -> list[Item]:
     return found
 
 
-def trained(data: str, items: list[Item], arch: str, at_once: int, steps: int = STEPS):  # type: ignore[no-untyped-def]
+def trained(data: str, items: list[Item], arch: str, micro_batch_size: int, steps: int = STEPS):  # type: ignore[no-untyped-def]
     """Return the seconds of an image, the median of some steps after `WARM` others; the step; the network's spec."""
     keep_freed_memory(CPU)
     split = read_split(Path(data), "train")
@@ -179,11 +179,11 @@ def trained(data: str, items: list[Item], arch: str, at_once: int, steps: int = 
         dataset_dir=Path(data), output_dir=Path(data), arch=arch, weights=weights, norm="frozen", image_size=SIZE
     )
     given = pretrained(config.network, weights)
-    spec = spec_for(config, split, given, SIZE, at_once)
+    spec = spec_for(config, split, given, SIZE, micro_batch_size)
     dtype = choose_precision("auto", CPU)
     torch.manual_seed(0)
     step = make_step(
-        config, start(config, spec, given, CPU, dtype, is_pretrained=True), spec, CPU, dtype, True, at_once=at_once
+        config, build_for_training(config, spec, given, CPU, dtype, is_pretrained=True), spec, CPU, dtype, True, micro_batch_size=micro_batch_size
     )
     times = []
     for at in range(WARM + steps):

@@ -36,7 +36,7 @@ from flawmask.runtime import choose_precision, keep_freed_memory
 from flawmask.training.config import TrainConfig
 from flawmask.training.loader import Batch, SplitDataset
 from flawmask.training.loop import train
-from flawmask.training.start import ready
+from flawmask.training.network import prepare_for_training
 from flawmask.training.step import make_step
 
 STEPS = 200
@@ -175,9 +175,9 @@ def flawmask_step(
     dtype = choose_precision("auto", where)
     keep_freed_memory(where)
     torch.manual_seed(0)
-    model = ready(config, build(spec), spec, where, dtype, is_pretrained=True)
+    model = prepare_for_training(config, build(spec), spec, where, dtype, is_pretrained=True)
     # As `train` has it: frozen norms do not look at the batch.
-    step = make_step(config, model, spec, where, dtype, True, at_once=1 if device == "cpu" else batch)
+    step = make_step(config, model, spec, where, dtype, True, micro_batch_size=1 if device == "cpu" else batch)
     items = SplitDataset(split, spec)
 
     def once(at: int) -> float:
@@ -287,8 +287,8 @@ def losses_part(folder: Path, _: argparse.Namespace) -> None:
     model = build(spec)
     model.load_state_dict(plain.state_dict())
     dtype = choose_precision("auto", cpu)
-    network = ready(config, model, spec, cpu, dtype, is_pretrained=False)
-    fast = make_step(config, network, spec, cpu, dtype, False, at_once=4)
+    network = prepare_for_training(config, model, spec, cpu, dtype, is_pretrained=False)
+    fast = make_step(config, network, spec, cpu, dtype, False, micro_batch_size=4)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.0005, weight_decay=0.01)
     full, small = PlainDataset(split), SplitDataset(split, spec)
     rows: list[tuple[float, float]] = []

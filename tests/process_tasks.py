@@ -22,8 +22,8 @@ SPEC = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, nor
 def speak(team: Processes, folder: Path) -> None:
     """Use every way in which processes speak to each other, and write down what came of it."""
     tensors = [torch.tensor([1.0, 2.0]) * 10**team.rank, torch.full((2, 2), float(team.rank)).t()]
-    team.add_up(tensors)
-    team.add_up([])
+    team.all_reduce_sum(tensors)
+    team.all_reduce_sum([])
     made: list[int] = []
 
     def make() -> str:
@@ -37,10 +37,10 @@ def speak(team: Processes, folder: Path) -> None:
             "sums": tensors,
             "told": told,
             "made": made,
-            "share": team.share(items),
-            "gathered": team.gather(team.share(items)),
-            "few": team.gather(team.share(["alone"])),
-            "none": team.gather(team.share([])),
+            "share": team.shard(items),
+            "gathered": team.gather(team.shard(items)),
+            "few": team.gather(team.shard(["alone"])),
+            "none": team.gather(team.shard([])),
         },
         folder / f"{team.rank}.pt",
     )
@@ -52,7 +52,7 @@ def take_steps(team: Processes, folder: Path) -> None:
     model = build(SPEC).train()
     config = settings(folder / "data", optimizer="sgd", scheduler="constant", warmup_steps=0)
     device = torch.device("cpu")
-    taken = step.make_step(config, model, SPEC, device, torch.float32, True, at_once=1, team=team)
+    taken = step.make_step(config, model, SPEC, device, torch.float32, True, micro_batch_size=1, team=team)
     items = loader.SplitDataset(read_split(folder / "data", "train"), SPEC)
     order = loader.Order([(8, 8)] * 4, 4, seed=1, rank=team.rank, processes=team.count)
     figures = []
@@ -75,7 +75,7 @@ def train(_: Processes, folder: Path) -> None:
             for name, value in figures.items()
             if name not in ("elapsed", "seconds", "images_per_second", "waiting")
         }
-        content = {"model": run.step.model.state_dict(), "kept": run.kept.state_dict(), "figures": told}
+        content = {"model": run.step.model.state_dict(), "kept": run.evaluated_model.state_dict(), "figures": told}
         torch.save(content, folder / f"epoch_{run.epoch}_{team.rank}.pt")
         return figures
 

@@ -25,7 +25,7 @@ from stained_plates import make_dataset
 
 from flawmask.distributed import Processes, _peers_alive, processes
 from flawmask.errors import FlawmaskError
-from flawmask.launch import launched, local_rank
+from flawmask.launch import world_size, local_rank
 from flawmask.model import checkpoint
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -78,14 +78,14 @@ def load(path: Path) -> Any:
 def test_one_alone_has_everything_and_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert (launched(), local_rank()) == (1, 0)
+    assert (world_size(), local_rank()) == (1, 0)
     with processes(torch.device("cpu")) as alone:
         assert alone == Processes(0, 1)
     assert alone.is_main
     assert alone.share([3, 1, 2]) == alone.gather([3, 1, 2]) == [3, 1, 2]
     assert alone.from_main(lambda: "made") == "made"
     one = torch.ones(3)
-    alone.add_up([one])
+    alone.all_reduce_sum([one])
     assert torch.equal(one, torch.ones(3))
 
 
@@ -115,7 +115,7 @@ def test_a_collective_for_which_memory_ran_out_does_not_say_that_a_process_died(
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_every_item_is_in_exactly_one_share(count: int) -> None:
-    shares = [Processes(rank, count).share(range(11)) for rank in range(count)]
+    shares = [Processes(rank, count).shard(range(11)) for rank in range(count)]
     assert sorted(item for share in shares for item in share) == list(range(11))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

@@ -313,7 +313,7 @@ def test_a_predictor_loads_and_predicts_with_its_own_gpu_as_the_current_one(
     machine.setattr(torch_backend, "choose_precision", noting(torch.float32))
     machine.setattr(checkpoint, "load", noting((None, spec)))
     network = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda:1"))]))
-    machine.setattr(torch_backend, "made_fast", noting(network))
+    machine.setattr(torch_backend, "optimise_for_inference", noting(network))
     machine.setattr(torch_backend, "set_score_floor", noting(None))
     found = Predictor("best.pt", "cuda:1").backend
     assert seen

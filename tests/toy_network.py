@@ -49,13 +49,13 @@ def build(spec: ModelSpec) -> nn.Module:
     return model
 
 
-def seen(_: Any, images: list[Tensor]) -> Tensor:
+def network_input(_: Any, images: list[Tensor]) -> Tensor:
     return torch.stack([image.float() / 255 for image in images])
 
 
 def _forward(model: Any, images: list[Tensor]) -> tuple[Tensor, Tensor]:
     """(B, cells, classes) logits, and (B, cells, 4) boxes in pixels, of which either corner may be the upper left."""
-    cells = model.head(model.body(seen(model, images))).flatten(2).transpose(1, 2)
+    cells = model.head(model.body(network_input(model, images))).flatten(2).transpose(1, 2)
     return cells[..., :-4], SIDE * cells[..., -4:].sigmoid()
 
 

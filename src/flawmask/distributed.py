@@ -16,7 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from flawmask.errors import FlawmaskError
-from flawmask.launch import launched
+from flawmask.launch import world_size
 from flawmask.runtime import is_out_of_memory, on_device
 
 log = logging.getLogger(__name__)
@@ -44,11 +44,11 @@ class Processes:
         """Whether this is the one that writes."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> list[T]:
+    def shard(self, items: Sequence[T]) -> list[T]:
         """Return this process' share of the items: every one is in exactly one share."""
         return list(items[self.rank :: self.count])
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes, in one exchange; all must be of one type and device."""
         if self.count == 1 or not tensors:
             return
@@ -91,7 +91,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
         FlawmaskError: the others cannot be reached, or one of them died.
     """
     with on_device(device):
-        if launched() == 1:
+        if world_size() == 1:
             yield Processes()
             return
         with _started_together(device) as team:

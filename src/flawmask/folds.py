@@ -24,9 +24,9 @@ from flawmask.report.headline import lookup
 from flawmask.runs import FOLDS, POOLED, earlier, new_run_dir
 from flawmask.settings import as_json, require, stage
 from flawmask.stages import Finished, RunConfig, augmented, prepared
-from flawmask.training.choose import with_network
+from flawmask.training.choose import choose_network
 from flawmask.training.config import TrainConfig
-from flawmask.training.lessons import check_lessons
+from flawmask.training.learnable import check_learnable
 from flawmask.training.loop import train
 from flawmask.training.resume import has_state
 
@@ -44,9 +44,9 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
     folders = prepared_folds(config, name)
     variants = 0 if config.skip_augment else config.augmentation_factor
     training = read_split(folders[0], "train", config)
-    check_lessons(training, config.arch, config.good_name)
+    check_learnable(training, config.arch, config.good_name)
     images = len(training.images) * (1 + variants)
-    config = with_network(config, images, has_outlines=not training.boxes_alone)
+    config = choose_network(config, images, has_outlines=not training.boxes_alone)
     info = read_json(folders[0] / dataset_info.NAME)
     method = info.get("split_method")  # folds that were divided in another way go on with none of these
     origin = {

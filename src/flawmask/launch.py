@@ -55,7 +55,7 @@ def is_own_process() -> bool:
     return bool(_OWN)
 
 
-def launched() -> int:
+def world_size() -> int:
     """Return how many processes a launcher started together; 1 where there was none."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 

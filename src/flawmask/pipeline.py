@@ -11,12 +11,12 @@ from flawmask.data.prepare import PrepareConfig
 from flawmask.errors import FlawmaskError, OutOfReachError
 from flawmask.files import read_json
 from flawmask.inference.config import PredictConfig
-from flawmask.launch import launched
+from flawmask.launch import world_size
 from flawmask.model.arch import ArchChoice
 from flawmask.runs import FOLDS, new_run_dir, newest_run
 from flawmask.settings import as_json, from_json, require, stage
 from flawmask.stages import Finished, RunConfig, augmented, check_judged, check_trained, judged, judged_splits, prepared
-from flawmask.training.choose import with_network
+from flawmask.training.choose import choose_network
 from flawmask.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def run(config: RunConfig) -> list[Finished]:
         FlawmaskError: see `prepare`, `augment`, `train` and `evaluate`.
     """
     require(
-        launched() == 1,
+        world_size() == 1,
         "run starts alone: only train and evaluate share their work among processes (prepare first, see docs/scale.md)",
     )
     if config.resume is not None:
@@ -130,7 +130,7 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     run_dir = None
     if not config.skip_train:
         training = read_split(dataset_dir, "train", config)
-        config = with_network(config, len(training.images), has_outlines=not training.boxes_alone)
+        config = choose_network(config, len(training.images), has_outlines=not training.boxes_alone)
         with new_run_dir() as output_dir:
             settings = stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=output_dir)
             # Of several categories, what goes on later is this one.
@@ -178,9 +178,9 @@ def _demo_run(config: DemoCommand, images: int) -> RunConfig:
         seed=config.seed,
     )
     try:
-        return with_network(settings, images)
+        return choose_network(settings, images)
     except OutOfReachError as error:
         log.info("%s", error)
         # From nothing, the same images have to be shown more often.
         bare = replace(settings, weights="none", image_size=160, epochs=6, skip_augment=False, augmentation_factor=1)
-        return with_network(bare, images)
+        return choose_network(bare, images)

@@ -121,7 +121,7 @@ def trained(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     ]
     case.detector.train_in(model.train(), CPU, torch.float32)
     config = settings(tmp_path_factory.mktemp("data"), arch=case.spec.arch, warmup_steps=0, roi_samples=None)
-    step = make_step(config, model, case.spec, CPU, torch.float32, True, at_once=2)
+    step = make_step(config, model, case.spec, CPU, torch.float32, True, micro_batch_size=2)
     before = {name: one.detach().clone() for name, one in model.named_parameters()}
     torch.manual_seed(0)
     figures: list[Figures] = []
@@ -313,7 +313,7 @@ def test_a_higher_score_floor_drops_what_scores_less_and_nothing_else(case: Case
 
 def test_what_it_sees_of_a_batch_is_the_images_side_by_side_padded_at_the_right_and_below(case: Case) -> None:
     images = batch_for(case.spec, 1, 1).images
-    seen = case.detector.seen(case.network, images)
+    seen = case.detector.network_input(case.network, images)
     assert seen.shape[:2] == (2, 3)
     for of_image, image in zip(seen, images, strict=True):
         height, width = image.shape[1:]

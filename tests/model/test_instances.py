@@ -12,16 +12,16 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 from flawmask.model import instances as instances_module
 from flawmask.model import rcnn_losses
-from flawmask.model.instances import Room, mask_targets, rounded
+from flawmask.model.instances import Capacity, mask_targets, rounded
 
 
-@pytest.mark.parametrize("most_pixels", [instances_module.MOST_MASK_PIXELS, 20_000, 1])
+@pytest.mark.parametrize("most_pixels", [instances_module.MAX_MASK_PIXELS, 20_000, 1])
 @pytest.mark.parametrize("side", [28, 14])
 @pytest.mark.parametrize("size", [(64, 90), (37, 33)])
 def test_mask_targets_are_those_of_each_image_alone_and_of_torchvision(
     size: tuple[int, int], side: int, most_pixels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instances_module, "MOST_MASK_PIXELS", most_pixels)
+    monkeypatch.setattr(instances_module, "MAX_MASK_PIXELS", most_pixels)
     every = masks_of_all_kinds(size)
     masks = [every[:4], [], every[4:], every[1:2]]
     targets, instances = instances_of(masks, size)
@@ -58,14 +58,14 @@ def test_images_without_an_instance_have_nothing_to_look_at_and_that_is_enough()
 
 def test_a_batch_has_room_for_all_that_is_on_it_and_rounded_a_little_more() -> None:
     _, targets = chosen_of([0, 1, 2, 3])
-    room = Room.of(targets)
+    room = Capacity.of(targets)
     assert room.instances == 3
     assert room.mask_pixels == sum(len(one["mask_pixels"]) for one in targets)
     windows = torch.cat([one["windows"] for one in targets])
     assert room.window == (int(windows[:, 3].max()), int(windows[:, 2].max()))
-    assert Room.of(targets[1:2]) == Room(1, 1, (1, 1))
-    assert room.rounded(4, 96, 128) == Room(4, 4 * 96 * 128, (64, 64))
-    assert Room(5, 10**6, (70, 20)).rounded(1, 96, 128) == Room(8, 2**20, (96, 128))
+    assert Capacity.of(targets[1:2]) == Capacity(1, 1, (1, 1))
+    assert room.rounded(4, 96, 128) == Capacity(4, 4 * 96 * 128, (64, 64))
+    assert Capacity(5, 10**6, (70, 20)).rounded(1, 96, 128) == Capacity(8, 2**20, (96, 128))
 
 
 @given(st.integers(1, 10**6), st.sampled_from([1, 4, 16, 64]))

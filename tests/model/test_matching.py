@@ -70,8 +70,8 @@ def test_overlaps_worked_out_in_chunks_are_the_same(most: int, monkeypatch: pyte
     _, instances = made_regions((2, 0, 3, 1), 1, 1)
     anchors, _ = RcnnBatch(model, None).anchors(SIZE)
     found = []
-    for limit in (matching.MOST_OVERLAPS, most):
-        monkeypatch.setattr(matching, "MOST_OVERLAPS", limit)
+    for limit in (matching.MAX_OVERLAPS, most):
+        monkeypatch.setattr(matching, "MAX_OVERLAPS", limit)
         torch.manual_seed(0)
         found.append(AnchorSamples.draw(model.rpn, anchors, instances))
     for one in fields(AnchorSamples):

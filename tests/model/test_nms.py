@@ -61,10 +61,10 @@ def chain(length: int) -> Tensor:
     levels=st.integers(1, 60),
     threshold=st.sampled_from(THRESHOLDS),
     block=st.sampled_from([1, 3, 16, nms.BLOCK]),
-    pairs=st.sampled_from([1, 500, nms.MOST_PAIRS]),
+    pairs=st.sampled_from([1, 500, nms.MAX_PAIRS]),
 )
-@example(sets=2, count=0, seed=0, levels=1, threshold=0.5, block=nms.BLOCK, pairs=nms.MOST_PAIRS)
-@example(sets=3, count=1, seed=0, levels=1, threshold=0.5, block=nms.BLOCK, pairs=nms.MOST_PAIRS)
+@example(sets=2, count=0, seed=0, levels=1, threshold=0.5, block=nms.BLOCK, pairs=nms.MAX_PAIRS)
+@example(sets=3, count=1, seed=0, levels=1, threshold=0.5, block=nms.BLOCK, pairs=nms.MAX_PAIRS)
 @example(sets=3, count=33, seed=1, levels=2, threshold=0.25, block=16, pairs=1100)
 @settings(max_examples=150, deadline=None)
 def test_of_each_set_is_kept_what_torchvision_keeps_however_it_is_cut_into_blocks_and_chunks(
@@ -73,7 +73,7 @@ def test_of_each_set_is_kept_what_torchvision_keeps_however_it_is_cut_into_block
     boxes, valid = clustered(sets, count, seed)
     scores = torch.randint(levels, (sets, count), generator=torch.Generator().manual_seed(seed)).float()
     scores = scores.sort(dim=1, descending=True).values  # with ties, which come in their order
-    with mock.patch.object(nms, "BLOCK", block), mock.patch.object(nms, "MOST_PAIRS", pairs):
+    with mock.patch.object(nms, "BLOCK", block), mock.patch.object(nms, "MAX_PAIRS", pairs):
         kept, settled = keep_best(boxes, valid, threshold)
     assert kept.dtype == torch.bool
     assert torch.equal(kept, torchvisions(boxes, valid, threshold, scores))

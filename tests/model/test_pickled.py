@@ -18,7 +18,7 @@ from weight_files import detector, epsilons, shaken
 from flawmask.errors import FlawmaskError
 from flawmask.model import checkpoint, yolo, yolo_archs
 from flawmask.model.arch import ARCHITECTURES, Arch
-from flawmask.model.published import Elsewhere
+from flawmask.model.published import OtherFile
 from flawmask.model.weights import load_matching, pretrained
 
 
@@ -89,7 +89,7 @@ def test_yolos_file_is_fetched_from_ultralytics_address_and_kept_in_torchs_cache
     folder, address = served
     ultralytics_file(folder / "yolo11n.pt")
     for record in yolo_archs.RECORDS:
-        ours = replace(record, coco=Elsewhere(f"{address}/{record.name}.pt"))
+        ours = replace(record, coco=OtherFile(f"{address}/{record.name}.pt"))
         monkeypatch.setitem(ARCHITECTURES, record.name, ours)
     with caplog.at_level("INFO"):
         pretrained("yolo11n", "coco")

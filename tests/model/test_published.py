@@ -20,11 +20,11 @@ from flawmask.errors import FlawmaskError
 from flawmask.model.arch import ARCHITECTURES, Arch, architecture
 from flawmask.model.architecture import FixedSquare
 from flawmask.model.build import build
-from flawmask.model.published import Elsewhere
+from flawmask.model.published import OtherFile
 from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import Pretrained, load_matching, pretrained
 from flawmask.training.config import TrainSettings
-from flawmask.training.start import _norm, start
+from flawmask.training.network import _norm, start
 
 
 def as_published(state: State) -> State:
@@ -182,8 +182,8 @@ def test_ssdlite_takes_of_mobilenet_what_its_narrow_tail_lets_it_and_the_rest_st
 
 def test_ssdlite_learns_from_nothing_with_a_norm_that_one_image_is_enough_for() -> None:
     nothing = Pretrained({}, "group", None, "")
-    assert _norm(TrainSettings(arch="ssdlite320_mobilenet_v3_large"), nothing, at_once=4) == "group"
-    assert _norm(TrainSettings(arch="ssd300_vgg16"), nothing, at_once=4) == "batch"
+    assert _norm(TrainSettings(arch="ssdlite320_mobilenet_v3_large"), nothing, micro_batch_size=4) == "group"
+    assert _norm(TrainSettings(arch="ssd300_vgg16"), nothing, micro_batch_size=4) == "batch"
 
 
 def test_rfdetrs_file_is_checked_and_loads_with_the_settings_that_it_was_trained_with(
@@ -193,12 +193,12 @@ def test_rfdetrs_file_is_checked_and_loads_with_the_settings_that_it_was_trained
     tensor = torch.rand(3, 3)
     torch.save({"model": {"backbone.0.level": tensor}, "args": argparse.Namespace(lr=1e-4)}, folder / "nano.pth")
     md5 = hashlib.md5((folder / "nano.pth").read_bytes()).hexdigest()
-    record = replace(architecture("rfdetr_seg_nano"), coco=Elsewhere(f"{address}/nano.pth", md5))
+    record = replace(architecture("rfdetr_seg_nano"), coco=OtherFile(f"{address}/nano.pth", md5))
     monkeypatch.setitem(ARCHITECTURES, record.name, record)
     given = pretrained("rfdetr_seg_nano", "coco")
     assert list(given.state) == ["backbone.0.level"]
     assert torch.equal(given.state["backbone.0.level"], tensor)
-    changed = replace(record, coco=Elsewhere(f"{address}/nano.pth", md5[::-1]))
+    changed = replace(record, coco=OtherFile(f"{address}/nano.pth", md5[::-1]))
     monkeypatch.setitem(ARCHITECTURES, record.name, changed)
     with pytest.raises(FlawmaskError, match=r"nano\.pth is not the file that was published.*delete it"):
         pretrained("rfdetr_seg_nano", "coco")

@@ -45,11 +45,11 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     yield Case(spec, to_device(random_network(spec), CPU).train())
 
 
-def step_of(case: Case, at_once: int, tmp_path: Any, **changes: Any) -> Step:
+def step_of(case: Case, micro_batch_size: int, tmp_path: Any, **changes: Any) -> Step:
     model = copy.deepcopy(case.network)
     config = settings(tmp_path, arch=case.spec.arch, roi_samples=None)
     detector_of(case.spec).train_in(model, CPU, torch.float32)
-    made = make_step(config, model, case.spec, CPU, torch.float32, True, at_once=at_once)
+    made = make_step(config, model, case.spec, CPU, torch.float32, True, micro_batch_size=micro_batch_size)
     return replace(made, **changes)
 
 
@@ -80,8 +80,8 @@ def test_the_gradient_of_four_images_is_the_same_however_many_pass_at_once(case:
     batch = batch_for(case.spec)
     expected = learned(step_of(case, 4, tmp_path), batch)
     assert all(float(loss) > 0 for loss in expected[0])
-    for at_once in (2, 1):
-        assert_same(learned(step_of(case, at_once, tmp_path), batch), expected)
+    for micro_batch_size in (2, 1):
+        assert_same(learned(step_of(case, micro_batch_size, tmp_path), batch), expected)
 
 
 @one_of_each
@@ -107,8 +107,8 @@ def test_two_processes_have_the_gradient_of_one(case: Case, tmp_path: Any) -> No
 def test_the_validation_loss_is_the_same_in_whatever_batches(case: Case, tmp_path: Any) -> None:
     batch = batch_for(case.spec)
     found = []
-    for at_once, size in ((4, 4), (2, 4), (4, 3), (1, 1)):
-        step = step_of(case, at_once, tmp_path)
+    for micro_batch_size, size in ((4, 4), (2, 4), (4, 3), (1, 1)):
+        step = step_of(case, micro_batch_size, tmp_path)
         batches: Any = [
             Batch(batch.pixels[at : at + size], batch.sizes[at : at + size], batch.targets[at : at + size])
             for at in range(0, 4, size)
@@ -124,8 +124,8 @@ def test_on_a_gpu_an_r_cnn_takes_another_way_and_its_batches_teach_the_same(arch
     case = Case(spec, to_device(random_network(spec), CPU).train())
     batch = batch_for(spec)
     found = []
-    for at_once in (4, 2, 1):
-        step = step_of(case, at_once, tmp_path)
+    for micro_batch_size in (4, 2, 1):
+        step = step_of(case, micro_batch_size, tmp_path)
         step.passes = Passes(step.model, step.losses, None, step.scaler, is_recording=False)
         found.append(learned(step, batch))
     for one in found[1:]:

@@ -17,7 +17,7 @@ from flawmask.distributed import Processes
 from flawmask.model.weights import Pretrained
 from flawmask.training import fit
 from flawmask.training.clock import Clock
-from flawmask.training.fit import Trial, image_size_for, largest_batch
+from flawmask.training.fit import Trial, image_size_for, largest_micro_batch
 from flawmask.training.loop import train
 from flawmask.training.step import Step
 
@@ -42,7 +42,7 @@ def test_fewer_images_pass_at_once_where_there_is_less_memory(dataset: Path, mon
     found = []
     for free in (10**12, 10**9, 4 * 10**8, 10**8, 1):
         monkeypatch.setattr(fit, "free_memory", lambda free=free: free)
-        found.append(largest_batch(tried, 64, 16))
+        found.append(largest_micro_batch(tried, 64, 16))
     assert found == [16, 8, 3, 1, 1]
 
 
@@ -50,13 +50,13 @@ def test_where_the_system_does_not_say_what_is_free_all_pass_at_once(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "free_memory", lambda: 0)
-    assert largest_batch(trial(dataset), 64, 5) == 5
+    assert largest_micro_batch(trial(dataset), 64, 5) == 5
 
 
 def test_what_an_image_takes_is_measured(dataset: Path) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("only Linux says it")
-    fit._let_go(torch.device("cpu"))
+    fit._release_memory(torch.device("cpu"))
     before = fit._peak_memory()
     taken = torch.ones(50_000_000)
     del taken
@@ -72,15 +72,15 @@ def test_what_an_image_takes_does_not_depend_on_what_was_tried_before(
         pytest.skip("only Linux says it")
     tried = trial(dataset)
     monkeypatch.setattr(fit, "free_memory", lambda: 10**10)
-    alone = largest_batch(tried, 256, 1000)
+    alone = largest_micro_batch(tried, 256, 1000)
     fit._seconds_per_image(tried, 256, 4, 4)
-    assert largest_batch(tried, 256, 1000) < 2 * alone
+    assert largest_micro_batch(tried, 256, 1000) < 2 * alone
 
 
 def test_trying_changes_nothing_of_what_is_drawn_afterwards(dataset: Path) -> None:
     before = torch.get_rng_state()
     tried = trial(dataset)
-    largest_batch(tried, 64, 2)
+    largest_micro_batch(tried, 64, 2)
     fit._seconds_per_image(tried, 64, 2, 2)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -96,7 +96,7 @@ def test_a_network_that_was_tried_out_is_gone_afterwards(dataset: Path, monkeypa
         return one
 
     monkeypatch.setattr(Trial, "step", stepping)
-    largest_batch(tried, 64, 2)
+    largest_micro_batch(tried, 64, 2)
     fit._seconds_per_image(tried, 64, 2, 2)
     assert [one() for one in made] == [None, None]
 
@@ -129,7 +129,7 @@ def test_the_largest_image_size_is_taken_with_which_images_are_seen_often_enough
     linear_in_pixels(monkeypatch, 0.01, 1e-6)
     split = sized(read_split(dataset, "train"), 900, 1200)
     tried = trial(dataset, split, image_size=800)
-    views = fit.FEWEST_VIEWS[False]  # more than 30 passes over a hundred images
+    views = fit.MIN_VIEWS[False]  # more than 30 passes over a hundred images
     chosen = []
     for seconds in (1, 300, 600, 1000, 2000, 4000, 8000, 10**6):
         found = image_size_for(tried, seconds, 4, 4)
@@ -173,9 +173,9 @@ def test_two_sizes_are_timed_and_no_more(dataset: Path, monkeypatch: pytest.Monk
 def test_the_images_that_take_most_memory_are_tried(dataset: Path) -> None:
     split = sized(read_split(dataset, "train"), 100, 100, 3)
     split.images[1]["width"] = 160
-    assert trial(dataset, split).hardest(64, 5)[0] == 1
-    assert sorted(trial(dataset, split).hardest(64, 3)) == [0, 1, 2]
-    assert len(trial(dataset, split).hardest(64, 5)) == 5
+    assert trial(dataset, split).largest_images(64, 5)[0] == 1
+    assert sorted(trial(dataset, split).largest_images(64, 3)) == [0, 1, 2]
+    assert len(trial(dataset, split).largest_images(64, 5)) == 5
 
 
 @pytest.mark.slow

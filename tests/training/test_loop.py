@@ -21,8 +21,8 @@ from flawmask.model import checkpoint
 from flawmask.model.weights import Pretrained
 from flawmask.training import epoch, loader, loop
 from flawmask.training.loop import train
-from flawmask.training.resume import Within
-from flawmask.training.start import spec_for
+from flawmask.training.resume import EpochProgress
+from flawmask.training.network import spec_for
 from flawmask.training.step import Step
 
 
@@ -47,10 +47,10 @@ def test_eight_images_are_learned_from_nothing_until_every_defect_is_found(tmp_p
         assert (found & mask).sum() / (found | mask).sum() > 0.6
 
 
-def learned(loss: float | None, losses: int = 5) -> Within:
+def learned(loss: float | None, losses: int = 5) -> EpochProgress:
     """Return what an epoch of four images with that mean loss, all of it in the first of several, has added up."""
     assert loss is not None
-    return Within(sums=[4 * loss, *[0.0] * (losses - 1)], learned=4, seen=4, seconds=1.0)
+    return EpochProgress(sums=[4 * loss, *[0.0] * (losses - 1)], learned=4, seen=4, seconds=1.0)
 
 
 @pytest.mark.parametrize(
@@ -262,19 +262,19 @@ def test_an_average_of_the_weights_is_what_is_judged_and_written(dataset: Path, 
     assert all(torch.equal(one, written[name]) for name, one in states[1]["averaged"].items())
 
 
-@pytest.mark.parametrize(("norm", "at_once"), [("batch", 2), ("group", 1)])
+@pytest.mark.parametrize(("norm", "micro_batch_size"), [("batch", 2), ("group", 1)])
 def test_the_effective_batch_size_is_what_a_step_learns_from_and_a_cpu_takes_one_by_one_what_it_can(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch, norm: str, at_once: int
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, norm: str, micro_batch_size: int
 ) -> None:
     passes: list[tuple[int, int]] = []
     step = Step.__call__
 
     def stepping(self: Any, batch: loader.Batch, *given: Any, **more: Any) -> Any:
-        passes.append((len(batch), self.at_once))
+        passes.append((len(batch), self.micro_batch_size))
         return step(self, batch, *given, **more)
 
     monkeypatch.setattr(Step, "__call__", stepping)
     done = train(settings(dataset, epochs=2, batch_size=2, effective_batch_size=4, norm=norm))
-    assert passes == [(4, at_once), (4, at_once)]
+    assert passes == [(4, micro_batch_size), (4, micro_batch_size)]
     written = json.loads((done.run_dir / "config.json").read_text())
-    assert (written["images_at_once"], written["images_per_step"], written["processes"]) == (at_once, 4, 1)
+    assert (written["images_at_once"], written["images_per_step"], written["processes"]) == (micro_batch_size, 4, 1)

@@ -13,7 +13,7 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from flawmask.masks import Mask
 from flawmask.model.arch import Arch
 from flawmask.model.draws import generator_for
-from flawmask.model.rcnn_losses import FEWEST_SAMPLES, MOST_SAMPLES, _draw, losses, mask_targets, samples_for
+from flawmask.model.rcnn_losses import MIN_SAMPLES, MAX_SAMPLES, _draw, losses, mask_targets, samples_for
 from flawmask.model.targets import Target
 
 
@@ -124,7 +124,7 @@ def test_every_parameter_has_a_gradient_on_an_image_without_an_instance() -> Non
 def test_an_image_with_more_instances_has_more_regions_within_bounds() -> None:
     counts = [samples_for(instances) for instances in range(100)]
     assert counts == sorted(counts)
-    assert (counts[0], counts[1], counts[-1]) == (FEWEST_SAMPLES, 32, MOST_SAMPLES)
+    assert (counts[0], counts[1], counts[-1]) == (MIN_SAMPLES, 32, MAX_SAMPLES)
     assert counts[5] > counts[2]
 
 

@@ -73,10 +73,10 @@ def scaler_of(scale: float, device: torch.device = CPU) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, init_scale=scale, growth_interval=2**31 - 1)
 
 
-def step_of(model: Any, tmp_path: Path, *, at_once: int = 4, scale: float = 1.0, **changes: Any) -> Step:
+def step_of(model: Any, tmp_path: Path, *, micro_batch_size: int = 4, scale: float = 1.0, **changes: Any) -> Step:
     config = settings(tmp_path / "data", scheduler="constant", warmup_steps=0, **({"roi_samples": ENOUGH} | changes))
     device = next(model.parameters()).device
-    made = make_step(config, model, SPEC, device, torch.float32, True, at_once=at_once)
+    made = make_step(config, model, SPEC, device, torch.float32, True, micro_batch_size=micro_batch_size)
     made.scaler = scaler_of(scale, device)
     if made.passes is not None:
         made.passes.scaler = made.scaler
@@ -97,12 +97,12 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
-@pytest.mark.parametrize(("at_once", "is_of_one_size"), [(4, False), (3, False), (3, True)])
+@pytest.mark.parametrize(("micro_batch_size", "is_of_one_size"), [(4, False), (3, False), (3, True)])
 def test_figures_and_gradients_of_passes_are_those_of_the_plain_way(
-    tmp_path: Path, at_once: int, is_of_one_size: bool, scale: float
+    tmp_path: Path, micro_batch_size: int, is_of_one_size: bool, scale: float
 ) -> None:
     model, images = without_chance(), five_on_each() if is_of_one_size else four_images()
-    step = step_of(model, tmp_path, at_once=at_once, scale=scale)
+    step = step_of(model, tmp_path, micro_batch_size=micro_batch_size, scale=scale)
     assert step.passes is None
     expected = step.add_gradients(images)
     wanted = gradients_of(model)
@@ -122,7 +122,7 @@ def test_a_step_by_passes_moves_the_weights_as_one_by_the_plain_way(tmp_path: Pa
     figures, weights = [], []
     for is_by_passes in (False, True):
         model = without_chance()
-        step = step_of(model, tmp_path, at_once=2)
+        step = step_of(model, tmp_path, micro_batch_size=2)
         if is_by_passes:
             step.passes = Passes(model, step.losses, ENOUGH, step.scaler, is_recording=False)
         for _ in range(2):
@@ -236,7 +236,7 @@ def test_where_memory_runs_out_what_is_recorded_goes_first_and_only_then_do_fewe
     with caplog.at_level(logging.WARNING):
         step.add_gradients(images)
     assert tried == [(4, True), (4, False), (2, False), (2, False)]
-    assert step.at_once == 2
+    assert step.micro_batch_size == 2
     found = gradients_of(model)
     step.passes = None
     step.add_gradients(images)
@@ -299,7 +299,7 @@ def test_a_shape_is_recorded_when_it_comes_again_and_no_more_than_so_many(monkey
             return torch.full((len(LOSSES),), -1.0)
 
     monkeypatch.setattr(recording, "_Recorded", Pretended)
-    monkeypatch.setattr(recording, "MOST_RECORDED", 2)
+    monkeypatch.setattr(recording, "MAX_RECORDED", 2)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
     passes = Passes(without_chance(), LOSSES, ENOUGH, scaler_of(1.0), is_recording=True)

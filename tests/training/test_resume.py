@@ -272,7 +272,7 @@ def test_images_that_passed_at_once_are_remembered(dataset: Path, monkeypatch: p
     step = Step.__call__
 
     def stepping(self: Any, *given: Any, **more: Any) -> Any:
-        self.at_once = 1  # as after memory ran out
+        self.micro_batch_size = 1  # as after memory ran out
         return step(self, *given, **more)
 
     with monkeypatch.context() as patch:

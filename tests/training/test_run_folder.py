@@ -24,7 +24,7 @@ from flawmask.training.config import TrainConfig
 from flawmask.training.epoch import train_epoch
 from flawmask.training.loop import Trained, train
 from flawmask.training.pictures import draw_train_batch
-from flawmask.training.resume import Within
+from flawmask.training.resume import EpochProgress
 from flawmask.training.step import Step
 
 CHECKPOINTS, PICTURES = "best.pt last.pt state.pt state_before.pt", "curves.png labels.png train_batch.jpg"
@@ -146,7 +146,7 @@ def test_a_training_that_stops_is_failed_in_mlflow(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, broken_epoch: int
 ) -> None:
 
-    def epoch(run: Any, batches: Any) -> Within:
+    def epoch(run: Any, batches: Any) -> EpochProgress:
         if run.epoch == broken_epoch:
             raise FlawmaskError("the loss is nan")
         return train_epoch(run, batches)

@@ -26,7 +26,7 @@ from flawmask.training import loader, loop, resume, step
 from flawmask.training.config import TrainConfig
 from flawmask.training.epoch import validation_loss
 from flawmask.training.loop import train
-from flawmask.training.start import start
+from flawmask.training.network import build_for_training
 from flawmask.training.step import (
     EMA_DECAY,
     Schedule,
@@ -59,9 +59,9 @@ def batch_of(dataset: Path, count: int, split: str = "train") -> loader.Batch:
     return batch
 
 
-def made_step(dataset: Path, at_once: int = 4, model: Any = None, **changes: Any) -> Step:
+def made_step(dataset: Path, micro_batch_size: int = 4, model: Any = None, **changes: Any) -> Step:
     config = settings(dataset, scheduler="constant", warmup_steps=0, **changes)
-    return make_step(config, model or small_network(), SPEC, CPU, torch.float32, True, at_once=at_once)
+    return make_step(config, model or small_network(), SPEC, CPU, torch.float32, True, micro_batch_size=micro_batch_size)
 
 
 def with_changed_network(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
@@ -136,7 +136,7 @@ def test_too_many_in_a_row_end_the_training_and_keep_what_was_saved(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad_at(set(range(5, 100)), monkeypatch)
-    monkeypatch.setattr("flawmask.training.epoch.MOST_BAD_STEPS", 3)
+    monkeypatch.setattr("flawmask.training.epoch.MAX_SKIPPED_IN_A_ROW", 3)
     with pytest.raises(
         FlawmaskError, match=r"3 steps in a row were skipped, the last since the loss is nan on \S+png: "
     ):
@@ -296,7 +296,7 @@ def test_the_optimiser_suits_the_start_unless_one_is_named(
     dataset: Path, optimizer: str, is_pretrained: bool, kind: type, rate: float
 ) -> None:
     config = settings(dataset, optimizer=optimizer, scheduler="constant", warmup_steps=0)
-    made = make_step(config, small_network(), SPEC, CPU, torch.float32, is_pretrained, at_once=2)
+    made = make_step(config, small_network(), SPEC, CPU, torch.float32, is_pretrained, micro_batch_size=2)
     assert type(made.optimizer) is kind
     made(batch_of(dataset, 2), 0.5)
     assert made.optimizer.param_groups[0]["lr"] == made.schedule.at(0.5, 1) == pytest.approx(rate)
@@ -364,7 +364,7 @@ def test_where_memory_runs_out_fewer_images_pass_at_once_and_the_step_is_taken_w
     with caplog.at_level(logging.WARNING):
         taken(batch, 0.0)
     assert passed == [4, 2, 1, 1, 1, 1]
-    assert taken.at_once == 1
+    assert taken.micro_batch_size == 1
     assert [one.getMessage() for one in caplog.records] == [
         f"out of memory: going on with {count} images at once, the batch as it is" for count in (2, 1)
     ]
@@ -406,7 +406,7 @@ def test_other_errors_are_not_taken_for_memory(dataset: Path, monkeypatch: pytes
     taken = made_step(dataset, 4)
     with pytest.raises(RuntimeError, match="multiplied"):
         taken(batch_of(dataset, 4), 0.0)
-    assert taken.at_once == 4
+    assert taken.micro_batch_size == 4
 
 
 def test_the_averaged_weights_follow_as_the_recurrence_says() -> None:

@@ -59,14 +59,14 @@ def test_a_training_told_to_stop_saves_its_step_and_ends_as_one_that_was_not(tmp
 def test_a_signal_is_noted_while_a_step_is_taken_and_ends_things_at_once_else() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Stop() as stop:
-        stop.waits = True
+        stop.deferring = True
         signal.raise_signal(signal.SIGTERM)
-        assert stop.asked == signal.SIGTERM
+        assert stop.received_signal == signal.SIGTERM
         with pytest.raises(SystemExit) as ended:  # the second one means it
             signal.raise_signal(signal.SIGTERM)
         assert ended.value.code == 143
     with Stop() as stop:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        assert stop.asked == signal.SIGINT, "a destructor that drops the exception hides nothing from the next step"
+        assert stop.received_signal == signal.SIGINT, "a destructor that drops the exception hides nothing from the next step"
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

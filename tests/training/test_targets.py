@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flawmask.coco import annotation
 from flawmask.masks import Mask, as_rle, box_of, encode, to_rle
-from flawmask.model.targets import make_target, mask_at
+from flawmask.model.targets import make_target, resized_mask
 
 SIZES = st.tuples(st.integers(8, 60), st.integers(8, 60))
 
@@ -49,7 +49,7 @@ def at_centres(mask: Mask, resized: tuple[int, int]) -> Mask:
 @given(masks(), st.booleans())
 def test_at_its_own_size_a_mask_is_exact(mask: Mask, as_polygons: bool) -> None:
     segmentation = encode(mask) if as_polygons else to_rle(mask)
-    found = mask_at(segmentation, to_rle(mask), mask.shape, mask.shape)
+    found = resized_mask(segmentation, to_rle(mask), mask.shape, mask.shape)
     assert (in_place(found, mask.shape) == mask).all()
 
 
@@ -61,7 +61,7 @@ LOWER_HALF = np.repeat(np.arange(14)[:, None] >= 7, 8, axis=1)
 @example(LOWER_HALF, (9, 8))
 @settings(max_examples=200)
 def test_at_another_size_an_rle_is_taken_at_the_centres_of_the_pixels(mask: Mask, resized: tuple[int, int]) -> None:
-    found = in_place(mask_at(to_rle(mask), to_rle(mask), mask.shape, resized), resized)
+    found = in_place(resized_mask(to_rle(mask), to_rle(mask), mask.shape, resized), resized)
     expected = at_centres(mask, resized)
     if expected.any():
         assert (found == expected).all()
@@ -74,7 +74,7 @@ def test_at_another_size_an_rle_is_taken_at_the_centres_of_the_pixels(mask: Mask
 def test_at_another_size_polygons_are_the_same_but_for_pixels_along_their_edges(
     mask: Mask, resized: tuple[int, int]
 ) -> None:
-    found = in_place(mask_at(encode(mask), to_rle(mask), mask.shape, resized), resized)
+    found = in_place(resized_mask(encode(mask), to_rle(mask), mask.shape, resized), resized)
     assert found.any()
     if at_centres(mask, resized).any():
         # A fifth of a pixel is what pycocotools tells apart: nothing but neighbours of an edge may differ. Edges are
@@ -102,7 +102,7 @@ def test_in_the_mean_polygons_and_centres_differ_by_few_pixels() -> None:
         y, x = int(random.integers(0, height - 12)), int(random.integers(0, width - 12))
         mask[y : y + int(random.integers(6, 12)), x : x + int(random.integers(6, 12))] = True
         resized = (int(random.integers(30, 90)), int(random.integers(30, 90)))
-        found = in_place(mask_at(encode(mask), to_rle(mask), mask.shape, resized), resized)
+        found = in_place(resized_mask(encode(mask), to_rle(mask), mask.shape, resized), resized)
         expected = at_centres(mask, resized)
         differing += int((found != expected).sum())
         outline += 2 * sum(box_of(expected)[2:])
@@ -114,7 +114,7 @@ def test_in_the_mean_polygons_and_centres_differ_by_few_pixels() -> None:
 def test_a_window_has_an_empty_margin_but_at_the_edges_of_the_image(
     mask: Mask, resized: tuple[int, int], as_polygons: bool
 ) -> None:
-    crop, left, top = mask_at(encode(mask) if as_polygons else to_rle(mask), to_rle(mask), mask.shape, resized)
+    crop, left, top = resized_mask(encode(mask) if as_polygons else to_rle(mask), to_rle(mask), mask.shape, resized)
     bottom, right = top + crop.shape[0], left + crop.shape[1]
     assert 0 <= top < bottom <= resized[0]
     assert 0 <= left < right <= resized[1]
@@ -130,7 +130,7 @@ def test_a_scratch_thinner_than_a_pixel_is_a_pixel_wide(column: int, as_polygons
     mask = np.zeros((200, 200), dtype=bool)
     mask[40:160, column] = True
     found = in_place(
-        mask_at(encode(mask) if as_polygons else to_rle(mask), to_rle(mask), (200, 200), (50, 50)), (50, 50)
+        resized_mask(encode(mask) if as_polygons else to_rle(mask), to_rle(mask), (200, 200), (50, 50)), (50, 50)
     )
     columns = np.flatnonzero(found.any(axis=0))
     assert columns.tolist() == [column // 4]
@@ -140,7 +140,7 @@ def test_a_scratch_thinner_than_a_pixel_is_a_pixel_wide(column: int, as_polygons
 def test_a_polygon_that_reaches_out_of_its_image_is_cut_off_there() -> None:
     ring = [-10.0, 5.0, 30.0, 5.0, 30.0, 40.0, -10.0, 40.0]
     rle = as_rle([ring], 32, 24)  # type: ignore[list-item]  # of other programs, which write fractions
-    crop, left, top = mask_at([ring], rle, (32, 24), (64, 48))  # type: ignore[list-item]
+    crop, left, top = resized_mask([ring], rle, (32, 24), (64, 48))  # type: ignore[list-item]
     whole = in_place((crop, left, top), (64, 48))
     assert whole[11:, :].all()
     assert not whole[:9, :].any()

@@ -17,13 +17,13 @@ from flawmask.comparison.own_process import death, in_own_process
 from flawmask.data import dataset_info
 from flawmask.files import only_one, read_json, write_json
 from flawmask.folds import prepared_folds
-from flawmask.launch import launched
+from flawmask.launch import world_size
 from flawmask.progress import has_details, is_shown
 from flawmask.runs import COMPARISON, earlier, new_run_dir
 from flawmask.runtime import choose_device
 from flawmask.settings import Reading, as_json, require
 from flawmask.stages import RunConfig, augmented, check_judged, check_trained, judged_splits, prepared
-from flawmask.training.choose import with_others
+from flawmask.training.choose import choose_networks
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +53,13 @@ def compare(config: CompareConfig) -> Compared:
         KeyboardInterrupt: Ctrl-C was pressed, the model at work has saved its training.
         SystemExit: the same after SIGTERM.
     """
-    require(launched() == 1, "compare starts alone: it gives each model a process of its own")
+    require(world_size() == 1, "compare starts alone: it gives each model a process of its own")
     choose_device(config.device)
     ground = _ground(config, config.run_config(config.arch_names[0]))
     if config.archs == "auto":
         training = read_split(ground.trained[0], "train", config)
         has_outlines = not training.boxes_alone
-        archs = with_others(config.run_config("auto"), len(training.images), has_outlines=has_outlines)
+        archs = choose_networks(config.run_config("auto"), len(training.images), has_outlines=has_outlines)
         config = replace(config, archs=",".join(archs))
     origin = {
         "made_by": "flawmask compare",

@@ -133,7 +133,7 @@ def _predict(
         team.count <= len(split.images),
         f"{split.folder} has {len(split.images)} images: start no more processes than that, not {team.count}",
     )
-    mine = replace(split, images=tuple(team.share(split.images)))
+    mine = replace(split, images=tuple(team.shard(split.images)))
     predictions, seconds = predict_split(backend, mine, config.inference_batch_size)
     return team.gather(predictions), seconds
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from flawmask.model.published import BODY, Elsewhere, PackageFile, Rules, TorchvisionFile
+from flawmask.model.published import BODY, OtherFile, PackageFile, Rules, TorchvisionFile
 
 if TYPE_CHECKING:
     from flawmask.model.build import Detector
@@ -80,13 +80,13 @@ class Architecture:
         has_anchor_sizes: whether `ModelSpec.anchor_sizes` mean anything to it; the others have anchors of their own,
             or none.
         is_recordable: whether the passes of its training can be recorded on CUDA.
-        is_drawn_for_norms: whether its layers are drawn for norms that even out what they give; the others' do without.
-        may_learn_norms: whether `--norm auto` may choose norms that learn from a batch.
-        passes_together: whether several images pass through it together on a CPU too. The others go one by one there,
+        init_assumes_norms: whether its layers are drawn for norms that even out what they give; the others' do without.
+        allows_batch_norm: whether `--norm auto` may choose norms that learn from a batch.
+        batches_on_cpu: whether several images pass through it together on a CPU too. The others go one by one there,
             which is as fast and takes less memory.
         trainable_layers: how many of its backbone's five stages learn where it starts from pretrained weights.
         from_pretrained: the default optimiser where it starts from pretrained weights.
-        from_nothing: the default optimiser where it does not.
+        from_scratch: the default optimiser where it does not.
         coco: its COCO weights; None where there are none.
         imagenet: the ImageNet weights of its backbone; None where there are none.
         old_names: what its layers were called in older files.
@@ -102,13 +102,13 @@ class Architecture:
     has_known_counts: bool = False
     has_anchor_sizes: bool = False
     is_recordable: bool = False
-    is_drawn_for_norms: bool = False
-    may_learn_norms: bool = True
-    passes_together: bool = False
+    init_assumes_norms: bool = False
+    allows_batch_norm: bool = True
+    batches_on_cpu: bool = False
     trainable_layers: int = 3
     from_pretrained: DefaultOptimizer = DefaultOptimizer("sgd")
-    from_nothing: DefaultOptimizer = DefaultOptimizer("adamw", 10)
-    coco: TorchvisionFile | Elsewhere | None = None
+    from_scratch: DefaultOptimizer = DefaultOptimizer("adamw", 10)
+    coco: TorchvisionFile | OtherFile | None = None
     imagenet: TorchvisionFile | PackageFile | None = None
     old_names: Rules = ()
     backbone_names: Rules = BODY

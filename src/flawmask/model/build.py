@@ -36,7 +36,7 @@ class Detector(Protocol):
         """Return what each of the losses was divided by in the last pass, which was of the images with these targets.
         Where `Architecture.has_known_counts`, it need not have passed."""
 
-    def seen(self, model: Any, images: list[Tensor], /) -> Tensor:
+    def network_input(self, model: Any, images: list[Tensor], /) -> Tensor:
         """Return a batch of (3, H, W) uint8 images as the network sees it, (B, 3, H, W), 0 to 1, padding included."""
 
     def train_in(self, model: Any, device: torch.device, dtype: torch.dtype, /) -> None:
@@ -73,7 +73,7 @@ def build(spec: ModelSpec) -> Any:
     return detector_of(spec).build(spec)
 
 
-class _Undrawn(TorchFunctionMode):
+class _SkipInitialisation(TorchFunctionMode):
     """Leaves weights as the memory happens to be, where they would be drawn at random.
 
     Other functions that draw end in `normal_` or `uniform_`, which make zeros here: some draw until all lies within
@@ -91,7 +91,7 @@ class _Undrawn(TorchFunctionMode):
         return function(*inputs, **named)
 
 
-def build_to_fill(spec: ModelSpec, max_proposals: int | None = None) -> Any:
+def build_uninitialised(spec: ModelSpec, max_proposals: int | None = None) -> Any:
     """Return the network that the spec describes, for a state dict with all of its tensors to be loaded: what `build`
     would draw, which takes longer than all else, has no value yet.
 
@@ -105,7 +105,7 @@ def build_to_fill(spec: ModelSpec, max_proposals: int | None = None) -> Any:
     """
     if max_proposals is not None:
         spec = replace(spec, proposals=min(spec.proposals, max_proposals))
-    with _Undrawn():
+    with _SkipInitialisation():
         return build(spec)
 
 
@@ -122,12 +122,12 @@ def for_inference(
         max_proposals: regions of an image that heads look at, those of the highest scores; None for as many as the spec
             says.
     """
-    fast = build_to_fill(spec, max_proposals)
+    fast = build_uninitialised(spec, max_proposals)
     fast.load_state_dict(model.state_dict())
-    return made_fast(fast, spec, device, dtype)
+    return optimise_for_inference(fast, spec, device, dtype)
 
 
-def made_fast(model: Any, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Any:
+def optimise_for_inference(model: Any, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Any:
     """Return the network itself, on the device, in evaluation mode and faster; it cannot be trained any more.
 
     Args:

@@ -9,7 +9,7 @@ from torch import nn
 import flawmask
 from flawmask.errors import FlawmaskError
 from flawmask.good_names import GOOD
-from flawmask.model.build import build_to_fill
+from flawmask.model.build import build_uninitialised
 from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import StateDict, find_state_dict, load_file, save_file
 
@@ -49,7 +49,7 @@ def load(path: Path, max_proposals: int | None = None) -> tuple[Any, ModelSpec]:
     content = load_file(path)
     state = find_state_dict(content, path)
     spec = _read_spec(content, path) if {"flawmask", "spec"} <= set(content) else _torchvision_spec(state, path)
-    model = build_to_fill(spec, max_proposals)
+    model = build_uninitialised(spec, max_proposals)
     own = model.state_dict()
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     wrong += [name for name in state if name not in own]

@@ -61,7 +61,7 @@ RECORDS = tuple(
         network=partial(_network, size, kind is mask_rcnn),
         imagenet=weights,
         backbone_names=NAMES,
-        passes_together=True,
+        batches_on_cpu=True,
         # From a backbone alone the heads have everything to learn: all stages learn, as from nothing.
         trainable_layers=5,
         from_pretrained=DefaultOptimizer("adamw", 10),

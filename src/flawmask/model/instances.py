@@ -10,15 +10,15 @@ from torchvision.ops import roi_align
 from flawmask.model.layers import upload
 from flawmask.model.targets import Target
 
-MOST_MASK_PIXELS = 2**24
+MAX_MASK_PIXELS = 2**24
 """Pixels of masks that are laid out at a time: 64 MiB for each of a few float32 tensors."""
 
-FEWEST_INSTANCES, SMALLEST_WINDOW = 4, 64
+MIN_INSTANCES, SMALLEST_WINDOW = 4, 64
 """From here on, room for instances and sides of windows are rounded to powers of two."""
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """How much room there is for what is on a batch's images.
 
     Attributes:
@@ -32,14 +32,14 @@ class Room:
     window: tuple[int, int]
 
     @classmethod
-    def of(cls, targets: Sequence[Target]) -> "Room":
+    def of(cls, targets: Sequence[Target]) -> "Capacity":
         """Return what the targets need: never nothing, so that there is always something to look at."""
         windows = torch.cat([target["windows"] for target in targets])
         high, wide = (int(windows[:, at].max()) if len(windows) else 1 for at in (3, 2))
         pixels = sum(len(target["mask_pixels"]) for target in targets)
         return cls(max(1, *(len(target["boxes"]) for target in targets)), max(1, pixels), (high, wide))
 
-    def rounded(self, images: int, height: int, width: int) -> "Room":
+    def rounded(self, images: int, height: int, width: int) -> "Capacity":
         """Return at least as much, so that batches of one size have few different ones.
 
         Args:
@@ -48,8 +48,8 @@ class Room:
             width: likewise.
         """
         side = rounded(max(self.window), SMALLEST_WINDOW)
-        return Room(
-            rounded(self.instances, FEWEST_INSTANCES),
+        return Capacity(
+            rounded(self.instances, MIN_INSTANCES),
             max(images * height * width, rounded(self.mask_pixels, 1)),
             (min(side, height), min(side, width)),
         )
@@ -83,10 +83,10 @@ class Instances:
     window: tuple[int, int]
 
     @classmethod
-    def of(cls, targets: Sequence[Target], device: torch.device, room: "Room | None" = None) -> "Instances":
+    def of(cls, targets: Sequence[Target], device: torch.device, room: "Capacity | None" = None) -> "Instances":
         """Return the targets of a batch on the device, with room for as many as there are or as is said."""
         counts = tuple(len(target["boxes"]) for target in targets)
-        room = room or Room.of(targets)
+        room = room or Capacity.of(targets)
         boxes = torch.zeros(len(targets), room.instances, 4)
         numbers = torch.zeros(len(targets), room.instances, 6, dtype=torch.int64)
         pixels = torch.zeros(room.mask_pixels, dtype=torch.uint8)
@@ -119,10 +119,10 @@ def mask_targets(instances: Instances, image_of: Tensor, of_instance: Tensor, bo
     """
     high, wide = instances.window
     rows, columns = (torch.arange(edge, device=boxes.device) for edge in (high, wide))
-    at_once = max(1, MOST_MASK_PIXELS // (high * wide))
+    chunk = max(1, MAX_MASK_PIXELS // (high * wide))
     parts = []
-    for start in range(0, len(boxes), at_once):
-        of = image_of[start : start + at_once], of_instance[start : start + at_once]
+    for start in range(0, len(boxes), chunk):
+        of = image_of[start : start + chunk], of_instance[start : start + chunk]
         x, y, width, height = instances.windows[of].unbind(1)
         down, right = high - height, wide - width
         row, column = rows - down[:, None], columns - right[:, None]
@@ -132,6 +132,6 @@ def mask_targets(instances: Instances, image_of: Tensor, of_instance: Tensor, bo
         crops = torch.where(inside, instances.mask_pixels[places], 0).float()[:, None]
         corner = torch.stack((x - right, y - down) * 2, dim=1)
         number = torch.arange(len(x), device=boxes.device)[:, None]
-        rois = torch.cat((number, boxes[start : start + at_once] - corner), dim=1)
+        rois = torch.cat((number, boxes[start : start + chunk] - corner), dim=1)
         parts.append(roi_align(crops, rois, (side, side), 1.0, -1)[:, 0])
     return torch.cat(parts)

@@ -70,7 +70,7 @@ def to_device(model: Any, device: torch.device) -> Any:
 
 
 @contextmanager
-def looking(model: nn.Module) -> Iterator[None]:
+def without_side_effects(model: nn.Module) -> Iterator[None]:
     """Within, a forward pass leaves nothing behind: no gradient, and no trace in a norm that learns."""
     norms = [one for one in model.modules() if isinstance(one, nn.BatchNorm2d) and one.track_running_stats]
     for norm in norms:
@@ -83,7 +83,7 @@ def looking(model: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def take_as_it_is(model: Any) -> None:
+def skip_resize(model: Any) -> None:
     """Let a network of torchvision's see images at the size that they have: all of ours come at `ModelSpec.resized`."""
     model.transform.resize = _as_it_is
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flawmask.model.instances import Instances
 
-MOST_OVERLAPS = 2**24
+MAX_OVERLAPS = 2**24
 """Overlaps of instances and anchors that are held at a time: 64 MiB for each of a few float32 matrices."""
 
 
@@ -41,10 +41,10 @@ class AnchorSamples:
             draws: (B, A) float32, random numbers from 0 to 1 that decide it; by default they are drawn here.
         """
         images, room = instances.labels.shape
-        at_once = max(1, MOST_OVERLAPS // (room * len(anchors)))
+        images_per_chunk = max(1, MAX_OVERLAPS // (room * len(anchors)))
         parts = [
-            _match_anchors(rpn.proposal_matcher, anchors, instances, slice(start, start + at_once))
-            for start in range(0, images, at_once)
+            _match_anchors(rpn.proposal_matcher, anchors, instances, slice(start, start + images_per_chunk))
+            for start in range(0, images, images_per_chunk)
         ]
         matched, positive, negative = (torch.cat(each) for each in zip(*parts, strict=True))
         sampler = rpn.fg_bg_sampler

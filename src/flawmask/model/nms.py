@@ -10,7 +10,7 @@ ROUNDS = 16
 """Rounds within a block that are taken before anybody looks whether they were enough. Two thousand proposals needed 5
 to 10, of networks that know nothing and around a few defects, their scores smooth or noisy."""
 
-MOST_PAIRS = 2**25
+MAX_PAIRS = 2**25
 """Overlaps that are held at a time: 128 MiB for each of the few float32 matrices of a block."""
 
 
@@ -43,7 +43,7 @@ def keep_best(boxes: Tensor, valid: Tensor, threshold: float, rounds: int = BLOC
     kept = valid.clone()
     settled = torch.ones((), dtype=torch.bool, device=boxes.device)
     exact = torch.bfloat16 if boxes.device.type == "cuda" else torch.float32  # for 0 and 1
-    chunk = max(1, MOST_PAIRS // max(1, BLOCK * count))
+    chunk = max(1, MAX_PAIRS // max(1, BLOCK * count))
     for first in range(0, sets, chunk):
         of = slice(first, first + chunk)
         for start in range(0, count, BLOCK):

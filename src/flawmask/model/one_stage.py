@@ -15,7 +15,7 @@ from torchvision.models.detection.ssd import SSD
 
 from flawmask.model import compute
 from flawmask.model.compute import Layers
-from flawmask.model.layers import replace_norms, take_as_it_is, to_original, unnormalised
+from flawmask.model.layers import replace_norms, skip_resize, to_original, unnormalised
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 
@@ -25,7 +25,7 @@ def build(spec: ModelSpec) -> Any:
     model: Any = spec.architecture.network(spec)
     model.detections_per_img = spec.max_detections
     model.flawmask = spec
-    take_as_it_is(model)
+    skip_resize(model)
     replace_norms(model, spec.norm, spec.norm_eps)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -97,7 +97,7 @@ def counts(model: Any, targets: list[Target]) -> dict[str, float]:
     return dict.fromkeys(model.flawmask.architecture.loss_names, float(len(targets)))
 
 
-seen = unnormalised
+network_input = unnormalised
 
 
 def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:

@@ -94,9 +94,9 @@ RECORDS = (
     _one_stage(
         name="ssdlite320_mobilenet_v3_large",
         size=FixedSquare(320),
-        is_drawn_for_norms=True,
+        init_assumes_norms=True,
         # Of one image, as an epoch may end with, BatchNorm cannot take the mean of the single cell of the last level.
-        may_learn_norms=False,
+        allows_batch_norm=False,
         coco=TorchvisionFile(f"{ADDRESS}/ssdlite320_mobilenet_v3_large_coco-a79551df.pth"),
         imagenet=MOBILENET_V3_LARGE,
         backbone_names=MOBILENET_NAMES,

@@ -42,7 +42,7 @@ class _Inert:
         self.attributes = attributes
 
 
-def stand_ins(path: Path) -> AbstractContextManager[Any]:
+def inert_classes(path: Path) -> AbstractContextManager[Any]:
     """Return a context in which `torch.load(path, weights_only=True)` gives inert objects for what ultralytics writes.
 
     A file that is damaged or none of torch's is not refused here: loading it says what is wrong with it.

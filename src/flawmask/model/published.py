@@ -25,7 +25,7 @@ class TorchvisionFile:
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class OtherFile:
     """A file of COCO weights that others than torchvision publish.
 
     Attributes:

@@ -11,7 +11,7 @@ from torchvision.models.detection.roi_heads import maskrcnn_inference
 from flawmask.model import compute
 from flawmask.model.compute import Layers
 from flawmask.model.layers import to_original
-from flawmask.model.layers import unnormalised as seen
+from flawmask.model.layers import unnormalised as network_input
 from flawmask.model.rcnn_build import build, stages
 from flawmask.model.rcnn_losses import counts, losses
 
@@ -21,7 +21,7 @@ __all__ = [
     "infer",
     "infer_in",
     "losses",
-    "seen",
+    "network_input",
     "stages",
     "train_in",
 ]

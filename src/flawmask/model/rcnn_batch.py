@@ -20,18 +20,18 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 
 from flawmask.model.draws import generator_for
-from flawmask.model.instances import Instances, Room, mask_targets, rounded
+from flawmask.model.instances import Instances, Capacity, mask_targets, rounded
 from flawmask.model.layers import stacked, upload
 from flawmask.model.matching import AnchorSamples, decode, encode, ious
 from flawmask.model.nms import BLOCK, ROUNDS, keep_best
 from flawmask.model.rcnn_losses import MASKS_PER_INSTANCE, samples_for
 from flawmask.model.targets import Target
 
-FEWEST_SLOTS = 16
+MIN_SLOTS = 16
 """From here on, slots for regions and masks are rounded to powers of two."""
 
 
-def suits(model: Any) -> bool:
+def is_supported(model: Any) -> bool:
     """Return whether a network's losses may be computed here: not where a norm of its heads would take slots
     that do not count for regions."""
     return not any(isinstance(one, torch.nn.BatchNorm2d) for one in model.roi_heads.modules())
@@ -204,7 +204,7 @@ class RcnnBatch:
             is_rounded: whether there is more room than is needed, so that few different shapes come.
         """
         count, height, width, _ = pixels.shape
-        room = Room.of(targets)
+        room = Capacity.of(targets)
         room = room.rounded(count, height, width) if is_rounded else room
         instances = Instances.of(targets, self.device, room)
         anchors, per_level = self.anchors((height, width))
@@ -392,7 +392,7 @@ class RcnnBatch:
             rows.append([regions, most, masks if count else 0])
         slots = [max(1, sum(row[at] for row in rows)) for at in (0, 2)]
         if is_rounded:
-            slots = [rounded(count, FEWEST_SLOTS) for count in slots]
+            slots = [rounded(count, MIN_SLOTS) for count in slots]
         return Quotas(upload(torch.tensor(rows), self.device), *slots)
 
     def losses_of(self, given: Given, proposed: Proposed, regions: Regions) -> dict[str, Tensor]:
@@ -411,7 +411,7 @@ class RcnnBatch:
         levels = heads.box_roi_pool.levels_of(proposed.features)
         pooled = heads.box_roi_pool.pool(levels, drawn.rois, drawn.image_of, [proposed.shape])
         logits, moves = heads.box_predictor(heads.box_head(pooled))
-        weights = _shares(drawn.used, drawn.image_of, images) / images
+        weights = _loss_weights(drawn.used, drawn.image_of, images) / images
         classifier = (F.cross_entropy(logits, drawn.labels, reduction="none") * weights).sum()
         moves = moves.view(len(moves), -1, 4)
         of_class = moves.gather(1, drawn.labels[:, None, None].expand(-1, 1, 4))[:, 0]
@@ -426,7 +426,7 @@ class RcnnBatch:
             side = logits.shape[-1]
             of_class = logits.gather(1, masks.labels[:, None, None, None].expand(-1, 1, side, side))[:, 0]
             each = F.binary_cross_entropy_with_logits(of_class, masks.wanted, reduction="none").mean(dim=(1, 2))
-            weights = _shares(masks.used, masks.image_of, images)
+            weights = _loss_weights(masks.used, masks.image_of, images)
             # Each image that has any has weights that add up to 1.
             found["loss_mask"] = (each * weights).sum() / weights.sum().clamp(min=1)
         return found
@@ -469,7 +469,7 @@ def _smooth_l1(moves: Tensor, wanted: Tensor) -> Tensor:
     return F.smooth_l1_loss(moves, wanted, beta=1 / 9, reduction="none").sum(dim=-1)
 
 
-def _shares(used: Tensor, image_of: Tensor, images: int) -> Tensor:
+def _loss_weights(used: Tensor, image_of: Tensor, images: int) -> Tensor:
     """Return what each slot counts for in the mean over its image: (R,) float32, 0 where it does not count.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
-from flawmask.model.layers import Float32Anchors, replace_norms, take_as_it_is
+from flawmask.model.layers import Float32Anchors, replace_norms, skip_resize
 from flawmask.model.roi_align import PyramidRoIAlign
 from flawmask.model.spec import ModelSpec
 
@@ -28,7 +28,7 @@ def build(spec: ModelSpec) -> FasterRCNN:
         pool = getattr(model.roi_heads, name)
         setattr(model.roi_heads, name, PyramidRoIAlign(pool.featmap_names, list(pool.output_size), pool.sampling_ratio))
     replace_norms(model, spec.norm, spec.norm_eps)
-    take_as_it_is(model)
+    skip_resize(model)
     return model
 
 

@@ -21,7 +21,7 @@ from flawmask.model.layers import batched
 from flawmask.model.rcnn_archs import LOSSES
 from flawmask.model.targets import Target, crops
 
-SAMPLES_PER_INSTANCE, FEWEST_SAMPLES, MOST_SAMPLES = 32, 32, 512
+SAMPLES_PER_INSTANCE, MIN_SAMPLES, MAX_SAMPLES = 32, 32, 512
 """Regions of an image that the heads learn on, where their number is not given; a quarter of them on an instance."""
 
 
@@ -32,7 +32,7 @@ boxes that differ little, cost the mask head's time and say the same."""
 
 def samples_for(instances: int) -> int:
     """Return on how many regions of an image with so many instances the heads learn."""
-    return min(max(SAMPLES_PER_INSTANCE * instances, FEWEST_SAMPLES), MOST_SAMPLES)
+    return min(max(SAMPLES_PER_INSTANCE * instances, MIN_SAMPLES), MAX_SAMPLES)
 
 
 def losses(model: Any, images: list[Tensor], targets: list[Target], roi_samples: int | None) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ def _head_losses(
     on_instance = [torch.where(of_image > 0)[0] for of_image in labels]
     if roi_samples is None:
         on_instance = [
-            _some(of_image, MASKS_PER_INSTANCE * len(target["boxes"]), draw)
+            _random_subset(of_image, MASKS_PER_INSTANCE * len(target["boxes"]), draw)
             for of_image, target, draw in zip(on_instance, targets, draws, strict=True)
         ]
     mask_boxes = [boxes[at] for boxes, at in zip(chosen, on_instance, strict=True)]
@@ -168,11 +168,11 @@ def _draw(labels: Tensor, count: int, share: float, draw: torch.Generator) -> tu
         share: the largest share of those on an instance.
         draw: decides it.
     """
-    on = _some(torch.where(labels >= 1)[0], int(count * share), draw)
-    return on, _some(torch.where(labels == 0)[0], count - len(on), draw)
+    on = _random_subset(torch.where(labels >= 1)[0], int(count * share), draw)
+    return on, _random_subset(torch.where(labels == 0)[0], count - len(on), draw)
 
 
-def _some(places: Tensor, most: int, draw: torch.Generator) -> Tensor:
+def _random_subset(places: Tensor, most: int, draw: torch.Generator) -> Tensor:
     """Return the places, or so many of them drawn at random where there are more."""
     if len(places) <= most:
         return places

@@ -68,7 +68,7 @@ def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | Non
         images: (3, H, W) uint8, at the size at which the network sees them, on its device.
         targets: one each.
     """
-    batch = seen(model, images)
+    batch = network_input(model, images)
     wanted = [_wanted(target, *batch.shape[-2:]) for target in targets]
     # Left to itself, it would ask other processes how many there are, and weigh a batch without any by its 13 groups
     # of queries more than one with a single instance.
@@ -104,7 +104,7 @@ def counts(model: Any, targets: list[Target]) -> dict[str, float]:
     )
 
 
-def seen(_: Any, images: Sequence[Tensor]) -> Tensor:
+def network_input(_: Any, images: Sequence[Tensor]) -> Tensor:
     """Return a batch as the network sees it, (B, 3, H, W), 0 to 1: squares of one size, without padding."""
     return torch.stack([image.float() / 255 for image in images])
 
@@ -146,7 +146,7 @@ def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) ->
         sizes: height and width of each original.
     """
     spec: ModelSpec = model.flawmask
-    found = model(_normalised(seen(model, images)))
+    found = model(_normalised(network_input(model, images)))
     floor = getattr(model, "score_thresh", 0.0)
     each = zip(found["pred_logits"], found["pred_boxes"], found["pred_masks"], sizes, strict=True)
     return [_instances(logits, boxes, masks, spec, floor, size) for logits, boxes, masks, size in each]

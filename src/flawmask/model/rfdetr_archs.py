@@ -4,7 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from flawmask.model.architecture import Architecture, DefaultOptimizer, SteppedSquare
-from flawmask.model.published import Elsewhere
+from flawmask.model.published import OtherFile
 
 if TYPE_CHECKING:
     from flawmask.model.build import Detector
@@ -36,7 +36,7 @@ RECORDS = (
         name="rfdetr_seg_nano",
         network="RFDETRSegNanoConfig",
         size=SteppedSquare(12, SMALLEST_SQUARE),
-        coco=Elsewhere(
+        coco=OtherFile(
             "https://storage.googleapis.com/rfdetr/rf-detr-seg-n-ft.pth", "9995497791d0ff1664a1d9ddee9cfd20"
         ),
     ),
@@ -44,7 +44,7 @@ RECORDS = (
         name="rfdetr_seg_small",
         network="RFDETRSegSmallConfig",
         size=SteppedSquare(24, SMALLEST_SQUARE),
-        coco=Elsewhere(
+        coco=OtherFile(
             "https://storage.googleapis.com/rfdetr/rf-detr-seg-s-ft.pth", "0a2a3006381d0c42853907e700eadd08"
         ),
     ),

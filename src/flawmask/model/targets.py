@@ -59,7 +59,7 @@ def make_target(
             continue
         boxes.append([x * across, y * down, (x + wide) * across, (y + high) * down])
         kept.append(labels[record["category_id"]])
-        crop, left, top = mask_at(record["segmentation"], rle, original, resized)
+        crop, left, top = resized_mask(record["segmentation"], rle, original, resized)
         windows.append([left, top, crop.shape[1], crop.shape[0]])
         pixels.append(crop.ravel())
     flat = np.concatenate(pixels) if pixels else np.zeros(0, dtype=bool)
@@ -72,7 +72,7 @@ def make_target(
     }
 
 
-def mask_at(
+def resized_mask(
     segmentation: masks.Segmentation, rle: Record, original: tuple[int, int], resized: tuple[int, int]
 ) -> tuple[Mask, int, int]:
     """Return an instance's mask at another size of its image, (rows, columns) bool, cut to a window, and the window's

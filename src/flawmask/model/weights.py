@@ -25,8 +25,8 @@ from flawmask.files import sha256, whole_file
 from flawmask.launch import is_own_process
 from flawmask.model.arch import architecture
 from flawmask.model.architecture import Architecture
-from flawmask.model.pickled import stand_ins, without_objects
-from flawmask.model.published import OLD_NAMES, Elsewhere, PackageFile, TorchvisionFile, in_backbone, renamed
+from flawmask.model.pickled import inert_classes, without_objects
+from flawmask.model.published import OLD_NAMES, OtherFile, PackageFile, TorchvisionFile, in_backbone, renamed
 from flawmask.model.spec import Norm
 from flawmask.progress import is_shown
 from flawmask.settings import require
@@ -114,7 +114,7 @@ def _at_hand(record: Architecture, *, offline: bool) -> Pretrained:
 
 def _coco(record: Architecture, *, offline: bool) -> Pretrained:
     match record.coco:
-        case Elsewhere():
+        case OtherFile():
             return replace(_from_elsewhere(record.coco, record.name, offline=offline), source="COCO weights")
         case TorchvisionFile():
             state = _with_new_names(download(record.coco.url, offline=offline), record)
@@ -191,7 +191,7 @@ def download(url: str, *, offline: bool = False) -> StateDict:
     return state
 
 
-def _from_elsewhere(file: Elsewhere, arch: str, *, offline: bool) -> Pretrained:
+def _from_elsewhere(file: OtherFile, arch: str, *, offline: bool) -> Pretrained:
     """Return the weights in a file that others than torchvision publish, from torch's cache or the network.
 
     Raises:
@@ -265,7 +265,7 @@ def from_file(path: Path, arch: str) -> Pretrained:
     Raises:
         FlawmaskError: the file is not there, holds no state dict, or names what is no layer.
     """
-    with stand_ins(path):
+    with inert_classes(path):
         content = without_objects(load_file(path), path)
     record = architecture(arch)
     state = _with_new_names(find_state_dict(content, path), record)

@@ -127,7 +127,7 @@ def _remember(assigner: Any, _: Any, assigned: tuple[Tensor, ...]) -> None:
     assigner.counts = is_assigned.sum(), suiting.sum()
 
 
-def seen(_: Any, images: Sequence[Tensor]) -> Tensor:
+def network_input(_: Any, images: Sequence[Tensor]) -> Tensor:
     """Return a batch as the network sees it, (B, 3, H, W), 0 to 1, padding included."""
     return _padded([image.float() / 255 for image in images])
 
@@ -190,7 +190,7 @@ def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) ->
         sizes: height and width of each original.
     """
     spec: ModelSpec = model.flawmask
-    found, _ = model(seen(model, images))
+    found, _ = model(network_input(model, images))
     found, prototypes = found if spec.has_masks else (found, [None] * len(images))
     floor = getattr(model, "score_thresh", 0.0)
     ratios = to_pixels([(image.shape[1], image.shape[2]) for image in images], sizes).to(found.device)

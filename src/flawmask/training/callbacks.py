@@ -68,4 +68,4 @@ class Tracking(Callback):
     def on_epoch_end(self, run: "Run", figures: Mapping[str, Any]) -> None:
         """Tell it."""
         validation = run.setup.validation
-        self.record(figures, draw_predictions(run.for_judging(), validation) if validation else {})
+        self.record(figures, draw_predictions(run.evaluation_backend(), validation) if validation else {})

@@ -14,10 +14,10 @@ T = TypeVar("T", bound=TrainSettings)
 
 LARGE: Arch = "maskrcnn_resnet50_fpn"
 SMALL: Arch = "maskrcnn_efficientnet_lite0_fpn"
-BARE: Arch = "maskrcnn_resnet18_fpn"
+FROM_SCRATCH: Arch = "maskrcnn_resnet18_fpn"
 """The best of the networks that start from nothing on a CPU in the time that people have."""
 
-OF_BOXES: tuple[Arch, Arch, Arch] = (
+BOX_NETWORKS: tuple[Arch, Arch, Arch] = (
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_efficientnet_lite0_fpn",
     "fasterrcnn_mobilenet_v3_large_fpn",
@@ -27,7 +27,7 @@ OF_BOXES: tuple[Arch, Arch, Arch] = (
 PASSES = 20
 """A large network is worth its time where every image can be shown so many times."""
 
-BESIDE: tuple[Arch, ...] = ("ssd300_vgg16", "yolo11n-seg")
+ALSO_COMPARED: tuple[Arch, ...] = ("ssd300_vgg16", "yolo11n-seg")
 """Networks of other kinds that `compare` trains beside the chosen one, where they have weights to start from."""
 
 SECONDS = {"cuda": 0.05, "mps": 0.6, "cpu": 3.0}
@@ -37,7 +37,7 @@ SMALLEST = 256
 """A time budget does not let images become smaller than this before they are shown less often."""
 
 
-def with_network(config: T, images: int, *, has_outlines: bool = True) -> T:
+def choose_network(config: T, images: int, *, has_outlines: bool = True) -> T:
     """Return the settings with the name of a network in the place of `auto`, and say in a line which and why.
 
     A GPU gets `LARGE` with COCO's weights, unless the time budget is too short for it. A CPU gets `SMALL` with the
@@ -58,7 +58,7 @@ def with_network(config: T, images: int, *, has_outlines: bool = True) -> T:
 
     device = choose_device(config.device).type
     where = {"cuda": "on a GPU", "mps": "on Apple's GPU"}.get(device, "on a CPU")
-    large, small, bare = (LARGE, SMALL, BARE) if has_outlines else OF_BOXES
+    large, small, bare = (LARGE, SMALL, FROM_SCRATCH) if has_outlines else BOX_NETWORKS
     if config.weights == "none":
         return _said(config, bare if device == "cpu" else large, f"nothing, {where}")
     seconds = _seconds_for_large(config, images, device)
@@ -98,20 +98,20 @@ def _said(config: T, arch: Arch, why: str) -> T:
     return replace(config, arch=arch)
 
 
-def with_others(config: T, images: int, *, has_outlines: bool = True) -> list[Arch]:
-    """Return the networks that `--archs auto` of `compare` stands for: the one that suits, and those of `BESIDE` whose
+def choose_networks(config: T, images: int, *, has_outlines: bool = True) -> list[Arch]:
+    """Return the networks that `--archs auto` of `compare` stands for: the one that suits, and those of `ALSO_COMPARED` whose
     weights are at hand. Who is left out is said in a line.
 
     Args:
-        config: the settings of the first, see `with_network`.
+        config: the settings of the first, see `choose_network`.
         images: how many there are to learn from.
         has_outlines: whether their defects are outlined; else networks that outline what they find take no part.
 
     Raises:
-        FlawmaskError: see `with_network`.
+        FlawmaskError: see `choose_network`.
     """
-    chosen = [with_network(config, images, has_outlines=has_outlines).network]
-    for arch in BESIDE:
+    chosen = [choose_network(config, images, has_outlines=has_outlines).network]
+    for arch in ALSO_COMPARED:
         if architecture(arch).has_masks and not has_outlines:
             log.info("%s takes no part: it learns outlines, and defects are boxes alone", arch)
             continue

@@ -160,7 +160,7 @@ class TrainSettings(LearnSettings):
 
     @property
     def network(self) -> Arch:
-        """The network's name, which is known as soon as it is no longer left to `choose.with_network`."""
+        """The network's name, which is known as soon as it is no longer left to `choose.choose_network`."""
         if is_chosen(self.arch):
             return self.arch
         raise ValueError("nobody has chosen a network")

@@ -20,13 +20,13 @@ from flawmask.model.targets import Target
 from flawmask.progress import track
 from flawmask.runtime import is_out_of_memory
 from flawmask.training import loader
-from flawmask.training.resume import Within
+from flawmask.training.resume import EpochProgress
 from flawmask.training.run import LARGER_IS_BETTER, Run
-from flawmask.training.step import Figures, OnTheWay, Step
+from flawmask.training.step import Figures, PendingFigures, Step
 
 log = logging.getLogger(__name__)
 
-MOST_BAD_STEPS = 10
+MAX_SKIPPED_IN_A_ROW = 10
 """After so many steps in a row whose loss or gradient is not finite, a training gives up."""
 
 
@@ -47,9 +47,9 @@ def one_epoch(
     """
     setup, step = run.setup, run.step
     if run.within is None:
-        run.epoch, run.within = run.epoch + 1, Within(sums=[0.0] * len(step.losses))
+        run.epoch, run.within = run.epoch + 1, EpochProgress(sums=[0.0] * len(step.losses))
     within = train_epoch(run, batches)
-    _share_statistics(step)
+    _average_norm_statistics(step)
     if not within.learned:
         raise FlawmaskError(f"all steps of epoch {run.epoch} were skipped, the last since {run.bad}: lower --lr")
     values = [value / within.learned for value in within.sums]
@@ -60,7 +60,7 @@ def one_epoch(
     }
     figures["val_loss"] = None
     if val_batches is not None:
-        figures |= _with_memory(step, partial(validation_loss, run.kept, val_batches, step, setup.config.seed))
+        figures |= _with_memory(step, partial(validation_loss, run.evaluated_model, val_batches, step, setup.config.seed))
     if setup.validation is not None and (judge or setup.config.select_by in LARGER_IS_BETTER):
         figures |= _with_memory(step, partial(_validation_figures, run, setup.validation))
     figures["learning_rate"] = step.optimizer.param_groups[0]["lr"]
@@ -85,7 +85,7 @@ def _with_memory(step: Step, measure: Callable[[], dict[str, float | None]]) -> 
     return measure()
 
 
-def train_epoch(run: Run, batches: DataLoader[Any]) -> Within:
+def train_epoch(run: Run, batches: DataLoader[Any]) -> EpochProgress:
     """Show every training image once, or as many as a time budget allows, behind those that were shown already.
 
     Returns:
@@ -98,9 +98,9 @@ def train_epoch(run: Run, batches: DataLoader[Any]) -> Within:
     order.epoch, order.done = run.epoch, within.batches
     sizes = [end - start for start, end in order.bounds[order.done :]]
     label = f"epoch {run.epoch}" + ("" if clock.budget else f"/{run.setup.config.epochs}")
-    late: tuple[OnTheWay, int, list[Target]] | None = None
+    late: tuple[PendingFigures, int, list[Target]] | None = None
     heard = 0
-    stop.waits = True
+    stop.deferring = True
     asked = time.perf_counter()
     for batch, total in zip(track(loader.read(batches), label, total=len(sizes)), sizes, strict=False):
         begun = time.perf_counter()
@@ -110,7 +110,7 @@ def train_epoch(run: Run, batches: DataLoader[Any]) -> Within:
         if progress >= 1 and within.seen:
             break
         _seed_step(run)
-        figures = step(batch, progress, stop=bool(stop.asked))
+        figures = step(batch, progress, stop=bool(stop.received_signal))
         # Read a step later, so that a GPU has its next step before it is asked about the last.
         told, heard = max(heard, _add(run, late)), 0
         late = figures, total, batch.targets
@@ -118,7 +118,7 @@ def train_epoch(run: Run, batches: DataLoader[Any]) -> Within:
         asked = time.perf_counter()
         within.seconds += asked - begun
         # Several processes act upon what the step before has told all of them, and so at the same step.
-        is_told = bool(stop.asked) if step.team.count == 1 else told > 0
+        is_told = bool(stop.received_signal) if step.team.count == 1 else told > 0
         if is_told or run.is_due():
             heard, late = _add(run, late), None
             run.save()
@@ -126,10 +126,10 @@ def train_epoch(run: Run, batches: DataLoader[Any]) -> Within:
         if is_told:
             run.end()
     told = max(heard, _add(run, late))
-    if stop.asked if step.team.count == 1 else told:
+    if stop.received_signal if step.team.count == 1 else told:
         run.save()
         run.end()
-    stop.waits = False
+    stop.deferring = False
     return within
 
 
@@ -140,7 +140,7 @@ def _seed_step(run: Run) -> None:
     torch.manual_seed(int(np.random.SeedSequence(places).generate_state(1)[0]))
 
 
-def _add(run: Run, late: tuple[OnTheWay, int, list[Target]] | None) -> int:
+def _add(run: Run, late: tuple[PendingFigures, int, list[Target]] | None) -> int:
     """Add a step's losses to the epoch's, and return how many processes had been told to stop when it began.
 
     Raises:
@@ -160,7 +160,7 @@ def _add(run: Run, late: tuple[OnTheWay, int, list[Target]] | None) -> int:
     run.bad = f"{found.not_finite} on " + ", ".join(names[int(one["image_id"])].as_posix() for one in targets)
     within.skipped, run.bad_in_a_row = within.skipped + 1, run.bad_in_a_row + 1
     log.warning("a step was skipped: %s", run.bad)
-    if run.bad_in_a_row >= MOST_BAD_STEPS:
+    if run.bad_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise FlawmaskError(
             f"{run.bad_in_a_row} steps in a row were skipped, the last since {run.bad}: look at these images, or lower "
             "--lr; what was saved before is kept"
@@ -168,14 +168,14 @@ def _add(run: Run, late: tuple[OnTheWay, int, list[Target]] | None) -> int:
     return found.told
 
 
-def _share_statistics(step: Step) -> None:
+def _average_norm_statistics(step: Step) -> None:
     """Average what each process' norms have seen: every process saw its own images."""
     if step.team.count == 1:
         return
     networks = [step.model] if step.averaged is None else [step.model, step.averaged]
     norms = [one for network in networks for one in network.modules() if isinstance(one, torch.nn.BatchNorm2d)]
     buffers = [one for norm in norms for one in norm.buffers() if one.is_floating_point()]
-    step.team.add_up(buffers)
+    step.team.all_reduce_sum(buffers)
     for one in buffers:
         one.div_(step.team.count)
 
@@ -197,11 +197,11 @@ def validation_loss(model: Any, batches: DataLoader[Any], step: Step, seed: int)
     with torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for batch in loader.read(batches):
-            for part in batch.parts(step.at_once):
+            for part in batch.parts(step.micro_batch_size):
                 losses, count = step.losses_of(model, part), step.counts_of(model, part)
                 sums += losses * count.clamp(min=1)
                 counts += count
-    step.team.add_up([sums, counts])
+    step.team.all_reduce_sum([sums, counts])
     total = (sums / counts.clamp(min=1)).sum()
     return {"val_loss": float(total) if math.isfinite(total) else None}
 
@@ -209,6 +209,6 @@ def validation_loss(model: Any, batches: DataLoader[Any], step: Step, seed: int)
 def _validation_figures(run: Run, split: CocoSplit) -> dict[str, float | None]:
     """Return mask AP and F1 at a confidence of 0.5 on the validation split."""
     team = run.setup.team
-    mine = replace(split, images=tuple(team.share(split.images)))
-    predictions = predict_split(run.for_judging(), mine)[0] if mine.images else []
+    mine = replace(split, images=tuple(team.shard(split.images)))
+    predictions = predict_split(run.evaluation_backend(), mine)[0] if mine.images else []
     return quick_figures(split, team.gather(predictions))

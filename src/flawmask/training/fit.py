@@ -22,12 +22,12 @@ from flawmask.model.weights import Pretrained
 from flawmask.runtime import memory_of_process
 from flawmask.training.config import TrainSettings
 from flawmask.training.loader import Batch, Order, SplitDataset, resized_shapes
-from flawmask.training.start import spec_for, start
+from flawmask.training.network import build_for_training, spec_for
 from flawmask.training.step import Step, make_step
 
 log = logging.getLogger(__name__)
 
-SPARE = 0.8
+MEMORY_SHARE = 0.8
 """The share of the free memory that training may take."""
 
 SMALLEST, LARGEST_STEP = 128, 32
@@ -35,7 +35,7 @@ SMALLEST, LARGEST_STEP = 128, 32
 grows by that, in pixels."""
 
 PASSES = {True: 20, False: 30}
-FEWEST_VIEWS = {True: 2000, False: 8000}
+MIN_VIEWS = {True: 2000, False: 8000}
 """How often a network should see each photograph, and how many images in all, before a larger image size pays: from
 pretrained weights (True) and from none. A judgement, not a measurement; docs/results.md has what came of it."""
 
@@ -71,15 +71,15 @@ class Trial:
     device: torch.device
     dtype: torch.dtype
 
-    def step(self, image_size: int, at_once: int) -> Step:
+    def step(self, image_size: int, micro_batch_size: int) -> Step:
         """Return a step of a network of its own. It changes nothing of the training's."""
         is_pretrained = bool(self.given.state)
-        with self.own_draws():
-            spec = spec_for(self.config, self.training, self.given, image_size, at_once)
-            model = start(self.config, spec, self.given, self.device, self.dtype, is_pretrained=is_pretrained)
-        return make_step(self.config, model, spec, self.device, self.dtype, is_pretrained, at_once=at_once)
+        with self.separate_random_state():
+            spec = spec_for(self.config, self.training, self.given, image_size, micro_batch_size)
+            model = build_for_training(self.config, spec, self.given, self.device, self.dtype, is_pretrained=is_pretrained)
+        return make_step(self.config, model, spec, self.device, self.dtype, is_pretrained, micro_batch_size=micro_batch_size)
 
-    def own_draws(self) -> AbstractContextManager[None]:
+    def separate_random_state(self) -> AbstractContextManager[None]:
         """Return a context that leaves the random state as it was."""
         return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
 
@@ -88,7 +88,7 @@ class Trial:
         spec = spec_for(self.config, self.training, self.given, image_size, 1)
         return Batch.of([SplitDataset(self.training, spec)[place] for place in places])
 
-    def hardest(self, image_size: int, count: int) -> list[int]:
+    def largest_images(self, image_size: int, count: int) -> list[int]:
         """Return the places of the images that have the most pixels once they are resized, of equals those with the
         most instances, repeated where there are too few."""
         shapes = resized_shapes(self.training, spec_for(self.config, self.training, self.given, image_size, 1))
@@ -97,13 +97,13 @@ class Trial:
         return [order[at % len(order)] for at in range(count)]
 
 
-def largest_batch(trial: Trial, image_size: int, most: int) -> int:
+def largest_micro_batch(trial: Trial, image_size: int, most: int) -> int:
     """Return how many images pass through the network at once without memory running out: at most `most`.
 
     On CUDA it is tried with the largest images. On a CPU, where a process that takes too much is killed, what one image
     takes is measured and divided into what is free; where that cannot be read (it can on Linux), it is `most`.
     """
-    with trial.own_draws():
+    with trial.separate_random_state():
         step = trial.step(image_size, most)
         if trial.device.type == "cuda":
             # Whole steps: the optimiser has its share of the memory too, and so has what is recorded.
@@ -111,28 +111,28 @@ def largest_batch(trial: Trial, image_size: int, most: int) -> int:
             while step.passes is not None and step.passes.ran_out and fits > 1:
                 fits = math.ceil(fits / 2)
                 del step
-                _let_go(trial.device)
+                _release_memory(trial.device)
                 step = trial.step(image_size, fits)
                 fits = _fitting(trial, step, image_size, fits)
         else:
-            _let_go(trial.device)
+            _release_memory(trial.device)
             before = _peak_memory()
-            one = trial.batch(image_size, trial.hardest(image_size, 1))
+            one = trial.batch(image_size, trial.largest_images(image_size, 1))
             step.add_gradients(one)
             taken, free = _peak_memory(since_start=True) - before, free_memory()
-            fits = most if not (free and taken > 0) else max(1, min(most, int(SPARE * free / taken)))
+            fits = most if not (free and taken > 0) else max(1, min(most, int(MEMORY_SHARE * free / taken)))
         del step
-    _let_go(trial.device)
+    _release_memory(trial.device)
     log.info("%d of %d images of a batch pass through the network at once", fits, most)
     return fits
 
 
 def _fitting(trial: Trial, step: Step, image_size: int, most: int) -> int:
     """Take a step of the largest images as often as it takes to be recorded, and return how many pass at once."""
-    batch = trial.batch(image_size, trial.hardest(image_size, most))
+    batch = trial.batch(image_size, trial.largest_images(image_size, most))
     for _ in range(_times(step)):
         step(batch, 0.0).tolist()
-    return step.at_once
+    return step.micro_batch_size
 
 
 def _times(step: Step) -> int:
@@ -169,10 +169,10 @@ def free_memory(process: Path = PROCESS) -> int:
     return free
 
 
-def image_size_for(trial: Trial, seconds: float, batch: int, at_once: int) -> int:
+def image_size_for(trial: Trial, seconds: float, batch: int, micro_batch_size: int) -> int:
     """Return the image size with which a training of so many seconds becomes best, by measured step times.
 
-    It is the largest with which the network still sees each photograph often enough (`PASSES`, `FEWEST_VIEWS`), and
+    It is the largest with which the network still sees each photograph often enough (`PASSES`, `MIN_VIEWS`), and
     no larger than `--image_size` or than the images themselves are. Variants of a photograph count as the photograph.
     Of a network that sees all images at one size, it is that.
     """
@@ -188,10 +188,10 @@ def image_size_for(trial: Trial, seconds: float, batch: int, at_once: int) -> in
         return largest
     is_pretrained = bool(trial.given.state)
     photographs = sum("augmentation" not in image for image in images)
-    views = max(PASSES[is_pretrained] * photographs, FEWEST_VIEWS[is_pretrained])
+    views = max(PASSES[is_pretrained] * photographs, MIN_VIEWS[is_pretrained])
     # The time of a step is a constant and a share of the pixels: two sizes tell both.
     tried = (sizes[0], min(2 * sizes[0], sizes[-1]))
-    times = [_seconds_per_image(trial, size, batch, at_once) for size in tried]
+    times = [_seconds_per_image(trial, size, batch, micro_batch_size) for size in tried]
     slope = max(0.0, (times[1] - times[0]) / (tried[1] ** 2 - tried[0] ** 2))
     allowed = (1 - OVERHEAD) * seconds / views
     fitting = [size for size in sizes if times[0] + slope * (size**2 - tried[0] ** 2) <= allowed]
@@ -206,13 +206,13 @@ def image_size_for(trial: Trial, seconds: float, batch: int, at_once: int) -> in
     return chosen
 
 
-def _seconds_per_image(trial: Trial, image_size: int, batch: int, at_once: int) -> float:
+def _seconds_per_image(trial: Trial, image_size: int, batch: int, micro_batch_size: int) -> float:
     """Return how long a step takes, divided by its images: the mean of some steps of a training, after a first one."""
-    spec = spec_for(trial.config, trial.training, trial.given, image_size, at_once)
+    spec = spec_for(trial.config, trial.training, trial.given, image_size, micro_batch_size)
     order = Order(resized_shapes(trial.training, spec), batch, seed=trial.config.seed)
     tried = [batches for batches, _ in zip(cycle(order), range(1 + TIMED_STEPS), strict=False)]
-    with trial.own_draws():
-        step = trial.step(image_size, at_once)
+    with trial.separate_random_state():
+        step = trial.step(image_size, micro_batch_size)
         step(trial.batch(image_size, tried[0]), 0.0).tolist()
         items = [trial.batch(image_size, places) for places in tried[1:]]
         for _ in range(_times(step)):
@@ -221,11 +221,11 @@ def _seconds_per_image(trial: Trial, image_size: int, batch: int, at_once: int) 
                 step(one, 0.0).tolist()
             seconds = time.perf_counter() - begun
         del step
-    _let_go(trial.device)
+    _release_memory(trial.device)
     return seconds / sum(len(one) for one in items)
 
 
-def _let_go(device: torch.device) -> None:
+def _release_memory(device: torch.device) -> None:
     """Give back the memory of networks that were tried out.
 
     To the system too: what a process keeps for later is taken without a trace in its size.

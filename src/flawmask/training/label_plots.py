@@ -19,7 +19,7 @@ from flawmask.training.curves import COLOURS, write_figure
 GRID = 50
 """Rows and columns of the heat map of positions."""
 
-MOST_CLASSES = 15
+MAX_CLASSES = 15
 """How many classes have a bar of their own."""
 
 
@@ -113,9 +113,9 @@ def draw_labels(split: CocoSplit, spec: ModelSpec, path: Path) -> None:
 
 def _plot_counts(axes: Axes, counts: dict[str, int]) -> None:
     bars = list(counts.items())
-    if len(bars) > MOST_CLASSES:
-        rest = bars[MOST_CLASSES - 1 :]
-        bars = [*bars[: MOST_CLASSES - 1], (f"{len(rest)} others", sum(count for _, count in rest))]
+    if len(bars) > MAX_CLASSES:
+        rest = bars[MAX_CLASSES - 1 :]
+        bars = [*bars[: MAX_CLASSES - 1], (f"{len(rest)} others", sum(count for _, count in rest))]
     places = range(len(bars))
     drawn = axes.barh(places, [count for _, count in bars], color=COLOURS[0], height=0.7)
     axes.bar_label(drawn, [f"{count:,}" for _, count in bars], padding=3)

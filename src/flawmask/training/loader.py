@@ -25,11 +25,11 @@ from flawmask.runtime import keep_freed_memory
 from flawmask.settings import require
 from flawmask.training.cache import PixelCache
 
-NEAR = 8
+SORT_WINDOW = 8
 """So many batches are sorted by their images' ratio together: more pad less, and draw an image's neighbours less
 freely."""
 
-MOST_WORKERS = 16
+MAX_WORKERS = 16
 """Reading processes of one that trains on a GPU, by default: each holds a batch or two of images ready."""
 
 Item = tuple[Tensor, Target]
@@ -263,7 +263,7 @@ class Order(Sampler[list[int]]):
             places = sorted(range(count), key=self.ratios.__getitem__)
             return [places[start:end] for start, end in self.bounds]
         draw = np.random.default_rng([self.seed, self.epoch])
-        drawn, near = draw.permutation(count).tolist(), NEAR * self.batch_size
+        drawn, near = draw.permutation(count).tolist(), SORT_WINDOW * self.batch_size
         windows = (sorted(drawn[at : at + near], key=self.ratios.__getitem__) for at in range(0, count, near))
         places = [place for window in windows for place in window]
         batches = [places[start:end] for start, end in self.bounds]
@@ -357,7 +357,7 @@ def default_workers(*, on_cuda: bool) -> int:
     """Return how many processes read for one that trains: one less than it has cores, 4 at most where it computes on
     the same cores, and 16 at most beside a GPU."""
     if on_cuda:
-        return min(MOST_WORKERS, cores_of_each_process() - 1)
+        return min(MAX_WORKERS, cores_of_each_process() - 1)
     return min(4, usable_cores() - 1)
 
 

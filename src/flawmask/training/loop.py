@@ -35,10 +35,10 @@ from flawmask.training.config import TrainConfig, seconds_in
 from flawmask.training.curves import VALIDATION_FIGURES
 from flawmask.training.epoch import one_epoch
 from flawmask.training.loader import Transform
-from flawmask.training.resume import State, Within
+from flawmask.training.resume import State, EpochProgress
 from flawmask.training.run import Run, resume_command
 from flawmask.training.setup import Setup, check_run_folder, set_up
-from flawmask.training.start import ready, start
+from flawmask.training.network import build_for_training, prepare_for_training
 from flawmask.training.step import Step, make_step
 from flawmask.training.stop import Stop
 from flawmask.training.trackers import track_run
@@ -114,13 +114,13 @@ def train(
         try:
             return _train(setup, state, began, stop, part_of, callbacks)
         except (RuntimeError, MemoryError) as error:
-            reason = _why(error, setup, part_of)
+            reason = _explain(error, setup, part_of)
             if reason is None:
                 raise
             raise FlawmaskError(reason) from None
 
 
-def _why(error: BaseException, setup: Setup, part_of: Mapping[str, Any] | None) -> str | None:
+def _explain(error: BaseException, setup: Setup, part_of: Mapping[str, Any] | None) -> str | None:
     """Return what an error of PyTorch's means where it is one that people can mend; None elsewhere."""
     command = resume_command(setup.run_dir, part_of)
     later = f"; {command} goes on from the last saved step" if resume.has_state(setup.run_dir) else ""
@@ -155,7 +155,7 @@ def _train(
         logging_to = config.log if team.is_main else "none"
         record = stack.enter_context(track_run(logging_to, setup.run_dir, as_json(config)))
         told = [Pictures(), *([Tracking(record)] if record else []), *callbacks] if team.is_main else []
-        run = Run(setup, step, clock, stop, part_of, told, **_so_far(state))
+        run = Run(setup, step, clock, stop, part_of, told, **_saved_progress(state))
         if state is not None:
             resume.restore(state, step)
             if team.is_main and run.history and run.within is None and not run.is_written():
@@ -164,10 +164,10 @@ def _train(
             try:
                 figures = one_epoch(run, batches, val_batches, judge=config.log != "none")
             except (KeyboardInterrupt, SystemExit):
-                if run.within and run.within.batches and not stop.waits:  # between steps, while it was judged
+                if run.within and run.within.batches and not stop.deferring:  # between steps, while it was judged
                     run.save()
                 raise
-            stop.waits = True
+            stop.deferring = True
             is_best = run.add(figures)
             run.within = None
             run.save()
@@ -176,8 +176,8 @@ def _train(
                 for one in run.callbacks:
                     one.on_epoch_end(run, figures)
             _log_epoch(figures, None if budget else config.epochs, _remaining(run), is_best)
-            stop.waits = False
-            if stop.asked and team.count == 1:  # of several processes, each may have heard of it or not: see the steps
+            stop.deferring = False
+            if stop.received_signal and team.count == 1:  # of several processes, each may have heard of it or not: see the steps
                 run.end()
         for one in run.callbacks:
             one.on_end(run)
@@ -185,11 +185,11 @@ def _train(
     return Trained(setup.run_dir, run.best_epoch, run.history)
 
 
-def _so_far(state: State | None) -> dict[str, Any]:
+def _saved_progress(state: State | None) -> dict[str, Any]:
     if state is None:
         return {}
     names = ("epoch", "history", "best_epoch", "best_value", "bad_in_a_row")
-    within = Within(**state.within) if state.within else None
+    within = EpochProgress(**state.within) if state.within else None
     return {name: getattr(state, name) for name in names} | {"within": within, "is_begun": True}
 
 
@@ -238,7 +238,7 @@ def _step(setup: Setup) -> Step:
     """Return the step with the network as it starts."""
     config = setup.config
     seed_everything(config.seed)
-    model = start(config, setup.spec, setup.given, setup.device, setup.dtype, is_pretrained=setup.is_pretrained)
+    model = build_for_training(config, setup.spec, setup.given, setup.device, setup.dtype, is_pretrained=setup.is_pretrained)
     if setup.given.state:
         log.info("%s", loaded(model, setup.given))
         for line in not_loaded(model, setup.given):
@@ -251,13 +251,13 @@ def _step(setup: Setup) -> Step:
         setup.device,
         setup.dtype,
         setup.is_pretrained,
-        at_once=setup.at_once,
+        micro_batch_size=setup.micro_batch_size,
         team=setup.team,
     )
     if config.ema:
         averaged = build(setup.spec)
         averaged.load_state_dict(model.state_dict())
-        step.averaged = ready(
+        step.averaged = prepare_for_training(
             config, averaged, setup.spec, setup.device, setup.dtype, is_pretrained=setup.is_pretrained
         )
         step.averaged.requires_grad_(False)

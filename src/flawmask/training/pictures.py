@@ -34,7 +34,7 @@ from flawmask.training.loader import Batch
 BATCHES = 3
 """How many batches `train_batch.jpg` shows."""
 
-MOST_OF_A_BATCH = 8
+MAX_PER_BATCH = 8
 """How many images of a batch are shown: they stand in one row."""
 
 SHEET_WIDTH, LARGEST_CELL = 1920, 480
@@ -81,7 +81,7 @@ def draw_train_batch(network: Any, detector: Detector, batches: Iterable[Batch],
 
 def _seen(network: Any, detector: Detector, batch: Batch) -> list[tuple[Picture, Target]]:
     """Return the first images of the batch, padded as the network sees them, with their targets."""
-    colours = detector.seen(network, batch.images[:MOST_OF_A_BATCH]).clamp(0, 1) * 255
+    colours = detector.network_input(network, batch.images[:MAX_PER_BATCH]).clamp(0, 1) * 255
     pictures = colours.round().byte().permute(0, 2, 3, 1).numpy()
     return list(zip(pictures, batch.targets, strict=False))
 

@@ -25,7 +25,7 @@ from flawmask.training.loader import Batch
 
 log = logging.getLogger(__name__)
 
-MOST_RECORDED = 32
+MAX_RECORDED = 32
 """So many shapes of a batch are recorded; further ones are computed as they come."""
 
 Key = tuple[Any, ...]
@@ -136,7 +136,7 @@ class Passes:
         quotas, window = given.quotas, given.instances.window
         key = (*(one.shape for one in _tensors(given)), quotas.regions, quotas.masks, *window)
         self._seen[key] += 1
-        if key in self._recorded or self._seen[key] == 1 or len(self._recorded) == MOST_RECORDED:
+        if key in self._recorded or self._seen[key] == 1 or len(self._recorded) == MAX_RECORDED:
             return self._recorded.get(key)
         begun = time.perf_counter()
         try:

@@ -21,7 +21,7 @@ FRESH, NAME, BEFORE = "state.pt.new", "state.pt", "state_before.pt"
 
 
 @dataclass
-class Within:
+class EpochProgress:
     """How far into an epoch a training is, and what the epoch has added up.
 
     Attributes:
@@ -51,7 +51,7 @@ class State:
         spec: the network's.
         is_pretrained: whether it started from weights.
         epoch: the last one begun, counted from 1.
-        within: how far into it, as the fields of `Within`; None where it is done and judged.
+        within: how far into it, as the fields of `EpochProgress`; None where it is done and judged.
         seconds: how long the training has taken.
         history: the content of `history.json`.
         best_epoch: the epoch that `best.pt` comes from.

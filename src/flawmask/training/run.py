@@ -22,7 +22,7 @@ from flawmask.training.callbacks import Callback
 from flawmask.training.clock import Clock
 from flawmask.training.config import seconds_in
 from flawmask.training.curves import VALIDATION_FIGURES
-from flawmask.training.resume import State, Within
+from flawmask.training.resume import State, EpochProgress
 from flawmask.training.setup import Setup, begin_run
 from flawmask.training.step import Step
 from flawmask.training.stop import Stop, end
@@ -63,7 +63,7 @@ class Run:
     part_of: Mapping[str, Any] | None
     callbacks: Sequence[Callback] = ()
     epoch: int = 0
-    within: Within | None = None
+    within: EpochProgress | None = None
     history: dict[str, list[Any]] = field(default_factory=dict)
     best_epoch: int = 0
     best_value: float = math.inf
@@ -73,7 +73,7 @@ class Run:
     saved: float = field(default_factory=time.perf_counter)
 
     @property
-    def kept(self) -> Any:
+    def evaluated_model(self) -> Any:
         """The network that is judged and written: the averaged one where there is one."""
         return self.step.averaged or self.step.model
 
@@ -106,17 +106,17 @@ class Run:
             best_value=self.best_value,
             bad_in_a_row=self.bad_in_a_row,
             tensors=resume.tensors_of(step),
-            at_once=step.at_once,
+            at_once=step.micro_batch_size,
             batch_size=setup.batch_size,
             taken=step.taken,
         )
         resume.save(state, setup.run_dir)
         self.saved = time.perf_counter()
 
-    def for_judging(self) -> TorchBackend:
+    def evaluation_backend(self) -> TorchBackend:
         """Return what predicts with a copy of it."""
         setup = self.setup
-        network = for_inference(self.kept, setup.spec, setup.device, setup.dtype, MAX_PROPOSALS)
+        network = for_inference(self.evaluated_model, setup.spec, setup.device, setup.dtype, MAX_PROPOSALS)
         set_score_floor(network, SCORE_FLOOR)
         return TorchBackend(network, setup.spec)
 
@@ -138,7 +138,7 @@ class Run:
     def end(self) -> NoReturn:
         """End the program, which was told to, after its state was saved."""
         log.warning("saved: %s goes on from here", resume_command(self.setup.run_dir, self.part_of))
-        end(self.stop.asked or signal.SIGTERM)
+        end(self.stop.received_signal or signal.SIGTERM)
 
     def write(self) -> None:
         """Write what the last epoch leaves: checkpoints, what callbacks write, history.
@@ -148,7 +148,7 @@ class Run:
         setup = self.setup
         facts = {name: self.history[name][-1] for name in ("epoch", "train_loss", "val_loss")}
         for name in ("best.pt", "last.pt") if self.best_epoch == self.epoch else ("last.pt",):
-            checkpoint.save(setup.run_dir / name, self.kept, setup.spec, **facts)
+            checkpoint.save(setup.run_dir / name, self.evaluated_model, setup.spec, **facts)
         for one in self.callbacks:
             one.on_write(self)
         write_json(setup.run_dir / HISTORY, self.history)

@@ -27,12 +27,12 @@ from flawmask.model.weights import Pretrained, pretrained
 from flawmask.settings import as_json, require
 from flawmask.training import fit
 from flawmask.training.augmentation import Augmentation
-from flawmask.training.choose import with_network
+from flawmask.training.choose import choose_network
 from flawmask.training.config import TrainConfig, seconds_in
-from flawmask.training.lessons import check_lessons
+from flawmask.training.learnable import check_learnable
 from flawmask.training.loader import Augmenting, Transform
 from flawmask.training.resume import State
-from flawmask.training.start import spec_for
+from flawmask.training.network import spec_for
 
 DEFAULT_BATCH = 4
 """Images of a step in each process, where `--batch_size auto` decides how many of them pass through at once."""
@@ -56,7 +56,7 @@ class Setup:
         spec: the network's.
         given: the weights that it starts from; those of a training that goes on are in its state.
         is_pretrained: whether it started from any.
-        at_once: images that pass through the network together.
+        micro_batch_size: images that pass through the network together.
         batch_size: images that a step learns from, over all processes.
         digests: of the training images' pixels, in the main process.
         augmenting: what changes training images each time that they are shown; None for nothing.
@@ -72,7 +72,7 @@ class Setup:
     spec: ModelSpec
     given: Pretrained
     is_pretrained: bool
-    at_once: int
+    micro_batch_size: int
     batch_size: int
     digests: dict[str, str]
     augmenting: Augmenting | None = None
@@ -90,7 +90,7 @@ def set_up(
     """Return what the training is made of: as it was, or as settings, data, memory and time budget have it."""
     training, validation = _splits(config)
     has_outlines = not training.boxes_alone
-    config = team.from_main(lambda: with_network(config, len(training.images), has_outlines=has_outlines))
+    config = team.from_main(lambda: choose_network(config, len(training.images), has_outlines=has_outlines))
     if state is not None:
         levels = state.model_spec.intensity
     else:
@@ -122,22 +122,22 @@ def set_up(
         _check_images_are_the_same(digests, config)
         spec = state.model_spec
         given = Pretrained({}, spec.norm, spec.norm_eps, "")
-        return setup(spec, given, state.is_pretrained, at_once=state.at_once, digests=digests)
+        return setup(spec, given, state.is_pretrained, micro_batch_size=state.at_once, digests=digests)
     given = team.from_main(lambda: pretrained(config.network, config.weights, offline=config.offline))
     share = math.ceil(batch_size / team.count)
-    at_once, image_size = min(each, share), config.image_size
+    micro_batch_size, image_size = min(each, share), config.image_size
     trial = fit.Trial(config, training, given, device, dtype)
     if config.time_budget is not None:
         left = seconds_in(config.time_budget) - (time.perf_counter() - began)
-        image_size = team.from_main(lambda: fit.image_size_for(trial, left, batch_size, at_once))
-    tried = spec_for(config, training, given, image_size, at_once)
-    is_alone = device.type == "cpu" and tried.norm != "batch" and not tried.architecture.passes_together
+        image_size = team.from_main(lambda: fit.image_size_for(trial, left, batch_size, micro_batch_size))
+    tried = spec_for(config, training, given, image_size, micro_batch_size)
+    is_alone = device.type == "cpu" and tried.norm != "batch" and not tried.architecture.batches_on_cpu
     if is_alone and tried.architecture.has_known_counts:
-        at_once = 1  # as fast as several on a CPU, in less than half the memory, and nothing looks at the others
+        micro_batch_size = 1  # as fast as several on a CPU, in less than half the memory, and nothing looks at the others
     elif config.batch_size == "auto":
-        at_once = team.from_main(lambda: fit.largest_batch(trial, image_size, share))
-    spec = replace(spec_for(config, training, given, image_size, at_once), intensity=levels)
-    return setup(spec, given, bool(given.state), at_once=at_once, digests=digests)
+        micro_batch_size = team.from_main(lambda: fit.largest_micro_batch(trial, image_size, share))
+    spec = replace(spec_for(config, training, given, image_size, micro_batch_size), intensity=levels)
+    return setup(spec, given, bool(given.state), micro_batch_size=micro_batch_size, digests=digests)
 
 
 def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
@@ -150,7 +150,7 @@ def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
         f"--num_classes is {config.num_classes}, but {training.folder} has {classes}: "
         + ", ".join(training.class_names),
     )
-    check_lessons(training, config.arch, config.good_name)
+    check_learnable(training, config.arch, config.good_name)
     training.warn(strict=config.strict)
     if not has_split(dataset_dir, "val"):
         require(config.select_by == "train_loss", f"--select_by {config.select_by} needs {dataset_dir / 'val'}")
@@ -211,7 +211,7 @@ def begin_run(setup: Setup, part_of: Mapping[str, Any] | None, left: list[str]) 
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
             "precision": str(setup.dtype).removeprefix("torch."),
             "processes": setup.team.count,
-            "images_at_once": setup.at_once,
+            "images_at_once": setup.micro_batch_size,
             "images_per_step": setup.batch_size,
             "cores": usable_cores(),
             "tally": {split.name: split.tally for split in (setup.training, setup.validation) if split is not None},

@@ -14,7 +14,7 @@ from flawmask.distributed import Processes
 from flawmask.model import rcnn_batch
 from flawmask.model.architecture import DefaultOptimizer
 from flawmask.model.build import Detector, detector_of
-from flawmask.model.layers import looking, upload
+from flawmask.model.layers import without_side_effects, upload
 from flawmask.model.spec import ModelSpec
 from flawmask.runtime import ieee_float32, is_out_of_memory
 from flawmask.settings import require
@@ -24,10 +24,10 @@ from flawmask.training.recording import Passes
 
 log = logging.getLogger(__name__)
 
-SLOWEST_START = 0.01
+MIN_RATE = 0.01
 """The share of the learning rate that the warm-up begins with."""
 
-MOST_WARMUP = 0.1
+MAX_WARMUP = 0.1
 """The share of the training that the warm-up takes at most."""
 
 EMA_DECAY = 0.9998
@@ -58,11 +58,11 @@ class Schedule:
             progress: the share of the training that is done, 0 to 1.
             taken: how many steps that were.
         """
-        risen = max(taken / self.warmup_steps, progress / MOST_WARMUP) if self.warmup_steps else 1.0
+        risen = max(taken / self.warmup_steps, progress / MAX_WARMUP) if self.warmup_steps else 1.0
         if risen < 1:
-            return self.rate * max(risen, SLOWEST_START)
+            return self.rate * max(risen, MIN_RATE)
         # Nobody knows how many steps a time budget allows: the share of the warm-up is reckoned by those so far.
-        warmup = min(self.warmup_steps * progress / max(1, taken), MOST_WARMUP)
+        warmup = min(self.warmup_steps * progress / max(1, taken), MAX_WARMUP)
         done = min((progress - warmup) / (1 - warmup), 1.0)
         if self.kind == "cosine":
             return self.rate * 0.5 * (1 + math.cos(math.pi * done))
@@ -86,7 +86,7 @@ class Step:
         device: where the model is.
         clip_norm: the longest gradient that is followed, as its 2-norm.
         roi_samples: regions per image on which the heads learn; None follows the number of instances.
-        at_once: images that pass through the network together; further ones of a batch add their gradients.
+        micro_batch_size: images that pass through the network together; further ones of a batch add their gradients.
         team: the processes that share each batch.
         passes: how an R-CNN's gradients are added up on a GPU; None: by `detector`.
         averaged: a network that follows the model's weights as their moving average; None for none.
@@ -103,13 +103,13 @@ class Step:
     device: torch.device
     clip_norm: float
     roi_samples: int | None
-    at_once: int
+    micro_batch_size: int
     team: Processes = field(default_factory=Processes)
     passes: Passes | None = None
     averaged: Any = None
     taken: int = 0
 
-    def __call__(self, batch: Batch, progress: float, *, stop: bool = False) -> "OnTheWay":
+    def __call__(self, batch: Batch, progress: float, *, stop: bool = False) -> "PendingFigures":
         """Take one step and return its figures: the losses in their order, the gradient's length, and how many
         processes were told to stop.
 
@@ -126,10 +126,10 @@ class Step:
         totals = None
         if self.team.count > 1:
             totals = self._in_less_memory(batch, lambda: torch.stack(self._counts(batch)).sum(dim=0))
-            self.team.add_up([totals, told])
+            self.team.all_reduce_sum([totals, told])
         figures = self.add_gradients(batch, totals)
         gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
-        self.team.add_up([figures, *gradients])
+        self.team.all_reduce_sum([figures, *gradients])
         self.scaler.unscale_(self.optimizer)
         length = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
@@ -137,7 +137,7 @@ class Step:
         self.taken += 1
         if self.averaged is not None:
             follow(self.averaged, self.model, self.taken)
-        return OnTheWay.to_host(torch.cat((figures, length.detach()[None], told)))
+        return PendingFigures.to_host(torch.cat((figures, length.detach()[None], told)))
 
     def add_gradients(self, batch: Batch, totals: Tensor | None = None) -> Tensor:
         """Leave in the parameters the gradient of this process' part of a step's loss, and return its losses, (L,).
@@ -168,7 +168,7 @@ class Step:
                 if not is_out_of_memory(error):
                     raise
                 was_recorded = self.passes is not None and self.passes.forget()
-                if not was_recorded and (self.at_once == 1 or len(batch) == 1):
+                if not was_recorded and (self.micro_batch_size == 1 or len(batch) == 1):
                     raise
             # Outside the except clause, which would hold on to what the failed pass has allocated.
             self.optimizer.zero_grad(set_to_none=True)
@@ -177,14 +177,14 @@ class Step:
             if was_recorded:
                 log.warning("out of memory: what was recorded is given back, training goes on, more slowly")
                 continue
-            self.at_once = math.ceil(min(self.at_once, len(batch)) / 2)
-            log.warning("out of memory: going on with %d images at once, the batch as it is", self.at_once)
+            self.micro_batch_size = math.ceil(min(self.micro_batch_size, len(batch)) / 2)
+            log.warning("out of memory: going on with %d images at once, the batch as it is", self.micro_batch_size)
 
     def _add_gradients(self, batch: Batch, totals: Tensor | None) -> Tensor:
-        if totals is None and len(batch) > self.at_once:
+        if totals is None and len(batch) > self.micro_batch_size:
             totals = torch.stack(self._counts(batch)).sum(dim=0)
         figures = torch.zeros(len(self.losses), device=self.device)
-        for part in batch.parts(self.at_once):
+        for part in batch.parts(self.micro_batch_size):
             if self.passes is not None:
                 figures += self.passes(part, self._weights(part, totals))
                 continue
@@ -205,9 +205,9 @@ class Step:
     def _counts(self, batch: Batch) -> list[Tensor]:
         """Return what the losses of each part of a batch are divided by: (L,) float32 each."""
         counts = []
-        for part in batch.parts(self.at_once):
+        for part in batch.parts(self.micro_batch_size):
             if not self.has_known_counts:
-                with looking(self.model):
+                with without_side_effects(self.model):
                     self.losses_of(self.model, part)
             counts.append(self.counts_of(self.model, part))
         return counts
@@ -233,7 +233,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class OnTheWay:
+class PendingFigures:
     """Figures that are on their way from the device to the host.
 
     Attributes:
@@ -245,7 +245,7 @@ class OnTheWay:
     arrived: torch.cuda.Event | None = None
 
     @classmethod
-    def to_host(cls, figures: Tensor) -> "OnTheWay":
+    def to_host(cls, figures: Tensor) -> "PendingFigures":
         """Send them. What is asked of the device later does not keep them waiting."""
         if figures.device.type != "cuda":
             return cls(figures.cpu())
@@ -278,7 +278,7 @@ class Figures:
     told: int
 
     @classmethod
-    def read(cls, figures: OnTheWay) -> "Figures":
+    def read(cls, figures: PendingFigures) -> "Figures":
         """Wait for what `Step` returned."""
         *losses, length, told = figures.tolist()
         return cls(losses, length, int(told))
@@ -314,13 +314,13 @@ def make_step(
     dtype: torch.dtype,
     is_pretrained: bool,
     *,
-    at_once: int,
+    micro_batch_size: int,
     team: Processes | None = None,
 ) -> Step:
     """Return the step with the optimiser that is asked for, or that suits the architecture and how it starts."""
     groups = parameter_groups(model)
     optimizer: torch.optim.Optimizer
-    suitable = spec.architecture.from_pretrained if is_pretrained else spec.architecture.from_nothing
+    suitable = spec.architecture.from_pretrained if is_pretrained else spec.architecture.from_scratch
     chosen = suitable if config.optimizer == "auto" else DefaultOptimizer(config.optimizer)
     rate = config.lr / chosen.divisor
     if chosen.name == "sgd":
@@ -354,7 +354,7 @@ def make_step(
         device,
         config.clip_norm,
         config.roi_samples,
-        at_once,
+        micro_batch_size,
         team or Processes(),
         passes,
     )
@@ -373,4 +373,4 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 def can_record(spec: ModelSpec, model: Any, device: torch.device) -> bool:
     """Return whether the passes of a network can be recorded on the device."""
-    return device.type == "cuda" and spec.architecture.is_recordable and rcnn_batch.suits(model)
+    return device.type == "cuda" and spec.architecture.is_recordable and rcnn_batch.is_supported(model)

@@ -21,7 +21,7 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self.waits, self.asked = False, 0
+        self.deferring, self.received_signal = False, 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
@@ -35,9 +35,9 @@ class Stop:
         self._before = {}
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        at_once = self.asked or not self.waits
-        self.asked = number  # first: Python drops what is raised in a destructor, and then the next step sees it
-        if at_once:
+        ends_now = self.received_signal or not self.deferring
+        self.received_signal = number  # first: Python drops what is raised in a destructor, and then the next step sees it
+        if ends_now:
             end(number)
         log.warning("told to stop: this step is finished and saved first")
 

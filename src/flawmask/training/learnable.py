@@ -6,7 +6,7 @@ from flawmask.model.arch import ArchChoice, architecture, is_chosen
 from flawmask.settings import require
 
 
-def check_lessons(training: CocoSplit, arch: ArchChoice, good_name: str | None = None) -> None:
+def check_learnable(training: CocoSplit, arch: ArchChoice, good_name: str | None = None) -> None:
     """Refuse a split with nothing to learn from, boxes alone for a network that outlines what it finds, and a category
     of defects that is called as good images are, unless somebody says what good images are called.
 

@@ -16,7 +16,7 @@ from flawmask.model.arch import Arch
 from flawmask.model.targets import make_target
 from flawmask.settings import Reading
 from flawmask.stages import RunConfig, check_trained
-from flawmask.training.lessons import check_lessons
+from flawmask.training.learnable import check_learnable
 from flawmask.training.loop import train
 
 MASKS: Arch = "maskrcnn_resnet18_fpn"
@@ -68,12 +68,12 @@ def test_a_category_that_looks_good_is_asked_about(dataset: Path) -> None:
     with pytest.raises(FlawmaskError, match=r"the category OK counts as a defect .* --good_name OK, or --good_name go"):
         train(settings(dataset))
     assert not (dataset.parent / "run").exists()
-    check_lessons(read_split(dataset, "train"), MASKS, "good")
+    check_learnable(read_split(dataset, "train"), MASKS, "good")
     good = read_split(dataset, "train", Reading(good_name="OK"))
     assert good.class_names == ("good",)
     assert not any(good.is_defective(image) for image in good.images)
     with pytest.raises(FlawmaskError, match="no defect"):
-        check_lessons(good, MASKS, "OK")
+        check_learnable(good, MASKS, "OK")
 
 
 def test_boxes_alone_are_refused_by_networks_with_masks_and_taken_by_others(dataset: Path) -> None:
@@ -81,9 +81,9 @@ def test_boxes_alone_are_refused_by_networks_with_masks_and_taken_by_others(data
     with pytest.raises(
         FlawmaskError, match=r"4 defects are boxes without an outline .*: outline them, or train a netw"
     ):
-        check_lessons(training, MASKS)
-    check_lessons(training, BOXES)
-    check_lessons(training, "auto")
+        check_learnable(training, MASKS)
+    check_learnable(training, BOXES)
+    check_learnable(training, "auto")
 
 
 def test_a_network_learns_a_box_alone_as_it_is(dataset: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_network_learns_a_box_alone_as_it_is(dataset: Path) -> None:
 
 def test_a_split_without_a_defect_is_refused(dataset: Path) -> None:
     with pytest.raises(FlawmaskError, match="has no defect annotated: there is nothing to learn"):
-        check_lessons(read_split(edit(dataset, list.clear), "train"), MASKS)
+        check_learnable(read_split(edit(dataset, list.clear), "train"), MASKS)
 
 
 def test_what_is_not_used_is_said_and_written_or_with_strict_refused(

@@ -16,7 +16,7 @@ SMALLEST_NORM_BATCH = 4
 """Below this many images, BatchNorm's statistics are too noisy to learn with."""
 
 
-def spec_for(config: TrainSettings, training: CocoSplit, given: Pretrained, image_size: int, at_once: int) -> ModelSpec:
+def spec_for(config: TrainSettings, training: CocoSplit, given: Pretrained, image_size: int, micro_batch_size: int) -> ModelSpec:
     """Return what network the settings ask for.
 
     Args:
@@ -24,14 +24,14 @@ def spec_for(config: TrainSettings, training: CocoSplit, given: Pretrained, imag
         training: names the classes.
         given: the weights that it starts from.
         image_size: the shorter side of the images as the network sees them, in pixels.
-        at_once: how many images pass through it together.
+        micro_batch_size: how many images pass through it together.
     """
     image_size = architecture(config.network).image_size(image_size)
     return ModelSpec(
         arch=config.network,
         classes=training.class_names,
         image_size=image_size,
-        norm=_norm(config, given, at_once),
+        norm=_norm(config, given, micro_batch_size),
         norm_eps=given.norm_eps,
         anchor_sizes=config.anchor_sizes or anchors_for(image_size),
         max_detections=config.max_detections,
@@ -39,17 +39,17 @@ def spec_for(config: TrainSettings, training: CocoSplit, given: Pretrained, imag
     )
 
 
-def _norm(config: TrainSettings, given: Pretrained, at_once: int) -> Norm:
+def _norm(config: TrainSettings, given: Pretrained, micro_batch_size: int) -> Norm:
     """Return what normalises: pretrained statistics stay as they are, and a network that starts from nothing makes its
     own where a batch is large enough for them (docs/results.md has the comparison with GroupNorm)."""
     if config.norm != "auto":
         return config.norm
     if given.state:
         return given.norm
-    return "batch" if at_once >= SMALLEST_NORM_BATCH and architecture(config.network).may_learn_norms else "group"
+    return "batch" if micro_batch_size >= SMALLEST_NORM_BATCH and architecture(config.network).allows_batch_norm else "group"
 
 
-def start(
+def build_for_training(
     config: TrainSettings,
     spec: ModelSpec,
     given: Pretrained,
@@ -65,12 +65,12 @@ def start(
     model = build(spec)
     if given.state:
         load_matching(model, given)
-        if spec.architecture.is_drawn_for_norms:
+        if spec.architecture.init_assumes_norms:
             draw_for_frozen_norms(model, given)
-    return ready(config, model, spec, device, dtype, is_pretrained=is_pretrained)
+    return prepare_for_training(config, model, spec, device, dtype, is_pretrained=is_pretrained)
 
 
-def ready(
+def prepare_for_training(
     config: TrainSettings,
     model: Any,
     spec: ModelSpec,
