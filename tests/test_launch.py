@@ -10,7 +10,7 @@ from random_network import SPEC, network, patchwork
 
 from flawmask import launch
 from flawmask.images import encode_png
-from flawmask.launch import KERNELS, WAITING, control_groups, usable_cores, visible_cores
+from flawmask.launch import KERNEL_CACHE, WAITING, control_groups, usable_cores, visible_cores
 from flawmask.model import checkpoint
 from flawmask.training.fit import free_memory
 from flawmask.training.loader import default_workers
@@ -140,7 +140,7 @@ def test_memory_is_as_free_as_the_tightest_group_leaves_it(tmp_path: Path) -> No
 
 def said(code: str, *arguments: str | Path, **environment: str) -> str:
     """Run Python code in a process whose environment says nothing but this of threads, and return what it prints."""
-    bare = {name: value for name, value in os.environ.items() if name not in (*NAMES, *WAITING, *KERNELS)}
+    bare = {name: value for name, value in os.environ.items() if name not in (*NAMES, *WAITING, *KERNEL_CACHE)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, env=bare | environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -169,7 +169,7 @@ def test_the_users_environment_wins() -> None:
 
 
 def test_onednn_keeps_the_kernels_of_images_of_many_sizes() -> None:
-    shown = f"import os, flawmask; print(*(os.environ.get(name) for name in {list(KERNELS)}))"
+    shown = f"import os, flawmask; print(*(os.environ.get(name) for name in {list(KERNEL_CACHE)}))"
     assert said(shown).split() == ["40000"]
     assert said(shown, ONEDNN_PRIMITIVE_CACHE_CAPACITY="7").split() == ["7"]
 

@@ -21,7 +21,7 @@ from flawmask.coco_records import Records, is_box, plain_id, read_records, take_
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json_lines
 from flawmask.good_names import GOOD
-from flawmask.launch import is_first, usable_cores
+from flawmask.launch import is_main_process, usable_cores
 from flawmask.masks import Cut, Mask, cut_out
 from flawmask.settings import Reading
 from flawmask.tally import Tally, tallied, warn_of_unused
@@ -161,7 +161,7 @@ class CocoSplit:
             UnusedError: there is any, and `strict` is on.
         """
         if not strict:
-            if not is_first():
+            if not is_main_process():
                 return
             for problem in self.problems:
                 log.warning("left out: %s: %s", self.annotation_file, problem)

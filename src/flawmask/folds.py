@@ -46,7 +46,7 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
     training = read_split(folders[0], "train", config)
     check_learnable(training, config.arch, config.good_name)
     images = len(training.images) * (1 + variants)
-    config = choose_network(config, images, has_outlines=not training.boxes_alone)
+    config = choose_network(config, images, has_masks=not training.boxes_alone)
     info = read_json(folders[0] / dataset_info.NAME)
     method = info.get("split_method")  # folds that were divided in another way go on with none of these
     origin = {

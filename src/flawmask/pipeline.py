@@ -130,7 +130,7 @@ def _finish(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
     run_dir = None
     if not config.skip_train:
         training = read_split(dataset_dir, "train", config)
-        config = choose_network(config, len(training.images), has_outlines=not training.boxes_alone)
+        config = choose_network(config, len(training.images), has_masks=not training.boxes_alone)
         with new_run_dir() as output_dir:
             settings = stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=output_dir)
             # Of several categories, what goes on later is this one.

@@ -83,8 +83,8 @@ def test_slots_that_do_not_count_change_neither_losses_nor_gradients(places: lis
     images, targets = chosen_of(places)
     together = RcnnBatch(model, None)
     pixels, sizes = stacked(images)
-    exact = together.given(pixels, sizes, targets)
-    larger = together.given(pixels, sizes, targets, is_rounded=True)
+    exact = together.inputs(pixels, sizes, targets)
+    larger = together.inputs(pixels, sizes, targets, is_rounded=True)
     more = larger.instances.labels.shape[1] - exact.instances.labels.shape[1]
     assert more > 0
     assert larger.instances.window > exact.instances.window
@@ -132,7 +132,7 @@ def test_a_pass_asks_the_device_one_question_where_the_plain_way_asks_dozens() -
     images, targets = five_on_each_of_four()
     together = RcnnBatch(model, None)
     pixels, sizes = stacked(images)
-    given_here = together.given(pixels, sizes, targets)  # looks at what is on the CPU still
+    given_here = together.inputs(pixels, sizes, targets)  # looks at what is on the CPU still
     with pooled_as_on_a_gpu(), counted() as asked:
         proposed = together.propose(given_here)
         regions = together.settled(proposed.regions, proposed.candidates)

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from flawmask.model import nms, rcnn_batch
 from flawmask.model.layers import batched, stacked
-from flawmask.model.rcnn_batch import Proposed, RcnnBatch
+from flawmask.model.rcnn_batch import Proposals, RcnnBatch
 from flawmask.model.targets import Target
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
 
-def proposed_by(model: Any, images: Sequence[Tensor], targets: Sequence[Target]) -> Proposed:
+def proposed_by(model: Any, images: Sequence[Tensor], targets: Sequence[Target]) -> Proposals:
     together = RcnnBatch(model, None)
-    return together.propose(together.given(*stacked(images), targets))
+    return together.propose(together.inputs(*stacked(images), targets))
 
 
 @pytest.mark.parametrize("rounds", [nms.ROUNDS, 1])

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawmask.training.augmentation import Augmentation, _cropped
+from flawmask.training.augmentation import Augmentation, _crop
 
 LEVELS: tuple[Literal["light", "strong"], ...] = ("light", "strong")
 
@@ -62,7 +62,7 @@ def test_a_crop_is_a_window_with_a_pixel_of_a_defect(height: int, width: int, se
     masks[0] = True
     draw = np.random.default_rng(seed)
     masks[1, draw.integers(height), draw.integers(width)] = True
-    window, outlined = _cropped(image, masks, ["good", "defect"], draw)
+    window, outlined = _crop(image, masks, ["good", "defect"], draw)
     assert window.shape[:2] == outlined.shape[1:]
     assert window.size >= 0.3 * image.size
     assert outlined[1].sum() == 1

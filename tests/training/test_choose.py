@@ -145,6 +145,6 @@ def test_for_boxes_alone_it_is_a_network_that_finds_boxes(
     place: Place, device: str, weights: str, expected: str
 ) -> None:
     place(device, there=ARCHITECTURES_WITH_BOXES, fetched=("ssd300_vgg16", "yolo11n-seg"))
-    assert choose_network(settings(weights=weights), 100, has_outlines=False).arch == expected
+    assert choose_network(settings(weights=weights), 100, has_masks=False).arch == expected
     if weights == "auto":
-        assert choose_networks(settings(), 100, has_outlines=False) == [expected, "ssd300_vgg16"]
+        assert choose_networks(settings(), 100, has_masks=False) == [expected, "ssd300_vgg16"]

@@ -139,7 +139,7 @@ def test_a_pass_asks_the_device_one_question_however_many_images_and_instances_t
 ) -> None:
     model = network()
     passes = Passes(model, LOSSES, None, scaler_of(1.0), is_recording=False)
-    prepare, shares = passes.network.given, torch.ones(len(LOSSES))
+    prepare, shares = passes.network.inputs, torch.ones(len(LOSSES))
     asked, plain = {}, {}
     for case in [(1, 2), (5, 2), (1, 4), (5, 4)]:
         images = images_with(*case)
@@ -209,10 +209,10 @@ def forgetful(model: Any) -> Passes:
 
 def test_what_is_recorded_is_forgotten_once_and_nothing_more_is_recorded() -> None:
     passes = forgetful(without_chance())
-    assert passes.forget()
+    assert passes.release()
     assert not passes.is_recording
     assert not passes._recorded
-    assert not passes.forget()
+    assert not passes.release()
 
 
 def test_where_memory_runs_out_what_is_recorded_goes_first_and_only_then_do_fewer_images_pass_at_once(

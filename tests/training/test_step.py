@@ -31,7 +31,7 @@ from flawmask.training.step import (
     EMA_DECAY,
     Schedule,
     Step,
-    follow,
+    update_average,
     make_step,
 )
 
@@ -418,7 +418,7 @@ def test_the_averaged_weights_follow_as_the_recurrence_says() -> None:
             for one in model.parameters():
                 one.normal_()
         model.train()(torch.randn(4, 3))
-        follow(averaged, model, steps)
+        update_average(averaged, model, steps)
         decay = min(EMA_DECAY, (1 + steps) / (10 + steps))
         for name, one in model.state_dict().items():
             moved = decay * expected[name] + (1 - decay) * one.double()

@@ -58,8 +58,8 @@ def compare(config: CompareConfig) -> Compared:
     ground = _ground(config, config.run_config(config.arch_names[0]))
     if config.archs == "auto":
         training = read_split(ground.trained[0], "train", config)
-        has_outlines = not training.boxes_alone
-        archs = choose_networks(config.run_config("auto"), len(training.images), has_outlines=has_outlines)
+        has_masks = not training.boxes_alone
+        archs = choose_networks(config.run_config("auto"), len(training.images), has_masks=has_masks)
         config = replace(config, archs=",".join(archs))
     origin = {
         "made_by": "flawmask compare",

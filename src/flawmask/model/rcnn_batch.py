@@ -7,7 +7,7 @@ slots count. The one question that is left is whether suppression is finished (`
 
 A pass has two halves, so that what needs no decision can be recorded once and replayed (`training/recording.py`):
 `propose`, from pixels to region proposals, and `losses_of`, from these to the losses. What they draw at random is
-decided by numbers that are drawn before (`Given`).
+decided by numbers that are drawn before (`PassInputs`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -83,7 +83,7 @@ class Regions:
 
 
 @dataclass(frozen=True)
-class Proposed:
+class Proposals:
     """What the network makes of B images before anything is drawn.
 
     Attributes:
@@ -106,7 +106,7 @@ class Proposed:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledRegions:
     """On which regions the heads learn, and what: R of all images together, and M masks.
 
     Attributes:
@@ -123,11 +123,11 @@ class Drawn:
     used: Tensor
     labels: Tensor
     corrections: Tensor
-    masks: "DrawnMasks | None" = None
+    masks: "SampledMasks | None" = None
 
 
 @dataclass(frozen=True)
-class DrawnMasks:
+class SampledMasks:
     """On which regions the mask head learns, and what: M of all images together.
 
     Attributes:
@@ -146,7 +146,7 @@ class DrawnMasks:
 
 
 @dataclass(frozen=True)
-class Given:
+class PassInputs:
     """All that a pass through B images begins with.
 
     Attributes:
@@ -187,14 +187,14 @@ class RcnnBatch:
     def losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return what `rcnn_losses.losses` returns."""
         pixels, sizes = stacked(images)
-        given = self.given(upload(pixels, self.device), sizes, targets)
-        proposed = self.propose(given)
+        inputs = self.inputs(upload(pixels, self.device), sizes, targets)
+        proposed = self.propose(inputs)
         regions = self.settled(proposed.regions, proposed.candidates)
-        return self.losses_of(given, proposed, regions)
+        return self.losses_of(inputs, proposed, regions)
 
-    def given(
+    def inputs(
         self, pixels: Tensor, sizes: Sequence[tuple[int, int]], targets: Sequence[Target], *, is_rounded: bool = False
-    ) -> Given:
+    ) -> PassInputs:
         """Return what a pass begins with, on the device; but the pixels stay where they are.
 
         Args:
@@ -210,7 +210,7 @@ class RcnnBatch:
         anchors, per_level = self.anchors((height, width))
         candidates = len(per_level) * self._most_of_level(per_level)
         regions = min(self.model.rpn.post_nms_top_n(), candidates) + room.instances
-        return Given(
+        return PassInputs(
             pixels,
             upload(torch.tensor(list(sizes)), self.device),
             instances,
@@ -241,21 +241,21 @@ class RcnnBatch:
             self._anchors[key] = (anchors, [a * b for a, b in zip(cells, per_cell, strict=True)])
         return self._anchors[key]
 
-    def propose(self, given: Given) -> Proposed:
+    def propose(self, inputs: PassInputs) -> Proposals:
         """Return the network's region proposals, and on which anchors it learns."""
         rpn = self.model.rpn
-        shape = (int(given.pixels.shape[1]), int(given.pixels.shape[2]))
+        shape = (int(inputs.pixels.shape[1]), int(inputs.pixels.shape[2]))
         anchors, _ = self.anchors(shape)
         # Before there are features: its large matrices are gone when memory is scarce.
-        samples = AnchorSamples.draw(rpn, anchors, given.instances, given.anchor_draws)
-        features = self.model.backbone(self._normalised(given.pixels, given.sizes))
+        samples = AnchorSamples.draw(rpn, anchors, inputs.instances, inputs.anchor_draws)
+        features = self.model.backbone(self._normalised(inputs.pixels, inputs.sizes))
         objectness, moves = rpn.head(list(features.values()))
         per_level = [
             (scores.permute(0, 2, 3, 1).flatten(1), _of_anchors(of_level, scores.shape[1]))
             for scores, of_level in zip(objectness, moves, strict=True)
         ]
-        candidates = self._candidates(per_level, shape, given.sizes)
-        return Proposed(
+        candidates = self._candidates(per_level, shape, inputs.sizes)
+        return Proposals(
             shape,
             samples,
             features,
@@ -330,7 +330,7 @@ class RcnnBatch:
     @torch.no_grad()
     def draw(
         self, regions: Regions, instances: Instances, quotas: Quotas | None = None, draws: Tensor | None = None
-    ) -> Drawn:
+    ) -> SampledRegions:
         """Return on which regions the heads learn, and what. At most a quarter of an image's lie on an instance; the
         true boxes take part.
 
@@ -368,7 +368,7 @@ class RcnnBatch:
         rois = boxes[image_of, region]
         truth = instances.boxes[image_of, matched[image_of, region]]
         corrections = torch.where((found_labels > 0)[:, None], encode(truth, rois, heads.box_coder.weights), 0.0)
-        drawn = Drawn(image_of, torch.where(used[:, None], rois, 0.0), used, found_labels, corrections)
+        drawn = SampledRegions(image_of, torch.where(used[:, None], rois, 0.0), used, found_labels, corrections)
         if not heads.has_mask():
             return drawn
         image_of, slot, is_slot = _slots(of_masks, quotas.masks)
@@ -378,7 +378,7 @@ class RcnnBatch:
         of_instance = matched[image_of, region]
         wanted = mask_targets(instances, image_of, of_instance, rois, 2 * heads.mask_roi_pool.output_size[0])
         mask_labels = torch.where(used, labels[image_of, region], 0)
-        return replace(drawn, masks=DrawnMasks(image_of, rois, used, mask_labels, wanted))
+        return replace(drawn, masks=SampledMasks(image_of, rois, used, mask_labels, wanted))
 
     def quotas(self, instances: Instances, *, is_rounded: bool = False) -> Quotas:
         """Return on how much of each image the heads learn: on as many regions as `roi_samples` says or its instances
@@ -395,18 +395,18 @@ class RcnnBatch:
             slots = [rounded(count, MIN_SLOTS) for count in slots]
         return Quotas(upload(torch.tensor(rows), self.device), *slots)
 
-    def losses_of(self, given: Given, proposed: Proposed, regions: Regions) -> dict[str, Tensor]:
+    def losses_of(self, inputs: PassInputs, proposed: Proposals, regions: Regions) -> dict[str, Tensor]:
         """Return the losses by torchvision's names, each a scalar float32: a mean over the images, of an image's mean.
 
         Args:
-            given: what the pass began with.
+            inputs: what the pass began with.
             proposed: what `propose` returned.
             regions: the region proposals, settled.
         """
-        drawn = self.draw(regions, given.instances, given.quotas, given.region_draws)
+        drawn = self.draw(regions, inputs.instances, inputs.quotas, inputs.region_draws)
         return self._head_losses(proposed, drawn) | self._proposal_losses(proposed)
 
-    def _head_losses(self, proposed: Proposed, drawn: Drawn) -> dict[str, Tensor]:
+    def _head_losses(self, proposed: Proposals, drawn: SampledRegions) -> dict[str, Tensor]:
         heads, images = self.model.roi_heads, len(proposed.objectness)
         levels = heads.box_roi_pool.levels_of(proposed.features)
         pooled = heads.box_roi_pool.pool(levels, drawn.rois, drawn.image_of, [proposed.shape])
@@ -431,7 +431,7 @@ class RcnnBatch:
             found["loss_mask"] = (each * weights).sum() / weights.sum().clamp(min=1)
         return found
 
-    def _proposal_losses(self, proposed: Proposed) -> dict[str, Tensor]:
+    def _proposal_losses(self, proposed: Proposals) -> dict[str, Tensor]:
         samples = proposed.samples
         on_instance = samples.corrections.shape[1]
         weights = samples.used / samples.used.sum(dim=1, keepdim=True).clamp(min=1) / len(samples.used)

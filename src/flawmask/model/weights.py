@@ -347,7 +347,7 @@ def _with_new_names(state: StateDict, record: Architecture) -> StateDict:
     return renamed(state, OLD_NAMES + record.old_names)
 
 
-def load_matching(model: nn.Module, given: Pretrained) -> tuple[int, list[str]]:
+def load_matching(model: nn.Module, initial_weights: Pretrained) -> tuple[int, list[str]]:
     """Load every tensor that fits by name and shape.
 
     Returns:
@@ -357,29 +357,29 @@ def load_matching(model: nn.Module, given: Pretrained) -> tuple[int, list[str]]:
     Raises:
         FlawmaskError: not one tensor fits.
     """
-    fitting = _fitting(model, given)
+    fitting = _fitting(model, initial_weights)
     if not fitting:
-        raise FlawmaskError(f"{given.source}: not one tensor fits {type(model).__name__}; is it another architecture?")
+        raise FlawmaskError(f"{initial_weights.source}: not one tensor fits {type(model).__name__}; is it another architecture?")
     model.load_state_dict(fitting, strict=False)
-    return len(fitting), not_loaded(model, given)
+    return len(fitting), not_loaded(model, initial_weights)
 
 
-def not_loaded(model: nn.Module, given: Pretrained) -> list[str]:
+def not_loaded(model: nn.Module, initial_weights: Pretrained) -> list[str]:
     """Return a line for each tensor that does not fit: those of the network, then those that the file alone has."""
     own = model.state_dict()
     unfilled = [
-        f"{name} {list(own[name].shape)}: the file has {list(given.state[name].shape)}"
-        if name in given.state
+        f"{name} {list(own[name].shape)}: the file has {list(initial_weights.state[name].shape)}"
+        if name in initial_weights.state
         else f"{name} {list(own[name].shape)}: not in the file"
-        for name in _unfilled(model, given)
+        for name in _unfilled(model, initial_weights)
     ]
-    return unfilled + [f"{name}: in the file alone" for name in _unused(model, given)]
+    return unfilled + [f"{name}: in the file alone" for name in _unused(model, initial_weights)]
 
 
-def loaded(model: nn.Module, given: Pretrained) -> str:
+def loaded(model: nn.Module, initial_weights: Pretrained) -> str:
     """Return in a line how many tensors were filled, drawn at random and not used, and in which parts these are."""
-    drawn, unused = _unfilled(model, given), _unused(model, given)
-    line = f"{given.source}: {_counted(_fitting(model, given), 'tensors loaded')}"
+    drawn, unused = _unfilled(model, initial_weights), _unused(model, initial_weights)
+    line = f"{initial_weights.source}: {_counted(_fitting(model, initial_weights), 'tensors loaded')}"
     line += f"; {_counted(drawn, 'drawn at random')}" if drawn else ""
     return line + (f"; {_counted(unused, 'of the weights not used')}" if unused else "")
 
@@ -390,22 +390,22 @@ def _counted(names: Collection[str], what: str) -> str:
     return f"{len(names)} {what} ({', '.join(found)})"
 
 
-def _unfilled(model: nn.Module, given: Pretrained) -> list[str]:
-    fitting = _fitting(model, given)
+def _unfilled(model: nn.Module, initial_weights: Pretrained) -> list[str]:
+    fitting = _fitting(model, initial_weights)
     return [name for name in model.state_dict() if name not in fitting and not name.endswith("num_batches_tracked")]
 
 
-def _unused(model: nn.Module, given: Pretrained) -> list[str]:
+def _unused(model: nn.Module, initial_weights: Pretrained) -> list[str]:
     own = model.state_dict()
-    return [name for name in given.state if name not in own and not name.endswith("num_batches_tracked")]
+    return [name for name in initial_weights.state if name not in own and not name.endswith("num_batches_tracked")]
 
 
-def _fitting(model: nn.Module, given: Pretrained) -> StateDict:
+def _fitting(model: nn.Module, initial_weights: Pretrained) -> StateDict:
     own = model.state_dict()
-    return {name: tensor for name, tensor in given.state.items() if name in own and own[name].shape == tensor.shape}
+    return {name: tensor for name, tensor in initial_weights.state.items() if name in own and own[name].shape == tensor.shape}
 
 
-def draw_for_frozen_norms(model: nn.Module, given: Pretrained) -> None:
+def draw_for_frozen_norms(model: nn.Module, initial_weights: Pretrained) -> None:
     """Draw anew, as He et al. (ICCV 2015) do, each convolution that the weights do not fill before a frozen norm that
     they do not fill either.
 
@@ -413,7 +413,7 @@ def draw_for_frozen_norms(model: nn.Module, given: Pretrained) -> None:
     hands it on as it is, and each layer makes less of it: nothing of ImageNet's features would reach SSDlite's last
     level.
     """
-    fitting = _fitting(model, given)
+    fitting = _fitting(model, initial_weights)
     convolutions: dict[str, nn.Conv2d] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):

@@ -51,7 +51,7 @@ def one_epoch(
     within = train_epoch(run, batches)
     _average_norm_statistics(step)
     if not within.learned:
-        raise FlawmaskError(f"all steps of epoch {run.epoch} were skipped, the last since {run.bad}: lower --lr")
+        raise FlawmaskError(f"all steps of epoch {run.epoch} were skipped, the last since {run.skip_reason}: lower --lr")
     values = [value / within.learned for value in within.sums]
     figures: dict[str, Any] = {
         "epoch": run.epoch,
@@ -78,7 +78,7 @@ def _with_memory(step: Step, measure: Callable[[], dict[str, float | None]]) -> 
     try:
         return measure()
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or step.team.count > 1 or step.passes is None or not step.passes.forget():
+        if not is_out_of_memory(error) or step.team.count > 1 or step.passes is None or not step.passes.release():
             raise
     torch.cuda.empty_cache()  # outside the except clause, which would hold on to what had been allocated
     log.warning("out of memory: what was recorded is given back, training goes on, more slowly")
@@ -155,17 +155,17 @@ def _add(run: Run, late: tuple[PendingFigures, int, list[Target]] | None) -> int
     if not found.not_finite:
         within.sums = [before + loss * total for before, loss in zip(within.sums, found.losses, strict=True)]
         within.learned, run.bad_in_a_row = within.learned + total, 0
-        return found.told
+        return found.stop_votes
     names = {image["id"]: run.setup.training.image_path(image) for image in run.setup.training.images}
-    run.bad = f"{found.not_finite} on " + ", ".join(names[int(one["image_id"])].as_posix() for one in targets)
+    run.skip_reason = f"{found.not_finite} on " + ", ".join(names[int(one["image_id"])].as_posix() for one in targets)
     within.skipped, run.bad_in_a_row = within.skipped + 1, run.bad_in_a_row + 1
-    log.warning("a step was skipped: %s", run.bad)
+    log.warning("a step was skipped: %s", run.skip_reason)
     if run.bad_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise FlawmaskError(
-            f"{run.bad_in_a_row} steps in a row were skipped, the last since {run.bad}: look at these images, or lower "
+            f"{run.bad_in_a_row} steps in a row were skipped, the last since {run.skip_reason}: look at these images, or lower "
             "--lr; what was saved before is kept"
         )
-    return found.told
+    return found.stop_votes
 
 
 def _average_norm_statistics(step: Step) -> None:

@@ -60,23 +60,23 @@ class Trial:
     Attributes:
         config: the settings.
         training: the images.
-        given: the weights that the network starts from.
+        initial_weights: the weights that the network starts from.
         device: where it computes.
         dtype: what its layers compute in.
     """
 
     config: TrainSettings
     training: CocoSplit
-    given: Pretrained
+    initial_weights: Pretrained
     device: torch.device
     dtype: torch.dtype
 
     def step(self, image_size: int, micro_batch_size: int) -> Step:
         """Return a step of a network of its own. It changes nothing of the training's."""
-        is_pretrained = bool(self.given.state)
+        is_pretrained = bool(self.initial_weights.state)
         with self.separate_random_state():
-            spec = spec_for(self.config, self.training, self.given, image_size, micro_batch_size)
-            model = build_for_training(self.config, spec, self.given, self.device, self.dtype, is_pretrained=is_pretrained)
+            spec = spec_for(self.config, self.training, self.initial_weights, image_size, micro_batch_size)
+            model = build_for_training(self.config, spec, self.initial_weights, self.device, self.dtype, is_pretrained=is_pretrained)
         return make_step(self.config, model, spec, self.device, self.dtype, is_pretrained, micro_batch_size=micro_batch_size)
 
     def separate_random_state(self) -> AbstractContextManager[None]:
@@ -85,13 +85,13 @@ class Trial:
 
     def batch(self, image_size: int, places: Sequence[int]) -> Batch:
         """Return the images at these places."""
-        spec = spec_for(self.config, self.training, self.given, image_size, 1)
+        spec = spec_for(self.config, self.training, self.initial_weights, image_size, 1)
         return Batch.of([SplitDataset(self.training, spec)[place] for place in places])
 
     def largest_images(self, image_size: int, count: int) -> list[int]:
         """Return the places of the images that have the most pixels once they are resized, of equals those with the
         most instances, repeated where there are too few."""
-        shapes = resized_shapes(self.training, spec_for(self.config, self.training, self.given, image_size, 1))
+        shapes = resized_shapes(self.training, spec_for(self.config, self.training, self.initial_weights, image_size, 1))
         instances = [len(self.training.annotations[image["id"]]) for image in self.training.images]
         order = sorted(range(len(shapes)), key=lambda at: (shapes[at][0] * shapes[at][1], instances[at]), reverse=True)
         return [order[at % len(order)] for at in range(count)]
@@ -108,7 +108,7 @@ def largest_micro_batch(trial: Trial, image_size: int, most: int) -> int:
         if trial.device.type == "cuda":
             # Whole steps: the optimiser has its share of the memory too, and so has what is recorded.
             fits = _fitting(trial, step, image_size, most)
-            while step.passes is not None and step.passes.ran_out and fits > 1:
+            while step.passes is not None and step.passes.ran_out_of_memory and fits > 1:
                 fits = math.ceil(fits / 2)
                 del step
                 _release_memory(trial.device)
@@ -186,7 +186,7 @@ def image_size_for(trial: Trial, seconds: float, batch: int, micro_batch_size: i
     sizes: list[int] = [*range(SMALLEST, largest, LARGEST_STEP), largest]
     if len(sizes) == 1:
         return largest
-    is_pretrained = bool(trial.given.state)
+    is_pretrained = bool(trial.initial_weights.state)
     photographs = sum("augmentation" not in image for image in images)
     views = max(PASSES[is_pretrained] * photographs, MIN_VIEWS[is_pretrained])
     # The time of a step is a constant and a share of the pixels: two sizes tell both.
@@ -208,7 +208,7 @@ def image_size_for(trial: Trial, seconds: float, batch: int, micro_batch_size: i
 
 def _seconds_per_image(trial: Trial, image_size: int, batch: int, micro_batch_size: int) -> float:
     """Return how long a step takes, divided by its images: the mean of some steps of a training, after a first one."""
-    spec = spec_for(trial.config, trial.training, trial.given, image_size, micro_batch_size)
+    spec = spec_for(trial.config, trial.training, trial.initial_weights, image_size, micro_batch_size)
     order = Order(resized_shapes(trial.training, spec), batch, seed=trial.config.seed)
     tried = [batches for batches, _ in zip(cycle(order), range(1 + TIMED_STEPS), strict=False)]
     with trial.separate_random_state():

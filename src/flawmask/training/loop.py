@@ -238,10 +238,10 @@ def _step(setup: Setup) -> Step:
     """Return the step with the network as it starts."""
     config = setup.config
     seed_everything(config.seed)
-    model = build_for_training(config, setup.spec, setup.given, setup.device, setup.dtype, is_pretrained=setup.is_pretrained)
-    if setup.given.state:
-        log.info("%s", loaded(model, setup.given))
-        for line in not_loaded(model, setup.given):
+    model = build_for_training(config, setup.spec, setup.initial_weights, setup.device, setup.dtype, is_pretrained=setup.is_pretrained)
+    if setup.initial_weights.state:
+        log.info("%s", loaded(model, setup.initial_weights))
+        for line in not_loaded(model, setup.initial_weights):
             log.debug("  not loaded: %s", line)
     log.info("%s learns %.1f million numbers on %s", config.arch, count_parameters(model) / 1e6, setup.device)
     step = make_step(

@@ -16,13 +16,13 @@ SMALLEST_NORM_BATCH = 4
 """Below this many images, BatchNorm's statistics are too noisy to learn with."""
 
 
-def spec_for(config: TrainSettings, training: CocoSplit, given: Pretrained, image_size: int, micro_batch_size: int) -> ModelSpec:
+def spec_for(config: TrainSettings, training: CocoSplit, initial_weights: Pretrained, image_size: int, micro_batch_size: int) -> ModelSpec:
     """Return what network the settings ask for.
 
     Args:
         config: the settings.
         training: names the classes.
-        given: the weights that it starts from.
+        initial_weights: the weights that it starts from.
         image_size: the shorter side of the images as the network sees them, in pixels.
         micro_batch_size: how many images pass through it together.
     """
@@ -31,28 +31,28 @@ def spec_for(config: TrainSettings, training: CocoSplit, given: Pretrained, imag
         arch=config.network,
         classes=training.class_names,
         image_size=image_size,
-        norm=_norm(config, given, micro_batch_size),
-        norm_eps=given.norm_eps,
+        norm=_norm(config, initial_weights, micro_batch_size),
+        norm_eps=initial_weights.norm_eps,
         anchor_sizes=config.anchor_sizes or anchors_for(image_size),
         max_detections=config.max_detections,
         proposals=config.proposals or proposals_for(image_size),
     )
 
 
-def _norm(config: TrainSettings, given: Pretrained, micro_batch_size: int) -> Norm:
+def _norm(config: TrainSettings, initial_weights: Pretrained, micro_batch_size: int) -> Norm:
     """Return what normalises: pretrained statistics stay as they are, and a network that starts from nothing makes its
     own where a batch is large enough for them (docs/results.md has the comparison with GroupNorm)."""
     if config.norm != "auto":
         return config.norm
-    if given.state:
-        return given.norm
+    if initial_weights.state:
+        return initial_weights.norm
     return "batch" if micro_batch_size >= SMALLEST_NORM_BATCH and architecture(config.network).allows_batch_norm else "group"
 
 
 def build_for_training(
     config: TrainSettings,
     spec: ModelSpec,
-    given: Pretrained,
+    initial_weights: Pretrained,
     device: torch.device,
     dtype: torch.dtype,
     *,
@@ -63,10 +63,10 @@ def build_for_training(
     A training that goes on is given no weights here, and may be pretrained all the same.
     """
     model = build(spec)
-    if given.state:
-        load_matching(model, given)
+    if initial_weights.state:
+        load_matching(model, initial_weights)
         if spec.architecture.init_assumes_norms:
-            draw_for_frozen_norms(model, given)
+            draw_for_frozen_norms(model, initial_weights)
     return prepare_for_training(config, model, spec, device, dtype, is_pretrained=is_pretrained)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flawmask.errors import FlawmaskError
 from flawmask.model.layers import upload
-from flawmask.model.rcnn_batch import Given, Proposed, RcnnBatch, Regions
+from flawmask.model.rcnn_batch import PassInputs, Proposals, RcnnBatch, Regions
 from flawmask.runtime import ieee_float32, is_out_of_memory
 from flawmask.training.loader import Batch
 
@@ -40,7 +40,7 @@ class Passes:
         losses: what they are called, in their order.
         scaler: what the loss is multiplied by before its gradient is taken.
         is_recording: whether passes are recorded.
-        ran_out: whether they no longer are since memory ran out.
+        ran_out_of_memory: whether they no longer are since memory ran out.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Passes:
         self.network = RcnnBatch(model, roi_samples)
         self.losses, self.scaler = losses, scaler
         self.is_recording, self._is_required = is_recording, is_required
-        self.ran_out = False
+        self.ran_out_of_memory = False
         self._seen: Counter[Key] = Counter()
         self._recorded: dict[Key, _Recorded] = {}
         self._pool: Any = None
@@ -85,15 +85,15 @@ class Passes:
 
     def _losses_of(self, batch: Batch, scaled: Tensor) -> Tensor:
         network = self.network
-        given = network.given(batch.pixels, batch.sizes, batch.targets, is_rounded=self.is_recording)
-        recorded = self._recording_of(given, scaled) if self.is_recording else None
+        inputs = network.inputs(batch.pixels, batch.sizes, batch.targets, is_rounded=self.is_recording)
+        recorded = self._recording_of(inputs, scaled) if self.is_recording else None
         if recorded is not None:
-            return recorded(given, scaled)
-        given = replace(given, pixels=upload(given.pixels, network.device))
-        proposed = network.propose(given)
-        return self.backward(given, proposed, network.settled(proposed.regions, proposed.candidates), scaled)
+            return recorded(inputs, scaled)
+        inputs = replace(inputs, pixels=upload(inputs.pixels, network.device))
+        proposed = network.propose(inputs)
+        return self.backward(inputs, proposed, network.settled(proposed.regions, proposed.candidates), scaled)
 
-    def look(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+    def evaluate_losses(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Return a micro-batch's losses by name; nothing is learned from them.
 
         Args:
@@ -105,16 +105,16 @@ class Passes:
         self._average = self._average or RcnnBatch(model, self.network.roi_samples)
         return self._average.losses(batch.images, batch.targets)
 
-    def backward(self, given: Given, proposed: Proposed, regions: Regions, scaled: Tensor) -> Tensor:
+    def backward(self, inputs: PassInputs, proposed: Proposals, regions: Regions, scaled: Tensor) -> Tensor:
         """Add the gradient of a pass's losses to the parameters' and return the losses, (L,), in their order.
 
         Args:
-            given: what the pass began with.
+            inputs: what the pass began with.
             proposed: its first half.
             regions: the region proposals, settled.
             scaled: (L,) float32, what each loss is multiplied by before its gradient is taken.
         """
-        found = self.network.losses_of(given, proposed, regions)
+        found = self.network.losses_of(inputs, proposed, regions)
         losses = torch.stack([found[name] for name in self.losses])
         torch.autograd.backward((losses * scaled).sum())
         return losses.detach()
@@ -124,17 +124,17 @@ class Passes:
         """How many shapes of a batch are recorded."""
         return len(self._recorded)
 
-    def forget(self) -> bool:
+    def release(self) -> bool:
         """Give back the memory of what is recorded, if anything is; record no more then, and return whether it was."""
         was = bool(self._recorded)
         self._recorded.clear()
-        self._pool, self.is_recording, self.ran_out = None, self.is_recording and not was, self.ran_out or was
+        self._pool, self.is_recording, self.ran_out_of_memory = None, self.is_recording and not was, self.ran_out_of_memory or was
         return was
 
-    def _recording_of(self, given: Given, scaled: Tensor) -> "_Recorded | None":
+    def _recording_of(self, inputs: PassInputs, scaled: Tensor) -> "_Recorded | None":
         """Return the recorded pass for a batch of this shape; None where it is to be computed as it comes."""
-        quotas, window = given.quotas, given.instances.window
-        key = (*(one.shape for one in _tensors(given)), quotas.regions, quotas.masks, *window)
+        quotas, window = inputs.quotas, inputs.instances.window
+        key = (*(one.shape for one in _tensors(inputs)), quotas.regions, quotas.masks, *window)
         self._seen[key] += 1
         if key in self._recorded or self._seen[key] == 1 or len(self._recorded) == MAX_RECORDED:
             return self._recorded.get(key)
@@ -142,17 +142,17 @@ class Passes:
         try:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             self._stream = self._stream or torch.cuda.Stream(self.network.device)  # type: ignore[no-untyped-call]
-            recorded = _Recorded(self, self._pool, self._stream, given, scaled)
+            recorded = _Recorded(self, self._pool, self._stream, inputs, scaled)
         except Exception as error:  # whatever CUDA or its libraries cannot record
-            self.forget()
-            self.is_recording, self.ran_out = False, is_out_of_memory(error)
+            self.release()
+            self.is_recording, self.ran_out_of_memory = False, is_out_of_memory(error)
             reason = "memory ran out" if is_out_of_memory(error) else f"{type(error).__name__}: {error}".splitlines()[0]
             if self._is_required:
                 raise FlawmaskError(f"--compile on: a step could not be recorded ({reason}): try auto") from None
             log.warning("the GPU's work is not recorded (%s): training goes on, more slowly", reason)
             return None
         self._recorded[key] = recorded
-        count, height, width, _ = given.pixels.shape
+        count, height, width, _ = inputs.pixels.shape
         # The first tells what it costs; dozens may follow.
         level = logging.INFO if len(self._recorded) == 1 else logging.DEBUG
         seconds = time.perf_counter() - begun
@@ -163,26 +163,26 @@ class Passes:
 class _Recorded:
     """A pass through a batch of one shape. Its tensors stay where they are: what goes in is copied into them."""
 
-    def __init__(self, passes: Passes, pool: Any, stream: Any, given: Given, scaled: Tensor) -> None:
+    def __init__(self, passes: Passes, pool: Any, stream: Any, inputs: PassInputs, scaled: Tensor) -> None:
         """Record the pass. Nothing is computed by that, and the gradients that there are stay as they are."""
         self.network = passes.network
         for parameter in self.network.model.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.given: Given = _copied(given, self.network.device)
+        self.inputs: PassInputs = _copied(inputs, self.network.device)
         self.scaled = scaled.clone()
         # Other threads go on meanwhile, such as the one that puts images into page-locked memory.
         mode = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
         self.first, self.second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.first, **mode):
-            proposed = self.network.propose(self.given)
+            proposed = self.network.propose(self.inputs)
         self.candidates, self.regions = proposed.candidates, proposed.regions
         with torch.cuda.graph(self.second, **mode):
-            self.losses = passes.backward(self.given, proposed, self.regions, self.scaled)
+            self.losses = passes.backward(self.inputs, proposed, self.regions, self.scaled)
 
-    def __call__(self, given: Given, scaled: Tensor) -> Tensor:
+    def __call__(self, inputs: PassInputs, scaled: Tensor) -> Tensor:
         """Add up the gradients of a batch of this shape and return its losses, (L,)."""
-        _copy(given, self.given)
+        _copy(inputs, self.inputs)
         self.scaled.copy_(scaled)
         self.first.replay()
         regions = self.network.settled(self.regions, self.candidates)
@@ -214,7 +214,7 @@ def _copied(value: Any, device: torch.device) -> Any:
     return replace(value, **changed)
 
 
-def _copy(given: Any, kept: Any) -> None:
+def _copy(inputs: Any, kept: Any) -> None:
     """Copy the tensors of one dataclass into those of another; what is in page-locked memory makes nobody wait."""
-    for new, old in zip(_tensors(given), _tensors(kept), strict=True):
+    for new, old in zip(_tensors(inputs), _tensors(kept), strict=True):
         old.copy_(new, non_blocking=new.is_pinned())

@@ -164,7 +164,7 @@ class Run:
     def _begin(self) -> None:
         """Make the run folder, with what is known before anything is learned."""
         setup = self.setup
-        left = not_loaded(self.step.model, setup.given) if setup.given.state else []
+        left = not_loaded(self.step.model, setup.initial_weights) if setup.initial_weights.state else []
         begin_run(setup, self.part_of, left)
         write_training_images(setup.training, setup.digests, setup.run_dir)
         for one in self.callbacks:

@@ -54,7 +54,7 @@ class Setup:
         training: what it learns from.
         validation: what it is judged on; None for nothing.
         spec: the network's.
-        given: the weights that it starts from; those of a training that goes on are in its state.
+        initial_weights: the weights that it starts from; those of a training that goes on are in its state.
         is_pretrained: whether it started from any.
         micro_batch_size: images that pass through the network together.
         batch_size: images that a step learns from, over all processes.
@@ -70,7 +70,7 @@ class Setup:
     training: CocoSplit
     validation: CocoSplit | None
     spec: ModelSpec
-    given: Pretrained
+    initial_weights: Pretrained
     is_pretrained: bool
     micro_batch_size: int
     batch_size: int
@@ -89,8 +89,8 @@ def set_up(
 ) -> Setup:
     """Return what the training is made of: as it was, or as settings, data, memory and time budget have it."""
     training, validation = _splits(config)
-    has_outlines = not training.boxes_alone
-    config = team.from_main(lambda: choose_network(config, len(training.images), has_outlines=has_outlines))
+    has_masks = not training.boxes_alone
+    config = team.from_main(lambda: choose_network(config, len(training.images), has_masks=has_masks))
     if state is not None:
         levels = state.model_spec.intensity
     else:
@@ -121,23 +121,23 @@ def set_up(
     if state is not None:
         _check_images_are_the_same(digests, config)
         spec = state.model_spec
-        given = Pretrained({}, spec.norm, spec.norm_eps, "")
-        return setup(spec, given, state.is_pretrained, micro_batch_size=state.at_once, digests=digests)
-    given = team.from_main(lambda: pretrained(config.network, config.weights, offline=config.offline))
+        initial_weights = Pretrained({}, spec.norm, spec.norm_eps, "")
+        return setup(spec, initial_weights, state.is_pretrained, micro_batch_size=state.at_once, digests=digests)
+    initial_weights = team.from_main(lambda: pretrained(config.network, config.weights, offline=config.offline))
     share = math.ceil(batch_size / team.count)
     micro_batch_size, image_size = min(each, share), config.image_size
-    trial = fit.Trial(config, training, given, device, dtype)
+    trial = fit.Trial(config, training, initial_weights, device, dtype)
     if config.time_budget is not None:
         left = seconds_in(config.time_budget) - (time.perf_counter() - began)
         image_size = team.from_main(lambda: fit.image_size_for(trial, left, batch_size, micro_batch_size))
-    tried = spec_for(config, training, given, image_size, micro_batch_size)
+    tried = spec_for(config, training, initial_weights, image_size, micro_batch_size)
     is_alone = device.type == "cpu" and tried.norm != "batch" and not tried.architecture.batches_on_cpu
     if is_alone and tried.architecture.has_known_counts:
         micro_batch_size = 1  # as fast as several on a CPU, in less than half the memory, and nothing looks at the others
     elif config.batch_size == "auto":
         micro_batch_size = team.from_main(lambda: fit.largest_micro_batch(trial, image_size, share))
-    spec = replace(spec_for(config, training, given, image_size, micro_batch_size), intensity=levels)
-    return setup(spec, given, bool(given.state), micro_batch_size=micro_batch_size, digests=digests)
+    spec = replace(spec_for(config, training, initial_weights, image_size, micro_batch_size), intensity=levels)
+    return setup(spec, initial_weights, bool(initial_weights.state), micro_batch_size=micro_batch_size, digests=digests)
 
 
 def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
@@ -205,8 +205,8 @@ def begin_run(setup: Setup, part_of: Mapping[str, Any] | None, left: list[str]) 
             "settings": as_json(config),
             "part_of": part_of,
             "model": as_json(setup.spec),
-            "weights": setup.given.source,
-            "weights_licence": setup.given.licence,
+            "weights": setup.initial_weights.source,
+            "weights_licence": setup.initial_weights.licence,
             "not_loaded": left,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
             "precision": str(setup.dtype).removeprefix("torch."),

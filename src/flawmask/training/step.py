@@ -122,11 +122,11 @@ class Step:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.at(progress, self.taken)
-        told = torch.full((1,), float(stop), device=self.device)
+        stop_votes = torch.full((1,), float(stop), device=self.device)
         totals = None
         if self.team.count > 1:
             totals = self._in_less_memory(batch, lambda: torch.stack(self._counts(batch)).sum(dim=0))
-            self.team.all_reduce_sum([totals, told])
+            self.team.all_reduce_sum([totals, stop_votes])
         figures = self.add_gradients(batch, totals)
         gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
         self.team.all_reduce_sum([figures, *gradients])
@@ -136,8 +136,8 @@ class Step:
         self.scaler.update()
         self.taken += 1
         if self.averaged is not None:
-            follow(self.averaged, self.model, self.taken)
-        return PendingFigures.to_host(torch.cat((figures, length.detach()[None], told)))
+            update_average(self.averaged, self.model, self.taken)
+        return PendingFigures.to_host(torch.cat((figures, length.detach()[None], stop_votes)))
 
     def add_gradients(self, batch: Batch, totals: Tensor | None = None) -> Tensor:
         """Leave in the parameters the gradient of this process' part of a step's loss, and return its losses, (L,).
@@ -167,7 +167,7 @@ class Step:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                was_recorded = self.passes is not None and self.passes.forget()
+                was_recorded = self.passes is not None and self.passes.release()
                 if not was_recorded and (self.micro_batch_size == 1 or len(batch) == 1):
                     raise
             # Outside the except clause, which would hold on to what the failed pass has allocated.
@@ -221,7 +221,7 @@ class Step:
         """
         with ieee_float32():
             if self.passes is not None:
-                found = self.passes.look(model, part)
+                found = self.passes.evaluate_losses(model, part)
             else:
                 found = self.detector.losses(model, *part.on(self.device), self.roi_samples)
         return torch.stack([found[name] for name in self.losses])
@@ -270,18 +270,18 @@ class Figures:
     Attributes:
         losses: in their order.
         length: the gradient's, before it was clipped.
-        told: how many processes were told to stop.
+        stop_votes: how many processes were told to stop.
     """
 
     losses: list[float]
     length: float
-    told: int
+    stop_votes: int
 
     @classmethod
     def read(cls, figures: PendingFigures) -> "Figures":
         """Wait for what `Step` returned."""
-        *losses, length, told = figures.tolist()
-        return cls(losses, length, int(told))
+        *losses, length, stop_votes = figures.tolist()
+        return cls(losses, length, int(stop_votes))
 
     @property
     def not_finite(self) -> str:
@@ -291,7 +291,7 @@ class Figures:
 
 
 @torch.no_grad()
-def follow(averaged: nn.Module, model: nn.Module, steps: int) -> None:
+def update_average(averaged: nn.Module, model: nn.Module, steps: int) -> None:
     """Move the averaged weights towards the model's: by much in the first steps, by 0.0002 in the end.
 
     Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992, with a decay that grows as in
