@@ -20,7 +20,7 @@ from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 from flawmask.runtime import choose_precision
 from flawmask.training.config import TrainConfig
-from flawmask.training.step import Figures, Step, make_step
+from flawmask.training.step import Step, StepFigures, make_step
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from random_network import ARCHITECTURES, infer, patchwork, random_network, spec_of, tensors_of
@@ -53,7 +53,9 @@ def networks(device: torch.device, archs: Sequence[Arch] = ARCHITECTURES) -> Ite
         }
 
 
-def _step(model: torch.nn.Module, spec: ModelSpec, device: torch.device, dtype: torch.dtype, micro_batch_size: int) -> Step:
+def _step(
+    model: torch.nn.Module, spec: ModelSpec, device: torch.device, dtype: torch.dtype, micro_batch_size: int
+) -> Step:
     """Return a step of a copy of the network."""
     training = to_device(copy.deepcopy(model), device).train()
     detector_of(spec).train_in(training, device, dtype)
@@ -65,7 +67,7 @@ def _step(model: torch.nn.Module, spec: ModelSpec, device: torch.device, dtype: 
 def _learns(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> bool:
     """Return whether a step at the default precision has finite losses and a finite gradient."""
     step = _step(model, spec, device, choose_precision("auto", device), 4)
-    return not Figures.read(step(batch_for(spec), 0.5)).not_finite
+    return not StepFigures.read(step(batch_for(spec), 0.5)).not_finite
 
 
 def _apart(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> float:

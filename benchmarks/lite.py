@@ -61,11 +61,19 @@ def sizes_part(data: str, rounds: int) -> None:
     """Print what pyramid and heads of several widths cost, and how many images pass together best."""
     common = {"what": "step", "data": data, "device": "cpu"}
     asked: dict[str, Record] = {
-        f"{channels} channels, {micro_batch_size} at once": {**common, "channels": channels, "micro_batch_size": micro_batch_size}
+        f"{channels} channels, {micro_batch_size} at once": {
+            **common,
+            "channels": channels,
+            "micro_batch_size": micro_batch_size,
+        }
         for channels, micro_batch_size in ((64, 1), (64, BATCH), (96, BATCH), (128, BATCH))
     }
     asked |= {
-        f"{efficientnet_lite.PYRAMID} channels, {BATCH} at once, {arch}": {**common, "micro_batch_size": BATCH, "arch": arch}
+        f"{efficientnet_lite.PYRAMID} channels, {BATCH} at once, {arch}": {
+            **common,
+            "micro_batch_size": BATCH,
+            "arch": arch,
+        }
         for arch in ("maskrcnn_efficientnet_lite1_fpn", "maskrcnn_efficientnet_lite2_fpn")
     }
     asked["maskrcnn_resnet18_fpn, 1 at once"] = {**common, "micro_batch_size": 1, "arch": "maskrcnn_resnet18_fpn"}
@@ -183,7 +191,13 @@ def trained(data: str, items: list[Item], arch: str, micro_batch_size: int, step
     dtype = choose_precision("auto", CPU)
     torch.manual_seed(0)
     step = make_step(
-        config, build_for_training(config, spec, given, CPU, dtype, is_pretrained=True), spec, CPU, dtype, True, micro_batch_size=micro_batch_size
+        config,
+        build_for_training(config, spec, given, CPU, dtype, is_pretrained=True),
+        spec,
+        CPU,
+        dtype,
+        True,
+        micro_batch_size=micro_batch_size,
     )
     times = []
     for at in range(WARM + steps):

@@ -25,7 +25,7 @@ from stained_plates import make_dataset
 
 from flawmask.distributed import Processes, _peers_alive, processes
 from flawmask.errors import FlawmaskError
-from flawmask.launch import world_size, local_rank
+from flawmask.launch import local_rank, world_size
 from flawmask.model import checkpoint
 
 pytestmark = pytest.mark.usefixtures("small_network")

@@ -336,7 +336,7 @@ def test_a_data_set_that_vanishes_is_told_and_the_training_goes_on_when_it_is_ba
         return read(self, place)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loader.SplitDataset, "_read", reading)
+        patch.setattr(loader.SplitDataset, "_read_resized", reading)
         with pytest.raises(FlawmaskError, match=r"data/train/images/\d\.png"):
             train(light(data, epochs=4, cache_gb=0.0))
     (tmp_path / "unplugged").rename(data)

@@ -36,7 +36,7 @@ from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, make_target
 from flawmask.prediction import Prediction, post_process
 from flawmask.training.loader import Batch
-from flawmask.training.step import Figures, make_step
+from flawmask.training.step import StepFigures, make_step
 
 CPU = torch.device("cpu")
 FLOOR = 0.05
@@ -106,7 +106,7 @@ class Trained:
     """
 
     names: tuple[str, ...]
-    figures: list[Figures]
+    figures: list[StepFigures]
     gradients: list[dict[str, Tensor | None]]
     moved: set[str]
     stages: list[set[str]]
@@ -124,11 +124,11 @@ def trained(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     step = make_step(config, model, case.spec, CPU, torch.float32, True, micro_batch_size=2)
     before = {name: one.detach().clone() for name, one in model.named_parameters()}
     torch.manual_seed(0)
-    figures: list[Figures] = []
+    figures: list[StepFigures] = []
     gradients: list[dict[str, Tensor | None]] = []
     moved: set[str] = set()
     for batch in (batch_for(case.spec, 2, 0), batch_for(case.spec, 0)):
-        figures.append(Figures.read(step(batch, 0.0)))
+        figures.append(StepFigures.read(step(batch, 0.0)))
         learned = {name: one for name, one in model.named_parameters() if one.requires_grad}
         gradients.append({name: None if one.grad is None else one.grad.clone() for name, one in learned.items()})
         moved = moved or {name for name, one in learned.items() if not torch.equal(one, before[name])}

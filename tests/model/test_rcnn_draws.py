@@ -16,7 +16,7 @@ from torch import Tensor
 from flawmask.model import rcnn_batch, rcnn_losses
 from flawmask.model.instances import Instances
 from flawmask.model.matching import AnchorSamples
-from flawmask.model.rcnn_batch import SampledRegions, SampledMasks, RcnnBatch, Regions
+from flawmask.model.rcnn_batch import RcnnBatch, Regions, SampledMasks, SampledRegions
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -94,7 +94,10 @@ def test_each_region_is_drawn_about_as_often_as_every_other_of_its_kind() -> Non
         drawn = together.draw(regions, instances)
         assert drawn.masks is not None
         for at, (boxes, _) in enumerate(known):
-            chosen: tuple[tuple[list[Tensor], SampledRegions | SampledMasks], ...] = ((times, drawn), (of_masks, drawn.masks))
+            chosen: tuple[tuple[list[Tensor], SampledRegions | SampledMasks], ...] = (
+                (times, drawn),
+                (of_masks, drawn.masks),
+            )
             for counter, one in chosen:
                 here = (one.image_of == at) & one.used
                 counter[at] += (boxes[:, None] == one.rois[here]).all(dim=-1).any(dim=1)

@@ -98,7 +98,7 @@ def test_where_there_are_weights_for_neither_the_error_is_that_of_cocos(place: P
 
 def test_a_file_of_weights_is_for_one_network_which_has_to_be_named(tmp_path: Path) -> None:
     (tmp_path / "mine.pth").write_bytes(b"")
-    with pytest.raises(FlawmaskError, match=r"mine\.pth is a file: say with --arch"):
+    with pytest.raises(FlawmaskError, match=r"mine\.pth is a file: name its network with --arch"):
         settings(weights=str(tmp_path / "mine.pth"))
 
 

@@ -38,7 +38,8 @@ def trial(dataset: Path, training: CocoSplit | None = None, **changes: Any) -> T
 @pytest.mark.services
 def test_fewer_images_pass_at_once_where_there_is_less_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = trial(dataset)
-    monkeypatch.setattr(fit, "_peak_memory", lambda since_start=False: 10**9 + 10**8 * since_start)
+    monkeypatch.setattr(fit, "_current_memory", lambda: 10**9)
+    monkeypatch.setattr(fit, "_peak_memory", lambda: 10**9 + 10**8)
     found = []
     for free in (10**12, 10**9, 4 * 10**8, 10**8, 1):
         monkeypatch.setattr(fit, "free_memory", lambda free=free: free)
@@ -57,10 +58,10 @@ def test_what_an_image_takes_is_measured(dataset: Path) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("only Linux says it")
     fit._release_memory(torch.device("cpu"))
-    before = fit._peak_memory()
+    before = fit._current_memory()
     taken = torch.ones(50_000_000)
     del taken
-    assert fit._peak_memory(since_start=True) - before > 150_000_000
+    assert fit._peak_memory() - before > 150_000_000
     assert fit.free_memory() > 0
 
 
@@ -182,7 +183,8 @@ def test_the_images_that_take_most_memory_are_tried(dataset: Path) -> None:
 def test_batch_size_auto_learns_from_four_images_a_step_and_as_many_at_once_as_fit(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "_peak_memory", lambda since_start=False: 10**9 + 10**8 * since_start)
+    monkeypatch.setattr(fit, "_current_memory", lambda: 10**9)
+    monkeypatch.setattr(fit, "_peak_memory", lambda: 10**9 + 10**8)
     monkeypatch.setattr(fit, "free_memory", lambda: 3 * 10**8)
     done = train(settings(dataset, batch_size="auto"))
     written = json.loads((done.run_dir / "config.json").read_text())

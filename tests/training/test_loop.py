@@ -21,8 +21,8 @@ from flawmask.model import checkpoint
 from flawmask.model.weights import Pretrained
 from flawmask.training import epoch, loader, loop
 from flawmask.training.loop import train
-from flawmask.training.resume import EpochProgress
 from flawmask.training.network import spec_for
+from flawmask.training.resume import EpochProgress
 from flawmask.training.step import Step
 
 
@@ -223,7 +223,7 @@ def test_each_image_is_decoded_for_its_first_epoch_alone_where_it_is_kept(
         decoded[self.split.image_path(self.split.images[place])] += 1
         return read(self, place)
 
-    monkeypatch.setattr(loader.SplitDataset, "_read", counting)
+    monkeypatch.setattr(loader.SplitDataset, "_read_resized", counting)
     monkeypatch.setattr("flawmask.training.callbacks.draw_train_batch", lambda *_: None)
     train(light(dataset, epochs=3, cache_gb=kept))
     assert set(decoded.values()) == {decodings}

@@ -13,7 +13,7 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from flawmask.masks import Mask
 from flawmask.model.arch import Arch
 from flawmask.model.draws import generator_for
-from flawmask.model.rcnn_losses import MIN_SAMPLES, MAX_SAMPLES, _draw, losses, mask_targets, samples_for
+from flawmask.model.rcnn_losses import MAX_SAMPLES, MIN_SAMPLES, _draw, losses, mask_targets, samples_for
 from flawmask.model.targets import Target
 
 

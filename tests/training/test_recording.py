@@ -27,7 +27,7 @@ from flawmask.training.epoch import _with_memory
 from flawmask.training.loader import Batch
 from flawmask.training.loop import train
 from flawmask.training.recording import Passes, _copied, _copy, _tensors
-from flawmask.training.step import Figures, Step, can_record, make_step
+from flawmask.training.step import Step, StepFigures, can_record, make_step
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LOSSES = SPEC.architecture.loss_names
@@ -126,7 +126,7 @@ def test_a_step_by_passes_moves_the_weights_as_one_by_the_plain_way(tmp_path: Pa
         if is_by_passes:
             step.passes = Passes(model, step.losses, ENOUGH, step.scaler, is_recording=False)
         for _ in range(2):
-            read = Figures.read(step(five_on_each(), 0.5))
+            read = StepFigures.read(step(five_on_each(), 0.5))
         figures.append([*read.losses, read.length])
         weights.append({name: one.detach().clone() for name, one in model.named_parameters()})
     assert figures[1] == pytest.approx(figures[0], rel=1e-3)
@@ -144,7 +144,7 @@ def test_a_pass_asks_the_device_one_question_however_many_images_and_instances_t
     for case in [(1, 2), (5, 2), (1, 4), (5, 4)]:
         images = images_with(*case)
         given = prepare(images.pixels, images.sizes, images.targets)  # looks at what is on the CPU still
-        monkeypatch.setattr(passes.network, "given", lambda *_, given=given, **__: given)
+        monkeypatch.setattr(passes.network, "inputs", lambda *_, inputs=inputs, **__: inputs)
         with pooled_as_on_a_gpu(), counted() as of_pass:
             passes(images, shares)
         with counted() as of_plain:

@@ -26,13 +26,12 @@ from flawmask.training import loader, loop, resume, step
 from flawmask.training.config import TrainConfig
 from flawmask.training.epoch import validation_loss
 from flawmask.training.loop import train
-from flawmask.training.network import build_for_training
 from flawmask.training.step import (
     EMA_DECAY,
     Schedule,
     Step,
-    update_average,
     make_step,
+    update_average,
 )
 
 CPU = torch.device("cpu")
@@ -61,16 +60,18 @@ def batch_of(dataset: Path, count: int, split: str = "train") -> loader.Batch:
 
 def made_step(dataset: Path, micro_batch_size: int = 4, model: Any = None, **changes: Any) -> Step:
     config = settings(dataset, scheduler="constant", warmup_steps=0, **changes)
-    return make_step(config, model or small_network(), SPEC, CPU, torch.float32, True, micro_batch_size=micro_batch_size)
+    return make_step(
+        config, model or small_network(), SPEC, CPU, torch.float32, True, micro_batch_size=micro_batch_size
+    )
 
 
 def with_changed_network(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
     def started(*given: Any, **more: Any) -> Any:
-        model = start(*given, **more)
+        model = build_for_training(*given, **more)
         change(model)
         return model
 
-    monkeypatch.setattr(loop, "start", started)
+    monkeypatch.setattr(loop, "build_for_training", started)
 
 
 def _infinite_loss(model: Any) -> None:
@@ -308,7 +309,7 @@ def test_a_gradient_is_clipped_to_the_length_asked(dataset: Path) -> None:
     gradients = [one.grad for one in taken.model.parameters() if one.grad is not None]
     length = float(torch.stack([one.norm() for one in gradients]).norm())
     assert length == pytest.approx(0.01, rel=1e-3)
-    assert step.Figures.read(figures).length > 0.02, "the length told is the one before it was clipped"
+    assert step.StepFigures.read(figures).length > 0.02, "the length told is the one before it was clipped"
 
 
 def gradients_of(model: Any) -> dict[str, Tensor]:
@@ -433,7 +434,7 @@ def test_a_step_lets_the_average_follow(dataset: Path) -> None:
     taken.averaged = copy.deepcopy(taken.model)
     first = {name: one.clone() for name, one in taken.model.state_dict().items()}
     taken(batch_of(dataset, 2), 0.0)
-    assert taken.taken == 1
+    assert taken.steps_taken == 1
     for name, one in taken.averaged.state_dict().items():
         expected = first[name] * 2 / 11 + taken.model.state_dict()[name] * 9 / 11
         torch.testing.assert_close(one, expected, atol=1e-6, rtol=1e-5)

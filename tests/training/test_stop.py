@@ -68,5 +68,7 @@ def test_a_signal_is_noted_while_a_step_is_taken_and_ends_things_at_once_else() 
     with Stop() as stop:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        assert stop.received_signal == signal.SIGINT, "a destructor that drops the exception hides nothing from the next step"
+        assert stop.received_signal == signal.SIGINT, (
+            "a destructor that drops the exception hides nothing from the next step"
+        )
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

@@ -39,7 +39,7 @@ class TorchBackend:
     """A network in PyTorch. See `Backend` for its attributes and for `infer`."""
 
     def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
-        """Take a network that `build.for_inference` or `build.optimise_for_inference` returned, and what it was built from."""
+        """Take a network that `build.for_inference` or `build.optimise_for_inference` returned, and its spec."""
         self.network = network
         self.spec = spec
         self.device = next(network.parameters()).device

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 
 from flawmask.model.draws import generator_for
-from flawmask.model.instances import Instances, Capacity, mask_targets, rounded
+from flawmask.model.instances import Capacity, Instances, mask_targets, rounded
 from flawmask.model.layers import stacked, upload
 from flawmask.model.matching import AnchorSamples, decode, encode, ious
 from flawmask.model.nms import BLOCK, ROUNDS, keep_best

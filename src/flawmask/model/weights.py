@@ -359,7 +359,9 @@ def load_matching(model: nn.Module, initial_weights: Pretrained) -> tuple[int, l
     """
     fitting = _fitting(model, initial_weights)
     if not fitting:
-        raise FlawmaskError(f"{initial_weights.source}: not one tensor fits {type(model).__name__}; is it another architecture?")
+        raise FlawmaskError(
+            f"{initial_weights.source}: not one tensor fits {type(model).__name__}; is it another architecture?"
+        )
     model.load_state_dict(fitting, strict=False)
     return len(fitting), not_loaded(model, initial_weights)
 
@@ -402,7 +404,11 @@ def _unused(model: nn.Module, initial_weights: Pretrained) -> list[str]:
 
 def _fitting(model: nn.Module, initial_weights: Pretrained) -> StateDict:
     own = model.state_dict()
-    return {name: tensor for name, tensor in initial_weights.state.items() if name in own and own[name].shape == tensor.shape}
+    return {
+        name: tensor
+        for name, tensor in initial_weights.state.items()
+        if name in own and own[name].shape == tensor.shape
+    }
 
 
 def draw_for_frozen_norms(model: nn.Module, initial_weights: Pretrained) -> None:

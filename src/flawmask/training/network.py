@@ -1,4 +1,4 @@
-"""The network as a training starts with it: its spec, its weights, what of it learns."""
+"""Builds the network for a training: its spec, its initial weights, and which of its layers are trained."""
 
 from typing import Any
 
@@ -12,19 +12,21 @@ from flawmask.model.spec import ModelSpec, Norm, anchors_for, proposals_for
 from flawmask.model.weights import Pretrained, draw_for_frozen_norms, load_matching
 from flawmask.training.config import TrainSettings
 
-SMALLEST_NORM_BATCH = 4
-"""Below this many images, BatchNorm's statistics are too noisy to learn with."""
+MIN_NORM_BATCH = 4
+"""With fewer images than this, BatchNorm's statistics are too noisy to train with."""
 
 
-def spec_for(config: TrainSettings, training: CocoSplit, initial_weights: Pretrained, image_size: int, micro_batch_size: int) -> ModelSpec:
-    """Return what network the settings ask for.
+def spec_for(
+    config: TrainSettings, training: CocoSplit, initial_weights: Pretrained, image_size: int, micro_batch_size: int
+) -> ModelSpec:
+    """Return the spec of the network that the settings describe.
 
     Args:
         config: the settings.
-        training: names the classes.
-        initial_weights: the weights that it starts from.
-        image_size: the shorter side of the images as the network sees them, in pixels.
-        micro_batch_size: how many images pass through it together.
+        training: the training split, which names the classes.
+        initial_weights: the weights that the network starts from.
+        image_size: the shorter side of the resized images, in pixels.
+        micro_batch_size: images per forward pass.
     """
     image_size = architecture(config.network).image_size(image_size)
     return ModelSpec(
@@ -40,13 +42,16 @@ def spec_for(config: TrainSettings, training: CocoSplit, initial_weights: Pretra
 
 
 def _norm(config: TrainSettings, initial_weights: Pretrained, micro_batch_size: int) -> Norm:
-    """Return what normalises: pretrained statistics stay as they are, and a network that starts from nothing makes its
-    own where a batch is large enough for them (docs/results.md has the comparison with GroupNorm)."""
+    """Return the kind of normalisation layers.
+
+    Pretrained statistics stay frozen. Without pretrained weights, BatchNorm is used if the micro-batch is large enough,
+    and GroupNorm otherwise (docs/results.md compares them).
+    """
     if config.norm != "auto":
         return config.norm
     if initial_weights.state:
         return initial_weights.norm
-    return "batch" if micro_batch_size >= SMALLEST_NORM_BATCH and architecture(config.network).allows_batch_norm else "group"
+    return "batch" if micro_batch_size >= MIN_NORM_BATCH and architecture(config.network).allows_batch_norm else "group"
 
 
 def build_for_training(
@@ -58,9 +63,10 @@ def build_for_training(
     *,
     is_pretrained: bool,
 ) -> Any:
-    """Return the network in training mode, its weights loaded, its first stages frozen, on the device.
+    """Return the network on the device, in training mode, with its initial weights and its first stages frozen.
 
-    A training that goes on is given no weights here, and may be pretrained all the same.
+    A resumed training passes no weights here, since its state has them. So `is_pretrained` says whether it began with
+    pretrained ones.
     """
     model = build(spec)
     if initial_weights.state:
@@ -79,8 +85,8 @@ def prepare_for_training(
     *,
     is_pretrained: bool,
 ) -> Any:
-    """Return the network in training mode on the device, frozen where it does not learn, computing in `dtype`."""
-    by_default = spec.architecture.trainable_layers if is_pretrained else 5
-    freeze(model, spec, by_default if config.trainable_layers is None else config.trainable_layers)
+    """Return the network on the device, in training mode, with its first stages frozen and its precision set."""
+    default = spec.architecture.trainable_layers if is_pretrained else 5
+    freeze(model, spec, default if config.trainable_layers is None else config.trainable_layers)
     detector_of(spec).train_in(to_device(model, device).train(), device, dtype)
     return model
