@@ -82,7 +82,7 @@ def test_one_alone_has_everything_and_waits_for_nobody(monkeypatch: pytest.Monke
     with processes(torch.device("cpu")) as alone:
         assert alone == Processes(0, 1)
     assert alone.is_main
-    assert alone.share([3, 1, 2]) == alone.gather([3, 1, 2]) == [3, 1, 2]
+    assert alone.shard([3, 1, 2]) == alone.gather([3, 1, 2]) == [3, 1, 2]
     assert alone.from_main(lambda: "made") == "made"
     one = torch.ones(3)
     alone.all_reduce_sum([one])

@@ -24,7 +24,7 @@ from flawmask.model.published import OtherFile
 from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import Pretrained, load_matching, pretrained
 from flawmask.training.config import TrainSettings
-from flawmask.training.network import _norm, start
+from flawmask.training.network import _norm, build_for_training
 
 
 def as_published(state: State) -> State:
@@ -170,7 +170,9 @@ def test_ssdlite_takes_of_mobilenet_what_its_narrow_tail_lets_it_and_the_rest_st
     assert filled == len(own)
     assert not own & {line.split(" ")[0].rstrip(":") for line in left}
 
-    model = start(TrainSettings(arch=arch), spec, given, torch.device("cpu"), torch.float32, is_pretrained=True)
+    model = build_for_training(
+        TrainSettings(arch=arch), spec, given, torch.device("cpu"), torch.float32, is_pretrained=True
+    )
     assert all(torch.equal(model.state_dict()[name], given.state[name]) for name in own)
     body = classifier_.features.eval()
     with torch.inference_mode():

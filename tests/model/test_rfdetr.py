@@ -116,7 +116,7 @@ def test_it_is_built_in_silence_without_a_network(
 @needs_rfdetr
 def test_targets_reach_it_as_shares_of_the_image_with_whole_masks(dataset: Path) -> None:
     targets = batch_of(dataset).targets
-    found = rfdetr._wanted(targets[0], 120, 120)
+    found = rfdetr._rfdetr_target(targets[0], 120, 120)
     _, mask = part(0)
     rows, columns = (torch.from_numpy(mask).any(axis).nonzero().squeeze(1) for axis in (1, 0))
     ends = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / mask.shape[0]
@@ -135,8 +135,8 @@ def test_the_losses_add_up_to_rfdetrs_own(dataset: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "rand", lambda *size, **_: points[: size[1]].expand(*size).clone())
     with torch.no_grad():
         ours = rfdetr.losses(model, images, targets, None)
-        wanted = [rfdetr._wanted(target, 120, 120) for target in targets]
-        theirs = model.criterion(model(rfdetr._normalised(rfdetr.seen(model, images))), wanted)
+        wanted = [rfdetr._rfdetr_target(target, 120, 120) for target in targets]
+        theirs = model.criterion(model(rfdetr._normalised(rfdetr.network_input(model, images))), wanted)
     assert tuple(ours) == SPEC.architecture.loss_names
     total = sum(weight * theirs[name] for name, weight in model.criterion.weight_dict.items())
     assert float(sum(ours.values())) == pytest.approx(float(total), rel=1e-5)

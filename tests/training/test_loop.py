@@ -217,7 +217,7 @@ def test_each_image_is_decoded_for_its_first_epoch_alone_where_it_is_kept(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, kept: float, decodings: int
 ) -> None:
     decoded: Counter[Path] = Counter()
-    read = loader.SplitDataset._read
+    read = loader.SplitDataset._read_resized
 
     def counting(self: loader.SplitDataset, place: int) -> Any:
         decoded[self.split.image_path(self.split.images[place])] += 1

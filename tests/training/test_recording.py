@@ -143,7 +143,7 @@ def test_a_pass_asks_the_device_one_question_however_many_images_and_instances_t
     asked, plain = {}, {}
     for case in [(1, 2), (5, 2), (1, 4), (5, 4)]:
         images = images_with(*case)
-        given = prepare(images.pixels, images.sizes, images.targets)  # looks at what is on the CPU still
+        inputs = prepare(images.pixels, images.sizes, images.targets)  # looks at what is on the CPU still
         monkeypatch.setattr(passes.network, "inputs", lambda *_, inputs=inputs, **__: inputs)
         with pooled_as_on_a_gpu(), counted() as of_pass:
             passes(images, shares)

@@ -26,6 +26,7 @@ from flawmask.training import loader, loop, resume, step
 from flawmask.training.config import TrainConfig
 from flawmask.training.epoch import validation_loss
 from flawmask.training.loop import train
+from flawmask.training.network import build_for_training
 from flawmask.training.step import (
     EMA_DECAY,
     Schedule,

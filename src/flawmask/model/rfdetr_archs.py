@@ -1,4 +1,4 @@
-"""RF-DETR's networks by name. A record's `network` is what rfdetr calls the configuration."""
+"""The records of RF-DETR's networks. A record's `network` is the name of the configuration in rfdetr."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flawmask.model.build import Detector
 
 SMALLEST_SQUARE = 120
-"""Pixels of an image's sides: on a smaller one there are fewer patches than the network has queries."""
+"""The smallest side of an image in pixels. A smaller image would have fewer patches than the network has queries."""
 
 
 def kind() -> "Detector":
@@ -24,9 +24,9 @@ _rfdetr = partial(
     Architecture,
     kind=kind,
     has_masks=True,
-    loss_names=("loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice"),  # rfdetr's words
+    loss_names=("loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice"),  # rfdetr's names
     has_known_counts=True,
-    # As for other transformers, and with pretrained weights as RF-DETR's authors do it: AdamW at 0.0001.
+    # AdamW as for other transformers. With pretrained weights at 0.0001, like RF-DETR's authors.
     from_pretrained=DefaultOptimizer("adamw", 50),
 )
 

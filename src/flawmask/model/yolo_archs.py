@@ -1,4 +1,4 @@
-"""YOLO11's networks by name. Ultralytics has its descriptions of them under the same names."""
+"""The records of YOLO11's networks. They have the names of ultralytics' own descriptions."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ def _weights(name: str) -> OtherFile:
 _yolo = partial(Architecture, kind=kind, init_assumes_norms=True)
 _boxes = partial(_yolo, has_masks=False, loss_names=("box_loss", "cls_loss", "dfl_loss"))
 _masks = partial(_yolo, has_masks=True, loss_names=("box_loss", "seg_loss", "cls_loss", "dfl_loss"))
-"""Losses in ultralytics' words."""
+"""The losses have ultralytics' names."""
 
 RECORDS = (
     _boxes(name="yolo11n", coco=_weights("yolo11n")),
