@@ -608,7 +608,7 @@ def test_with_strict_what_cannot_be_used_ends_the_command_with_status_3(
     assert ("6 annotations: 5 used, 1 not used: crowd (2 of 2.png)" in shown.err + "".join(said)) == (flags != TAKEN)
 
 
-def test_a_category_that_looks_good_is_asked_about(dataset: Path) -> None:
+def test_a_defect_category_with_a_good_name_is_refused_with_advice(dataset: Path) -> None:
     edit(dataset, lambda content: content["categories"][1].update(name="OK"))
     assert ("warning", "good by another name", "train") in found(check(dataset))
 

@@ -138,7 +138,7 @@ def test_a_damaged_file_in_the_cache_is_named_with_what_to_do(hub: Path, content
 
 def test_a_socket_that_stays_silent_is_given_up_and_the_old_patience_restored() -> None:
     before = socket.getdefaulttimeout()
-    with weights._impatient(7):
+    with weights._connection_timeout(7):
         assert socket.getdefaulttimeout() == 7
     assert socket.getdefaulttimeout() == before
 

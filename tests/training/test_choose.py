@@ -64,7 +64,7 @@ def settings(**changes: Any) -> RunConfig:
         ("cuda", (), (), {"weights": "none"}, 100, LARGE),
     ],
 )
-def test_the_network_follows_from_device_weights_images_and_time(
+def test_device_weights_images_and_time_decide_the_network(
     place: Place,
     caplog: pytest.LogCaptureFixture,
     device: str,
@@ -82,27 +82,27 @@ def test_the_network_follows_from_device_weights_images_and_time(
     assert line.startswith(f"network: {expected} from ") and ("GPU" if device == "cuda" else "a CPU") in line
 
 
-def test_a_network_that_is_named_stays(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_named_network_is_kept(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     place("cuda")
     config = settings(arch="yolo11n")
     assert choose_network(config, 100) is config
     assert not caplog.messages
 
 
-def test_where_there_are_weights_for_neither_the_error_is_that_of_cocos(place: Place) -> None:
+def test_without_weights_for_either_network_the_error_is_about_coco_weights(place: Place) -> None:
     for device in ("cpu", "cuda"):
         place(device)
         with pytest.raises(FlawmaskError, match=f"no weights for {LARGE}"):
             choose_network(settings(), 100)
 
 
-def test_a_file_of_weights_is_for_one_network_which_has_to_be_named(tmp_path: Path) -> None:
+def test_a_weights_file_needs_a_named_network(tmp_path: Path) -> None:
     (tmp_path / "mine.pth").write_bytes(b"")
     with pytest.raises(FlawmaskError, match=r"mine\.pth is a file: name its network with --arch"):
         settings(weights=str(tmp_path / "mine.pth"))
 
 
-def test_compare_takes_others_beside_it_where_they_have_weights(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_compare_adds_other_networks_that_have_weights(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     config = CompareConfig(category="part")
     assert config.archs == "auto"
     place("cpu", (SMALL, "yolo11n-seg"))
@@ -111,7 +111,7 @@ def test_compare_takes_others_beside_it_where_they_have_weights(place: Place, ca
     assert "ssd300_vgg16 takes no part: no weights for ssd300_vgg16" in caplog.messages
 
 
-def test_the_demo_fetches_nothing_and_starts_from_none_where_no_weights_are_there(place: Place) -> None:
+def test_the_demo_downloads_nothing_and_starts_from_random_weights_without_a_file(place: Place) -> None:
     place("cpu", (SMALL,), (LARGE,))
     found = _demo_run(DemoCommand(), 180)
     assert (found.arch, found.weights, found.offline, found.skip_augment) == (SMALL, "auto", True, True)
@@ -123,7 +123,7 @@ def test_the_demo_fetches_nothing_and_starts_from_none_where_no_weights_are_ther
     assert _demo_run(DemoCommand(arch="yolo11n"), 180).arch == "yolo11n"
 
 
-def test_auto_is_the_default_of_the_whole_pipeline_and_no_other() -> None:
+def test_auto_is_the_default_of_the_pipeline_only() -> None:
     assert (settings().arch, settings().weights) == ("auto", "auto")
     train = TrainConfig(dataset_dir=Path("a"), output_dir=Path("b"))
     assert (train.arch, train.weights) == (LARGE, "auto")
@@ -141,7 +141,7 @@ def test_auto_is_the_default_of_the_whole_pipeline_and_no_other() -> None:
         ("cpu", "none", "fasterrcnn_mobilenet_v3_large_fpn"),
     ],
 )
-def test_for_boxes_alone_it_is_a_network_that_finds_boxes(
+def test_for_a_data_set_of_boxes_a_network_for_boxes_is_chosen(
     place: Place, device: str, weights: str, expected: str
 ) -> None:
     place(device, there=ARCHITECTURES_WITH_BOXES, fetched=("ssd300_vgg16", "yolo11n-seg"))

@@ -36,7 +36,7 @@ def trial(dataset: Path, training: CocoSplit | None = None, **changes: Any) -> T
 
 
 @pytest.mark.services
-def test_fewer_images_pass_at_once_where_there_is_less_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_less_memory_means_a_smaller_micro_batch(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = trial(dataset)
     monkeypatch.setattr(fit, "_current_memory", lambda: 10**9)
     monkeypatch.setattr(fit, "_peak_memory", lambda: 10**9 + 10**8)
@@ -47,14 +47,12 @@ def test_fewer_images_pass_at_once_where_there_is_less_memory(dataset: Path, mon
     assert found == [16, 8, 3, 1, 1]
 
 
-def test_where_the_system_does_not_say_what_is_free_all_pass_at_once(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_free_memory_means_the_largest_micro_batch(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "free_memory", lambda: 0)
     assert largest_micro_batch(trial(dataset), 64, 5) == 5
 
 
-def test_what_an_image_takes_is_measured(dataset: Path) -> None:
+def test_the_memory_of_an_image_is_measured(dataset: Path) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("only Linux says it")
     fit._release_memory(torch.device("cpu"))
@@ -66,7 +64,7 @@ def test_what_an_image_takes_is_measured(dataset: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_an_image_takes_does_not_depend_on_what_was_tried_before(
+def test_the_memory_of_an_image_does_not_depend_on_earlier_trials(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not Path("/proc/self/clear_refs").exists():
@@ -78,7 +76,7 @@ def test_what_an_image_takes_does_not_depend_on_what_was_tried_before(
     assert largest_micro_batch(tried, 256, 1000) < 2 * alone
 
 
-def test_trying_changes_nothing_of_what_is_drawn_afterwards(dataset: Path) -> None:
+def test_a_trial_leaves_the_random_state_as_it_was(dataset: Path) -> None:
     before = torch.get_rng_state()
     tried = trial(dataset)
     largest_micro_batch(tried, 64, 2)
@@ -86,7 +84,7 @@ def test_trying_changes_nothing_of_what_is_drawn_afterwards(dataset: Path) -> No
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_network_that_was_tried_out_is_gone_afterwards(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_network_is_freed_afterwards(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = trial(dataset)
     made: list[weakref.ref[Any]] = []
     step = Trial.step
@@ -124,7 +122,7 @@ def linear_in_pixels(monkeypatch: pytest.MonkeyPatch, constant: float, each: flo
     return tried
 
 
-def test_the_largest_image_size_is_taken_with_which_images_are_seen_often_enough(
+def test_the_largest_image_size_that_still_shows_images_often_enough_is_chosen(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     linear_in_pixels(monkeypatch, 0.01, 1e-6)
@@ -147,7 +145,7 @@ def test_the_largest_image_size_is_taken_with_which_images_are_seen_often_enough
     ("height", "width", "asked", "most"),
     [(900, 1200, 500, 500), (300, 2000, 800, 320), (320, 320, 800, 320), (72, 72, 800, 96), (900, 900, 64, 64)],
 )
-def test_images_are_made_no_larger_than_they_are_or_than_is_asked(
+def test_the_chosen_size_exceeds_neither_the_images_nor_image_size(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int, asked: int, most: int
 ) -> None:
     linear_in_pixels(monkeypatch, 0.0, 1e-9)
@@ -165,13 +163,13 @@ def test_variants_of_a_photograph_count_as_the_photograph(dataset: Path, monkeyp
     assert found[0] == found[1] > found[2]
 
 
-def test_two_sizes_are_timed_and_no_more(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_two_sizes_are_timed(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = linear_in_pixels(monkeypatch, 0.01, 1e-6)
     image_size_for(trial(dataset, sized(read_split(dataset, "train"), 900, 900), image_size=800), 100.0, 4, 4)
     assert tried == [128, 256]
 
 
-def test_the_images_that_take_most_memory_are_tried(dataset: Path) -> None:
+def test_trials_use_the_images_that_need_most_memory(dataset: Path) -> None:
     split = sized(read_split(dataset, "train"), 100, 100, 3)
     split.images[1]["width"] = 160
     assert trial(dataset, split).largest_images(64, 5)[0] == 1
@@ -180,7 +178,7 @@ def test_the_images_that_take_most_memory_are_tried(dataset: Path) -> None:
 
 
 @pytest.mark.slow
-def test_batch_size_auto_learns_from_four_images_a_step_and_as_many_at_once_as_fit(
+def test_batch_size_auto_means_four_images_a_step_in_the_largest_micro_batches_that_fit(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "_current_memory", lambda: 10**9)
@@ -193,14 +191,14 @@ def test_batch_size_auto_learns_from_four_images_a_step_and_as_many_at_once_as_f
 
 
 @pytest.mark.slow
-def test_a_time_budget_chooses_the_image_size_by_trying(dataset: Path) -> None:
+def test_a_time_budget_chooses_the_image_size_by_trials(dataset: Path) -> None:
     done = train(settings(dataset, time_budget="6s", image_size=800))
     written = json.loads((done.run_dir / "config.json").read_text())
     assert written["model"]["image_size"] == 96  # the images have 72 pixels
     assert len(done.history["epoch"]) >= 1
 
 
-def test_a_time_budget_decides_when_it_ends(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_budget_decides_when_training_ends(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
     taken: list[float] = []
     plain = Step.__call__
@@ -222,7 +220,7 @@ def test_a_time_budget_decides_when_it_ends(dataset: Path, monkeypatch: pytest.M
     assert all(math.isfinite(value) for value in done.history["train_loss"])
 
 
-def test_a_budget_that_one_epoch_exceeds_ends_in_its_middle(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_shorter_than_an_epoch_ends_within_it(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
     shares = iter([0.0, 0.5, 1.2, 1.3, 1.4, 1.5])
     monkeypatch.setattr(Clock, "progress", lambda *_: next(shares))
@@ -231,7 +229,7 @@ def test_a_budget_that_one_epoch_exceeds_ends_in_its_middle(dataset: Path, monke
     assert done.history["images_per_second"][0] == pytest.approx(2 / done.history["seconds"][0])
 
 
-def test_clocks_tell_steps_or_time() -> None:
+def test_progress_is_measured_in_steps_or_in_time() -> None:
     by_steps = Clock(8, None)
     assert [by_steps.progress(taken, Processes()) for taken in (0, 2, 8)] == [0, 0.25, 1]
     by_time = Clock(None, 100.0, before=60.0)
@@ -239,7 +237,7 @@ def test_clocks_tell_steps_or_time() -> None:
     assert by_time.seconds == pytest.approx(60, abs=5)
 
 
-def test_what_a_time_budget_is_spent_on_before_the_first_step_is_no_part_of_the_training() -> None:
+def test_time_before_the_first_step_does_not_count_as_progress() -> None:
     begun = time.perf_counter() - 40
     clock = Clock(None, 100.0, begun=begun)
     assert clock.progress(0, Processes()) == 0, "there would be no warm-up"

@@ -64,7 +64,7 @@ def shown(items: SplitDataset, epoch: int, workers: int = 0) -> dict[int, tuple[
     return found
 
 
-def test_images_masks_and_names_are_those_that_the_transform_returns_at_the_size_that_the_network_sees(
+def test_items_are_what_the_transform_returns_resized_for_the_network(
     items: SplitDataset,
 ) -> None:
     image, target = augmented(items)[3]  # the first image in the first epoch
@@ -79,7 +79,7 @@ def test_images_masks_and_names_are_those_that_the_transform_returns_at_the_size
     assert int(augmented(items)[3][0][:, -1, -1].max()) == 40, "and changes nothing but that"
 
 
-def test_what_is_drawn_follows_from_seed_epoch_and_image_in_whatever_process(items: SplitDataset) -> None:
+def test_randomness_depends_on_seed_epoch_and_image_and_not_on_the_process(items: SplitDataset) -> None:
     first = shown(augmented(items), 1)
     assert first == shown(augmented(items), 1) == shown(augmented(items), 1, workers=2)
     epochs = [shown(augmented(items), epoch) for epoch in range(1, 9)]
@@ -101,12 +101,14 @@ def test_what_is_drawn_follows_from_seed_epoch_and_image_in_whatever_process(ite
         (lambda image, masks, _, __: (image, masks, ["dent"]), "returned 'dent', which is no class"),
     ],
 )
-def test_what_fits_nothing_is_refused_with_the_files_name(items: SplitDataset, returned: Any, why: str) -> None:
+def test_a_wrong_result_of_a_transform_is_refused_with_the_files_name(
+    items: SplitDataset, returned: Any, why: str
+) -> None:
     with pytest.raises(FlawmaskError, match=rf"1\.png: the transform {why}"):
         augmented(items, returned)[3]
 
 
-def test_an_instance_may_go_and_others_may_come(items: SplitDataset) -> None:
+def test_a_transform_may_remove_and_add_instances(items: SplitDataset) -> None:
     assert augmented(items, lambda image, masks, _, __: (image, masks[:0], []))[3][1]["boxes"].shape == (0, 4)
     target = augmented(items, lambda image, masks, _, __: (image, np.repeat(masks, 2, axis=0), ["crack", "good"]))[3][1]
     assert target["labels"].tolist() == [2, 1]
@@ -143,7 +145,7 @@ def turned(image: Image, masks: Masks, names: list[str], draw: np.random.Generat
 
 
 @pytest.mark.slow
-def test_callbacks_are_told_in_order_and_a_training_with_a_transform_goes_on_to_the_bit(tmp_path: Path) -> None:
+def test_callbacks_are_called_in_order_and_a_training_with_a_transform_resumes_to_the_bit(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data")
     whole, half, rest = Noted(), Noted(until=1), Noted()
     expected = train(settings(tmp_path / "data", epochs=2), transform=turned, callbacks=[whole])
@@ -161,7 +163,7 @@ def test_callbacks_are_told_in_order_and_a_training_with_a_transform_goes_on_to_
 
 
 @pytest.mark.slow
-def test_a_training_that_augments_goes_on_to_the_bit(tmp_path: Path) -> None:
+def test_a_training_with_augmentation_resumes_to_the_bit(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data")
     expected = train(settings(tmp_path / "data", epochs=2, train_augment="strong"))
     config = settings(tmp_path / "data", epochs=2, train_augment="strong", output_dir=tmp_path / "stopped")

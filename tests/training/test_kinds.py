@@ -42,7 +42,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("drawn", "toy")
 @pytest.mark.parametrize("arch", [*KINDS, TOY.name])
-def test_a_training_is_written_with_its_own_losses_and_predicts(dataset: Path, arch: Arch) -> None:
+def test_a_training_writes_the_kinds_own_losses_and_its_model_predicts(dataset: Path, arch: Arch) -> None:
     done = train(settings(dataset, arch=arch, select_by="f1"))
     _, spec = checkpoint.load(done.run_dir / "best.pt")
     assert spec.arch == arch
@@ -59,13 +59,13 @@ def test_a_training_is_written_with_its_own_losses_and_predicts(dataset: Path, a
 
 @pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize("asked", [{"weights": "imagenet"}, {"compile": "on"}, {"select_by": "segm_ap"}])
-def test_what_a_further_network_cannot_do_is_refused(asked: dict[str, Any]) -> None:
+def test_settings_that_a_users_network_does_not_support_are_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(FlawmaskError, match="toy"):
         TrainSettings(**{"arch": TOY.name, **asked})
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_further_network_can_be_compared_and_need_not_have_published_weights() -> None:
+def test_a_users_network_can_be_compared_without_published_weights() -> None:
     assert CompareConfig(category="bottle", archs="toy,yolo11n", weights="none").arch_names == ("toy", "yolo11n")
     with pytest.raises(FlawmaskError, match="there are no ImageNet weights for toy; give none or a file's path"):
         pretrained(TOY.name, "coco")
@@ -75,7 +75,7 @@ class PowerCutError(Exception):
     """The machine stops."""
 
 
-def test_an_interrupted_training_of_yolo_ends_with_the_weights_of_one_that_was_not(
+def test_an_interrupted_training_of_yolo_ends_with_the_same_weights(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(dataset, arch="yolo11n-seg", epochs=2, batch_size=1, save_every="1", ema=True)

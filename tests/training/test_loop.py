@@ -33,7 +33,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_eight_images_are_learned_from_nothing_until_every_defect_is_found(tmp_path: Path) -> None:
+def test_eight_images_are_learned_from_scratch_until_every_defect_is_detected(tmp_path: Path) -> None:
     make_split(tmp_path / "data" / "train", range(8))
     done = train(settings(tmp_path / "data", epochs=30, batch_size=1, proposals=100, lr=0.01, seed=3))
     losses = done.history["train_loss"]
@@ -65,7 +65,7 @@ def learned(loss: float | None, losses: int = 5) -> EpochProgress:
         ("f1", [0.9, 0.5, 0.8], 1),
     ],
 )
-def test_the_best_epoch_is_the_one_that_select_by_names(
+def test_select_by_decides_the_best_epoch(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, select_by: str, values: list[float | None], best: int
 ) -> None:
     told = iter(values)
@@ -95,7 +95,7 @@ def test_the_best_epoch_is_the_one_that_select_by_names(
 @pytest.mark.parametrize(
     ("size", "asked", "expected"), [(800, None, 1000), (512, None, 640), (64, None, 200), (64, 9, 9)]
 )
-def test_a_network_looks_at_as_many_regions_as_asked_or_as_the_images_have_room_for(
+def test_the_number_of_region_proposals_is_as_set_or_follows_the_image_size(
     dataset: Path, size: int, asked: int | None, expected: int
 ) -> None:
     given = Pretrained({}, "group", None, "")
@@ -103,13 +103,13 @@ def test_a_network_looks_at_as_many_regions_as_asked_or_as_the_images_have_room_
     assert (spec.image_size, spec.proposals) == (size, expected)
 
 
-def test_selecting_by_a_figure_of_the_validation_split_writes_it_down(dataset: Path) -> None:
+def test_a_validation_metric_that_selects_is_in_the_history(dataset: Path) -> None:
     done = train(settings(dataset, select_by="f1"))
     assert set(done.history) >= {"segm_ap", "f1"}
     assert 0 <= done.history["segm_ap"][0] <= 1
 
 
-def test_the_export_of_another_tool_trains_as_the_folder_that_it_is_of(dataset: Path) -> None:
+def test_the_export_of_another_tool_trains_like_the_original_folder(dataset: Path) -> None:
     whole = train(light(dataset)).run_dir
     export = dataset.rename(dataset.parent / "export")
     (export / "val").rename(export / "valid")
@@ -128,7 +128,7 @@ def test_the_export_of_another_tool_trains_as_the_folder_that_it_is_of(dataset: 
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_weights_and_another_one_others(dataset: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_other_weights(dataset: Path) -> None:
     runs = [
         train(settings(dataset, output_dir=dataset.parent / f"run_{at}", seed=seed)).run_dir / "last.pt"
         for at, seed in enumerate([0, 0, 1])
@@ -138,7 +138,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(dataset: Pa
 
 
 @pytest.mark.slow
-def test_the_validation_split_leaves_no_trace_on_the_training(dataset: Path) -> None:
+def test_the_validation_split_does_not_affect_training(dataset: Path) -> None:
     with_val = train(settings(dataset, epochs=2))
     (dataset / "val").rename(dataset / "unused")
     without = train(settings(dataset, epochs=2, output_dir=dataset.parent / "without"))
@@ -148,12 +148,12 @@ def test_the_validation_split_leaves_no_trace_on_the_training(dataset: Path) -> 
 
 
 @pytest.mark.slow
-def test_plain_sgd_at_the_default_rate_stays_finite_from_nothing(dataset: Path) -> None:
+def test_plain_sgd_at_the_default_rate_stays_finite_from_scratch(dataset: Path) -> None:
     done = train(settings(dataset, epochs=6, optimizer="sgd", lr=0.005))
     assert done.history["train_loss"][-1] < done.history["train_loss"][0]
 
 
-def test_training_goes_on_from_a_file_and_says_in_a_line_what_did_not_fit(
+def test_training_starts_from_a_file_and_logs_what_did_not_match(
     dataset: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(settings(dataset)).run_dir / "best.pt"
@@ -189,7 +189,7 @@ def test_bf16_trains_and_is_written_in_float32(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("select_by", ["train_loss", "val_loss"])
-def test_patience_ends_a_training_that_no_longer_gets_better(
+def test_patience_ends_a_training_that_no_longer_improves(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, select_by: str
 ) -> None:
     told = iter([3.0, 1.0, 2.0, 1.0, 0.5])
@@ -205,7 +205,7 @@ def test_patience_ends_a_training_that_no_longer_gets_better(
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_images_kept_decoded_change_no_weight(dataset: Path, ema: bool) -> None:
+def test_the_image_cache_changes_no_weight(dataset: Path, ema: bool) -> None:
     kept = train(light(dataset, epochs=2, ema=ema))
     anew = train(light(dataset, epochs=2, ema=ema, cache_gb=0.0, output_dir=dataset.parent / "anew"))
     assert same_weights(kept.run_dir / "last.pt", anew.run_dir / "last.pt")
@@ -213,7 +213,7 @@ def test_images_kept_decoded_change_no_weight(dataset: Path, ema: bool) -> None:
 
 
 @pytest.mark.parametrize(("kept", "decodings"), [(4.0, 1), (0.0, 3)])
-def test_each_image_is_decoded_for_its_first_epoch_alone_where_it_is_kept(
+def test_a_cached_image_is_decoded_only_once(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, kept: float, decodings: int
 ) -> None:
     decoded: Counter[Path] = Counter()
@@ -230,9 +230,7 @@ def test_each_image_is_decoded_for_its_first_epoch_alone_where_it_is_kept(
     assert len(decoded) == 6
 
 
-def test_what_is_kept_decoded_is_deleted_in_the_end_also_of_a_training_that_fails(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_image_cache_is_deleted_even_if_training_fails(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = dataset.parent / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -245,7 +243,7 @@ def test_what_is_kept_decoded_is_deleted_in_the_end_also_of_a_training_that_fail
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
-def test_an_average_of_the_weights_is_what_is_judged_and_written(dataset: Path, norm: str) -> None:
+def test_the_moving_average_is_evaluated_and_saved(dataset: Path, norm: str) -> None:
     make = settings if norm == "group" else light
     plain = train(make(dataset, epochs=2, norm=norm))
     averaged = train(make(dataset, epochs=2, norm=norm, ema=True, output_dir=dataset.parent / "averaged"))
@@ -263,7 +261,7 @@ def test_an_average_of_the_weights_is_what_is_judged_and_written(dataset: Path, 
 
 
 @pytest.mark.parametrize(("norm", "micro_batch_size"), [("batch", 2), ("group", 1)])
-def test_the_effective_batch_size_is_what_a_step_learns_from_and_a_cpu_takes_one_by_one_what_it_can(
+def test_a_step_uses_the_effective_batch_size_and_a_cpu_goes_image_by_image_where_possible(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, norm: str, micro_batch_size: int
 ) -> None:
     passes: list[tuple[int, int]] = []

@@ -58,7 +58,7 @@ def whole(image: Tensor, masks: list[Mask], target: Target) -> dict[str, Tensor]
 @pytest.mark.parametrize("roi_samples", [512, 16])
 @pytest.mark.parametrize("chosen", [[0, 1, 2, 3], [1], [3, 1]])
 @pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "fasterrcnn_mobilenet_v3_large_fpn"])
-def test_the_losses_and_their_gradients_are_those_of_torchvision_on_each_image_averaged(
+def test_losses_and_gradients_are_the_mean_of_torchvisions_for_each_image(
     arch: Arch, chosen: list[int], roi_samples: int
 ) -> None:
     model = network(roi_samples, arch)
@@ -80,7 +80,7 @@ def test_the_losses_and_their_gradients_are_those_of_torchvision_on_each_image_a
     assert torch.equal(torch.get_rng_state(), before), "PyTorch's own generator was drawn from"
 
 
-def test_what_is_drawn_is_of_the_kinds_asked_for_none_twice_and_each_as_likely() -> None:
+def test_samples_are_of_the_wanted_kind_distinct_and_uniform() -> None:
     labels = torch.tensor([0, 1, -1, 2, 0, 0, 1, -1, 0, 3])
     draw = torch.Generator().manual_seed(0)
     on, beside = [], []
@@ -102,7 +102,7 @@ def test_what_is_drawn_is_of_the_kinds_asked_for_none_twice_and_each_as_likely()
     assert [sorted(one.tolist()) for one in _draw(few, 99, 0.5, draw)] == [[3], [0, 1, 2, 4]]
 
 
-def test_what_is_drawn_of_an_image_follows_from_the_seed_and_its_id_alone() -> None:
+def test_samples_of_an_image_depend_only_on_the_seed_and_its_id() -> None:
     def drawn(seed: int, image_id: int) -> list[float]:
         torch.manual_seed(seed)
         torch.rand(3)
@@ -121,7 +121,7 @@ def test_every_parameter_has_a_gradient_on_an_image_without_an_instance() -> Non
     assert found.keys() == {name for name, one in model.named_parameters() if one.requires_grad}
 
 
-def test_an_image_with_more_instances_has_more_regions_within_bounds() -> None:
+def test_more_instances_mean_more_sampled_regions_within_bounds() -> None:
     counts = [samples_for(instances) for instances in range(100)]
     assert counts == sorted(counts)
     assert (counts[0], counts[1], counts[-1]) == (MIN_SAMPLES, 32, MAX_SAMPLES)
@@ -141,7 +141,7 @@ def seen_by(heads: Any, name: str, seen: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize(("roi_samples", "expected"), [(None, [64, 32, 96, 32]), (20, [20, 20, 20, 20])])
-def test_as_many_regions_are_drawn_as_the_instances_of_each_image_ask_for(
+def test_the_number_of_sampled_regions_follows_the_instances_of_each_image(
     roi_samples: int | None, expected: list[int]
 ) -> None:
     model = network()
@@ -154,7 +154,7 @@ def test_as_many_regions_are_drawn_as_the_instances_of_each_image_ask_for(
 
 
 @pytest.mark.parametrize(("roi_samples", "expected"), [(None, [8, 0, 12, 4]), (128, [32, 0, 32, 32])])
-def test_as_many_masks_are_learned_as_there_is_use_for(roi_samples: int | None, expected: list[int]) -> None:
+def test_the_number_of_learned_masks_is_limited(roi_samples: int | None, expected: list[int]) -> None:
     model = network()
     drawn: list[list[int]] = []
     seen_by(model.roi_heads, "mask_roi_pool", drawn)
@@ -181,7 +181,7 @@ def test_mask_targets_are_those_of_torchvision_on_masks_as_large_as_the_image(si
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_an_image_without_boxes_on_an_instance_has_no_mask_targets() -> None:
+def test_an_image_without_positive_boxes_has_no_mask_targets() -> None:
     size = (20, 30)
     none, nowhere = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     assert mask_targets(target_of([], size), none, nowhere, 28).shape == (0, 28, 28)

@@ -98,7 +98,7 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance:
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 @pytest.mark.parametrize(("micro_batch_size", "is_of_one_size"), [(4, False), (3, False), (3, True)])
-def test_figures_and_gradients_of_passes_are_those_of_the_plain_way(
+def test_losses_and_gradients_of_passes_equal_the_plain_computation(
     tmp_path: Path, micro_batch_size: int, is_of_one_size: bool, scale: float
 ) -> None:
     model, images = without_chance(), five_on_each() if is_of_one_size else four_images()
@@ -118,7 +118,7 @@ def test_figures_and_gradients_of_passes_are_those_of_the_plain_way(
         assert_close({name: one * scale for name, one in gradients_of(model).items()}, wanted, 3e-5)
 
 
-def test_a_step_by_passes_moves_the_weights_as_one_by_the_plain_way(tmp_path: Path) -> None:
+def test_a_step_by_passes_updates_weights_like_a_plain_step(tmp_path: Path) -> None:
     figures, weights = [], []
     for is_by_passes in (False, True):
         model = without_chance()
@@ -134,7 +134,7 @@ def test_a_step_by_passes_moves_the_weights_as_one_by_the_plain_way(tmp_path: Pa
         torch.testing.assert_close(one, weights[0][name], atol=1e-5, rtol=1e-3, msg=name)
 
 
-def test_a_pass_asks_the_device_one_question_however_many_images_and_instances_there_are(
+def test_a_pass_reads_one_value_from_the_device_whatever_the_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = network()
@@ -168,7 +168,7 @@ class Outer:
     counts: tuple[int, ...]
 
 
-def test_copies_of_what_goes_in_have_memory_of_their_own_and_take_what_comes_next_where_they_lie() -> None:
+def test_copied_inputs_have_their_own_memory_and_later_inputs_are_copied_into_it() -> None:
     given = Outer(torch.arange(3.0), Inner(torch.ones(2, dtype=torch.bool), "a name"), (1, 2))
     kept = _copied(given, CPU)
     assert isinstance(kept, Outer)
@@ -188,7 +188,7 @@ def test_copies_of_what_goes_in_have_memory_of_their_own_and_take_what_comes_nex
     assert given.first.tolist() == [0, 1, 2]
 
 
-def test_what_is_one_tensor_short_is_not_copied() -> None:
+def test_inputs_with_a_missing_tensor_are_not_copied() -> None:
     """Of a network without masks, say, into what was recorded of one with."""
     whole = Outer(torch.zeros(1), Inner(torch.zeros(1), ""), ())
     with pytest.raises(ValueError, match="zip"):
@@ -207,7 +207,7 @@ def forgetful(model: Any) -> Passes:
     return passes
 
 
-def test_what_is_recorded_is_forgotten_once_and_nothing_more_is_recorded() -> None:
+def test_release_frees_recordings_once_and_stops_recording() -> None:
     passes = forgetful(without_chance())
     assert passes.release()
     assert not passes.is_recording
@@ -215,7 +215,7 @@ def test_what_is_recorded_is_forgotten_once_and_nothing_more_is_recorded() -> No
     assert not passes.release()
 
 
-def test_where_memory_runs_out_what_is_recorded_goes_first_and_only_then_do_fewer_images_pass_at_once(
+def test_out_of_memory_first_releases_recordings_and_then_shrinks_the_micro_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, images = without_chance(), five_on_each()
@@ -243,7 +243,7 @@ def test_where_memory_runs_out_what_is_recorded_goes_first_and_only_then_do_fewe
     assert_close(found, gradients_of(model), 3e-5)
 
 
-def test_what_cannot_be_recorded_is_said_once_and_computed_as_it_comes(
+def test_a_failed_recording_is_logged_once_and_training_goes_on_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: Any) -> None:
@@ -268,7 +268,7 @@ def test_what_cannot_be_recorded_is_said_once_and_computed_as_it_comes(
 
 
 @pytest.mark.parametrize(("was_recorded", "processes"), [(True, 1), (False, 1), (True, 2)])
-def test_validation_that_runs_out_of_memory_is_tried_again_where_something_was_recorded_and_nobody_waits(
+def test_validation_out_of_memory_is_retried_after_a_release_in_a_single_process(
     was_recorded: bool, processes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     left = [torch.OutOfMemoryError("CUDA out of memory")]
@@ -288,7 +288,7 @@ def test_validation_that_runs_out_of_memory_is_tried_again_where_something_was_r
             _with_memory(step, measure)
 
 
-def test_a_shape_is_recorded_when_it_comes_again_and_no_more_than_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_is_recorded_the_second_time_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
     class Pretended:
@@ -321,7 +321,7 @@ def test_a_cpu_records_nothing(tmp_path: Path, compile: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "ssdlite320_mobilenet_v3_large"])
-def test_to_insist_on_recording_is_refused_on_a_cpu_before_anything_is_written(tmp_path: Path, arch: Arch) -> None:
+def test_compile_on_is_refused_on_a_cpu_before_anything_is_written(tmp_path: Path, arch: Arch) -> None:
     dataset = make_dataset(tmp_path / "data")
     with pytest.raises(FlawmaskError, match=rf"--compile on: {arch}.* cannot be recorded") as caught:
         train(settings(dataset, arch=arch, compile="on"))
@@ -339,13 +339,13 @@ def test_to_insist_on_recording_is_refused_on_a_cpu_before_anything_is_written(t
         ("ssdlite320_mobilenet_v3_large", "batch", CUDA, False),
     ],
 )
-def test_what_can_be_recorded_is_an_rcnn_on_cuda(arch: Arch, norm: Any, device: torch.device, expected: bool) -> None:
+def test_only_an_rcnn_on_cuda_can_be_recorded(arch: Arch, norm: Any, device: torch.device, expected: bool) -> None:
     size = 320 if arch.startswith("ssd") else 64
     spec = replace(SPEC, arch=arch, norm=norm, image_size=size)
     assert can_record(spec, build(spec), device) == expected
 
 
-def test_heads_whose_norms_look_at_all_regions_are_not_recorded() -> None:
+def test_heads_with_batch_norm_are_not_recorded() -> None:
     """They would look at slots that do not count."""
     model = without_chance()
     assert can_record(SPEC, model, CUDA)
@@ -366,9 +366,7 @@ BATCHES = 3
 @needs_cuda
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_recorded_passes_give_figures_and_gradients_of_those_not_recorded(
-    dtype: torch.dtype, tolerance: float, scale: float
-) -> None:
+def test_recorded_passes_give_the_same_losses_and_gradients(dtype: torch.dtype, tolerance: float, scale: float) -> None:
     """bfloat16 has 8 bits; and a sum in another order may round an objectness to its neighbour."""
     model = on_cuda(dtype)
     shares = torch.rand(len(LOSSES), device=CUDA) + 0.5
@@ -393,7 +391,7 @@ def test_recorded_passes_give_figures_and_gradients_of_those_not_recorded(
 
 
 @needs_cuda
-def test_a_recorded_pass_adds_to_the_gradients_that_there_are_and_its_figures_stay() -> None:
+def test_a_recorded_pass_accumulates_gradients_and_its_losses_are_not_overwritten() -> None:
     model, shares = on_cuda(torch.float32), torch.ones(len(LOSSES), device=CUDA)
     passes = Passes(model, LOSSES, ENOUGH, scaler_of(1.0, CUDA), is_recording=True)
     passes(five_on_each(0), shares)
@@ -430,7 +428,7 @@ def test_a_step_waits_for_the_gpu_at_most_five_times(
 
 @needs_cuda
 @pytest.mark.parametrize(("compile", "is_recording"), [("auto", True), ("on", True), ("off", False)])
-def test_the_flag_says_whether_a_gpu_records(tmp_path: Path, compile: str, is_recording: bool) -> None:
+def test_the_flag_compile_decides_whether_a_gpu_records(tmp_path: Path, compile: str, is_recording: bool) -> None:
     step = step_of(to_device(network(), CUDA), tmp_path, compile=compile)
     assert step.passes is not None
     assert step.passes.is_recording == is_recording
@@ -450,7 +448,7 @@ def test_a_training_on_a_gpu_has_a_finite_loss_on_both_splits(tmp_path: Path, co
 
 
 @needs_cuda
-def test_losses_that_are_only_looked_at_are_on_a_gpu_those_of_the_cpu(tmp_path: Path) -> None:
+def test_losses_without_gradients_are_the_same_on_gpu_and_cpu(tmp_path: Path) -> None:
     """As validation does."""
     images = four_images()
     expected = step_of(without_chance(), tmp_path)
@@ -461,7 +459,7 @@ def test_losses_that_are_only_looked_at_are_on_a_gpu_those_of_the_cpu(tmp_path: 
     torch.testing.assert_close(found.cpu(), wanted, atol=1e-3, rtol=1e-3)
 
 
-def test_only_what_is_in_page_locked_memory_is_copied_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_page_locked_memory_is_copied_asynchronously(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass
     class Pair:
         pinned: Tensor

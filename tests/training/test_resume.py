@@ -72,7 +72,7 @@ def interrupted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, after: int
         (settings, {"precision": "bf16", "norm": "frozen", "anchor_sizes": (4, 8, 16, 24, 32)}),
     ],
 )
-def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_not(
+def test_an_interrupted_training_ends_with_the_same_weights(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., TrainConfig], changes: dict[str, Any]
 ) -> None:
     whole = train(make(dataset, epochs=3, **changes))
@@ -109,7 +109,7 @@ def cut_at_step(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: in
     ("make", "changes", "numbers"),
     [(settings, {"roi_samples": None}, (4,)), (light, {"norm": "batch", "ema": True, "optimizer": "sgd"}, (3, 11))],
 )
-def test_a_training_that_ended_within_an_epoch_goes_on_from_its_last_saved_step(
+def test_a_training_interrupted_within_an_epoch_resumes_from_its_last_saved_step(
     dataset: Path,
     monkeypatch: pytest.MonkeyPatch,
     make: Callable[..., TrainConfig],
@@ -137,7 +137,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.mark.parametrize(("written", "number"), [("checkpoint.save", 1), ("draw_curves", 1), ("checkpoint.save", 3)])
-def test_a_training_that_ended_while_an_epoch_was_written_has_that_epoch_once(
+def test_a_training_killed_while_writing_an_epoch_has_that_epoch_once(
     dataset: Path, whole: Trained, monkeypatch: pytest.MonkeyPatch, written: str, number: int
 ) -> None:
     place: Any = checkpoint if written == "checkpoint.save" else callbacks
@@ -162,9 +162,7 @@ def test_a_training_that_ended_while_an_epoch_was_written_has_that_epoch_once(
         assert same_weights(done.run_dir / one, whole.run_dir / one)
 
 
-def test_a_training_is_saved_every_so_many_steps_or_after_so_much_time(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_save_every_counts_steps_or_time(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[tuple[int, Any]] = []
 
     def saving(state: resume.State, run_dir: Path) -> None:
@@ -182,7 +180,7 @@ def test_a_training_is_saved_every_so_many_steps_or_after_so_much_time(
     assert saved == [(1, 1), (1, 2), (1, None)]
 
 
-def test_a_damaged_state_is_told_by_its_checksum_and_the_one_before_it_is_used(
+def test_a_damaged_state_is_detected_by_its_checksum_and_the_previous_one_is_used(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = train(light(dataset, epochs=3))
@@ -214,7 +212,7 @@ def test_a_damaged_state_is_told_by_its_checksum_and_the_one_before_it_is_used(
         train(TrainConfig(resume=run))
 
 
-def test_a_state_that_cannot_be_written_leaves_the_last_one(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_cannot_be_written_keeps_the_last_one(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train(light(dataset, epochs=2)).run_dir
     before = {name: (run / name).read_bytes() for name in ("state.pt", "state_before.pt")}
     _, state = resume.load(run, "state.pt")
@@ -230,14 +228,14 @@ def test_a_state_that_cannot_be_written_leaves_the_last_one(dataset: Path, monke
     assert not [name for name in names(run) if name.startswith(".")]
 
 
-def test_a_run_that_was_moved_goes_on_where_it_lies_now(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_run_resumes_in_its_new_folder(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = interrupted(light(dataset, epochs=2), monkeypatch, after=1)
     run = run.rename(dataset.parent / "elsewhere")
     assert train(TrainConfig(resume=run)).history["epoch"] == [1, 2]
     assert not (dataset.parent / "run").exists()
 
 
-def test_what_a_killed_judgement_left_in_the_run_is_no_hindrance(dataset: Path) -> None:
+def test_files_of_a_killed_evaluation_do_not_prevent_a_resume(dataset: Path) -> None:
     run = train(light(dataset)).run_dir
     left = run / f".inference_val.{'a' * 16}.partial"
     left.mkdir()
@@ -257,7 +255,7 @@ def test_a_finished_run_has_nothing_left_to_do(dataset: Path) -> None:
     assert (done.run_dir / "last.pt").read_bytes() == before
 
 
-def test_time_that_was_spent_before_counts(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_of_earlier_sessions_counts(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
     run = interrupted(light(dataset, time_budget="1h"), monkeypatch, after=1)
     content = torch.load(run / "state.pt", weights_only=True)
@@ -268,7 +266,7 @@ def test_time_that_was_spent_before_counts(dataset: Path, monkeypatch: pytest.Mo
     assert train(TrainConfig(resume=run)).history["epoch"] == [1]
 
 
-def test_images_that_passed_at_once_are_remembered(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_micro_batch_size_is_restored(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Step.__call__
 
     def stepping(self: Any, *given: Any, **more: Any) -> Any:
@@ -290,7 +288,7 @@ def refused(says: str, run: Path) -> None:
     assert (names(run) if run.exists() else None) == before
 
 
-def test_other_images_than_it_began_with_are_refused(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_with_other_images_is_refused(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = interrupted(light(dataset, epochs=2), monkeypatch, after=1)
     path = dataset / "train" / "images" / "2.png"
     original = path.read_bytes()
@@ -300,7 +298,7 @@ def test_other_images_than_it_began_with_are_refused(dataset: Path, monkeypatch:
     train(TrainConfig(resume=run))
 
 
-def test_what_is_no_run_is_refused(dataset: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused(dataset: Path) -> None:
     refused(r"--resume .*nowhere: there is no config\.json", dataset.parent / "nowhere")
     refused(r"--resume .*data: there is no config\.json", dataset)
     run = train(light(dataset)).run_dir
@@ -316,7 +314,7 @@ def test_what_is_no_run_is_refused(dataset: Path) -> None:
     refused(r"config\.json was written by another version of Flawmask", run)
 
 
-def test_a_run_that_was_not_saved_yet_begins_once_more_and_one_without_its_state_is_refused(dataset: Path) -> None:
+def test_an_unsaved_run_starts_again_and_a_run_without_its_state_is_refused(dataset: Path) -> None:
     run = train(light(dataset)).run_dir
     before = (run / "last.pt").read_bytes()
     (run / "state.pt").unlink()
@@ -329,7 +327,7 @@ def test_a_run_that_was_not_saved_yet_begins_once_more_and_one_without_its_state
     assert (run / "last.pt").read_bytes() == before
 
 
-def test_a_stage_of_a_pipeline_stays_one_and_says_how_it_goes_on(
+def test_a_pipeline_stage_stays_one_and_names_the_command_to_resume(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, whole = dataset.parent / "run", {"category": "plates"}
@@ -360,9 +358,7 @@ def test_settings_are_read_back_as_they_were(dataset: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_of_weights_that_a_run_started_from_need_not_be_there_any_more(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_initial_weights_file_is_not_needed_for_a_resume(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(settings(dataset)).run_dir / "best.pt"
     changed = settings(dataset, epochs=2, weights=str(first), output_dir=dataset.parent / "more")
     run = interrupted(changed, monkeypatch, after=1)

@@ -40,7 +40,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("drawn")
-def test_a_run_is_written_whole_and_says_what_happened(dataset: Path) -> None:
+def test_a_run_folder_is_complete_and_describes_the_run(dataset: Path) -> None:
     done = train(settings(dataset, epochs=3))
     assert names(done.run_dir) == RUN_FILES
     history = json.loads((done.run_dir / "history.json").read_text())
@@ -104,7 +104,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("log", ["tensorboard", "mlflow"])
-def test_logging_tells_the_history_and_some_masks_and_changes_no_weight(
+def test_trackers_get_history_and_masks_and_change_no_weight(
     dataset: Path, quiet: Trained, monkeypatch: pytest.MonkeyPatch, log: str
 ) -> None:
     monkeypatch.chdir(dataset.parent)
@@ -142,7 +142,7 @@ def in_mlflow(run_dir: Path) -> tuple[dict[str, list[float]], list[str]]:
 
 
 @pytest.mark.parametrize("broken_epoch", [1, 2])
-def test_a_training_that_stops_is_failed_in_mlflow(
+def test_a_stopped_training_is_failed_in_mlflow(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, broken_epoch: int
 ) -> None:
 
@@ -162,7 +162,7 @@ def test_a_training_that_stops_is_failed_in_mlflow(
 
 
 @pytest.mark.parametrize("log", ["tensorboard", "mlflow"])
-def test_a_log_that_is_not_installed_is_refused_with_what_installs_it(
+def test_a_missing_tracker_is_refused_with_the_command_to_install_it(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, log: str
 ) -> None:
     monkeypatch.setitem(sys.modules, log, None)  # an import of it fails from now on
@@ -174,7 +174,7 @@ def test_a_log_that_is_not_installed_is_refused_with_what_installs_it(
     assert names(dataset.parent) == ["data"]
 
 
-def test_the_pictures_can_be_looked_at_while_it_trains(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_there_during_training(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = []
 
     def epoch(*given: Any) -> Any:
@@ -187,9 +187,7 @@ def test_the_pictures_can_be_looked_at_while_it_trains(dataset: Path, monkeypatc
     assert there == [None, FIRST_FILES]
 
 
-def test_the_batches_shown_are_those_that_the_network_learned_from_first(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pictured_batches_are_the_first_training_batches(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learned: list[list[int]] = []
     shown: list[list[int]] = []
     step = Step.__call__
@@ -233,7 +231,7 @@ def refused(says: str, config: TrainConfig) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_earlier_run_is_replaced_only_when_asked_and_whole(dataset: Path) -> None:
+def test_an_earlier_run_is_replaced_only_with_overwrite_and_completely(dataset: Path) -> None:
     done: Trained = train(light(dataset))
     (done.run_dir / "inference_val").mkdir()
     refused("run already holds a run: .* --overwrite", light(dataset))
@@ -253,7 +251,7 @@ def test_a_folder_that_holds_something_else_is_never_replaced(dataset: Path, nam
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_stops_the_training_in_one_line_and_keeps_the_earlier_run(dataset: Path, workers: int) -> None:
+def test_a_bad_image_stops_training_with_one_line_and_keeps_the_earlier_run(dataset: Path, workers: int) -> None:
     done = train(light(dataset))
     before = (done.run_dir / "best.pt").read_bytes()
     path = dataset / "train" / "images" / "3.png"
@@ -267,7 +265,7 @@ def edit(dataset: Path, split: str, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_data_that_cannot_be_trained_on_is_refused_and_nothing_written(dataset: Path) -> None:
+def test_unusable_training_data_is_refused_and_nothing_is_written(dataset: Path) -> None:
     refused("--num_classes is 3, but .*train has 2: good, defect", settings(dataset, num_classes=3))
     edit(dataset, "val", categories=[{"id": 1, "name": "good"}, {"id": 2, "name": "crack"}])
     refused("other categories in train than in val", settings(dataset))
@@ -280,13 +278,13 @@ def test_data_that_cannot_be_trained_on_is_refused_and_nothing_written(dataset: 
     assert names(dataset.parent) == ["data"]
 
 
-def test_a_device_and_a_precision_that_are_not_there_are_refused(dataset: Path) -> None:
+def test_a_missing_device_and_an_unsupported_precision_are_refused(dataset: Path) -> None:
     refused("--device tpu is not there", settings(dataset, device="tpu"))
     refused("--precision fp16 needs CUDA", settings(dataset, precision="fp16"))
     assert names(dataset.parent) == ["data"]
 
 
-def test_a_run_says_which_parts_it_was_trained_on_and_is_not_judged_on_others_of_their_images(dataset: Path) -> None:
+def test_a_run_records_its_training_groups_and_their_other_images_are_not_evaluated(dataset: Path) -> None:
     for split, groups in {"train": "abcc", "val": "dc"}.items():
         path = dataset / split / "annotations.json"
         content = json.loads(path.read_text())

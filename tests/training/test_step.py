@@ -134,7 +134,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_and_the_training_goes_
     assert all(torch.isfinite(one).all() for one in weights.values())
 
 
-def test_too_many_in_a_row_end_the_training_and_keep_what_was_saved(
+def test_too_many_skipped_steps_in_a_row_end_training_and_keep_the_last_save(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad_at(set(range(5, 100)), monkeypatch)
@@ -170,7 +170,7 @@ def test_a_step_whose_gradient_is_not_finite_changes_no_weight(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimizer: str) -> None:
+def test_a_step_updates_weights_like_the_plain_optimiser(dataset: Path, optimizer: str) -> None:
     taken = made_step(dataset, optimizer=optimizer, clip_norm=1e6)
     plain: Any = copy.deepcopy(taken.model)
     weights = [one.weight for one in plain.modules() if isinstance(one, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
@@ -203,7 +203,7 @@ def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimiz
         assert float(same.float().mean()) > 0.999, name
 
 
-def test_a_norm_and_a_bias_that_have_no_gradient_stay_and_weights_decay(dataset: Path) -> None:
+def test_weight_decay_applies_to_weights_but_not_to_norms_and_biases(dataset: Path) -> None:
     taken = made_step(dataset, optimizer="adamw")
     before = {name: one.clone() for name, one in taken.model.named_parameters()}
     for one in taken.model.parameters():
@@ -215,9 +215,7 @@ def test_a_norm_and_a_bias_that_have_no_gradient_stay_and_weights_decay(dataset:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_training_of_an_older_version_whose_norms_and_biases_decayed_goes_on_as_it_was_begun(
-    dataset: Path, optimizer: str
-) -> None:
+def test_a_state_of_an_older_version_keeps_decaying_norms_and_biases(dataset: Path, optimizer: str) -> None:
     batch = batch_of(dataset, 2)
     old = made_step(dataset, optimizer=optimizer)
     decayed: Any = old.optimizer.param_groups[0]
@@ -244,7 +242,7 @@ def test_the_rate_rises_over_the_warm_up_and_falls_along_a_cosine(progress: floa
     assert Schedule(0.02, "cosine", 200).at(progress, round(1000 * progress)) == pytest.approx(0.02 * factor, abs=1e-9)
 
 
-def test_the_rate_falls_in_steps_or_not_at_all_as_asked() -> None:
+def test_the_rate_falls_in_steps_or_stays_constant() -> None:
     by_steps = [Schedule(1.0, "step", 0).at(step / 90, step) for step in (0, 59, 61, 79, 81, 90)]
     assert by_steps == [1, 1, 0.1, 0.1, 0.01, 0.01]
     assert {Schedule(1.0, "constant", 0).at(step / 90, step) for step in range(91)} == {1.0}
@@ -252,7 +250,7 @@ def test_the_rate_falls_in_steps_or_not_at_all_as_asked() -> None:
 
 @pytest.mark.parametrize("warmup_steps", [0, 1, 200, 10**9])
 @pytest.mark.parametrize("kind", ["cosine", "step", "constant"])
-def test_the_rate_never_exceeds_the_one_asked_however_long_the_warm_up(kind: str, warmup_steps: int) -> None:
+def test_the_rate_never_exceeds_lr_whatever_the_warm_up(kind: str, warmup_steps: int) -> None:
     schedule = Schedule(0.005, kind, warmup_steps)
     rates = [schedule.at(step / 5000, step) for step in range(5001)]
     assert max(rates) <= 0.005
@@ -270,7 +268,7 @@ def test_the_rate_rises_over_the_warm_up_steps_and_at_most_a_tenth_of_the_traini
 
 @pytest.mark.parametrize("slower", [0.2, 1.0, 5.0])
 @pytest.mark.parametrize("steps", [100, 1000, 20_000])
-def test_where_the_time_decides_the_rate_rises_once_and_then_falls_without_a_leap(steps: int, slower: float) -> None:
+def test_with_a_time_budget_the_rate_rises_once_and_then_falls_smoothly(steps: int, slower: float) -> None:
     """Steps of the first half of the time take longer, or less long, than those of the second."""
     times = torch.cat((torch.full((steps,), slower), torch.ones(round(steps * slower)))).cumsum(0)
     schedule = Schedule(1.0, "cosine", 200)
@@ -294,7 +292,7 @@ def test_where_the_time_decides_the_rate_rises_once_and_then_falls_without_a_lea
         ("adamw", True, torch.optim.AdamW, 0.005),
     ],
 )
-def test_the_optimiser_suits_the_start_unless_one_is_named(
+def test_the_default_optimiser_depends_on_the_initial_weights(
     dataset: Path, optimizer: str, is_pretrained: bool, kind: type, rate: float
 ) -> None:
     config = settings(dataset, optimizer=optimizer, scheduler="constant", warmup_steps=0)
@@ -304,7 +302,7 @@ def test_the_optimiser_suits_the_start_unless_one_is_named(
     assert made.optimizer.param_groups[0]["lr"] == made.schedule.at(0.5, 1) == pytest.approx(rate)
 
 
-def test_a_gradient_is_clipped_to_the_length_asked(dataset: Path) -> None:
+def test_the_gradient_is_clipped_to_clip_norm(dataset: Path) -> None:
     taken = made_step(dataset, clip_norm=0.01)
     figures = taken(batch_of(dataset, 2), 0.0)
     gradients = [one.grad for one in taken.model.parameters() if one.grad is not None]
@@ -322,7 +320,7 @@ def emptied(target: Target) -> Target:
     return {name: one if name == "image_id" else one[:0] for name, one in target.items()}
 
 
-def test_the_masks_of_an_image_count_as_much_beside_images_without_any_in_one_pass_or_in_several(dataset: Path) -> None:
+def test_mask_losses_do_not_depend_on_images_without_masks_or_on_micro_batches(dataset: Path) -> None:
     batch = batch_of(dataset, 4)
     images, targets = batch.images, batch.targets
     batch = replace(batch, targets=[targets[0], *map(emptied, targets[1:])])
@@ -353,7 +351,7 @@ def out_of_memory_with_more_than(most: int, monkeypatch: pytest.MonkeyPatch) -> 
     return passed
 
 
-def test_where_memory_runs_out_fewer_images_pass_at_once_and_the_step_is_taken_whole(
+def test_out_of_memory_shrinks_the_micro_batch_and_the_step_uses_the_whole_batch(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     batch = batch_of(dataset, 4)
@@ -375,9 +373,7 @@ def test_where_memory_runs_out_fewer_images_pass_at_once_and_the_step_is_taken_w
     assert passed[6:] == [1, 1, 1, 1], "it tries again what did not fit"
 
 
-def test_after_memory_ran_out_the_gradient_is_the_one_that_there_would_have_been(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_does_not_change_the_gradient(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batch_of(dataset, 4)
     plain = made_step(dataset, 4)
     torch.manual_seed(9)
@@ -393,14 +389,14 @@ def test_after_memory_ran_out_the_gradient_is_the_one_that_there_would_have_been
         torch.testing.assert_close(one, wanted[name], atol=1e-4 * longest, rtol=1e-4, msg=name)
 
 
-def test_memory_that_does_not_hold_one_image_is_the_end(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_too_small_for_one_image_is_an_error(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = made_step(dataset, 1)
     out_of_memory_with_more_than(0, monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
         taken(batch_of(dataset, 4), 0.0)
 
 
-def test_other_errors_are_not_taken_for_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_taken_for_out_of_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
@@ -411,7 +407,7 @@ def test_other_errors_are_not_taken_for_memory(dataset: Path, monkeypatch: pytes
     assert taken.micro_batch_size == 4
 
 
-def test_the_averaged_weights_follow_as_the_recurrence_says() -> None:
+def test_the_moving_average_follows_its_recurrence() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     averaged = copy.deepcopy(model)
     expected = {name: one.clone().double() for name, one in model.state_dict().items()}
@@ -430,7 +426,7 @@ def test_the_averaged_weights_follow_as_the_recurrence_says() -> None:
     assert int(averaged[1].num_batches_tracked) == 5  # type: ignore[arg-type]
 
 
-def test_a_step_lets_the_average_follow(dataset: Path) -> None:
+def test_a_step_updates_the_moving_average(dataset: Path) -> None:
     taken = made_step(dataset)
     taken.averaged = copy.deepcopy(taken.model)
     first = {name: one.clone() for name, one in taken.model.state_dict().items()}
@@ -442,7 +438,7 @@ def test_a_step_lets_the_average_follow(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
-def test_the_validation_loss_is_the_same_each_time_and_touches_neither_weights_nor_random_state(
+def test_the_validation_loss_is_repeatable_and_changes_neither_weights_nor_random_state(
     dataset: Path, norm: Any
 ) -> None:
     torch.manual_seed(0)
@@ -460,7 +456,7 @@ def test_the_validation_loss_is_the_same_each_time_and_touches_neither_weights_n
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_validation_loss_that_is_not_finite_is_null_and_stops_nothing(
+def test_a_validation_loss_that_is_not_finite_is_null_and_training_goes_on(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = rcnn_losses.losses

@@ -29,7 +29,7 @@ def started(folder: Path, name: str, *more: str) -> Forked:
 
 
 @pytest.mark.slow
-def test_a_training_told_to_stop_saves_its_step_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
+def test_a_stopped_training_saves_its_step_and_a_resume_gives_the_same_result(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data")
     whole = started(tmp_path, "whole")
     printed, _ = whole.communicate(timeout=200)
@@ -56,7 +56,7 @@ def test_a_training_told_to_stop_saves_its_step_and_ends_as_one_that_was_not(tmp
     assert not (tmp_path / "unused").exists()
 
 
-def test_a_signal_is_noted_while_a_step_is_taken_and_ends_things_at_once_else() -> None:
+def test_a_signal_is_deferred_during_a_step_and_ends_the_program_at_once_otherwise() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Stop() as stop:
         stop.deferring = True

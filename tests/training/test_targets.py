@@ -60,7 +60,7 @@ LOWER_HALF = np.repeat(np.arange(14)[:, None] >= 7, 8, axis=1)
 @given(masks(), SIZES)
 @example(LOWER_HALF, (9, 8))
 @settings(max_examples=200)
-def test_at_another_size_an_rle_is_taken_at_the_centres_of_the_pixels(mask: Mask, resized: tuple[int, int]) -> None:
+def test_a_resized_rle_is_sampled_at_pixel_centres(mask: Mask, resized: tuple[int, int]) -> None:
     found = in_place(resized_mask(to_rle(mask), to_rle(mask), mask.shape, resized), resized)
     expected = at_centres(mask, resized)
     if expected.any():
@@ -71,9 +71,7 @@ def test_at_another_size_an_rle_is_taken_at_the_centres_of_the_pixels(mask: Mask
 
 @given(masks(), SIZES)
 @settings(max_examples=200)
-def test_at_another_size_polygons_are_the_same_but_for_pixels_along_their_edges(
-    mask: Mask, resized: tuple[int, int]
-) -> None:
+def test_resized_polygons_differ_only_along_their_edges(mask: Mask, resized: tuple[int, int]) -> None:
     found = in_place(resized_mask(encode(mask), to_rle(mask), mask.shape, resized), resized)
     assert found.any()
     if at_centres(mask, resized).any():
@@ -93,7 +91,7 @@ def near(axis: int, mask: Mask, resized: tuple[int, int]) -> list[slice]:
     return [slice(max(0, math.floor((at - 1) * scale)), math.ceil((at + 1) * scale)) for at in centres]
 
 
-def test_in_the_mean_polygons_and_centres_differ_by_few_pixels() -> None:
+def test_resized_polygons_and_rles_differ_by_few_pixels_on_average() -> None:
     random = np.random.default_rng(0)
     differing = outline = 0
     for _ in range(300):
@@ -111,7 +109,7 @@ def test_in_the_mean_polygons_and_centres_differ_by_few_pixels() -> None:
 
 @given(masks(), SIZES, st.booleans())
 @settings(max_examples=200)
-def test_a_window_has_an_empty_margin_but_at_the_edges_of_the_image(
+def test_a_window_has_an_empty_margin_except_at_the_edges_of_the_image(
     mask: Mask, resized: tuple[int, int], as_polygons: bool
 ) -> None:
     crop, left, top = resized_mask(encode(mask) if as_polygons else to_rle(mask), to_rle(mask), mask.shape, resized)
@@ -126,7 +124,7 @@ def test_a_window_has_an_empty_margin_but_at_the_edges_of_the_image(
 
 @pytest.mark.parametrize("as_polygons", [False, True])
 @pytest.mark.parametrize("column", [0, 1, 57, 198, 199])
-def test_a_scratch_thinner_than_a_pixel_is_a_pixel_wide(column: int, as_polygons: bool) -> None:
+def test_a_mask_thinner_than_a_pixel_is_a_pixel_wide(column: int, as_polygons: bool) -> None:
     mask = np.zeros((200, 200), dtype=bool)
     mask[40:160, column] = True
     found = in_place(
@@ -137,7 +135,7 @@ def test_a_scratch_thinner_than_a_pixel_is_a_pixel_wide(column: int, as_polygons
     assert found[10:40, column // 4].all()
 
 
-def test_a_polygon_that_reaches_out_of_its_image_is_cut_off_there() -> None:
+def test_a_polygon_is_clipped_to_its_image() -> None:
     ring = [-10.0, 5.0, 30.0, 5.0, 30.0, 40.0, -10.0, 40.0]
     rle = as_rle([ring], 32, 24)  # type: ignore[list-item]  # of other programs, which write fractions
     crop, left, top = resized_mask([ring], rle, (32, 24), (64, 48))  # type: ignore[list-item]
