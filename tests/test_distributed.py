@@ -75,7 +75,7 @@ def load(path: Path) -> Any:
     return torch.load(path, weights_only=True)
 
 
-def test_one_alone_has_everything_and_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_has_every_item_and_waits_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert (world_size(), local_rank()) == (1, 0)
@@ -89,7 +89,7 @@ def test_one_alone_has_everything_and_waits_for_nobody(monkeypatch: pytest.Monke
     assert torch.equal(one, torch.ones(3))
 
 
-def test_what_a_collective_said_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_error_of_a_collective_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "flawmask")
     with (
         pytest.raises(FlawmaskError, match=r"out of reach \(DistBackendError: NCCL error in: utils.hpp\)") as caught,
@@ -107,21 +107,21 @@ def test_what_a_collective_said_is_kept(caplog: pytest.LogCaptureFixture) -> Non
         torch.distributed.DistBackendError("NCCL error in: utils.hpp\nCuda failure 2 'out of memory'"),
     ],
 )
-def test_a_collective_for_which_memory_ran_out_does_not_say_that_a_process_died(error: RuntimeError) -> None:
+def test_out_of_memory_in_a_collective_is_not_reported_as_a_dead_process(error: RuntimeError) -> None:
     with pytest.raises(RuntimeError) as caught, _peers_alive():
         raise error
     assert caught.value is error
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_every_item_is_in_exactly_one_share(count: int) -> None:
+def test_every_item_is_in_exactly_one_shard(count: int) -> None:
     shares = [Processes(rank, count).shard(range(11)) for rank in range(count)]
     assert sorted(item for share in shares for item in share) == list(range(11))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @pytest.mark.slow
-def test_three_processes_add_up_gather_and_are_told(tmp_path: Path) -> None:
+def test_three_processes_all_reduce_gather_and_broadcast(tmp_path: Path) -> None:
     run([TASKS, "speak", str(tmp_path)], 3)
     for rank in range(3):
         found = load(tmp_path / f"{rank}.pt")
@@ -140,7 +140,7 @@ def make_good(split: Path, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_path: Path) -> None:
+def test_two_processes_take_the_same_steps_as_one_with_the_whole_batch(tmp_path: Path) -> None:
     # An image without an instance, so that the masks of the others are not spread evenly over the two.
     make_good(make_dataset(tmp_path / "data") / "train", 1)
     for count in (1, 2):
@@ -155,7 +155,7 @@ def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_training_by_two_processes_is_written_by_one_and_known_to_both(tmp_path: Path) -> None:
+def test_a_training_by_two_processes_is_written_by_one_and_the_same_in_both(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", training=5, validation=1)
     run([TASKS, "train", str(tmp_path)])
     for epoch in (1, 2):
@@ -186,7 +186,7 @@ TWO = {
 
 
 @pytest.mark.services
-def test_two_processes_judge_as_one_does_whatever_started_them(tmp_path: Path) -> None:
+def test_two_processes_evaluate_like_one_with_any_launcher(tmp_path: Path) -> None:
     make_good(make_dataset(tmp_path / "data", validation=7) / "val", 2)
     spec = replace(SPEC, classes=("good", "defect"), max_detections=5)
     checkpoint.save(tmp_path / "model.pt", network(spec), spec)
@@ -226,7 +226,7 @@ def train_command(folder: Path, epochs: int) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_one_whose_partner_was_killed_says_so_in_a_line_and_the_run_goes_on_later(tmp_path: Path, killed: int) -> None:
+def test_a_process_whose_partner_was_killed_reports_it_and_the_run_can_be_resumed(tmp_path: Path, killed: int) -> None:
     make_dataset(tmp_path / "data", validation=1)
     with started(train_command(tmp_path, epochs=10)) as running:
         wait_for(tmp_path / "run" / "state.pt", running)
@@ -249,7 +249,7 @@ def test_one_whose_partner_was_killed_says_so_in_a_line_and_the_run_goes_on_late
 
 @pytest.mark.slow
 @pytest.mark.parametrize("save_every", ["1", "10m"])
-def test_a_signal_to_one_of_them_ends_all_at_the_same_step(tmp_path: Path, save_every: str) -> None:
+def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path: Path, save_every: str) -> None:
     shutil.rmtree(make_dataset(tmp_path / "data", training=12) / "val")  # so that nearly all the time goes into steps
     with started([*train_command(tmp_path, epochs=50), "--save_every", save_every]) as running:
         wait_for(tmp_path / "run" / "state.pt", running)
@@ -273,7 +273,7 @@ def wait_for(path: Path, running: Started) -> None:
 
 
 @pytest.mark.slow
-def test_more_processes_than_images_of_a_batch_are_refused_by_all(tmp_path: Path) -> None:
+def test_more_processes_than_images_in_a_batch_are_refused(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", validation=1)
     command = [*train_command(tmp_path, epochs=1), "--effective_batch_size", "1"]
     with started(command) as running:

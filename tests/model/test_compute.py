@@ -75,7 +75,7 @@ def test_frozen_norms_folded_away_give_the_same_losses_and_gradients(arch: Arch)
     assert all(torch.equal(one, plain.state_dict()[name]) for name, one in folded.state_dict().items())
 
 
-def test_norms_that_learn_still_look_at_the_batch_and_learn_from_it() -> None:
+def test_batch_norm_that_learns_still_uses_and_updates_batch_statistics() -> None:
     plain = lively(replace(SPEC, norm="batch")).train()
     ours = copy.deepcopy(plain)
     train_in(ours, CPU, torch.float32)
@@ -101,7 +101,7 @@ def test_a_defect_of_one_pixel_keeps_its_box_while_the_layers_train_in_bfloat16(
 
 
 @pytest.mark.parametrize("norm", get_args(Norm))
-def test_in_bfloat16_layers_compute_so_and_boxes_and_scores_in_float32(norm: Norm) -> None:
+def test_layers_compute_in_bfloat16_and_boxes_and_scores_in_float32(norm: Norm) -> None:
     model = lively(replace(SPEC, norm=norm)).train()
     train_in(to_device(model, CPU), CPU, torch.bfloat16)
     seen: dict[str, torch.dtype] = {}
@@ -132,7 +132,7 @@ def test_in_bfloat16_layers_compute_so_and_boxes_and_scores_in_float32(norm: Nor
     assert found == pytest.approx(learned(exact)[0], rel=0.2, abs=0.03)
 
 
-def test_an_interrupt_within_a_pass_leaves_no_autocast_behind() -> None:
+def test_an_interrupt_within_a_pass_leaves_autocast_off() -> None:
     """In a notebook, what comes after it would compute in bfloat16, and with weights that were cast before."""
     model = lively(SPEC).train()
     train_in(to_device(model, CPU), CPU, torch.bfloat16)
@@ -171,7 +171,7 @@ def detections(model: Any, image: Tensor) -> dict[str, Tensor]:
         ("maskrcnn_mobilenet_v3_large_fpn", "batch"),
     ],
 )
-def test_the_network_for_inference_finds_the_same_and_shares_nothing(arch: Arch, norm: Norm) -> None:
+def test_the_network_for_inference_predicts_the_same_and_shares_no_memory(arch: Arch, norm: Norm) -> None:
     spec = replace(SPEC, arch=arch, norm=norm, proposals=20)
     model = lively(spec, seed=2).eval()
     with torch.no_grad():  # unsure of everything, so that much is found
@@ -197,7 +197,7 @@ def test_the_network_for_inference_finds_the_same_and_shares_nothing(arch: Arch,
     assert all(torch.equal(again[name], one) for name, one in expected.items())
 
 
-def test_a_network_in_training_gives_one_for_inference_and_goes_on_training() -> None:
+def test_a_copy_for_inference_does_not_stop_training() -> None:
     spec = replace(SPEC, norm="frozen", proposals=20)
     model = lively(spec, seed=2).train()
     plain = copy.deepcopy(model).eval()
@@ -209,7 +209,7 @@ def test_a_network_in_training_gives_one_for_inference_and_goes_on_training() ->
     assert all(one.requires_grad for one in model.backbone.fpn.parameters())
 
 
-def test_in_bfloat16_scores_are_float32_and_do_not_tie() -> None:
+def test_scores_are_float32_without_ties_in_bfloat16() -> None:
     spec = replace(SPEC, max_detections=100, proposals=200)
     model = network(spec)
     fast = for_inference(model, spec, CPU, torch.bfloat16)
@@ -238,7 +238,7 @@ def test_anchors_are_float32_whatever_the_features_are() -> None:
     assert len(set(made[0][:, 0].tolist())) > 200
 
 
-def test_on_a_gpu_few_numbers_of_regions_recur_and_little_is_added_to_them() -> None:
+def test_region_counts_on_a_gpu_are_padded_to_few_different_numbers() -> None:
     found = [rcnn.whole_blocks(count) for count in range(5000)]
     assert all(count <= more < count + max(32, count / 8) for count, more in enumerate(found) if count)
     assert found[0] == 0
@@ -246,7 +246,7 @@ def test_on_a_gpu_few_numbers_of_regions_recur_and_little_is_added_to_them() -> 
     assert len({more for more in found if 1024 < more <= 2048}) == 8
 
 
-def test_regions_of_zeros_behind_the_others_change_nothing_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_with_zero_regions_does_not_change_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     given = resized(SPEC, patchwork(60, 90, 1), patchwork(60, 90, 2))
     with torch.inference_mode():
         expected = rcnn.infer(network(), *given)
@@ -259,6 +259,6 @@ def test_regions_of_zeros_behind_the_others_change_nothing_of_them(monkeypatch: 
             torch.testing.assert_close(tensor, other[name], atol=1e-4, rtol=0)
 
 
-def test_on_a_cpu_no_region_is_added() -> None:
+def test_no_region_is_padded_on_a_cpu() -> None:
     pooled = torch.rand(5, 4, 7, 7)
     assert rcnn.in_blocks(pooled) is pooled

@@ -135,7 +135,7 @@ def trained(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(step.losses, figures, gradients, moved, stages)
 
 
-def test_its_losses_are_those_that_it_names(case: Case) -> None:
+def test_the_losses_have_the_names_of_the_record(case: Case) -> None:
     model = copy.deepcopy(case.network).train()
     with torch.no_grad():
         found = case.detector.losses(model, *batch_for(case.spec, 1).on(CPU), None)
@@ -143,7 +143,7 @@ def test_its_losses_are_those_that_it_names(case: Case) -> None:
     assert all(loss.shape == () and loss.dtype == torch.float32 for loss in found.values())
 
 
-def test_a_step_on_an_instance_has_finite_losses_and_moves_the_weights(trained: Trained) -> None:
+def test_a_step_on_an_instance_has_finite_losses_and_changes_the_weights(trained: Trained) -> None:
     figures = trained.figures[0]
     assert figures.not_finite == ""
     assert len(figures.losses) == len(trained.names)
@@ -152,7 +152,7 @@ def test_a_step_on_an_instance_has_finite_losses_and_moves_the_weights(trained: 
     assert trained.moved - {one for stage in trained.stages for one in stage}, "nothing but the backbone"
 
 
-def test_an_image_without_an_instance_has_finite_losses_and_none_of_boxes(case: Case, trained: Trained) -> None:
+def test_an_image_without_instances_has_finite_losses_and_a_box_loss_of_zero(case: Case, trained: Trained) -> None:
     figures = trained.figures[1]
     assert figures.not_finite == ""
     of_boxes = next(at for at, name in enumerate(trained.names) if name in BOX_LOSSES)
@@ -161,7 +161,7 @@ def test_an_image_without_an_instance_has_finite_losses_and_none_of_boxes(case: 
     assert (sum(figures.losses) > 0) == (not case.spec.arch.startswith("ssd"))
 
 
-def test_the_same_parameters_have_a_gradient_whatever_is_on_the_images(trained: Trained) -> None:
+def test_the_same_parameters_have_a_gradient_for_any_images(trained: Trained) -> None:
     """Processes add up theirs in one row: one that a process alone lacks would shift all that follow."""
     without = [{name for name, one in gradients.items() if one is None} for gradients in trained.gradients]
     assert without[0] == without[1]
@@ -170,7 +170,7 @@ def test_the_same_parameters_have_a_gradient_whatever_is_on_the_images(trained: 
     assert all(stage & reached for stage in trained.stages)
 
 
-def test_it_comes_back_from_its_file_with_the_same_weights_and_the_same_answers(case: Case, path: Path) -> None:
+def test_a_loaded_network_has_the_same_weights_and_predictions(case: Case, path: Path) -> None:
     comes_back(path, case.spec, case.network)
 
 
@@ -200,7 +200,7 @@ def assert_same(one: Prediction, other: Prediction) -> None:
         assert np.count_nonzero(mine.mask != theirs.mask) <= 0.02 * mine.mask.size
 
 
-def test_a_network_from_a_file_is_to_the_bit_what_was_drawn_and_then_filled(
+def test_a_loaded_network_equals_an_initialised_one_with_the_same_weights_to_the_bit(
     case: Case, path: Path, predictor: Predictor
 ) -> None:
     filled = build(case.spec).eval()
@@ -221,7 +221,7 @@ def test_a_network_from_a_file_is_to_the_bit_what_was_drawn_and_then_filled(
         assert len(found["scores"])
 
 
-def test_the_network_for_inference_finds_the_same_as_the_one_that_was_trained(case: Case, predictor: Predictor) -> None:
+def test_the_network_for_inference_predicts_like_the_trained_one(case: Case, predictor: Predictor) -> None:
     pixels = patchwork(75, 91, 2)
     with torch.inference_mode():
         (expected,) = case.detector.infer(case.network, *resized(case.spec, pixels))
@@ -236,14 +236,14 @@ def test_the_network_for_inference_finds_the_same_as_the_one_that_was_trained(ca
         torch.testing.assert_close(found["masks"], expected["masks"], atol=1e-2, rtol=0)
 
 
-def test_the_network_for_inference_does_not_learn(predictor: Predictor) -> None:
+def test_the_network_for_inference_has_no_trainable_parameters(predictor: Predictor) -> None:
     network: Any = network_of(predictor)
     assert not network.training
     assert not any(one.requires_grad for one in network.parameters())
 
 
 @pytest.mark.parametrize("size", [(121, 67), (31, 200)])
-def test_what_it_finds_lies_on_the_image_and_is_of_its_classes(
+def test_predictions_lie_on_the_image_and_have_known_classes(
     case: Case, predictor: Predictor, size: tuple[int, int]
 ) -> None:
     height, width = size
@@ -266,7 +266,7 @@ def test_what_it_finds_lies_on_the_image_and_is_of_its_classes(
 
 
 @pytest.mark.parametrize("size", [(9, 1300), (1300, 9)])
-def test_an_image_so_narrow_that_a_row_of_pixels_is_seen_of_it_is_judged(
+def test_an_image_that_is_one_row_of_pixels_after_resizing_is_predicted(
     case: Case, predictor: Predictor, size: tuple[int, int]
 ) -> None:
     assert case.spec.fixed_size or min(case.spec.resized(*size)) == 1
@@ -277,7 +277,7 @@ def test_an_image_so_narrow_that_a_row_of_pixels_is_seen_of_it_is_judged(
         assert 0 <= one.box[1] <= one.box[3] <= size[0]
 
 
-def test_labels_are_places_in_the_classes_counted_from_1(case: Case) -> None:
+def test_labels_are_positions_of_classes_counted_from_1(case: Case) -> None:
     """Also of a network that is sure of the background, which some have a score for."""
     with torch.inference_mode():
         found = case.detector.infer(case.network, *resized(case.spec, *(patchwork(75, 91, seed) for seed in range(2))))
@@ -286,7 +286,7 @@ def test_labels_are_places_in_the_classes_counted_from_1(case: Case) -> None:
     assert labels
 
 
-def test_two_images_judged_together_are_judged_as_they_are_alone(case: Case, predictor: Predictor) -> None:
+def test_two_images_in_a_batch_have_the_predictions_of_each_alone(case: Case, predictor: Predictor) -> None:
     pair = [patchwork(75, 91, seed) for seed in (4, 5)]
     together = [
         post_process(found, case.spec.classes, 75, 91) for found in infer(network_of(predictor), case.spec, pair)
@@ -297,7 +297,7 @@ def test_two_images_judged_together_are_judged_as_they_are_alone(case: Case, pre
     assert together[0] != together[1]
 
 
-def test_a_higher_score_floor_drops_what_scores_less_and_nothing_else(case: Case, predictor: Predictor) -> None:
+def test_a_score_floor_drops_only_lower_scores(case: Case, predictor: Predictor) -> None:
     pixels = patchwork(75, 91, 6)
     everything = predictor(pixels)
     floor = sorted(one.score for one in everything.instances)[len(everything.instances) // 2]
@@ -311,7 +311,7 @@ def test_a_higher_score_floor_drops_what_scores_less_and_nothing_else(case: Case
     assert [one.score for one in above.instances] == pytest.approx(kept, abs=1e-4)
 
 
-def test_what_it_sees_of_a_batch_is_the_images_side_by_side_padded_at_the_right_and_below(case: Case) -> None:
+def test_the_network_input_is_the_images_padded_at_the_right_and_below(case: Case) -> None:
     images = batch_for(case.spec, 1, 1).images
     seen = case.detector.network_input(case.network, images)
     assert seen.shape[:2] == (2, 3)
@@ -340,7 +340,7 @@ def test_training_in_bfloat16_has_finite_float32_losses_and_gradients(case: Case
 
 
 @pytest.mark.parametrize("arch", OTHERS)
-def test_others_of_a_kind_learn_and_come_back_from_their_files_with_the_same_weights_and_the_same_answers(
+def test_other_networks_of_a_kind_train_and_load_with_the_same_weights_and_predictions(
     tmp_path: Path, arch: Arch
 ) -> None:
     spec = spec_of(arch)
@@ -357,7 +357,7 @@ def test_others_of_a_kind_learn_and_come_back_from_their_files_with_the_same_wei
 
 
 @pytest.mark.parametrize("arch", ["ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn", "yolo11n"])
-def test_norms_that_learn_take_a_batch_of_one_image_as_an_epoch_may_end_with(arch: Arch) -> None:
+def test_batch_norm_that_learns_accepts_a_batch_of_one_image(arch: Arch) -> None:
     """However small its last level is: a single value has no spread."""
     spec = spec_of(arch, norm="batch")
     torch.manual_seed(0)

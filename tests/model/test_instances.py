@@ -18,7 +18,7 @@ from flawmask.model.instances import Capacity, mask_targets, rounded
 @pytest.mark.parametrize("most_pixels", [instances_module.MAX_MASK_PIXELS, 20_000, 1])
 @pytest.mark.parametrize("side", [28, 14])
 @pytest.mark.parametrize("size", [(64, 90), (37, 33)])
-def test_mask_targets_are_those_of_each_image_alone_and_of_torchvision(
+def test_mask_targets_equal_those_of_each_image_alone_and_torchvisions(
     size: tuple[int, int], side: int, most_pixels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(instances_module, "MAX_MASK_PIXELS", most_pixels)
@@ -46,7 +46,7 @@ def test_mask_targets_are_those_of_each_image_alone_and_of_torchvision(
     torch.testing.assert_close(found, torch.cat(alone)[order], atol=1e-4, rtol=0)
 
 
-def test_images_without_an_instance_have_nothing_to_look_at_and_that_is_enough() -> None:
+def test_images_without_instances_have_empty_slots_only() -> None:
     _, instances = instances_of([[], []], (20, 30))
     assert instances.counts == (0, 0)
     assert instances.labels.tolist() == [[0], [0]]
@@ -56,7 +56,7 @@ def test_images_without_an_instance_have_nothing_to_look_at_and_that_is_enough()
     assert not found.any()
 
 
-def test_a_batch_has_room_for_all_that_is_on_it_and_rounded_a_little_more() -> None:
+def test_the_capacity_holds_all_instances_and_rounding_adds_some() -> None:
     _, targets = chosen_of([0, 1, 2, 3])
     room = Capacity.of(targets)
     assert room.instances == 3
@@ -69,7 +69,7 @@ def test_a_batch_has_room_for_all_that_is_on_it_and_rounded_a_little_more() -> N
 
 
 @given(st.integers(1, 10**6), st.sampled_from([1, 4, 16, 64]))
-def test_counts_are_rounded_up_to_the_next_power_of_two_or_the_least_that_is_wanted(count: int, least: int) -> None:
+def test_counts_are_rounded_up_to_a_power_of_two_and_a_minimum(count: int, least: int) -> None:
     found = rounded(count, least)
     assert found >= max(count, least)
     assert found & (found - 1) == 0

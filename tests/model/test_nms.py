@@ -67,7 +67,7 @@ def chain(length: int) -> Tensor:
 @example(sets=3, count=1, seed=0, levels=1, threshold=0.5, block=nms.BLOCK, pairs=nms.MAX_PAIRS)
 @example(sets=3, count=33, seed=1, levels=2, threshold=0.25, block=16, pairs=1100)
 @settings(max_examples=150, deadline=None)
-def test_of_each_set_is_kept_what_torchvision_keeps_however_it_is_cut_into_blocks_and_chunks(
+def test_each_set_keeps_what_torchvision_keeps_whatever_the_blocks_and_chunks(
     sets: int, count: int, seed: int, levels: int, threshold: float, block: int, pairs: int
 ) -> None:
     boxes, valid = clustered(sets, count, seed)
@@ -91,7 +91,7 @@ def test_of_each_set_is_kept_what_torchvision_keeps_however_it_is_cut_into_block
 @example(corners=[(0, 0, 10, 1), (0, 0, 7, 1)], threshold=0.7, block=nms.BLOCK)
 @example(corners=[(3, 3, 0, 0), (3, 3, 0, 0), (3, 3, 0, 2), (2, 2, 4, 4)], threshold=0.25, block=2)
 @settings(max_examples=300, deadline=None)
-def test_an_overlap_of_exactly_the_threshold_suppresses_nothing_and_neither_does_a_box_without_area(
+def test_neither_an_iou_of_the_threshold_nor_an_empty_box_suppresses(
     corners: list[Box], threshold: float, block: int
 ) -> None:
     boxes = as_set(corners)
@@ -102,7 +102,7 @@ def test_an_overlap_of_exactly_the_threshold_suppresses_nothing_and_neither_does
 
 
 @pytest.mark.parametrize("corners", [((0, 0, 10, 1), (0, 0, 7, 1)), ((0, 0, 4, 4), (2, 0, 4, 4))])
-def test_of_two_boxes_the_first_stays_and_the_second_goes_once_they_overlap_by_more(
+def test_the_second_of_two_boxes_is_suppressed_above_the_threshold(
     corners: tuple[Box, Box],
 ) -> None:
     boxes = as_set(corners)
@@ -113,7 +113,7 @@ def test_of_two_boxes_the_first_stays_and_the_second_goes_once_they_overlap_by_m
             assert kept.tolist() == [[True, second]]
 
 
-def test_a_box_that_is_not_valid_suppresses_none() -> None:
+def test_an_invalid_box_suppresses_none() -> None:
     boxes = as_set([(0, 0, 8, 8)] * 3)
     kept, settled = keep_best(boxes, torch.tensor([[False, True, True]]), 0.5)
     assert kept.tolist() == [[False, True, False]]
@@ -129,7 +129,7 @@ def test_a_box_that_is_not_valid_suppresses_none() -> None:
     block=st.sampled_from([4, 16, nms.BLOCK]),
 )
 @settings(max_examples=200, deadline=None)
-def test_what_few_rounds_call_settled_is_what_all_rounds_keep(
+def test_a_settled_result_of_few_rounds_equals_that_of_all_rounds(
     sets: int, count: int, seed: int, rounds: int, threshold: float, block: int
 ) -> None:
     boxes, valid = clustered(sets, count, seed)
@@ -140,7 +140,7 @@ def test_what_few_rounds_call_settled_is_what_all_rounds_keep(
 
 @pytest.mark.parametrize("rounds", [1, 2, 5, 8, 30])
 @pytest.mark.parametrize("block", [8, 13, nms.BLOCK])
-def test_a_chain_of_boxes_that_each_suppress_the_next_needs_as_many_rounds_as_a_block_is_long(
+def test_a_chain_of_boxes_needs_as_many_rounds_as_its_block_is_long(
     rounds: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nms, "BLOCK", block)
@@ -156,7 +156,7 @@ def test_a_chain_of_boxes_that_each_suppress_the_next_needs_as_many_rounds_as_a_
     assert torch.equal(kept, expected)
 
 
-def test_a_block_that_is_settled_does_not_hide_one_that_is_not() -> None:
+def test_a_settled_block_does_not_hide_an_unsettled_one() -> None:
     boxes = torch.cat((as_set([(0, 100 + 50 * at, 9, 9) for at in range(nms.BLOCK)]), chain(nms.BLOCK)), dim=1)
     for one in (boxes, boxes.flip(1)):
         valid = torch.ones(1, 2 * nms.BLOCK, dtype=torch.bool)

@@ -50,9 +50,7 @@ def ultralytics_file(path: Path, arch: Arch = "yolo11n", **content: Any) -> Any:
 
 
 @pytest.mark.parametrize("arch", ["yolo11n", "yolo11n-seg", "yolo11s", "yolo11s-seg"])
-def test_yolos_file_gives_a_state_dict_with_which_the_network_gives_what_ultralytics_gives(
-    hub: Path, arch: Arch
-) -> None:
+def test_a_yolo_file_gives_a_state_dict_with_ultralytics_outputs(hub: Path, arch: Arch) -> None:
     theirs = ultralytics_file(hub / f"{arch}.pt", arch)
     given = pretrained(arch, "coco")
     assert (given.norm, given.norm_eps, given.source) == ("frozen", None, "COCO weights")
@@ -81,7 +79,7 @@ def test_yolos_file_gives_a_state_dict_with_which_the_network_gives_what_ultraly
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_yolos_file_is_fetched_from_ultralytics_address_and_kept_in_torchs_cache(
+def test_a_yolo_file_is_downloaded_from_ultralytics_into_torchs_cache(
     served: tuple[Path, str], hub: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     theirs = "https://github.com/ultralytics/assets/releases/download/"
@@ -159,7 +157,7 @@ def test_code_in_a_yolo_file_does_not_run(hub: Path, tmp_path: Path, code: Any, 
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_class_that_is_not_known_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_class_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = ModuleType("models.yolo")
     old.Model = type("Model", (), {"__module__": "models.yolo"})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "models", ModuleType("models"))
@@ -186,7 +184,7 @@ def test_a_damaged_yolo_file_in_the_cache_is_named_with_what_to_do(hub: Path, da
     assert "\n" not in str(caught.value)
 
 
-def test_a_network_of_another_kind_of_object_fits_nothing(tmp_path: Path) -> None:
+def test_a_network_of_another_kind_matches_no_tensor(tmp_path: Path) -> None:
     ultralytics_file(tmp_path / "yolo11n.pt")
     with pytest.raises(FlawmaskError, match=r"yolo11n\.pt: not one tensor fits MaskRCNN; is it another architecture"):
         load_matching(detector(), pretrained("maskrcnn_resnet18_fpn", str(tmp_path / "yolo11n.pt")))

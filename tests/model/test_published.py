@@ -97,7 +97,7 @@ SSDLITE_HEADS = {name.replace(".weight", ".1.weight").replace(".bias", ".1.bias"
         ("ssdlite320_mobilenet_v3_large", SSDLITE_HEADS, 0.001),
     ],
 )
-def test_cocos_weights_fill_all_but_the_class_heads_and_give_what_torchvisions_network_gives(
+def test_coco_weights_fill_all_but_the_class_heads_and_give_torchvisions_outputs(
     hub: Path, arch: Arch, class_heads: set[str], eps: float | None
 ) -> None:
     torch.manual_seed(4)
@@ -131,7 +131,7 @@ def test_cocos_weights_fill_all_but_the_class_heads_and_give_what_torchvisions_n
 
 
 @pytest.mark.usefixtures("quick_vgg")
-def test_vggs_features_go_into_ssd_up_to_the_last_convolution(hub: Path) -> None:
+def test_vgg_features_fill_ssd_up_to_the_last_convolution(hub: Path) -> None:
     torch.manual_seed(5)
     features = make_layers(cfgs["D"], batch_norm=False)
     state = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
@@ -151,7 +151,7 @@ def test_vggs_features_go_into_ssd_up_to_the_last_convolution(hub: Path) -> None
         torch.testing.assert_close(model.backbone.extra[0][:7](found), theirs.extra[0][:7](expected))
 
 
-def test_ssdlite_takes_of_mobilenet_what_its_narrow_tail_lets_it_and_the_rest_still_sees_the_image(hub: Path) -> None:
+def test_ssdlite_takes_the_mobilenet_layers_that_fit_and_the_others_still_get_a_signal(hub: Path) -> None:
     torch.manual_seed(6)
     arch: Arch = "ssdlite320_mobilenet_v3_large"
     classifier_ = mobilenet_v3_large(weights=None)
@@ -182,13 +182,13 @@ def test_ssdlite_takes_of_mobilenet_what_its_narrow_tail_lets_it_and_the_rest_st
     assert all(0.01 < float(level.std() / levels[0].std()) < 10 for level in levels)
 
 
-def test_ssdlite_learns_from_nothing_with_a_norm_that_one_image_is_enough_for() -> None:
+def test_ssdlite_from_scratch_gets_a_norm_that_works_for_one_image() -> None:
     nothing = Pretrained({}, "group", None, "")
     assert _norm(TrainSettings(arch="ssdlite320_mobilenet_v3_large"), nothing, micro_batch_size=4) == "group"
     assert _norm(TrainSettings(arch="ssd300_vgg16"), nothing, micro_batch_size=4) == "batch"
 
 
-def test_rfdetrs_file_is_checked_and_loads_with_the_settings_that_it_was_trained_with(
+def test_an_rfdetr_file_is_checked_and_loads_with_its_training_settings(
     served: tuple[Path, str], hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, address = served

@@ -37,7 +37,7 @@ def assert_same_losses(model: Any, found: dict[str, Tensor], expected: dict[str,
 @pytest.mark.parametrize(
     "arch", ["maskrcnn_resnet18_fpn", "maskrcnn_mobilenet_v3_large_fpn", "fasterrcnn_mobilenet_v3_large_fpn"]
 )
-def test_losses_and_gradients_are_those_of_the_plain_way_where_nothing_is_left_to_chance(
+def test_losses_and_gradients_equal_the_plain_ones_without_random_samples(
     arch: Arch, chosen: list[int], seed: int | None
 ) -> None:
     model = without_chance(arch, seed)
@@ -48,14 +48,14 @@ def test_losses_and_gradients_are_those_of_the_plain_way_where_nothing_is_left_t
 
 @pytest.mark.parametrize("chosen", [[0], [1], [1, 0], [0, 2], [1, 2]])
 @pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "maskrcnn_mobilenet_v3_large_fpn"])
-def test_losses_and_gradients_on_wide_flat_images_are_those_of_the_plain_way(arch: Arch, chosen: list[int]) -> None:
+def test_losses_and_gradients_on_wide_images_equal_the_plain_ones(arch: Arch, chosen: list[int]) -> None:
     model = without_chance(arch, seed=3)
     images, targets = flat_of(chosen)
     expected = rcnn_losses.losses(model, images, targets, ENOUGH)
     assert_same_losses(model, RcnnBatch(model, ENOUGH).losses(images, targets), expected)
 
 
-def test_as_many_regions_and_masks_as_follow_the_instances_give_the_losses_of_the_plain_way() -> None:
+def test_default_numbers_of_regions_and_masks_give_the_plain_losses() -> None:
     model = without_chance(seed=5)
     model.rpn._post_nms_top_n["training"] = 3  # so few that none is left out
     images, targets = chosen_of([0, 1, 2, 3])
@@ -63,7 +63,7 @@ def test_as_many_regions_and_masks_as_follow_the_instances_give_the_losses_of_th
     assert_same_losses(model, RcnnBatch(model, None).losses(images, targets), expected)
 
 
-def test_after_a_few_steps_losses_and_gradients_are_still_those_of_the_plain_way() -> None:
+def test_losses_and_gradients_equal_the_plain_ones_after_a_few_steps() -> None:
     model = without_chance(seed=7)
     images, targets = chosen_of([0, 1, 2, 3])
     together = RcnnBatch(model, ENOUGH)
@@ -77,7 +77,7 @@ def test_after_a_few_steps_losses_and_gradients_are_still_those_of_the_plain_way
 
 
 @pytest.mark.parametrize("places", [[0, 1, 2, 3], [1]])
-def test_slots_that_do_not_count_change_neither_losses_nor_gradients(places: list[int]) -> None:
+def test_unused_slots_change_neither_losses_nor_gradients(places: list[int]) -> None:
     model = network()
     stir(model, 1)
     images, targets = chosen_of(places)
@@ -107,7 +107,7 @@ def test_every_parameter_has_a_gradient_on_images_without_an_instance() -> None:
     assert found.keys() == {name for name, one in model.named_parameters() if one.requires_grad}
 
 
-def test_a_look_at_the_features_sizes_changes_no_norm_and_no_mode() -> None:
+def test_measuring_feature_sizes_changes_no_norm_and_no_mode() -> None:
     model = network()
     model.backbone.body.conv1.eval()
     modes = [one.training for one in model.modules()]
@@ -127,7 +127,7 @@ def five_on_each_of_four() -> tuple[list[Tensor], list[Target]]:
     return images, [target_of([rectangle(size, *spot) for spot in spots], size) for size in sizes]
 
 
-def test_a_pass_asks_the_device_one_question_where_the_plain_way_asks_dozens() -> None:
+def test_a_pass_reads_one_value_from_the_device_and_the_plain_way_dozens() -> None:
     model = network()
     images, targets = five_on_each_of_four()
     together = RcnnBatch(model, None)

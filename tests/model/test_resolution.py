@@ -83,7 +83,7 @@ def given_by(layers: list[Any], given: dict[int, Tensor]) -> list[Any]:
     return [layer.register_forward_hook(noting(at)) for at, layer in enumerate(layers)]
 
 
-def test_scores_and_boxes_are_as_fine_as_float32_while_the_layers_hold_bfloat16(case: Case) -> None:
+def test_scores_and_boxes_have_float32_precision_with_bfloat16_layers(case: Case) -> None:
     fast = for_inference(case.network, case.spec, CPU, torch.bfloat16)
     set_score_floor(fast, 0.0)
     given: dict[int, Tensor] = {}
@@ -104,7 +104,7 @@ def test_scores_and_boxes_are_as_fine_as_float32_while_the_layers_hold_bfloat16(
     assert share_of_fine(inside) > 0.7  # FCOS has some that lie where the grid does
 
 
-def test_what_losses_are_computed_of_is_as_fine_as_float32_while_the_layers_train_in_bfloat16(case: Case) -> None:
+def test_inputs_of_losses_have_float32_precision_with_bfloat16_layers(case: Case) -> None:
     model = lively(case.spec).train()
     layers = last_layers(model)
     case.detector.train_in(model, CPU, torch.bfloat16)
@@ -129,7 +129,7 @@ def test_what_losses_are_computed_of_is_as_fine_as_float32_while_the_layers_trai
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_network_is_gone_as_soon_as_nobody_holds_it(case: Case, dtype: torch.dtype) -> None:
+def test_a_network_is_freed_with_its_last_reference(case: Case, dtype: torch.dtype) -> None:
     """Validation makes one each time; what waits for the cyclic collector fills a GPU's memory."""
     gc.collect()
     gc.disable()

@@ -107,7 +107,7 @@ def test_regions_at_and_beyond_the_edges_are_those_of_torchvision() -> None:
     assert_same([edges, edges.flip(0)], 7, 2, 4)
 
 
-def test_boxes_between_two_levels_fall_on_the_one_that_torchvision_takes() -> None:
+def test_boxes_between_two_levels_get_torchvisions_level() -> None:
     torch.manual_seed(0)
     sides = torch.tensor([28.0, 56.0, 112.0, 224.0])[:, None] + torch.tensor([-1e-3, 0.0, 1e-3])
     corners = torch.zeros(12, 2)
@@ -115,7 +115,7 @@ def test_boxes_between_two_levels_fall_on_the_one_that_torchvision_takes() -> No
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3), (3, 0)])
-def test_images_without_a_region_have_none_and_every_level_a_gradient(counts: tuple[int, int]) -> None:
+def test_images_without_regions_pool_nothing_and_every_level_has_a_gradient(counts: tuple[int, int]) -> None:
     torch.manual_seed(1)
     maps = pyramid()
     pooled = PyramidRoIAlign(NAMES, [7, 7], 2)(maps, [random_boxes(count) for count in counts], SIZES)
@@ -126,7 +126,7 @@ def test_images_without_a_region_have_none_and_every_level_a_gradient(counts: tu
     assert_same([random_boxes(count) for count in counts], 7, 2, 4)
 
 
-def test_of_bfloat16_features_sums_and_gradients_are_added_up_in_float32() -> None:
+def test_sums_and_gradients_of_bfloat16_features_are_float32() -> None:
     torch.manual_seed(2)
     maps = pyramid(torch.bfloat16)
     # Many regions on the same cells: in bfloat16, the sum of 400 gradients would stop growing at 256.
@@ -146,7 +146,7 @@ def test_of_bfloat16_features_sums_and_gradients_are_added_up_in_float32() -> No
     assert float(wanted.max()) > 256
 
 
-def test_features_may_lie_in_memory_as_they_like() -> None:
+def test_features_may_have_any_memory_layout() -> None:
     torch.manual_seed(3)
     maps = pyramid()
     boxes = [random_boxes(9), random_boxes(4)]
@@ -155,7 +155,7 @@ def test_features_may_lie_in_memory_as_they_like() -> None:
     assert torch.equal(align(maps, boxes, SIZES), align(last, boxes, SIZES))
 
 
-def test_as_on_a_gpu_nothing_is_asked_of_the_device_where_the_other_way_asks() -> None:
+def test_the_gpu_way_reads_nothing_from_the_device_and_the_other_way_does() -> None:
     torch.manual_seed(4)
     maps, boxes = pyramid(), [random_boxes(9), random_boxes(4)]
     asked = []
@@ -166,7 +166,7 @@ def test_as_on_a_gpu_nothing_is_asked_of_the_device_where_the_other_way_asks() -
     assert asked[0] == 0 < asked[1]
 
 
-def test_as_on_a_gpu_of_bfloat16_features_gradients_are_added_up_in_float32() -> None:
+def test_the_gpu_way_sums_gradients_of_bfloat16_features_in_float32() -> None:
     torch.manual_seed(2)
     maps = pyramid(torch.bfloat16)
     boxes = [torch.tensor([[8.0, 8.0, 40.0, 40.0]]).repeat(400, 1), torch.zeros(0, 4)]

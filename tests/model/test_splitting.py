@@ -76,7 +76,7 @@ def part_of(name: str) -> str:
     return ".".join(name.split(".")[: 1 if name.startswith("backbone") else 2])
 
 
-def test_the_gradient_of_four_images_is_the_same_however_many_pass_at_once(case: Case, tmp_path: Any) -> None:
+def test_the_gradient_does_not_depend_on_the_micro_batch_size(case: Case, tmp_path: Any) -> None:
     batch = batch_for(case.spec)
     expected = learned(step_of(case, 4, tmp_path), batch)
     assert all(float(loss) > 0 for loss in expected[0])
@@ -85,7 +85,7 @@ def test_the_gradient_of_four_images_is_the_same_however_many_pass_at_once(case:
 
 
 @one_of_each
-def test_two_processes_have_the_gradient_of_one(case: Case, tmp_path: Any) -> None:
+def test_two_processes_have_the_same_gradient_as_one(case: Case, tmp_path: Any) -> None:
     batch = batch_for(case.spec)
     expected = learned(step_of(case, 4, tmp_path), batch)
     shares = [Batch(batch.pixels[rank::2], batch.sizes[rank::2], batch.targets[rank::2]) for rank in range(2)]
@@ -104,7 +104,7 @@ def test_two_processes_have_the_gradient_of_one(case: Case, tmp_path: Any) -> No
 
 
 @one_of_each
-def test_the_validation_loss_is_the_same_in_whatever_batches(case: Case, tmp_path: Any) -> None:
+def test_the_validation_loss_does_not_depend_on_the_batches(case: Case, tmp_path: Any) -> None:
     batch = batch_for(case.spec)
     found = []
     for micro_batch_size, size in ((4, 4), (2, 4), (4, 3), (1, 1)):
@@ -118,7 +118,7 @@ def test_the_validation_loss_is_the_same_in_whatever_batches(case: Case, tmp_pat
 
 
 @pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "fasterrcnn_mobilenet_v3_large_fpn"])
-def test_on_a_gpu_an_r_cnn_takes_another_way_and_its_batches_teach_the_same(arch: Any, tmp_path: Any) -> None:
+def test_the_gpu_way_of_an_r_cnn_does_not_depend_on_micro_batches_either(arch: Any, tmp_path: Any) -> None:
     """The way is gone here on the CPU. Nothing but the drawing differs, and what is drawn is each image's own."""
     spec = spec_of(arch)
     case = Case(spec, to_device(random_network(spec), CPU).train())
@@ -132,7 +132,7 @@ def test_on_a_gpu_an_r_cnn_takes_another_way_and_its_batches_teach_the_same(arch
         assert_same(one, found[0])
 
 
-def test_a_crowded_image_weighs_as_much_as_another(tmp_path: Any) -> None:
+def test_a_crowded_image_has_the_same_weight_as_others(tmp_path: Any) -> None:
     """Together, two images have the mean of what they have alone."""
     spec = spec_of("maskrcnn_resnet18_fpn")
     case = Case(spec, to_device(random_network(spec), CPU).train())

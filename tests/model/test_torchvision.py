@@ -96,7 +96,7 @@ def measure_statistics(model: Any, arch: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(75, 91), (160, 120)])
-def test_detections_are_torchvisions(pair: Pair, size: tuple[int, int]) -> None:
+def test_predictions_equal_torchvisions(pair: Pair, size: tuple[int, int]) -> None:
     pixels = patchwork(*size, 1)
     with torch.inference_mode():
         (found,) = pair.detector.infer(pair.ours.eval(), *resized(pair.spec, pixels))
@@ -121,7 +121,7 @@ def targets_for(shapes: list[tuple[int, int]]) -> list[Target]:
 
 
 @pytest.mark.parametrize("pair", marked(OF_ONE_STAGE), indirect=True)
-def test_losses_are_torchvisions(pair: Pair) -> None:
+def test_losses_equal_torchvisions(pair: Pair) -> None:
     side = pair.spec.fixed_size
     shapes = [(side, side), (side, side)] if side else [(SIZE, SIZE + 16), (SIZE, SIZE)]
     images = [(as_tensor(patchwork(*shape, at)) * 255).byte() for at, shape in enumerate(shapes)]
@@ -138,7 +138,7 @@ def test_losses_are_torchvisions(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("arch", OF_ONE_STAGE)
-def test_every_other_setting_is_torchvisions_own_too(arch: Arch) -> None:
+def test_all_other_settings_equal_torchvisions(arch: Arch) -> None:
     with torch.device("meta"):
         ours = build(ModelSpec(arch, ("good", "crack"), norm="batch", max_detections=DETECTIONS[arch]))
         theirs = builder(arch)(weights=None, weights_backbone=None, num_classes=3)

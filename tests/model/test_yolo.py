@@ -61,7 +61,7 @@ def ultralytics_finds(model: Any, batch: Tensor) -> tuple[Tensor, Tensor | None]
 
 
 @pytest.mark.parametrize("size", [(96, 128), (75, 91), (200, 130), (64, 300)])
-def test_boxes_scores_and_labels_are_those_of_ultralytics_suppression(network: Any, size: tuple[int, int]) -> None:
+def test_boxes_scores_and_labels_equal_those_of_ultralytics_suppression(network: Any, size: tuple[int, int]) -> None:
     spec: ModelSpec = network.flawmask
     seen, sizes = resized(spec, patchwork(*size, 2))
     batch = letterboxed(seen[0] / 255)
@@ -84,7 +84,7 @@ def test_boxes_scores_and_labels_are_those_of_ultralytics_suppression(network: A
     torch.testing.assert_close(found["boxes"], torch.minimum(exact.clamp(min=0), limits), atol=1e-4, rtol=0)
 
 
-def test_masks_cover_the_pixels_that_ultralytics_masks_cover() -> None:
+def test_masks_cover_the_same_pixels_as_ultralytics_masks() -> None:
     spec = replace(spec_of("yolo11n-seg"), image_size=96, max_detections=30)
     model = to_device(random_network(spec), torch.device("cpu"))
     set_score_floor(model, FLOOR)
@@ -153,7 +153,7 @@ def ultralytics_batch(images: list[Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("arch", BOTH)
-def test_losses_are_those_of_ultralytics_on_a_batch_as_it_makes_them(arch: Arch) -> None:
+def test_losses_equal_those_of_ultralytics_on_its_own_batches(arch: Arch) -> None:
     torch.manual_seed(0)
     model = build(replace(spec_of(arch), image_size=96)).train()
     images = [torch.from_numpy(patchwork(*SIZE, seed).copy()).permute(2, 0, 1) for seed in range(3)]
@@ -184,7 +184,7 @@ def test_images_of_several_shapes_are_learned_as_if_padded_with_grey() -> None:
     )
 
 
-def test_without_ultralytics_it_says_how_to_install_it_and_under_which_licence(
+def test_without_ultralytics_the_error_names_the_command_and_the_licence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("ultralytics", "ultralytics.nn"):
@@ -212,7 +212,7 @@ print(bool(events.enabled), asked)
 
 
 @pytest.mark.services
-def test_ultralytics_reports_nothing_and_asks_for_no_network(tmp_path: Path) -> None:
+def test_ultralytics_sends_no_report_and_opens_no_connection(tmp_path: Path) -> None:
     """In a process of its own, with settings of its own: under pytest it never reports."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "YOLO", "GITHUB"))}
 

@@ -127,7 +127,7 @@ def test_auto_is_the_default_of_the_pipeline_only() -> None:
     assert (settings().arch, settings().weights) == ("auto", "auto")
     train = TrainConfig(dataset_dir=Path("a"), output_dir=Path("b"))
     assert (train.arch, train.weights) == (LARGE, "auto")
-    with pytest.raises(ValueError, match="nobody has chosen"):
+    with pytest.raises(ValueError, match="no network has been chosen"):
         _ = settings().network
     assert {LARGE, SMALL, FROM_SCRATCH, *choose.ALSO_COMPARED} <= ARCHITECTURES.keys()
     assert architecture(SMALL).has_masks

@@ -56,7 +56,9 @@ def test_mask_ap_can_choose_the_epoch_only_if_the_network_has_masks(tmp_path: Pa
     if arch not in BOXES_ALONE:
         assert settings(tmp_path, arch=arch, select_by="segm_ap").select_by == "segm_ap"
         return
-    with pytest.raises(FlawmaskError, match=f"--select_by segm_ap is for networks that outline .* {arch} does not"):
+    with pytest.raises(
+        FlawmaskError, match=f"--select_by segm_ap needs a network that predicts masks, and {arch} does not"
+    ):
         settings(tmp_path, arch=arch, select_by="segm_ap")
 
 

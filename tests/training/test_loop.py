@@ -82,7 +82,7 @@ def test_select_by_decides_the_best_epoch(
     )
     monkeypatch.setattr(
         epoch,
-        "_validation_figures",
+        "_validation_metrics",
         lambda *_: {"segm_ap": 0.5, "f1": 0.5} | {select_by: next(told)},
     )
     monkeypatch.setattr(checkpoint, "save", lambda path, *_, epoch, **__: path.write_text(str(epoch)))

@@ -278,11 +278,11 @@ def test_validation_out_of_memory_is_retried_after_a_release_in_a_single_process
             raise left.pop()
         return {"val_loss": 1.0}
 
-    recorded = SimpleNamespace(forget=lambda: was_recorded)
+    recorded = SimpleNamespace(release=lambda: was_recorded)
     step: Any = SimpleNamespace(passes=recorded, team=Processes(0, processes))
     if was_recorded and processes == 1:
         assert _with_memory(step, measure) == {"val_loss": 1.0}
-        assert "what was recorded is given back" in caplog.text
+        assert "recorded passes are released" in caplog.text
     else:
         with pytest.raises(torch.OutOfMemoryError):
             _with_memory(step, measure)
