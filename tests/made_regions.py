@@ -1,4 +1,4 @@
-"""Region proposals and instances made by hand, and what is learned of them in a form that can be compared."""
+"""Handmade region proposals and instances, and their targets in a form that can be compared."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +47,7 @@ def made_regions(counts: Sequence[int], around: int, beside: int, seed: int = 0)
 
 
 def anchors_of(samples: AnchorSamples, at: int) -> Tensor:
-    """Which anchors are learned, whether they lie on an instance and how they are moved, as rows sorted by place."""
+    """Return the sampled anchors as sorted rows: place, whether positive, and regression target."""
     positive = samples.corrections.shape[1]
     rows = torch.zeros(samples.places.shape[1], 6)
     rows[:, 0] = samples.places[at]

@@ -1,4 +1,4 @@
-"""Counts, on the CPU, what would make Python wait for a GPU."""
+"""Counts, on the CPU, the operations that would make Python wait for a GPU."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ ASKING = {
     "_unique2",
     "nms",
 }
-"""Operations whose result's size depends on values, or that hand a value to Python."""
+"""Operations that return a value to Python, or whose result's size depends on values."""
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -47,7 +47,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _is_by_mask(name: str, args: Any) -> bool:
-    """Return whether it reads or writes where a mask says."""
+    """Return whether an operation is indexing by a mask."""
     if not name.startswith(("index", "_index", "_unsafe_index")):
         return False
     return any(isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in tree_leaves(args[1:2]))
@@ -55,7 +55,7 @@ def _is_by_mask(name: str, args: Any) -> bool:
 
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
-    """Count by name what asks the device, forwards and backwards, in what is done meanwhile."""
+    """Count the waiting operations by name inside this context, in forward and backward passes."""
     asked: Counter[str] = Counter()
     with _Counting(asked):
         yield asked
@@ -63,7 +63,7 @@ def counted() -> Iterator[Counter[str]]:
 
 @contextmanager
 def pooled_as_on_a_gpu() -> Iterator[None]:
-    """Let RoIAlign go the way that it goes on a GPU."""
+    """Make RoIAlign compute as on a GPU."""
 
     def pool(
         self: PyramidRoIAlign,

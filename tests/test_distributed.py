@@ -1,4 +1,4 @@
-"""Several processes: what they tell each other, that they learn as one would, and what becomes of one left alone."""
+"""Several processes: they communicate, train like a single process, and report it when one of them dies."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ def free_port() -> int:
 
 @contextmanager
 def started(command: list[str], count: int = 2) -> Iterator[Started]:
-    """Start a Python command in so many processes that know of each other, as torchrun does; none is left behind."""
+    """Start a Python command in `count` processes that know of each other, as torchrun does, and end all afterwards."""
     port = str(free_port())
     running: Started = []
     try:
@@ -51,7 +51,7 @@ def started(command: list[str], count: int = 2) -> Iterator[Started]:
             told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
             environment = os.environ | {name: str(value) for name, value in told.items()}
             environment |= {"MASTER_PORT": port, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-            if command[0] == "-m":  # a launcher, which starts others
+            if command[0] == "-m":  # a launcher, which starts the processes itself
                 pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
                 running.append(subprocess.Popen([sys.executable, *command], env=environment, **pipes))
             else:
@@ -64,7 +64,7 @@ def started(command: list[str], count: int = 2) -> Iterator[Started]:
 
 
 def run(command: list[str], count: int = 2) -> list[str]:
-    """Run it in so many processes and return what each printed, after each ended well."""
+    """Run a command in `count` processes. Return what each printed, after all have succeeded."""
     with started(command, count) as running:
         printed = [one.communicate(timeout=300)[0] for one in running]
         assert [one.returncode for one in running] == [0] * count, "\n".join(printed)
@@ -115,9 +115,9 @@ def test_out_of_memory_in_a_collective_is_not_reported_as_a_dead_process(error: 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_every_item_is_in_exactly_one_shard(count: int) -> None:
-    shares = [Processes(rank, count).shard(range(11)) for rank in range(count)]
-    assert sorted(item for share in shares for item in share) == list(range(11))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    shards = [Processes(rank, count).shard(range(11)) for rank in range(count)]
+    assert sorted(item for shard in shards for item in shard) == list(range(11))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
 @pytest.mark.slow
@@ -127,13 +127,13 @@ def test_three_processes_all_reduce_gather_and_broadcast(tmp_path: Path) -> None
         found = load(tmp_path / f"{rank}.pt")
         assert torch.equal(found["sums"][0], torch.tensor([111.0, 222.0]))
         assert torch.equal(found["sums"][1], torch.full((2, 2), 3.0))
-        assert (found["told"], found["made"]) == ("made by 0", [0] if rank == 0 else [])
-        assert found["share"] == list("abcde")[rank::3]
+        assert (found["broadcast"], found["made"]) == ("made by 0", [0] if rank == 0 else [])
+        assert found["shard"] == list("abcde")[rank::3]
         assert (found["gathered"], found["few"], found["none"]) == (list("abcde"), ["alone"], [])
 
 
 def make_good(split: Path, count: int) -> None:
-    """Take the annotations of so many images of a split away."""
+    """Remove the annotations of `count` images of a split."""
     content = json.loads((split / "annotations.json").read_text())
     content["annotations"] = content["annotations"][count:]
     (split / "annotations.json").write_text(json.dumps(content))
@@ -141,7 +141,7 @@ def make_good(split: Path, count: int) -> None:
 
 @pytest.mark.slow
 def test_two_processes_take_the_same_steps_as_one_with_the_whole_batch(tmp_path: Path) -> None:
-    # An image without an instance, so that the masks of the others are not spread evenly over the two.
+    # One image has no instance, so the two processes have different numbers of images with masks.
     make_good(make_dataset(tmp_path / "data") / "train", 1)
     for count in (1, 2):
         run([TASKS, "take_steps", str(tmp_path)], count)
@@ -163,7 +163,7 @@ def test_a_training_by_two_processes_is_written_by_one_and_the_same_in_both(tmp_
         assert first["figures"] == second["figures"]
         for which in ("model", "kept"):
             for name, one in first[which].items():
-                # How many batches a norm has seen decides nothing, and one process had a pass more.
+                # The number of batches of a norm has no effect, and one process had one pass more.
                 assert name.endswith("num_batches_tracked") or torch.equal(one, second[which][name]), f"{which} {name}"
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert (history["epoch"], len(history["f1"])) == ([1, 2], 2)
@@ -176,13 +176,13 @@ def test_a_training_by_two_processes_is_written_by_one_and_the_same_in_both(tmp_
 
 TWO = {
     "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"],
-    # Which starts one process with --cpu, whatever it is asked for; the network goes where --device says.
+    # With --cpu, accelerate always starts one process. The device of the network is set by --device.
     "accelerate launch": [
         *["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
         *["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"],
     ],
 }
-"""What starts two processes, up to the port that they speak through."""
+"""Commands that start two processes, up to the option for the port."""
 
 
 @pytest.mark.services
@@ -243,14 +243,14 @@ def test_a_process_whose_partner_was_killed_reports_it_and_the_run_can_be_resume
     run([QUICK, "train", "--resume", str(tmp_path / "run")], 1)
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert history["epoch"] == list(range(1, 11))
-    # Two images a step still, of a process alone now: as far along the cosine as ever.
+    # Still two images per step, now in a single process, so the cosine goes on from the same point.
     assert load(tmp_path / "run" / "state.pt")["taken"] == 20
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("save_every", ["1", "10m"])
 def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path: Path, save_every: str) -> None:
-    shutil.rmtree(make_dataset(tmp_path / "data", training=12) / "val")  # so that nearly all the time goes into steps
+    shutil.rmtree(make_dataset(tmp_path / "data", training=12) / "val")  # so that steps take nearly all the time
     with started([*train_command(tmp_path, epochs=50), "--save_every", save_every]) as running:
         wait_for(tmp_path / "run" / "state.pt", running)
         running[1].send_signal(signal.SIGTERM)

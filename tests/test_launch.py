@@ -1,4 +1,4 @@
-"""What the process may use of its machine, and what is set and loaded for it: in processes of their own."""
+"""The cores and the memory that a process may use, its environment and its imports, in processes of their own."""
 
 import os
 import subprocess
@@ -139,7 +139,7 @@ def test_the_tightest_group_limits_free_memory(tmp_path: Path) -> None:
 
 
 def said(code: str, *arguments: str | Path, **environment: str) -> str:
-    """Run Python code in a process whose environment says nothing but this of threads, and return what it prints."""
+    """Run Python code in a process with only these variables about threads, and return what it prints."""
     bare = {name: value for name, value in os.environ.items() if name not in (*NAMES, *WAITING, *KERNEL_CACHE)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, env=bare | environment, capture_output=True, text=True, timeout=300, check=False)

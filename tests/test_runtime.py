@@ -1,4 +1,4 @@
-"""What device and precision are chosen, and which choices are refused."""
+"""Which device and precision are chosen, and which choices are refused."""
 
 import platform
 import random
@@ -37,7 +37,7 @@ CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:0"), torch.device("mps"
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine that has a processor and nothing else."""
+    """Simulate a machine that has only a CPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -200,7 +200,7 @@ MATMUL: Any = torch.backends.cuda.matmul
 
 
 def tf32() -> tuple[Any, ...]:
-    """What PyTorch says of TF32, by its newer settings and, where it says them, by its older ones."""
+    """Return PyTorch's newer settings of TF32 and, if they can be read, the older ones."""
     newer = (CUDNN.conv.fp32_precision, CUDNN.rnn.fp32_precision, MATMUL.fp32_precision)
     older = (lambda: CUDNN.allow_tf32, lambda: MATMUL.allow_tf32, torch.get_float32_matmul_precision)
     return (*newer, *(said(one) for one in older))
@@ -269,7 +269,7 @@ def test_float32_stays_ieee_until_the_last_thread_leaves() -> None:
 
 @pytest.fixture
 def second_gpu(machine: pytest.MonkeyPatch) -> list[int]:
-    """A machine that has two GPUs, of which the host works on the first: the current one, at the end of the list."""
+    """Simulate a machine with two GPUs; the caller uses the first. The last entry of the list is the current GPU."""
     add_cuda(machine, 2)
     current = [0]
 

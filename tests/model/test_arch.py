@@ -1,4 +1,4 @@
-"""The records of the architectures: complete, known to everybody, and read without PyTorch."""
+"""The records of the architectures are complete, used everywhere, and imported without PyTorch."""
 
 import ast
 import subprocess
@@ -26,7 +26,7 @@ def test_the_records_and_the_command_line_are_imported_without_pytorch() -> None
 
 
 def asked(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what is compared, looked up or looked into."""
+    """Yield the operands of comparisons, look-ups and membership tests."""
     if isinstance(node, ast.Compare):
         yield from (node.left, *node.comparators)
     elif isinstance(node, ast.Subscript):
@@ -37,7 +37,7 @@ def asked(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def test_no_code_compares_an_architectures_name() -> None:
-    """Whoever wants to know something of one reads its record."""
+    """Code reads an architecture's record instead."""
     for path in Path(flawmask.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = {getattr(one, "attr", getattr(one, "id", None)) for one in asked(node)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_network import ARCHITECTURES, BUILDABLE, OUTLINING_REGIONS, REGIONS, patchwork, resized, spec_of
+from random_network import ARCHITECTURES, BUILDABLE, MASK_REGIONS, REGIONS, patchwork, resized, spec_of
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 from torchvision.ops import FrozenBatchNorm2d
@@ -22,13 +22,13 @@ CLASSES = ("good", "crack", "scratch")
 
 @cache
 def network(arch: Arch, norm: Norm = "frozen", image_size: int = 800) -> Any:
-    """One network for all tests that only look at it."""
+    """Return a cached network for tests that do not change it."""
     return build(ModelSpec(arch, CLASSES, image_size=image_size, norm=norm, anchor_sizes=anchors_for(image_size)))
 
 
 @cache
 def outline(arch: Arch, norm: Norm = "frozen") -> Any:
-    """A network without numbers, where its kind can be had without: to look at its layers takes no more."""
+    """Return a network on the meta device if its kind can be built there: its layers are enough for these tests."""
     spec = ModelSpec(arch, CLASSES, norm=norm)
     if arch.startswith(("yolo", "rfdetr")):
         return build(spec)
@@ -41,7 +41,7 @@ def test_both_heads_have_an_output_for_each_class_and_the_background(arch: Arch)
     heads = outline(arch).roi_heads
     assert heads.box_predictor.cls_score.out_features == len(CLASSES) + 1
     assert heads.box_predictor.bbox_pred.out_features == 4 * (len(CLASSES) + 1)
-    assert heads.has_mask() == (arch in OUTLINING_REGIONS)
+    assert heads.has_mask() == (arch in MASK_REGIONS)
     if heads.has_mask():
         assert heads.mask_predictor.mask_fcn_logits.out_channels == len(CLASSES) + 1
 
@@ -102,14 +102,14 @@ MOBILENET_STAGES = (
     ("7", "8", "9", "10", "11", "12"),
     ("13", "14", "15", "16"),
 )
-"""Each stage's layers, by their places in the body."""
+"""The layers of each stage, by their places in the body."""
 VGG_STAGES = (range(4), range(4, 9), range(9, 16), range(16, 23))
 SSDLITE_STAGES = (range(2), range(2, 4), range(4, 7), range(7, 14))
 YOLO_STAGES = (range(1), range(1, 3), range(3, 5), range(5, 7), range(7, 11))
 
 
 def stages_of(arch: Arch) -> list[list[str]]:
-    """Return what the parameters of each of the backbone's stages begin with."""
+    """Return the prefixes of the parameters' names in each stage of the backbone."""
     if arch == "ssd300_vgg16":
         return [*([f"backbone.features.{at}." for at in stage] for stage in VGG_STAGES), ["backbone.extra.0."]]
     if arch.startswith("ssdlite"):
@@ -208,7 +208,7 @@ def test_at_800_pixels_every_setting_is_torchvisions_own(arch: Arch, original: A
         ("roi_heads.box_roi_pool", ("output_size", "sampling_ratio", "featmap_names")),
         *(
             [("roi_heads.mask_roi_pool", ("output_size", "sampling_ratio", "featmap_names"))]
-            if arch in OUTLINING_REGIONS
+            if arch in MASK_REGIONS
             else []
         ),
     ):

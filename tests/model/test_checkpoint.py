@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back, and torchvision's own state dicts give torchvision's own answers."""
+"""Checkpoints: saved networks load unchanged, and torchvision's state dicts give torchvision's predictions."""
 
 import io
 from collections.abc import Callable
@@ -132,10 +132,10 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -> 
 
 
 def torchvision_network(frozen: bool) -> Any:
-    """Torchvision's own network, random, and of the kind that finds something."""
+    """Return torchvision's own network with random weights that predict something."""
     torch.manual_seed(5)
     model: Any
-    if frozen:  # as it is with COCO's weights
+    if frozen:  # as torchvision builds it with COCO weights
         norm = partial(FrozenBatchNorm2d, eps=0.0)
         model = MaskRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm), 3)
     else:
@@ -148,11 +148,13 @@ def torchvision_network(frozen: bool) -> Any:
         for name, tensor in model.backbone.body.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 tensor.uniform_(*((-0.1, 0.1) if name.endswith("mean") else (0.5, 2.0)))
-    return to_device(model.eval(), torch.device("cpu"))  # the layout, since sums in another order end in other digits
+    return to_device(
+        model.eval(), torch.device("cpu")
+    )  # the memory layout matters: sums in another order have other last digits
 
 
 def with_torchvisions_pools(model: Any) -> Any:
-    """The network with torchvision's own RoIAlign: ours adds up in another order, and such weights magnify digits."""
+    """Use torchvision's own RoIAlign. Ours sums in another order, and these weights magnify the difference."""
     for name in ("box_roi_pool", "mask_roi_pool"):
         pool = getattr(model.roi_heads, name)
         plain = MultiScaleRoIAlign(pool.featmap_names, pool.output_size, pool.sampling_ratio)
@@ -190,7 +192,7 @@ def test_a_state_dict_of_torchvision_gives_torchvisions_predictions(
     model = to_device(with_torchvisions_pools(model), torch.device("cpu"))
     assert spec.classes == ("good", "defect")
     assert spec.image_size == 800
-    # At the size at which both see it: they round what they resize otherwise, and such weights magnify that.
+    # Use the network's own size. Otherwise the two round resized pixels differently, and these weights magnify that.
     height, width = size
     cell = 50
     pixels = np.random.default_rng(int(frozen)).integers(0, 256, (height // cell, width // cell, 3), dtype=np.uint8)

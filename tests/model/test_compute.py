@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def lively(spec: ModelSpec, seed: int = 0) -> Any:
-    """A random network whose norms shift and scale, as those of a trained one do."""
+    """Return a random network whose norms shift and scale, like those of a trained one."""
     torch.manual_seed(seed)
     model = build(spec)
     for module in model.modules():
@@ -92,7 +92,7 @@ def test_a_defect_of_one_pixel_keeps_its_box_while_the_layers_train_in_bfloat16(
     train_in(model, CPU, torch.bfloat16)
     inside: list[torch.dtype] = []
     model.roi_heads.box_head.fc6.register_forward_hook(lambda _, __, output: inside.append(output.dtype))
-    # In bfloat16 both edges would be 284: a width of 0, and a regression target that is not finite.
+    # In bfloat16 both edges would be 284. The width would be 0 and the regression target not finite.
     target = one_defect(300, 300, 31, 284, 1, 1)
     assert target["boxes"].tolist() == [[284, 31, 285, 32]]
     found = losses(model, [torch.randint(0, 256, (3, 300, 300), dtype=torch.uint8)], [target], None)
@@ -133,7 +133,7 @@ def test_layers_compute_in_bfloat16_and_boxes_and_scores_in_float32(norm: Norm) 
 
 
 def test_an_interrupt_within_a_pass_leaves_autocast_off() -> None:
-    """In a notebook, what comes after it would compute in bfloat16, and with weights that were cast before."""
+    """Otherwise the next cells of a notebook would compute in bfloat16, with weights that were cast before."""
     model = lively(SPEC).train()
     train_in(to_device(model, CPU), CPU, torch.bfloat16)
 
@@ -158,7 +158,7 @@ def detections(model: Any, image: Tensor) -> dict[str, Tensor]:
     return dict(found.items())
 
 
-# Every architecture, and every norm in the two that have them in other places: in the body alone, and in the heads too.
+# Every architecture with one norm, and every norm for two: one has norms in the body only, the other in the heads too.
 @pytest.mark.parametrize(
     ("arch", "norm"),
     [
@@ -174,7 +174,7 @@ def detections(model: Any, image: Tensor) -> dict[str, Tensor]:
 def test_the_network_for_inference_predicts_the_same_and_shares_no_memory(arch: Arch, norm: Norm) -> None:
     spec = replace(SPEC, arch=arch, norm=norm, proposals=20)
     model = lively(spec, seed=2).eval()
-    with torch.no_grad():  # unsure of everything, so that much is found
+    with torch.no_grad():  # low scores everywhere, so that many instances are predicted
         model.roi_heads.box_predictor.cls_score.weight *= 0.01
     before = {name: one.clone() for name, one in model.state_dict().items()}
     image = torch.from_numpy(patchwork(64, 80, 1).copy()).permute(2, 0, 1) / 255

@@ -1,4 +1,4 @@
-"""Every architecture behind the one interface: it trains, comes back from its file, and predicts what it finds."""
+"""Every architecture trains, saves, loads and predicts through the same interface."""
 
 import copy
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ BOX_LOSSES = ("loss_box_reg", "bbox_regression", "box_loss", "loss_bbox")
 
 @dataclass(frozen=True)
 class Case:
-    """A random network that finds something; nobody may change it."""
+    """A random network that predicts something. It must not be changed."""
 
     spec: ModelSpec
     detector: Detector
@@ -54,7 +54,7 @@ class Case:
 
 @pytest.fixture(scope="module", params=KINDS)
 def case(request: pytest.FixtureRequest) -> Case:
-    """One of each kind, one after the other: together they would take a gigabyte."""
+    """Build one network of each kind, one after the other: together they would take a gigabyte."""
     spec = spec_of(request.param)
     case = Case(spec, detector_of(spec), to_device(random_network(spec), CPU))
     set_score_floor(case.network, FLOOR)
@@ -75,7 +75,7 @@ def predictor(path: Path) -> Predictor:
 
 
 def target_of(size: tuple[int, int], *boxes: tuple[int, int, int, int]) -> Target:
-    """The target of an image of (height, width), seen as it is, with a defect in each box, x y width height."""
+    """Return the target of a (height, width) image that is not resized, with a defect in each box x y width height."""
     records: list[dict[str, Any]] = []
     for x, y, width, height in boxes:
         mask: npt.NDArray[np.bool_] = np.zeros(size, dtype=bool)
@@ -85,7 +85,7 @@ def target_of(size: tuple[int, int], *boxes: tuple[int, int, int, int]) -> Targe
 
 
 def batch_for(spec: ModelSpec, *instances: int, side: int = 64) -> Batch:
-    """Images with so many instances each, in several shapes where the network does not see all in the same."""
+    """Return images with these numbers of instances, in several shapes unless the network has a fixed size."""
     shapes = [(spec.fixed_size or side, spec.fixed_size or side + 16 * at) for at in range(len(instances))]
     boxes = [(8, 12, 20, 15), (30, 20, 24, 40)]
     images = [torch.from_numpy(patchwork(*shape, at).copy()).permute(2, 0, 1) for at, shape in enumerate(shapes)]
@@ -157,12 +157,12 @@ def test_an_image_without_instances_has_finite_losses_and_a_box_loss_of_zero(cas
     assert figures.not_finite == ""
     of_boxes = next(at for at, name in enumerate(trained.names) if name in BOX_LOSSES)
     assert figures.losses[of_boxes] == 0
-    # SSD learns of the background beside its instances, three places for each: here is none.
+    # SSD samples three background places for each instance. Here there is no instance, so there is none.
     assert (sum(figures.losses) > 0) == (not case.spec.arch.startswith("ssd"))
 
 
 def test_the_same_parameters_have_a_gradient_for_any_images(trained: Trained) -> None:
-    """Processes add up theirs in one row: one that a process alone lacks would shift all that follow."""
+    """The all-reduce concatenates all gradients. If one process lacked one, all later ones would be shifted."""
     without = [{name for name, one in gradients.items() if one is None} for gradients in trained.gradients]
     assert without[0] == without[1]
     assert len(without[0]) < 0.01 * len(trained.gradients[0])
@@ -175,7 +175,7 @@ def test_a_loaded_network_has_the_same_weights_and_predictions(case: Case, path:
 
 
 def comes_back(path: Path, saved: ModelSpec, network: Any) -> None:
-    """Hold what a file gives to the spec and the network that it was written from."""
+    """Compare a loaded network with the spec and the network that were saved."""
     loaded, spec = checkpoint.load(path)
     assert spec == saved
     assert not loaded.training
@@ -191,7 +191,7 @@ def comes_back(path: Path, saved: ModelSpec, network: Any) -> None:
 
 
 def assert_same(one: Prediction, other: Prediction) -> None:
-    """Sums in another order end in other digits."""
+    """Sums in another order have other last digits."""
     assert [each.label for each in one.instances] == [each.label for each in other.instances]
     assert one.has_masks == other.has_masks
     for mine, theirs in zip(one.instances, other.instances, strict=True):
@@ -278,7 +278,7 @@ def test_an_image_that_is_one_row_of_pixels_after_resizing_is_predicted(
 
 
 def test_labels_are_positions_of_classes_counted_from_1(case: Case) -> None:
-    """Also of a network that is sure of the background, which some have a score for."""
+    """This includes networks that score the background, and score it high."""
     with torch.inference_mode():
         found = case.detector.infer(case.network, *resized(case.spec, *(patchwork(75, 91, seed) for seed in range(2))))
     labels = torch.cat([one["labels"] for one in found]).tolist()
@@ -358,7 +358,7 @@ def test_other_networks_of_a_kind_train_and_load_with_the_same_weights_and_predi
 
 @pytest.mark.parametrize("arch", ["ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn", "yolo11n"])
 def test_batch_norm_that_learns_accepts_a_batch_of_one_image(arch: Arch) -> None:
-    """However small its last level is: a single value has no spread."""
+    """A last level of a single value has no variance."""
     spec = spec_of(arch, norm="batch")
     torch.manual_seed(0)
     model = build(spec).train()

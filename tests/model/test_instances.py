@@ -1,4 +1,4 @@
-"""What is on a batch's images, in tensors of one size: room for it, and the masks that are learned of it."""
+"""The instances of a batch in tensors of one size: their capacity, and the mask targets."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_mask_targets_equal_those_of_each_image_alone_and_torchvisions(
         if not of_image:
             continue
         made, of_instance = boxes_for(of_image, size, np.random.default_rng(at))
-        # On the image; at its end thinner than a pixel, which RoIAlign takes for as thick as one.
+        # Boxes inside the image. Some at its edge are thinner than a pixel; RoIAlign treats these as one pixel thick.
         edges = torch.tensor([size[1] - 0.5, size[0] - 0.5, size[1], size[0]])
         made = torch.minimum(made.clamp(min=0), edges)
         boxes.append(made)

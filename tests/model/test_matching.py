@@ -1,4 +1,4 @@
-"""The anchors that are learned are those that torchvision could draw, each about as often as any other."""
+"""Sampled anchors could be torchvision's, and each is about as frequent as any other."""
 
 from dataclasses import fields
 

@@ -1,4 +1,4 @@
-"""Suppression of many sets at once keeps what torchvision keeps of each, and knows whether it is finished."""
+"""Suppression of many sets at once keeps the boxes that torchvision keeps, and tells whether it has finished."""
 
 from collections.abc import Sequence
 from unittest import mock
@@ -15,13 +15,14 @@ from flawmask.model import nms
 from flawmask.model.nms import keep_best
 
 THRESHOLDS = (0.25, 0.5, 0.7)
-"""Between such a number in float32 and the same in float64, as torchvision compares on the CPU, lies no float32."""
+"""There is no float32 between the float32 and the float64 value of these thresholds. torchvision's CPU code compares in
+float64, so both give the same result."""
 
 Box = tuple[int, int, int, int]
 
 
 def torchvisions(boxes: Tensor, valid: Tensor, threshold: float, scores: Tensor | None = None) -> Tensor:
-    """What torchvision keeps of each set alone: (S, N) bool. Without scores all boxes have the same."""
+    """Return which boxes torchvision keeps of each set: (S, N) bool. Without scores, all boxes have the same score."""
     kept = torch.zeros_like(valid)
     scores = torch.ones(valid.shape) if scores is None else scores
     for one, of_set, is_valid, of_boxes in zip(kept, boxes, valid, scores, strict=True):
@@ -31,7 +32,7 @@ def torchvisions(boxes: Tensor, valid: Tensor, threshold: float, scores: Tensor 
 
 
 def clustered(sets: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Boxes around a few places, some the same as others, some without an area, and which of them are valid."""
+    """Draw boxes around a few places, some equal, some empty, and which of them are valid."""
     draw = torch.Generator().manual_seed(seed)
     centres = torch.rand(sets, 3, 4, generator=draw) * 60
     at = torch.randint(3, (sets, count), generator=draw)
@@ -44,13 +45,13 @@ def clustered(sets: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def as_set(corners: Sequence[Box]) -> Tensor:
-    """Boxes x y width height as one set, (1, N, 4) x1 y1 x2 y2."""
+    """Convert boxes x y width height to one set, (1, N, 4) x1 y1 x2 y2."""
     boxes = torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
     return torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), dim=1)[None]
 
 
 def chain(length: int) -> Tensor:
-    """Boxes each of which overlaps the next by an IoU of 0.6, and the one after that by a third: (1, N, 4)."""
+    """Return a chain of boxes, (1, N, 4): each has an IoU of 0.6 with the next and of 1/3 with the one after that."""
     return as_set([(2 * at, 0, 8, 8) for at in range(length)])
 
 
@@ -72,7 +73,7 @@ def test_each_set_keeps_what_torchvision_keeps_whatever_the_blocks_and_chunks(
 ) -> None:
     boxes, valid = clustered(sets, count, seed)
     scores = torch.randint(levels, (sets, count), generator=torch.Generator().manual_seed(seed)).float()
-    scores = scores.sort(dim=1, descending=True).values  # with ties, which come in their order
+    scores = scores.sort(dim=1, descending=True).values  # with ties, which keep their order
     with mock.patch.object(nms, "BLOCK", block), mock.patch.object(nms, "MAX_PAIRS", pairs):
         kept, settled = keep_best(boxes, valid, threshold)
     assert kept.dtype == torch.bool
@@ -85,7 +86,7 @@ def test_each_set_keeps_what_torchvision_keeps_whatever_the_blocks_and_chunks(
     threshold=st.sampled_from(THRESHOLDS),
     block=st.sampled_from([2, 5, nms.BLOCK]),
 )
-@example(corners=[(0, 0, 4, 4), (0, 0, 4, 2)], threshold=0.5, block=nms.BLOCK)  # exactly half of it
+@example(corners=[(0, 0, 4, 4), (0, 0, 4, 2)], threshold=0.5, block=nms.BLOCK)  # an IoU of exactly 0.5
 @example(corners=[(0, 0, 4, 4), (0, 0, 2, 2)], threshold=0.25, block=nms.BLOCK)
 @example(corners=[(0, 0, 5, 2), (0, 0, 7, 1)], threshold=0.7, block=nms.BLOCK)
 @example(corners=[(0, 0, 10, 1), (0, 0, 7, 1)], threshold=0.7, block=nms.BLOCK)
@@ -144,7 +145,9 @@ def test_a_chain_of_boxes_needs_as_many_rounds_as_its_block_is_long(
     rounds: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nms, "BLOCK", block)
-    boxes = torch.cat((chain(24), as_set([(0, 50 * at, 9, 9) for at in range(24)])))  # beside boxes that are all kept
+    boxes = torch.cat(
+        (chain(24), as_set([(0, 50 * at, 9, 9) for at in range(24)]))
+    )  # followed by boxes that are all kept
     valid = torch.ones(2, 24, dtype=torch.bool)
     expected = torch.stack((torch.arange(24) % 2 == 0, valid[1]))
     assert torch.equal(torchvisions(boxes, valid, 0.5), expected)

@@ -1,4 +1,4 @@
-"""Files of ultralytics, which hold an object: read without it, and without running what it may carry."""
+"""Pickled networks of ultralytics are read without the package and without running their code."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from flawmask.model.weights import load_matching, pretrained
 
 @cache
 def ultralytics_network(arch: Arch) -> Any:
-    """A network as ultralytics writes it: in half precision, of COCO's classes."""
+    """Return a network as ultralytics saves it: in half precision, with COCO's classes."""
     torch.manual_seed(7)
     tasks = yolo._tasks()
     kind = tasks.SegmentationModel if arch.endswith("-seg") else tasks.DetectionModel
@@ -36,7 +36,7 @@ def ultralytics_network(arch: Arch) -> Any:
 
 
 def ultralytics_file(path: Path, arch: Arch = "yolo11n", **content: Any) -> Any:
-    """Write what ultralytics writes, with anything else, and return the network that is in it."""
+    """Write a file like ultralytics', with further entries, and return its network."""
     from ultralytics.utils import IterableSimpleNamespace
 
     model = ultralytics_network(arch)
@@ -59,7 +59,7 @@ def test_a_yolo_file_gives_a_state_dict_with_ultralytics_outputs(hub: Path, arch
 
     few = detector(3, arch)
     filled, left = load_matching(few, given)
-    # Ultralytics makes the branch of the classes as wide as their number asks for, in the smaller network.
+    # In the smaller network, ultralytics chooses the width of the class branch by the number of classes.
     drawn = re.compile(
         r"model\.23\.cv3\.\d\.(2|0\.1|1\.[01])\." if arch.startswith("yolo11n") else r"model\.23\.cv3\.\d\.2\."
     )
@@ -136,7 +136,7 @@ class _System:
 
 
 class _Constructs:
-    """A network that ultralytics would build from a description whose activation it evaluates."""
+    """A network whose description has an activation that ultralytics would evaluate as Python."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

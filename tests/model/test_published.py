@@ -1,4 +1,4 @@
-"""Weights that others have published, in files that are like theirs but for the numbers."""
+"""Published weights, tested with files of the same structure and other numbers."""
 
 import argparse
 import hashlib
@@ -28,7 +28,7 @@ from flawmask.training.network import _norm, build_for_training
 
 
 def as_published(state: State) -> State:
-    """The tensors under the names that torchvision's old files have."""
+    """Return the tensors with the names in torchvision's old files."""
     for now, before in (
         (r"(backbone\.fpn\.\w+_blocks\.\d)\.0\.(\w+)", r"\1.\2"),
         (r"rpn\.head\.conv\.0\.0\.(\w+)", r"rpn.head.conv.\1"),
@@ -48,7 +48,7 @@ def in_hub(hub: Path, published: Any, state: State) -> None:
 
 @pytest.fixture
 def quick_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the seconds in which VGG's classifier is drawn, of which SSD uses nothing."""
+    """Skip the initialisation of VGG's classifier, which takes seconds and is not used by SSD."""
 
     def features(**_: Any) -> Any:
         return SimpleNamespace(features=make_layers(cfgs["D"], batch_norm=False))
@@ -57,8 +57,8 @@ def quick_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outputs(model: Any, image: Tensor) -> list[Tensor]:
-    """All that a detector's layers give for an image, torchvision's preprocessing included."""
-    vars(model.transform).pop("resize", None)  # our networks take images that are resized already
+    """Return all outputs of a detector's layers for an image, after torchvision's preprocessing."""
+    vars(model.transform).pop("resize", None)  # undo: our networks get resized images
     images, _ = model.eval().transform([image])
     features = list(model.backbone(images.tensors).values())
     if not hasattr(model, "roi_heads"):

@@ -1,4 +1,4 @@
-"""A whole batch's losses without a loop over images are those of `rcnn_losses.losses`."""
+"""The losses of a whole batch at once equal those of `rcnn_losses.losses`, which goes image by image."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("small_network")
 
 
 def assert_same_losses(model: Any, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """To five digits; and all gradients but for 0.00003 of the largest: biases add up thousands of numbers."""
+    """Losses must agree to five digits, gradients to 0.00003 of the largest: biases sum thousands of numbers."""
     assert found.keys() == expected.keys()
     for name, loss in found.items():
         assert loss.dtype == torch.float32
@@ -57,7 +57,7 @@ def test_losses_and_gradients_on_wide_images_equal_the_plain_ones(arch: Arch, ch
 
 def test_default_numbers_of_regions_and_masks_give_the_plain_losses() -> None:
     model = without_chance(seed=5)
-    model.rpn._post_nms_top_n["training"] = 3  # so few that none is left out
+    model.rpn._post_nms_top_n["training"] = 3  # so few that all are sampled
     images, targets = chosen_of([0, 1, 2, 3])
     expected = rcnn_losses.losses(model, images, targets, None)
     assert_same_losses(model, RcnnBatch(model, None).losses(images, targets), expected)

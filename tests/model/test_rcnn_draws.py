@@ -1,4 +1,4 @@
-"""On which regions the heads learn is drawn as it is allowed, for a whole batch at once."""
+"""The regions that train the heads are sampled correctly for a whole batch at once."""
 
 from dataclasses import fields, replace
 from typing import Any
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("small_network")
 
 
 def on_instance_of(model: Any, regions: Regions, instances: Instances, at: int) -> tuple[Tensor, Tensor]:
-    """All valid regions of an image, the true boxes among them, and each one's label, as torchvision has them."""
+    """Return all valid regions of an image, the true boxes included, with the labels that torchvision gives them."""
     truth = instances.boxes[at, : instances.counts[at]]
     boxes = torch.cat((regions.boxes[at][regions.is_box[at]], truth))
     of_image = instances.labels[at, : instances.counts[at]]
@@ -113,7 +113,7 @@ def test_regions_of_a_kind_are_sampled_uniformly() -> None:
 
 
 def rows_of(drawn: Any, at: int) -> Tensor:
-    """What is learned on each region of an image, as sorted rows."""
+    """Return the targets of each region of an image as sorted rows."""
     here = (drawn.image_of == at) & drawn.used
     parts = [getattr(drawn, one.name) for one in fields(drawn) if one.name not in ("image_of", "counts", "masks")]
     rows = torch.cat([one[here].flatten(1) if one.ndim > 1 else one[here][:, None] for one in parts], dim=1)

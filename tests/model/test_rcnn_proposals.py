@@ -1,4 +1,4 @@
-"""A whole batch's region proposals are those of torchvision, in their order."""
+"""The region proposals of a whole batch equal torchvision's, in the same order."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""RF-DETR: built without a download, rfdetr's own losses and detections, trained, saved, loaded and judged."""
+"""RF-DETR: built without a download, with rfdetr's losses and predictions, trained, saved, loaded and evaluated."""
 
 import socket
 import sys
@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 
 @cache
 def network() -> Any:
-    """One network for all tests that do not change it."""
+    """Return a cached network for tests that do not change it."""
     torch.manual_seed(0)
     return build(SPEC)
 
@@ -131,7 +131,7 @@ def test_the_sums_of_the_losses_equal_rfdetrs(dataset: Path, monkeypatch: pytest
     model = network().train()
     images, targets = batch_of(dataset).on(CPU)
     points = torch.rand(5000, 2)
-    # Masks are compared at random points, which it draws for a whole batch: here the same for every instance.
+    # rfdetr compares masks at random points, drawn for a whole batch. Here they are the same for every instance.
     monkeypatch.setattr(torch, "rand", lambda *size, **_: points[: size[1]].expand(*size).clone())
     with torch.no_grad():
         ours = rfdetr.losses(model, images, targets, None)
@@ -149,7 +149,7 @@ def test_a_batch_without_instances_can_be_learned(dataset: Path) -> None:
     full = rfdetr.losses(model, images, targets, None)
     empty = rfdetr.losses(model, images, [nothing(), nothing()], None)
     assert [name for name, loss in empty.items() if loss] == ["loss_ce"]
-    # The two images of the full batch share their loss, so the empty one's may be twice as much.
+    # The loss of the full batch is divided by two images, so that of the empty image may be twice as large.
     assert 0 < float(empty["loss_ce"].detach()) < 3 * float(full["loss_ce"].detach())
     torch.autograd.backward(torch.stack([*empty.values()]).sum())
     gradients = [one.grad for one in model.parameters() if one.grad is not None]
@@ -158,10 +158,10 @@ def test_a_batch_without_instances_can_be_learned(dataset: Path) -> None:
 
 
 def outputs(spec: ModelSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, boxes and masks as the network would answer for an image."""
+    """Return logits, boxes and masks like the network's outputs for an image."""
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(40, len(spec.classes) + 1, generator=draw)
-    logits[:, -1] = 9.0  # stands for nothing
+    logits[:, -1] = 9.0  # the class for no object
     boxes = torch.rand(40, 4, generator=draw) * 0.5 + 0.2
     return logits, boxes, torch.randn(40, 30, 30, generator=draw)
 

@@ -1,4 +1,4 @@
-"""The pyramid's RoIAlign gives what torchvision's gives, forwards and backwards."""
+"""The pyramid's RoIAlign equals torchvision's, forward and backward."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from flawmask.model.roi_align import PyramidRoIAlign
 
 NAMES = ["0", "1", "2", "3"]
 SIZES = [(128, 96), (100, 160)]
-"""Of the images; padded they are 128 x 160."""
+"""The images' sizes. Padded to one size, they are 128 x 160."""
 
 
 def pyramid(dtype: torch.dtype = torch.float32, channels: int = 5, levels: int = 4) -> dict[str, Tensor]:
@@ -22,12 +22,12 @@ def pyramid(dtype: torch.dtype = torch.float32, channels: int = 5, levels: int =
         NAMES[level]: torch.randn(len(SIZES), channels, 128 // 2 ** (2 + level), 160 // 2 ** (2 + level)).to(dtype)
         for level in range(levels)
     }
-    maps["pool"] = torch.randn(len(SIZES), channels, 2, 3)  # a level that no region is taken from
+    maps["pool"] = torch.randn(len(SIZES), channels, 2, 3)  # a level that no region is pooled from
     return {name: one.requires_grad_() for name, one in maps.items()}
 
 
 def random_boxes(count: int, reach: float = 30.0) -> Tensor:
-    """Boxes of all sizes, some of no width, some beyond the image's edges."""
+    """Return boxes of all sizes, some without width, some beyond the image's edges."""
     corners = torch.rand(count, 2) * torch.tensor([160 + 2 * reach, 128 + 2 * reach]) - reach
     sides = torch.rand(count, 2) ** 3 * torch.tensor([200.0, 160.0])
     sides[::5] = 0
@@ -35,7 +35,7 @@ def random_boxes(count: int, reach: float = 30.0) -> Tensor:
 
 
 class OnAGPU(PyramidRoIAlign):
-    """Goes the way that is taken on a GPU."""
+    """Computes as on a GPU."""
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         with pooled_as_on_a_gpu():
@@ -49,7 +49,7 @@ def pooled_both_ways(
     samples: int = 2,
     ours: type[PyramidRoIAlign] = PyramidRoIAlign,
 ) -> tuple[tuple[Tensor, list[Tensor]], tuple[Tensor, list[Tensor]]]:
-    """Return what is pooled and the features' gradients, from ours and from torchvision's."""
+    """Return the pooled features and the gradients of the levels, ours and torchvision's."""
     both = []
     names = [name for name in NAMES if name in maps]
     weights = None
@@ -65,7 +65,7 @@ def pooled_both_ways(
 
 
 def assert_same(boxes: Sequence[Tensor], size: int | tuple[int, int], samples: int, levels: int) -> None:
-    """As on a CPU, and as on a GPU."""
+    """Both the CPU's and the GPU's computation are tested."""
     maps = pyramid(levels=levels)
     for ours in (PyramidRoIAlign, OnAGPU):
         (pooled, gradients), (expected, wanted) = pooled_both_ways(maps, list(boxes), size, samples, ours)

@@ -1,4 +1,4 @@
-"""A batch teaches the same however it is split: at once, in parts, in several processes; with every network.
+"""A batch gives the same gradients at once, in micro-batches and in several processes, with every network.
 
 Its images are of one size: others are padded for each other.
 """
@@ -25,14 +25,14 @@ from flawmask.training.step import Step, make_step
 
 CPU = torch.device("cpu")
 BY_WHAT_IS_DIVIDED = ["maskrcnn_resnet18_fpn", "fcos_resnet50_fpn", "ssdlite320_mobilenet_v3_large", "yolo11n-seg"]
-"""A network for each of: images, places on an instance, anchors on one, and what the network itself finds suitable."""
+"""One network for each kind of count: images, positive places, positive anchors, and ultralytics' alignment scores."""
 
 one_of_each = pytest.mark.parametrize("case", BY_WHAT_IS_DIVIDED, indirect=True)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A random network that finds something, in training mode; nobody may change it."""
+    """A random network in training mode that predicts something. It must not be changed."""
 
     spec: ModelSpec
     network: Any
@@ -40,7 +40,7 @@ class Case:
 
 @pytest.fixture(scope="module", params=KINDS_AND_MORE)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
-    """One of each architecture, one after the other, its norms as they are by default without and with weights."""
+    """Build each architecture in turn, with the default norms without and with pretrained weights."""
     spec = spec_of(request.param)
     yield Case(spec, to_device(random_network(spec), CPU).train())
 
@@ -91,7 +91,7 @@ def test_two_processes_have_the_same_gradient_as_one(case: Case, tmp_path: Any) 
     shares = [Batch(batch.pixels[rank::2], batch.sizes[rank::2], batch.targets[rank::2]) for rank in range(2)]
     step = step_of(case, 4, tmp_path)
     torch.manual_seed(3)
-    # What they tell each other: the sum of what each has counted.
+    # What the processes exchange: the sum of their counts.
     totals = torch.stack([one for share in shares for one in step._counts(share)]).sum(dim=0)
     losses = torch.zeros(len(step.losses))
     gradients: dict[str, Tensor] = {}
@@ -119,7 +119,7 @@ def test_the_validation_loss_does_not_depend_on_the_batches(case: Case, tmp_path
 
 @pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "fasterrcnn_mobilenet_v3_large_fpn"])
 def test_the_gpu_way_of_an_r_cnn_does_not_depend_on_micro_batches_either(arch: Any, tmp_path: Any) -> None:
-    """The way is gone here on the CPU. Nothing but the drawing differs, and what is drawn is each image's own."""
+    """The GPU's computation runs on the CPU here. It only samples differently, and each image has its own samples."""
     spec = spec_of(arch)
     case = Case(spec, to_device(random_network(spec), CPU).train())
     batch = batch_for(spec)
@@ -133,7 +133,7 @@ def test_the_gpu_way_of_an_r_cnn_does_not_depend_on_micro_batches_either(arch: A
 
 
 def test_a_crowded_image_has_the_same_weight_as_others(tmp_path: Any) -> None:
-    """Together, two images have the mean of what they have alone."""
+    """The gradient of two images is the mean of those of each alone."""
     spec = spec_of("maskrcnn_resnet18_fpn")
     case = Case(spec, to_device(random_network(spec), CPU).train())
     whole = batch_for(spec)

@@ -1,4 +1,4 @@
-"""Pretrained weights: fetched from a server of our own, taken from files, matched by name and shape, refused."""
+"""Pretrained weights are downloaded from a local server, read from files, matched by name and shape, or refused."""
 
 import hashlib
 import io
@@ -24,13 +24,13 @@ from flawmask.model.weights import Pretrained, from_file, load_file, load_matchi
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, arch: Arch, choice: str, url: str) -> None:
-    """Let the architecture's weights be at another address."""
+    """Change the address of an architecture's weights."""
     changed: dict[str, Any] = {choice: TorchvisionFile(url)}
     monkeypatch.setitem(ARCHITECTURES, arch, replace(architecture(arch), **changed))
 
 
 def put(folder: Path, state: State, *, wrong_hash: bool = False) -> str:
-    """Write the state dict under a name that carries its hash, as torchvision's files do."""
+    """Write the state dict to a file whose name contains its hash, like torchvision's."""
     data = io.BytesIO()
     torch.save(state, data)
     digest = hashlib.sha256(data.getvalue()).hexdigest()[:8]
@@ -221,7 +221,7 @@ def test_torchvisions_old_names_are_understood(tmp_path: Path) -> None:
         else:
             old[name] = tensor
     assert len(old.keys() - source.state_dict().keys()) == 16 + 2 + 8
-    detector(norm="frozen").load_state_dict(dict(old))  # torchvision takes them for its own
+    detector(norm="frozen").load_state_dict(dict(old))  # torchvision accepts the old names too
     torch.save(old, tmp_path / "old.pth")
     target = detector(norm="frozen")
     filled, left = load_matching(target, from_file(tmp_path / "old.pth", "maskrcnn_resnet18_fpn"))

@@ -1,4 +1,4 @@
-"""Augmentation while training: masks go with their images, and all that is drawn follows from the generator."""
+"""Augmentation while training: masks move with their images, and all randomness comes from the generator."""
 
 import pickle
 from typing import Any, Literal
@@ -45,7 +45,7 @@ def test_masks_move_with_their_pixels(
         assert outlined[0].all()
     defects = outlined[1:].any(axis=0)
     if level == "light":
-        # Every change of a pixel's value keeps the order of grey: bright ones are the defects' own.
+        # All changes of pixel values keep their order, so the bright pixels are still those of the defects.
         assert outlined.sum() == masks.sum()
         grey = changed.mean(axis=2)
         if defects.any() and not defects.all():

@@ -1,4 +1,4 @@
-"""Images kept decoded: what is put is what is got, in other processes too, and never more than was allowed."""
+"""The image cache: `get` returns what `put` stored, also in other processes, and the size limit holds."""
 
 import logging
 import multiprocessing
@@ -37,7 +37,7 @@ def test_get_returns_what_put_stored_and_none_before(tmp_path: Path) -> None:
 
 
 def fill(cache: PixelCache, places: list[int]) -> None:
-    """Put pictures, as a reading process does, and look for the one that is there."""
+    """Put pictures into the cache, as a reading process does, and check the one that is already there."""
     there = cache.get(0)
     assert there is not None
     assert (there == picture(0)).all()
@@ -47,7 +47,7 @@ def fill(cache: PixelCache, places: list[int]) -> None:
 
 def test_processes_share_the_cache(tmp_path: Path) -> None:
     cache = PixelCache(tmp_path / "pixels", SHAPES, 10**6)
-    cache.put(0, picture(0))  # so that this process has mapped it before it is handed over
+    cache.put(0, picture(0))  # so that this process has mapped the file before other processes get the cache
     context = multiprocessing.get_context("spawn")
     others = [context.Process(target=fill, args=(cache, places)) for places in ([1, 2], [2, 3])]
     for one in others:

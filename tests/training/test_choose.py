@@ -1,4 +1,4 @@
-"""`--arch auto`: which network suits the device, the weights at hand, the images and the time."""
+"""`--arch auto`: device, available weights, number of images and time decide the network."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +59,7 @@ def settings(**changes: Any) -> RunConfig:
         ("cpu", (), (LARGE,), {}, 100, LARGE),
         ("cpu", (LARGE, SMALL), (), {"time_budget": "20m"}, 200, SMALL),
         ("cpu", (LARGE, SMALL), (), {"time_budget": "10h"}, 100, LARGE),
-        ("cpu", (SMALL,), (LARGE,), {"time_budget": "10h"}, 100, SMALL),  # fetches nothing for it
+        ("cpu", (SMALL,), (LARGE,), {"time_budget": "10h"}, 100, SMALL),  # does not download LARGE's weights
         ("cpu", (), (), {"weights": "none"}, 100, FROM_SCRATCH),
         ("cuda", (), (), {"weights": "none"}, 100, LARGE),
     ],

@@ -1,4 +1,4 @@
-"""What fits into the memory and the time that there are."""
+"""The micro-batch size fits into memory, and the image size into a time budget."""
 
 import json
 import math
@@ -26,7 +26,7 @@ NOTHING = Pretrained({}, "group", None, "no pretrained weights")
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Four images to learn from and two to validate on."""
+    """Four training images and two validation images."""
     return make_dataset(tmp_path / "data")
 
 
@@ -101,7 +101,7 @@ def test_a_trial_network_is_freed_afterwards(dataset: Path, monkeypatch: pytest.
 
 
 def sized(split: CocoSplit, height: int, width: int, count: int = 100, variants: int = 0) -> CocoSplit:
-    """The split's records as if they were so many images of that size, some of them variants of others."""
+    """Return the split with `count` images of that size, `variants` of which are augmented from others."""
     images: list[dict[str, Any]] = [
         {"id": number, "file_name": f"{number}.png", "height": height, "width": width} for number in range(count)
     ]
@@ -111,7 +111,7 @@ def sized(split: CocoSplit, height: int, width: int, count: int = 100, variants:
 
 
 def linear_in_pixels(monkeypatch: pytest.MonkeyPatch, constant: float, each: float) -> list[int]:
-    """Let a step take so many seconds for an image, and for each of its pixels; return the sizes that were tried."""
+    """Make a step take `constant` seconds per image plus `each` per pixel. Return the list of sizes that are tried."""
     tried: list[int] = []
 
     def seconds(_: Trial, image_size: int, *__: int) -> float:
@@ -213,7 +213,7 @@ def test_a_time_budget_decides_when_training_ends(dataset: Path, monkeypatch: py
     rates = done.history["learning_rate"]
     assert taken[0] == pytest.approx(0.01 * 0.0005), "the first step is taken at the rate of the last of a warm-up"
     top = taken.index(max(taken))
-    assert 1 <= top <= 0.5 * len(taken)  # a tenth of the time; the first step is slow, and others may be
+    assert 1 <= top <= 0.5 * len(taken)  # a tenth of the time; the first step is slow, and others may be slow too
     assert len(rates) >= 1
     assert rates[-1] < 0.3 * max(0.0005, *rates), "it did not end with the rate that a training ends with"
     assert done.history["epoch"] == list(range(1, len(rates) + 1))

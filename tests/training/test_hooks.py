@@ -1,4 +1,4 @@
-"""What a program may hang on a training: a transform of its images, and callbacks at its named moments."""
+"""Extensions of a training by a user's program: a transform of the images, and callbacks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ CATEGORIES = [{"id": 9, "name": "crack"}, {"id": 4, "name": "good"}, {"id": 11, 
 
 @pytest.fixture
 def items(tmp_path: Path) -> SplitDataset:
-    """Three images of 64 x 64, in each a crack of 20 x 10 pixels whose upper left corner is at (8, 4)."""
+    """Three images of 64 x 64, each with a crack of 20 x 10 pixels whose upper left corner is at (8, 4)."""
     mask = np.zeros((64, 64), dtype=bool)
     mask[4:14, 8:28] = True
     records, annotations = [], []
@@ -41,7 +41,7 @@ def items(tmp_path: Path) -> SplitDataset:
 
 
 def cut(image: Image, masks: Masks, names: list[str], draw: np.random.Generator) -> tuple[Image, Masks, list[str]]:
-    """The upper half, or two thirds, with the masks in it; what was a crack is a scratch."""
+    """Crop to the upper half or two thirds, masks too, and rename cracks to scratches."""
     assert names == ["crack"]
     assert masks.shape == (1, *image.shape[:2])
     rows = int(draw.choice([32, 48]))
@@ -75,7 +75,7 @@ def test_items_are_what_the_transform_returns_resized_for_the_network(
     assert target["boxes"].tolist()[0] == pytest.approx([8 * width / 64, 4 * scale, 28 * width / 64, 14 * scale])
     (mask,) = crops(target)
     assert mask.sum() == pytest.approx(20 * 10 * scale * width / 64, rel=0.05)
-    assert int(image[:, 0, 0].min()) == 255  # it may change what it is given
+    assert int(image[:, 0, 0].min()) == 255  # a transform may change its inputs
     assert int(augmented(items)[3][0][:, -1, -1].max()) == 40, "and changes nothing but that"
 
 
@@ -117,7 +117,7 @@ def test_a_transform_may_remove_and_add_instances(items: SplitDataset) -> None:
 
 
 class Noted(Callback):
-    """Notes what it is told, and interrupts in an epoch."""
+    """Records its calls, and raises an interrupt in an epoch."""
 
     def __init__(self, until: int | None = None) -> None:
         self.told: list[Any] = []

@@ -1,4 +1,4 @@
-"""Each kind of network goes through a whole training: it is written, goes on after an interruption, and predicts."""
+"""Each kind of network goes through a whole training: it is saved, resumed after an interruption, and predicts."""
 
 import math
 from pathlib import Path
@@ -25,18 +25,18 @@ KINDS: tuple[Arch, ...] = (
     "yolo11n",
     "yolo11n-seg",
 )
-"""One of each, the smallest: Mask R-CNN has tests of its own, and others of one stage go the way of SSDlite."""
+"""The smallest network of each kind. Mask R-CNN has its own tests, and SSDlite represents the one-stage detectors."""
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Two images to learn from and one to validate on."""
+    """Two training images and one validation image."""
     return make_dataset(tmp_path / "data", training=2, validation=1)
 
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network of a further kind, which is one module."""
+    """Add a network of a user's own kind, which is one module."""
     monkeypatch.setitem(ARCHITECTURES, TOY.name, TOY)
 
 
@@ -72,7 +72,7 @@ def test_a_users_network_can_be_compared_without_published_weights() -> None:
 
 
 class PowerCutError(Exception):
-    """The machine stops."""
+    """Simulates a power cut."""
 
 
 def test_an_interrupted_training_of_yolo_ends_with_the_same_weights(
@@ -85,8 +85,8 @@ def test_an_interrupted_training_of_yolo_ends_with_the_same_weights(
 
     def cut(*given: Any) -> dict[str, Tensor]:
         nonlocal steps
-        steps += torch.is_grad_enabled()  # not those of the validation
-        if steps == 4:  # the second of the second epoch
+        steps += torch.is_grad_enabled()  # without the steps of the validation
+        if steps == 4:  # the second step of the second epoch
             raise PowerCutError
         return losses(*given)
 

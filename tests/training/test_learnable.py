@@ -1,4 +1,4 @@
-"""What a training refuses to learn from, before it writes anything, and what it says of labels that it does not use."""
+"""Splits that a training refuses before it writes anything, and its messages about unused labels."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ Change = Callable[[list[dict[str, Any]]], Any]
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Four images to learn from and two to validate on, with a defect on each."""
+    """Four training images and two validation images, with a defect on each."""
     return make_dataset(tmp_path / "data")
 
 
@@ -66,7 +66,7 @@ def test_a_defect_category_with_a_good_name_is_refused_with_advice(dataset: Path
         category["name"] = {"defect": "OK"}.get(category["name"], category["name"])
     path.write_text(json.dumps(content))
     with pytest.raises(
-        FlawmaskError, match=r"the category OK counts as a defect .* --good_name OK if it is good, or --good_name good"
+        FlawmaskError, match=r"the category OK counts as a defect.* --good_name OK if it is good, or --good_name good"
     ):
         train(settings(dataset))
     assert not (dataset.parent / "run").exists()

@@ -1,4 +1,4 @@
-"""A network that learns from images of more than 8 bits sees what it would see of them in 8, also when it is judged."""
+"""Images of more than 8 bits give the same training and evaluation as the same images in 8 bits."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def test_12_bit_images_train_and_evaluate_like_the_same_images_in_8_bits(tmp_pat
     shallow, deep = make_dataset(tmp_path / "8" / "data"), make_dataset(tmp_path / "12" / "data")
     for path in deep.glob("*/images/*.png"):
         pixels = read_pixels(path).astype(np.uint16)
-        pixels[0, 0] = 255  # as a reflection, that uses all the bits there are
+        pixels[0, 0] = 255  # a reflection, which uses all bits
         write_png(path, (pixels << 4 | pixels >> 4).astype(np.uint16))
         write_png(shallow / path.relative_to(deep), pixels.astype(np.uint8))
     done = {dataset: train(light(dataset)) for dataset in (shallow, deep)}

@@ -1,4 +1,4 @@
-"""What the network learns from: exact targets, every image, an order that the seed alone decides."""
+"""The loader gives exact targets and every image, in an order that only the seed decides."""
 
 import json
 import multiprocessing
@@ -42,8 +42,11 @@ from flawmask.training.loader import (
 HANGING_READER = Path(__file__).parents[1] / "hanging_reader.py"
 HEIGHT, WIDTH = 24, 32
 AS_IT_IS = replace(SPEC, image_size=HEIGHT)
-"""A network that sees images of this size pixel by pixel."""
-CATEGORIES = [{"id": 9, "name": "scratch"}, {"id": 4, "name": "good"}]  # labels 2 and 1: by id, not as listed
+"""A network that does not resize images of this size."""
+CATEGORIES = [
+    {"id": 9, "name": "scratch"},
+    {"id": 4, "name": "good"},
+]  # labels 2 and 1: in the order of the ids, not of the list
 
 
 def rectangle(y: int, x: int, height: int, width: int) -> Mask:
@@ -181,7 +184,7 @@ def test_reading_does_not_use_the_global_generator(split: CocoSplit) -> None:
 def test_an_epoch_shows_each_image_once_and_gives_each_process_one_per_batch(
     images: int, batch_size: int, processes: int, seed: int | None, epoch: int
 ) -> None:
-    batch_size = max(batch_size, processes)  # what `train` sees to
+    batch_size = max(batch_size, processes)  # as `train` guarantees
     orders = [
         Order([(8, 8)] * images, batch_size, seed=seed, rank=rank, processes=processes) for rank in range(processes)
     ]
@@ -211,7 +214,7 @@ def test_tall_and_wide_images_are_in_different_batches_and_batches_change_each_e
         batches = list(order)
         assert [len(batch) for batch in batches] == [4] * 32 + [1]
         assert sorted(place for batch in batches for place in batch) == list(range(129))
-        # Of each window of eight batches, one at most holds both where the seed draws an uneven number of each.
+        # At most one batch of each window of eight holds tall and wide images: where their numbers do not fill batches.
         mixed = [batch for batch in batches if len({shapes[place] for place in batch}) > 1]
         assert len(mixed) <= 5
         epochs.append(batches)
@@ -232,7 +235,7 @@ def test_the_last_batch_may_be_smaller_and_may_mix_image_sizes(split: CocoSplit)
 
 
 def items_of(*sizes: tuple[int, int]) -> list[tuple[torch.Tensor, Target]]:
-    """Images without a pixel of 0, and targets that are known by their number."""
+    """Return images without a pixel of 0, with targets that are told apart by their image id."""
     draw = torch.Generator().manual_seed(0)
     return [
         (torch.randint(1, 256, (3, *size), dtype=torch.uint8, generator=draw), {"image_id": torch.tensor([at])})
@@ -351,7 +354,7 @@ def test_training_resizes_images_as_torchvision_does_for_prediction(
 
 @pytest.mark.parametrize(("height", "width", "seen"), [(9, 964, (1, 107)), (964, 9, (107, 1)), (1, 3000, (1, 107))])
 def test_a_very_narrow_image_keeps_at_least_one_row_of_pixels(height: int, width: int, seen: tuple[int, int]) -> None:
-    """Where torchvision's transform leaves none and fails."""
+    """torchvision's transform would leave no row and fail."""
     spec = replace(SPEC, image_size=64)
     assert seen_in_training(height, width, spec) == seen
     assert resize(np.zeros((height, width, 3), np.uint8), seen).shape == (*seen, 3)
@@ -416,7 +419,7 @@ def test_with_a_cache_each_image_is_decoded_once_and_is_the_same(
         for place in range(5):
             image, _ = cached[place]
             assert torch.equal(image, expected[place])
-            image.zero_()  # what is handed out is not the cache itself
+            image.zero_()  # the returned image is a copy, not the cache itself
     assert sorted(decoded) == ["1.png", "2.png", "3.png", "4.png", "5.png"]
 
 

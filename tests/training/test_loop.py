@@ -1,4 +1,4 @@
-"""Training: eight images are learned, an epoch is chosen, and what must not matter changes no weight."""
+"""Training: eight images are learned, the best epoch is chosen, and irrelevant settings change no weight."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ from flawmask.training.step import Step
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Four images to learn from and two to validate on."""
+    """Four training images and two validation images."""
     return make_dataset(tmp_path / "data")
 
 
@@ -163,7 +163,12 @@ def test_training_starts_from_a_file_and_logs_what_did_not_match(
         content["categories"].append({"id": 3, "name": "hole"})
         path.write_text(json.dumps(content))
     with caplog.at_level(logging.DEBUG, "flawmask"):
-        changes = {"batch_size": "auto", "time_budget": "1h", "epochs": 1, "trainable_layers": 0}  # tried out before
+        changes = {
+            "batch_size": "auto",
+            "time_budget": "1h",
+            "epochs": 1,
+            "trainable_layers": 0,
+        }  # with trials before training
         monkeypatch.setattr(loop, "_is_done", lambda run: run.epoch > 0)
         done = train(settings(dataset, weights=str(first), output_dir=dataset.parent / "more", **changes))
     said = [one.getMessage() for one in caplog.records if one.levelno == logging.INFO and "tensors" in one.getMessage()]
@@ -247,7 +252,7 @@ def test_the_moving_average_is_evaluated_and_saved(dataset: Path, norm: str) -> 
     make = settings if norm == "group" else light
     plain = train(make(dataset, epochs=2, norm=norm))
     averaged = train(make(dataset, epochs=2, norm=norm, ema=True, output_dir=dataset.parent / "averaged"))
-    # What is learned is the same: the average only follows.
+    # The trained weights are the same: the average only follows them.
     assert averaged.history["train_loss"] == plain.history["train_loss"]
     assert averaged.history["val_loss"] != plain.history["val_loss"]
     assert all(math.isfinite(value) for name in ("train_loss", "val_loss") for value in averaged.history[name])

@@ -1,4 +1,4 @@
-"""The losses are torchvision's, on the same regions; fewer regions where an image has few instances."""
+"""The losses equal torchvision's on the same regions, and the number of regions follows the instances."""
 
 from collections import Counter
 from typing import Any
@@ -18,7 +18,7 @@ from flawmask.model.targets import Target
 
 
 class OfOneImage:
-    """Draws in torchvision's network what Flawmask draws of one image of a batch, and nothing of the others."""
+    """Replaces torchvision's sampler: it samples as Flawmask does for one image, and nothing of the other images."""
 
     def __init__(self, sampler: Any, at: int, draw: torch.Generator) -> None:
         self.count, self.share, self.at, self.draw = sampler.batch_size_per_image, sampler.positive_fraction, at, draw
@@ -95,7 +95,7 @@ def test_samples_are_of_the_wanted_kind_distinct_and_uniform() -> None:
         counts = np.array(list(Counter(found).values()))
         share = len(found) / 3000 / 4
         assert np.abs(counts - 3000 * share).max() < 4 * np.sqrt(3000 * share * (1 - share))
-    # What there is too little of on an instance is filled up beside; all there is where it is not enough.
+    # Missing positives are replaced by negatives. If there are too few boxes, all are sampled.
     few = torch.tensor([0, 0, 0, 1, 0])
     assert _draw(few, 4, 0.5, draw)[0].tolist() == [3]
     assert [len(one) for one in _draw(few, 4, 0.5, draw)] == [1, 3]
@@ -129,9 +129,9 @@ def test_more_instances_mean_more_sampled_regions_within_bounds() -> None:
 
 
 def seen_by(heads: Any, name: str, seen: list[list[int]]) -> None:
-    """Let a head's pooling write down how many boxes of each image it is given."""
+    """Record how many boxes of each image a head's pooling gets."""
     pool = getattr(heads, name)
-    delattr(heads, name)  # a module in a module's place: it takes no function
+    delattr(heads, name)  # torch does not let a function replace a module
 
     def counting(features: Any, boxes: list[Tensor], sizes: Any) -> Any:
         seen.append([len(of_image) for of_image in boxes])
@@ -148,7 +148,7 @@ def test_the_number_of_sampled_regions_follows_the_instances_of_each_image(
     drawn: list[list[int]] = []
     seen_by(model.roi_heads, "box_roi_pool", drawn)
     model.rpn._post_nms_top_n["training"] = 1000
-    model.rpn.nms_thresh = 0.99  # leaves enough of them
+    model.rpn.nms_thresh = 0.99  # so that enough proposals remain
     losses(model, *batch()[::2], roi_samples)
     assert drawn == [expected]
 
@@ -160,7 +160,7 @@ def test_the_number_of_learned_masks_is_limited(roi_samples: int | None, expecte
     seen_by(model.roi_heads, "mask_roi_pool", drawn)
     images, _, targets = batch()
     with_copies = model.roi_heads.add_gt_proposals
-    # Each true box forty times among the proposals: more than enough regions lie on an instance.
+    # Each true box is forty times among the proposals, so there are more than enough positive regions.
     model.roi_heads.add_gt_proposals = lambda proposals, truth: with_copies(
         proposals, [of_image.repeat(40, 1) for of_image in truth]
     )

@@ -1,4 +1,4 @@
-"""Pictures for whoever watches a training: figures of labels to the digit, masks and colours where they belong."""
+"""Pictures of a training: label statistics are exact, and masks and colours are in the right places."""
 
 from pathlib import Path
 from typing import Any
@@ -150,13 +150,13 @@ def near(pixels: npt.NDArray[np.uint8], colour: tuple[int, int, int], within: in
 def test_a_batch_shows_its_masks_in_place_its_images_in_their_own_colours_and_its_padding(tmp_path: Path) -> None:
     split = stained(tmp_path / "train", [(64, 64), (64, 96)])
     sheet = sheet_of(split, 2, tmp_path / "train_batch.jpg")
-    # Two cells of 480 x 320 side by side, 13 apart; above each its name. Both are 64 x 96 in their batch, which is
-    # sorted by height to width: the wider one comes first.
+    # Two cells of 480 x 320 side by side, 13 pixels apart, each below its name. Both images are padded to 64 x 96. They
+    # are sorted by aspect ratio: the wider one comes first.
     cells = [sheet[-13 - 320 : -13, left : left + 480] for left in (13, 13 + 480 + 13)]
     for cell in cells:
         ring = near(cell, TRUTH)
         rows, columns = np.nonzero(ring)
-        # The square is 100 pixels wide now, from 100 to 200 and 150 to 250; the tag stands above it.
+        # The square is now 100 pixels wide, from 100 to 200 and 150 to 250. Its tag is above it.
         assert (columns.min(), columns.max(), rows.max()) == pytest.approx((149, 251, 201), abs=3)
         assert rows.min() > 60
         assert ring[150, 145:155].any()
@@ -190,7 +190,7 @@ def test_drawing_a_batch_leaves_the_random_state_as_it_was(tmp_path: Path) -> No
 
 @pytest.fixture
 def validation(tmp_path: Path) -> CocoSplit:
-    """Nine patchworks, of which the last seven have a crack."""
+    """Nine patchwork images; the last seven have a crack."""
     images, annotations = [], []
     for number in range(1, 10):
         write_png(tmp_path / "val" / "images" / f"{number}.png", patchwork(60, 80, number))

@@ -1,4 +1,4 @@
-"""Passes on a GPU give the gradients of the plain way, recorded or not; what cannot be recorded is computed."""
+"""GPU passes give the same gradients as the plain computation, recorded or not."""
 
 import logging
 import math
@@ -34,11 +34,11 @@ LOSSES = SPEC.architecture.loss_names
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA records")
 
 ENOUGH = 128
-"""Regions of an image: more than there are, with the proposals of `without_chance`, of each kind."""
+"""Sampled regions per image: more than there are of each kind, with the proposals of `without_chance`."""
 
 
 def without_chance() -> Any:
-    """A network that learns on all anchors and, with `ENOUGH`, on all regions."""
+    """Return a network that trains on all anchors and, with `ENOUGH`, on all regions."""
     model = network(1024)
     model.rpn.fg_bg_sampler.batch_size_per_image = 10**6
     model.rpn._post_nms_top_n["training"] = 20
@@ -51,7 +51,7 @@ def four_images() -> Batch:
 
 
 def images_with(instances: int, images: int = 4, seed: int = 0) -> Batch:
-    """So many images of 64 x 96 with so many instances each."""
+    """Return a batch of images of 64 x 96, each with this number of instances."""
     size = (64, 96)
     draw = torch.Generator().manual_seed(seed)
     items = []
@@ -88,7 +88,7 @@ def gradients_of(model: Any) -> dict[str, Tensor]:
 
 
 def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    """But for that share of the largest gradient."""
+    """Compare gradients with a tolerance relative to the largest gradient."""
     assert found.keys() == wanted.keys()
     longest = max(float(one.abs().max()) for one in wanted.values())
     assert math.isfinite(longest)
@@ -143,7 +143,7 @@ def test_a_pass_reads_one_value_from_the_device_whatever_the_batch(
     asked, plain = {}, {}
     for case in [(1, 2), (5, 2), (1, 4), (5, 4)]:
         images = images_with(*case)
-        inputs = prepare(images.pixels, images.sizes, images.targets)  # looks at what is on the CPU still
+        inputs = prepare(images.pixels, images.sizes, images.targets)  # this reads values that are still on the CPU
         monkeypatch.setattr(passes.network, "inputs", lambda *_, inputs=inputs, **__: inputs)
         with pooled_as_on_a_gpu(), counted() as of_pass:
             passes(images, shares)
@@ -189,18 +189,18 @@ def test_copied_inputs_have_their_own_memory_and_later_inputs_are_copied_into_it
 
 
 def test_inputs_with_a_missing_tensor_are_not_copied() -> None:
-    """Of a network without masks, say, into what was recorded of one with."""
+    """This would happen with inputs of a network without masks and a recording of one with masks."""
     whole = Outer(torch.zeros(1), Inner(torch.zeros(1), ""), ())
     with pytest.raises(ValueError, match="zip"):
         _copy(replace(whole, inner=None), _copied(whole, CPU))
 
 
 class Recorded:
-    """In the place of a recorded pass."""
+    """Stands in for a recorded pass."""
 
 
 def forgetful(model: Any) -> Passes:
-    """Passes that have something recorded."""
+    """Return passes that have a recording."""
     passes = Passes(model, LOSSES, ENOUGH, scaler_of(1.0), is_recording=True)
     recorded: Any = Recorded()
     passes._recorded["a shape",] = recorded
@@ -346,7 +346,7 @@ def test_only_an_rcnn_on_cuda_can_be_recorded(arch: Arch, norm: Any, device: tor
 
 
 def test_heads_with_batch_norm_are_not_recorded() -> None:
-    """They would look at slots that do not count."""
+    """Their statistics would include unused slots."""
     model = without_chance()
     assert can_record(SPEC, model, CUDA)
     model.roi_heads.box_head.append = torch.nn.BatchNorm2d(4)
@@ -354,7 +354,7 @@ def test_heads_with_batch_norm_are_not_recorded() -> None:
 
 
 def on_cuda(dtype: torch.dtype) -> Any:
-    """Two of them learn the same: nothing is drawn."""
+    """Two such networks train alike: nothing is random."""
     model = to_device(without_chance(), CUDA)
     train_in(model, CUDA, dtype)
     return model
@@ -367,7 +367,7 @@ BATCHES = 3
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 def test_recorded_passes_give_the_same_losses_and_gradients(dtype: torch.dtype, tolerance: float, scale: float) -> None:
-    """bfloat16 has 8 bits; and a sum in another order may round an objectness to its neighbour."""
+    """bfloat16 has 8 bits of precision. A sum in another order may round an objectness to a neighbouring value."""
     model = on_cuda(dtype)
     shares = torch.rand(len(LOSSES), device=CUDA) + 0.5
     plain = Passes(model, LOSSES, ENOUGH, scaler_of(scale, CUDA), is_recording=False)
@@ -449,7 +449,7 @@ def test_a_training_on_a_gpu_has_a_finite_loss_on_both_splits(tmp_path: Path, co
 
 @needs_cuda
 def test_losses_without_gradients_are_the_same_on_gpu_and_cpu(tmp_path: Path) -> None:
-    """As validation does."""
+    """Validation computes such losses."""
     images = four_images()
     expected = step_of(without_chance(), tmp_path)
     on_gpu = step_of(on_cuda(torch.float32), tmp_path)

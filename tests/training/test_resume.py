@@ -1,4 +1,4 @@
-"""A training that was interrupted goes on as if it had not been."""
+"""A resumed training gives the same result as one that was not interrupted."""
 
 import json
 import logging
@@ -30,16 +30,16 @@ TIMES = {"elapsed", "seconds", "images_per_second", "waiting"}
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Four images to learn from and two to validate on."""
+    """Four training images and two validation images."""
     return make_dataset(tmp_path / "data")
 
 
 class PowerCutError(Exception):
-    """What nobody catches."""
+    """An error that no code catches."""
 
 
 def cut_off(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, failing: Any) -> Path:
-    """Train until something, replaced by what fails, lets the power fail, and return the run's folder."""
+    """Train with a patched function that raises a power cut, and return the run folder."""
     with monkeypatch.context() as patch:
         patch.setattr(place, name, failing)
         with pytest.raises(PowerCutError):
@@ -49,7 +49,7 @@ def cut_off(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, place: Any, na
 
 
 def interrupted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, after: int) -> Path:
-    """Train so many epochs, and some more that are lost."""
+    """Train the given number of epochs, and part of another that is lost."""
     plain = epoch.train_epoch
     done = []
 
@@ -91,7 +91,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
 
 
 def cut_at_step(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: int) -> Path:
-    """Train so many steps, the power failing in the next one."""
+    """Train the given number of steps; the next one raises a power cut."""
     step = Step.__call__
     taken: list[int] = []
 
@@ -126,13 +126,13 @@ def test_a_training_interrupted_within_an_epoch_resumes_from_its_last_saved_step
         assert {name: values for name, values in done.history.items() if name not in TIMES} == {
             name: values for name, values in whole.history.items() if name not in TIMES
         }
-        # The state before the last is one more than a run that was saved once has.
+        # A run that was saved only once does not have the previous state.
         assert set(names(run)) - {"state_before.pt"} == set(names(whole.run_dir)) - {"state_before.pt"}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A training of two epochs that nothing disturbed, on the same images as everywhere here."""
+    """An uninterrupted training of two epochs on the same images as in all these tests."""
     return train(light(make_dataset(tmp_path_factory.mktemp("whole") / "data"), epochs=2))
 
 
@@ -187,7 +187,7 @@ def test_a_damaged_state_is_detected_by_its_checksum_and_the_previous_one_is_use
     run = interrupted(light(dataset, epochs=3, output_dir=dataset.parent / "cut"), monkeypatch, after=2)
     state = bytearray((run / "state.pt").read_bytes())
     middle = len(state) // 2
-    state[middle] ^= 1  # of a tensor: only its checksum can tell
+    state[middle] ^= 1  # a bit of a tensor: only its checksum can tell
     for data, says in (
         (b"", "EOFError: "),
         (state[:middle], "RuntimeError: PytorchStreamReader failed"),
@@ -364,7 +364,7 @@ def test_the_initial_weights_file_is_not_needed_for_a_resume(dataset: Path, monk
     run = interrupted(changed, monkeypatch, after=1)
     first.rename(dataset.parent / "first.pt")
     done = train(TrainConfig(resume=run))
-    # And it learns what it learned before: from pretrained weights, the first two stages do not.
+    # The same layers are trained as before: with pretrained weights, not the first two stages.
     again = replace(changed, weights=str(dataset.parent / "first.pt"), output_dir=dataset.parent / "whole")
     whole = train(again)
     assert done.history["train_loss"] == whole.history["train_loss"]

@@ -1,4 +1,4 @@
-"""What a training writes and tells while it runs and afterwards, and what must stop it before it writes anything."""
+"""The files and logs of a training, and the errors that stop it before it writes anything."""
 
 import importlib
 import json
@@ -35,7 +35,7 @@ LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "lo
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Four images to learn from and two to validate on."""
+    """Four training images and two validation images."""
     return make_dataset(tmp_path / "data")
 
 
@@ -67,7 +67,7 @@ def test_a_run_folder_is_complete_and_describes_the_run(dataset: Path) -> None:
     assert all(math.isfinite(value) and value > 0 for value in history["val_loss"])
     assert all(0 <= share < 1 for share in history["waiting"])
     assert history["skipped_steps"] == [0, 0, 0]
-    # Of the last of an epoch's two steps, from nothing AdamW at a tenth of 0.005.
+    # The rate of the last of an epoch's two steps: AdamW from scratch at a tenth of 0.005.
     rates = [0.0005 * (1 + math.cos(math.pi * (done - 0.1) / 0.9)) / 2 for done in (1 / 6, 3 / 6, 5 / 6)]
     assert history["learning_rate"] == pytest.approx(rates)
 
@@ -98,7 +98,7 @@ def test_a_run_folder_is_complete_and_describes_the_run(dataset: Path) -> None:
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A training that nobody is told of."""
+    """A training without a tracker."""
     return train(settings(make_dataset(tmp_path_factory.mktemp("quiet") / "data"), epochs=2))
 
 

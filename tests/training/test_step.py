@@ -1,4 +1,4 @@
-"""The step: the rate, the gradient, what is not finite, what does not fit into memory, and the averaged weights."""
+"""The step: learning rate, gradient, values that are not finite, lack of memory, and the moving average."""
 
 import copy
 import itertools
@@ -43,7 +43,7 @@ LOSSES = SPEC.architecture.loss_names
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Four images to learn from and two to validate on."""
+    """Four training images and two validation images."""
     return make_dataset(tmp_path / "data")
 
 
@@ -107,7 +107,7 @@ def test_an_epoch_without_a_finite_loss_or_gradient_stops_with_the_images_and_wr
 
 
 def bad_at(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the loss of some steps, counted from 0, be no number."""
+    """Make the loss of some steps NaN; steps are counted from 0."""
     plain, taken = rcnn_losses.losses, [0]
 
     def found(*given: Any) -> dict[str, Tensor]:
@@ -145,7 +145,7 @@ def test_too_many_skipped_steps_in_a_row_end_training_and_keep_the_last_save(
         train(settings(dataset, batch_size=1, epochs=9))
     run = dataset.parent / "run"
     assert torch.load(run / "last.pt", weights_only=True)["epoch"] == 1
-    # And going on meets the same images again: the count goes on too.
+    # A resumed training meets the same images again and goes on counting.
     with pytest.raises(FlawmaskError, match=r"3 steps in a row"):
         train(TrainConfig(resume=run))
 
@@ -161,7 +161,7 @@ def test_a_step_whose_gradient_is_not_finite_changes_no_weight(
 ) -> None:
     taken = made_step(dataset, optimizer=optimizer)
     batch = batch_of(dataset, 2)
-    taken(batch, 0.0)  # so that there is a momentum
+    taken(batch, 0.0)  # so that the optimiser has a momentum
     change(taken.model)
     before = {name: one.clone() for name, one in taken.model.state_dict().items()}
     figures = taken(batch, 0.0)
@@ -197,7 +197,7 @@ def test_a_step_updates_weights_like_the_plain_optimiser(dataset: Path, optimize
     gradients = {name: one.grad.abs() for name, one in plain.named_parameters() if one.grad is not None}
     for name, one in plain.state_dict().items():
         same = torch.isclose(taken.model.state_dict()[name], one, atol=2e-4, rtol=1e-3)
-        # AdamW divides by the gradient's size: where that is the rounding of a sum, it may go either way.
+        # AdamW divides by the size of the gradient. If that is only rounding, its sign is arbitrary.
         rounding = gradients[name] < 1e-5 * gradients[name].max() if name in gradients else torch.zeros_like(same)
         assert bool((same | rounding).all()), name
         assert float(same.float().mean()) > 0.999, name
@@ -269,7 +269,7 @@ def test_the_rate_rises_over_the_warm_up_steps_and_at_most_a_tenth_of_the_traini
 @pytest.mark.parametrize("slower", [0.2, 1.0, 5.0])
 @pytest.mark.parametrize("steps", [100, 1000, 20_000])
 def test_with_a_time_budget_the_rate_rises_once_and_then_falls_smoothly(steps: int, slower: float) -> None:
-    """Steps of the first half of the time take longer, or less long, than those of the second."""
+    """Steps in the first half of the time are slower or faster than those in the second half."""
     times = torch.cat((torch.full((steps,), slower), torch.ones(round(steps * slower)))).cumsum(0)
     schedule = Schedule(1.0, "cosine", 200)
     rates = [schedule.at(float(time / times[-1]), taken) for taken, time in enumerate(times, start=1)]
@@ -316,7 +316,7 @@ def gradients_of(model: Any) -> dict[str, Tensor]:
 
 
 def emptied(target: Target) -> Target:
-    """The target of an image without an instance."""
+    """Return the target of an image without instances."""
     return {name: one if name == "image_id" else one[:0] for name, one in target.items()}
 
 
@@ -334,7 +334,7 @@ def test_mask_losses_do_not_depend_on_images_without_masks_or_on_micro_batches(d
 
 
 def out_of_memory_with_more_than(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let a pass of more than so many images fail; return a list of how many passed, in the order of the passes."""
+    """Make a pass of more than `most` images run out of memory. Return the list of the passes' sizes."""
     passed: list[int] = []
     plain = rcnn_losses.losses
 
@@ -342,7 +342,7 @@ def out_of_memory_with_more_than(most: int, monkeypatch: pytest.MonkeyPatch) -> 
         passed.append(len(images))
         found = plain(model, images, *given)
         if len(images) > most:
-            # As it happens on the way back: some gradients are there already.
+            # Fail in the backward pass, when there are some gradients already.
             torch.autograd.backward(list(found.values()), retain_graph=True)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return found

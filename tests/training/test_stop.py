@@ -1,4 +1,4 @@
-"""Signals: the step is finished and saved, the status says which signal it was, and the training goes on later."""
+"""Signals: the step is finished and saved, the exit status tells the signal, and the training can be resumed."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_a_stopped_training_saves_its_step_and_a_resume_gives_the_same_result(tm
         begun = time.monotonic()
         while not (run / "state.pt").is_file() and time.monotonic() - begun < 100:
             time.sleep(0.01)
-        os.killpg(told.pid, number)  # to its reading process too, as a terminal and a scheduler do
+        os.killpg(told.pid, number)  # the signal also reaches its reading process, as from a terminal or a scheduler
         printed, _ = told.communicate(timeout=60)
         assert told.returncode == status, printed
         assert f"saved: flawmask train --resume {run} goes on from here" in printed
@@ -62,7 +62,7 @@ def test_a_signal_is_deferred_during_a_step_and_ends_the_program_at_once_otherwi
         stop.deferring = True
         signal.raise_signal(signal.SIGTERM)
         assert stop.received_signal == signal.SIGTERM
-        with pytest.raises(SystemExit) as ended:  # the second one means it
+        with pytest.raises(SystemExit) as ended:  # the second signal ends the program
             signal.raise_signal(signal.SIGTERM)
         assert ended.value.code == 143
     with Stop() as stop:

@@ -1,4 +1,4 @@
-"""Masks at the size at which the network sees them: exact at their own, else the pixels whose centres they cover."""
+"""Resized masks: exact at the original size, otherwise the pixels whose centres they cover."""
 
 import math
 from fractions import Fraction
@@ -18,7 +18,7 @@ SIZES = st.tuples(st.integers(8, 60), st.integers(8, 60))
 
 @st.composite
 def masks(draw: st.DrawFn) -> Mask:
-    """A mask with a few blobs, some one pixel wide, some with a hole, some at an edge."""
+    """Draw a mask with a few blobs: some one pixel wide, some with a hole, some at an edge."""
     height, width = draw(SIZES)
     mask = np.zeros((height, width), dtype=bool)
     for _ in range(draw(st.integers(1, 3))):
@@ -54,7 +54,7 @@ def test_at_its_own_size_a_mask_is_exact(mask: Mask, as_polygons: bool) -> None:
 
 
 LOWER_HALF = np.repeat(np.arange(14)[:, None] >= 7, 8, axis=1)
-"""At 9 rows instead of 14, the centre of row 4 lies on the line where it begins: 4.5 * 14 / 9 is 7."""
+"""With 9 rows instead of 14, the centre of row 4 is exactly at the start of an original row: 4.5 * 14 / 9 is 7."""
 
 
 @given(masks(), SIZES)
@@ -75,8 +75,8 @@ def test_resized_polygons_differ_only_along_their_edges(mask: Mask, resized: tup
     found = in_place(resized_mask(encode(mask), to_rle(mask), mask.shape, resized), resized)
     assert found.any()
     if at_centres(mask, resized).any():
-        # A fifth of a pixel is what pycocotools tells apart: nothing but neighbours of an edge may differ. Edges are
-        # those of the mask itself: a gap that is narrower than a pixel has some, and no centre in it.
+        # pycocotools has a resolution of a fifth of a pixel, so only neighbours of an edge may differ. The edges are
+        # those of the original mask: a gap narrower than a pixel has edges but holds no centre.
         around = np.array(
             [[mask[rows, columns].mean() for columns in near(1, mask, resized)] for rows in near(0, mask, resized)]
         )
@@ -137,7 +137,7 @@ def test_a_mask_thinner_than_a_pixel_is_a_pixel_wide(column: int, as_polygons: b
 
 def test_a_polygon_is_clipped_to_its_image() -> None:
     ring = [-10.0, 5.0, 30.0, 5.0, 30.0, 40.0, -10.0, 40.0]
-    rle = as_rle([ring], 32, 24)  # type: ignore[list-item]  # of other programs, which write fractions
+    rle = as_rle([ring], 32, 24)  # type: ignore[list-item]  # as other programs write it, with fractions
     crop, left, top = resized_mask([ring], rle, (32, 24), (64, 48))  # type: ignore[list-item]
     whole = in_place((crop, left, top), (64, 48))
     assert whole[11:, :].all()

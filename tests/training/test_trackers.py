@@ -36,7 +36,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that MLflow has made: it takes seconds, which a copy does not."""
+    """A database made by MLflow. Making one takes seconds, copying it does not."""
     path = tmp_path_factory.mktemp("mlflow") / "tracking.db"
     MlflowClient(f"sqlite:///{path.as_posix()}").search_experiments()
     return path
@@ -44,7 +44,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """MLflow's reader of the database that is written to."""
+    """MLflow's client for reading the database."""
     shutil.copy(empty_store, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{(tmp_path / 'tracking.db').as_posix()}")
@@ -169,7 +169,7 @@ with track_run("mlflow", Path("my_run"), {"epochs": 1}) as record:
 
 
 def outside_of_tests() -> Mapping[str, str]:
-    """The environment without what tells MLflow that it is being tested, when it would be silent anyway."""
+    """The environment without pytest's variables. With them, MLflow would send no telemetry anyway."""
     telling = ("MLFLOW", "PYTEST", "CI", "GITHUB", "DO_NOT_TRACK")
     return {name: value for name, value in os.environ.items() if not name.startswith(telling)}
 
