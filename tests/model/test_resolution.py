@@ -70,7 +70,7 @@ def last_layers(model: Any) -> list[Any]:
 
 
 def share_of_fine(values: Tensor) -> float:
-    """Return the share of numbers that are exact in bfloat16."""
+    """Return the share of numbers that bfloat16 cannot represent."""
     return float((values.to(torch.bfloat16).to(values.dtype) != values).float().mean())
 
 

@@ -214,7 +214,7 @@ def test_tall_and_wide_images_are_in_different_batches_and_batches_change_each_e
         batches = list(order)
         assert [len(batch) for batch in batches] == [4] * 32 + [1]
         assert sorted(place for batch in batches for place in batch) == list(range(129))
-        # At most one batch of each window of eight holds tall and wide images: where their numbers do not fill batches.
+        # At most one batch of each window is mixed: if the numbers of tall and wide images in it do not fill batches.
         mixed = [batch for batch in batches if len({shapes[place] for place in batch}) > 1]
         assert len(mixed) <= 5
         epochs.append(batches)

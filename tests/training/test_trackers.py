@@ -169,7 +169,7 @@ with track_run("mlflow", Path("my_run"), {"epochs": 1}) as record:
 
 
 def outside_of_tests() -> Mapping[str, str]:
-    """The environment without pytest's variables. With them, MLflow would send no telemetry anyway."""
+    """Return the environment without the variables by which MLflow notices a test. Then it would be silent anyway."""
     telling = ("MLFLOW", "PYTEST", "CI", "GITHUB", "DO_NOT_TRACK")
     return {name: value for name, value in os.environ.items() if not name.startswith(telling)}
 
