@@ -106,7 +106,7 @@ def table(names: dict[str, str], results: dict[str, Record], figures: dict[str, 
 
 
 def compared(names: list[str], folder: Path, rounds: int, pythons: dict[str, str]) -> dict[str, Record]:
-    """Return for each name its median seconds, highest peak memory and metrics. Libraries that are missing are left out."""
+    """Return for each name its median seconds, highest peak memory and metrics. Missing libraries are left out."""
     found: dict[str, list[Record]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in list(found):

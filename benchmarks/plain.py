@@ -170,7 +170,7 @@ def main() -> None:
             seen += len(batch)
             if epoch == 1:
                 warmup.step()
-            # The reference scripts train 26 epochs and lower the rate tenfold at 16 and 22. Use the same shares of time.
+            # The reference scripts train 26 epochs and lower the rate tenfold at 16 and 22. Use the same shares.
             done = (time.monotonic() - begun) / (end - begun)
             if epoch > 1:
                 optimizer.param_groups[0]["lr"] = rate * (1 if done < 16 / 26 else 0.1 if done < 22 / 26 else 0.01)

@@ -42,27 +42,23 @@ class LearnSettings(IntensitySettings, Seed, Device, Classes, Reading):
     epochs: int = 50
     """Passes over all training images."""
     time_budget: str | None = None
-    """Train the best model that this time allows, such as 45m or 1h30m. It sets image size and epochs, not --epochs."""
+    """Time for the whole training, such as 45m or 1h30m. It decides image size and epochs; --epochs is ignored."""
     save_every: str = "10m"
     """Save the training after so many steps (200) or so much time (10m, 1h), and after each epoch in any case."""
     patience: int | None = None
     """Stop when --select_by has not improved for so many epochs."""
     batch_size: int | Literal["auto"] = 4
-    """Micro-batch: images per forward pass in each process. auto: as many as fit into memory. On a CPU most networks
-    take 1 image, unless BatchNorm learns."""
+    """Micro-batch: images per forward pass and process. auto: as many as fit into memory. On a CPU mostly 1."""
     effective_batch_size: int | None = None
     """Images per step, over all micro-batches and processes. Default: one --batch_size per process, 4 with auto."""
     lr: float = 0.005
-    """Learning rate of SGD after warm-up. Where --optimizer auto takes AdamW, its rate is a tenth of this; a fiftieth
-    for rfdetr from pretrained weights."""
+    """Learning rate of SGD after warm-up. With --optimizer auto, AdamW takes a tenth; pretrained rfdetr a fiftieth."""
     ema: bool = False
     """Evaluate and save a moving average of the weights (EMA) instead of the weights themselves."""
     image_size: int = 800
-    """Shorter side of an image after resizing, in pixels. Training time grows with its square. With --time_budget it is
-    an upper limit. SSD always uses 300x300, SSDlite 320x320."""
+    """Shorter side in pixels; time grows with its square. An upper limit with --time_budget. SSD: 300, SSDlite: 320."""
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
-    """auto: SGD from pretrained weights, else AdamW at a tenth of --lr. rfdetr and EfficientNet-Lite networks always
-    get AdamW."""
+    """auto: SGD from pretrained weights, else AdamW at --lr / 10. rfdetr and EfficientNet-Lite always get AdamW."""
     scheduler: Literal["cosine", "step", "constant"] = "cosine"
     """How the learning rate falls. cosine: to 0. step: tenfold after 2/3 and 8/9 of the steps. constant: not at all."""
     warmup_steps: int = 200
@@ -70,11 +66,9 @@ class LearnSettings(IntensitySettings, Seed, Device, Classes, Reading):
     clip_norm: float = 5.0
     """Largest 2-norm of the gradient; longer gradients are scaled down to it."""
     norm: Literal["auto", "batch", "frozen", "group"] = "auto"
-    """Normalisation layers. auto: frozen with pretrained weights; else batch, or group if --batch_size is below 4 or
-    the network is ssdlite."""
+    """Normalisation layers. auto: frozen if pretrained; else batch, or group for ssdlite or --batch_size below 4."""
     trainable_layers: int | None = None
-    """How many of the backbone's five stages are trained, counted from the heads. Default: 3; 5 without pretrained
-    weights or with EfficientNet-Lite."""
+    """Stages of the backbone to train, 0 to 5, from the heads. Default: 3; 5 from scratch or with EfficientNet-Lite."""
     workers: int | None = None
     """Processes that read images. Default: one less than there are cores, at most 4; with a GPU at most 16."""
     cache_gb: float = 4.0
@@ -82,14 +76,11 @@ class LearnSettings(IntensitySettings, Seed, Device, Classes, Reading):
     max_detections: int = 100
     """Most instances that are predicted on one image."""
     proposals: int | None = None
-    """R-CNN: region proposals kept per image, highest objectness first; twice as many in training. Default:
-    1000 * image_size / 800, at least 200."""
+    """RPN proposals per image, highest objectness first; doubled in training. Default: 1.25 x image_size, min. 200."""
     roi_samples: int | None = None
-    """R-CNN: region proposals per image that train the heads. Default: 32 per instance, from 32 to 512, with at most 4
-    masks per instance."""
+    """R-CNN: region proposals per image that train the heads. Default: 32 per instance (32 to 512), 4 masks each."""
     anchor_sizes: tuple[int, int, int, int, int] | None = None
-    """R-CNN and RetinaNet: five anchor sizes in pixels of the resized image, smallest first. Default: 32 to 512, times
-    image_size / 800."""
+    """R-CNN and RetinaNet: five anchor sizes in pixels, smallest first. Default: 32 to 512 times image_size / 800."""
     compile: Literal["auto", "on", "off"] = "auto"
     """auto: record CUDA graphs of an R-CNN's passes, one per batch shape. on: fail if they cannot be recorded."""
     select_by: Literal["train_loss", "val_loss", "segm_ap", "f1"] = "train_loss"
