@@ -67,8 +67,8 @@ def take_steps(team: Processes, folder: Path) -> None:
 def train(_: Processes, folder: Path) -> None:
     """Train with all features on which processes have to agree. Write the weights of each process after each epoch."""
 
-    def epoch(run: Any, *given: Any, **more: Any) -> dict[str, Any]:
-        figures = one_epoch(run, *given, **more)
+    def epoch(run: Any, *inputs: Any, **more: Any) -> dict[str, Any]:
+        figures = one_epoch(run, *inputs, **more)
         team = run.setup.team
         metrics = {
             name: value

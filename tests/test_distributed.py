@@ -48,8 +48,8 @@ def started(command: list[str], count: int = 2) -> Iterator[Started]:
     running: Started = []
     try:
         for rank in range(count):
-            told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
-            environment = os.environ | {name: str(value) for name, value in told.items()}
+            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
+            environment = os.environ | {name: str(value) for name, value in variables.items()}
             environment |= {"MASTER_PORT": port, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
             if command[0] == "-m":  # a launcher, which starts the processes itself
                 pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

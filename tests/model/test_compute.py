@@ -104,7 +104,7 @@ def test_a_defect_of_one_pixel_keeps_its_box_while_the_layers_train_in_bfloat16(
 def test_layers_compute_in_bfloat16_and_boxes_and_scores_in_float32(norm: Norm) -> None:
     model = lively(replace(SPEC, norm=norm)).train()
     train_in(to_device(model, CPU), CPU, torch.bfloat16)
-    seen: dict[str, torch.dtype] = {}
+    input_types: dict[str, torch.dtype] = {}
     heads = model.roi_heads
     watched = {
         "body": model.backbone.body.layer1[0].conv1,
@@ -115,18 +115,18 @@ def test_layers_compute_in_bfloat16_and_boxes_and_scores_in_float32(norm: Norm) 
         "box": heads.box_predictor.bbox_pred,
     }
     for name, module in watched.items():
-        module.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output.dtype}))
-    given = {}
+        module.register_forward_hook(lambda _, __, output, name=name: input_types.update({name: output.dtype}))
+    output_types = {}
     for name, module in {"rpn": model.rpn.head, "masks": heads.mask_predictor}.items():
         module.register_forward_hook(
-            lambda _, __, output, name=name: given.update(
+            lambda _, __, output, name=name: output_types.update(
                 {name: {one.dtype for one in ([output] if isinstance(output, Tensor) else output[0] + output[1])}}
             )
         )
     found, grown = learned(model)
     low, full = torch.bfloat16, torch.float32
-    assert seen == {"body": low, "rpn": full, "fc": low, "mask": low, "score": full, "box": full}
-    assert given == {"rpn": {full}, "masks": {full}}
+    assert input_types == {"body": low, "rpn": full, "fc": low, "mask": low, "score": full, "box": full}
+    assert output_types == {"rpn": {full}, "masks": {full}}
     assert {one.dtype for one in grown.values()} == {full}
     exact = copy.deepcopy(lively(replace(SPEC, norm=norm))).train()
     assert found == pytest.approx(learned(exact)[0], rel=0.2, abs=0.03)
@@ -247,11 +247,11 @@ def test_region_counts_on_a_gpu_are_padded_to_few_different_numbers() -> None:
 
 
 def test_padding_with_zero_regions_does_not_change_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = resized(SPEC, patchwork(60, 90, 1), patchwork(60, 90, 2))
+    inputs = resized(SPEC, patchwork(60, 90, 1), patchwork(60, 90, 2))
     with torch.inference_mode():
-        expected = rcnn.infer(network(), *given)
+        expected = rcnn.infer(network(), *inputs)
         monkeypatch.setattr(rcnn, "in_blocks", lambda pooled: rcnn.padded_to(pooled, rcnn.whole_blocks(len(pooled))))
-        found = rcnn.infer(network(), *given)
+        found = rcnn.infer(network(), *inputs)
     assert sum(len(one["scores"]) for one in expected) > 10
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()

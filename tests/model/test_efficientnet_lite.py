@@ -81,14 +81,14 @@ def spec_of(arch: Arch, **changes: Any) -> ModelSpec:
 
 @pytest.mark.parametrize("arch", LITES)
 def test_pips_weights_fill_the_whole_body_and_nothing_else(arch: Arch) -> None:
-    given = pretrained(arch, "imagenet")
+    initial_weights = pretrained(arch, "imagenet")
     model = build(spec_of(arch))
-    load_matching(model, given)
-    drawn = {name for name in model.state_dict() if name not in given.state and "num_batches" not in name}
+    load_matching(model, initial_weights)
+    drawn = {name for name in model.state_dict() if name not in initial_weights.state and "num_batches" not in name}
     assert {name.split(".")[1] for name in drawn if name.startswith("backbone")} == {"fpn"}
-    assert "not used" not in loaded(model, given)
-    assert given.norm == "frozen" and given.norm_eps is None
-    assert given.licence == "Apache-2.0; TensorFlow's EfficientNet-Lite, trained on ImageNet"
+    assert "not used" not in loaded(model, initial_weights)
+    assert initial_weights.norm == "frozen" and initial_weights.norm_eps is None
+    assert initial_weights.licence == "Apache-2.0; TensorFlow's EfficientNet-Lite, trained on ImageNet"
     assert {one.eps for one in model.modules() if hasattr(one, "running_var")} == {EPS}
 
 

@@ -52,13 +52,13 @@ def ultralytics_file(path: Path, arch: Arch = "yolo11n", **content: Any) -> Any:
 @pytest.mark.parametrize("arch", ["yolo11n", "yolo11n-seg", "yolo11s", "yolo11s-seg"])
 def test_a_yolo_file_gives_a_state_dict_with_ultralytics_outputs(hub: Path, arch: Arch) -> None:
     theirs = ultralytics_file(hub / f"{arch}.pt", arch)
-    given = pretrained(arch, "coco")
-    assert (given.norm, given.norm_eps, given.source) == ("frozen", None, "COCO weights")
-    assert list(given.state) == list(theirs.state_dict())
-    assert {tensor.dtype for tensor in given.state.values()} == {torch.float32, torch.int64}
+    initial_weights = pretrained(arch, "coco")
+    assert (initial_weights.norm, initial_weights.norm_eps, initial_weights.source) == ("frozen", None, "COCO weights")
+    assert list(initial_weights.state) == list(theirs.state_dict())
+    assert {tensor.dtype for tensor in initial_weights.state.values()} == {torch.float32, torch.int64}
 
     few = detector(3, arch)
-    filled, left = load_matching(few, given)
+    filled, left = load_matching(few, initial_weights)
     # In the smaller network, ultralytics chooses the width of the class branch by the number of classes.
     drawn = re.compile(
         r"model\.23\.cv3\.\d\.(2|0\.1|1\.[01])\." if arch.startswith("yolo11n") else r"model\.23\.cv3\.\d\.2\."
@@ -68,7 +68,7 @@ def test_a_yolo_file_gives_a_state_dict_with_ultralytics_outputs(hub: Path, arch
     assert filled == len(own) - len(left)
 
     ours = detector(80, arch).eval()
-    assert load_matching(ours, given)[1] == []
+    assert load_matching(ours, initial_weights)[1] == []
     assert set(epsilons(ours).values()) == {0.001}
     expected = detector(80, arch, norm="batch").eval()
     expected.load_state_dict(theirs.state_dict())
@@ -110,9 +110,11 @@ def test_a_users_file_may_be_ultralytics_a_state_dict_or_flawmasks_own(tmp_path:
     expected = {name: tensor.float() for name, tensor in ultralytics_file(path).state_dict().items()}
 
     def check(source: str) -> None:
-        given = pretrained("yolo11n", str(path))
-        assert given.norm == "frozen", source
-        assert all(torch.equal(given.state[name].float(), tensor) for name, tensor in expected.items()), source
+        initial_weights = pretrained("yolo11n", str(path))
+        assert initial_weights.norm == "frozen", source
+        assert all(torch.equal(initial_weights.state[name].float(), tensor) for name, tensor in expected.items()), (
+            source
+        )
 
     check("ultralytics', stripped")
     ultralytics_file(path, model=None, ema=ultralytics_network("yolo11n"), epoch=3)

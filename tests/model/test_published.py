@@ -104,12 +104,12 @@ def test_coco_weights_fill_all_but_the_class_heads_and_give_torchvisions_outputs
     record = architecture(arch)
     state = shaken(get_model(arch, weights=None, weights_backbone=None, num_classes=91).state_dict())
     in_hub(hub, record.coco, as_published(state))
-    given = pretrained(arch, "coco")
-    assert (given.norm, given.source) == ("frozen", "COCO weights")
+    initial_weights = pretrained(arch, "coco")
+    assert (initial_weights.norm, initial_weights.source) == ("frozen", "COCO weights")
 
-    few = detector(2, arch, norm=given.norm, norm_eps=given.norm_eps)
+    few = detector(2, arch, norm=initial_weights.norm, norm_eps=initial_weights.norm_eps)
     drawn = {name: few.state_dict()[name].clone() for name in class_heads}
-    filled, left = load_matching(few, given)
+    filled, left = load_matching(few, initial_weights)
     loaded = few.state_dict()
     assert {line.split(" ")[0] for line in left} == class_heads
     assert filled == len(loaded) - len(class_heads)
@@ -118,8 +118,10 @@ def test_coco_weights_fill_all_but_the_class_heads_and_give_torchvisions_outputs
 
     sizes: Any = {} if isinstance(record.size, FixedSquare) else {"min_size": 96, "max_size": 160}
     theirs = get_model(arch, weights="COCO_V1", **sizes)
-    ours = detector(90, arch, norm=given.norm, norm_eps=given.norm_eps, image_size=record.image_size(96))
-    assert load_matching(ours, given)[1] == []
+    ours = detector(
+        90, arch, norm=initial_weights.norm, norm_eps=initial_weights.norm_eps, image_size=record.image_size(96)
+    )
+    assert load_matching(ours, initial_weights)[1] == []
     assert epsilons(ours) == epsilons(theirs)
     assert set(epsilons(ours).values()) == (set() if eps is None else {eps})
     with torch.inference_mode():
@@ -157,11 +159,11 @@ def test_ssdlite_takes_the_mobilenet_layers_that_fit_and_the_others_still_get_a_
     classifier_ = mobilenet_v3_large(weights=None)
     classifier_.load_state_dict(shaken(classifier_.state_dict()))
     in_hub(hub, architecture(arch).imagenet, classifier_.state_dict())
-    given = pretrained(arch, "imagenet")
-    assert given.norm == "frozen"
-    spec = ModelSpec(arch, ("a", "b"), image_size=320, norm=given.norm, norm_eps=given.norm_eps)
+    initial_weights = pretrained(arch, "imagenet")
+    assert initial_weights.norm == "frozen"
+    spec = ModelSpec(arch, ("a", "b"), image_size=320, norm=initial_weights.norm, norm_eps=initial_weights.norm_eps)
     model = build(spec)
-    filled, left = load_matching(model, given)
+    filled, left = load_matching(model, initial_weights)
     own = {
         name
         for name in model.state_dict()
@@ -171,9 +173,9 @@ def test_ssdlite_takes_the_mobilenet_layers_that_fit_and_the_others_still_get_a_
     assert not own & {line.split(" ")[0].rstrip(":") for line in left}
 
     model = build_for_training(
-        TrainSettings(arch=arch), spec, given, torch.device("cpu"), torch.float32, is_pretrained=True
+        TrainSettings(arch=arch), spec, initial_weights, torch.device("cpu"), torch.float32, is_pretrained=True
     )
-    assert all(torch.equal(model.state_dict()[name], given.state[name]) for name in own)
+    assert all(torch.equal(model.state_dict()[name], initial_weights.state[name]) for name in own)
     body = classifier_.features.eval()
     with torch.inference_mode():
         image = torch.randn(1, 3, 320, 320)
@@ -197,9 +199,9 @@ def test_an_rfdetr_file_is_checked_and_loads_with_its_training_settings(
     md5 = hashlib.md5((folder / "nano.pth").read_bytes()).hexdigest()
     record = replace(architecture("rfdetr_seg_nano"), coco=OtherFile(f"{address}/nano.pth", md5))
     monkeypatch.setitem(ARCHITECTURES, record.name, record)
-    given = pretrained("rfdetr_seg_nano", "coco")
-    assert list(given.state) == ["backbone.0.level"]
-    assert torch.equal(given.state["backbone.0.level"], tensor)
+    initial_weights = pretrained("rfdetr_seg_nano", "coco")
+    assert list(initial_weights.state) == ["backbone.0.level"]
+    assert torch.equal(initial_weights.state["backbone.0.level"], tensor)
     changed = replace(record, coco=OtherFile(f"{address}/nano.pth", md5[::-1]))
     monkeypatch.setitem(ARCHITECTURES, record.name, changed)
     with pytest.raises(FlawmaskError, match=r"nano\.pth is not the file that was published.*delete it"):

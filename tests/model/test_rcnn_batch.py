@@ -133,11 +133,11 @@ def test_a_pass_reads_one_value_from_the_device_and_the_plain_way_dozens() -> No
     together = RcnnBatch(model, None)
     pixels, sizes = stacked(images)
     given_here = together.inputs(pixels, sizes, targets)  # looks at what is on the CPU still
-    with pooled_as_on_a_gpu(), counted() as asked:
+    with pooled_as_on_a_gpu(), counted() as measured:
         proposed = together.propose(given_here)
         regions = together.settled(proposed.regions, proposed.candidates)
         gradients(model, together.losses_of(given_here, proposed, regions))
-    assert dict(asked) == {"_local_scalar_dense": 1}
-    with counted() as asked:
+    assert dict(measured) == {"_local_scalar_dense": 1}
+    with counted() as measured:
         gradients(model, rcnn_losses.losses(model, images, targets, None))
-    assert asked.total() > 50
+    assert measured.total() > 50

@@ -74,11 +74,11 @@ def share_of_fine(values: Tensor) -> float:
     return float((values.to(torch.bfloat16).to(values.dtype) != values).float().mean())
 
 
-def given_by(layers: list[Any], given: dict[int, Tensor]) -> list[Any]:
+def record_outputs(layers: list[Any], outputs: dict[int, Tensor]) -> list[Any]:
     """Record the outputs of layers by their names."""
 
     def noting(at: int) -> Any:
-        return lambda _, __, output: given.update({at: output.detach()})
+        return lambda _, __, output: outputs.update({at: output.detach()})
 
     return [layer.register_forward_hook(noting(at)) for at, layer in enumerate(layers)]
 
@@ -86,13 +86,13 @@ def given_by(layers: list[Any], given: dict[int, Tensor]) -> list[Any]:
 def test_scores_and_boxes_have_float32_precision_with_bfloat16_layers(case: Case) -> None:
     fast = for_inference(case.network, case.spec, CPU, torch.bfloat16)
     set_score_floor(fast, 0.0)
-    given: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
     layers = last_layers(fast)
-    given_by(layers, given)
+    record_outputs(layers, outputs)
     with torch.inference_mode():
         (found,) = case.detector.infer(fast, *resized(case.spec, patchwork(*SIZE, 2)))
-    assert len(given) == len(layers)
-    for at, values in given.items():
+    assert len(outputs) == len(layers)
+    for at, values in outputs.items():
         assert share_of_fine(values) > 0.9, layers[at]
     scores, boxes = found["scores"], found["boxes"]
     assert len(scores) > 20
@@ -108,8 +108,8 @@ def test_inputs_of_losses_have_float32_precision_with_bfloat16_layers(case: Case
     model = lively(case.spec).train()
     layers = last_layers(model)
     case.detector.train_in(model, CPU, torch.bfloat16)
-    given: dict[int, Tensor] = {}
-    given_by(layers, given)
+    outputs: dict[int, Tensor] = {}
+    record_outputs(layers, outputs)
     size = case.spec.resized(*SIZE)
     image = torch.from_numpy(patchwork(*size, 2).copy()).permute(2, 0, 1)
     whole = torch.ones(50 * 40, dtype=torch.uint8)
@@ -123,8 +123,8 @@ def test_inputs_of_losses_have_float32_precision_with_bfloat16_layers(case: Case
     with torch.no_grad():
         found = case.detector.losses(model, [image], [target], None)
     assert all(bool(torch.isfinite(loss)) for loss in found.values())
-    assert len(given) == len(layers)
-    for at, values in given.items():
+    assert len(outputs) == len(layers)
+    for at, values in outputs.items():
         assert share_of_fine(values) > 0.9, layers[at]
 
 

@@ -74,7 +74,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("arch", "asked", "side"),
+    ("arch", "image_size", "side"),
     [
         ("rfdetr_seg_nano", 64, 120),
         ("rfdetr_seg_nano", 312, 312),
@@ -84,8 +84,8 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
         ("rfdetr_seg_small", 385, 408),
     ],
 )
-def test_images_are_resized_to_a_square_of_whole_windows(arch: Arch, asked: int, side: int) -> None:
-    spec = ModelSpec(arch, CLASSES, image_size=asked)
+def test_images_are_resized_to_a_square_of_whole_windows(arch: Arch, image_size: int, side: int) -> None:
+    spec = ModelSpec(arch, CLASSES, image_size=image_size)
     assert spec.resized(70, 300) == spec.resized(300, 70) == (side, side)
 
 
@@ -232,10 +232,10 @@ def test_a_nan_score_is_dropped_and_takes_no_place() -> None:
 def test_the_copy_for_inference_predicts_the_same_and_shares_no_memory(dtype: torch.dtype, tolerance: float) -> None:
     model = network().eval()
     noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    given = resized(SPEC, noise)
+    inputs = resized(SPEC, noise)
     fast = for_inference(model, SPEC, CPU, dtype)
     with torch.inference_mode():
-        (expected,), (found,) = rfdetr.infer(model, *given), rfdetr.infer(fast, *given)
+        (expected,), (found,) = rfdetr.infer(model, *inputs), rfdetr.infer(fast, *inputs)
     assert all(one.dtype in (torch.float32, torch.int64) for one in found.values())
     assert torch.allclose(found["scores"], expected["scores"], rtol=0, atol=tolerance)
     if dtype == torch.float32:
@@ -250,13 +250,13 @@ def test_the_copy_for_inference_predicts_the_same_and_shares_no_memory(dtype: to
 def test_a_plain_state_dict_is_loaded_by_name(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"model": network().state_dict()}, path)
-    given = pretrained(SPEC.arch, str(path))
+    initial_weights = pretrained(SPEC.arch, str(path))
     same = build(SPEC)
-    filled, left = load_matching(same, given)
+    filled, left = load_matching(same, initial_weights)
     assert (filled, left) == (len(network().state_dict()), [])
     assert all(torch.equal(one, network().state_dict()[name]) for name, one in same.state_dict().items())
     other = build(ModelSpec("rfdetr_seg_nano", ("crack", "good", "scratch"), image_size=240))
-    _, left = load_matching(other, given)
+    _, left = load_matching(other, initial_weights)
     assert left
     assert all("class_embed" in line for line in left)
 

@@ -158,12 +158,12 @@ def test_features_may_have_any_memory_layout() -> None:
 def test_the_gpu_way_reads_nothing_from_the_device_and_the_other_way_does() -> None:
     torch.manual_seed(4)
     maps, boxes = pyramid(), [random_boxes(9), random_boxes(4)]
-    asked = []
+    counts = []
     for kind in (OnAGPU, PyramidRoIAlign):
         with counted() as of_kind:
             kind(NAMES, [7, 7], 2)(maps, boxes, SIZES).sum().backward()
-        asked.append(of_kind.total())
-    assert asked[0] == 0 < asked[1]
+        counts.append(of_kind.total())
+    assert counts[0] == 0 < counts[1]
 
 
 def test_the_gpu_way_sums_gradients_of_bfloat16_features_in_float32() -> None:

@@ -88,15 +88,15 @@ def test_the_gradient_does_not_depend_on_the_micro_batch_size(case: Case, tmp_pa
 def test_two_processes_have_the_same_gradient_as_one(case: Case, tmp_path: Any) -> None:
     batch = batch_for(case.spec)
     expected = learned(step_of(case, 4, tmp_path), batch)
-    shares = [Batch(batch.pixels[rank::2], batch.sizes[rank::2], batch.targets[rank::2]) for rank in range(2)]
+    shards = [Batch(batch.pixels[rank::2], batch.sizes[rank::2], batch.targets[rank::2]) for rank in range(2)]
     step = step_of(case, 4, tmp_path)
     torch.manual_seed(3)
     # What the processes exchange: the sum of their counts.
-    totals = torch.stack([one for share in shares for one in step._counts(share)]).sum(dim=0)
+    totals = torch.stack([one for shard in shards for one in step._counts(shard)]).sum(dim=0)
     losses = torch.zeros(len(step.losses))
     gradients: dict[str, Tensor] = {}
-    for share in shares:
-        losses += step.add_gradients(share, totals)
+    for shard in shards:
+        losses += step.add_gradients(shard, totals)
         for name, one in step.model.named_parameters():
             if one.grad is not None:
                 gradients[name] = gradients.get(name, torch.zeros_like(one)) + one.grad

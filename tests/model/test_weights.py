@@ -51,15 +51,15 @@ def test_weights_are_downloaded_checked_and_cached(
     folder, address = served
     name = put(folder, classifier("resnet18"))
     publish(monkeypatch, "maskrcnn_resnet18_fpn", "imagenet", f"{address}/{name}")
-    given = pretrained("maskrcnn_resnet18_fpn", "imagenet")
+    initial_weights = pretrained("maskrcnn_resnet18_fpn", "imagenet")
     assert (hub / name).read_bytes() == (folder / name).read_bytes()
-    assert given.norm == "frozen"
+    assert initial_weights.norm == "frozen"
     assert torch.equal(
-        given.state["backbone.body.layer1.0.conv1.weight"], classifier("resnet18")["layer1.0.conv1.weight"]
+        initial_weights.state["backbone.body.layer1.0.conv1.weight"], classifier("resnet18")["layer1.0.conv1.weight"]
     )
     (folder / name).unlink()
     again = pretrained("maskrcnn_resnet18_fpn", "imagenet")  # from the cache now
-    assert again.state.keys() == given.state.keys()
+    assert again.state.keys() == initial_weights.state.keys()
 
 
 def test_without_coco_weights_imagenet_weights_are_used_and_this_is_logged(
@@ -69,8 +69,8 @@ def test_without_coco_weights_imagenet_weights_are_used_and_this_is_logged(
     url = f"{address}/{put(folder, classifier('resnet18'))}"
     publish(monkeypatch, "maskrcnn_resnet18_fpn", "imagenet", url)
     with caplog.at_level("INFO"):
-        given = pretrained("maskrcnn_resnet18_fpn", "coco")
-    assert given.source == "ImageNet weights"
+        initial_weights = pretrained("maskrcnn_resnet18_fpn", "coco")
+    assert initial_weights.source == "ImageNet weights"
     assert "no COCO weights for maskrcnn_resnet18_fpn" in caplog.text
     assert f"downloading {url}" in caplog.text
 
@@ -175,9 +175,9 @@ def test_loaded_tensors_are_summarised_in_a_line_by_parts() -> None:
     model = detector(norm="frozen")
     body = {f"backbone.body.{name}": tensor for name, tensor in model.backbone.body.state_dict().items()}
     classes = {"fc.weight": torch.ones(1), "fc.bias": torch.ones(1)}
-    given = Pretrained(body | classes, "frozen", None, "ImageNet weights")
+    initial_weights = Pretrained(body | classes, "frozen", None, "ImageNet weights")
     drawn = len(model.state_dict()) - len(body)
-    assert loaded(model, given) == (
+    assert loaded(model, initial_weights) == (
         f"ImageNet weights: {len(body)} tensors loaded (backbone.body); {drawn} drawn at random (backbone.fpn, rpn, "
         "roi_heads); 2 of the weights not used (fc)"
     )
@@ -235,9 +235,9 @@ def test_a_state_dict_is_found_alone_or_under_its_usual_names(tmp_path: Path, wr
     state = {"rpn.head.bbox_pred.bias": torch.ones(3), "backbone.body.bn1.running_mean": torch.zeros(2)}
     stored = {prefix + name: tensor for name, tensor in state.items()}
     torch.save(stored if wrap == "plain" else {"epoch": 3, wrap: stored}, tmp_path / "file.pth")
-    given = from_file(tmp_path / "file.pth", "maskrcnn_resnet18_fpn")
-    assert given.state.keys() == state.keys()
-    assert given.norm == "frozen"
+    initial_weights = from_file(tmp_path / "file.pth", "maskrcnn_resnet18_fpn")
+    assert initial_weights.state.keys() == state.keys()
+    assert initial_weights.norm == "frozen"
 
 
 def test_a_file_without_batch_statistics_needs_group_norm_and_a_checkpoint_keeps_its_epsilon(tmp_path: Path) -> None:
@@ -250,9 +250,9 @@ def test_a_file_without_batch_statistics_needs_group_norm_and_a_checkpoint_keeps
 
 
 def test_weights_without_a_matching_tensor_are_refused() -> None:
-    given = Pretrained({"head.weight": torch.ones(1)}, "group", None, "weights of x.pth")
+    initial_weights = Pretrained({"head.weight": torch.ones(1)}, "group", None, "weights of x.pth")
     with pytest.raises(FlawmaskError, match=r"x\.pth: not one tensor fits"):
-        load_matching(nn.Linear(2, 2), given)
+        load_matching(nn.Linear(2, 2), initial_weights)
 
 
 class _Code:

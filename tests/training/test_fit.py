@@ -89,8 +89,8 @@ def test_a_trial_network_is_freed_afterwards(dataset: Path, monkeypatch: pytest.
     made: list[weakref.ref[Any]] = []
     step = Trial.step
 
-    def stepping(self: Trial, *given: Any) -> Any:
-        one = step(self, *given)
+    def stepping(self: Trial, *inputs: Any) -> Any:
+        one = step(self, *inputs)
         made.append(weakref.ref(one.model.backbone.body.conv1))
         return one
 
@@ -142,15 +142,15 @@ def test_the_largest_image_size_that_still_shows_images_often_enough_is_chosen(
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "asked", "most"),
+    ("height", "width", "image_size", "expected"),
     [(900, 1200, 500, 500), (300, 2000, 800, 320), (320, 320, 800, 320), (72, 72, 800, 96), (900, 900, 64, 64)],
 )
 def test_the_chosen_size_exceeds_neither_the_images_nor_image_size(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int, asked: int, most: int
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int, image_size: int, expected: int
 ) -> None:
     linear_in_pixels(monkeypatch, 0.0, 1e-9)
     split = sized(read_split(dataset, "train"), height, width)
-    assert image_size_for(trial(dataset, split, image_size=asked), 10**6, 4, 4) == most
+    assert image_size_for(trial(dataset, split, image_size=image_size), 10**6, 4, 4) == expected
 
 
 def test_variants_of_a_photograph_count_as_the_photograph(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,8 +203,8 @@ def test_a_time_budget_decides_when_training_ends(dataset: Path, monkeypatch: py
     taken: list[float] = []
     plain = Step.__call__
 
-    def stepping(self: Any, *given: Any, **more: Any) -> Any:
-        found = plain(self, *given, **more)
+    def stepping(self: Any, *inputs: Any, **more: Any) -> Any:
+        found = plain(self, *inputs, **more)
         taken.append(self.optimizer.param_groups[0]["lr"])
         return found
 
@@ -222,8 +222,8 @@ def test_a_time_budget_decides_when_training_ends(dataset: Path, monkeypatch: py
 
 def test_a_budget_shorter_than_an_epoch_ends_within_it(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
-    shares = iter([0.0, 0.5, 1.2, 1.3, 1.4, 1.5])
-    monkeypatch.setattr(Clock, "progress", lambda *_: next(shares))
+    progress = iter([0.0, 0.5, 1.2, 1.3, 1.4, 1.5])
+    monkeypatch.setattr(Clock, "progress", lambda *_: next(progress))
     done = train(light(dataset, time_budget="1h", batch_size=1))
     assert done.history["epoch"] == [1]
     assert done.history["images_per_second"][0] == pytest.approx(2 / done.history["seconds"][0])

@@ -120,23 +120,23 @@ class Noted(Callback):
     """Records its calls, and raises an interrupt in an epoch."""
 
     def __init__(self, until: int | None = None) -> None:
-        self.told: list[Any] = []
+        self.calls: list[Any] = []
         self.until = until
 
     def on_begin(self, run: Run) -> None:
-        self.told.append(("begin", (run.setup.run_dir / "config.json").is_file()))
+        self.calls.append(("begin", (run.setup.run_dir / "config.json").is_file()))
 
     def on_write(self, run: Run) -> None:
         epochs = run.history["epoch"]
-        self.told.append(("write", len(epochs), (run.setup.run_dir / "last.pt").is_file()))
+        self.calls.append(("write", len(epochs), (run.setup.run_dir / "last.pt").is_file()))
 
     def on_epoch_end(self, run: Run, figures: Mapping[str, Any]) -> None:
-        self.told.append(("epoch", figures["epoch"], (run.setup.run_dir / "history.json").is_file()))
+        self.calls.append(("epoch", figures["epoch"], (run.setup.run_dir / "history.json").is_file()))
         if figures["epoch"] == self.until:
             raise KeyboardInterrupt
 
     def on_end(self, run: Run) -> None:
-        self.told.append(("end", run.epoch))
+        self.calls.append(("end", run.epoch))
 
 
 def turned(image: Image, masks: Masks, names: list[str], draw: np.random.Generator) -> tuple[Image, Masks, list[str]]:
@@ -150,13 +150,13 @@ def test_callbacks_are_called_in_order_and_a_training_with_a_transform_resumes_t
     whole, half, rest = Noted(), Noted(until=1), Noted()
     expected = train(settings(tmp_path / "data", epochs=2), transform=turned, callbacks=[whole])
     moments = [("write", 1, True), ("epoch", 1, True), ("write", 2, True), ("epoch", 2, True), ("end", 2)]
-    assert whole.told == [("begin", True), *moments]
+    assert whole.calls == [("begin", True), *moments]
     config = settings(tmp_path / "data", epochs=2, output_dir=tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
         train(config, transform=turned, callbacks=[half])
     again = train(settings(tmp_path / "data", resume=tmp_path / "stopped"), transform=turned, callbacks=[rest])
-    assert half.told == whole.told[:3]
-    assert rest.told == whole.told[3:]
+    assert half.calls == whole.calls[:3]
+    assert rest.calls == whole.calls[3:]
     assert same_weights(again.run_dir / "last.pt", expected.run_dir / "last.pt")
     plain = train(settings(tmp_path / "data", epochs=2, output_dir=tmp_path / "plain"))
     assert not same_weights(plain.run_dir / "last.pt", expected.run_dir / "last.pt")

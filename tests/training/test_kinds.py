@@ -83,12 +83,12 @@ def test_an_interrupted_training_of_yolo_ends_with_the_same_weights(
     kept = whole.run_dir.rename(dataset.parent / "whole")
     losses, steps = yolo.losses, 0
 
-    def cut(*given: Any) -> dict[str, Tensor]:
+    def cut(*inputs: Any) -> dict[str, Tensor]:
         nonlocal steps
         steps += torch.is_grad_enabled()  # without the steps of the validation
         if steps == 4:  # the second step of the second epoch
             raise PowerCutError
-        return losses(*given)
+        return losses(*inputs)
 
     with monkeypatch.context() as context:
         context.setattr(yolo, "losses", cut)

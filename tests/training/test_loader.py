@@ -193,16 +193,16 @@ def test_an_epoch_shows_each_image_once_and_gives_each_process_one_per_batch(
     batches = [list(one) for one in orders]
     assert {len(one) for one in orders} == {len(of_one) for of_one in batches} == {len(orders[0].bounds)}
     assert sorted(place for of_one in batches for batch in of_one for place in batch) == list(range(images))
-    for shares, (start, end) in zip(zip(*batches, strict=True), orders[0].bounds, strict=True):
-        assert sum(len(share) for share in shares) == end - start < batch_size + processes
-        assert images < processes or min(len(share) for share in shares) >= 1
-        assert max(len(share) for share in shares) - min(len(share) for share in shares) <= 1
+    for shards, (start, end) in zip(zip(*batches, strict=True), orders[0].bounds, strict=True):
+        assert sum(len(shard) for shard in shards) == end - start < batch_size + processes
+        assert images < processes or min(len(shard) for shard in shards) >= 1
+        assert max(len(shard) for shard in shards) - min(len(shard) for shard in shards) <= 1
     whole = list(zip(*batches, strict=True))
     alone = Order([(8, 8)] * images, batch_size, seed=seed)
     alone.epoch = epoch
     if alone.bounds == orders[0].bounds:
-        for shares, batch in zip(whole, alone, strict=True):
-            assert sorted(place for share in shares for place in share) == sorted(batch), "others than alone"
+        for shards, batch in zip(whole, alone, strict=True):
+            assert sorted(place for shard in shards for place in shard) == sorted(batch), "others than alone"
 
 
 @pytest.mark.parametrize("seed", [0, 1, None])

@@ -68,22 +68,22 @@ def learned(loss: float | None, losses: int = 5) -> EpochProgress:
 def test_select_by_decides_the_best_epoch(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, select_by: str, values: list[float | None], best: int
 ) -> None:
-    told = iter(values)
+    losses_of_epochs = iter(values)
 
     monkeypatch.setattr(
         epoch,
         "train_epoch",
-        lambda *_: learned(next(told) if select_by == "train_loss" else 1.0),
+        lambda *_: learned(next(losses_of_epochs) if select_by == "train_loss" else 1.0),
     )
     monkeypatch.setattr(
         epoch,
         "validation_loss",
-        lambda *_: {"val_loss": next(told) if select_by == "val_loss" else 1.0},
+        lambda *_: {"val_loss": next(losses_of_epochs) if select_by == "val_loss" else 1.0},
     )
     monkeypatch.setattr(
         epoch,
         "_validation_metrics",
-        lambda *_: {"segm_ap": 0.5, "f1": 0.5} | {select_by: next(told)},
+        lambda *_: {"segm_ap": 0.5, "f1": 0.5} | {select_by: next(losses_of_epochs)},
     )
     monkeypatch.setattr(checkpoint, "save", lambda path, *_, epoch, **__: path.write_text(str(epoch)))
     done = train(light(dataset, epochs=3, select_by=select_by))
@@ -98,8 +98,8 @@ def test_select_by_decides_the_best_epoch(
 def test_the_number_of_region_proposals_is_as_set_or_follows_the_image_size(
     dataset: Path, size: int, asked: int | None, expected: int
 ) -> None:
-    given = Pretrained({}, "group", None, "")
-    spec = spec_for(settings(dataset, proposals=asked), read_split(dataset, "train"), given, size, 4)
+    initial_weights = Pretrained({}, "group", None, "")
+    spec = spec_for(settings(dataset, proposals=asked), read_split(dataset, "train"), initial_weights, size, 4)
     assert (spec.image_size, spec.proposals) == (size, expected)
 
 
@@ -197,13 +197,15 @@ def test_bf16_trains_and_is_written_in_float32(dataset: Path) -> None:
 def test_patience_ends_a_training_that_no_longer_improves(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, select_by: str
 ) -> None:
-    told = iter([3.0, 1.0, 2.0, 1.0, 0.5])
+    losses_of_epochs = iter([3.0, 1.0, 2.0, 1.0, 0.5])
 
-    monkeypatch.setattr(epoch, "train_epoch", lambda *_: learned(next(told) if select_by == "train_loss" else 1.0))
+    monkeypatch.setattr(
+        epoch, "train_epoch", lambda *_: learned(next(losses_of_epochs) if select_by == "train_loss" else 1.0)
+    )
     monkeypatch.setattr(
         epoch,
         "validation_loss",
-        lambda *_: {"val_loss": next(told) if select_by == "val_loss" else 1.0},
+        lambda *_: {"val_loss": next(losses_of_epochs) if select_by == "val_loss" else 1.0},
     )
     done = train(light(dataset, epochs=9, select_by=select_by, patience=2))
     assert (done.best_epoch, done.history["epoch"]) == (2, [1, 2, 3, 4])
@@ -272,9 +274,9 @@ def test_a_step_uses_the_effective_batch_size_and_a_cpu_goes_image_by_image_wher
     passes: list[tuple[int, int]] = []
     step = Step.__call__
 
-    def stepping(self: Any, batch: loader.Batch, *given: Any, **more: Any) -> Any:
+    def stepping(self: Any, batch: loader.Batch, *inputs: Any, **more: Any) -> Any:
         passes.append((len(batch), self.micro_batch_size))
-        return step(self, batch, *given, **more)
+        return step(self, batch, *inputs, **more)
 
     monkeypatch.setattr(Step, "__call__", stepping)
     done = train(settings(dataset, epochs=2, batch_size=2, effective_batch_size=4, norm=norm))

@@ -35,14 +35,14 @@ def torchvisions_losses(
 ) -> dict[str, Tensor]:
     """Return what torchvision gives for the regions of each image, averaged over the images; of the masks, over those
     that have any."""
-    given = [image / 255 for image in images]
+    inputs = [image / 255 for image in images]
     of_images: list[dict[str, Tensor]] = []
     samplers = [(owner, owner.fg_bg_sampler) for owner in (model.rpn, model.roi_heads)]
     for at, target in enumerate(targets):
         draw = generator_for(target, torch.device("cpu"))
         for owner, sampler in samplers:
             owner.fg_bg_sampler = OfOneImage(sampler, at, draw)
-        of_images.append(model(given, [whole(*one) for one in zip(images, masks, targets, strict=True)]))
+        of_images.append(model(inputs, [whole(*one) for one in zip(images, masks, targets, strict=True)]))
     for owner, sampler in samplers:
         owner.fg_bg_sampler = sampler
     counts = {name: len(images) for name in of_images[0]} | {"loss_mask": max(1, sum(bool(one) for one in masks))}

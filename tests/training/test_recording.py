@@ -139,18 +139,18 @@ def test_a_pass_reads_one_value_from_the_device_whatever_the_batch(
 ) -> None:
     model = network()
     passes = Passes(model, LOSSES, None, scaler_of(1.0), is_recording=False)
-    prepare, shares = passes.network.inputs, torch.ones(len(LOSSES))
-    asked, plain = {}, {}
+    prepare, weights = passes.network.inputs, torch.ones(len(LOSSES))
+    by_pass, plain = {}, {}
     for case in [(1, 2), (5, 2), (1, 4), (5, 4)]:
         images = images_with(*case)
         inputs = prepare(images.pixels, images.sizes, images.targets)  # this reads values that are still on the CPU
         monkeypatch.setattr(passes.network, "inputs", lambda *_, inputs=inputs, **__: inputs)
         with pooled_as_on_a_gpu(), counted() as of_pass:
-            passes(images, shares)
+            passes(images, weights)
         with counted() as of_plain:
             gradients(model, rcnn_losses.losses(model, *images.on(CPU), None))
-        asked[case], plain[case] = of_pass.total(), of_plain.total()
-    assert set(asked.values()) == {1}, asked
+        by_pass[case], plain[case] = of_pass.total(), of_plain.total()
+    assert set(by_pass.values()) == {1}, by_pass
     assert 100 < plain[5, 4] < 2 * plain[5, 2], plain
     assert plain[5, 4] > 1.5 * plain[1, 4], plain
 
@@ -169,23 +169,23 @@ class Outer:
 
 
 def test_copied_inputs_have_their_own_memory_and_later_inputs_are_copied_into_it() -> None:
-    given = Outer(torch.arange(3.0), Inner(torch.ones(2, dtype=torch.bool), "a name"), (1, 2))
-    kept = _copied(given, CPU)
-    assert isinstance(kept, Outer)
-    assert isinstance(kept.inner, Inner)
-    assert (kept.counts, kept.inner.name) == ((1, 2), "a name")
-    places = [one.data_ptr() for one in _tensors(kept)]
+    source = Outer(torch.arange(3.0), Inner(torch.ones(2, dtype=torch.bool), "a name"), (1, 2))
+    copied = _copied(source, CPU)
+    assert isinstance(copied, Outer)
+    assert isinstance(copied.inner, Inner)
+    assert (copied.counts, copied.inner.name) == ((1, 2), "a name")
+    places = [one.data_ptr() for one in _tensors(copied)]
     assert len(places) == 2
-    assert not set(places) & {one.data_ptr() for one in _tensors(given)}
-    for one, other in zip(_tensors(kept), _tensors(given), strict=True):
+    assert not set(places) & {one.data_ptr() for one in _tensors(source)}
+    for one, other in zip(_tensors(copied), _tensors(source), strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one, other)
     following = Outer(torch.full((3,), 7.0), Inner(torch.tensor([False, True]), "a name"), (1, 2))
-    _copy(following, kept)
-    assert [one.data_ptr() for one in _tensors(kept)] == places
-    assert kept.first.tolist() == [7, 7, 7]
-    assert kept.inner.values.tolist() == [False, True]
-    assert given.first.tolist() == [0, 1, 2]
+    _copy(following, copied)
+    assert [one.data_ptr() for one in _tensors(copied)] == places
+    assert copied.first.tolist() == [7, 7, 7]
+    assert copied.inner.values.tolist() == [False, True]
+    assert source.first.tolist() == [0, 1, 2]
 
 
 def test_inputs_with_a_missing_tensor_are_not_copied() -> None:
@@ -292,8 +292,8 @@ def test_a_shape_is_recorded_the_second_time_up_to_a_limit(monkeypatch: pytest.M
     made: list[int] = []
 
     class Pretended:
-        def __init__(self, passes: Any, pool: Any, stream: Any, given: Any, *rest: Any) -> None:
-            made.append(len(given.pixels))
+        def __init__(self, passes: Any, pool: Any, stream: Any, inputs: Any, *rest: Any) -> None:
+            made.append(len(inputs.pixels))
 
         def __call__(self, *_: Any) -> Tensor:
             return torch.full((len(LOSSES),), -1.0)
@@ -303,11 +303,11 @@ def test_a_shape_is_recorded_the_second_time_up_to_a_limit(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
     passes = Passes(without_chance(), LOSSES, ENOUGH, scaler_of(1.0), is_recording=True)
-    images, shares = four_images(), torch.ones(len(LOSSES))
+    images, weights = four_images(), torch.ones(len(LOSSES))
     replayed = []
     for count in (1, 2, 1, 2, 1, 3, 3, 3):
         (part,) = list(replace(images, **{name: getattr(images, name)[:count] for name in NAMES}).parts(4))
-        replayed.append(float(passes(part, shares)[0]) == -1)
+        replayed.append(float(passes(part, weights)[0]) == -1)
     assert made == [1, 2]
     assert replayed == [False, False, True, True, True, False, False, False]
 
@@ -369,7 +369,7 @@ BATCHES = 3
 def test_recorded_passes_give_the_same_losses_and_gradients(dtype: torch.dtype, tolerance: float, scale: float) -> None:
     """bfloat16 has 8 bits of precision. A sum in another order may round an objectness to a neighbouring value."""
     model = on_cuda(dtype)
-    shares = torch.rand(len(LOSSES), device=CUDA) + 0.5
+    weights = torch.rand(len(LOSSES), device=CUDA) + 0.5
     plain = Passes(model, LOSSES, ENOUGH, scaler_of(scale, CUDA), is_recording=False)
     recorded = Passes(model, LOSSES, ENOUGH, scaler_of(scale, CUDA), is_recording=True)
     figures = []
@@ -380,7 +380,7 @@ def test_recorded_passes_give_the_same_losses_and_gradients(dtype: torch.dtype, 
             for one in model.parameters():
                 if one.grad is not None:
                     one.grad.zero_()
-            results.append((passes(images, shares).cpu(), gradients_of(model)))
+            results.append((passes(images, weights).cpu(), gradients_of(model)))
         (expected, wanted), (found, ours) = results
         torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
         assert_close(ours, wanted, tolerance)
@@ -392,18 +392,18 @@ def test_recorded_passes_give_the_same_losses_and_gradients(dtype: torch.dtype, 
 
 @needs_cuda
 def test_a_recorded_pass_accumulates_gradients_and_its_losses_are_not_overwritten() -> None:
-    model, shares = on_cuda(torch.float32), torch.ones(len(LOSSES), device=CUDA)
+    model, weights = on_cuda(torch.float32), torch.ones(len(LOSSES), device=CUDA)
     passes = Passes(model, LOSSES, ENOUGH, scaler_of(1.0, CUDA), is_recording=True)
-    passes(five_on_each(0), shares)
-    passes(five_on_each(0), shares)
+    passes(five_on_each(0), weights)
+    passes(five_on_each(0), weights)
     for one in model.parameters():
         if one.grad is not None:
             one.grad.zero_()
-    figures = passes(five_on_each(0), shares)
+    figures = passes(five_on_each(0), weights)
     kept, once = figures.clone(), gradients_of(model)
-    passes(five_on_each(0), shares)
+    passes(five_on_each(0), weights)
     assert_close(gradients_of(model), {name: 2 * one for name, one in once.items()}, 1e-4)
-    passes(five_on_each(1), shares)
+    passes(five_on_each(1), weights)
     assert torch.equal(figures, kept)
 
 

@@ -53,8 +53,8 @@ def interrupted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, after: int
     plain = epoch.train_epoch
     done = []
 
-    def failing(*given: Any) -> Any:
-        figures = plain(*given)
+    def failing(*inputs: Any) -> Any:
+        figures = plain(*inputs)
         done.append(figures)
         if len(done) > after:
             raise PowerCutError
@@ -95,11 +95,11 @@ def cut_at_step(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: in
     step = Step.__call__
     taken: list[int] = []
 
-    def stepping(self: Any, *given: Any, **more: Any) -> Any:
+    def stepping(self: Any, *inputs: Any, **more: Any) -> Any:
         if len(taken) == number:
             raise PowerCutError
         taken.append(1)
-        return step(self, *given, **more)
+        return step(self, *inputs, **more)
 
     return cut_off(config, monkeypatch, Step, "__call__", stepping)
 
@@ -144,11 +144,11 @@ def test_a_training_killed_while_writing_an_epoch_has_that_epoch_once(
     name, count = written.removeprefix("checkpoint."), [0]
     plain = getattr(place, name)
 
-    def failing(*given: Any, **more: Any) -> Any:
+    def failing(*inputs: Any, **more: Any) -> Any:
         count[0] += 1
         if count[0] == number:
             raise PowerCutError
-        return plain(*given, **more)
+        return plain(*inputs, **more)
 
     cut = light(dataset, epochs=2, output_dir=dataset.parent / "cut")
     run = cut_off(cut, monkeypatch, place, name, failing)
@@ -269,9 +269,9 @@ def test_time_of_earlier_sessions_counts(dataset: Path, monkeypatch: pytest.Monk
 def test_the_micro_batch_size_is_restored(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Step.__call__
 
-    def stepping(self: Any, *given: Any, **more: Any) -> Any:
+    def stepping(self: Any, *inputs: Any, **more: Any) -> Any:
         self.micro_batch_size = 1  # as after memory ran out
-        return step(self, *given, **more)
+        return step(self, *inputs, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Step, "__call__", stepping)
@@ -333,16 +333,16 @@ def test_a_pipeline_stage_stays_one_and_names_the_command_to_resume(
     run, whole = dataset.parent / "run", {"category": "plates"}
     step = Step.__call__
 
-    def told(self: Any, *given: Any, **more: Any) -> Any:
+    def signalled(self: Any, *inputs: Any, **more: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
-        return step(self, *given, **more)
+        return step(self, *inputs, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Step, "__call__", told)
-        for part_of, given in ((whole, light(dataset)), (None, TrainConfig(resume=run))):
+        patch.setattr(Step, "__call__", signalled)
+        for part_of, config in ((whole, light(dataset)), (None, TrainConfig(resume=run))):
             caplog.clear()
             with pytest.raises(SystemExit) as ended:
-                train(given, part_of=part_of)
+                train(config, part_of=part_of)
             assert ended.value.code == 143
             assert f"saved: flawmask run --resume {run} goes on from here" in caplog.messages
             assert json.loads((run / "config.json").read_text())["part_of"] == whole

@@ -109,15 +109,15 @@ def test_trackers_get_history_and_masks_and_change_no_weight(
 ) -> None:
     monkeypatch.chdir(dataset.parent)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{(dataset.parent / 'tracking.db').as_posix()}")
-    told = train(settings(dataset, epochs=2, log=log, output_dir=dataset.parent / "told"))
-    assert same_weights(quiet.run_dir / "last.pt", told.run_dir / "last.pt")
-    assert {name: told.history[name] for name in LOSSES} == {name: quiet.history[name] for name in LOSSES}
-    assert told.history["val_loss"] == quiet.history["val_loss"]
-    assert set(told.history) - set(quiet.history) == {"segm_ap", "f1"}
-    figures, pictures = (in_tensorboard if log == "tensorboard" else in_mlflow)(told.run_dir)
-    assert set(figures) == set(told.history) - {"epoch"}
+    tracked = train(settings(dataset, epochs=2, log=log, output_dir=dataset.parent / "tracked"))
+    assert same_weights(quiet.run_dir / "last.pt", tracked.run_dir / "last.pt")
+    assert {name: tracked.history[name] for name in LOSSES} == {name: quiet.history[name] for name in LOSSES}
+    assert tracked.history["val_loss"] == quiet.history["val_loss"]
+    assert set(tracked.history) - set(quiet.history) == {"segm_ap", "f1"}
+    figures, pictures = (in_tensorboard if log == "tensorboard" else in_mlflow)(tracked.run_dir)
+    assert set(figures) == set(tracked.history) - {"epoch"}
     for name, values in figures.items():
-        assert values == pytest.approx([value for value in told.history[name] if value is not None], rel=1e-6)
+        assert values == pytest.approx([value for value in tracked.history[name] if value is not None], rel=1e-6)
     assert pictures == ["1.png", "2.png"]
 
 
@@ -177,10 +177,10 @@ def test_a_missing_tracker_is_refused_with_the_command_to_install_it(
 def test_pictures_are_there_during_training(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = []
 
-    def epoch(*given: Any) -> Any:
+    def epoch(*inputs: Any) -> Any:
         run = dataset.parent / "run"
         there.append(names(run) if run.exists() else None)
-        return train_epoch(*given)
+        return train_epoch(*inputs)
 
     monkeypatch.setattr("flawmask.training.epoch.train_epoch", epoch)
     train(light(dataset, epochs=2))
@@ -192,14 +192,14 @@ def test_the_pictured_batches_are_the_first_training_batches(dataset: Path, monk
     shown: list[list[int]] = []
     step = Step.__call__
 
-    def stepping(self: Any, batch: loader.Batch, *given: Any, **more: Any) -> Any:
+    def stepping(self: Any, batch: loader.Batch, *inputs: Any, **more: Any) -> Any:
         learned.append([int(target["image_id"]) for target in batch.targets])
-        return step(self, batch, *given, **more)
+        return step(self, batch, *inputs, **more)
 
-    def drawing(network: Any, detector: Any, batches: Any, *given: Any) -> None:
+    def drawing(network: Any, detector: Any, batches: Any, *inputs: Any) -> None:
         listed = list(batches)
         shown.extend([int(target["image_id"]) for target in batch.targets] for batch in listed)
-        draw_train_batch(network, detector, listed, *given)
+        draw_train_batch(network, detector, listed, *inputs)
 
     monkeypatch.setattr(Step, "__call__", stepping)
     monkeypatch.setattr("flawmask.training.callbacks.draw_train_batch", drawing)

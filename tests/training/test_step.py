@@ -67,8 +67,8 @@ def made_step(dataset: Path, micro_batch_size: int = 4, model: Any = None, **cha
 
 
 def with_changed_network(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
-    def started(*given: Any, **more: Any) -> Any:
-        model = build_for_training(*given, **more)
+    def started(*inputs: Any, **more: Any) -> Any:
+        model = build_for_training(*inputs, **more)
         change(model)
         return model
 
@@ -110,8 +110,8 @@ def bad_at(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the loss of some steps NaN; steps are counted from 0."""
     plain, taken = rcnn_losses.losses, [0]
 
-    def found(*given: Any) -> dict[str, Tensor]:
-        result = plain(*given)
+    def found(*inputs: Any) -> dict[str, Tensor]:
+        result = plain(*inputs)
         if torch.is_grad_enabled():
             taken[0] += 1
             if taken[0] - 1 in steps:
@@ -333,15 +333,15 @@ def test_mask_losses_do_not_depend_on_images_without_masks_or_on_micro_batches(d
     assert float(figures[place]) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
-def out_of_memory_with_more_than(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Make a pass of more than `most` images run out of memory. Return the list of the passes' sizes."""
+def out_of_memory_with_more_than(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Make a pass of more than `limit` images run out of memory. Return the list of the passes' sizes."""
     passed: list[int] = []
     plain = rcnn_losses.losses
 
-    def limited(model: Any, images: list[Tensor], *given: Any) -> dict[str, Tensor]:
+    def limited(model: Any, images: list[Tensor], *inputs: Any) -> dict[str, Tensor]:
         passed.append(len(images))
-        found = plain(model, images, *given)
-        if len(images) > most:
+        found = plain(model, images, *inputs)
+        if len(images) > limit:
             # Fail in the backward pass, when there are some gradients already.
             torch.autograd.backward(list(found.values()), retain_graph=True)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -461,8 +461,8 @@ def test_a_validation_loss_that_is_not_finite_is_null_and_training_goes_on(
 ) -> None:
     plain = rcnn_losses.losses
 
-    def infinite_without_gradients(*given: Any) -> dict[str, Tensor]:
-        found = plain(*given)
+    def infinite_without_gradients(*inputs: Any) -> dict[str, Tensor]:
+        found = plain(*inputs)
         return found if torch.is_grad_enabled() else {name: value * math.inf for name, value in found.items()}
 
     monkeypatch.setattr(rcnn, "losses", infinite_without_gradients)

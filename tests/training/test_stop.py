@@ -36,13 +36,13 @@ def test_a_stopped_training_saves_its_step_and_a_resume_gives_the_same_result(tm
     assert whole.returncode == 0, printed
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         run = tmp_path / f"stopped_{status}"
-        told = started(tmp_path, run.name)
+        process = started(tmp_path, run.name)
         begun = time.monotonic()
         while not (run / "state.pt").is_file() and time.monotonic() - begun < 100:
             time.sleep(0.01)
-        os.killpg(told.pid, number)  # the signal also reaches its reading process, as from a terminal or a scheduler
-        printed, _ = told.communicate(timeout=60)
-        assert told.returncode == status, printed
+        os.killpg(process.pid, number)  # the signal also reaches its reading process, as from a terminal or a scheduler
+        printed, _ = process.communicate(timeout=60)
+        assert process.returncode == status, printed
         assert f"saved: flawmask train --resume {run} goes on from here" in printed
         assert "Traceback" not in printed
         history = json.loads((run / "history.json").read_text())
