@@ -149,7 +149,9 @@ class _Constructs:
         return yolo._tasks().DetectionModel, (description,)
 
 
-@pytest.mark.parametrize(("code", "says"), [(_System, r"names \w+\.system"), (_Constructs, "not built as a torch module")])
+@pytest.mark.parametrize(
+    ("code", "says"), [(_System, r"names \w+\.system"), (_Constructs, "not built as a torch module")]
+)
 def test_code_in_a_yolo_file_does_not_run(hub: Path, tmp_path: Path, code: Any, says: str) -> None:
     ultralytics_file(hub / "yolo11n.pt", ema=code(tmp_path / "ran"))
     with pytest.raises(FlawmaskError, match=says) as caught:
