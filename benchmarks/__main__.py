@@ -1,6 +1,6 @@
 """Runs all benchmarks and writes docs/benchmarks.md: `python benchmarks`, or `make bench`.
 
-What is left out is said in the file: anomalib, where no Python that has it is named, and a GPU, where there is none.
+The file names what is left out: anomalib, if no Python that has it is given, and a GPU, if there is none.
 """
 
 import argparse
@@ -27,16 +27,16 @@ SCRIPTS: dict[str, list[str]] = {
     "busy.py": [],
     "metrics.py": ["--images", "100", "--size", "1024"],
 }
-"""Each prints its part of the file."""
+"""The scripts. Each prints a section of the file."""
 
 WIDTH = 120
 
 GPU_HEADING = "## On a GPU"
-"""Begins the section that is written by hand, and kept."""
+"""The heading of the section that is written by hand. It is kept."""
 
 
 def main() -> None:
-    """Run what was asked for and write the file, whole."""
+    """Run the benchmarks and write the file, whole or not at all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--anomalib", help="a Python that can import anomalib, to measure it too")
     parser.add_argument("--rounds", type=int, help="turns of each measurement; each script has its own default")
@@ -67,8 +67,8 @@ def wrapped(text: str) -> str:
 
 
 def machine() -> str:
-    """Return what all this was measured on, as a paragraph."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU, so nothing here was measured on one"
+    """Return a paragraph about the machine and the versions."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: nothing here was measured on one"
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "opencv-python-headless")
     )
@@ -81,7 +81,7 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """Return the processor's name, and which bfloat16 instructions it has."""
+    """Return the CPU's name and its bfloat16 instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,9 +1,9 @@
-"""Times training and inference on a machine that others use too, and start-up; prints a section of docs/benchmarks.md.
+"""Times training and inference on a busy machine, and start-up, and prints a section of docs/benchmarks.md.
 
-    python benchmarks/busy.py                  # some 20 minutes on two cores, with nothing else to do
+    python benchmarks/busy.py                  # about 20 minutes on two cores of an otherwise idle machine
     python benchmarks/busy.py --parts start
 
-Busy processes count, one for each core. What is compared takes turns, each in a process of its own.
+There is one busy process per core. Compared measurements take turns, each in a process of its own.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from training import flawmask_step, timed
 from flawmask.launch import WAITING, usable_cores
 
 IMAGES, SIZE, TRAINED_SIZE, BATCH = 20, 256, 160, 4
-"""How many images `predict` has, of how many pixels, and what a step learns from."""
+"""The number of images for `predict`, their size, and the batch of a training step."""
 
 LEFT_ALONE = {"GOMP_SPINCOUNT": "300000"}
-"""How often OpenMP's threads, those of libgomp, look before they sleep if nobody says anything, as it was."""
+"""libgomp's default number of spins before an OpenMP thread sleeps."""
 
 WAYS = {"Flawmask": WAITING, "threads that spin": WAITING | LEFT_ALONE}
-"""By name, what is in the environment."""
+"""The environment variables of each case."""
 
 THREADS = """
 import os, sys
@@ -43,13 +43,13 @@ import cv2, torch
 from flawmask.inference.stream import THREADS
 print(torch.get_num_threads(), cv2.getNumThreads(), THREADS)
 """
-"""Prints how many threads compute, change pixels and read, with the control groups that a folder describes."""
+"""Prints the numbers of PyTorch's, OpenCV's and reading threads, with the control groups that a folder describes."""
 
 
 def main() -> None:
     """Print the section, or measure once when called by itself with `--measure`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="the median of so many is shown")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds; the median is shown")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     options = parser.parse_args()
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def print_busy(folder: Path, rounds: int) -> None:
-    """Print how long a step and `predict` take, alone and beside as many busy processes as there are cores."""
+    """Print the time of a step and of `predict`: alone, and beside one busy process per core."""
     data = demo_at(folder, SIZE)
     step = {"what": "step", "data": str(data), "device": "cpu"}
     tried: dict[str, Callable[[Record], float]] = {
@@ -103,7 +103,7 @@ def print_busy(folder: Path, rounds: int) -> None:
 
 
 def print_start(folder: Path, rounds: int) -> None:
-    """Print how long a command takes before it does anything, with a warm file cache."""
+    """Print the start-up time of commands, with a warm file cache."""
     commands = {
         "`flawmask --help`": [sys.executable, "-m", "flawmask", "--help"],
         "`flawmask predict` of one image, ResNet-50": predict_command(folder, demo_at(folder, SIZE), 1),
@@ -118,7 +118,7 @@ def print_start(folder: Path, rounds: int) -> None:
 
 
 def print_threads(folder: Path, _: int) -> None:
-    """Print how many threads there are under a limit."""
+    """Print the numbers of threads under a quota."""
     groups = folder / "groups"
     groups.mkdir()
     (folder / "self").mkdir()
@@ -133,7 +133,7 @@ def print_threads(folder: Path, _: int) -> None:
 
 
 def threads(code: str, process: Path) -> list[str]:
-    """Return what `THREADS` prints, with the control groups that the folder describes."""
+    """Return the output of `THREADS`, with the control groups that the folder describes."""
     command = [sys.executable, "-c", code, str(process)]
     done = subprocess.run(command, env=environment({}), check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.split()
@@ -141,7 +141,7 @@ def threads(code: str, process: Path) -> list[str]:
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Keep so many processes counting."""
+    """Keep `count` processes busy inside this context."""
     started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -152,7 +152,7 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def environment(way: Record) -> Record:
-    """Return this process' environment with nothing said of OpenMP but this."""
+    """Return this process' environment with only the given variables of OpenMP."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))} | way
 
 
@@ -178,7 +178,7 @@ def command_seconds(command: list[str], way: Record) -> float:
 
 
 def predict_command(folder: Path, data: Path, count: int) -> list[str]:
-    """Return the command that predicts so many images of the validation split."""
+    """Return the command that predicts images of the validation split."""
     model = sparing_network(folder, data, SIZE)
     paths = sorted((data / "val" / "images").iterdir())[:count]
     return [

@@ -1,11 +1,11 @@
 """How often a 95 % interval holds the truth, by simulation: `python benchmarks/coverage.py` prints a Markdown table.
 
-A model is judged on many small samples of a population whose figures are known: defective images score higher than
-good ones by a normal distribution's shift; detections of defects are right more often the higher they score. Each
-sample gets the intervals that `evaluate` would print.
+A simulated model is evaluated on many small samples of a population whose metrics are known. The scores of good and
+defective images have two normal distributions, one shifted. The higher the score of a detection, the more often it is
+right. Each sample gets the intervals that `evaluate` would print.
 
-With `--by_group` a sample is of parts with 1 to 6 images each, and every interval is made twice: over parts, and as if
-images were independent.
+With `--by_group`, a sample consists of parts with 1 to 6 images each. Every interval is computed twice: over parts, and
+as if images were independent.
 """
 
 from collections.abc import Callable
@@ -33,23 +33,23 @@ from flawmask.evaluation.uncertainty import (
 from flawmask.evaluation.verdicts import rates
 
 SHIFTS = {"fair": 1.5, "good": 3.0}
-"""How far defective images score above good ones, in standard deviations, by what one would call the model."""
+"""The distance of defective and good images' scores in standard deviations, by a name for such a model."""
 
 SIZES = ((8, 9), (32, 12), (50, 50), (250, 250))
-"""Defective and good images of a sample; the first is the smallest that people judge by."""
+"""Defective and good images of a sample. The first is the smallest that is used for evaluation in practice."""
 
 POPULATION = 100_000
 
 PARTS = (15, 50, 200)
-"""Parts of a sample."""
+"""The number of parts (groups) of a sample."""
 
 AGREEMENT = {"none": 0.0, "medium": 0.5, "full": 1.0}
-"""How the scores of a part's images correlate, given what they show."""
+"""The correlation of the scores of a part's images, given their truth."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How long to simulate."""
+    """The size of the simulation."""
 
     samples: int = 200
     """Samples drawn for each row."""
@@ -74,7 +74,7 @@ def draw_matches(rng: np.random.Generator, truth: np.ndarray, shift: float) -> M
     truths = np.where(truth, rng.integers(1, 3, len(truth)), 0)
     image, score, right = [], [], []
     for place, count in enumerate(truths):
-        ease = rng.normal(0, 0.7)  # the defects of one image are alike hard
+        ease = rng.normal(0, 0.7)  # the defects of one image are similarly hard
         for _ in range(count):
             found = rng.random() < 1 / (1 + np.exp(-(shift + ease)))
             overlap = 0.45 + 0.5 * rng.random()
@@ -105,7 +105,7 @@ def verdicts(truth: np.ndarray, scores: np.ndarray) -> tuple[int, int, int, int]
 def intervals(
     truth: np.ndarray, scores: np.ndarray, matches: Matches, weights: np.ndarray
 ) -> dict[str, Interval | None]:
-    """Return each figure's interval."""
+    """Return the interval of each metric."""
     tp, fp, fn, tn = verdicts(truth, scores)
     ranking = rank(truth, scores, weights)
     called = scores >= 0.5
@@ -123,7 +123,7 @@ def intervals(
 
 
 def truths(rng: np.random.Generator, positives: int, negatives: int, shift: float) -> dict[str, float]:
-    """Return the population's figures, at the sample's share of defective images."""
+    """Return the population's metrics, at the sample's share of defective images."""
     share = positives / (positives + negatives)
     truth, scores = draw(rng, int(POPULATION * share), int(POPULATION * (1 - share)), shift)
     found = rates(*verdicts(truth, scores))
@@ -141,7 +141,7 @@ def truths(rng: np.random.Generator, positives: int, negatives: int, shift: floa
 
 
 def mask_ap_at_once(matches: Matches, weights: np.ndarray) -> np.ndarray:
-    """Return what `mask_ap` does, for all rows of weights together, which is faster."""
+    """Return the result of `mask_ap`, but for all rows of weights together, which is faster."""
     counts = weights[:, matches.image]
     above, truths = np.cumsum(counts, axis=1) + np.spacing(1), weights @ matches.truths
     areas = []
@@ -150,13 +150,13 @@ def mask_ap_at_once(matches: Matches, weights: np.ndarray) -> np.ndarray:
         falling = np.maximum.accumulate((found / above)[:, ::-1], axis=1)[:, ::-1]
         recall = found / truths[:, None]
         last = np.floor(100 * recall + 1e-9).astype(int)
-        read = last + (RECALLS[last] <= recall)  # how many of the 101 recalls are reached
+        read = last + (RECALLS[last] <= recall)  # the number of the 101 recalls that are reached
         areas.append((falling * np.diff(read, axis=1, prepend=0)).sum(axis=1) / 101)
     return np.mean(areas, axis=0)
 
 
 def mixed(rng: np.random.Generator, groups: Groups, agree: float, *shape: int) -> np.ndarray:
-    """Return standard normal numbers for each image, (N, ...), of which those of a group correlate by `agree`."""
+    """Return standard normal numbers for each image, (N, ...). Within a group, their correlation is `agree`."""
     shared = rng.normal(size=(int(groups.max()) + 1, *shape))[groups]
     return np.sqrt(agree) * shared + np.sqrt(1 - agree) * rng.normal(size=shared.shape)
 
@@ -198,7 +198,7 @@ def draw_grouped_matches(
 def grouped_intervals(
     truth: np.ndarray, scores: np.ndarray, groups: Groups, matches: Matches, resamples: int, seed: int
 ) -> dict[str, tuple[Interval | None, Interval | None]]:
-    """Return each figure's interval over groups, and the one of images."""
+    """Return the interval of each metric over groups and over images."""
     called = scores >= 0.5
     tp, fp, fn, tn = (truth & called, ~truth & called, truth & ~called, ~truth & ~called)
 
@@ -235,7 +235,7 @@ def grouped_intervals(
 
 
 def grouped_cell(options: Options, model: str, parts: int, agreement: str) -> dict[str, tuple[float, float]]:
-    """Return for each figure the share of samples whose interval over groups, and of images, holds the truth."""
+    """Return for each metric the share of samples whose interval holds the truth, over groups and over images."""
     shift, agree = SHIFTS[model], AGREEMENT[agreement]
     known = grouped_truths(np.random.default_rng([options.seed, list(SHIFTS).index(model)]), shift)
     rng = np.random.default_rng([options.seed, list(SHIFTS).index(model), parts, list(AGREEMENT).index(agreement)])
@@ -253,7 +253,7 @@ def grouped_cell(options: Options, model: str, parts: int, agreement: str) -> di
 
 
 def grouped_truths(rng: np.random.Generator, shift: float) -> dict[str, float]:
-    """Return the population's figures, from as many single images as it has."""
+    """Return the population's metrics, from as many single images as it has."""
     truth, scores, groups = draw_groups(rng, POPULATION, 0.0, shift)
     truth, scores, groups = truth[:POPULATION], scores[:POPULATION], np.arange(POPULATION)
     found, ranking = rates(*verdicts(truth, scores)), rank(truth, scores)
@@ -270,7 +270,7 @@ def grouped_truths(rng: np.random.Generator, shift: float) -> dict[str, float]:
 
 
 def print_grouped(options: Options) -> None:
-    """Print, for each model, the share of samples whose interval over parts, and of images, holds the truth."""
+    """Print for each model the share of samples whose interval holds the truth, over parts and over images."""
     columns = [(parts, agreement) for parts in PARTS for agreement in AGREEMENT]
     with ProcessPoolExecutor(options.workers) as pool:
         jobs = {
@@ -288,7 +288,7 @@ def print_grouped(options: Options) -> None:
 
 
 def main(options: Options) -> None:
-    """Print the share of samples whose interval holds the population's figure."""
+    """Print the share of samples whose interval holds the population's metric."""
     if options.by_group:
         print_grouped(options)
         return

@@ -2,11 +2,11 @@
 
     python benchmarks/gpu.py                          # all parts
     python benchmarks/gpu.py --part steps losses      # some
-    python benchmarks/gpu.py --device cpu --tiny      # tries the script out without a GPU; its figures mean nothing
+    python benchmarks/gpu.py --device cpu --tiny      # tries the script without a GPU; its figures mean nothing
 
-Each row is printed, and with `--output FILE` written into a file, as soon as it is measured. The plain way is that of
-`plain.py`, with autocast in float16, as torchvision's references have it with `--amp`. Both have the same images (the
-demo category), weights and batches. What is compared takes turns in one process.
+Each row is printed, and with `--output FILE` written to a file, as soon as it is measured. The plain way is `plain.py`
+with autocast in float16, as in torchvision's reference scripts with `--amp`. Both use the same images (the demo
+category), weights and batches. Compared measurements take turns in one process.
 """
 
 import argparse
@@ -37,26 +37,26 @@ from flawmask.runtime import choose_precision
 from flawmask.training.cache import pixel_cache
 from flawmask.training.config import TrainConfig
 from flawmask.training.loader import Batch, Order, SplitDataset, make_loader, read, resized_shapes
-from flawmask.training.start import ready
+from flawmask.training.network import prepare_for_training
 from flawmask.training.step import Step, make_step
 
 NETWORKS = (("resnet50_fpn", 800, 4), ("resnet50_fpn", 800, 16), ("resnet50_fpn", 512, 2))
-"""Architecture, image size and batch of the steps that are timed."""
+"""Architecture, image size and batch size of the timed steps."""
 
 ROUNDS, STEPS = 3, 10
-"""The median of so many rounds is shown, each of so many steps."""
+"""The number of rounds, whose median is shown, and the steps of a round."""
 
 COMPARED_STEPS = 200
-"""Over so many steps the losses are compared."""
+"""The numbers of steps after which losses are compared."""
 
 
 @dataclass
 class Report:
-    """Where rows go as soon as they are there.
+    """Writes rows as soon as they are measured.
 
     Attributes:
-        output: a file that they are appended to; None for none.
-        started: when the script was.
+        output: a file to append the rows to; None for none.
+        started: when the script started.
     """
 
     output: Path | None
@@ -70,7 +70,7 @@ class Report:
                 file.write(f"{text}\n")
 
     def table(self, heads: Sequence[str]) -> Callable[[Sequence[object]], None]:
-        """Begin a Markdown table and return what adds a row to it."""
+        """Begin a Markdown table and return a function that adds a row."""
         self.line("")
         self.row(heads)
         self.row(["---"] * len(heads))
@@ -83,14 +83,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all parts need.
+    """The settings that all parts share.
 
     Attributes:
-        device: where it is measured.
-        folder: where data go, and are found again by the next part.
-        report: where rows go.
-        tiny: whether the script is only tried out.
-        roi_samples: regions of an image that Flawmask's heads learn on; None for its default.
+        device: the device to measure.
+        folder: a folder for the data, which all parts share.
+        report: writes the rows.
+        tiny: whether the script is only tried with tiny networks.
+        roi_samples: region proposals per image that train Flawmask's heads; None for its default.
     """
 
     device: torch.device
@@ -101,12 +101,12 @@ class Bench:
 
     @property
     def networks(self) -> Sequence[tuple[str, int, int]]:
-        """What is timed: architecture, image size and batch."""
+        """The timed cases: architecture, image size and batch size."""
         return (("resnet18_fpn", 64, 2),) if self.tiny else NETWORKS
 
     @property
     def steps(self) -> int:
-        """Of how many steps the mean is taken."""
+        """The number of steps over which a mean is taken."""
         return 2 if self.tiny else STEPS
 
     def wait(self) -> None:
@@ -116,13 +116,15 @@ class Bench:
 
 
 def main() -> None:
-    """Run the parts asked for."""
+    """Run the chosen parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--tiny", action="store_true", help="try the script out")
-    parser.add_argument("--roi_samples", type=int, help="regions per image, 512 in torchvision; by default Flawmask's")
+    parser.add_argument("--tiny", action="store_true", help="try the script with tiny networks")
+    parser.add_argument(
+        "--roi_samples", type=int, help="sampled regions per image; torchvision has 512. Default: Flawmask's"
+    )
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     with tempfile.TemporaryDirectory() as folder:
@@ -140,13 +142,13 @@ def main() -> None:
 
 
 def spec_of(arch: str, size: int, classes: tuple[str, ...], norm: Any = "frozen") -> ModelSpec:
-    """Return the network that both train."""
+    """Return the network that both loops train."""
     return ModelSpec(f"maskrcnn_{arch}", classes, image_size=size, norm=norm)  # type: ignore[arg-type]
 
 
 @dataclass
 class Pair:
-    """The plain step and Flawmask's on the same batches, each as a function of a batch's number that returns a loss.
+    """The plain step and Flawmask's step on the same batches. Each is a function from a batch's number to a loss.
 
     Attributes:
         plain: torchvision's.
@@ -160,7 +162,7 @@ class Pair:
 
 
 def pair_of(bench: Bench, arch: str, size: int, count: int, *, compile: Any = "auto") -> Pair:
-    """Return both steps with a few batches that are read before, as a loader would hand them over."""
+    """Return both steps with a few batches that are read in advance, as a loader would return them."""
     data = demo_at(bench.folder, size, good=8, defective=8, train_good=0)
     split = read_split(data, "train")
     spec = spec_of(arch, size, split.class_names)
@@ -177,8 +179,8 @@ def pair_of(bench: Bench, arch: str, size: int, count: int, *, compile: Any = "a
         dataset_dir=data, output_dir=data, roi_samples=bench.roi_samples, lr=1e-5, warmup_steps=0, compile=compile
     )
     dtype = choose_precision("auto", bench.device)
-    ready(config, model, spec, bench.device, dtype, is_pretrained=True)
-    step = make_step(config, model, spec, bench.device, dtype, True, at_once=count)
+    prepare_for_training(config, model, spec, bench.device, dtype, is_pretrained=True)
+    step = make_step(config, model, spec, bench.device, dtype, True, micro_batch_size=count)
     full, small = PlainDataset(split), SplitDataset(split, spec)
     draw = np.random.default_rng(0)
     places = [draw.integers(0, len(split.images), count).tolist() for _ in range(bench.steps)]
@@ -204,7 +206,7 @@ def seconds_per_step(bench: Bench, once: Callable[[int], Any], steps: int) -> fl
 
 
 def steps_part(bench: Bench) -> None:
-    """Print how long a training step takes, and how much memory."""
+    """Print the time and the memory of a training step."""
     bench.report.line(
         f"\n### A training step\n\nImages read before the clock starts; ms per image, medians of {ROUNDS} x "
         f"{bench.steps} steps. Frozen norms, three of the backbone's five stages learning, SGD. Warm-up is all that "
@@ -222,9 +224,9 @@ def steps_part(bench: Bench) -> None:
     row = bench.report.table([*heads, "peak, torchvision", "peak, recorded", "ratio"])
     for arch, size, count in bench.networks:
         pair = pair_of(bench, arch, size, count)
-        weights = allocated(bench) / 2  # of each of the two networks
+        weights = allocated(bench) / 2  # per network, of two
         begun = time.perf_counter()
-        # Each shape comes as it comes, is recorded, and is replayed.
+        # Each shape runs unrecorded, is recorded, and is replayed.
         peak = peak_of(bench, pair.fast, 3 * bench.steps) - weights
         warm_up = time.perf_counter() - begun
         before = allocated(bench)
@@ -254,12 +256,12 @@ def steps_part(bench: Bench) -> None:
 
 
 def allocated(bench: Bench) -> float:
-    """Return how many megabytes of the GPU's memory are in use; NaN elsewhere."""
+    """Return the megabytes of GPU memory in use; NaN on other devices."""
     return torch.cuda.memory_allocated() / 2**20 if bench.device.type == "cuda" else float("nan")
 
 
 def peak_of(bench: Bench, once: Callable[[int], Any], steps: int) -> float:
-    """Take some steps and return the most megabytes of the GPU's memory that were in use; NaN elsewhere."""
+    """Take some steps and return the peak GPU memory in megabytes; NaN on other devices."""
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds_per_step(bench, once, steps)
@@ -267,14 +269,14 @@ def peak_of(bench: Bench, once: Callable[[int], Any], steps: int) -> float:
 
 
 def let_go(bench: Bench) -> None:
-    """Give back the memory of what nobody refers to any more."""
+    """Release the memory of unreferenced tensors."""
     gc.collect()
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def profile_part(bench: Bench) -> None:
-    """Print what a recorded step asks of the GPU, and what takes its time there."""
+    """Print the GPU work of a recorded step, and which kernels take the time."""
     bench.report.line(
         "\n### Where a step's time goes\n\nPyTorch's profiler over two recorded steps, for each: milliseconds of work "
         "on the GPU, pieces of work, what Python asks for itself, waits."
@@ -321,7 +323,7 @@ def profile_part(bench: Bench) -> None:
 
 
 def losses_part(bench: Bench) -> None:
-    """Print how far the losses of the same steps are apart, with torchvision's number of regions in both."""
+    """Print the difference between the losses of the same steps, with torchvision's number of regions in both."""
     size = 64 if bench.tiny else 160
     data = demo_at(bench.folder, size)
     split = read_split(data, "train")
@@ -334,8 +336,8 @@ def losses_part(bench: Bench) -> None:
     model.load_state_dict(plain.state_dict())
     plain.to(bench.device)
     dtype = choose_precision("auto", bench.device)
-    network = ready(config, model, spec, bench.device, dtype, is_pretrained=False)
-    fast = make_step(config, network, spec, bench.device, dtype, False, at_once=4)
+    network = prepare_for_training(config, model, spec, bench.device, dtype, is_pretrained=False)
+    fast = make_step(config, network, spec, bench.device, dtype, False, micro_batch_size=4)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.0005, weight_decay=0.01)
     full, small = PlainDataset(split), SplitDataset(split, spec)
     rows: list[tuple[float, float]] = []
@@ -368,7 +370,7 @@ def losses_part(bench: Bench) -> None:
 
 
 def rows_of(bench: Bench, title: str, rows: Iterable[Record]) -> None:
-    """Print a section of rows, each as soon as it is measured."""
+    """Print a section, each row as soon as it is measured."""
     bench.report.line(f"\n### {title}")
     add: Callable[[Sequence[object]], None] | None = None
     heads: list[str] = []
@@ -380,7 +382,7 @@ def rows_of(bench: Bench, title: str, rows: Iterable[Record]) -> None:
 
 
 def inference_part(bench: Bench) -> None:
-    """Print how long an image takes from file to masks."""
+    """Print the time of an image from file to masks."""
     size, count, pixels = (64, 4, 128) if bench.tiny else (800, 48, 1024)
     title = (
         f"Inference\n\nFrom files of {pixels} x {pixels} pixels to masks as RLE, ResNet-50 at {size} px, medians of "
@@ -395,7 +397,7 @@ def inference_part(bench: Bench) -> None:
 
 
 def networks_part(bench: Bench) -> None:
-    """Print what became of every architecture."""
+    """Print the results of the checks of every architecture."""
     title = (
         "Every architecture\n\nA random network of each: a step at the default precision; gradients in float32 of four "
         "images at once and one by one; scores of a batch of 8; memory that three networks leave behind; predictions "
@@ -405,7 +407,7 @@ def networks_part(bench: Bench) -> None:
 
 
 def evaluation_part(bench: Bench) -> None:
-    """Print how long it takes to evaluate images of many sizes."""
+    """Print the time to evaluate images of many sizes."""
     data = gpu_inference.many_sizes(bench.folder, 12 if bench.tiny else 80)
     model = gpu_inference.sparing_network(bench.folder, data, 64 if bench.tiny else 512)
     title = "Evaluation of images of many sizes\n\nSides of 100 to 630 pixels, ResNet-50 at 512 px."
@@ -413,7 +415,7 @@ def evaluation_part(bench: Bench) -> None:
 
 
 def reading_part(bench: Bench) -> None:
-    """Print how fast images are read, and what share of a training waits for them."""
+    """Print the speed of reading images, and the share of a training that waits for them."""
     size, count, pixels = (64, 8, 128) if bench.tiny else (800, 640, 1024)
     workers = (0, 1) if bench.tiny else (4, None)
     pin = bench.device.type == "cuda"

@@ -1,6 +1,6 @@
 """Measures inference, evaluation and reading on a GPU, a row at a time, for `gpu.py` beside this file.
 
-Each function yields rows as soon as they are measured: what was measured by the columns' names.
+Each function yields rows as soon as they are measured: dictionaries of values by the columns' names.
 """
 
 import statistics
@@ -35,11 +35,11 @@ from flawmask.training.cache import PixelCache
 from flawmask.training.loader import Order, SplitDataset, default_workers, make_loader, read
 
 ROUNDS = 3
-"""The median of so many rounds is shown."""
+"""The number of rounds, whose median is shown."""
 
 
 def images_of(data: Path, count: int) -> CocoSplit:
-    """Return a split of so many images: those of `train`, which come round again where they are fewer."""
+    """Return a split with `count` images of `train`. If there are fewer, they are repeated."""
     split = read_split(data, "train")
     return replace(split, images=(split.images * -(-count // len(split.images)))[:count])
 
@@ -47,16 +47,16 @@ def images_of(data: Path, count: int) -> CocoSplit:
 def inference(
     device: torch.device, folder: Path, size: int, count: int, batch: int = 8, pixels: int = 1024, rounds: int = ROUNDS
 ) -> Iterator[Record]:
-    """Yield how long an image takes from file to masks, torchvision's own forward pass with autocast first.
+    """Yield the times of an image from file to masks. The first row is torchvision's own forward pass with autocast.
 
     Args:
-        device: where.
-        folder: where images and checkpoint go, or are already.
-        size: at which the network sees the images' shorter side.
-        count: how many images a round has.
-        batch: how many of them torchvision sees at once; Flawmask has its default.
+        device: the device to measure.
+        folder: a folder for images and checkpoint, which may be there already.
+        size: the shorter side of resized images.
+        count: the images of a round.
+        batch: torchvision's batch size; Flawmask uses its default.
         pixels: height and width of the images.
-        rounds: of each, in turns.
+        rounds: the number of turns of each way.
     """
     data = demo_at(folder, pixels, good=12, defective=12, train_good=0)
     model = sparing_network(folder, data, size)
@@ -120,7 +120,7 @@ def _plain(model: Path, device: torch.device, batch: int) -> Callable[[CocoSplit
 
 
 def many_sizes(folder: Path, count: int) -> Path:
-    """Return a COCO folder whose `val` has some `count` images of the demo category, all of different sizes."""
+    """Return a COCO folder whose `val` has about `count` images of the demo category, all of different sizes."""
     target = folder / "data_sizes"
     if not target.is_dir():
         drawn = DemoConfig(
@@ -140,14 +140,14 @@ def many_sizes(folder: Path, count: int) -> Path:
 
 
 def evaluation(device: torch.device, folder: Path, data: Path, model: Path, name: str = "val") -> Iterator[Record]:
-    """Yield how long `evaluate` takes, as a command and part by part.
+    """Yield the time of `evaluate`, as a command and for each of its parts.
 
     Args:
-        device: where.
-        folder: where results go.
-        data: a COCO folder, of images of many sizes.
+        device: the device to measure.
+        folder: a folder for the results.
+        data: a COCO folder with images of many sizes.
         model: a checkpoint.
-        name: which of its splits is evaluated.
+        name: the split to evaluate.
     """
 
     def row(what: str, seconds: float, note: str = "") -> Record:
@@ -187,15 +187,15 @@ def evaluation(device: torch.device, folder: Path, data: Path, model: Path, name
 def reading(
     folder: Path, size: int, count: int, workers: Sequence[int | None], *, pin: bool, batch: int = 8, pixels: int = 1024
 ) -> Iterator[Record]:
-    """Yield how many images a second the training's loader hands over when nobody waits but for it.
+    """Yield the images per second of the training's loader, if nothing else limits it.
 
     Args:
-        folder: where images go, or are already, and the cache.
-        size: at which the network sees the images' shorter side.
-        count: how many images an epoch has.
+        folder: a folder for the cache and the images, which may be there already.
+        size: the shorter side of resized images.
+        count: the images of an epoch.
         workers: reading processes; None for the default.
-        pin: whether tensors are handed over as for CUDA.
-        batch: images of a step.
+        pin: use page-locked memory, as for CUDA.
+        batch: images per step.
         pixels: height and width of the images.
     """
     split = images_of(demo_at(folder, pixels, good=12, defective=12, train_good=0), count)

@@ -1,5 +1,7 @@
-"""Checks every architecture on a GPU, a row each, for `gpu.py` beside this file: that it learns, predicts and scores
-finely, agrees with the CPU, and leaves no memory behind."""
+"""Checks every architecture on a GPU for `gpu.py` beside this file, one row each.
+
+An architecture must train, predict with scores of fine resolution, agree with the CPU, and release its memory.
+"""
 
 import copy
 import math
@@ -20,7 +22,7 @@ from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 from flawmask.runtime import choose_precision
 from flawmask.training.config import TrainConfig
-from flawmask.training.step import Figures, Step, make_step
+from flawmask.training.step import Step, StepFigures, make_step
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from random_network import ARCHITECTURES, infer, patchwork, random_network, spec_of, tensors_of
@@ -31,11 +33,11 @@ TOLERANCE = 1e-4
 much of the image's longer side."""
 
 VALIDATIONS = 3
-"""So many networks are made for predictions, one after the other, before memory is looked at."""
+"""The number of networks that are made for predictions, one after the other, before memory is measured."""
 
 
 def networks(device: torch.device, archs: Sequence[Arch] = ARCHITECTURES) -> Iterator[Record]:
-    """Yield what became of a random network of each architecture."""
+    """Yield the results of a random network of each architecture."""
     for arch in archs:
         spec = spec_of(arch)
         try:
@@ -53,27 +55,29 @@ def networks(device: torch.device, archs: Sequence[Arch] = ARCHITECTURES) -> Ite
         }
 
 
-def _step(model: torch.nn.Module, spec: ModelSpec, device: torch.device, dtype: torch.dtype, at_once: int) -> Step:
+def _step(
+    model: torch.nn.Module, spec: ModelSpec, device: torch.device, dtype: torch.dtype, micro_batch_size: int
+) -> Step:
     """Return a step of a copy of the network."""
     training = to_device(copy.deepcopy(model), device).train()
     detector_of(spec).train_in(training, device, dtype)
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(dataset_dir=Path(folder), output_dir=Path(folder) / "run", arch=spec.arch, compile="off")
-    return make_step(config, training, spec, device, dtype, True, at_once=at_once)
+    return make_step(config, training, spec, device, dtype, True, micro_batch_size=micro_batch_size)
 
 
 def _learns(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> bool:
     """Return whether a step at the default precision has finite losses and a finite gradient."""
     step = _step(model, spec, device, choose_precision("auto", device), 4)
-    return not Figures.read(step(batch_for(spec), 0.5)).not_finite
+    return not StepFigures.read(step(batch_for(spec), 0.5)).not_finite
 
 
 def _apart(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> float:
     """Return how far the gradients of a batch are apart that passes at once and image by image, in float32: the length
     of the difference as a share of the gradient's."""
     gradients = []
-    for at_once in (4, 1):
-        step = _step(model, spec, device, torch.float32, at_once)
+    for micro_batch_size in (4, 1):
+        step = _step(model, spec, device, torch.float32, micro_batch_size)
         torch.manual_seed(3)
         step.add_gradients(batch_for(spec))
         of_all = [one.grad.flatten() for one in step.model.parameters() if one.grad is not None]
@@ -86,24 +90,24 @@ def _inferred(network: Any, spec: ModelSpec, batch: Sequence[Any]) -> list[dict[
 
 
 def _predicting(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> list[dict[str, torch.Tensor]]:
-    """Return what a network at the default precision finds on a batch of eight images."""
+    """Return the predictions of a network at the default precision for a batch of eight images."""
     network = for_inference(model, spec, device, choose_precision("auto", device))
     set_score_floor(network, 0.001)
     return _inferred(network, spec, [patchwork(170, 201, seed) for seed in range(8)])
 
 
 def _distinct(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> str:
-    """Return how many different scores there are, not counting those that are all but 0 or 1, and of how many."""
+    """Return the number of different scores and of all scores, without those close to 0 or 1."""
     scores = torch.cat([one["scores"] for one in _predicting(model, spec, device)])
     between = scores[(scores > 1e-6) & (scores < 1 - 1e-6)].tolist()
     return f"{len(set(between))} of {len(between)}"
 
 
 def _kept(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> float:
-    """Return how many bytes of the GPU stay behind where networks predict one after the other. NaN on a CPU."""
+    """Return the bytes of GPU memory that remain in use after networks have predicted in turn. NaN on a CPU."""
     if device.type != "cuda":
         return math.nan
-    _predicting(model, spec, device)  # the libraries' own share comes with the first
+    _predicting(model, spec, device)  # the first network also allocates the libraries' own memory
     before = torch.cuda.memory_allocated(device)
     for _ in range(VALIDATIONS):
         _predicting(model, spec, device)
@@ -111,7 +115,7 @@ def _kept(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> floa
 
 
 def _against_the_cpu(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> Record:
-    """Return how far predictions in float32 are from the CPU's.
+    """Return the difference between predictions in float32 and the CPU's.
 
     Beside it stands how far the CPU's are from themselves when it convolves without oneDNN: sums in another order,
     whose rounding a network of random weights, magnified so that it is sure of something, may magnify in turn.
@@ -142,9 +146,9 @@ def differences(
     any, `masks`: each detection is held against the nearest of its class. Infinite where one has none.
 
     Args:
-        expected: what `infer` returned for each image.
-        found: the same from elsewhere.
-        longest: pixels of the longer side of the images.
+        expected: the results of `infer` for each image.
+        found: those to compare with them.
+        longest: the longer side of the images in pixels.
     """
     worst = {name: 0.0 for name in ("scores", "boxes", "masks") if name in expected[0]}
     for ours, theirs in zip(expected, found, strict=True):

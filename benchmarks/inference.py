@@ -3,9 +3,9 @@
     python benchmarks/inference.py                  # about 20 minutes on two cores
     python benchmarks/inference.py --rounds 5
 
-The plain way is torchvision's own forward pass in float32 (with autocast on a GPU), one image after the other. Both
-have the same images, weights and resolution, and go from files to masks as RLE. What is compared takes turns, each in
-a process of its own. Where a GPU is present, all is measured there too.
+The plain way is torchvision's own forward pass in float32 (with autocast on a GPU), one image after the other. Both use
+the same images, weights and resolution, and go from files to masks as RLE. Compared measurements take turns, each in a
+process of its own. On a machine with a GPU, everything is measured there too.
 """
 
 import argparse
@@ -45,13 +45,13 @@ LIMITS: dict[str, Record] = {
     "--score_floor 0.3": {"score_floor": 0.3},
     "--inference_batch_size 4": {"batch_size": 4},
 }
-"""The settings of inference that are named after limits, and what they are tried at."""
+"""The settings of inference that are limits, and the values that are tried."""
 
 
 def main() -> None:
     """Print the section, or measure once when called by itself with `--measure`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is shown")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds; the median is shown")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--parts", nargs="+", default=["speed", "limits"], choices=["speed", "limits"])
     options = parser.parse_args()
@@ -69,14 +69,14 @@ def main() -> None:
 
 
 def trained(folder: Path, data: Path) -> Path:
-    """Return the checkpoint of a network that was trained on the demo category for some minutes."""
+    """Return the checkpoint of a network that was trained on the demo category for a few minutes."""
     settings: Record = {"arch": "maskrcnn_resnet18_fpn", "weights": "none", "image_size": 160, "epochs": 12}
     train(TrainConfig(dataset_dir=data, output_dir=folder / "small", **settings))
     return folder / "small" / "best.pt"
 
 
 def print_speed(folder: Path, small: Path, data: Path, rounds: int) -> None:
-    """Print how long an image takes, and that the figures are the same."""
+    """Print the time per image, and that the metrics are the same."""
     large = demo_at(folder, 1024, good=12, defective=12, train_good=0)
     rows = []
     for device in devices():
@@ -87,18 +87,18 @@ def print_speed(folder: Path, small: Path, data: Path, rounds: int) -> None:
         ):
             common = {"model": str(model), "data": str(images), "device": device}
             ours = {"what": "flawmask", **common}
-            asked = {"torchvision, plain": {"what": "plain", **common}}
-            if model is small:  # which has 200
-                asked["Flawmask, --precision fp32"] = {**ours, "precision": "fp32"}
+            measurements = {"torchvision, plain": {"what": "plain", **common}}
+            if model is small:  # the small model has 200
+                measurements["Flawmask, --precision fp32"] = {**ours, "precision": "fp32"}
             else:
-                asked["Flawmask, --max_proposals 1000 --precision fp32"] = {
+                measurements["Flawmask, --max_proposals 1000 --precision fp32"] = {
                     **ours,
                     "max_proposals": 1000,
                     "precision": "fp32",
                 }
-                asked["Flawmask, --max_proposals 1000"] = {**ours, "max_proposals": 1000}
-            asked["Flawmask"] = ours
-            found = in_turns(asked, rounds)
+                measurements["Flawmask, --max_proposals 1000"] = {**ours, "max_proposals": 1000}
+            measurements["Flawmask"] = ours
+            found = in_turns(measurements, rounds)
             plain = found["torchvision, plain"]
             for name, one in found.items():
                 cells = [f"{one['seconds']:.3f}", f"{plain['seconds'] / one['seconds']:.2f}", f"{one['megabytes']:.0f}"]
@@ -117,7 +117,7 @@ def print_speed(folder: Path, small: Path, data: Path, rounds: int) -> None:
 
 
 def print_limits(folder: Path, small: Path, data: Path, rounds: int) -> None:
-    """Print what the limits cost in figures, and what they save."""
+    """Print how the limits change the metrics, and the time that they save."""
     model, spec = checkpoint.load(small)
     checkpoint.save(folder / "large.pt", model, replace(spec, proposals=1000))
     common = {"what": "flawmask", "model": str(folder / "large.pt"), "data": str(data), "device": "cpu"}
@@ -141,7 +141,7 @@ def percent(found: Record) -> list[str]:
 
 @torch.inference_mode()
 def sparing_network(folder: Path, data: Path, size: int) -> Path:
-    """Return a checkpoint of a network that was not trained and finds some instances on an image, as a trained one."""
+    """Return a checkpoint of an untrained network that predicts a few instances on an image, like a trained one."""
     path = folder / f"sparing_{size}.pt"
     if not path.is_file():
         torch.manual_seed(0)
@@ -154,8 +154,8 @@ def sparing_network(folder: Path, data: Path, size: int) -> Path:
         model([PlainDataset(split)[0][0]])
         handle.remove()
         weight, bias = predictor.cls_score.weight, predictor.cls_score.bias
-        weight[:2] = 0  # background and good say nothing of the region, and good stands back
-        weight[2:] *= 10 / (seen[0] @ weight[2:].T).std()  # few scores lie between 0.05 and 0.95
+        weight[:2] = 0  # background and good do not depend on the region, and good scores low
+        weight[2:] *= 10 / (seen[0] @ weight[2:].T).std()  # few scores are between 0.05 and 0.95
         surest = float((seen[0] @ weight[2:].T).quantile(0.99))
         bias.copy_(torch.tensor([0.0, -20.0, -surest]))
         checkpoint.save(path, model, spec)
@@ -164,7 +164,7 @@ def sparing_network(folder: Path, data: Path, size: int) -> Path:
 
 @torch.inference_mode()
 def measure_plain(model: str, data: str, device: str) -> Record:
-    """Return the seconds per image of torchvision's own forward pass, and figures."""
+    """Return the seconds per image of torchvision's own forward pass, and its metrics."""
     where = torch.device(device)
     loaded, spec = checkpoint.load(Path(model))
     network = plain_network(spec)
@@ -184,7 +184,7 @@ def measure_plain(model: str, data: str, device: str) -> Record:
 
 
 def plain_prediction(found: dict[str, torch.Tensor], spec: ModelSpec, height: int, width: int) -> Prediction:
-    """Return what torchvision's forward pass found on an image, with masks as RLE."""
+    """Return the predictions of torchvision's forward pass for an image, with masks as RLE."""
     found = {name: tensor.float().cpu() for name, tensor in found.items()}
     instances = []
     for label, score, box, mask in zip(*(found[key] for key in ("labels", "scores", "boxes", "masks")), strict=True):
@@ -205,7 +205,7 @@ def measure_flawmask(
     score_floor: float = 0.05,
     batch_size: int | None = None,
 ) -> Record:
-    """Return the same of Flawmask's `predict_split`."""
+    """Return the seconds per image of Flawmask's `predict_split`, and its metrics."""
     backend = TorchBackend.load(
         Path(model), device, precision=precision, max_proposals=max_proposals, score_floor=score_floor
     )
@@ -217,7 +217,7 @@ def measure_flawmask(
 
 
 def judged(split: CocoSplit, predictions: list[Prediction], seconds: float) -> Record:
-    """Return what a measurement of inference says."""
+    """Return the result of a measurement of inference."""
     found = sum(len(one.instances) for one in predictions) / len(predictions)
     images = decide_verdicts(split, predictions, 0.5, 0)
     truth, scores = np.array([one.truth for one in images]), np.array([one.score for one in images])

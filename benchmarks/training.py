@@ -3,10 +3,10 @@
     python benchmarks/training.py                  # all parts; about an hour on two cores
     python benchmarks/training.py --parts speed --rounds 5
 
-`plain.py` beside this file is the plain way. Both have the same images (the demo category, drawn at the size asked
-for), weights, resolution and batch. Each measurement is a process of its own, so that its peak memory, imports
-included, is its own; what is compared takes turns, and a ratio is that of the medians. Where a GPU is present, all is
-measured there too, the plain way with autocast.
+`plain.py` beside this file is the plain way. Both use the same images (the demo category, drawn at the given size),
+weights, resolution and batch. Each measurement runs in a process of its own, so peak memory, imports included, is
+measured separately. Compared measurements take turns, and a ratio is that of the medians. On a machine with a GPU,
+everything is measured there too, the plain way with autocast.
 """
 
 import argparse
@@ -36,14 +36,14 @@ from flawmask.runtime import choose_precision, keep_freed_memory
 from flawmask.training.config import TrainConfig
 from flawmask.training.loader import Batch, SplitDataset
 from flawmask.training.loop import train
-from flawmask.training.start import ready
+from flawmask.training.network import prepare_for_training
 from flawmask.training.step import make_step
 
 STEPS = 200
-"""Over so many steps the losses are compared."""
+"""The numbers of steps after which losses are compared."""
 
 NETWORKS = (("maskrcnn_resnet50_fpn", 512, 2), ("maskrcnn_resnet50_fpn", 800, 4))
-"""Architecture, image size and batch of the training that is timed."""
+"""Architecture, image size and batch size of the timed training."""
 
 VIEWS = 66 * 4 * 50
 PUBLISHED = (
@@ -60,15 +60,15 @@ GROUPS = {
     "RoIAlign": ("roi_align", "_roi_align_backward", "_embedding_bag_forward_only", "_embedding_bag_dense_backward"),
     "the optimiser, and the gradient's norm": ("_fused_sgd_", "_fused_adamw_", "linalg_vector_norm", "_foreach_norm"),
 }
-"""What the operations of a step, by their names, are done for."""
+"""The purposes of a step's operations, by the operations' names."""
 
 
 def main() -> None:
     """Print the sections, or measure once when called by itself with `--measure`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is shown")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind in the part `sampling`")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds; the median is shown")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings per setting in the part `sampling`")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if measured_here(options, MEASURES):
@@ -80,14 +80,14 @@ def main() -> None:
 
 
 def speed_part(folder: Path, options: argparse.Namespace) -> None:
-    """Print how long a training step takes, and what of it what takes."""
+    """Print the time of a training step, and how it is divided."""
     rows, profiles = [], []
     whole: dict[str, float] = {}
     for device in devices():
         for arch, size, batch in NETWORKS:
             data = demo_at(folder, size, good=4, defective=4, train_good=0)
             common = {"arch": arch, "size": size, "batch": batch, "data": str(data), "device": device}
-            asked: dict[str, Record] = {
+            measurements: dict[str, Record] = {
                 "torchvision, plain": {"what": "plain", **common},
                 "Flawmask": {"what": "flawmask", **common, "roi_samples": None},
                 "Flawmask, 512 region proposals an image, as torchvision": {
@@ -97,7 +97,7 @@ def speed_part(folder: Path, options: argparse.Namespace) -> None:
                 },
             }
             title = f"{arch.removeprefix('maskrcnn_')}, {size} px, batch {batch}, {device}"
-            found = in_turns(asked, options.rounds)
+            found = in_turns(measurements, options.rounds)
             rows += speed_rows(title, found)
             if size == 800 and device == "cpu":
                 names = {"with plain torchvision": "torchvision, plain", "with Flawmask": "Flawmask"}
@@ -127,7 +127,7 @@ def speed_part(folder: Path, options: argparse.Namespace) -> None:
 
 
 def speed_rows(title: str, found: dict[str, Record]) -> list[list[str]]:
-    """Return the lines of one network, the first being the plain way."""
+    """Return the rows of one network. The first row is the plain way."""
     plain = next(iter(found.values()))
     return [
         [
@@ -146,7 +146,7 @@ def speed_rows(title: str, found: dict[str, Record]) -> list[list[str]]:
 
 
 def spec_of(arch: str, size: int, split: CocoSplit, norm: Any = "frozen") -> ModelSpec:
-    """Return the network that both train."""
+    """Return the network that both loops train."""
     return ModelSpec(arch, split.class_names, image_size=size, norm=norm)  # type: ignore[arg-type]
 
 
@@ -173,7 +173,7 @@ def measure_plain(arch: str, size: int, batch: int, data: str, device: str, step
 def flawmask_step(
     arch: str, size: int, batch: int, data: str, device: str, roi_samples: int | None
 ) -> Callable[[int], float]:
-    """Return a function that takes a step on the images of a number, and returns the loss."""
+    """Return a function that takes a step on the batch of a given number and returns the loss."""
     split, where = read_split(Path(data), "train"), torch.device(device)
     config = TrainConfig(
         dataset_dir=Path(data), output_dir=Path(data), roi_samples=roi_samples, lr=1e-5, warmup_steps=0, weights="none"
@@ -182,9 +182,9 @@ def flawmask_step(
     dtype = choose_precision("auto", where)
     keep_freed_memory(where)
     torch.manual_seed(0)
-    model = ready(config, build(spec), spec, where, dtype, is_pretrained=True)
-    # As `train` has it: frozen norms do not look at the batch.
-    step = make_step(config, model, spec, where, dtype, True, at_once=1 if device == "cpu" else batch)
+    model = prepare_for_training(config, build(spec), spec, where, dtype, is_pretrained=True)
+    # As in `train`: with frozen norms, a CPU goes image by image.
+    step = make_step(config, model, spec, where, dtype, True, micro_batch_size=1 if device == "cpu" else batch)
     items = SplitDataset(split, spec)
 
     def once(at: int) -> float:
@@ -197,12 +197,12 @@ def flawmask_step(
 def measure_flawmask(
     arch: str, size: int, batch: int, data: str, device: str, roi_samples: int | None, steps: int = 3
 ) -> Record:
-    """Return the same of Flawmask's step."""
+    """Return the seconds per image of Flawmask's step and its first loss."""
     return timed(flawmask_step(arch, size, batch, data, device, roi_samples), batch, device, steps)
 
 
 def measure_shares(arch: str, size: int, batch: int, data: str, device: str) -> Record:
-    """Return which share of a step's time each of `GROUPS` takes."""
+    """Return the share of a step's time for each of `GROUPS`."""
     once = flawmask_step(arch, size, batch, data, device, None)
     for at in range(2):
         once(at)
@@ -219,7 +219,7 @@ def measure_shares(arch: str, size: int, batch: int, data: str, device: str) -> 
 
 
 def places(at: int, batch: int, split: CocoSplit) -> list[int]:
-    """Return which images a step has: the same for both."""
+    """Return the images of a step, the same for both ways."""
     return np.random.default_rng(at).integers(0, len(split.images), batch).tolist()
 
 
@@ -237,14 +237,14 @@ def timed(once: Callable[[int], float], batch: int, device: str, steps: int) -> 
 
 
 def pooling_part(_: Path, options: argparse.Namespace) -> None:
-    """Print how long RoIAlign alone takes."""
+    """Print the time of RoIAlign alone."""
     rows = []
     for device in devices():
-        asked = {
+        measurements = {
             "torchvision": {"what": "pooling", "kind": "plain", "device": device},
             "Flawmask": {"what": "pooling", "kind": "flawmask", "device": device},
         }
-        found = in_turns(asked, options.rounds)
+        found = in_turns(measurements, options.rounds)
         rows += [
             [f"{name}, {device}", f"{1000 * one['forward']:.0f}", f"{1000 * one['backward']:.0f}"]
             for name, one in found.items()
@@ -257,7 +257,7 @@ def pooling_part(_: Path, options: argparse.Namespace) -> None:
 
 
 def measure_pooling(kind: str, device: str) -> Record:
-    """Return the median seconds that 512 regions take, forwards and backwards."""
+    """Return the median seconds for 512 regions, forward and backward."""
     where = torch.device(device)
     names = ["0", "1", "2", "3"]
     pool: Any = (MultiScaleRoIAlign if kind == "plain" else PyramidRoIAlign)(names, 7, 2)
@@ -284,7 +284,7 @@ def measure_pooling(kind: str, device: str) -> Record:
 
 
 def losses_part(folder: Path, _: argparse.Namespace) -> None:
-    """Print how far the losses of the same steps are apart, sampling as in torchvision."""
+    """Print the difference between the losses of the same steps, with torchvision's sampling."""
     data = demo_at(folder, 160)
     split = read_split(data, "train")
     cpu = torch.device("cpu")
@@ -297,8 +297,8 @@ def losses_part(folder: Path, _: argparse.Namespace) -> None:
     model = build(spec)
     model.load_state_dict(plain.state_dict())
     dtype = choose_precision("auto", cpu)
-    network = ready(config, model, spec, cpu, dtype, is_pretrained=False)
-    fast = make_step(config, network, spec, cpu, dtype, False, at_once=4)
+    network = prepare_for_training(config, model, spec, cpu, dtype, is_pretrained=False)
+    fast = make_step(config, network, spec, cpu, dtype, False, micro_batch_size=4)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.0005, weight_decay=0.01)
     full, small = PlainDataset(split), SplitDataset(split, spec)
     rows: list[tuple[float, float]] = []
@@ -333,7 +333,7 @@ def losses_part(folder: Path, _: argparse.Namespace) -> None:
 
 
 def sampling_part(folder: Path, options: argparse.Namespace) -> None:
-    """Print what the number of regions and masks does to the demo category's figures."""
+    """Print how the number of sampled regions and masks changes the metrics of the demo category."""
     data = demo_at(folder, 256)
     settings: Record = {
         "dataset_dir": data,

@@ -12,7 +12,7 @@ from flawmask.training.loader import SplitDataset
 class DyingDataset(SplitDataset):
     """A data set that kills the data loader process that reads from it, like a system that is out of memory."""
 
-    def _read(self, place: int) -> Any:
+    def _read_resized(self, place: int) -> Any:
         if torch.utils.data.get_worker_info() is not None:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super()._read(place)
+        return super()._read_resized(place)

@@ -1,4 +1,4 @@
-"""Region proposals and instances made by hand, and training targets for them in a form that can be compared."""
+"""Handmade region proposals and instances, and their targets in a form that can be compared."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from flawmask.model.targets import Target
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)
-BESIDE = torch.tensor([[60.0, 40, 70, 50], [70, 2, 95, 30], [2, 50, 30, 63]])
+ALSO_COMPARED = torch.tensor([[60.0, 40, 70, 50], [70, 2, 95, 30], [2, 50, 30, 63]])
 
 
 def instances_of(masks: Sequence[Sequence[Any]], size: tuple[int, int]) -> tuple[list[Target], Instances]:
@@ -38,7 +38,7 @@ def made_regions(counts: Sequence[int], around: int, beside: int, seed: int = 0)
     most = max(counts) * around + 3 * beside
     boxes, valid = torch.zeros(len(counts), most, 4), torch.zeros(len(counts), most, dtype=torch.bool)
     for at, count in enumerate(counts):
-        one = torch.cat((shaken(instances.boxes[at, :count], around), shaken(BESIDE, beside)))
+        one = torch.cat((shaken(instances.boxes[at, :count], around), shaken(ALSO_COMPARED, beside)))
         order = torch.randperm(len(one), generator=draw)
         boxes[at, : len(one)], valid[at, : len(one)] = one[order], True
         gone = torch.randperm(len(one), generator=draw)[: len(one) // 10]
@@ -47,7 +47,7 @@ def made_regions(counts: Sequence[int], around: int, beside: int, seed: int = 0)
 
 
 def anchors_of(samples: AnchorSamples, at: int) -> Tensor:
-    """The sampled anchors with their labels and regression targets, as rows sorted by position."""
+    """Return the sampled anchors as sorted rows: place, whether positive, and regression target."""
     positive = samples.corrections.shape[1]
     rows = torch.zeros(samples.places.shape[1], 6)
     rows[:, 0] = samples.places[at]

@@ -1,4 +1,4 @@
-"""The task of each process in a test with several: a launcher starts `python process_tasks.py TASK FOLDER`."""
+"""Tasks for tests with several processes. A launcher starts `python process_tasks.py TASK FOLDER` in each process."""
 
 import sys
 from pathlib import Path
@@ -22,37 +22,37 @@ SPEC = ModelSpec("maskrcnn_resnet18_fpn", ("good", "defect"), image_size=64, nor
 def speak(team: Processes, folder: Path) -> None:
     """Use every kind of communication between processes, and write the results."""
     tensors = [torch.tensor([1.0, 2.0]) * 10**team.rank, torch.full((2, 2), float(team.rank)).t()]
-    team.add_up(tensors)
-    team.add_up([])
+    team.all_reduce_sum(tensors)
+    team.all_reduce_sum([])
     made: list[int] = []
 
     def make() -> str:
         made.append(team.rank)
         return f"made by {team.rank}"
 
-    told = team.from_main(make)
+    broadcast = team.from_main(make)
     items = list("abcde")
     torch.save(
         {
             "sums": tensors,
-            "told": told,
+            "broadcast": broadcast,
             "made": made,
-            "share": team.share(items),
-            "gathered": team.gather(team.share(items)),
-            "few": team.gather(team.share(["alone"])),
-            "none": team.gather(team.share([])),
+            "shard": team.shard(items),
+            "gathered": team.gather(team.shard(items)),
+            "few": team.gather(team.shard(["alone"])),
+            "none": team.gather(team.shard([])),
         },
         folder / f"{team.rank}.pt",
     )
 
 
 def take_steps(team: Processes, folder: Path) -> None:
-    """Take two steps on the four images, with micro-batches of one, and write losses and weights."""
+    """Take two steps on the four images in micro-batches of one image, and write figures and weights."""
     torch.manual_seed(0)
     model = build(SPEC).train()
     config = settings(folder / "data", optimizer="sgd", scheduler="constant", warmup_steps=0)
     device = torch.device("cpu")
-    taken = step.make_step(config, model, SPEC, device, torch.float32, True, at_once=1, team=team)
+    taken = step.make_step(config, model, SPEC, device, torch.float32, True, micro_batch_size=1, team=team)
     items = loader.SplitDataset(read_split(folder / "data", "train"), SPEC)
     order = loader.Order([(8, 8)] * 4, 4, seed=1, rank=team.rank, processes=team.count)
     figures = []
@@ -65,23 +65,23 @@ def take_steps(team: Processes, folder: Path) -> None:
 
 
 def train(_: Processes, folder: Path) -> None:
-    """Train with all settings on which processes must agree, and keep each process's weights after each epoch."""
+    """Train with all features on which processes have to agree. Write the weights of each process after each epoch."""
 
-    def epoch(run: Any, *given: Any, **more: Any) -> dict[str, Any]:
-        figures = one_epoch(run, *given, **more)
+    def epoch(run: Any, *inputs: Any, **more: Any) -> dict[str, Any]:
+        figures = one_epoch(run, *inputs, **more)
         team = run.setup.team
-        told = {
+        metrics = {
             name: value
             for name, value in figures.items()
             if name not in ("elapsed", "seconds", "images_per_second", "waiting")
         }
-        content = {"model": run.step.model.state_dict(), "kept": run.kept.state_dict(), "figures": told}
+        content = {"model": run.step.model.state_dict(), "kept": run.evaluated_model.state_dict(), "figures": metrics}
         torch.save(content, folder / f"epoch_{run.epoch}_{team.rank}.pt")
         return figures
 
     replaced: Any = loop
     replaced.one_epoch = epoch
-    # One image to validate on: a process has none. What is logged, the main process alone is told.
+    # There is one validation image, so one process has none. Only the main process logs.
     changes: dict[str, Any] = {"norm": "batch", "ema": True, "select_by": "f1", "log": "tensorboard"}
     with patched(STUBS):
         loop.train(settings(folder / "data", epochs=2, **changes))

@@ -31,7 +31,7 @@ ASKING = {
     "_unique2",
     "nms",
 }
-"""Operations whose result's size depends on values, or that hand a value to Python."""
+"""Operations that return a value to Python, or whose result's size depends on values."""
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -47,7 +47,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _is_by_mask(name: str, args: Any) -> bool:
-    """Return whether the operation indexes with a mask."""
+    """Return whether an operation is indexing by a mask."""
     if not name.startswith(("index", "_index", "_unsafe_index")):
         return False
     return any(isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in tree_leaves(args[1:2]))
@@ -55,7 +55,7 @@ def _is_by_mask(name: str, args: Any) -> bool:
 
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
-    """Count such operations by name, in the forward and the backward pass, while the context lasts."""
+    """Count the waiting operations by name inside this context, in forward and backward passes."""
     asked: Counter[str] = Counter()
     with _Counting(asked):
         yield asked
@@ -63,7 +63,7 @@ def counted() -> Iterator[Counter[str]]:
 
 @contextmanager
 def pooled_as_on_a_gpu() -> Iterator[None]:
-    """Make RoIAlign take its path for a GPU."""
+    """Make RoIAlign compute as on a GPU."""
 
     def pool(
         self: PyramidRoIAlign,

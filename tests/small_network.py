@@ -1,7 +1,7 @@
-"""A Mask R-CNN with a million weights that replaces the smallest real one in tests that work with any network.
+"""A Mask R-CNN of a million weights that replaces `maskrcnn_resnet18_fpn` in tests that work with any network.
 
-With the real one, a training in a test writes 600 MB of states. No setting selects this network: it is built in place
-of `maskrcnn_resnet18_fpn`, in a test or in a process that a test starts. Its stages have the names and strides of a
+With the real one, a training in a test writes 600 MB of states. No setting names the small one: it is built instead of
+`maskrcnn_resnet18_fpn`, in a test or in a process that a test starts. Its stages have the names and strides of a
 ResNet, so it is frozen, loaded and saved like one.
 """
 
@@ -24,14 +24,14 @@ CHANNELS, BOX_HEAD = 64, 128
 
 
 class _Narrow(ResNet):  # type: ignore[misc]
-    """A ResNet-18 with half the depth, whose stages are all as wide as the first."""
+    """A ResNet-18 of half the depth. All its stages have the width of the first."""
 
     def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> Any:
         return super()._make_layer(block, CHANNELS, blocks, stride, dilate)
 
 
 def build(classes: int, limits: dict[str, Any]) -> MaskRCNN:
-    """Return the network with random weights, as an R-CNN's record does."""
+    """Return the network with random weights, like the `network` of an R-CNN's record."""
     stages = {f"layer{number}": str(number - 1) for number in range(1, 5)}
     backbone = BackboneWithFPN(_Narrow(BasicBlock, [1, 1, 1, 1]), stages, [CHANNELS] * 4, CHANNELS)
     return MaskRCNN(
@@ -50,16 +50,16 @@ SMALL = replace(ARCHITECTURES[STANDS_IN_FOR], network=build)
 
 @contextmanager
 def in_place() -> Iterator[None]:
-    """Build it in this process in place of the smallest Mask R-CNN, until the context ends."""
+    """Build the small network instead of the real one in this process, until the context ends."""
     with patch.dict(ARCHITECTURES, {STANDS_IN_FOR: SMALL}):
         yield
 
 
 def is_in_place() -> bool:
-    """Return whether it now replaces the smallest Mask R-CNN."""
+    """Return whether the small network is built instead of the real one."""
     return ARCHITECTURES[STANDS_IN_FOR] is SMALL
 
 
 def put_in_place() -> None:
-    """Replace the smallest Mask R-CNN from now on, in a process that a test starts."""
+    """Build the small network from now on. Processes that a test starts call this."""
     ARCHITECTURES[STANDS_IN_FOR] = SMALL

@@ -1,4 +1,4 @@
-"""An R-CNN whose training samples nothing at random, and images to train it on."""
+"""An R-CNN without random sampling, and images to train it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from flawmask.model.arch import Arch
 from flawmask.model.targets import Target
 
 PROPOSALS, ENOUGH = 20, 96
-"""Per image. A quarter of `ENOUGH` is more than the proposals and true boxes that can lie on an instance."""
+"""Sampled regions per image. A quarter of them is more than an image can have positive proposals and true boxes."""
 
 
 def without_chance(arch: Arch = "maskrcnn_resnet18_fpn", seed: int | None = None) -> Any:
-    """A network that trains on all anchors and, with `ENOUGH`, on all proposals. Its weights depend on a seed."""
+    """Return a network that trains on all anchors and, with `ENOUGH`, on all regions. The seed decides its weights."""
     model = network(1024, arch)
     model.rpn.fg_bg_sampler.batch_size_per_image = 10**6
     model.rpn.fg_bg_sampler.positive_fraction = 0.5
@@ -28,7 +28,7 @@ def without_chance(arch: Arch = "maskrcnn_resnet18_fpn", seed: int | None = None
 
 @torch.no_grad()
 def stir(model: Any, seed: int) -> None:
-    """Change the network so that it proposes various regions, large and small, and gives some of them high scores."""
+    """Change the weights so that the network proposes large and small regions and gives them scores."""
     torch.manual_seed(seed)
     for layer, spread in (
         (model.rpn.head.cls_logits, 0.3),
@@ -45,7 +45,7 @@ def chosen_of(places: Sequence[int]) -> tuple[list[Tensor], list[Target]]:
 
 
 FLAT = [(40, 200), (20, 200), (64, 96)]
-"""Heights and widths. Padding makes the first two, wide and flat, 1.6 times as high."""
+"""Heights and widths. The first two are wide; padding makes them 1.6 times as high."""
 
 
 def flat_of(places: Sequence[int]) -> tuple[list[Tensor], list[Target]]:

@@ -1,4 +1,4 @@
-"""Several processes: what they tell each other, that they learn as one would, and what becomes of one left alone."""
+"""Several processes: they communicate, train like a single process, and report it when one of them dies."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ from stained_plates import make_dataset
 
 from flawmask.distributed import Processes, _peers_alive, processes
 from flawmask.errors import FlawmaskError
-from flawmask.launch import launched, local_rank
+from flawmask.launch import local_rank, world_size
 from flawmask.model import checkpoint
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -43,15 +43,15 @@ def free_port() -> int:
 
 @contextmanager
 def started(command: list[str], count: int = 2) -> Iterator[Started]:
-    """Start a Python command in so many processes that know of each other, as torchrun does; none is left behind."""
+    """Start a Python command in `count` processes that know of each other, as torchrun does, and end all afterwards."""
     port = str(free_port())
     running: Started = []
     try:
         for rank in range(count):
-            told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
-            environment = os.environ | {name: str(value) for name, value in told.items()}
+            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
+            environment = os.environ | {name: str(value) for name, value in variables.items()}
             environment |= {"MASTER_PORT": port, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-            if command[0] == "-m":  # a launcher, which starts others
+            if command[0] == "-m":  # a launcher, which starts the processes itself
                 pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
                 running.append(subprocess.Popen([sys.executable, *command], env=environment, **pipes))
             else:
@@ -64,7 +64,7 @@ def started(command: list[str], count: int = 2) -> Iterator[Started]:
 
 
 def run(command: list[str], count: int = 2) -> list[str]:
-    """Run it in so many processes and return what each printed, after each ended well."""
+    """Run a command in `count` processes. Return what each printed, after all have succeeded."""
     with started(command, count) as running:
         printed = [one.communicate(timeout=300)[0] for one in running]
         assert [one.returncode for one in running] == [0] * count, "\n".join(printed)
@@ -75,21 +75,21 @@ def load(path: Path) -> Any:
     return torch.load(path, weights_only=True)
 
 
-def test_one_alone_has_everything_and_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_has_every_item_and_waits_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert (launched(), local_rank()) == (1, 0)
+    assert (world_size(), local_rank()) == (1, 0)
     with processes(torch.device("cpu")) as alone:
         assert alone == Processes(0, 1)
     assert alone.is_main
-    assert alone.share([3, 1, 2]) == alone.gather([3, 1, 2]) == [3, 1, 2]
+    assert alone.shard([3, 1, 2]) == alone.gather([3, 1, 2]) == [3, 1, 2]
     assert alone.from_main(lambda: "made") == "made"
     one = torch.ones(3)
-    alone.add_up([one])
+    alone.all_reduce_sum([one])
     assert torch.equal(one, torch.ones(3))
 
 
-def test_what_a_collective_said_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_error_of_a_collective_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "flawmask")
     with (
         pytest.raises(FlawmaskError, match=r"out of reach \(DistBackendError: NCCL error in: utils.hpp\)") as caught,
@@ -107,41 +107,41 @@ def test_what_a_collective_said_is_kept(caplog: pytest.LogCaptureFixture) -> Non
         torch.distributed.DistBackendError("NCCL error in: utils.hpp\nCuda failure 2 'out of memory'"),
     ],
 )
-def test_a_collective_for_which_memory_ran_out_does_not_say_that_a_process_died(error: RuntimeError) -> None:
+def test_out_of_memory_in_a_collective_is_not_reported_as_a_dead_process(error: RuntimeError) -> None:
     with pytest.raises(RuntimeError) as caught, _peers_alive():
         raise error
     assert caught.value is error
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_every_item_is_in_exactly_one_share(count: int) -> None:
-    shares = [Processes(rank, count).share(range(11)) for rank in range(count)]
-    assert sorted(item for share in shares for item in share) == list(range(11))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+def test_every_item_is_in_exactly_one_shard(count: int) -> None:
+    shards = [Processes(rank, count).shard(range(11)) for rank in range(count)]
+    assert sorted(item for shard in shards for item in shard) == list(range(11))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
 @pytest.mark.slow
-def test_three_processes_add_up_gather_and_are_told(tmp_path: Path) -> None:
+def test_three_processes_all_reduce_gather_and_broadcast(tmp_path: Path) -> None:
     run([TASKS, "speak", str(tmp_path)], 3)
     for rank in range(3):
         found = load(tmp_path / f"{rank}.pt")
         assert torch.equal(found["sums"][0], torch.tensor([111.0, 222.0]))
         assert torch.equal(found["sums"][1], torch.full((2, 2), 3.0))
-        assert (found["told"], found["made"]) == ("made by 0", [0] if rank == 0 else [])
-        assert found["share"] == list("abcde")[rank::3]
+        assert (found["broadcast"], found["made"]) == ("made by 0", [0] if rank == 0 else [])
+        assert found["shard"] == list("abcde")[rank::3]
         assert (found["gathered"], found["few"], found["none"]) == (list("abcde"), ["alone"], [])
 
 
 def make_good(split: Path, count: int) -> None:
-    """Take the annotations of so many images of a split away."""
+    """Remove the annotations of `count` images of a split."""
     content = json.loads((split / "annotations.json").read_text())
     content["annotations"] = content["annotations"][count:]
     (split / "annotations.json").write_text(json.dumps(content))
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_path: Path) -> None:
-    # An image without an instance, so that the masks of the others are not spread evenly over the two.
+def test_two_processes_take_the_same_steps_as_one_with_the_whole_batch(tmp_path: Path) -> None:
+    # One image has no instance, so the two processes have different numbers of images with masks.
     make_good(make_dataset(tmp_path / "data") / "train", 1)
     for count in (1, 2):
         run([TASKS, "take_steps", str(tmp_path)], count)
@@ -155,7 +155,7 @@ def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_training_by_two_processes_is_written_by_one_and_known_to_both(tmp_path: Path) -> None:
+def test_a_training_by_two_processes_is_written_by_one_and_the_same_in_both(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", training=5, validation=1)
     run([TASKS, "train", str(tmp_path)])
     for epoch in (1, 2):
@@ -163,7 +163,7 @@ def test_a_training_by_two_processes_is_written_by_one_and_known_to_both(tmp_pat
         assert first["figures"] == second["figures"]
         for which in ("model", "kept"):
             for name, one in first[which].items():
-                # How many batches a norm has seen decides nothing, and one process had a pass more.
+                # The number of batches of a norm has no effect, and one process had one pass more.
                 assert name.endswith("num_batches_tracked") or torch.equal(one, second[which][name]), f"{which} {name}"
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert (history["epoch"], len(history["f1"])) == ([1, 2], 2)
@@ -176,17 +176,17 @@ def test_a_training_by_two_processes_is_written_by_one_and_known_to_both(tmp_pat
 
 TWO = {
     "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"],
-    # Which starts one process with --cpu, whatever it is asked for; the network goes where --device says.
+    # With --cpu, accelerate always starts one process. The device of the network is set by --device.
     "accelerate launch": [
         *["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
         *["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"],
     ],
 }
-"""What starts two processes, up to the port that they speak through."""
+"""Commands that start two processes, up to the option for the port."""
 
 
 @pytest.mark.services
-def test_two_processes_judge_as_one_does_whatever_started_them(tmp_path: Path) -> None:
+def test_two_processes_evaluate_like_one_with_any_launcher(tmp_path: Path) -> None:
     make_good(make_dataset(tmp_path / "data", validation=7) / "val", 2)
     spec = replace(SPEC, classes=("good", "defect"), max_detections=5)
     checkpoint.save(tmp_path / "model.pt", network(spec), spec)
@@ -226,7 +226,7 @@ def train_command(folder: Path, epochs: int) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_one_whose_partner_was_killed_says_so_in_a_line_and_the_run_goes_on_later(tmp_path: Path, killed: int) -> None:
+def test_a_process_whose_partner_was_killed_reports_it_and_the_run_can_be_resumed(tmp_path: Path, killed: int) -> None:
     make_dataset(tmp_path / "data", validation=1)
     with started(train_command(tmp_path, epochs=10)) as running:
         wait_for(tmp_path / "run" / "state.pt", running)
@@ -243,14 +243,14 @@ def test_one_whose_partner_was_killed_says_so_in_a_line_and_the_run_goes_on_late
     run([QUICK, "train", "--resume", str(tmp_path / "run")], 1)
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert history["epoch"] == list(range(1, 11))
-    # Two images a step still, of a process alone now: as far along the cosine as ever.
+    # Still two images per step, now in a single process, so the cosine goes on from the same point.
     assert load(tmp_path / "run" / "state.pt")["taken"] == 20
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("save_every", ["1", "10m"])
-def test_a_signal_to_one_of_them_ends_all_at_the_same_step(tmp_path: Path, save_every: str) -> None:
-    shutil.rmtree(make_dataset(tmp_path / "data", training=12) / "val")  # so that nearly all the time goes into steps
+def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path: Path, save_every: str) -> None:
+    shutil.rmtree(make_dataset(tmp_path / "data", training=12) / "val")  # so that steps take nearly all the time
     with started([*train_command(tmp_path, epochs=50), "--save_every", save_every]) as running:
         wait_for(tmp_path / "run" / "state.pt", running)
         running[1].send_signal(signal.SIGTERM)
@@ -273,7 +273,7 @@ def wait_for(path: Path, running: Started) -> None:
 
 
 @pytest.mark.slow
-def test_more_processes_than_images_of_a_batch_are_refused_by_all(tmp_path: Path) -> None:
+def test_more_processes_than_images_in_a_batch_are_refused(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", validation=1)
     command = [*train_command(tmp_path, epochs=1), "--effective_batch_size", "1"]
     with started(command) as running:

@@ -327,7 +327,7 @@ def test_a_data_set_that_vanishes_is_told_and_the_training_goes_on_when_it_is_ba
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make_dataset(tmp_path / "data")
-    read, count = loader.SplitDataset._read, [0]
+    read, count = loader.SplitDataset._read_resized, [0]
 
     def reading(self: Any, place: int) -> Any:
         count[0] += 1
@@ -336,7 +336,7 @@ def test_a_data_set_that_vanishes_is_told_and_the_training_goes_on_when_it_is_ba
         return read(self, place)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loader.SplitDataset, "_read", reading)
+        patch.setattr(loader.SplitDataset, "_read_resized", reading)
         with pytest.raises(FlawmaskError, match=r"data/train/images/\d\.png"):
             train(light(data, epochs=4, cache_gb=0.0))
     (tmp_path / "unplugged").rename(data)

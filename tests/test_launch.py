@@ -1,4 +1,4 @@
-"""What the process may use of its machine, and what is set and loaded for it: in processes of their own."""
+"""The cores and the memory that a process may use, its environment and its imports, in processes of their own."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from random_network import SPEC, network, patchwork
 
 from flawmask import launch
 from flawmask.images import encode_png
-from flawmask.launch import KERNELS, WAITING, control_groups, usable_cores, visible_cores
+from flawmask.launch import KERNEL_CACHE, WAITING, control_groups, usable_cores, visible_cores
 from flawmask.model import checkpoint
 from flawmask.training.fit import free_memory
 from flawmask.training.loader import default_workers
@@ -95,7 +95,7 @@ TREES = {
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_the_tightest_quota_on_the_process_own_path_counts(
+def test_the_tightest_quota_on_the_process_path_counts(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups, mounts, files, cores = TREES[name]
@@ -103,19 +103,19 @@ def test_the_tightest_quota_on_the_process_own_path_counts(
     assert usable_cores(tree(tmp_path, groups, mounts, files)) == cores
 
 
-def test_where_no_control_groups_are_the_system_alone_counts(tmp_path: Path) -> None:
+def test_without_control_groups_the_cores_of_the_system_count(tmp_path: Path) -> None:
     assert usable_cores(tmp_path / "nothing") == visible_cores()
     assert list(control_groups("memory", tmp_path / "nothing")) == []
 
 
-def test_a_quota_of_two_of_64_cores_starts_no_64_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quota_of_two_of_64_cores_does_not_start_64_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process = tree(tmp_path, "0::/a\n", SECOND, {"cg/a/cpu.max": "200000 100000"})
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
     monkeypatch.setattr(usable_cores, "__defaults__", (process,))
     assert (default_workers(on_cuda=False), default_workers(on_cuda=True)) == (1, 1)
 
 
-def test_memory_is_as_free_as_the_tightest_group_leaves_it(tmp_path: Path) -> None:
+def test_the_tightest_group_limits_free_memory(tmp_path: Path) -> None:
     second = {
         "cg/a/memory.max": "3000000\n",
         "cg/a/memory.current": "2000000\n",
@@ -139,8 +139,8 @@ def test_memory_is_as_free_as_the_tightest_group_leaves_it(tmp_path: Path) -> No
 
 
 def said(code: str, *arguments: str | Path, **environment: str) -> str:
-    """Run Python code in a process whose environment says nothing but this of threads, and return what it prints."""
-    bare = {name: value for name, value in os.environ.items() if name not in (*NAMES, *WAITING, *KERNELS)}
+    """Run Python code in a process with only these variables about threads, and return what it prints."""
+    bare = {name: value for name, value in os.environ.items() if name not in (*NAMES, *WAITING, *KERNEL_CACHE)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, env=bare | environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -155,7 +155,7 @@ launch.set_environment()
 """
 
 
-def test_who_imports_flawmask_has_threads_that_wait_asleep() -> None:
+def test_importing_flawmask_makes_waiting_threads_sleep() -> None:
     assert said(f"import flawmask; {SHOW}").split()[0] == "passive"
     assert said(f"import runpy; runpy.run_module('flawmask', run_name='other'); {SHOW}").split()[0] == "passive"
 
@@ -169,7 +169,7 @@ def test_the_users_environment_wins() -> None:
 
 
 def test_onednn_keeps_the_kernels_of_images_of_many_sizes() -> None:
-    shown = f"import os, flawmask; print(*(os.environ.get(name) for name in {list(KERNELS)}))"
+    shown = f"import os, flawmask; print(*(os.environ.get(name) for name in {list(KERNEL_CACHE)}))"
     assert said(shown).split() == ["40000"]
     assert said(shown, ONEDNN_PRIMITIVE_CACHE_CAPACITY="7").split() == ["7"]
 
@@ -178,7 +178,7 @@ def test_nothing_is_set_once_torch_is_loaded() -> None:
     assert said(f"import torch, flawmask; {SHOW}") == "- - -"
 
 
-def test_under_a_quota_the_libraries_have_as_many_threads_as_it_allows() -> None:
+def test_a_quota_limits_the_threads_of_the_libraries() -> None:
     counts = "import torch, cv2; print(torch.get_num_threads(), cv2.getNumThreads())"
     assert said(QUOTA + counts) == "1 1"
 
@@ -219,7 +219,7 @@ finally:
 
 
 @pytest.mark.slow
-def test_the_compiler_that_torchvision_is_imported_without_is_there_when_it_is_asked() -> None:
+def test_the_compiler_is_imported_when_it_is_used() -> None:
     code = """
 import sys
 from flawmask import torchvision_alone

@@ -1,4 +1,4 @@
-"""What device and precision are chosen, and which choices are refused."""
+"""Which device and precision are chosen, and which choices are refused."""
 
 import platform
 import random
@@ -37,7 +37,7 @@ CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:0"), torch.device("mps"
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine that has a processor and nothing else."""
+    """Simulate a machine that has only a CPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -53,12 +53,12 @@ def add_mps(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(torch.backends.mps, "is_available", lambda: True)
 
 
-def test_the_processor_is_chosen_where_there_is_nothing_else(machine: pytest.MonkeyPatch) -> None:
+def test_the_cpu_is_chosen_without_other_devices(machine: pytest.MonkeyPatch) -> None:
     assert choose_device(None) == CPU
     assert choose_device("cpu") == CPU
 
 
-def test_cuda_comes_before_mps_and_mps_before_the_processor(machine: pytest.MonkeyPatch) -> None:
+def test_cuda_comes_before_mps_and_mps_before_the_cpu(machine: pytest.MonkeyPatch) -> None:
     add_mps(machine)
     assert choose_device(None) == MPS
     add_cuda(machine, 2)
@@ -70,19 +70,19 @@ def test_cuda_comes_before_mps_and_mps_before_the_processor(machine: pytest.Monk
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps", "gpu", ""])
-def test_a_device_that_is_not_there_is_refused_with_what_is(machine: pytest.MonkeyPatch, name: str) -> None:
+def test_a_missing_device_is_refused_with_a_list_of_devices(machine: pytest.MonkeyPatch, name: str) -> None:
     with pytest.raises(FlawmaskError, match=f"--device {name} is not there: this machine has cpu$"):
         choose_device(name)
 
 
-def test_a_cuda_device_too_many_is_refused_with_those_that_are_there(machine: pytest.MonkeyPatch) -> None:
+def test_a_cuda_device_number_too_high_is_refused_with_a_list_of_devices(machine: pytest.MonkeyPatch) -> None:
     add_cuda(machine, 2)
     with pytest.raises(FlawmaskError, match="cuda:2 is not there: this machine has cuda:0, cuda:1, cpu"):
         choose_device("cuda:2")
 
 
 @pytest.mark.parametrize(("old", "refused"), [("0.26.0", True), ("0.28.1+cpu", True), ("0.29.0", False)])
-def test_training_on_mps_is_refused_where_roi_align_adds_up_wrong(
+def test_training_on_mps_is_refused_with_wrong_roi_align_gradients(
     monkeypatch: pytest.MonkeyPatch, old: str, refused: bool
 ) -> None:
     monkeypatch.setattr(torchvision, "__version__", old)
@@ -97,11 +97,11 @@ def test_training_on_mps_is_refused_where_roi_align_adds_up_wrong(
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 @pytest.mark.parametrize("device", [CPU, CUDA, MPS])
-def test_a_precision_named_is_taken(name: Precision, dtype: torch.dtype, device: torch.device) -> None:
+def test_a_named_precision_is_used(name: Precision, dtype: torch.dtype, device: torch.device) -> None:
     assert choose_precision(name, device) == dtype
 
 
-def test_fp16_is_for_cuda_alone() -> None:
+def test_fp16_needs_cuda() -> None:
     assert choose_precision("fp16", CUDA) == torch.float16
     for device in (CPU, MPS):
         with pytest.raises(FlawmaskError, match="--precision fp16 needs CUDA"):
@@ -133,7 +133,7 @@ def test_a_seed_decides_all_three_generators(seed: int) -> None:
     assert all(one != other for one, other in zip(draw(), first, strict=True))
 
 
-def test_each_process_of_a_machine_has_a_gpu_of_its_own(machine: pytest.MonkeyPatch) -> None:
+def test_each_process_of_a_machine_has_its_own_gpu(machine: pytest.MonkeyPatch) -> None:
     add_cuda(machine, 2)
     machine.setenv("LOCAL_RANK", "1")
     assert choose_device(None) == choose_device("cuda") == torch.device("cuda:1")
@@ -155,7 +155,7 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(machine: pytest.MonkeyPa
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
 )
-def test_running_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+def test_out_of_memory_is_distinguished_from_other_errors(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
 
 
@@ -186,7 +186,7 @@ print(left())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep what is freed")
-def test_a_cpu_keeps_the_memory_that_a_layer_frees_for_the_next() -> None:
+def test_memory_freed_by_a_layer_is_kept_for_the_next_on_a_cpu() -> None:
     done = subprocess.run([sys.executable, "-c", AFTER], check=True, capture_output=True, text=True)
     as_it_is, in_anothers_program, on_another_device, kept = map(int, done.stdout.split())
     assert as_it_is < 40
@@ -200,7 +200,7 @@ MATMUL: Any = torch.backends.cuda.matmul
 
 
 def tf32() -> tuple[Any, ...]:
-    """What PyTorch says of TF32, by its newer settings and, where it says them, by its older ones."""
+    """Return PyTorch's newer settings of TF32 and, if they can be read, the older ones."""
     newer = (CUDNN.conv.fp32_precision, CUDNN.rnn.fp32_precision, MATMUL.fp32_precision)
     older = (lambda: CUDNN.allow_tf32, lambda: MATMUL.allow_tf32, torch.get_float32_matmul_precision)
     return (*newer, *(said(one) for one in older))
@@ -225,7 +225,7 @@ def settings_of_tf32() -> Iterator[None]:
 
 @pytest.mark.usefixtures("settings_of_tf32")
 @pytest.mark.parametrize("host", ["default", "older", "newer", "off", "mixed"])
-def test_within_our_calls_float32_is_ieees_and_the_program_around_keeps_its_settings(host: str) -> None:
+def test_float32_is_ieee_inside_our_calls_and_the_callers_settings_are_restored(host: str) -> None:
     if host == "older":
         torch.set_float32_matmul_precision("high")
     elif host == "newer":
@@ -248,7 +248,7 @@ def test_within_our_calls_float32_is_ieees_and_the_program_around_keeps_its_sett
     assert tf32() == before
 
 
-def test_float32_stays_ieees_until_the_last_thread_has_done() -> None:
+def test_float32_stays_ieee_until_the_last_thread_leaves() -> None:
     before = tf32()
     entered, leave = threading.Event(), threading.Event()
 
@@ -269,7 +269,7 @@ def test_float32_stays_ieees_until_the_last_thread_has_done() -> None:
 
 @pytest.fixture
 def second_gpu(machine: pytest.MonkeyPatch) -> list[int]:
-    """A machine that has two GPUs, of which the host works on the first: the current one, at the end of the list."""
+    """Simulate a machine with two GPUs; the caller uses the first. The last entry of the list is the current GPU."""
     add_cuda(machine, 2)
     current = [0]
 
@@ -282,7 +282,7 @@ def second_gpu(machine: pytest.MonkeyPatch) -> list[int]:
     return current
 
 
-def test_within_our_calls_the_current_gpu_is_the_networks_and_afterwards_the_hosts(second_gpu: list[int]) -> None:
+def test_the_current_gpu_is_the_networks_inside_our_calls_and_the_callers_afterwards(second_gpu: list[int]) -> None:
     with processes(torch.device("cuda:1")) as team:
         assert team == Processes()
         assert second_gpu[-1] == 1
@@ -291,7 +291,7 @@ def test_within_our_calls_the_current_gpu_is_the_networks_and_afterwards_the_hos
         assert second_gpu[-1] == 0
 
 
-def test_whether_a_gpu_has_bf16_is_asked_of_that_gpu(second_gpu: list[int], machine: pytest.MonkeyPatch) -> None:
+def test_bf16_support_is_checked_on_the_gpu_itself(second_gpu: list[int], machine: pytest.MonkeyPatch) -> None:
     machine.setattr(torch.cuda, "is_bf16_supported", lambda **_: second_gpu[-1] == 1)
     assert choose_precision("auto", torch.device("cuda:1")) == torch.bfloat16
     assert choose_precision("auto", torch.device("cuda:0")) == torch.float32
@@ -313,7 +313,7 @@ def test_a_predictor_loads_and_predicts_with_its_own_gpu_as_the_current_one(
     machine.setattr(torch_backend, "choose_precision", noting(torch.float32))
     machine.setattr(checkpoint, "load", noting((None, spec)))
     network = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda:1"))]))
-    machine.setattr(torch_backend, "made_fast", noting(network))
+    machine.setattr(torch_backend, "optimise_for_inference", noting(network))
     machine.setattr(torch_backend, "set_score_floor", noting(None))
     found = Predictor("best.pt", "cuda:1").backend
     assert seen

@@ -1,6 +1,6 @@
-"""A kind of network that Flawmask does not have, in one module: a score and a box for each cell of an image.
+"""A user's own kind of network, in one module: it predicts a score and a box for each cell of an image.
 
-Its record is made like those of Flawmask's own. A test adds it to them.
+Its record is made like Flawmask's own records. Tests add it to them.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 
 SIDE, CELL = 64, 16
-"""The sides of the network's input and of a cell of it, in pixels."""
+"""The sides of a resized image and of a cell of it, in pixels."""
 
 
 def kind() -> Detector:
@@ -40,36 +40,36 @@ TOY = Architecture(
 
 def build(spec: ModelSpec) -> nn.Module:
     blocks = []
-    for taken, given, stride in ((3, 8, 1), (8, 8, 2), (8, 16, 2), (16, 16, 2), (16, 32, 2)):
-        convolution = nn.Conv2d(taken, given, 3, stride, padding=1, bias=False)
-        blocks.append(nn.Sequential(convolution, nn.BatchNorm2d(given), nn.ReLU()))
+    for inside, outside, stride in ((3, 8, 1), (8, 8, 2), (8, 16, 2), (16, 16, 2), (16, 32, 2)):
+        convolution = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+        blocks.append(nn.Sequential(convolution, nn.BatchNorm2d(outside), nn.ReLU()))
     model = nn.Module()
     model.body, model.head = nn.Sequential(*blocks), nn.Conv2d(32, len(spec.classes) + 4, 1)
     replace_norms(model, spec.norm, spec.norm_eps)
     return model
 
 
-def seen(_: Any, images: list[Tensor]) -> Tensor:
+def network_input(_: Any, images: list[Tensor]) -> Tensor:
     return torch.stack([image.float() / 255 for image in images])
 
 
 def _forward(model: Any, images: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """(B, cells, classes) logits, and (B, cells, 4) boxes in pixels. Either corner may be the upper left one."""
-    cells = model.head(model.body(seen(model, images))).flatten(2).transpose(1, 2)
+    """Return (B, cells, classes) logits, and (B, cells, 4) boxes as two corners in pixels, in any order."""
+    cells = model.head(model.body(network_input(model, images))).flatten(2).transpose(1, 2)
     return cells[..., :-4], SIDE * cells[..., -4:].sigmoid()
 
 
 def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | None) -> dict[str, Tensor]:
     logits, boxes = _forward(model, images)
-    wanted, of_boxes = torch.zeros_like(logits), boxes.new_zeros(())
+    classes, box_loss = torch.zeros_like(logits), boxes.new_zeros(())
     for at, target in enumerate(targets):
         column, row = ((target["boxes"][:, :2] + target["boxes"][:, 2:]) / 2 / CELL).long().unbind(1)
         cell = row * (SIDE // CELL) + column
-        wanted[at, cell, target["labels"] - 1] = 1
-        of_boxes = of_boxes + (boxes[at, cell] - target["boxes"]).abs().sum() / SIDE
+        classes[at, cell, target["labels"] - 1] = 1
+        box_loss = box_loss + (boxes[at, cell] - target["boxes"]).abs().sum() / SIDE
     instances = sum(len(target["labels"]) for target in targets)
-    score = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
-    return {"loss_score": score / len(images), "loss_box": of_boxes / max(1, instances)}
+    score = F.binary_cross_entropy_with_logits(logits, classes, reduction="sum")
+    return {"loss_score": score / len(images), "loss_box": box_loss / max(1, instances)}
 
 
 def counts(_: Any, targets: list[Target]) -> dict[str, float]:
@@ -85,13 +85,13 @@ def infer_in(model: Any, _: torch.device, dtype: torch.dtype) -> None:
 
 
 def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-    found = []
+    predicted = []
     for logits, boxes in zip(*_forward(model, images), strict=True):
         scores, labels = logits.sigmoid().max(dim=1)
         above = scores > getattr(model, "score_thresh", 0.0)
         corners = torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])
-        found.append({"boxes": torch.cat(corners, 1)[above], "labels": labels[above] + 1, "scores": scores[above]})
-    return to_original(found, [(SIDE, SIDE)] * len(images), sizes)
+        predicted.append({"boxes": torch.cat(corners, 1)[above], "labels": labels[above] + 1, "scores": scores[above]})
+    return to_original(predicted, [(SIDE, SIDE)] * len(images), sizes)
 
 
 def stages(model: Any) -> list[list[nn.Module]]:

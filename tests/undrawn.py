@@ -1,4 +1,4 @@
-"""Trainings and reports without pictures. Drawing them takes longer than a short training."""
+"""Trainings and reports without pictures: drawing takes longer than a short training."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,13 +12,13 @@ from flawmask.training import curves, label_plots, pictures
 
 
 def _word(*given: Any) -> None:
-    """Replace a function that draws a picture of a training. The path is its last argument."""
+    """Stand in for a function that draws a training's picture. Its last argument is the path."""
     path: Path = given[-1]
     path.write_bytes(b"picture")
 
 
 def _nothing(results: Results, _: Sequence[tuple[bool, float]]) -> dict[str, str]:
-    """Replace the function that draws a report's figures. The report then has none."""
+    """Stand in for a function that draws a report's figure. A report leaves out figures that cannot be drawn."""
     (results.folder / "figures").mkdir(exist_ok=True)
     return {}
 
@@ -40,7 +40,7 @@ REAL: dict[str, Callable[..., Any]] = {
 
 @contextmanager
 def patched(what: dict[str, Callable[..., Any]]) -> Iterator[None]:
-    """Draw with these functions, STUBS or REAL, until the context ends."""
+    """Use these drawing functions, STUBS or REAL, until the context ends."""
     with ExitStack() as stack:
         for place, function in what.items():
             stack.enter_context(patch(place, function))

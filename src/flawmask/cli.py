@@ -28,7 +28,7 @@ from flawmask.errors import FlawmaskError, RecordsError, UnusedError
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.summary import percent, summary
 from flawmask.inference.config import PredictConfig
-from flawmask.launch import THREAD_NAME, is_first, own_process
+from flawmask.launch import THREAD_NAME, is_main_process, own_process
 from flawmask.pipeline import DemoCommand, demo, run
 from flawmask.progress import log_to, show_details, show_progress_on
 from flawmask.report.config import ReportConfig
@@ -93,7 +93,7 @@ def _run_command(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
     status = FAILED
     console = Console(stderr=True)
     log_to(console)
-    show_progress_on(console if is_first() else None)
+    show_progress_on(console if is_main_process() else None)
     try:
         return _execute(arguments, defaults)
     except RecordsError as error:
@@ -266,7 +266,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     from flawmask.evaluation.evaluate import evaluate
 
     evaluated = evaluate(config)
-    if is_first():
+    if is_main_process():
         _print_lines([summary(evaluated.metrics), f"look at {(evaluated.results_dir / 'report.html').as_posix()}"])
 
 

@@ -21,7 +21,7 @@ from flawmask.coco_records import Records, is_box, leave_out_duplicates, plain_i
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json_lines
 from flawmask.good_names import GOOD
-from flawmask.launch import is_first, usable_cores
+from flawmask.launch import is_main_process, usable_cores
 from flawmask.masks import Crop, Mask, crop_mask
 from flawmask.settings import Reading
 from flawmask.tally import Tally, tallies_to_dict, warn_of_unused
@@ -164,7 +164,7 @@ class CocoSplit:
             UnusedError: something is not used, and `strict` is on.
         """
         if not strict:
-            if not is_first():
+            if not is_main_process():
                 return
             for problem in self.problems:
                 log.warning("left out: %s: %s", self.annotation_file, problem)

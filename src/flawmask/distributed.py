@@ -1,7 +1,7 @@
-"""Several processes that work on one thing: started by torchrun or `accelerate launch`, on one machine or many.
+"""Data-parallel processes, started by torchrun or `accelerate launch` on one machine or on several.
 
-Each process holds the whole network and takes a share of the images. The few times that they speak to each other are
-the functions here; a process alone may call them too, and they do nothing.
+Each process holds the whole network and takes a shard of the images. All communication between them is in this module.
+A single process may call the same functions; then they exchange nothing.
 """
 
 import logging
@@ -16,24 +16,25 @@ from torch import Tensor
 from torch import distributed as dist
 
 from flawmask.errors import FlawmaskError
-from flawmask.launch import launched
+from flawmask.launch import world_size
 from flawmask.runtime import is_out_of_memory, on_device
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=10)
-"""How long a process waits for one that says nothing. One that dies is noticed at once: its connections close."""
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for another that does not answer. A process that dies is noticed at once, because its
+connections close."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Those that work together, and which of them this is.
+    """The processes that train together, as one of them sees them.
 
     Attributes:
-        rank: this one's number, from 0.
-        count: how many there are.
+        rank: the number of this process, from 0.
+        count: the number of processes.
     """
 
     rank: int = 0
@@ -41,15 +42,19 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is the main process, the one that writes files."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> list[T]:
-        """Return this process' share of the items: every one is in exactly one share."""
+    def shard(self, items: Sequence[T]) -> list[T]:
+        """Return this process' shard of the items. Every item is in exactly one shard."""
         return list(items[self.rank :: self.count])
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over the processes, in one exchange; all must be of one type and device."""
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes, in one all-reduce.
+
+        Args:
+            tensors: all of one dtype and on one device.
+        """
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -59,39 +64,40 @@ class Processes:
             tensor.copy_(total.view_as(tensor))
 
     def gather(self, items: list[T]) -> list[T]:
-        """Return all processes' items in the order that `share` took them from, on every process."""
+        """Return the items of all processes, on every process, in the order that they had before `shard`."""
         if self.count == 1:
             return items
-        parts: list[Any] = [None] * self.count
+        shards: list[Any] = [None] * self.count
         with _peers_alive():
-            dist.all_gather_object(parts, items)
-        total = sum(len(part) for part in parts)
-        return [parts[at % self.count][at // self.count] for at in range(total)]
+            dist.all_gather_object(shards, items)
+        total = sum(len(shard) for shard in shards)
+        return [shards[at % self.count][at // self.count] for at in range(total)]
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Return on every process what the main one makes; the others do not make it, and wait."""
+        """Call `make` in the main process alone, and return its result on every process. The others wait for it."""
         if self.count == 1:
             return make()
-        box: list[Any] = [make() if self.is_main else None]
+        objects: list[Any] = [make() if self.is_main else None]
         with _peers_alive():
-            dist.broadcast_object_list(box, src=0)
-        made: T = box[0]
-        return made
+            dist.broadcast_object_list(objects, src=0)
+        result: T = objects[0]
+        return result
 
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Give the processes that a launcher started together, or this one alone where there was none; with the device as
-    CUDA's current one.
+    """Connect the processes that a launcher started together, and make the device CUDA's current one.
+
+    Without a launcher, the result is this process alone.
 
     Args:
-        device: where the network runs: NCCL speaks between GPUs, gloo between all else.
+        device: where the network runs. GPUs communicate through NCCL, other devices through gloo.
 
     Raises:
-        FlawmaskError: the others cannot be reached, or one of them died.
+        FlawmaskError: another process cannot be reached, or has died.
     """
     with on_device(device):
-        if launched() == 1:
+        if world_size() == 1:
             yield Processes()
             return
         with _started_together(device) as team:
@@ -101,10 +107,10 @@ def processes(device: torch.device) -> Iterator[Processes]:
 @contextmanager
 def _started_together(device: torch.device) -> Iterator[Processes]:
     with _peers_alive():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     logger = logging.getLogger("flawmask")
     level = logger.level
-    if dist.get_rank() > 0:  # one speaks for all
+    if dist.get_rank() > 0:  # the main process logs for all
         logger.setLevel(logging.WARNING)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
@@ -115,15 +121,15 @@ def _started_together(device: torch.device) -> Iterator[Processes]:
 
 @contextmanager
 def _peers_alive() -> Iterator[None]:
-    """Say in one line that another process has gone. What gloo, NCCL or the store said of it, whole, is a debug line.
+    """Turn the error of a lost connection into one line. The full text from gloo, NCCL or the store is logged as debug.
 
     Raises:
-        FlawmaskError: it has.
+        FlawmaskError: another process has died or cannot be reached.
         RuntimeError: memory ran out.
     """
     try:
         yield
-    except RuntimeError as error:  # what gloo, NCCL and the store raise alike
+    except RuntimeError as error:  # gloo, NCCL and the store all raise it
         if is_out_of_memory(error):
             raise
         log.debug("%s: %s", type(error).__name__, error)

@@ -28,9 +28,9 @@ from flawmask.report.headline import lookup
 from flawmask.runs import FOLDS, MADE_BY, POOLED, begin_or_continue, check_folder
 from flawmask.settings import as_json, require, stage
 from flawmask.stages import Finished, RunConfig, augment_dataset, prepare_dataset
-from flawmask.training.choose import with_network
+from flawmask.training.choose import choose_network
 from flawmask.training.config import TrainConfig
-from flawmask.training.lessons import check_lessons
+from flawmask.training.learnable import check_learnable
 from flawmask.training.loop import train
 from flawmask.training.resume import has_state
 
@@ -51,9 +51,9 @@ def cross_validate(config: RunConfig, name: str) -> Finished:
     folders = prepared_folds(config, name)
     variants = 0 if config.skip_augment else config.augmentation_factor
     training = read_split(folders[0], "train", config)
-    check_lessons(training, config.arch, config.good_name)
+    check_learnable(training, config.arch, config.good_name)
     images = len(training.images) * (1 + variants)
-    config = with_network(config, images, has_outlines=not training.box_only_defects)
+    config = choose_network(config, images, has_masks=not training.box_only_defects)
     info = read_json(folders[0] / dataset_info.NAME)
     method = info.get("split_method")  # a run with folds that were divided in another way is not continued
     origin = {

@@ -113,8 +113,8 @@ def _system_fonts() -> Mapping[int, _Face]:
     faces: dict[int, _Face] = {}
     for entry in sorted(fontManager.ttflist, key=rank):
         # The font "Last Resort" has a box for every letter. Of a font collection, Pillow uses the first font.
-        is_first = not getattr(entry, "index", None)  # Matplotlib before 3.11 lists only the first font
-        if "lastresort" in entry.name.replace(" ", "").lower() or not is_first:
+        is_main_process = not getattr(entry, "index", None)  # Matplotlib before 3.11 lists only the first font
+        if "lastresort" in entry.name.replace(" ", "").lower() or not is_main_process:
             continue
         try:
             letters = FT2Font(entry.fname).get_charmap()

@@ -1,5 +1,7 @@
-"""What torchrun or `accelerate launch` says of the processes that it started, and what the system lets each use; light
-enough for `--help` to import."""
+"""What a process knows of its launcher (torchrun or `accelerate launch`), and how many cores the system lets it use.
+
+This module imports nothing heavy, because `--help` imports it.
+"""
 
 import math
 import os
@@ -9,44 +11,50 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 PROCESS = Path("/proc/self")
-"""Where Linux says which control groups this process is in, and where they are mounted."""
+"""The folder in which Linux lists the control groups of this process and their mounts."""
 
 THREAD_NAME = "flawmask-image"
-"""What the names of threads begin with that read images and finish them."""
+"""Threads that read or post-process images have names that begin with this."""
 
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"}
-"""How the threads of OpenMP, with which PyTorch computes on a CPU, wait for each other: asleep, after a short look (the
-number is libgomp's own). Left to themselves they spin for long, which keeps a thread that one of them waits for off the
-core where other processes compute, too. Asleep at once, a training step alone took 13 % longer, and with this 2 %."""
+"""How the threads of OpenMP wait for each other: they spin briefly, then sleep. PyTorch computes with them on a CPU.
+
+By default they spin for long. Where other processes compute on the same cores, a spinning thread then keeps the very
+thread that it waits for off the core. Threads that sleep at once made a training step 13 % longer on an idle machine;
+with these values it is 2 %. The number is libgomp's own unit."""
 
 
-KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "40000"}
-"""How many kernels oneDNN keeps that it has compiled for PyTorch's convolutions on a CPU, one for each layer and shape.
-Where images have many sizes, none of its own 1,024 is left when a size comes round again (docs/benchmarks.md)."""
+KERNEL_CACHE = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "40000"}
+"""How many compiled kernels oneDNN keeps for convolutions on a CPU: it compiles one for each layer and shape. Its
+default is 1,024. Where images have many sizes, a kernel is then gone before its size returns (docs/benchmarks.md)."""
 
 _OWN: list[bool] = []
 
 
 def set_environment() -> None:
-    """Set what PyTorch, OpenCV and NumPy read from the environment when they are loaded, here and in processes started
-    from here: how OpenMP's threads wait, how many kernels are kept and, where a control group allows fewer cores than
-    these libraries see, how many threads they have. What is set already stays as it is; once torch is loaded, nothing
-    is set."""
+    """Set the environment variables that PyTorch, OpenCV and NumPy read when they are loaded.
+
+    They say how OpenMP's threads wait and how many kernels oneDNN keeps. Where a control group allows fewer cores than
+    these libraries see, they also limit the threads. Processes started from here inherit them. A variable that is set
+    already keeps its value. Once torch is loaded, nothing is set.
+    """
     if "torch" in sys.modules:
         return
-    # Either of them says how threads wait: whoever has set one means that.
-    wanted = KERNELS | ({} if WAITING.keys() & os.environ.keys() else WAITING)
+    # Each of the two says how threads wait: if the user has set one, that is the wish.
+    variables = KERNEL_CACHE | ({} if WAITING.keys() & os.environ.keys() else WAITING)
     cores = usable_cores()
     if cores < visible_cores():
-        wanted |= dict.fromkeys(("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), str(cores))
-    for name, value in wanted.items():
+        variables |= dict.fromkeys(("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), str(cores))
+    for name, value in variables.items():
         os.environ.setdefault(name, value)
 
 
 def own_process() -> None:
-    """Say that this process is Flawmask's own: the command line's, or one that it started. What holds for a whole
-    process, such as how memory is kept and what Pillow warns of, is set in these alone, and not in a program that
-    imports Flawmask."""
+    """Mark this process as Flawmask's own: it runs the command line, or was started by it.
+
+    Settings of a whole process, such as glibc's memory and Pillow's warnings, are changed in such processes only. A
+    program that imports Flawmask is left as it is.
+    """
     _OWN.append(True)
 
 
@@ -55,24 +63,26 @@ def is_own_process() -> bool:
     return bool(_OWN)
 
 
-def launched() -> int:
-    """Return how many processes a launcher started together; 1 where there was none."""
+def world_size() -> int:
+    """Return how many processes a launcher started together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_first() -> bool:
-    """Return whether this is the first of them: the one that writes, prints and shows progress."""
+def is_main_process() -> bool:
+    """Return whether this is the main process: the one that writes, prints and shows progress."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def local_rank() -> int:
-    """Return which of its machine's processes this is: the number of the GPU that is its own."""
+    """Return the number of this process among those on its machine. Its GPU has the same number."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def usable_cores(process: Path = PROCESS) -> int:
-    """Return how many cores this process may use: those that it may run on, or, where less, as many as the tightest
-    quota of its control groups, rounded up; 1 at least.
+    """Return how many cores this process may use, at least 1.
+
+    That is the smaller of two numbers: the cores that it may run on, and the tightest quota of its control groups,
+    rounded up.
 
     Args:
         process: a folder with `cgroup` and `mountinfo` as in proc(5).
@@ -82,33 +92,33 @@ def usable_cores(process: Path = PROCESS) -> int:
 
 
 def visible_cores() -> int:
-    """Return how many cores the system lets this process run on, of those that the machine has."""
+    """Return how many of the machine's cores the system lets this process run on."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _quota(group: Path) -> float:
-    """Return how many cores a control group may use, as time on cores by time; infinity where it has no limit."""
-    with suppress(OSError, ValueError):  # the second version
+    """Return how many cores a control group may use: core time per period. Infinity without a limit."""
+    with suppress(OSError, ValueError):  # cgroup v2
         quota, period = (group / "cpu.max").read_text().split()
         return int(quota) / int(period)
-    with suppress(OSError, ValueError):  # the first, where -1 is no limit
+    with suppress(OSError, ValueError):  # cgroup v1, where -1 means no limit
         quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         return int(quota) / int(period) if int(quota) > 0 else math.inf
     return math.inf
 
 
 def control_groups(controller: str, process: Path = PROCESS) -> Iterator[Path]:
-    """Yield the folders of the control groups whose limits bind this process, of cgroup v1 and v2 (cgroups(7)): its own
-    and all around it, as far up as they are mounted. There are none but on Linux.
+    """Yield the folders of the control groups whose limits apply to this process: its own and all parents that are
+    mounted. Both cgroup v1 and v2 are read (cgroups(7)). Outside Linux there are none.
 
     Args:
-        controller: what they limit, as cgroup v1 calls it: `cpu`, `memory`.
+        controller: the limited resource, as cgroup v1 calls it: `cpu`, `memory`.
         process: a folder with `cgroup` and `mountinfo` as in proc(5).
     """
     try:
-        # The names of other mounts may be of any encoding.
+        # The names of other mounts may have any encoding.
         groups, mounts = (
             [line.split(between, 2) for line in (process / name).read_text(errors="surrogateescape").splitlines()]
             for name, between in (("cgroup", ":"), ("mountinfo", " - "))
@@ -122,14 +132,16 @@ def control_groups(controller: str, process: Path = PROCESS) -> Iterator[Path]:
             if is_first or is_second:
                 root, mounted = place[3:5]
                 own = PurePosixPath(path)
-                # In a container, the path may be the host's, of which nothing but its end is mounted, or lead out of
-                # what is mounted.
+                # In a container, the path may be the host's, of which only the end is mounted. Or it may lead out of
+                # the mount.
                 is_inside = own.is_relative_to(root) and ".." not in own.parts
                 below = own.relative_to(root) if is_inside else PurePosixPath()
                 yield from (Path(mounted, part) for part in (below, *below.parents))
 
 
 def cores_of_each_process() -> int:
-    """Return how many of these are left to each of the processes that were started together on this machine; 1 at
-    least. A launcher that does not say how many there are has started one."""
+    """Return the usable cores divided by the processes that a launcher started on this machine, at least 1.
+
+    Where the launcher does not say how many processes there are, it has started one.
+    """
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

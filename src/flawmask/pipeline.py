@@ -11,7 +11,7 @@ from flawmask.data.prepare import PrepareConfig
 from flawmask.errors import FlawmaskError, OutOfReachError
 from flawmask.files import read_json
 from flawmask.inference.config import PredictConfig
-from flawmask.launch import launched
+from flawmask.launch import world_size
 from flawmask.model.arch import ArchChoice
 from flawmask.runs import FOLDS, new_run_dir, newest_run
 from flawmask.settings import as_json, from_json, require, stage
@@ -25,7 +25,7 @@ from flawmask.stages import (
     evaluated_splits,
     prepare_dataset,
 )
-from flawmask.training.choose import with_network
+from flawmask.training.choose import choose_network
 from flawmask.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def run(config: RunConfig) -> list[Finished]:
         FlawmaskError: see `prepare`, `augment`, `train` and `evaluate`.
     """
     require(
-        launched() == 1,
+        world_size() == 1,
         "run is one process: only train and evaluate use several processes (prepare first, see docs/scale.md)",
     )
     if config.resume is not None:
@@ -155,7 +155,7 @@ def _train_and_evaluate(config: RunConfig, name: str, prepared_dir: Path) -> Fin
     run_dir = None
     if not config.skip_train:
         training = read_split(dataset_dir, "train", config)
-        config = with_network(config, len(training.images), has_outlines=not training.box_only_defects)
+        config = choose_network(config, len(training.images), has_masks=not training.box_only_defects)
         with new_run_dir(output_dir=config.output_dir) as output_dir:
             settings = stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=output_dir)
             # With several categories, --resume continues only this one.
@@ -203,11 +203,11 @@ def _demo_settings(config: DemoCommand, images: int) -> RunConfig:
         seed=config.seed,
     )
     try:
-        return with_network(settings, images)
+        return choose_network(settings, images)
     except OutOfReachError as error:
         log.info("%s", error)
         # Without pretrained weights, training needs more steps: each image and a variant of it.
         untrained = replace(
             settings, weights="none", image_size=160, epochs=6, skip_augment=False, augmentation_factor=1
         )
-        return with_network(untrained, images)
+        return choose_network(untrained, images)

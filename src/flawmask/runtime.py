@@ -1,4 +1,4 @@
-"""Where and how precisely the network computes, and what is drawn at random: asked once, passed on."""
+"""The device, the precision, the memory and the seeds that a network computes with."""
 
 import ctypes
 import random
@@ -19,46 +19,52 @@ from flawmask.launch import is_own_process, local_rank
 from flawmask.settings import Precision
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of glibc's malloc.h: above how much free memory the heap shrinks, and how many blocks may live outside it."""
+"""Parameters of `mallopt` in glibc's malloc.h: the free memory above which the heap shrinks, and the largest number of
+blocks outside the heap."""
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
-"""What PyTorch says when there is none left, on CUDA, Windows and Linux."""
+"""What PyTorch's messages say when memory ran out: on CUDA, Windows and Linux."""
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Return the device named, or the first of CUDA, MPS and CPU that is there.
+    """Return the named device, or the first available one of CUDA, MPS and CPU.
 
-    Of several processes on a machine, each has a GPU of its own.
+    Where several processes run on a machine, each gets its own GPU.
 
     Args:
         name: `cuda`, `cuda:1`, `mps`, `cpu`, or None to choose.
 
     Raises:
-        FlawmaskError: there is no such device; the message says which there are.
+        FlawmaskError: there is no such device; the message lists the available ones.
     """
-    there = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    there += ["mps"] if torch.backends.mps.is_available() else []
-    there += ["cpu"]
-    own = f"cuda:{local_rank()}"
-    first = own if there[0].startswith("cuda") else there[0]
-    wanted = first if name is None else own if name == "cuda" else name
-    if wanted not in there:
-        raise FlawmaskError(f"--device {name} is not there: this machine has {', '.join(there)}")
+    available = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    available += ["mps"] if torch.backends.mps.is_available() else []
+    available += ["cpu"]
+    own_gpu = f"cuda:{local_rank()}"
+    first = own_gpu if available[0].startswith("cuda") else available[0]
+    wanted = first if name is None else own_gpu if name == "cuda" else name
+    if wanted not in available:
+        raise FlawmaskError(f"--device {name} is not there: this machine has {', '.join(available)}")
     return torch.device(wanted)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which the device, if it is one of CUDA's, is the current one: that of new streams and events,
-    of page-locked memory, and of what is asked without naming a device. Afterwards the host's is current again."""
+    """Return a context in which a CUDA device is the current one. For other devices the context does nothing.
+
+    New streams, events and page-locked memory belong to the current device, and so does every call that names none.
+    Afterwards the previous device is current again.
+    """
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def refuse_wrong_gradients(device: torch.device) -> None:
     """Refuse to train where gradients are known to be wrong.
 
+    Before torchvision 0.29, RoIAlign on MPS adds some gradients more than once
+    (https://github.com/pytorch/vision/pull/9510).
+
     Raises:
-        FlawmaskError: the device is MPS and torchvision is older than 0.29, whose RoIAlign adds gradients up too
-            often there (https://github.com/pytorch/vision/pull/9510).
+        FlawmaskError: the device is MPS and torchvision is older than 0.29.
     """
     if device.type == "mps" and Version(torchvision.__version__).release < (0, 29):
         raise FlawmaskError(
@@ -68,23 +74,23 @@ def refuse_wrong_gradients(device: torch.device) -> None:
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Let this process keep the memory that a network's layers free, for the layers that come next.
+    """Let this process keep the memory that a network's layers free, and reuse it for the next layers.
 
-    A CPU's memory comes from the C library, and glibc's gives large blocks back to the system at once: then the system
-    has to clear each page of the next layer's output again, which took an eighth of the time of a training step and of
-    an inference (docs/benchmarks.md). Other C libraries, and other devices, are left as they are, and so is a process
-    that is not Flawmask's own.
+    On a CPU, tensors get their memory from the C library. glibc returns large freed blocks to the system at once, and
+    the system then has to clear each page again for the next layer's output. That took an eighth of the time of a
+    training step and of inference (docs/benchmarks.md). Nothing is changed for other C libraries, for other devices,
+    and in a process that is not Flawmask's own.
     """
     if device.type != "cpu" or not is_own_process():
         return
-    with suppress(AttributeError, OSError, TypeError):  # glibc alone has it
+    with suppress(AttributeError, OSError, TypeError):  # only glibc has it
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def memory_of_process(kind: str) -> int | None:
-    """Return the bytes of memory that this process has: `VmRSS` now, `VmHWM` at most. None where Linux is not there."""
+    """Return the bytes of memory that this process uses (`VmRSS`) or used at most (`VmHWM`). None outside Linux."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -93,12 +99,14 @@ def memory_of_process(kind: str) -> int | None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the most bytes that this process has had: of the GPU's memory, or else of the machine's. None where the
-    system does not say (it does on Linux and macOS)."""
+    """Return the most bytes that this process has used: of the GPU's memory, or else of the machine's.
+
+    None where the system does not tell; Linux and macOS do.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if (most := memory_of_process("VmHWM")) is not None:
-        return most  # what getrusage says on Linux includes the process that started this one
+    if (peak := memory_of_process("VmHWM")) is not None:
+        return peak  # on Linux, getrusage would include the process that started this one
     with suppress(ImportError):  # Windows
         import resource
 
@@ -107,13 +115,13 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the type that autocast computes in; float32 means no autocast.
+    """Return the dtype that autocast computes in; float32 means no autocast.
 
     `auto` is bfloat16 where the hardware multiplies it (CUDA from Ampere on; CPUs with AMX or AVX-512 BF16), and
     float32 elsewhere.
 
     Raises:
-        FlawmaskError: fp16 is asked for without CUDA: its gradients need a scaler that is only tried there.
+        FlawmaskError: fp16 is wanted without CUDA. Its gradients need a scaler, which is tested on CUDA only.
     """
     if precision == "auto":
         return torch.bfloat16 if _has_bf16(device) else torch.float32
@@ -132,25 +140,25 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 class _Float32:
-    """How many are inside `ieee_float32`, and the settings that the first of them found."""
+    """How many threads are inside `ieee_float32`, and the settings from before the first of them entered."""
 
     lock = threading.Lock()
     inside = 0
-    found: tuple[tuple[Any, str, Any], ...] = ()
+    previous: tuple[tuple[Any, str, Any], ...] = ()
 
 
 @contextmanager
 def ieee_float32() -> Iterator[None]:
-    """Within, float32 is IEEE's on NVIDIA's GPUs too, for the whole process. Afterwards the settings have the values
-    that they had. PyTorch cannot unset one: a global `torch.backends.fp32_precision` that is changed later does not
-    reach them any more.
+    """Compute float32 exactly as IEEE 754 says inside this context, for the whole process, on NVIDIA's GPUs too.
 
-    By default PyTorch lets cuDNN's convolutions drop 13 of the 23 bits of a float32's fraction (TF32), which moves a
-    score by some 1e-3. Several threads may be inside at once: the first one switches, the last one puts back.
+    By default, PyTorch lets cuDNN's convolutions drop 13 of the 23 bits of a float32's fraction (TF32), which moves a
+    score by about 1e-3. Several threads may be inside at once: the first one switches TF32 off, the last one restores
+    the settings. PyTorch cannot unset a restored setting, so a later change of the global
+    `torch.backends.fp32_precision` no longer reaches it.
     """
     with _Float32.lock:
         if _Float32.inside == 0:
-            _Float32.found = _without_tf32()
+            _Float32.previous = _switch_tf32_off()
         _Float32.inside += 1
     try:
         yield
@@ -158,26 +166,26 @@ def ieee_float32() -> Iterator[None]:
         with _Float32.lock:
             _Float32.inside -= 1
             if _Float32.inside == 0:
-                for owner, name, value in _Float32.found:
+                for owner, name, value in _Float32.previous:
                     setattr(owner, name, value)
 
 
-def _without_tf32() -> tuple[tuple[Any, str, Any], ...]:
-    """Switch TF32 off and return the settings that there were: owner, name and value, in the order to put them back."""
+def _switch_tf32_off() -> tuple[tuple[Any, str, Any], ...]:
+    """Switch TF32 off and return the previous settings: owner, name and value, in the order to restore them."""
     cudnn: Any = torch.backends.cudnn
     matmul = torch.backends.cuda.matmul
     wanted: list[tuple[Any, str, Any]] = [(one, "fp32_precision", "ieee") for one in (cudnn.conv, cudnn.rnn, matmul)]
-    found = tuple((owner, name, getattr(owner, name)) for owner, name, _ in wanted)
-    # PyTorch refuses to say what the older setting is where it and the newer ones differ, so it is switched with them;
-    # and where the program around this one has let them differ already, it is left alone.
+    previous = tuple((owner, name, getattr(owner, name)) for owner, name, _ in wanted)
+    # Reading the older setting `allow_tf32` raises if it differs from the newer ones. So it is switched together with
+    # them. If the calling program lets them differ already, the older one is left alone.
     with suppress(RuntimeError):
-        found = ((cudnn, "allow_tf32", cudnn.allow_tf32), *found)
+        previous = ((cudnn, "allow_tf32", cudnn.allow_tf32), *previous)
         wanted.insert(0, (cudnn, "allow_tf32", False))
     if matmul.fp32_precision != "tf32":
-        found, wanted = found[:-1], wanted[:-1]
+        previous, wanted = previous[:-1], wanted[:-1]
     for owner, name, value in wanted:
         setattr(owner, name, value)
-    return found
+    return previous
 
 
 def seed_everything(seed: int) -> None:
@@ -188,6 +196,6 @@ def seed_everything(seed: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether Python, NumPy or PyTorch says that there is no memory left."""
+    """Return whether an error of Python, NumPy or PyTorch means that memory ran out."""
     is_named = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return is_named or any(text in str(error) for text in OUT_OF_MEMORY)

@@ -18,7 +18,7 @@ from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.model.arch import ArchChoice
 from flawmask.settings import Overwrite, Settings, Strict, require, stage
 from flawmask.training.config import TrainSettings
-from flawmask.training.lessons import check_lessons
+from flawmask.training.learnable import check_learnable
 
 log = logging.getLogger(__name__)
 
@@ -209,11 +209,11 @@ def check_training(config: RunConfig, prepared_dir: Path, arch: ArchChoice) -> N
     """Check before anything is written that the data set can be trained on.
 
     Raises:
-        FlawmaskError: there is nothing to learn, see `check_lessons`.
+        FlawmaskError: there is nothing to learn, see `check_learnable`.
         UnusedError: an image or a label is not used, and `strict` is on.
     """
     training = read_split(prepared_dir, "train", config)
-    check_lessons(training, arch, config.good_name)
+    check_learnable(training, arch, config.good_name)
     if config.strict:
         training.warn(strict=True)
 

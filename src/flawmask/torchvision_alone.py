@@ -1,7 +1,7 @@
-"""Imports torchvision without PyTorch's compiler: whoever wants that imports this module before torchvision.
+"""Imports torchvision without PyTorch's compiler. Import this module before torchvision.
 
-torchvision 0.26 and later take one function from the compiler, which RoIAlign calls on a GPU where it has to be
-deterministic. With it come sympy and a thousand other modules: a second and more before the first image.
+torchvision 0.26 and later import one function from the compiler. Only RoIAlign calls it, on a GPU in deterministic
+mode. The import loads sympy and a thousand other modules, which costs more than a second before the first image.
 """
 
 import sys
@@ -10,11 +10,11 @@ from types import ModuleType
 from typing import Any
 
 COMPILER = "torch._dynamo.utils"
-"""Where torchvision takes the function from."""
+"""The module from which torchvision imports the function."""
 
 
 class _StandIn(ModuleType):
-    """Has each function that the compiler has, but imports that only when one is called."""
+    """Offers every function of the compiler's module, and imports that module when one of them is called."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -27,7 +27,7 @@ class _StandIn(ModuleType):
 
 
 def _import_torchvision() -> None:
-    """Import torchvision while something stands in for the compiler, if neither is there yet."""
+    """Import torchvision with a stand-in for the compiler, unless one of the two is imported already."""
     if {"torchvision", COMPILER} & sys.modules.keys():
         return
     sys.modules[COMPILER] = _StandIn(COMPILER)

@@ -140,14 +140,14 @@ def test_when_memory_runs_out_this_and_later_batches_are_halved_with_a_warning(
     paths = [tmp_path / f"{seed}.png" for seed in range(12)]
     for seed, path in enumerate(paths):
         write_png(path, patchwork(40, 48, seed))
-    one_by_one = list(evaluated(paths))
+    without_crowds = list(evaluated(paths))
     asked = holding(most, monkeypatch)
     results = list(evaluated(paths, batch_size=6))
     assert asked == expected
     (warning,) = [one.getMessage() for one in caplog.records]
     assert warning == f"out of memory: going on with {most} images at once"
     assert [path for path, _ in results] == paths
-    for (_, result), (_, alone) in zip(results, one_by_one, strict=True):
+    for (_, result), (_, alone) in zip(results, without_crowds, strict=True):
         assert isinstance(result, Prediction)
         assert isinstance(alone, Prediction)
         assert [(one.label, one.rle) for one in result.instances] == [(one.label, one.rle) for one in alone.instances]

@@ -1,4 +1,4 @@
-"""A cache of weights and a server to fetch them from, both of the test's own."""
+"""A cache for weights and a server that offers them, new for each test."""
 
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +17,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Torchvision's cache, empty; returned is where its files go."""
+    """Give torchvision an empty cache, and return the folder of its files."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     return tmp_path / "hub" / "checkpoints"
@@ -25,7 +25,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def served(tmp_path: Path, hub: Path) -> Iterator[tuple[Path, str]]:
-    """A folder and the address under which a server gives its files."""
+    """Return a folder and the address at which a server offers its files."""
     folder = tmp_path / "served"
     folder.mkdir()
     with ThreadingHTTPServer(("127.0.0.1", 0), lambda *rest: _Quiet(*rest, directory=str(folder))) as server:

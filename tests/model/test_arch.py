@@ -1,4 +1,4 @@
-"""The records of the architectures: complete, known to everybody, and read without PyTorch."""
+"""The records of the architectures are complete, used everywhere, and imported without PyTorch."""
 
 import ast
 import subprocess
@@ -16,7 +16,7 @@ from flawmask.model.architecture import Architecture
 from flawmask.model.published import PackageFile
 
 
-def test_the_names_that_arch_takes_are_those_of_the_records() -> None:
+def test_arch_lists_the_names_of_the_records() -> None:
     assert get_args(Arch) == tuple(ARCHITECTURES)
 
 
@@ -26,7 +26,7 @@ def test_the_records_and_the_command_line_are_imported_without_pytorch() -> None
 
 
 def asked(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what is compared, looked up or looked into."""
+    """Yield the operands of comparisons, look-ups and membership tests."""
     if isinstance(node, ast.Compare):
         yield from (node.left, *node.comparators)
     elif isinstance(node, ast.Subscript):
@@ -36,8 +36,8 @@ def asked(node: ast.AST) -> Iterator[ast.AST]:
         yield from node.args if node.func.attr == "get" else ()
 
 
-def test_nothing_asks_for_an_architecture_by_its_name() -> None:
-    """Whoever wants to know something of one reads its record."""
+def test_no_code_compares_an_architectures_name() -> None:
+    """Code reads an architecture's record instead."""
     for path in Path(flawmask.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = {getattr(one, "attr", getattr(one, "id", None)) for one in asked(node)}
@@ -54,13 +54,13 @@ CLASSIFIERS = {
 
 
 @pytest.mark.parametrize("record", OF_TORCHVISION, ids=lambda record: record.name)
-def test_cocos_weights_are_where_torchvision_has_them(record: Architecture) -> None:
+def test_coco_weights_have_torchvisions_addresses(record: Architecture) -> None:
     assert record.coco is not None
     assert record.coco.url == get_model_weights(record.name)["COCO_V1"].url
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_backbones_weights_are_where_torchvision_has_them(name: str) -> None:
+def test_backbone_weights_have_torchvisions_addresses(name: str) -> None:
     backbone = next((weights for part, weights in CLASSIFIERS.items() if part in name), None)
     found = architecture(name).imagenet
     if isinstance(found, PackageFile):  # see test_efficientnet_lite.py

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_network import ARCHITECTURES, BUILDABLE, OUTLINING_REGIONS, REGIONS, patchwork, resized, spec_of
+from random_network import ARCHITECTURES, BUILDABLE, MASK_REGIONS, REGIONS, patchwork, resized, spec_of
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 from torchvision.ops import FrozenBatchNorm2d
@@ -22,13 +22,13 @@ CLASSES = ("good", "crack", "scratch")
 
 @cache
 def network(arch: Arch, norm: Norm = "frozen", image_size: int = 800) -> Any:
-    """One network for all tests that only look at it."""
+    """Return a cached network for tests that do not change it."""
     return build(ModelSpec(arch, CLASSES, image_size=image_size, norm=norm, anchor_sizes=anchors_for(image_size)))
 
 
 @cache
 def outline(arch: Arch, norm: Norm = "frozen") -> Any:
-    """A network without numbers, where its kind can be had without: to look at its layers takes no more."""
+    """Return a network on the meta device if its kind can be built there: its layers are enough for these tests."""
     spec = ModelSpec(arch, CLASSES, norm=norm)
     if arch.startswith(("yolo", "rfdetr")):
         return build(spec)
@@ -41,12 +41,12 @@ def test_both_heads_have_an_output_for_each_class_and_the_background(arch: Arch)
     heads = outline(arch).roi_heads
     assert heads.box_predictor.cls_score.out_features == len(CLASSES) + 1
     assert heads.box_predictor.bbox_pred.out_features == 4 * (len(CLASSES) + 1)
-    assert heads.has_mask() == (arch in OUTLINING_REGIONS)
+    assert heads.has_mask() == (arch in MASK_REGIONS)
     if heads.has_mask():
         assert heads.mask_predictor.mask_fcn_logits.out_channels == len(CLASSES) + 1
 
 
-def test_heads_of_one_stage_have_a_score_for_each_class_and_those_of_torchvision_for_the_background_too() -> None:
+def test_one_stage_heads_score_each_class_and_torchvisions_also_the_background() -> None:
     outputs = len(CLASSES) + 1
     assert outline("retinanet_resnet50_fpn").head.classification_head.cls_logits.out_channels == 9 * outputs
     assert outline("fcos_resnet50_fpn").head.classification_head.cls_logits.out_channels == outputs
@@ -59,7 +59,7 @@ def test_heads_of_one_stage_have_a_score_for_each_class_and_those_of_torchvision
 
 
 @pytest.mark.parametrize("arch", BUILDABLE)
-def test_every_architecture_answers_in_the_classes_it_was_given(arch: Arch) -> None:
+def test_every_architecture_predicts_the_given_classes(arch: Arch) -> None:
     spec = spec_of(arch, proposals=20)
     torch.manual_seed(0)
     detector, model = detector_of(spec), build(spec).eval()
@@ -85,7 +85,7 @@ def test_norms_are_replaced_everywhere(arch: Arch, norm: Norm, kind: type[nn.Mod
     assert not any(isinstance(one, nn.BatchNorm2d) for one in modules)
 
 
-def test_frozen_norms_keep_the_epsilon_of_the_architecture_unless_another_is_given() -> None:
+def test_frozen_norms_keep_the_architectures_epsilon_by_default() -> None:
     def epsilons(spec: ModelSpec) -> set[float]:
         return {one.eps for one in build(spec).backbone.body.modules() if isinstance(one, FrozenBatchNorm2d)}
 
@@ -102,14 +102,14 @@ MOBILENET_STAGES = (
     ("7", "8", "9", "10", "11", "12"),
     ("13", "14", "15", "16"),
 )
-"""Each stage's layers, by their places in the body."""
+"""The layers of each stage, by their places in the body."""
 VGG_STAGES = (range(4), range(4, 9), range(9, 16), range(16, 23))
 SSDLITE_STAGES = (range(2), range(2, 4), range(4, 7), range(7, 14))
 YOLO_STAGES = (range(1), range(1, 3), range(3, 5), range(5, 7), range(7, 11))
 
 
 def stages_of(arch: Arch) -> list[list[str]]:
-    """Return what the parameters of each of the backbone's stages begin with."""
+    """Return the prefixes of the parameters' names in each stage of the backbone."""
     if arch == "ssd300_vgg16":
         return [*([f"backbone.features.{at}." for at in stage] for stage in VGG_STAGES), ["backbone.extra.0."]]
     if arch.startswith("ssdlite"):
@@ -129,7 +129,9 @@ def stages_of(arch: Arch) -> list[list[str]]:
 
 @pytest.mark.parametrize("arch", BUILDABLE)
 @pytest.mark.parametrize("trainable", range(6))
-def test_freezing_leaves_the_stages_nearest_the_heads_and_all_outside_the_body(arch: Arch, trainable: int) -> None:
+def test_freezing_spares_the_stages_nearest_the_heads_and_all_layers_outside_the_body(
+    arch: Arch, trainable: int
+) -> None:
     model = outline(arch, "group")
     before = {name for name, one in model.named_parameters() if one.requires_grad}
     try:
@@ -145,7 +147,7 @@ def test_freezing_leaves_the_stages_nearest_the_heads_and_all_outside_the_body(a
     assert after <= before
 
 
-def test_the_numbers_to_learn_are_those_that_are_not_frozen() -> None:
+def test_parameters_that_are_not_frozen_are_counted() -> None:
     model = network("maskrcnn_resnet18_fpn", "group")
     everything = sum(one.numel() for one in model.parameters())
     assert count_parameters(model) == everything
@@ -206,7 +208,7 @@ def test_at_800_pixels_every_setting_is_torchvisions_own(arch: Arch, original: A
         ("roi_heads.box_roi_pool", ("output_size", "sampling_ratio", "featmap_names")),
         *(
             [("roi_heads.mask_roi_pool", ("output_size", "sampling_ratio", "featmap_names"))]
-            if arch in OUTLINING_REGIONS
+            if arch in MASK_REGIONS
             else []
         ),
     ):
@@ -227,12 +229,12 @@ def _follow(model: Any, path: str) -> Any:
 
 
 @pytest.mark.parametrize(("size", "longest"), [(800, 1333), (400, 666), (96, 160)])
-def test_the_longer_side_may_have_torchvisions_share_more(size: int, longest: int) -> None:
+def test_the_longer_side_is_limited_in_torchvisions_proportion(size: int, longest: int) -> None:
     assert ModelSpec("maskrcnn_resnet18_fpn", CLASSES, image_size=size).max_size == longest
 
 
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch.startswith(("retina", "fcos", "ssd"))])
-def test_the_most_detections_reach_a_network_of_one_stage(arch: Arch) -> None:
+def test_max_detections_reaches_a_one_stage_network(arch: Arch) -> None:
     with torch.device("meta"):
         assert build(ModelSpec(arch, CLASSES, max_detections=7)).detections_per_img == 7
 
@@ -255,7 +257,7 @@ def test_a_spec_that_describes_no_network_is_refused(wrong: dict[str, Any]) -> N
         ModelSpec(**{"arch": "maskrcnn_resnet18_fpn", "classes": CLASSES, **wrong})
 
 
-def test_an_architecture_that_is_not_known_is_refused_with_those_that_are() -> None:
+def test_an_unknown_architecture_is_refused_with_a_list_of_the_known_ones() -> None:
     with pytest.raises(FlawmaskError, match="there is no architecture yolo99: there are ") as caught:
         ModelSpec("yolo99", CLASSES)  # type: ignore[arg-type]
     assert all(arch in str(caught.value) for arch in ARCHITECTURES)

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back, and torchvision's own state dicts give torchvision's own answers."""
+"""Checkpoints: saved networks load unchanged, and torchvision's state dicts give torchvision's predictions."""
 
 import io
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from flawmask.prediction import Prediction
 pytestmark = pytest.mark.usefixtures("small_network")
 
 
-def test_a_network_comes_back_from_its_file_with_the_same_answers(tmp_path: Path) -> None:
+def test_a_loaded_network_gives_the_same_predictions(tmp_path: Path) -> None:
     model = network()
     checkpoint.save(tmp_path / "best.pt", model, SPEC)
     loaded, spec = checkpoint.load(tmp_path / "best.pt")
@@ -36,7 +36,7 @@ def test_a_network_comes_back_from_its_file_with_the_same_answers(tmp_path: Path
     assert detect(loaded, spec, patchwork(80, 90)) == before
 
 
-def test_the_spec_in_the_file_decides_the_answers(tmp_path: Path) -> None:
+def test_the_spec_in_the_file_decides_the_predictions(tmp_path: Path) -> None:
     for other in (replace(SPEC, max_detections=2), replace(SPEC, image_size=96)):
         checkpoint.save(tmp_path / "other.pt", network(), other)
         model, spec = checkpoint.load(tmp_path / "other.pt")
@@ -54,9 +54,7 @@ def test_the_file_holds_plain_values_tensors_and_the_facts_given(tmp_path: Path)
     assert {tensor.dtype for tensor in content["model_state_dict"].values()} == {torch.float32}
 
 
-def test_a_save_that_fails_leaves_the_old_file_and_nothing_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "best.pt"
     checkpoint.save(path, network(), SPEC, epoch=1)
     before = path.read_bytes()
@@ -120,7 +118,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "whole.pt", network(), SPEC)
     whole = (tmp_path / "whole.pt").read_bytes()
     for name, content in {"cut": whole[:-5000], "text": b"hello", "empty": b"", "png": b"\x89PNG\r\n\x1a\n"}.items():
@@ -134,10 +132,10 @@ def test_a_checkpoint_that_is_none_is_refused_in_one_line(tmp_path: Path) -> Non
 
 
 def torchvision_network(frozen: bool) -> Any:
-    """Torchvision's own network, random, and of the kind that finds something."""
+    """Return torchvision's own network with random weights that predict something."""
     torch.manual_seed(5)
     model: Any
-    if frozen:  # as it is with COCO's weights
+    if frozen:  # as torchvision builds it with COCO weights
         norm = partial(FrozenBatchNorm2d, eps=0.0)
         model = MaskRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm), 3)
     else:
@@ -150,11 +148,13 @@ def torchvision_network(frozen: bool) -> Any:
         for name, tensor in model.backbone.body.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 tensor.uniform_(*((-0.1, 0.1) if name.endswith("mean") else (0.5, 2.0)))
-    return to_device(model.eval(), torch.device("cpu"))  # the layout, since sums in another order end in other digits
+    return to_device(
+        model.eval(), torch.device("cpu")
+    )  # the memory layout matters: sums in another order have other last digits
 
 
 def with_torchvisions_pools(model: Any) -> Any:
-    """The network with torchvision's own RoIAlign: ours adds up in another order, and such weights magnify digits."""
+    """Use torchvision's own RoIAlign. Ours sums in another order, and these weights magnify the difference."""
     for name in ("box_roi_pool", "mask_roi_pool"):
         pool = getattr(model.roi_heads, name)
         plain = MultiScaleRoIAlign(pool.featmap_names, pool.output_size, pool.sampling_ratio)
@@ -181,7 +181,7 @@ def assert_same(prediction: Prediction, found: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("frozen", "size"), [(False, (800, 1050)), pytest.param(True, (900, 800), marks=pytest.mark.services)]
 )
-def test_a_state_dict_of_torchvision_gives_torchvisions_own_answers(
+def test_a_state_dict_of_torchvision_gives_torchvisions_predictions(
     tmp_path: Path, frozen: bool, size: tuple[int, int]
 ) -> None:
     theirs = torchvision_network(frozen)
@@ -192,7 +192,7 @@ def test_a_state_dict_of_torchvision_gives_torchvisions_own_answers(
     model = to_device(with_torchvisions_pools(model), torch.device("cpu"))
     assert spec.classes == ("good", "defect")
     assert spec.image_size == 800
-    # At the size at which both see it: they round what they resize otherwise, and such weights magnify that.
+    # Use the network's own size. Otherwise the two round resized pixels differently, and these weights magnify that.
     height, width = size
     cell = 50
     pixels = np.random.default_rng(int(frozen)).integers(0, 256, (height // cell, width // cell, 3), dtype=np.uint8)
@@ -210,7 +210,7 @@ def test_a_state_dict_of_torchvision_gives_torchvisions_own_answers(
     assert verdicts == {True, False}
 
 
-def test_a_state_dict_of_torchvision_is_taken_alone_too_and_with_its_old_sizes(tmp_path: Path) -> None:
+def test_a_bare_state_dict_of_torchvision_is_accepted_with_torchvisions_old_sizes(tmp_path: Path) -> None:
     torch.save(torchvision_network(frozen=False).state_dict(), tmp_path / "plain.pt")
     model, spec = checkpoint.load(tmp_path / "plain.pt")
     assert spec == ModelSpec("maskrcnn_resnet50_fpn", ("good", "defect"), norm="batch")

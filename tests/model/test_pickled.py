@@ -1,4 +1,4 @@
-"""Files of ultralytics, which hold an object: read without it, and without running what it may carry."""
+"""Pickled networks of ultralytics are read without the package and without running their code."""
 
 import os
 import re
@@ -18,13 +18,13 @@ from weight_files import detector, epsilons, shaken
 from flawmask.errors import FlawmaskError
 from flawmask.model import checkpoint, yolo, yolo_archs
 from flawmask.model.arch import ARCHITECTURES, Arch
-from flawmask.model.published import Elsewhere
+from flawmask.model.published import OtherFile
 from flawmask.model.weights import load_matching, pretrained
 
 
 @cache
 def ultralytics_network(arch: Arch) -> Any:
-    """A network as ultralytics writes it: in half precision, of COCO's classes."""
+    """Return a network as ultralytics saves it: in half precision, with COCO's classes."""
     torch.manual_seed(7)
     tasks = yolo._tasks()
     kind = tasks.SegmentationModel if arch.endswith("-seg") else tasks.DetectionModel
@@ -36,7 +36,7 @@ def ultralytics_network(arch: Arch) -> Any:
 
 
 def ultralytics_file(path: Path, arch: Arch = "yolo11n", **content: Any) -> Any:
-    """Write what ultralytics writes, with anything else, and return the network that is in it."""
+    """Write a file like ultralytics', with further entries, and return its network."""
     from ultralytics.utils import IterableSimpleNamespace
 
     model = ultralytics_network(arch)
@@ -50,18 +50,16 @@ def ultralytics_file(path: Path, arch: Arch = "yolo11n", **content: Any) -> Any:
 
 
 @pytest.mark.parametrize("arch", ["yolo11n", "yolo11n-seg", "yolo11s", "yolo11s-seg"])
-def test_yolos_file_gives_a_state_dict_with_which_the_network_gives_what_ultralytics_gives(
-    hub: Path, arch: Arch
-) -> None:
+def test_a_yolo_file_gives_a_state_dict_with_ultralytics_outputs(hub: Path, arch: Arch) -> None:
     theirs = ultralytics_file(hub / f"{arch}.pt", arch)
-    given = pretrained(arch, "coco")
-    assert (given.norm, given.norm_eps, given.source) == ("frozen", None, "COCO weights")
-    assert list(given.state) == list(theirs.state_dict())
-    assert {tensor.dtype for tensor in given.state.values()} == {torch.float32, torch.int64}
+    initial_weights = pretrained(arch, "coco")
+    assert (initial_weights.norm, initial_weights.norm_eps, initial_weights.source) == ("frozen", None, "COCO weights")
+    assert list(initial_weights.state) == list(theirs.state_dict())
+    assert {tensor.dtype for tensor in initial_weights.state.values()} == {torch.float32, torch.int64}
 
     few = detector(3, arch)
-    filled, left = load_matching(few, given)
-    # Ultralytics makes the branch of the classes as wide as their number asks for, in the smaller network.
+    filled, left = load_matching(few, initial_weights)
+    # In the smaller network, ultralytics chooses the width of the class branch by the number of classes.
     drawn = re.compile(
         r"model\.23\.cv3\.\d\.(2|0\.1|1\.[01])\." if arch.startswith("yolo11n") else r"model\.23\.cv3\.\d\.2\."
     )
@@ -70,7 +68,7 @@ def test_yolos_file_gives_a_state_dict_with_which_the_network_gives_what_ultraly
     assert filled == len(own) - len(left)
 
     ours = detector(80, arch).eval()
-    assert load_matching(ours, given)[1] == []
+    assert load_matching(ours, initial_weights)[1] == []
     assert set(epsilons(ours).values()) == {0.001}
     expected = detector(80, arch, norm="batch").eval()
     expected.load_state_dict(theirs.state_dict())
@@ -81,7 +79,7 @@ def test_yolos_file_gives_a_state_dict_with_which_the_network_gives_what_ultraly
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_yolos_file_is_fetched_from_ultralytics_address_and_kept_in_torchs_cache(
+def test_a_yolo_file_is_downloaded_from_ultralytics_into_torchs_cache(
     served: tuple[Path, str], hub: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     theirs = "https://github.com/ultralytics/assets/releases/download/"
@@ -89,7 +87,7 @@ def test_yolos_file_is_fetched_from_ultralytics_address_and_kept_in_torchs_cache
     folder, address = served
     ultralytics_file(folder / "yolo11n.pt")
     for record in yolo_archs.RECORDS:
-        ours = replace(record, coco=Elsewhere(f"{address}/{record.name}.pt"))
+        ours = replace(record, coco=OtherFile(f"{address}/{record.name}.pt"))
         monkeypatch.setitem(ARCHITECTURES, record.name, ours)
     with caplog.at_level("INFO"):
         pretrained("yolo11n", "coco")
@@ -112,9 +110,11 @@ def test_a_users_file_may_be_ultralytics_a_state_dict_or_flawmasks_own(tmp_path:
     expected = {name: tensor.float() for name, tensor in ultralytics_file(path).state_dict().items()}
 
     def check(source: str) -> None:
-        given = pretrained("yolo11n", str(path))
-        assert given.norm == "frozen", source
-        assert all(torch.equal(given.state[name].float(), tensor) for name, tensor in expected.items()), source
+        initial_weights = pretrained("yolo11n", str(path))
+        assert initial_weights.norm == "frozen", source
+        assert all(torch.equal(initial_weights.state[name].float(), tensor) for name, tensor in expected.items()), (
+            source
+        )
 
     check("ultralytics', stripped")
     ultralytics_file(path, model=None, ema=ultralytics_network("yolo11n"), epoch=3)
@@ -138,7 +138,7 @@ class _System:
 
 
 class _Constructs:
-    """A network that ultralytics would build from a description whose activation it evaluates."""
+    """A network whose description has an activation that ultralytics would evaluate as Python."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -149,7 +149,9 @@ class _Constructs:
         return yolo._tasks().DetectionModel, (description,)
 
 
-@pytest.mark.parametrize(("code", "says"), [(_System, r"names \w+\.system"), (_Constructs, "not put together")])
+@pytest.mark.parametrize(
+    ("code", "says"), [(_System, r"names \w+\.system"), (_Constructs, "not built as a torch module")]
+)
 def test_code_in_a_yolo_file_does_not_run(hub: Path, tmp_path: Path, code: Any, says: str) -> None:
     ultralytics_file(hub / "yolo11n.pt", ema=code(tmp_path / "ran"))
     with pytest.raises(FlawmaskError, match=says) as caught:
@@ -159,7 +161,7 @@ def test_code_in_a_yolo_file_does_not_run(hub: Path, tmp_path: Path, code: Any, 
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_class_that_is_not_known_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_class_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = ModuleType("models.yolo")
     old.Model = type("Model", (), {"__module__": "models.yolo"})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "models", ModuleType("models"))
@@ -186,7 +188,7 @@ def test_a_damaged_yolo_file_in_the_cache_is_named_with_what_to_do(hub: Path, da
     assert "\n" not in str(caught.value)
 
 
-def test_a_network_of_another_kind_of_object_fits_nothing(tmp_path: Path) -> None:
+def test_a_network_of_another_kind_matches_no_tensor(tmp_path: Path) -> None:
     ultralytics_file(tmp_path / "yolo11n.pt")
     with pytest.raises(FlawmaskError, match=r"yolo11n\.pt: not one tensor fits MaskRCNN; is it another architecture"):
         load_matching(detector(), pretrained("maskrcnn_resnet18_fpn", str(tmp_path / "yolo11n.pt")))

@@ -1,4 +1,4 @@
-"""Weights that others have published, in files that are like theirs but for the numbers."""
+"""Published weights, tested with files of the same structure and other numbers."""
 
 import argparse
 import hashlib
@@ -20,15 +20,15 @@ from flawmask.errors import FlawmaskError
 from flawmask.model.arch import ARCHITECTURES, Arch, architecture
 from flawmask.model.architecture import FixedSquare
 from flawmask.model.build import build
-from flawmask.model.published import Elsewhere
+from flawmask.model.published import OtherFile
 from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import Pretrained, load_matching, pretrained
 from flawmask.training.config import TrainSettings
-from flawmask.training.start import _norm, start
+from flawmask.training.network import _norm, build_for_training
 
 
 def as_published(state: State) -> State:
-    """The tensors under the names that torchvision's old files have."""
+    """Return the tensors with the names in torchvision's old files."""
     for now, before in (
         (r"(backbone\.fpn\.\w+_blocks\.\d)\.0\.(\w+)", r"\1.\2"),
         (r"rpn\.head\.conv\.0\.0\.(\w+)", r"rpn.head.conv.\1"),
@@ -48,7 +48,7 @@ def in_hub(hub: Path, published: Any, state: State) -> None:
 
 @pytest.fixture
 def quick_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the seconds in which VGG's classifier is drawn, of which SSD uses nothing."""
+    """Skip the initialisation of VGG's classifier, which takes seconds and is not used by SSD."""
 
     def features(**_: Any) -> Any:
         return SimpleNamespace(features=make_layers(cfgs["D"], batch_norm=False))
@@ -57,8 +57,8 @@ def quick_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outputs(model: Any, image: Tensor) -> list[Tensor]:
-    """All that a detector's layers give for an image, torchvision's preprocessing included."""
-    vars(model.transform).pop("resize", None)  # our networks take images that are resized already
+    """Return all outputs of a detector's layers for an image, after torchvision's preprocessing."""
+    vars(model.transform).pop("resize", None)  # undo: our networks get resized images
     images, _ = model.eval().transform([image])
     features = list(model.backbone(images.tensors).values())
     if not hasattr(model, "roi_heads"):
@@ -97,19 +97,19 @@ SSDLITE_HEADS = {name.replace(".weight", ".1.weight").replace(".bias", ".1.bias"
         ("ssdlite320_mobilenet_v3_large", SSDLITE_HEADS, 0.001),
     ],
 )
-def test_cocos_weights_fill_all_but_the_class_heads_and_give_what_torchvisions_network_gives(
+def test_coco_weights_fill_all_but_the_class_heads_and_give_torchvisions_outputs(
     hub: Path, arch: Arch, class_heads: set[str], eps: float | None
 ) -> None:
     torch.manual_seed(4)
     record = architecture(arch)
     state = shaken(get_model(arch, weights=None, weights_backbone=None, num_classes=91).state_dict())
     in_hub(hub, record.coco, as_published(state))
-    given = pretrained(arch, "coco")
-    assert (given.norm, given.source) == ("frozen", "COCO weights")
+    initial_weights = pretrained(arch, "coco")
+    assert (initial_weights.norm, initial_weights.source) == ("frozen", "COCO weights")
 
-    few = detector(2, arch, norm=given.norm, norm_eps=given.norm_eps)
+    few = detector(2, arch, norm=initial_weights.norm, norm_eps=initial_weights.norm_eps)
     drawn = {name: few.state_dict()[name].clone() for name in class_heads}
-    filled, left = load_matching(few, given)
+    filled, left = load_matching(few, initial_weights)
     loaded = few.state_dict()
     assert {line.split(" ")[0] for line in left} == class_heads
     assert filled == len(loaded) - len(class_heads)
@@ -118,8 +118,10 @@ def test_cocos_weights_fill_all_but_the_class_heads_and_give_what_torchvisions_n
 
     sizes: Any = {} if isinstance(record.size, FixedSquare) else {"min_size": 96, "max_size": 160}
     theirs = get_model(arch, weights="COCO_V1", **sizes)
-    ours = detector(90, arch, norm=given.norm, norm_eps=given.norm_eps, image_size=record.image_size(96))
-    assert load_matching(ours, given)[1] == []
+    ours = detector(
+        90, arch, norm=initial_weights.norm, norm_eps=initial_weights.norm_eps, image_size=record.image_size(96)
+    )
+    assert load_matching(ours, initial_weights)[1] == []
     assert epsilons(ours) == epsilons(theirs)
     assert set(epsilons(ours).values()) == (set() if eps is None else {eps})
     with torch.inference_mode():
@@ -131,7 +133,7 @@ def test_cocos_weights_fill_all_but_the_class_heads_and_give_what_torchvisions_n
 
 
 @pytest.mark.usefixtures("quick_vgg")
-def test_vggs_features_go_into_ssd_up_to_the_last_convolution(hub: Path) -> None:
+def test_vgg_features_fill_ssd_up_to_the_last_convolution(hub: Path) -> None:
     torch.manual_seed(5)
     features = make_layers(cfgs["D"], batch_norm=False)
     state = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
@@ -151,17 +153,17 @@ def test_vggs_features_go_into_ssd_up_to_the_last_convolution(hub: Path) -> None
         torch.testing.assert_close(model.backbone.extra[0][:7](found), theirs.extra[0][:7](expected))
 
 
-def test_ssdlite_takes_of_mobilenet_what_its_narrow_tail_lets_it_and_the_rest_still_sees_the_image(hub: Path) -> None:
+def test_ssdlite_takes_the_mobilenet_layers_that_fit_and_the_others_still_get_a_signal(hub: Path) -> None:
     torch.manual_seed(6)
     arch: Arch = "ssdlite320_mobilenet_v3_large"
     classifier_ = mobilenet_v3_large(weights=None)
     classifier_.load_state_dict(shaken(classifier_.state_dict()))
     in_hub(hub, architecture(arch).imagenet, classifier_.state_dict())
-    given = pretrained(arch, "imagenet")
-    assert given.norm == "frozen"
-    spec = ModelSpec(arch, ("a", "b"), image_size=320, norm=given.norm, norm_eps=given.norm_eps)
+    initial_weights = pretrained(arch, "imagenet")
+    assert initial_weights.norm == "frozen"
+    spec = ModelSpec(arch, ("a", "b"), image_size=320, norm=initial_weights.norm, norm_eps=initial_weights.norm_eps)
     model = build(spec)
-    filled, left = load_matching(model, given)
+    filled, left = load_matching(model, initial_weights)
     own = {
         name
         for name in model.state_dict()
@@ -170,8 +172,10 @@ def test_ssdlite_takes_of_mobilenet_what_its_narrow_tail_lets_it_and_the_rest_st
     assert filled == len(own)
     assert not own & {line.split(" ")[0].rstrip(":") for line in left}
 
-    model = start(TrainSettings(arch=arch), spec, given, torch.device("cpu"), torch.float32, is_pretrained=True)
-    assert all(torch.equal(model.state_dict()[name], given.state[name]) for name in own)
+    model = build_for_training(
+        TrainSettings(arch=arch), spec, initial_weights, torch.device("cpu"), torch.float32, is_pretrained=True
+    )
+    assert all(torch.equal(model.state_dict()[name], initial_weights.state[name]) for name in own)
     body = classifier_.features.eval()
     with torch.inference_mode():
         image = torch.randn(1, 3, 320, 320)
@@ -180,25 +184,25 @@ def test_ssdlite_takes_of_mobilenet_what_its_narrow_tail_lets_it_and_the_rest_st
     assert all(0.01 < float(level.std() / levels[0].std()) < 10 for level in levels)
 
 
-def test_ssdlite_learns_from_nothing_with_a_norm_that_one_image_is_enough_for() -> None:
+def test_ssdlite_from_scratch_gets_a_norm_that_works_for_one_image() -> None:
     nothing = Pretrained({}, "group", None, "")
-    assert _norm(TrainSettings(arch="ssdlite320_mobilenet_v3_large"), nothing, at_once=4) == "group"
-    assert _norm(TrainSettings(arch="ssd300_vgg16"), nothing, at_once=4) == "batch"
+    assert _norm(TrainSettings(arch="ssdlite320_mobilenet_v3_large"), nothing, micro_batch_size=4) == "group"
+    assert _norm(TrainSettings(arch="ssd300_vgg16"), nothing, micro_batch_size=4) == "batch"
 
 
-def test_rfdetrs_file_is_checked_and_loads_with_the_settings_that_it_was_trained_with(
+def test_an_rfdetr_file_is_checked_and_loads_with_its_training_settings(
     served: tuple[Path, str], hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, address = served
     tensor = torch.rand(3, 3)
     torch.save({"model": {"backbone.0.level": tensor}, "args": argparse.Namespace(lr=1e-4)}, folder / "nano.pth")
     md5 = hashlib.md5((folder / "nano.pth").read_bytes()).hexdigest()
-    record = replace(architecture("rfdetr_seg_nano"), coco=Elsewhere(f"{address}/nano.pth", md5))
+    record = replace(architecture("rfdetr_seg_nano"), coco=OtherFile(f"{address}/nano.pth", md5))
     monkeypatch.setitem(ARCHITECTURES, record.name, record)
-    given = pretrained("rfdetr_seg_nano", "coco")
-    assert list(given.state) == ["backbone.0.level"]
-    assert torch.equal(given.state["backbone.0.level"], tensor)
-    changed = replace(record, coco=Elsewhere(f"{address}/nano.pth", md5[::-1]))
+    initial_weights = pretrained("rfdetr_seg_nano", "coco")
+    assert list(initial_weights.state) == ["backbone.0.level"]
+    assert torch.equal(initial_weights.state["backbone.0.level"], tensor)
+    changed = replace(record, coco=OtherFile(f"{address}/nano.pth", md5[::-1]))
     monkeypatch.setitem(ARCHITECTURES, record.name, changed)
     with pytest.raises(FlawmaskError, match=r"nano\.pth is not the file that was published.*delete it"):
         pretrained("rfdetr_seg_nano", "coco")

@@ -1,4 +1,4 @@
-"""A whole batch's losses without a loop over images are those of `rcnn_losses.losses`."""
+"""The losses of a whole batch at once equal those of `rcnn_losses.losses`, which goes image by image."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("small_network")
 
 
 def assert_same_losses(model: Any, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """To five digits; and all gradients but for 0.00003 of the largest: biases add up thousands of numbers."""
+    """Losses must agree to five digits, gradients to 0.00003 of the largest: biases sum thousands of numbers."""
     assert found.keys() == expected.keys()
     for name, loss in found.items():
         assert loss.dtype == torch.float32
@@ -37,7 +37,7 @@ def assert_same_losses(model: Any, found: dict[str, Tensor], expected: dict[str,
 @pytest.mark.parametrize(
     "arch", ["maskrcnn_resnet18_fpn", "maskrcnn_mobilenet_v3_large_fpn", "fasterrcnn_mobilenet_v3_large_fpn"]
 )
-def test_losses_and_gradients_are_those_of_the_plain_way_where_nothing_is_left_to_chance(
+def test_losses_and_gradients_equal_the_plain_ones_without_random_samples(
     arch: Arch, chosen: list[int], seed: int | None
 ) -> None:
     model = without_chance(arch, seed)
@@ -48,22 +48,22 @@ def test_losses_and_gradients_are_those_of_the_plain_way_where_nothing_is_left_t
 
 @pytest.mark.parametrize("chosen", [[0], [1], [1, 0], [0, 2], [1, 2]])
 @pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "maskrcnn_mobilenet_v3_large_fpn"])
-def test_losses_and_gradients_on_wide_flat_images_are_those_of_the_plain_way(arch: Arch, chosen: list[int]) -> None:
+def test_losses_and_gradients_on_wide_images_equal_the_plain_ones(arch: Arch, chosen: list[int]) -> None:
     model = without_chance(arch, seed=3)
     images, targets = flat_of(chosen)
     expected = rcnn_losses.losses(model, images, targets, ENOUGH)
     assert_same_losses(model, RcnnBatch(model, ENOUGH).losses(images, targets), expected)
 
 
-def test_as_many_regions_and_masks_as_follow_the_instances_give_the_losses_of_the_plain_way() -> None:
+def test_default_numbers_of_regions_and_masks_give_the_plain_losses() -> None:
     model = without_chance(seed=5)
-    model.rpn._post_nms_top_n["training"] = 3  # so few that none is left out
+    model.rpn._post_nms_top_n["training"] = 3  # so few that all are sampled
     images, targets = chosen_of([0, 1, 2, 3])
     expected = rcnn_losses.losses(model, images, targets, None)
     assert_same_losses(model, RcnnBatch(model, None).losses(images, targets), expected)
 
 
-def test_after_a_few_steps_losses_and_gradients_are_still_those_of_the_plain_way() -> None:
+def test_losses_and_gradients_equal_the_plain_ones_after_a_few_steps() -> None:
     model = without_chance(seed=7)
     images, targets = chosen_of([0, 1, 2, 3])
     together = RcnnBatch(model, ENOUGH)
@@ -77,14 +77,14 @@ def test_after_a_few_steps_losses_and_gradients_are_still_those_of_the_plain_way
 
 
 @pytest.mark.parametrize("places", [[0, 1, 2, 3], [1]])
-def test_slots_that_do_not_count_change_neither_losses_nor_gradients(places: list[int]) -> None:
+def test_unused_slots_change_neither_losses_nor_gradients(places: list[int]) -> None:
     model = network()
     stir(model, 1)
     images, targets = chosen_of(places)
     together = RcnnBatch(model, None)
     pixels, sizes = stacked(images)
-    exact = together.given(pixels, sizes, targets)
-    larger = together.given(pixels, sizes, targets, is_rounded=True)
+    exact = together.inputs(pixels, sizes, targets)
+    larger = together.inputs(pixels, sizes, targets, is_rounded=True)
     more = larger.instances.labels.shape[1] - exact.instances.labels.shape[1]
     assert more > 0
     assert larger.instances.window > exact.instances.window
@@ -107,7 +107,7 @@ def test_every_parameter_has_a_gradient_on_images_without_an_instance() -> None:
     assert found.keys() == {name for name, one in model.named_parameters() if one.requires_grad}
 
 
-def test_a_look_at_the_features_sizes_changes_no_norm_and_no_mode() -> None:
+def test_measuring_feature_sizes_changes_no_norm_and_no_mode() -> None:
     model = network()
     model.backbone.body.conv1.eval()
     modes = [one.training for one in model.modules()]
@@ -127,17 +127,17 @@ def five_on_each_of_four() -> tuple[list[Tensor], list[Target]]:
     return images, [target_of([rectangle(size, *spot) for spot in spots], size) for size in sizes]
 
 
-def test_a_pass_asks_the_device_one_question_where_the_plain_way_asks_dozens() -> None:
+def test_a_pass_reads_one_value_from_the_device_and_the_plain_way_dozens() -> None:
     model = network()
     images, targets = five_on_each_of_four()
     together = RcnnBatch(model, None)
     pixels, sizes = stacked(images)
-    given_here = together.given(pixels, sizes, targets)  # looks at what is on the CPU still
-    with pooled_as_on_a_gpu(), counted() as asked:
+    given_here = together.inputs(pixels, sizes, targets)  # looks at what is on the CPU still
+    with pooled_as_on_a_gpu(), counted() as measured:
         proposed = together.propose(given_here)
         regions = together.settled(proposed.regions, proposed.candidates)
         gradients(model, together.losses_of(given_here, proposed, regions))
-    assert dict(asked) == {"_local_scalar_dense": 1}
-    with counted() as asked:
+    assert dict(measured) == {"_local_scalar_dense": 1}
+    with counted() as measured:
         gradients(model, rcnn_losses.losses(model, images, targets, None))
-    assert asked.total() > 50
+    assert measured.total() > 50

@@ -1,4 +1,4 @@
-"""On which regions the heads learn is drawn as it is allowed, for a whole batch at once."""
+"""The regions that train the heads are sampled correctly for a whole batch at once."""
 
 from dataclasses import fields, replace
 from typing import Any
@@ -16,13 +16,13 @@ from torch import Tensor
 from flawmask.model import rcnn_batch, rcnn_losses
 from flawmask.model.instances import Instances
 from flawmask.model.matching import AnchorSamples
-from flawmask.model.rcnn_batch import Drawn, DrawnMasks, RcnnBatch, Regions
+from flawmask.model.rcnn_batch import RcnnBatch, Regions, SampledMasks, SampledRegions
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
 
 def on_instance_of(model: Any, regions: Regions, instances: Instances, at: int) -> tuple[Tensor, Tensor]:
-    """All valid regions of an image, the true boxes among them, and each one's label, as torchvision has them."""
+    """Return all valid regions of an image, the true boxes included, with the labels that torchvision gives them."""
     truth = instances.boxes[at, : instances.counts[at]]
     boxes = torch.cat((regions.boxes[at][regions.is_box[at]], truth))
     of_image = instances.labels[at, : instances.counts[at]]
@@ -32,7 +32,7 @@ def on_instance_of(model: Any, regions: Regions, instances: Instances, at: int) 
 
 @pytest.mark.parametrize("roi_samples", [None, 20, 41])
 @pytest.mark.parametrize(("around", "beside"), [(40, 60), (1, 60), (40, 2), (3, 0)])
-def test_of_each_image_as_many_regions_as_asked_for_are_drawn_a_quarter_on_an_instance_and_none_twice(
+def test_the_wanted_number_of_distinct_regions_is_sampled_at_most_a_quarter_positive(
     around: int, beside: int, roi_samples: int | None
 ) -> None:
     model = network()
@@ -59,7 +59,7 @@ def test_of_each_image_as_many_regions_as_asked_for_are_drawn_a_quarter_on_an_in
 
 
 @pytest.mark.parametrize("roi_samples", [None, 20])
-def test_masks_are_learned_of_regions_on_an_instance_four_for_each_where_their_number_follows(
+def test_masks_are_learned_from_positive_regions_by_default_four_per_instance(
     roi_samples: int | None,
 ) -> None:
     model = network()
@@ -81,7 +81,7 @@ def test_masks_are_learned_of_regions_on_an_instance_four_for_each_where_their_n
         assert not masks.labels[~masks.used].any()
 
 
-def test_each_region_is_drawn_about_as_often_as_every_other_of_its_kind() -> None:
+def test_regions_of_a_kind_are_sampled_uniformly() -> None:
     model = network()
     regions, instances = made_regions((2, 1), 20, 20)
     together = RcnnBatch(model, 40)
@@ -94,7 +94,10 @@ def test_each_region_is_drawn_about_as_often_as_every_other_of_its_kind() -> Non
         drawn = together.draw(regions, instances)
         assert drawn.masks is not None
         for at, (boxes, _) in enumerate(known):
-            chosen: tuple[tuple[list[Tensor], Drawn | DrawnMasks], ...] = ((times, drawn), (of_masks, drawn.masks))
+            chosen: tuple[tuple[list[Tensor], SampledRegions | SampledMasks], ...] = (
+                (times, drawn),
+                (of_masks, drawn.masks),
+            )
             for counter, one in chosen:
                 here = (one.image_of == at) & one.used
                 counter[at] += (boxes[:, None] == one.rois[here]).all(dim=-1).any(dim=1)
@@ -110,7 +113,7 @@ def test_each_region_is_drawn_about_as_often_as_every_other_of_its_kind() -> Non
 
 
 def rows_of(drawn: Any, at: int) -> Tensor:
-    """What is learned on each region of an image, as sorted rows."""
+    """Return the targets of each region of an image as sorted rows."""
     here = (drawn.image_of == at) & drawn.used
     parts = [getattr(drawn, one.name) for one in fields(drawn) if one.name not in ("image_of", "counts", "masks")]
     rows = torch.cat([one[here].flatten(1) if one.ndim > 1 else one[here][:, None] for one in parts], dim=1)
@@ -129,7 +132,7 @@ def alone(regions: Regions, instances: Instances, at: int) -> tuple[Regions, Ins
     )
 
 
-def test_what_is_learned_of_an_image_does_not_depend_on_those_beside_it() -> None:
+def test_samples_of_an_image_do_not_depend_on_its_batch() -> None:
     model = without_chance()
     regions, instances = made_regions((2, 0, 3, 1), 5, 5)
     together = RcnnBatch(model, ENOUGH)
@@ -145,7 +148,7 @@ def test_what_is_learned_of_an_image_does_not_depend_on_those_beside_it() -> Non
         assert torch.equal(anchors_of(samples, at), anchors_of(apart, 0))
 
 
-def test_what_the_heads_learn_of_a_region_is_what_torchvision_says() -> None:
+def test_the_heads_targets_for_a_region_equal_torchvisions() -> None:
     model = network()
     regions, instances = made_regions((2, 0, 3, 1), 6, 6)
     drawn = RcnnBatch(model, ENOUGH).draw(regions, instances)
@@ -168,7 +171,7 @@ def test_what_the_heads_learn_of_a_region_is_what_torchvision_says() -> None:
     more=st.integers(0, 9),
 )
 @settings(deadline=None)
-def test_slots_are_the_images_one_after_the_other(quotas: list[int], more: int) -> None:
+def test_slots_belong_to_the_images_in_order(quotas: list[int], more: int) -> None:
     expected = [(at, number) for at, quota in enumerate(quotas) for number in range(quota)]
     image_of, number, is_slot = rcnn_batch._slots(torch.tensor(quotas), len(expected) + more)
     assert is_slot.tolist() == [True] * len(expected) + [False] * more

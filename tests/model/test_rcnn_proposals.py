@@ -1,4 +1,4 @@
-"""A whole batch's region proposals are those of torchvision, in their order."""
+"""The region proposals of a whole batch equal torchvision's, in the same order."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,22 +10,20 @@ from torch import Tensor
 
 from flawmask.model import nms, rcnn_batch
 from flawmask.model.layers import batched, stacked
-from flawmask.model.rcnn_batch import Proposed, RcnnBatch
+from flawmask.model.rcnn_batch import Proposals, RcnnBatch
 from flawmask.model.targets import Target
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
 
-def proposed_by(model: Any, images: Sequence[Tensor], targets: Sequence[Target]) -> Proposed:
+def proposed_by(model: Any, images: Sequence[Tensor], targets: Sequence[Target]) -> Proposals:
     together = RcnnBatch(model, None)
-    return together.propose(together.given(*stacked(images), targets))
+    return together.propose(together.inputs(*stacked(images), targets))
 
 
 @pytest.mark.parametrize("rounds", [nms.ROUNDS, 1])
 @pytest.mark.parametrize("seed", range(4))
-def test_region_proposals_are_those_of_torchvision_in_their_order(
-    seed: int, rounds: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_region_proposals_equal_torchvisions_in_order(seed: int, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rcnn_batch, "ROUNDS", rounds)
     model = without_chance(seed=seed)
     model.rpn._post_nms_top_n["training"] = 200
@@ -45,7 +43,7 @@ def test_region_proposals_are_those_of_torchvision_in_their_order(
 
 
 @pytest.mark.parametrize("chosen", [[0], [1], [1, 0], [0, 2], [1, 2]])
-def test_region_proposals_on_wide_flat_images_are_those_of_torchvision(chosen: list[int]) -> None:
+def test_region_proposals_on_wide_images_equal_torchvisions(chosen: list[int]) -> None:
     model = without_chance(seed=0)
     model.rpn._post_nms_top_n["training"] = 200
     images, targets = flat_of(chosen)
@@ -59,7 +57,7 @@ def test_region_proposals_on_wide_flat_images_are_those_of_torchvision(chosen: l
         torch.testing.assert_close(boxes[is_box], wanted, atol=1e-4, rtol=1e-5)
 
 
-def test_fewer_candidates_than_there_are_anchors_are_those_of_torchvision() -> None:
+def test_a_limited_number_of_candidates_equals_torchvisions() -> None:
     model = without_chance(seed=2)
     model.rpn._pre_nms_top_n["training"], model.rpn._post_nms_top_n["training"] = 70, 13
     images, targets = chosen_of([2, 0])

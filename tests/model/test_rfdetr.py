@@ -1,4 +1,4 @@
-"""RF-DETR: built without a download, rfdetr's own losses and detections, trained, saved, loaded and judged."""
+"""RF-DETR: built without a download, with rfdetr's losses and predictions, trained, saved, loaded and evaluated."""
 
 import socket
 import sys
@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 
 @cache
 def network() -> Any:
-    """One network for all tests that do not change it."""
+    """Return a cached network for tests that do not change it."""
     torch.manual_seed(0)
     return build(SPEC)
 
@@ -74,7 +74,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("arch", "asked", "side"),
+    ("arch", "image_size", "side"),
     [
         ("rfdetr_seg_nano", 64, 120),
         ("rfdetr_seg_nano", 312, 312),
@@ -84,14 +84,14 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
         ("rfdetr_seg_small", 385, 408),
     ],
 )
-def test_images_are_squeezed_to_a_square_of_whole_windows(arch: Arch, asked: int, side: int) -> None:
-    spec = ModelSpec(arch, CLASSES, image_size=asked)
+def test_images_are_resized_to_a_square_of_whole_windows(arch: Arch, image_size: int, side: int) -> None:
+    spec = ModelSpec(arch, CLASSES, image_size=image_size)
     assert spec.resized(70, 300) == spec.resized(300, 70) == (side, side)
 
 
 @needs_rfdetr
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_it_is_built_in_silence_without_a_network(
+def test_it_is_built_silently_without_internet(
     arch: Arch, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: Any) -> NoReturn:
@@ -114,9 +114,9 @@ def test_it_is_built_in_silence_without_a_network(
 
 
 @needs_rfdetr
-def test_targets_reach_it_as_shares_of_the_image_with_whole_masks(dataset: Path) -> None:
+def test_rfdetr_targets_are_relative_boxes_with_whole_masks(dataset: Path) -> None:
     targets = batch_of(dataset).targets
-    found = rfdetr._wanted(targets[0], 120, 120)
+    found = rfdetr._rfdetr_target(targets[0], 120, 120)
     _, mask = part(0)
     rows, columns = (torch.from_numpy(mask).any(axis).nonzero().squeeze(1) for axis in (1, 0))
     ends = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / mask.shape[0]
@@ -127,29 +127,29 @@ def test_targets_reach_it_as_shares_of_the_image_with_whole_masks(dataset: Path)
 
 
 @needs_rfdetr
-def test_the_losses_add_up_to_rfdetrs_own(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sums_of_the_losses_equal_rfdetrs(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network().train()
     images, targets = batch_of(dataset).on(CPU)
     points = torch.rand(5000, 2)
-    # Masks are compared at random points, which it draws for a whole batch: here the same for every instance.
+    # rfdetr compares masks at random points, drawn for a whole batch. Here they are the same for every instance.
     monkeypatch.setattr(torch, "rand", lambda *size, **_: points[: size[1]].expand(*size).clone())
     with torch.no_grad():
         ours = rfdetr.losses(model, images, targets, None)
-        wanted = [rfdetr._wanted(target, 120, 120) for target in targets]
-        theirs = model.criterion(model(rfdetr._normalised(rfdetr.seen(model, images))), wanted)
+        wanted = [rfdetr._rfdetr_target(target, 120, 120) for target in targets]
+        theirs = model.criterion(model(rfdetr._normalised(rfdetr.network_input(model, images))), wanted)
     assert tuple(ours) == SPEC.architecture.loss_names
     total = sum(weight * theirs[name] for name, weight in model.criterion.weight_dict.items())
     assert float(sum(ours.values())) == pytest.approx(float(total), rel=1e-5)
 
 
 @needs_rfdetr
-def test_a_batch_without_instances_is_learned_from(dataset: Path) -> None:
+def test_a_batch_without_instances_can_be_learned(dataset: Path) -> None:
     model = build(SPEC).train()
     images, targets = batch_of(dataset).on(CPU)
     full = rfdetr.losses(model, images, targets, None)
     empty = rfdetr.losses(model, images, [nothing(), nothing()], None)
     assert [name for name, loss in empty.items() if loss] == ["loss_ce"]
-    # The two images of the full batch share their loss, so the empty one's may be twice as much.
+    # The loss of the full batch is divided by two images, so that of the empty image may be twice as large.
     assert 0 < float(empty["loss_ce"].detach()) < 3 * float(full["loss_ce"].detach())
     torch.autograd.backward(torch.stack([*empty.values()]).sum())
     gradients = [one.grad for one in model.parameters() if one.grad is not None]
@@ -158,10 +158,10 @@ def test_a_batch_without_instances_is_learned_from(dataset: Path) -> None:
 
 
 def outputs(spec: ModelSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, boxes and masks as the network would answer for an image."""
+    """Return logits, boxes and masks like the network's outputs for an image."""
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(40, len(spec.classes) + 1, generator=draw)
-    logits[:, -1] = 9.0  # stands for nothing
+    logits[:, -1] = 9.0  # the class for no object
     boxes = torch.rand(40, 4, generator=draw) * 0.5 + 0.2
     return logits, boxes, torch.randn(40, 30, 30, generator=draw)
 
@@ -180,7 +180,7 @@ def test_detections_are_rfdetrs_own() -> None:
     assert torch.allclose(found["boxes"], theirs["boxes"])
 
 
-def test_detections_that_score_no_more_than_the_floor_are_dropped() -> None:
+def test_predictions_up_to_the_score_floor_are_dropped() -> None:
     spec = ModelSpec("rfdetr_seg_nano", CLASSES)
     everything = rfdetr._instances(*outputs(spec), spec, 0.0, (70, 90))
     floor = float(everything["scores"][5])
@@ -188,7 +188,7 @@ def test_detections_that_score_no_more_than_the_floor_are_dropped() -> None:
     assert all(torch.equal(one, everything[name][:5]) for name, one in found.items())
 
 
-def test_a_mask_lies_in_its_box_as_it_lay_on_the_image() -> None:
+def test_a_mask_in_its_box_equals_the_mask_on_the_image() -> None:
     logits, boxes, masks = torch.full((1, 3), -9.0), torch.tensor([[0.5, 0.5, 0.4, 0.8]]), torch.full((1, 40, 80), -9.0)
     logits[0, 1] = 9.0
     masks[:, :20, 32:40] = 9.0  # the box's upper left quarter, and above it
@@ -203,7 +203,7 @@ def test_a_mask_lies_in_its_box_as_it_lay_on_the_image() -> None:
 
 @needs_rfdetr
 @pytest.mark.parametrize("trainable", range(6))
-def test_freezing_leaves_the_layers_nearest_the_heads_and_all_outside_the_encoder(trainable: int) -> None:
+def test_freezing_spares_the_layers_nearest_the_heads_and_all_outside_the_encoder(trainable: int) -> None:
     model = network()
     freeze(model, SPEC, trainable)
     learned = {name for name, one in model.named_parameters() if one.requires_grad}
@@ -216,7 +216,7 @@ def test_freezing_leaves_the_layers_nearest_the_heads_and_all_outside_the_encode
     assert any(name.startswith(inside) for name in learned) == (trainable > 0)
 
 
-def test_a_score_that_is_no_number_is_left_out_and_takes_nobodys_place() -> None:
+def test_a_nan_score_is_dropped_and_takes_no_place() -> None:
     logits, boxes, masks = outputs(SPEC)
     spec = ModelSpec("rfdetr_seg_nano", CLASSES, max_detections=5)
     logits[0] = -20.0
@@ -229,13 +229,13 @@ def test_a_score_that_is_no_number_is_left_out_and_takes_nobodys_place() -> None
 
 @needs_rfdetr
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
-def test_the_copy_for_inference_finds_the_same_and_shares_nothing(dtype: torch.dtype, tolerance: float) -> None:
+def test_the_copy_for_inference_predicts_the_same_and_shares_no_memory(dtype: torch.dtype, tolerance: float) -> None:
     model = network().eval()
     noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    given = resized(SPEC, noise)
+    inputs = resized(SPEC, noise)
     fast = for_inference(model, SPEC, CPU, dtype)
     with torch.inference_mode():
-        (expected,), (found,) = rfdetr.infer(model, *given), rfdetr.infer(fast, *given)
+        (expected,), (found,) = rfdetr.infer(model, *inputs), rfdetr.infer(fast, *inputs)
     assert all(one.dtype in (torch.float32, torch.int64) for one in found.values())
     assert torch.allclose(found["scores"], expected["scores"], rtol=0, atol=tolerance)
     if dtype == torch.float32:
@@ -250,13 +250,13 @@ def test_the_copy_for_inference_finds_the_same_and_shares_nothing(dtype: torch.d
 def test_a_plain_state_dict_is_loaded_by_name(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"model": network().state_dict()}, path)
-    given = pretrained(SPEC.arch, str(path))
+    initial_weights = pretrained(SPEC.arch, str(path))
     same = build(SPEC)
-    filled, left = load_matching(same, given)
+    filled, left = load_matching(same, initial_weights)
     assert (filled, left) == (len(network().state_dict()), [])
     assert all(torch.equal(one, network().state_dict()[name]) for name, one in same.state_dict().items())
     other = build(ModelSpec("rfdetr_seg_nano", ("crack", "good", "scratch"), image_size=240))
-    _, left = load_matching(other, given)
+    _, left = load_matching(other, initial_weights)
     assert left
     assert all("class_embed" in line for line in left)
 
@@ -286,7 +286,7 @@ def test_its_loss_falls(dataset: Path, dtype: torch.dtype) -> None:
 @needs_rfdetr
 @pytest.mark.slow
 @pytest.mark.services
-def test_it_is_trained_saved_loaded_and_judged(dataset: Path, tmp_path: Path) -> None:
+def test_it_is_trained_saved_loaded_and_evaluated(dataset: Path, tmp_path: Path) -> None:
     trained = train(settings(dataset, output_dir=tmp_path / "run", arch="rfdetr_seg_nano"))
     assert set(SPEC.architecture.loss_names) < set(trained.history)
     assert trained.history["skipped_steps"] == [0]

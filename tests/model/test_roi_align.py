@@ -1,4 +1,4 @@
-"""The pyramid's RoIAlign gives what torchvision's gives, forwards and backwards."""
+"""The pyramid's RoIAlign equals torchvision's, forward and backward."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from flawmask.model.roi_align import PyramidRoIAlign
 
 NAMES = ["0", "1", "2", "3"]
 SIZES = [(128, 96), (100, 160)]
-"""Of the images; padded they are 128 x 160."""
+"""The images' sizes. Padded to one size, they are 128 x 160."""
 
 
 def pyramid(dtype: torch.dtype = torch.float32, channels: int = 5, levels: int = 4) -> dict[str, Tensor]:
@@ -22,12 +22,12 @@ def pyramid(dtype: torch.dtype = torch.float32, channels: int = 5, levels: int =
         NAMES[level]: torch.randn(len(SIZES), channels, 128 // 2 ** (2 + level), 160 // 2 ** (2 + level)).to(dtype)
         for level in range(levels)
     }
-    maps["pool"] = torch.randn(len(SIZES), channels, 2, 3)  # a level that no region is taken from
+    maps["pool"] = torch.randn(len(SIZES), channels, 2, 3)  # a level that no region is pooled from
     return {name: one.requires_grad_() for name, one in maps.items()}
 
 
 def random_boxes(count: int, reach: float = 30.0) -> Tensor:
-    """Boxes of all sizes, some of no width, some beyond the image's edges."""
+    """Return boxes of all sizes, some without width, some beyond the image's edges."""
     corners = torch.rand(count, 2) * torch.tensor([160 + 2 * reach, 128 + 2 * reach]) - reach
     sides = torch.rand(count, 2) ** 3 * torch.tensor([200.0, 160.0])
     sides[::5] = 0
@@ -35,7 +35,7 @@ def random_boxes(count: int, reach: float = 30.0) -> Tensor:
 
 
 class OnAGPU(PyramidRoIAlign):
-    """Goes the way that is taken on a GPU."""
+    """Computes as on a GPU."""
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         with pooled_as_on_a_gpu():
@@ -49,7 +49,7 @@ def pooled_both_ways(
     samples: int = 2,
     ours: type[PyramidRoIAlign] = PyramidRoIAlign,
 ) -> tuple[tuple[Tensor, list[Tensor]], tuple[Tensor, list[Tensor]]]:
-    """Return what is pooled and the features' gradients, from ours and from torchvision's."""
+    """Return the pooled features and the gradients of the levels, ours and torchvision's."""
     both = []
     names = [name for name in NAMES if name in maps]
     weights = None
@@ -65,7 +65,7 @@ def pooled_both_ways(
 
 
 def assert_same(boxes: Sequence[Tensor], size: int | tuple[int, int], samples: int, levels: int) -> None:
-    """As on a CPU, and as on a GPU."""
+    """Both the CPU's and the GPU's computation are tested."""
     maps = pyramid(levels=levels)
     for ours in (PyramidRoIAlign, OnAGPU):
         (pooled, gradients), (expected, wanted) = pooled_both_ways(maps, list(boxes), size, samples, ours)
@@ -107,7 +107,7 @@ def test_regions_at_and_beyond_the_edges_are_those_of_torchvision() -> None:
     assert_same([edges, edges.flip(0)], 7, 2, 4)
 
 
-def test_boxes_between_two_levels_fall_on_the_one_that_torchvision_takes() -> None:
+def test_boxes_between_two_levels_get_torchvisions_level() -> None:
     torch.manual_seed(0)
     sides = torch.tensor([28.0, 56.0, 112.0, 224.0])[:, None] + torch.tensor([-1e-3, 0.0, 1e-3])
     corners = torch.zeros(12, 2)
@@ -115,7 +115,7 @@ def test_boxes_between_two_levels_fall_on_the_one_that_torchvision_takes() -> No
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3), (3, 0)])
-def test_images_without_a_region_have_none_and_every_level_a_gradient(counts: tuple[int, int]) -> None:
+def test_images_without_regions_pool_nothing_and_every_level_has_a_gradient(counts: tuple[int, int]) -> None:
     torch.manual_seed(1)
     maps = pyramid()
     pooled = PyramidRoIAlign(NAMES, [7, 7], 2)(maps, [random_boxes(count) for count in counts], SIZES)
@@ -126,7 +126,7 @@ def test_images_without_a_region_have_none_and_every_level_a_gradient(counts: tu
     assert_same([random_boxes(count) for count in counts], 7, 2, 4)
 
 
-def test_of_bfloat16_features_sums_and_gradients_are_added_up_in_float32() -> None:
+def test_sums_and_gradients_of_bfloat16_features_are_float32() -> None:
     torch.manual_seed(2)
     maps = pyramid(torch.bfloat16)
     # Many regions on the same cells: in bfloat16, the sum of 400 gradients would stop growing at 256.
@@ -146,7 +146,7 @@ def test_of_bfloat16_features_sums_and_gradients_are_added_up_in_float32() -> No
     assert float(wanted.max()) > 256
 
 
-def test_features_may_lie_in_memory_as_they_like() -> None:
+def test_features_may_have_any_memory_layout() -> None:
     torch.manual_seed(3)
     maps = pyramid()
     boxes = [random_boxes(9), random_boxes(4)]
@@ -155,18 +155,18 @@ def test_features_may_lie_in_memory_as_they_like() -> None:
     assert torch.equal(align(maps, boxes, SIZES), align(last, boxes, SIZES))
 
 
-def test_as_on_a_gpu_nothing_is_asked_of_the_device_where_the_other_way_asks() -> None:
+def test_the_gpu_way_reads_nothing_from_the_device_and_the_other_way_does() -> None:
     torch.manual_seed(4)
     maps, boxes = pyramid(), [random_boxes(9), random_boxes(4)]
-    asked = []
+    counts = []
     for kind in (OnAGPU, PyramidRoIAlign):
         with counted() as of_kind:
             kind(NAMES, [7, 7], 2)(maps, boxes, SIZES).sum().backward()
-        asked.append(of_kind.total())
-    assert asked[0] == 0 < asked[1]
+        counts.append(of_kind.total())
+    assert counts[0] == 0 < counts[1]
 
 
-def test_as_on_a_gpu_of_bfloat16_features_gradients_are_added_up_in_float32() -> None:
+def test_the_gpu_way_sums_gradients_of_bfloat16_features_in_float32() -> None:
     torch.manual_seed(2)
     maps = pyramid(torch.bfloat16)
     boxes = [torch.tensor([[8.0, 8.0, 40.0, 40.0]]).repeat(400, 1), torch.zeros(0, 4)]

@@ -1,4 +1,4 @@
-"""A batch teaches the same however it is split: at once, in parts, in several processes; with every network.
+"""A batch gives the same gradients at once, in micro-batches and in several processes, with every network.
 
 Its images are of one size: others are padded for each other.
 """
@@ -25,14 +25,14 @@ from flawmask.training.step import Step, make_step
 
 CPU = torch.device("cpu")
 BY_WHAT_IS_DIVIDED = ["maskrcnn_resnet18_fpn", "fcos_resnet50_fpn", "ssdlite320_mobilenet_v3_large", "yolo11n-seg"]
-"""A network for each of: images, places on an instance, anchors on one, and what the network itself finds suitable."""
+"""One network for each kind of count: images, positive places, positive anchors, and ultralytics' alignment scores."""
 
 one_of_each = pytest.mark.parametrize("case", BY_WHAT_IS_DIVIDED, indirect=True)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A random network that finds something, in training mode; nobody may change it."""
+    """A random network in training mode that predicts something. It must not be changed."""
 
     spec: ModelSpec
     network: Any
@@ -40,16 +40,16 @@ class Case:
 
 @pytest.fixture(scope="module", params=KINDS_AND_MORE)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
-    """One of each architecture, one after the other, its norms as they are by default without and with weights."""
+    """Build each architecture in turn, with the default norms without and with pretrained weights."""
     spec = spec_of(request.param)
     yield Case(spec, to_device(random_network(spec), CPU).train())
 
 
-def step_of(case: Case, at_once: int, tmp_path: Any, **changes: Any) -> Step:
+def step_of(case: Case, micro_batch_size: int, tmp_path: Any, **changes: Any) -> Step:
     model = copy.deepcopy(case.network)
     config = settings(tmp_path, arch=case.spec.arch, roi_samples=None)
     detector_of(case.spec).train_in(model, CPU, torch.float32)
-    made = make_step(config, model, case.spec, CPU, torch.float32, True, at_once=at_once)
+    made = make_step(config, model, case.spec, CPU, torch.float32, True, micro_batch_size=micro_batch_size)
     return replace(made, **changes)
 
 
@@ -76,27 +76,27 @@ def part_of(name: str) -> str:
     return ".".join(name.split(".")[: 1 if name.startswith("backbone") else 2])
 
 
-def test_the_gradient_of_four_images_is_the_same_however_many_pass_at_once(case: Case, tmp_path: Any) -> None:
+def test_the_gradient_does_not_depend_on_the_micro_batch_size(case: Case, tmp_path: Any) -> None:
     batch = batch_for(case.spec)
     expected = learned(step_of(case, 4, tmp_path), batch)
     assert all(float(loss) > 0 for loss in expected[0])
-    for at_once in (2, 1):
-        assert_same(learned(step_of(case, at_once, tmp_path), batch), expected)
+    for micro_batch_size in (2, 1):
+        assert_same(learned(step_of(case, micro_batch_size, tmp_path), batch), expected)
 
 
 @one_of_each
-def test_two_processes_have_the_gradient_of_one(case: Case, tmp_path: Any) -> None:
+def test_two_processes_have_the_same_gradient_as_one(case: Case, tmp_path: Any) -> None:
     batch = batch_for(case.spec)
     expected = learned(step_of(case, 4, tmp_path), batch)
-    shares = [Batch(batch.pixels[rank::2], batch.sizes[rank::2], batch.targets[rank::2]) for rank in range(2)]
+    shards = [Batch(batch.pixels[rank::2], batch.sizes[rank::2], batch.targets[rank::2]) for rank in range(2)]
     step = step_of(case, 4, tmp_path)
     torch.manual_seed(3)
-    # What they tell each other: the sum of what each has counted.
-    totals = torch.stack([one for share in shares for one in step._counts(share)]).sum(dim=0)
+    # What the processes exchange: the sum of their counts.
+    totals = torch.stack([one for shard in shards for one in step._counts(shard)]).sum(dim=0)
     losses = torch.zeros(len(step.losses))
     gradients: dict[str, Tensor] = {}
-    for share in shares:
-        losses += step.add_gradients(share, totals)
+    for shard in shards:
+        losses += step.add_gradients(shard, totals)
         for name, one in step.model.named_parameters():
             if one.grad is not None:
                 gradients[name] = gradients.get(name, torch.zeros_like(one)) + one.grad
@@ -104,11 +104,11 @@ def test_two_processes_have_the_gradient_of_one(case: Case, tmp_path: Any) -> No
 
 
 @one_of_each
-def test_the_validation_loss_is_the_same_in_whatever_batches(case: Case, tmp_path: Any) -> None:
+def test_the_validation_loss_does_not_depend_on_the_batches(case: Case, tmp_path: Any) -> None:
     batch = batch_for(case.spec)
     found = []
-    for at_once, size in ((4, 4), (2, 4), (4, 3), (1, 1)):
-        step = step_of(case, at_once, tmp_path)
+    for micro_batch_size, size in ((4, 4), (2, 4), (4, 3), (1, 1)):
+        step = step_of(case, micro_batch_size, tmp_path)
         batches: Any = [
             Batch(batch.pixels[at : at + size], batch.sizes[at : at + size], batch.targets[at : at + size])
             for at in range(0, 4, size)
@@ -118,22 +118,22 @@ def test_the_validation_loss_is_the_same_in_whatever_batches(case: Case, tmp_pat
 
 
 @pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "fasterrcnn_mobilenet_v3_large_fpn"])
-def test_on_a_gpu_an_r_cnn_takes_another_way_and_its_batches_teach_the_same(arch: Any, tmp_path: Any) -> None:
-    """The way is gone here on the CPU. Nothing but the drawing differs, and what is drawn is each image's own."""
+def test_the_gpu_way_of_an_r_cnn_does_not_depend_on_micro_batches_either(arch: Any, tmp_path: Any) -> None:
+    """The GPU's computation runs on the CPU here. It only samples differently, and each image has its own samples."""
     spec = spec_of(arch)
     case = Case(spec, to_device(random_network(spec), CPU).train())
     batch = batch_for(spec)
     found = []
-    for at_once in (4, 2, 1):
-        step = step_of(case, at_once, tmp_path)
+    for micro_batch_size in (4, 2, 1):
+        step = step_of(case, micro_batch_size, tmp_path)
         step.passes = Passes(step.model, step.losses, None, step.scaler, is_recording=False)
         found.append(learned(step, batch))
     for one in found[1:]:
         assert_same(one, found[0])
 
 
-def test_a_crowded_image_weighs_as_much_as_another(tmp_path: Any) -> None:
-    """Together, two images have the mean of what they have alone."""
+def test_a_crowded_image_has_the_same_weight_as_others(tmp_path: Any) -> None:
+    """The gradient of two images is the mean of those of each alone."""
     spec = spec_of("maskrcnn_resnet18_fpn")
     case = Case(spec, to_device(random_network(spec), CPU).train())
     whole = batch_for(spec)

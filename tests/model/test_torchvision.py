@@ -1,4 +1,4 @@
-"""With torchvision's own weights, its detectors have torchvision's own settings, detections and losses."""
+"""With torchvision's weights, its detectors have torchvision's settings, predictions and losses."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from flawmask.model.targets import Target
 
 CPU = torch.device("cpu")
 SIZE = 160
-"""Of the images as those networks see them that take any."""
+"""The image sizes for networks that accept any size."""
 
 DETECTIONS: dict[Arch, int] = {
     "fasterrcnn_resnet50_fpn": 100,
@@ -29,7 +29,7 @@ DETECTIONS: dict[Arch, int] = {
     "ssd300_vgg16": 200,
     "ssdlite320_mobilenet_v3_large": 300,
 }
-"""How many detections an image has at most in torchvision, by default."""
+"""torchvision's default limit of predictions per image."""
 
 OF_ONE_STAGE = tuple(arch for arch in DETECTIONS if "rcnn" not in arch)
 
@@ -51,7 +51,7 @@ class Pair:
 
 @pytest.fixture(scope="module", params=marked(DETECTIONS))
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """One of each architecture, one after the other."""
+    """Build one network of each architecture, one after the other."""
     arch = request.param
     spec = spec_of(arch, norm="batch", max_detections=DETECTIONS[arch])
     limits: dict[str, Any] = {}
@@ -59,7 +59,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
         spec = replace(spec, image_size=SIZE, anchor_sizes=TORCHVISION_ANCHORS, proposals=1000)
         limits |= {"min_size": SIZE, "max_size": spec.max_size}
     if "mobilenet" in arch and "rcnn" in arch:
-        # Flawmask lets MobileNetV3 keep its own epsilon and looks at all regions.
+        # Flawmask keeps MobileNetV3's own epsilon and uses all region proposals.
         limits["rpn_score_thresh"] = 0.0
     torch.manual_seed(3)
     theirs = builder(arch)(weights=None, weights_backbone=None, num_classes=len(spec.classes) + 1, **limits)
@@ -67,7 +67,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     measure_statistics(theirs, arch)
     ours = build(spec)
     ours.load_state_dict(theirs.state_dict())
-    if "rcnn" in arch:  # ours adds up in another order, which ends in other digits
+    if "rcnn" in arch:  # ours sums in another order, so the last digits differ
         pool = ours.roi_heads.box_roi_pool
         ours.roi_heads.box_roi_pool = MultiScaleRoIAlign(pool.featmap_names, pool.output_size, pool.sampling_ratio)
     yield Pair(spec, detector_of(spec), to_device(ours, CPU), to_device(theirs, CPU))
@@ -80,7 +80,7 @@ def builder(arch: str) -> Callable[..., Any]:
 
 
 def measure_statistics(model: Any, arch: str) -> None:
-    """Let each norm hold the statistics of an image, as that of a trained network does: else nothing gets through."""
+    """Set each norm's statistics from an image, as in a trained network. Otherwise the signal would vanish."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -96,12 +96,12 @@ def measure_statistics(model: Any, arch: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(75, 91), (160, 120)])
-def test_detections_are_torchvisions(pair: Pair, size: tuple[int, int]) -> None:
+def test_predictions_equal_torchvisions(pair: Pair, size: tuple[int, int]) -> None:
     pixels = patchwork(*size, 1)
     with torch.inference_mode():
         (found,) = pair.detector.infer(pair.ours.eval(), *resized(pair.spec, pixels))
     expected = torchvision_finds(pair.theirs, pair.spec, pixels)
-    known = expected["labels"] > 0  # no class of the data set's has the label 0
+    known = expected["labels"] > 0  # no class of the data set has label 0
     assert known.sum() > 20
     assert torch.equal(found["labels"], expected["labels"][known])
     torch.testing.assert_close(found["scores"], expected["scores"][known], atol=1e-6, rtol=0)
@@ -111,7 +111,7 @@ def test_detections_are_torchvisions(pair: Pair, size: tuple[int, int]) -> None:
 
 
 def targets_for(shapes: list[tuple[int, int]]) -> list[Target]:
-    """Targets of two instances and of none."""
+    """Return the targets of an image with two instances and of one without any."""
     boxes = [torch.tensor([[20.0, 30.0, 90.0, 110.0], [60.0, 10.0, 150.0, 80.0]]), torch.zeros(0, 4)]
     labels = [torch.tensor([3, 2]), torch.zeros(0, dtype=torch.int64)]
     return [
@@ -121,14 +121,14 @@ def targets_for(shapes: list[tuple[int, int]]) -> list[Target]:
 
 
 @pytest.mark.parametrize("pair", marked(OF_ONE_STAGE), indirect=True)
-def test_losses_are_torchvisions(pair: Pair) -> None:
+def test_losses_equal_torchvisions(pair: Pair) -> None:
     side = pair.spec.fixed_size
     shapes = [(side, side), (side, side)] if side else [(SIZE, SIZE + 16), (SIZE, SIZE)]
     images = [(as_tensor(patchwork(*shape, at)) * 255).byte() for at, shape in enumerate(shapes)]
     targets = targets_for(shapes)
     with torch.no_grad():
         found = pair.detector.losses(pair.ours.train(), images, targets, None)
-        # It changes what it is given.
+        # torchvision changes its inputs.
         given = [{name: one[name].clone() for name in ("boxes", "labels")} for one in targets]
         expected: dict[str, Tensor] = pair.theirs.train()([image / 255 for image in images], given)
     assert found.keys() == expected.keys()
@@ -138,7 +138,7 @@ def test_losses_are_torchvisions(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("arch", OF_ONE_STAGE)
-def test_every_other_setting_is_torchvisions_own_too(arch: Arch) -> None:
+def test_all_other_settings_equal_torchvisions(arch: Arch) -> None:
     with torch.device("meta"):
         ours = build(ModelSpec(arch, ("good", "crack"), norm="batch", max_detections=DETECTIONS[arch]))
         theirs = builder(arch)(weights=None, weights_backbone=None, num_classes=3)

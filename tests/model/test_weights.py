@@ -1,4 +1,4 @@
-"""Pretrained weights: fetched from a server of our own, taken from files, matched by name and shape, refused."""
+"""Pretrained weights are downloaded from a local server, read from files, matched by name and shape, or refused."""
 
 import hashlib
 import io
@@ -24,13 +24,13 @@ from flawmask.model.weights import Pretrained, from_file, load_file, load_matchi
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, arch: Arch, choice: str, url: str) -> None:
-    """Let the architecture's weights be at another address."""
+    """Change the address of an architecture's weights."""
     changed: dict[str, Any] = {choice: TorchvisionFile(url)}
     monkeypatch.setitem(ARCHITECTURES, arch, replace(architecture(arch), **changed))
 
 
 def put(folder: Path, state: State, *, wrong_hash: bool = False) -> str:
-    """Write the state dict under a name that carries its hash, as torchvision's files do."""
+    """Write the state dict to a file whose name contains its hash, like torchvision's."""
     data = io.BytesIO()
     torch.save(state, data)
     digest = hashlib.sha256(data.getvalue()).hexdigest()[:8]
@@ -45,37 +45,37 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
-def test_weights_are_fetched_checked_and_kept_in_torchvisions_cache(
+def test_weights_are_downloaded_checked_and_cached(
     served: tuple[Path, str], hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, address = served
     name = put(folder, classifier("resnet18"))
     publish(monkeypatch, "maskrcnn_resnet18_fpn", "imagenet", f"{address}/{name}")
-    given = pretrained("maskrcnn_resnet18_fpn", "imagenet")
+    initial_weights = pretrained("maskrcnn_resnet18_fpn", "imagenet")
     assert (hub / name).read_bytes() == (folder / name).read_bytes()
-    assert given.norm == "frozen"
+    assert initial_weights.norm == "frozen"
     assert torch.equal(
-        given.state["backbone.body.layer1.0.conv1.weight"], classifier("resnet18")["layer1.0.conv1.weight"]
+        initial_weights.state["backbone.body.layer1.0.conv1.weight"], classifier("resnet18")["layer1.0.conv1.weight"]
     )
     (folder / name).unlink()
     again = pretrained("maskrcnn_resnet18_fpn", "imagenet")  # from the cache now
-    assert again.state.keys() == given.state.keys()
+    assert again.state.keys() == initial_weights.state.keys()
 
 
-def test_where_there_are_no_coco_weights_imagenets_are_taken_and_it_is_said(
+def test_without_coco_weights_imagenet_weights_are_used_and_this_is_logged(
     served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, address = served
     url = f"{address}/{put(folder, classifier('resnet18'))}"
     publish(monkeypatch, "maskrcnn_resnet18_fpn", "imagenet", url)
     with caplog.at_level("INFO"):
-        given = pretrained("maskrcnn_resnet18_fpn", "coco")
-    assert given.source == "ImageNet weights"
+        initial_weights = pretrained("maskrcnn_resnet18_fpn", "coco")
+    assert initial_weights.source == "ImageNet weights"
     assert "no COCO weights for maskrcnn_resnet18_fpn" in caplog.text
     assert f"downloading {url}" in caplog.text
 
 
-def test_auto_is_cocos_weights_where_they_can_be_had_and_else_imagenets(
+def test_auto_means_coco_weights_if_available_and_otherwise_imagenets(
     served: tuple[Path, str], hub: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, address = served
@@ -96,7 +96,7 @@ def test_auto_is_cocos_weights_where_they_can_be_had_and_else_imagenets(
     assert pretrained(arch, "auto").source == "ImageNet weights"
 
 
-def test_a_file_with_another_hash_than_its_name_says_is_refused_and_not_kept(
+def test_a_download_whose_hash_differs_from_its_name_is_refused_and_deleted(
     served: tuple[Path, str], hub: Path
 ) -> None:
     folder, address = served
@@ -108,7 +108,7 @@ def test_a_file_with_another_hash_than_its_name_says_is_refused_and_not_kept(
 
 
 @pytest.mark.parametrize("choice", ["coco", "imagenet"])
-def test_without_a_network_the_error_names_the_file_the_folder_and_the_way_out(
+def test_without_internet_the_error_names_the_file_the_folder_and_what_to_do(
     hub: Path, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
     name = getattr(architecture("maskrcnn_resnet50_fpn"), choice).url.rsplit("/", 1)[1]
@@ -122,7 +122,7 @@ def test_without_a_network_the_error_names_the_file_the_folder_and_the_way_out(
     assert "--weights none" in message
 
 
-def test_a_server_that_has_not_got_the_file_is_told_from_one_that_is_not_there(served: tuple[Path, str]) -> None:
+def test_a_missing_file_is_distinguished_from_a_missing_server(served: tuple[Path, str]) -> None:
     with pytest.raises(FlawmaskError, match=r"cannot be fetched .*not found"):
         weights.download(f"{served[1]}/missing-00000000.pth")
 
@@ -136,14 +136,14 @@ def test_a_damaged_file_in_the_cache_is_named_with_what_to_do(hub: Path, content
     assert "\n" not in str(caught.value)
 
 
-def test_a_socket_that_stays_silent_is_given_up_and_the_old_patience_restored() -> None:
+def test_a_silent_socket_times_out_and_the_old_timeout_is_restored() -> None:
     before = socket.getdefaulttimeout()
-    with weights._impatient(7):
+    with weights._connection_timeout(7):
         assert socket.getdefaulttimeout() == 7
     assert socket.getdefaulttimeout() == before
 
 
-def test_none_is_nothing_and_wants_norms_that_learn_from_nothing() -> None:
+def test_none_means_no_weights_and_group_norm() -> None:
     assert pretrained("maskrcnn_resnet50_fpn", "none") == Pretrained({}, "group", None, "no pretrained weights")
 
 
@@ -171,13 +171,13 @@ def test_a_classifiers_backbone_fills_the_whole_body_of_the_detector(tmp_path: P
     assert all(torch.equal(tensor, classifier(name)[prefix + key]) for key, tensor in body.items())
 
 
-def test_what_was_loaded_is_a_line_by_the_parts_of_the_network() -> None:
+def test_loaded_tensors_are_summarised_in_a_line_by_parts() -> None:
     model = detector(norm="frozen")
     body = {f"backbone.body.{name}": tensor for name, tensor in model.backbone.body.state_dict().items()}
     classes = {"fc.weight": torch.ones(1), "fc.bias": torch.ones(1)}
-    given = Pretrained(body | classes, "frozen", None, "ImageNet weights")
+    initial_weights = Pretrained(body | classes, "frozen", None, "ImageNet weights")
     drawn = len(model.state_dict()) - len(body)
-    assert loaded(model, given) == (
+    assert loaded(model, initial_weights) == (
         f"ImageNet weights: {len(body)} tensors loaded (backbone.body); {drawn} drawn at random (backbone.fpn, rpn, "
         "roi_heads); 2 of the weights not used (fc)"
     )
@@ -187,7 +187,7 @@ def test_what_was_loaded_is_a_line_by_the_parts_of_the_network() -> None:
     )
 
 
-def test_loading_lists_exactly_what_did_not_fit(tmp_path: Path) -> None:
+def test_loading_lists_exactly_the_tensors_that_do_not_match(tmp_path: Path) -> None:
     torch.manual_seed(2)
     source, target = detector(90, norm="frozen"), detector(2, norm="frozen")
     torch.save({"model_state_dict": source.state_dict()}, tmp_path / "coco.pth")
@@ -206,7 +206,7 @@ def test_loading_lists_exactly_what_did_not_fit(tmp_path: Path) -> None:
     assert torch.equal(target.rpn.head.cls_logits.weight, source.rpn.head.cls_logits.weight)
 
 
-def test_the_names_that_torchvision_has_given_up_are_understood(tmp_path: Path) -> None:
+def test_torchvisions_old_names_are_understood(tmp_path: Path) -> None:
     torch.manual_seed(3)
     source = detector(norm="frozen")
     old = {}
@@ -221,7 +221,7 @@ def test_the_names_that_torchvision_has_given_up_are_understood(tmp_path: Path) 
         else:
             old[name] = tensor
     assert len(old.keys() - source.state_dict().keys()) == 16 + 2 + 8
-    detector(norm="frozen").load_state_dict(dict(old))  # torchvision takes them for its own
+    detector(norm="frozen").load_state_dict(dict(old))  # torchvision accepts the old names too
     torch.save(old, tmp_path / "old.pth")
     target = detector(norm="frozen")
     filled, left = load_matching(target, from_file(tmp_path / "old.pth", "maskrcnn_resnet18_fpn"))
@@ -235,12 +235,12 @@ def test_a_state_dict_is_found_alone_or_under_its_usual_names(tmp_path: Path, wr
     state = {"rpn.head.bbox_pred.bias": torch.ones(3), "backbone.body.bn1.running_mean": torch.zeros(2)}
     stored = {prefix + name: tensor for name, tensor in state.items()}
     torch.save(stored if wrap == "plain" else {"epoch": 3, wrap: stored}, tmp_path / "file.pth")
-    given = from_file(tmp_path / "file.pth", "maskrcnn_resnet18_fpn")
-    assert given.state.keys() == state.keys()
-    assert given.norm == "frozen"
+    initial_weights = from_file(tmp_path / "file.pth", "maskrcnn_resnet18_fpn")
+    assert initial_weights.state.keys() == state.keys()
+    assert initial_weights.norm == "frozen"
 
 
-def test_a_file_without_batch_statistics_wants_group_norm_and_a_checkpoint_its_own_epsilon(tmp_path: Path) -> None:
+def test_a_file_without_batch_statistics_needs_group_norm_and_a_checkpoint_keeps_its_epsilon(tmp_path: Path) -> None:
     torch.save({"rpn.weight": torch.ones(1)}, tmp_path / "group.pth")
     assert from_file(tmp_path / "group.pth", "maskrcnn_resnet18_fpn").norm == "group"
     torch.save({"spec": {"norm_eps": 0.0}, "model_state_dict": {"rpn.weight": torch.ones(1)}}, tmp_path / "spec.pth")
@@ -249,10 +249,10 @@ def test_a_file_without_batch_statistics_wants_group_norm_and_a_checkpoint_its_o
     assert from_file(tmp_path / "other.pth", "maskrcnn_resnet18_fpn").norm_eps is None
 
 
-def test_weights_of_which_nothing_fits_are_refused() -> None:
-    given = Pretrained({"head.weight": torch.ones(1)}, "group", None, "weights of x.pth")
+def test_weights_without_a_matching_tensor_are_refused() -> None:
+    initial_weights = Pretrained({"head.weight": torch.ones(1)}, "group", None, "weights of x.pth")
     with pytest.raises(FlawmaskError, match=r"x\.pth: not one tensor fits"):
-        load_matching(nn.Linear(2, 2), given)
+        load_matching(nn.Linear(2, 2), initial_weights)
 
 
 class _Code:
@@ -264,7 +264,7 @@ class _Code:
 
 
 @pytest.mark.parametrize("by", ["torch", "pickle"])
-def test_a_file_that_carries_code_is_refused_and_the_code_does_not_run(tmp_path: Path, by: str) -> None:
+def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path: Path, by: str) -> None:
     content = {"model_state_dict": {"rpn.weight": torch.ones(1)}, "hook": _Code(tmp_path / "ran")}
     if by == "torch":
         torch.save(content, tmp_path / "evil.pth")
@@ -304,7 +304,7 @@ def test_a_file_that_holds_no_weights_is_refused_in_one_line_that_names_it(tmp_p
         assert "\n" not in str(caught.value)
 
 
-def test_a_misspelt_choice_of_weights_is_told_what_there_is() -> None:
+def test_a_misspelt_choice_of_weights_is_refused_with_the_choices() -> None:
     with pytest.raises(FlawmaskError, match=r"--weights coca: no such file; give auto, coco, imagenet, none or"):
         pretrained("maskrcnn_resnet50_fpn", "coca")
 

@@ -1,4 +1,4 @@
-"""YOLO held against ultralytics' own suppression, masks and losses; and what is said where it is not installed."""
+"""YOLO compared with ultralytics' own suppression, masks and losses, and the error without the package."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ BOTH: tuple[Arch, ...] = ("yolo11n", "yolo11n-seg")
 
 @pytest.fixture(scope="module", params=BOTH)
 def network(request: pytest.FixtureRequest) -> Any:
-    """A random network that finds something; its spec is in `flawmask`. Nobody may change it."""
+    """Return a cached random network that predicts something, with its spec in `flawmask`. It must not be changed."""
     spec = replace(spec_of(request.param), image_size=96, max_detections=30)
     model = to_device(random_network(spec), torch.device("cpu"))
     set_score_floor(model, FLOOR)
@@ -40,7 +40,7 @@ def network(request: pytest.FixtureRequest) -> Any:
 
 
 def letterboxed(image: Tensor) -> Tensor:
-    """A resized image as ultralytics would have it: padded with grey at the right and below to whole strides."""
+    """Pad a resized image like ultralytics: with grey at the right and below, to whole strides."""
     height, width = image.shape[1:]
     batch = torch.full((1, 3, -(-height // 32) * 32, -(-width // 32) * 32), 114 / 255)
     batch[0, :, :height, :width] = image
@@ -61,7 +61,7 @@ def ultralytics_finds(model: Any, batch: Tensor) -> tuple[Tensor, Tensor | None]
 
 
 @pytest.mark.parametrize("size", [(96, 128), (75, 91), (200, 130), (64, 300)])
-def test_boxes_scores_and_labels_are_those_of_ultralytics_suppression(network: Any, size: tuple[int, int]) -> None:
+def test_boxes_scores_and_labels_equal_those_of_ultralytics_suppression(network: Any, size: tuple[int, int]) -> None:
     spec: ModelSpec = network.flawmask
     seen, sizes = resized(spec, patchwork(*size, 2))
     batch = letterboxed(seen[0] / 255)
@@ -72,7 +72,7 @@ def test_boxes_scores_and_labels_are_those_of_ultralytics_suppression(network: A
     assert len(set(expected[:, 5].tolist())) > 1
     torch.testing.assert_close(found["scores"], expected[:, 4], atol=1e-6, rtol=0)
     assert found["labels"].tolist() == (expected[:, 5] + 1).tolist()
-    # Ultralytics takes one scale for both axes; whole pixels make them differ a little.
+    # Ultralytics has one scale for both axes. Rounding to whole pixels makes the two differ a little.
     height, width = spec.resized(*size)
     scale = (height / size[0] + width / size[1]) / 2
     scaled = scale_boxes(
@@ -84,13 +84,13 @@ def test_boxes_scores_and_labels_are_those_of_ultralytics_suppression(network: A
     torch.testing.assert_close(found["boxes"], torch.minimum(exact.clamp(min=0), limits), atol=1e-4, rtol=0)
 
 
-def test_masks_cover_the_pixels_that_ultralytics_masks_cover() -> None:
+def test_masks_cover_the_same_pixels_as_ultralytics_masks() -> None:
     spec = replace(spec_of("yolo11n-seg"), image_size=96, max_detections=30)
     model = to_device(random_network(spec), torch.device("cpu"))
     set_score_floor(model, FLOOR)
-    # As smooth as those of a trained network: of noise, 28 cells along a box and one to 4 pixels are two samples.
+    # Smooth prototypes, as in a trained network. Noise would differ between 28 cells per box and one cell per 4 pixels.
     model.model[-1].proto.register_forward_hook(lambda _, __, output: F.avg_pool2d(output, 9, 1, 4) * 9)
-    seen, _ = resized(spec, patchwork(96, 128, 2))  # as it is: neither smaller nor padded
+    seen, _ = resized(spec, patchwork(96, 128, 2))  # neither resized nor padded
     found, prototypes = ultralytics_finds(model, seen[0][None] / 255)
     assert prototypes is not None
     masks = process_mask(prototypes, found[:, 6:], found[:, :4], (96, 128), upsample=True).bool().numpy()
@@ -113,7 +113,7 @@ def rectangle(size: tuple[int, int], y: int, x: int, height: int, width: int) ->
 
 SIZE = (96, 128)
 TRUTH: tuple[list[tuple[int, Mask]], ...] = (
-    [(2, rectangle(SIZE, 9, 17, 62, 78)), (3, rectangle(SIZE, 25, 33, 14, 22))],  # the small one lies on the large one
+    [(2, rectangle(SIZE, 9, 17, 62, 78)), (3, rectangle(SIZE, 25, 33, 14, 22))],  # the small box lies on the large one
     [],
     [(1, rectangle(SIZE, 41, 5, 30, 26))],
 )
@@ -153,7 +153,7 @@ def ultralytics_batch(images: list[Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("arch", BOTH)
-def test_losses_are_those_of_ultralytics_on_a_batch_as_it_makes_them(arch: Arch) -> None:
+def test_losses_equal_those_of_ultralytics_on_its_own_batches(arch: Arch) -> None:
     torch.manual_seed(0)
     model = build(replace(spec_of(arch), image_size=96)).train()
     images = [torch.from_numpy(patchwork(*SIZE, seed).copy()).permute(2, 0, 1) for seed in range(3)]
@@ -184,7 +184,7 @@ def test_images_of_several_shapes_are_learned_as_if_padded_with_grey() -> None:
     )
 
 
-def test_without_ultralytics_it_says_how_to_install_it_and_under_which_licence(
+def test_without_ultralytics_the_error_names_the_command_and_the_licence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("ultralytics", "ultralytics.nn"):
@@ -202,7 +202,7 @@ def test_without_ultralytics_it_says_how_to_install_it_and_under_which_licence(
 REPORTS = """
 import socket
 asked = []
-socket.getaddrinfo = lambda host, *_, **__: asked.append(host) or []  # as if there were a network
+socket.getaddrinfo = lambda host, *_, **__: asked.append(host) or []  # as if there were internet
 from flawmask.model.build import build
 from flawmask.model.spec import ModelSpec
 build(ModelSpec("yolo11n", ("good", "defect")))
@@ -212,8 +212,8 @@ print(bool(events.enabled), asked)
 
 
 @pytest.mark.services
-def test_ultralytics_reports_nothing_and_asks_for_no_network(tmp_path: Path) -> None:
-    """In a process of its own, with settings of its own: under pytest it never reports."""
+def test_ultralytics_sends_no_report_and_opens_no_connection(tmp_path: Path) -> None:
+    """It runs in a process and with settings of its own, because ultralytics never reports under pytest."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "YOLO", "GITHUB"))}
 
     def said(**given: str) -> str:

@@ -1,4 +1,4 @@
-"""Augmentation while training: masks go with their images, and all that is drawn follows from the generator."""
+"""Augmentation while training: masks move with their images, and all randomness comes from the generator."""
 
 import pickle
 from typing import Any, Literal
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawmask.training.augmentation import Augmentation, _cropped
+from flawmask.training.augmentation import Augmentation, _crop
 
 LEVELS: tuple[Literal["light", "strong"], ...] = ("light", "strong")
 
@@ -32,7 +32,7 @@ def spotted(
 @pytest.mark.parametrize("level", LEVELS)
 @settings(max_examples=40, deadline=None)
 @given(st.integers(12, 60), st.integers(12, 60), st.integers(0, 4), st.integers(0, 2**32))
-def test_masks_go_with_their_pixels(
+def test_masks_move_with_their_pixels(
     level: Literal["light", "strong"], height: int, width: int, count: int, seed: int
 ) -> None:
     image, masks, names = spotted(height, width, count, seed)
@@ -45,7 +45,7 @@ def test_masks_go_with_their_pixels(
         assert outlined[0].all()
     defects = outlined[1:].any(axis=0)
     if level == "light":
-        # Every change of a pixel's value keeps the order of grey: bright ones are the defects' own.
+        # All changes of pixel values keep their order, so the bright pixels are still those of the defects.
         assert outlined.sum() == masks.sum()
         grey = changed.mean(axis=2)
         if defects.any() and not defects.all():
@@ -56,13 +56,13 @@ def test_masks_go_with_their_pixels(
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 2**32))
-def test_a_crop_is_a_window_with_a_pixel_of_a_defect(height: int, width: int, seed: int) -> None:
+def test_a_crop_is_a_window_that_holds_a_pixel_of_a_defect(height: int, width: int, seed: int) -> None:
     image = np.arange(height * width * 3, dtype=np.uint16).astype(np.uint8).reshape(height, width, 3)
     masks = np.zeros((2, height, width), bool)
     masks[0] = True
     draw = np.random.default_rng(seed)
     masks[1, draw.integers(height), draw.integers(width)] = True
-    window, outlined = _cropped(image, masks, ["good", "defect"], draw)
+    window, outlined = _crop(image, masks, ["good", "defect"], draw)
     assert window.shape[:2] == outlined.shape[1:]
     assert window.size >= 0.3 * image.size
     assert outlined[1].sum() == 1
@@ -71,7 +71,7 @@ def test_a_crop_is_a_window_with_a_pixel_of_a_defect(height: int, width: int, se
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_what_is_drawn_follows_from_the_generator_alone(level: Literal["light", "strong"]) -> None:
+def test_all_randomness_comes_from_the_generator(level: Literal["light", "strong"]) -> None:
     image, masks, names = spotted(50, 40, 3, 0)
     augmentation = Augmentation(level)
     first = [augmentation(image.copy(), masks.copy(), names, np.random.default_rng([1, at])) for at in range(20)]

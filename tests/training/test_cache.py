@@ -1,4 +1,4 @@
-"""Images kept decoded: what is put is what is got, in other processes too, and never more than was allowed."""
+"""The image cache: `get` returns what `put` stored, also in other processes, and the size limit holds."""
 
 import logging
 import multiprocessing
@@ -23,7 +23,7 @@ def picture(place: int) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(place).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_what_is_put_is_what_is_got_and_nothing_is_there_before(tmp_path: Path) -> None:
+def test_get_returns_what_put_stored_and_none_before(tmp_path: Path) -> None:
     cache = PixelCache(tmp_path / "pixels", SHAPES, 10**6)
     assert [cache.get(place) for place in range(4)] == [None] * 4
     for place in (2, 0, 3):
@@ -37,7 +37,7 @@ def test_what_is_put_is_what_is_got_and_nothing_is_there_before(tmp_path: Path) 
 
 
 def fill(cache: PixelCache, places: list[int]) -> None:
-    """Put pictures, as a reading process does, and look for the one that is there."""
+    """Put pictures into the cache, as a reading process does, and check the one that is already there."""
     there = cache.get(0)
     assert there is not None
     assert (there == picture(0)).all()
@@ -45,9 +45,9 @@ def fill(cache: PixelCache, places: list[int]) -> None:
         cache.put(place, picture(place))
 
 
-def test_processes_share_it(tmp_path: Path) -> None:
+def test_processes_share_the_cache(tmp_path: Path) -> None:
     cache = PixelCache(tmp_path / "pixels", SHAPES, 10**6)
-    cache.put(0, picture(0))  # so that this process has mapped it before it is handed over
+    cache.put(0, picture(0))  # so that this process has mapped the file before other processes get the cache
     context = multiprocessing.get_context("spawn")
     others = [context.Process(target=fill, args=(cache, places)) for places in ([1, 2], [2, 3])]
     for one in others:
@@ -62,7 +62,7 @@ def test_processes_share_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(0, 0), (48, 0), (49, 1), (90, 1), (91, 2), (94, 3), (10**6, 4)])
-def test_images_beyond_the_limit_are_not_kept(tmp_path: Path, limit: int, kept: int) -> None:
+def test_images_beyond_the_limit_are_not_cached(tmp_path: Path, limit: int, kept: int) -> None:
     cache = PixelCache(tmp_path / "pixels", SHAPES, limit)
     for place in range(4):
         cache.put(place, picture(place))
@@ -70,14 +70,14 @@ def test_images_beyond_the_limit_are_not_kept(tmp_path: Path, limit: int, kept: 
     assert (tmp_path / "pixels").stat().st_size <= limit
 
 
-def test_an_image_of_another_shape_than_was_said_is_refused(tmp_path: Path) -> None:
+def test_an_image_of_another_shape_than_its_slot_is_refused(tmp_path: Path) -> None:
     cache = PixelCache(tmp_path / "pixels", SHAPES, 10**6)
     with pytest.raises(ValueError, match="broadcast"):
         cache.put(0, picture(3))
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_its_folder_goes_with_it(fails: bool) -> None:
+def test_the_folder_is_deleted_with_the_cache(fails: bool) -> None:
     try:
         with pixel_cache(SHAPES, 1.0) as cache:
             cache.put(0, picture(0))
@@ -101,7 +101,7 @@ with pixel_cache([(3, 5)], 1.0) as cache:
 """
 
 
-def test_what_a_killed_process_left_is_deleted_by_the_next_and_nothing_of_one_that_lives(
+def test_folders_of_killed_processes_are_deleted_and_those_of_running_ones_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others, folders = [], []
@@ -122,7 +122,7 @@ def test_what_a_killed_process_left_is_deleted_by_the_next_and_nothing_of_one_th
     assert list(tmp_path.iterdir()) == []
 
 
-def test_at_most_half_of_what_is_free_is_taken_and_said(
+def test_at_most_half_of_the_free_disk_space_is_used_and_this_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     usage = shutil.disk_usage("/")
@@ -132,7 +132,7 @@ def test_at_most_half_of_what_is_free_is_taken_and_said(
     assert "3 of 4 images are kept decoded" in caplog.text
 
 
-def test_a_disk_that_has_no_room_after_all_is_no_error(
+def test_a_disk_that_turns_out_full_is_no_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_: int) -> None:

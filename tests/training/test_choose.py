@@ -1,4 +1,4 @@
-"""`--arch auto`: which network suits the device, the weights at hand, the images and the time."""
+"""`--arch auto`: device, available weights, number of images and time decide the network."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from flawmask.model.weights import Pretrained
 from flawmask.pipeline import DemoCommand, _demo_settings
 from flawmask.stages import RunConfig
 from flawmask.training import choose
-from flawmask.training.choose import BARE, LARGE, SMALL, with_network, with_others
+from flawmask.training.choose import FROM_SCRATCH, LARGE, SMALL, choose_network, choose_networks
 from flawmask.training.config import TrainConfig
 
 Place = Callable[..., None]
@@ -59,12 +59,12 @@ def settings(**changes: Any) -> RunConfig:
         ("cpu", (), (LARGE,), {}, 100, LARGE),
         ("cpu", (LARGE, SMALL), (), {"time_budget": "20m"}, 200, SMALL),
         ("cpu", (LARGE, SMALL), (), {"time_budget": "10h"}, 100, LARGE),
-        ("cpu", (SMALL,), (LARGE,), {"time_budget": "10h"}, 100, SMALL),  # fetches nothing for it
-        ("cpu", (), (), {"weights": "none"}, 100, BARE),
+        ("cpu", (SMALL,), (LARGE,), {"time_budget": "10h"}, 100, SMALL),  # does not download LARGE's weights
+        ("cpu", (), (), {"weights": "none"}, 100, FROM_SCRATCH),
         ("cuda", (), (), {"weights": "none"}, 100, LARGE),
     ],
 )
-def test_the_network_follows_from_device_weights_images_and_time(
+def test_device_weights_images_and_time_decide_the_network(
     place: Place,
     caplog: pytest.LogCaptureFixture,
     device: str,
@@ -76,60 +76,60 @@ def test_the_network_follows_from_device_weights_images_and_time(
 ) -> None:
     place(device, there, fetched)
     with caplog.at_level("INFO"):
-        found = with_network(settings(**changes), images)
+        found = choose_network(settings(**changes), images)
     assert found == settings(**changes, arch=expected)
     (line,) = caplog.messages
     assert line.startswith(f"network: {expected} from ") and ("GPU" if device == "cuda" else "a CPU") in line
 
 
-def test_a_network_that_is_named_stays(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_named_network_is_kept(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     place("cuda")
     config = settings(arch="yolo11n")
-    assert with_network(config, 100) is config
+    assert choose_network(config, 100) is config
     assert not caplog.messages
 
 
-def test_where_there_are_weights_for_neither_the_error_is_that_of_cocos(place: Place) -> None:
+def test_without_weights_for_either_network_the_error_is_about_coco_weights(place: Place) -> None:
     for device in ("cpu", "cuda"):
         place(device)
         with pytest.raises(FlawmaskError, match=f"no weights for {LARGE}"):
-            with_network(settings(), 100)
+            choose_network(settings(), 100)
 
 
-def test_a_file_of_weights_is_for_one_network_which_has_to_be_named(tmp_path: Path) -> None:
+def test_a_weights_file_needs_a_named_network(tmp_path: Path) -> None:
     (tmp_path / "mine.pth").write_bytes(b"")
-    with pytest.raises(FlawmaskError, match=r"mine\.pth is a file: say with --arch"):
+    with pytest.raises(FlawmaskError, match=r"mine\.pth is a file: name its network with --arch"):
         settings(weights=str(tmp_path / "mine.pth"))
 
 
-def test_compare_takes_others_beside_it_where_they_have_weights(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_compare_adds_other_networks_that_have_weights(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     config = CompareConfig(category="part")
     assert config.archs == "auto"
     place("cpu", (SMALL, "yolo11n-seg"))
     with caplog.at_level("INFO"):
-        assert with_others(config.run_config("auto"), 100) == [SMALL, "yolo11n-seg"]
+        assert choose_networks(config.run_config("auto"), 100) == [SMALL, "yolo11n-seg"]
     assert "ssd300_vgg16 takes no part: no weights for ssd300_vgg16" in caplog.messages
 
 
-def test_the_demo_fetches_nothing_and_starts_from_none_where_no_weights_are_there(place: Place) -> None:
+def test_the_demo_downloads_nothing_and_starts_from_random_weights_without_a_file(place: Place) -> None:
     place("cpu", (SMALL,), (LARGE,))
     found = _demo_settings(DemoCommand(), 180)
     assert (found.arch, found.weights, found.offline, found.skip_augment) == (SMALL, "auto", True, True)
     place("cpu", fetched=(LARGE, SMALL))
     bare = _demo_settings(DemoCommand(), 180)
-    assert (bare.arch, bare.weights, bare.augmentation_factor, bare.image_size) == (BARE, "none", 1, 160)
+    assert (bare.arch, bare.weights, bare.augmentation_factor, bare.image_size) == (FROM_SCRATCH, "none", 1, 160)
     place("cuda", (LARGE, SMALL))
     assert _demo_settings(DemoCommand(), 180).arch == LARGE
     assert _demo_settings(DemoCommand(arch="yolo11n"), 180).arch == "yolo11n"
 
 
-def test_auto_is_the_default_of_the_whole_pipeline_and_no_other() -> None:
+def test_auto_is_the_default_of_the_pipeline_only() -> None:
     assert (settings().arch, settings().weights) == ("auto", "auto")
     train = TrainConfig(dataset_dir=Path("a"), output_dir=Path("b"))
     assert (train.arch, train.weights) == (LARGE, "auto")
-    with pytest.raises(ValueError, match="nobody has chosen"):
+    with pytest.raises(ValueError, match="no network has been chosen"):
         _ = settings().network
-    assert {LARGE, SMALL, BARE, *choose.BESIDE} <= ARCHITECTURES.keys()
+    assert {LARGE, SMALL, FROM_SCRATCH, *choose.ALSO_COMPARED} <= ARCHITECTURES.keys()
     assert architecture(SMALL).has_masks
 
 
@@ -141,10 +141,10 @@ def test_auto_is_the_default_of_the_whole_pipeline_and_no_other() -> None:
         ("cpu", "none", "fasterrcnn_mobilenet_v3_large_fpn"),
     ],
 )
-def test_for_boxes_alone_it_is_a_network_that_finds_boxes(
+def test_for_a_data_set_of_boxes_a_network_for_boxes_is_chosen(
     place: Place, device: str, weights: str, expected: str
 ) -> None:
     place(device, there=ARCHITECTURES_WITH_BOXES, fetched=("ssd300_vgg16", "yolo11n-seg"))
-    assert with_network(settings(weights=weights), 100, has_outlines=False).arch == expected
+    assert choose_network(settings(weights=weights), 100, has_masks=False).arch == expected
     if weights == "auto":
-        assert with_others(settings(), 100, has_outlines=False) == [expected, "ssd300_vgg16"]
+        assert choose_networks(settings(), 100, has_masks=False) == [expected, "ssd300_vgg16"]

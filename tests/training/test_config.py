@@ -52,15 +52,17 @@ BOXES_ALONE = {
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_an_epoch_is_chosen_by_mask_ap_where_the_network_has_masks_alone(tmp_path: Path, arch: str) -> None:
+def test_mask_ap_can_choose_the_epoch_only_if_the_network_has_masks(tmp_path: Path, arch: str) -> None:
     if arch not in BOXES_ALONE:
         assert settings(tmp_path, arch=arch, select_by="segm_ap").select_by == "segm_ap"
         return
-    with pytest.raises(FlawmaskError, match=f"--select_by segm_ap is for networks that outline .* {arch} does not"):
+    with pytest.raises(
+        FlawmaskError, match=f"--select_by segm_ap needs a network that predicts masks, and {arch} does not"
+    ):
         settings(tmp_path, arch=arch, select_by="segm_ap")
 
 
-def test_neither_a_run_to_go_on_with_nor_a_data_set_is_refused(tmp_path: Path) -> None:
+def test_a_training_without_a_run_to_resume_or_a_data_set_is_refused(tmp_path: Path) -> None:
     for missing in ("dataset_dir", "output_dir"):
         with pytest.raises(FlawmaskError, match="name a --dataset_dir and an --output_dir, or --resume a run"):
             settings(tmp_path, **{missing: None})
@@ -75,7 +77,7 @@ def test_a_time_is_read_as_people_write_it(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0m", "abc", "-5m", "5 minutes", "1.5h", "m", "30m1h", "0"])
-def test_what_is_no_time_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_text_that_is_no_time_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(FlawmaskError, match=r"--time_budget is .*: give a time such as 45m, 1h30m or 90s"):
         seconds_in(text)
     with pytest.raises(FlawmaskError, match="--time_budget is"):

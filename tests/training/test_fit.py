@@ -1,4 +1,4 @@
-"""What fits into the memory and the time that there are."""
+"""The micro-batch size fits into memory, and the image size into a time budget."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from flawmask.distributed import Processes
 from flawmask.model.weights import Pretrained
 from flawmask.training import fit
 from flawmask.training.clock import Clock
-from flawmask.training.fit import Trial, image_size_for, largest_batch
+from flawmask.training.fit import Trial, image_size_for, largest_micro_batch
 from flawmask.training.loop import train
 from flawmask.training.step import Step
 
@@ -26,7 +26,7 @@ NOTHING = Pretrained({}, "group", None, "no pretrained weights")
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Four images to learn from and two to validate on."""
+    """Four training images and two validation images."""
     return make_dataset(tmp_path / "data")
 
 
@@ -36,73 +36,72 @@ def trial(dataset: Path, training: CocoSplit | None = None, **changes: Any) -> T
 
 
 @pytest.mark.services
-def test_fewer_images_pass_at_once_where_there_is_less_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_less_memory_means_a_smaller_micro_batch(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = trial(dataset)
-    monkeypatch.setattr(fit, "_peak_memory", lambda since_start=False: 10**9 + 10**8 * since_start)
+    monkeypatch.setattr(fit, "_current_memory", lambda: 10**9)
+    monkeypatch.setattr(fit, "_peak_memory", lambda: 10**9 + 10**8)
     found = []
     for free in (10**12, 10**9, 4 * 10**8, 10**8, 1):
         monkeypatch.setattr(fit, "free_memory", lambda free=free: free)
-        found.append(largest_batch(tried, 64, 16))
+        found.append(largest_micro_batch(tried, 64, 16))
     assert found == [16, 8, 3, 1, 1]
 
 
-def test_where_the_system_does_not_say_what_is_free_all_pass_at_once(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_free_memory_means_the_largest_micro_batch(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "free_memory", lambda: 0)
-    assert largest_batch(trial(dataset), 64, 5) == 5
+    assert largest_micro_batch(trial(dataset), 64, 5) == 5
 
 
-def test_what_an_image_takes_is_measured(dataset: Path) -> None:
+def test_the_memory_of_an_image_is_measured(dataset: Path) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("only Linux says it")
-    fit._let_go(torch.device("cpu"))
-    before = fit._peak_memory()
+    fit._release_memory(torch.device("cpu"))
+    before = fit._current_memory()
     taken = torch.ones(50_000_000)
     del taken
-    assert fit._peak_memory(since_start=True) - before > 150_000_000
+    assert fit._peak_memory() - before > 150_000_000
     assert fit.free_memory() > 0
 
 
 @pytest.mark.slow
-def test_what_an_image_takes_does_not_depend_on_what_was_tried_before(
+def test_the_memory_of_an_image_does_not_depend_on_earlier_trials(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("only Linux says it")
     tried = trial(dataset)
     monkeypatch.setattr(fit, "free_memory", lambda: 10**10)
-    alone = largest_batch(tried, 256, 1000)
+    alone = largest_micro_batch(tried, 256, 1000)
     fit._seconds_per_image(tried, 256, 4, 4)
-    assert largest_batch(tried, 256, 1000) < 2 * alone
+    assert largest_micro_batch(tried, 256, 1000) < 2 * alone
 
 
-def test_trying_changes_nothing_of_what_is_drawn_afterwards(dataset: Path) -> None:
+def test_a_trial_leaves_the_random_state_as_it_was(dataset: Path) -> None:
     before = torch.get_rng_state()
     tried = trial(dataset)
-    largest_batch(tried, 64, 2)
+    largest_micro_batch(tried, 64, 2)
     fit._seconds_per_image(tried, 64, 2, 2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_network_that_was_tried_out_is_gone_afterwards(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_network_is_freed_afterwards(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = trial(dataset)
     made: list[weakref.ref[Any]] = []
     step = Trial.step
 
-    def stepping(self: Trial, *given: Any) -> Any:
-        one = step(self, *given)
+    def stepping(self: Trial, *inputs: Any) -> Any:
+        one = step(self, *inputs)
         made.append(weakref.ref(one.model.backbone.body.conv1))
         return one
 
     monkeypatch.setattr(Trial, "step", stepping)
-    largest_batch(tried, 64, 2)
+    largest_micro_batch(tried, 64, 2)
     fit._seconds_per_image(tried, 64, 2, 2)
     assert [one() for one in made] == [None, None]
 
 
 def sized(split: CocoSplit, height: int, width: int, count: int = 100, variants: int = 0) -> CocoSplit:
-    """The split's records as if they were so many images of that size, some of them variants of others."""
+    """Return the split with `count` images of that size, `variants` of which are augmented from others."""
     images: list[dict[str, Any]] = [
         {"id": number, "file_name": f"{number}.png", "height": height, "width": width} for number in range(count)
     ]
@@ -112,7 +111,7 @@ def sized(split: CocoSplit, height: int, width: int, count: int = 100, variants:
 
 
 def linear_in_pixels(monkeypatch: pytest.MonkeyPatch, constant: float, each: float) -> list[int]:
-    """Let a step take so many seconds for an image, and for each of its pixels; return the sizes that were tried."""
+    """Make a step take `constant` seconds per image plus `each` per pixel. Return the list of sizes that are tried."""
     tried: list[int] = []
 
     def seconds(_: Trial, image_size: int, *__: int) -> float:
@@ -123,13 +122,13 @@ def linear_in_pixels(monkeypatch: pytest.MonkeyPatch, constant: float, each: flo
     return tried
 
 
-def test_the_largest_image_size_is_taken_with_which_images_are_seen_often_enough(
+def test_the_largest_image_size_that_still_shows_images_often_enough_is_chosen(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     linear_in_pixels(monkeypatch, 0.01, 1e-6)
     split = sized(read_split(dataset, "train"), 900, 1200)
     tried = trial(dataset, split, image_size=800)
-    views = fit.FEWEST_VIEWS[False]  # more than 30 passes over a hundred images
+    views = fit.MIN_VIEWS[False]  # more than 30 passes over a hundred images
     chosen = []
     for seconds in (1, 300, 600, 1000, 2000, 4000, 8000, 10**6):
         found = image_size_for(tried, seconds, 4, 4)
@@ -143,15 +142,15 @@ def test_the_largest_image_size_is_taken_with_which_images_are_seen_often_enough
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "asked", "most"),
+    ("height", "width", "image_size", "expected"),
     [(900, 1200, 500, 500), (300, 2000, 800, 320), (320, 320, 800, 320), (72, 72, 800, 96), (900, 900, 64, 64)],
 )
-def test_images_are_made_no_larger_than_they_are_or_than_is_asked(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int, asked: int, most: int
+def test_the_chosen_size_exceeds_neither_the_images_nor_image_size(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int, image_size: int, expected: int
 ) -> None:
     linear_in_pixels(monkeypatch, 0.0, 1e-9)
     split = sized(read_split(dataset, "train"), height, width)
-    assert image_size_for(trial(dataset, split, image_size=asked), 10**6, 4, 4) == most
+    assert image_size_for(trial(dataset, split, image_size=image_size), 10**6, 4, 4) == expected
 
 
 def test_variants_of_a_photograph_count_as_the_photograph(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,25 +163,26 @@ def test_variants_of_a_photograph_count_as_the_photograph(dataset: Path, monkeyp
     assert found[0] == found[1] > found[2]
 
 
-def test_two_sizes_are_timed_and_no_more(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_two_sizes_are_timed(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = linear_in_pixels(monkeypatch, 0.01, 1e-6)
     image_size_for(trial(dataset, sized(read_split(dataset, "train"), 900, 900), image_size=800), 100.0, 4, 4)
     assert tried == [128, 256]
 
 
-def test_the_images_that_take_most_memory_are_tried(dataset: Path) -> None:
+def test_trials_use_the_images_that_need_most_memory(dataset: Path) -> None:
     split = sized(read_split(dataset, "train"), 100, 100, 3)
     split.images[1]["width"] = 160
-    assert trial(dataset, split).hardest(64, 5)[0] == 1
-    assert sorted(trial(dataset, split).hardest(64, 3)) == [0, 1, 2]
-    assert len(trial(dataset, split).hardest(64, 5)) == 5
+    assert trial(dataset, split).largest_images(64, 5)[0] == 1
+    assert sorted(trial(dataset, split).largest_images(64, 3)) == [0, 1, 2]
+    assert len(trial(dataset, split).largest_images(64, 5)) == 5
 
 
 @pytest.mark.slow
-def test_batch_size_auto_learns_from_four_images_a_step_and_as_many_at_once_as_fit(
+def test_batch_size_auto_means_four_images_a_step_in_the_largest_micro_batches_that_fit(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "_peak_memory", lambda since_start=False: 10**9 + 10**8 * since_start)
+    monkeypatch.setattr(fit, "_current_memory", lambda: 10**9)
+    monkeypatch.setattr(fit, "_peak_memory", lambda: 10**9 + 10**8)
     monkeypatch.setattr(fit, "free_memory", lambda: 3 * 10**8)
     done = train(settings(dataset, batch_size="auto"))
     written = json.loads((done.run_dir / "config.json").read_text())
@@ -191,20 +191,20 @@ def test_batch_size_auto_learns_from_four_images_a_step_and_as_many_at_once_as_f
 
 
 @pytest.mark.slow
-def test_a_time_budget_chooses_the_image_size_by_trying(dataset: Path) -> None:
+def test_a_time_budget_chooses_the_image_size_by_trials(dataset: Path) -> None:
     done = train(settings(dataset, time_budget="6s", image_size=800))
     written = json.loads((done.run_dir / "config.json").read_text())
     assert written["model"]["image_size"] == 96  # the images have 72 pixels
     assert len(done.history["epoch"]) >= 1
 
 
-def test_a_time_budget_decides_when_it_ends(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_budget_decides_when_training_ends(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
     taken: list[float] = []
     plain = Step.__call__
 
-    def stepping(self: Any, *given: Any, **more: Any) -> Any:
-        found = plain(self, *given, **more)
+    def stepping(self: Any, *inputs: Any, **more: Any) -> Any:
+        found = plain(self, *inputs, **more)
         taken.append(self.optimizer.param_groups[0]["lr"])
         return found
 
@@ -213,23 +213,23 @@ def test_a_time_budget_decides_when_it_ends(dataset: Path, monkeypatch: pytest.M
     rates = done.history["learning_rate"]
     assert taken[0] == pytest.approx(0.01 * 0.0005), "the first step is taken at the rate of the last of a warm-up"
     top = taken.index(max(taken))
-    assert 1 <= top <= 0.5 * len(taken)  # a tenth of the time; the first step is slow, and others may be
+    assert 1 <= top <= 0.5 * len(taken)  # a tenth of the time; the first step is slow, and others may be slow too
     assert len(rates) >= 1
     assert rates[-1] < 0.3 * max(0.0005, *rates), "it did not end with the rate that a training ends with"
     assert done.history["epoch"] == list(range(1, len(rates) + 1))
     assert all(math.isfinite(value) for value in done.history["train_loss"])
 
 
-def test_a_budget_that_one_epoch_exceeds_ends_in_its_middle(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_shorter_than_an_epoch_ends_within_it(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
-    shares = iter([0.0, 0.5, 1.2, 1.3, 1.4, 1.5])
-    monkeypatch.setattr(Clock, "progress", lambda *_: next(shares))
+    progress = iter([0.0, 0.5, 1.2, 1.3, 1.4, 1.5])
+    monkeypatch.setattr(Clock, "progress", lambda *_: next(progress))
     done = train(light(dataset, time_budget="1h", batch_size=1))
     assert done.history["epoch"] == [1]
     assert done.history["images_per_second"][0] == pytest.approx(2 / done.history["seconds"][0])
 
 
-def test_clocks_tell_steps_or_time() -> None:
+def test_progress_is_measured_in_steps_or_in_time() -> None:
     by_steps = Clock(8, None)
     assert [by_steps.progress(taken, Processes()) for taken in (0, 2, 8)] == [0, 0.25, 1]
     by_time = Clock(None, 100.0, before=60.0)
@@ -237,7 +237,7 @@ def test_clocks_tell_steps_or_time() -> None:
     assert by_time.seconds == pytest.approx(60, abs=5)
 
 
-def test_what_a_time_budget_is_spent_on_before_the_first_step_is_no_part_of_the_training() -> None:
+def test_time_before_the_first_step_does_not_count_as_progress() -> None:
     begun = time.perf_counter() - 40
     clock = Clock(None, 100.0, begun=begun)
     assert clock.progress(0, Processes()) == 0, "there would be no warm-up"

@@ -1,4 +1,4 @@
-"""What a program may hang on a training: a transform of its images, and callbacks at its named moments."""
+"""Extensions of a training by a user's program: a transform of the images, and callbacks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ CATEGORIES = [{"id": 9, "name": "crack"}, {"id": 4, "name": "good"}, {"id": 11, 
 
 @pytest.fixture
 def items(tmp_path: Path) -> SplitDataset:
-    """Three images of 64 x 64, in each a crack of 20 x 10 pixels whose upper left corner is at (8, 4)."""
+    """Three images of 64 x 64, each with a crack of 20 x 10 pixels whose upper left corner is at (8, 4)."""
     mask = np.zeros((64, 64), dtype=bool)
     mask[4:14, 8:28] = True
     records, annotations = [], []
@@ -41,7 +41,7 @@ def items(tmp_path: Path) -> SplitDataset:
 
 
 def cut(image: Image, masks: Masks, names: list[str], draw: np.random.Generator) -> tuple[Image, Masks, list[str]]:
-    """The upper half, or two thirds, with the masks in it; what was a crack is a scratch."""
+    """Crop to the upper half or two thirds, masks too, and rename cracks to scratches."""
     assert names == ["crack"]
     assert masks.shape == (1, *image.shape[:2])
     rows = int(draw.choice([32, 48]))
@@ -64,7 +64,7 @@ def shown(items: SplitDataset, epoch: int, workers: int = 0) -> dict[int, tuple[
     return found
 
 
-def test_images_masks_and_names_are_those_that_the_transform_returns_at_the_size_that_the_network_sees(
+def test_items_are_what_the_transform_returns_resized_for_the_network(
     items: SplitDataset,
 ) -> None:
     image, target = augmented(items)[3]  # the first image in the first epoch
@@ -75,11 +75,11 @@ def test_images_masks_and_names_are_those_that_the_transform_returns_at_the_size
     assert target["boxes"].tolist()[0] == pytest.approx([8 * width / 64, 4 * scale, 28 * width / 64, 14 * scale])
     (mask,) = crops(target)
     assert mask.sum() == pytest.approx(20 * 10 * scale * width / 64, rel=0.05)
-    assert int(image[:, 0, 0].min()) == 255  # it may change what it is given
+    assert int(image[:, 0, 0].min()) == 255  # a transform may change its inputs
     assert int(augmented(items)[3][0][:, -1, -1].max()) == 40, "and changes nothing but that"
 
 
-def test_what_is_drawn_follows_from_seed_epoch_and_image_in_whatever_process(items: SplitDataset) -> None:
+def test_randomness_depends_on_seed_epoch_and_image_and_not_on_the_process(items: SplitDataset) -> None:
     first = shown(augmented(items), 1)
     assert first == shown(augmented(items), 1) == shown(augmented(items), 1, workers=2)
     epochs = [shown(augmented(items), epoch) for epoch in range(1, 9)]
@@ -101,12 +101,14 @@ def test_what_is_drawn_follows_from_seed_epoch_and_image_in_whatever_process(ite
         (lambda image, masks, _, __: (image, masks, ["dent"]), "returned 'dent', which is no class"),
     ],
 )
-def test_what_fits_nothing_is_refused_with_the_files_name(items: SplitDataset, returned: Any, why: str) -> None:
+def test_a_wrong_result_of_a_transform_is_refused_with_the_files_name(
+    items: SplitDataset, returned: Any, why: str
+) -> None:
     with pytest.raises(FlawmaskError, match=rf"1\.png: the transform {why}"):
         augmented(items, returned)[3]
 
 
-def test_an_instance_may_go_and_others_may_come(items: SplitDataset) -> None:
+def test_a_transform_may_remove_and_add_instances(items: SplitDataset) -> None:
     assert augmented(items, lambda image, masks, _, __: (image, masks[:0], []))[3][1]["boxes"].shape == (0, 4)
     target = augmented(items, lambda image, masks, _, __: (image, np.repeat(masks, 2, axis=0), ["crack", "good"]))[3][1]
     assert target["labels"].tolist() == [2, 1]
@@ -115,26 +117,26 @@ def test_an_instance_may_go_and_others_may_come(items: SplitDataset) -> None:
 
 
 class Noted(Callback):
-    """Notes what it is told, and interrupts in an epoch."""
+    """Records its calls, and raises an interrupt in an epoch."""
 
     def __init__(self, until: int | None = None) -> None:
-        self.told: list[Any] = []
+        self.calls: list[Any] = []
         self.until = until
 
     def on_begin(self, run: Run) -> None:
-        self.told.append(("begin", (run.setup.run_dir / "config.json").is_file()))
+        self.calls.append(("begin", (run.setup.run_dir / "config.json").is_file()))
 
     def on_write(self, run: Run) -> None:
         epochs = run.history["epoch"]
-        self.told.append(("write", len(epochs), (run.setup.run_dir / "last.pt").is_file()))
+        self.calls.append(("write", len(epochs), (run.setup.run_dir / "last.pt").is_file()))
 
     def on_epoch_end(self, run: Run, figures: Mapping[str, Any]) -> None:
-        self.told.append(("epoch", figures["epoch"], (run.setup.run_dir / "history.json").is_file()))
+        self.calls.append(("epoch", figures["epoch"], (run.setup.run_dir / "history.json").is_file()))
         if figures["epoch"] == self.until:
             raise KeyboardInterrupt
 
     def on_end(self, run: Run) -> None:
-        self.told.append(("end", run.epoch))
+        self.calls.append(("end", run.epoch))
 
 
 def turned(image: Image, masks: Masks, names: list[str], draw: np.random.Generator) -> tuple[Image, Masks, list[str]]:
@@ -143,25 +145,25 @@ def turned(image: Image, masks: Masks, names: list[str], draw: np.random.Generat
 
 
 @pytest.mark.slow
-def test_callbacks_are_told_in_order_and_a_training_with_a_transform_goes_on_to_the_bit(tmp_path: Path) -> None:
+def test_callbacks_are_called_in_order_and_a_training_with_a_transform_resumes_to_the_bit(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data")
     whole, half, rest = Noted(), Noted(until=1), Noted()
     expected = train(settings(tmp_path / "data", epochs=2), transform=turned, callbacks=[whole])
     moments = [("write", 1, True), ("epoch", 1, True), ("write", 2, True), ("epoch", 2, True), ("end", 2)]
-    assert whole.told == [("begin", True), *moments]
+    assert whole.calls == [("begin", True), *moments]
     config = settings(tmp_path / "data", epochs=2, output_dir=tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
         train(config, transform=turned, callbacks=[half])
     again = train(settings(tmp_path / "data", resume=tmp_path / "stopped"), transform=turned, callbacks=[rest])
-    assert half.told == whole.told[:3]
-    assert rest.told == whole.told[3:]
+    assert half.calls == whole.calls[:3]
+    assert rest.calls == whole.calls[3:]
     assert same_weights(again.run_dir / "last.pt", expected.run_dir / "last.pt")
     plain = train(settings(tmp_path / "data", epochs=2, output_dir=tmp_path / "plain"))
     assert not same_weights(plain.run_dir / "last.pt", expected.run_dir / "last.pt")
 
 
 @pytest.mark.slow
-def test_a_training_that_augments_goes_on_to_the_bit(tmp_path: Path) -> None:
+def test_a_training_with_augmentation_resumes_to_the_bit(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data")
     expected = train(settings(tmp_path / "data", epochs=2, train_augment="strong"))
     config = settings(tmp_path / "data", epochs=2, train_augment="strong", output_dir=tmp_path / "stopped")

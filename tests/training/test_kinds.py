@@ -1,4 +1,4 @@
-"""Each kind of network goes through a whole training: it is written, goes on after an interruption, and predicts."""
+"""Each kind of network goes through a whole training: it is saved, resumed after an interruption, and predicts."""
 
 import math
 from pathlib import Path
@@ -25,24 +25,24 @@ KINDS: tuple[Arch, ...] = (
     "yolo11n",
     "yolo11n-seg",
 )
-"""One of each, the smallest: Mask R-CNN has tests of its own, and others of one stage go the way of SSDlite."""
+"""The smallest network of each kind. Mask R-CNN has its own tests, and SSDlite represents the one-stage detectors."""
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Two images to learn from and one to validate on."""
+    """Two training images and one validation image."""
     return make_dataset(tmp_path / "data", training=2, validation=1)
 
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network of a further kind, which is one module."""
+    """Add a network of a user's own kind, which is one module."""
     monkeypatch.setitem(ARCHITECTURES, TOY.name, TOY)
 
 
 @pytest.mark.usefixtures("drawn", "toy")
 @pytest.mark.parametrize("arch", [*KINDS, TOY.name])
-def test_a_training_is_written_with_its_own_losses_and_predicts(dataset: Path, arch: Arch) -> None:
+def test_a_training_writes_the_kinds_own_losses_and_its_model_predicts(dataset: Path, arch: Arch) -> None:
     done = train(settings(dataset, arch=arch, select_by="f1"))
     _, spec = checkpoint.load(done.run_dir / "best.pt")
     assert spec.arch == arch
@@ -59,23 +59,23 @@ def test_a_training_is_written_with_its_own_losses_and_predicts(dataset: Path, a
 
 @pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize("asked", [{"weights": "imagenet"}, {"compile": "on"}, {"select_by": "segm_ap"}])
-def test_what_a_further_network_cannot_do_is_refused(asked: dict[str, Any]) -> None:
+def test_settings_that_a_users_network_does_not_support_are_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(FlawmaskError, match="toy"):
         TrainSettings(**{"arch": TOY.name, **asked})
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_further_network_can_be_compared_and_need_not_have_published_weights() -> None:
+def test_a_users_network_can_be_compared_without_published_weights() -> None:
     assert CompareConfig(category="bottle", archs="toy,yolo11n", weights="none").arch_names == ("toy", "yolo11n")
     with pytest.raises(FlawmaskError, match="there are no ImageNet weights for toy; give none or a file's path"):
         pretrained(TOY.name, "coco")
 
 
 class PowerCutError(Exception):
-    """The machine stops."""
+    """Simulates a power cut."""
 
 
-def test_an_interrupted_training_of_yolo_ends_with_the_weights_of_one_that_was_not(
+def test_an_interrupted_training_of_yolo_ends_with_the_same_weights(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(dataset, arch="yolo11n-seg", epochs=2, batch_size=1, save_every="1", ema=True)
@@ -83,12 +83,12 @@ def test_an_interrupted_training_of_yolo_ends_with_the_weights_of_one_that_was_n
     kept = whole.run_dir.rename(dataset.parent / "whole")
     losses, steps = yolo.losses, 0
 
-    def cut(*given: Any) -> dict[str, Tensor]:
+    def cut(*inputs: Any) -> dict[str, Tensor]:
         nonlocal steps
-        steps += torch.is_grad_enabled()  # not those of the validation
-        if steps == 4:  # the second of the second epoch
+        steps += torch.is_grad_enabled()  # without the steps of the validation
+        if steps == 4:  # the second step of the second epoch
             raise PowerCutError
-        return losses(*given)
+        return losses(*inputs)
 
     with monkeypatch.context() as context:
         context.setattr(yolo, "losses", cut)

@@ -1,4 +1,4 @@
-"""A network that learns from images of more than 8 bits sees what it would see of them in 8, also when it is judged."""
+"""Images of more than 8 bits give the same training and evaluation as the same images in 8 bits."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ from flawmask.model import checkpoint
 from flawmask.training.loop import train
 
 
-def test_images_of_12_bits_train_the_network_and_are_judged_as_the_same_in_8(tmp_path: Path) -> None:
+def test_12_bit_images_train_and_evaluate_like_the_same_images_in_8_bits(tmp_path: Path) -> None:
     shallow, deep = make_dataset(tmp_path / "8" / "data"), make_dataset(tmp_path / "12" / "data")
     for path in deep.glob("*/images/*.png"):
         pixels = read_pixels(path).astype(np.uint16)
-        pixels[0, 0] = 255  # as a reflection, that uses all the bits there are
+        pixels[0, 0] = 255  # a reflection, which uses all bits
         write_png(path, (pixels << 4 | pixels >> 4).astype(np.uint16))
         write_png(shallow / path.relative_to(deep), pixels.astype(np.uint8))
     done = {dataset: train(light(dataset)) for dataset in (shallow, deep)}
@@ -49,7 +49,7 @@ def test_images_of_12_bits_train_the_network_and_are_judged_as_the_same_in_8(tmp
     assert checkpoint.load(went_on.run_dir / "best.pt")[1].intensity == (0, 4095)
 
 
-def test_a_rule_that_is_given_is_the_checkpoints(tmp_path: Path) -> None:
+def test_a_given_intensity_rule_is_stored_in_the_checkpoint(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data")
     done = train(light(dataset, intensity="10"))
     assert checkpoint.load(done.run_dir / "last.pt")[1].intensity == (0, 1023)

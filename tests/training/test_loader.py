@@ -1,4 +1,4 @@
-"""What the network learns from: exact targets, every image, an order that the seed alone decides."""
+"""The loader gives exact targets and every image, in an order that only the seed decides."""
 
 import json
 import multiprocessing
@@ -42,8 +42,11 @@ from flawmask.training.loader import (
 HANGING_READER = Path(__file__).parents[1] / "hanging_reader.py"
 HEIGHT, WIDTH = 24, 32
 AS_IT_IS = replace(SPEC, image_size=HEIGHT)
-"""A network that sees images of this size pixel by pixel."""
-CATEGORIES = [{"id": 9, "name": "scratch"}, {"id": 4, "name": "good"}]  # labels 2 and 1: by id, not as listed
+"""A network that does not resize images of this size."""
+CATEGORIES = [
+    {"id": 9, "name": "scratch"},
+    {"id": 4, "name": "good"},
+]  # labels 2 and 1: in the order of the ids, not of the list
 
 
 def rectangle(y: int, x: int, height: int, width: int) -> Mask:
@@ -88,7 +91,7 @@ def whole_masks(target: Target, height: int = HEIGHT, width: int = WIDTH) -> Mas
     return masks
 
 
-def test_a_target_is_exact_and_a_line_one_pixel_wide_has_a_box_one_pixel_wide(split: CocoSplit) -> None:
+def test_a_target_is_exact_and_a_one_pixel_line_has_a_one_pixel_box(split: CocoSplit) -> None:
     image, target = SplitDataset(split, AS_IT_IS)[0]
     expected = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     assert image.dtype == torch.uint8
@@ -126,7 +129,7 @@ def test_an_image_without_annotations_is_kept_with_empty_targets_of_the_right_sh
     assert len(SplitDataset(split, AS_IT_IS)) == 5
 
 
-def test_crowds_and_empty_masks_are_nothing_to_learn(split: CocoSplit) -> None:
+def test_crowds_and_empty_masks_are_left_out(split: CocoSplit) -> None:
     def change(content: dict[str, Any]) -> None:
         content["annotations"][0]["iscrowd"] = 1
         image = next(one for one in content["images"] if one["id"] == content["annotations"][2]["image_id"])
@@ -156,7 +159,7 @@ def test_the_seed_decides_the_order_and_each_epoch_has_its_own(split: CocoSplit)
     assert all(sorted(epoch) == [1, 2, 3, 4, 5] for epoch in first)
 
 
-def test_without_a_seed_the_order_is_the_files(split: CocoSplit) -> None:
+def test_without_a_seed_the_order_is_that_of_the_file(split: CocoSplit) -> None:
     assert order(split, None) == [[1, 2, 3, 4, 5]] * 2
 
 
@@ -164,7 +167,7 @@ def test_worker_processes_change_nothing(split: CocoSplit) -> None:
     assert order(split, 3, workers=2) == order(split, 3)
 
 
-def test_reading_draws_nothing_from_the_global_generator(split: CocoSplit) -> None:
+def test_reading_does_not_use_the_global_generator(split: CocoSplit) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     order(split, 3)
@@ -178,10 +181,10 @@ def test_reading_draws_nothing_from_the_global_generator(split: CocoSplit) -> No
     seed=st.none() | st.integers(0, 3),
     epoch=st.integers(1, 3),
 )
-def test_an_epoch_shows_each_image_once_over_all_processes_and_leaves_none_without_one(
+def test_an_epoch_shows_each_image_once_and_gives_each_process_one_per_batch(
     images: int, batch_size: int, processes: int, seed: int | None, epoch: int
 ) -> None:
-    batch_size = max(batch_size, processes)  # what `train` sees to
+    batch_size = max(batch_size, processes)  # as `train` guarantees
     orders = [
         Order([(8, 8)] * images, batch_size, seed=seed, rank=rank, processes=processes) for rank in range(processes)
     ]
@@ -190,20 +193,20 @@ def test_an_epoch_shows_each_image_once_over_all_processes_and_leaves_none_witho
     batches = [list(one) for one in orders]
     assert {len(one) for one in orders} == {len(of_one) for of_one in batches} == {len(orders[0].bounds)}
     assert sorted(place for of_one in batches for batch in of_one for place in batch) == list(range(images))
-    for shares, (start, end) in zip(zip(*batches, strict=True), orders[0].bounds, strict=True):
-        assert sum(len(share) for share in shares) == end - start < batch_size + processes
-        assert images < processes or min(len(share) for share in shares) >= 1
-        assert max(len(share) for share in shares) - min(len(share) for share in shares) <= 1
+    for shards, (start, end) in zip(zip(*batches, strict=True), orders[0].bounds, strict=True):
+        assert sum(len(shard) for shard in shards) == end - start < batch_size + processes
+        assert images < processes or min(len(shard) for shard in shards) >= 1
+        assert max(len(shard) for shard in shards) - min(len(shard) for shard in shards) <= 1
     whole = list(zip(*batches, strict=True))
     alone = Order([(8, 8)] * images, batch_size, seed=seed)
     alone.epoch = epoch
     if alone.bounds == orders[0].bounds:
-        for shares, batch in zip(whole, alone, strict=True):
-            assert sorted(place for share in shares for place in share) == sorted(batch), "others than alone"
+        for shards, batch in zip(whole, alone, strict=True):
+            assert sorted(place for shard in shards for place in shard) == sorted(batch), "others than alone"
 
 
 @pytest.mark.parametrize("seed", [0, 1, None])
-def test_tall_and_wide_images_are_kept_apart_and_batches_differ_from_epoch_to_epoch(seed: int | None) -> None:
+def test_tall_and_wide_images_are_in_different_batches_and_batches_change_each_epoch(seed: int | None) -> None:
     shapes = [(64, 200), (200, 64)] * 64 + [(64, 64)]
     order = Order(shapes, 4, seed=seed)
     epochs = []
@@ -211,7 +214,7 @@ def test_tall_and_wide_images_are_kept_apart_and_batches_differ_from_epoch_to_ep
         batches = list(order)
         assert [len(batch) for batch in batches] == [4] * 32 + [1]
         assert sorted(place for batch in batches for place in batch) == list(range(129))
-        # Of each window of eight batches, one at most holds both where the seed draws an uneven number of each.
+        # At most one batch of each window is mixed: if the numbers of tall and wide images in it do not fill batches.
         mixed = [batch for batch in batches if len({shapes[place] for place in batch}) > 1]
         assert len(mixed) <= 5
         epochs.append(batches)
@@ -222,7 +225,7 @@ def test_tall_and_wide_images_are_kept_apart_and_batches_differ_from_epoch_to_ep
         assert {frozenset(batch) for batch in epochs[0]} != {frozenset(batch) for batch in epochs[1]}
 
 
-def test_the_last_batch_may_be_smaller_and_images_of_any_size_stand_together(split: CocoSplit) -> None:
+def test_the_last_batch_may_be_smaller_and_may_mix_image_sizes(split: CocoSplit) -> None:
     items = SplitDataset(split, AS_IT_IS)
     batches = list(read(make_loader(items, Order([(8, 8)] * 5, 2, seed=None), workers=0, pin=False)))
     assert [len(batch) for batch in batches] == [2, 2, 1]
@@ -232,7 +235,7 @@ def test_the_last_batch_may_be_smaller_and_images_of_any_size_stand_together(spl
 
 
 def items_of(*sizes: tuple[int, int]) -> list[tuple[torch.Tensor, Target]]:
-    """Images without a pixel of 0, and targets that are known by their number."""
+    """Return images without a pixel of 0, with targets that are told apart by their image id."""
     draw = torch.Generator().manual_seed(0)
     return [
         (torch.randint(1, 256, (3, *size), dtype=torch.uint8, generator=draw), {"image_id": torch.tensor([at])})
@@ -242,7 +245,7 @@ def items_of(*sizes: tuple[int, int]) -> list[tuple[torch.Tensor, Target]]:
 
 @given(st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=4))
 @settings(max_examples=50, deadline=None)
-def test_a_batch_holds_each_image_in_its_corner_nothing_beyond_and_looks_at_it_without_a_copy(
+def test_a_batch_holds_each_image_in_a_corner_with_zero_padding_and_returns_views(
     sizes: list[tuple[int, int]],
 ) -> None:
     items = items_of(*sizes)
@@ -262,13 +265,13 @@ def test_a_batch_holds_each_image_in_its_corner_nothing_beyond_and_looks_at_it_w
     assert all(found is expected for found, (_, expected) in zip(batch.targets, items, strict=True))
 
 
-def test_a_batch_of_no_image_is_the_share_of_a_process_where_there_are_fewer_images_than_processes() -> None:
+def test_a_shard_may_be_an_empty_batch() -> None:
     batch = Batch.of([])
     assert len(batch) == len(batch.images) == len(batch.targets) == len(list(batch.parts(2))) == 0
 
 
 @pytest.mark.parametrize(("at_most", "counts"), [(1, [1] * 5), (2, [2, 2, 1]), (3, [3, 2]), (5, [5]), (9, [5])])
-def test_parts_of_a_batch_are_its_images_in_their_order_each_padded_for_itself(at_most: int, counts: list[int]) -> None:
+def test_micro_batches_keep_the_order_and_are_padded_separately(at_most: int, counts: list[int]) -> None:
     items = items_of((40, 20), (8, 9), (33, 70), (5, 5), (64, 32))
     batch = Batch.of(items)
     parts = list(batch.parts(at_most))
@@ -285,7 +288,7 @@ def test_parts_of_a_batch_are_its_images_in_their_order_each_padded_for_itself(a
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA takes page-locked memory")
-def test_a_batch_comes_in_page_locked_memory_and_its_parts_and_what_is_on_the_gpu_are_the_same(
+def test_a_pinned_batch_its_micro_batches_and_its_gpu_copy_are_equal(
     split: CocoSplit,
 ) -> None:
     items = SplitDataset(split, AS_IT_IS)
@@ -303,7 +306,7 @@ def test_a_batch_comes_in_page_locked_memory_and_its_parts_and_what_is_on_the_gp
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_is_an_error_of_one_line_from_a_worker_process_too(split: CocoSplit, workers: int) -> None:
+def test_a_bad_image_is_a_one_line_error_even_from_a_worker_process(split: CocoSplit, workers: int) -> None:
     (split.folder / "images" / "3.png").write_bytes(b"no image")
     loader = make_loader(SplitDataset(split, AS_IT_IS), Order([(8, 8)] * 5, 2, seed=None), workers=workers, pin=False)
     with pytest.raises(FlawmaskError, match=r"3\.png cannot be read as an image") as caught:
@@ -340,7 +343,7 @@ def torchvision_resized(pixels: torch.Tensor, spec: ModelSpec) -> torch.Tensor:
 
 @given(sizes())
 @settings(max_examples=100, deadline=None)
-def test_an_image_is_seen_in_training_at_the_size_at_which_torchvision_shows_it_when_predicting(
+def test_training_resizes_images_as_torchvision_does_for_prediction(
     drawn: tuple[int, int, ModelSpec],
 ) -> None:
     height, width, spec = drawn
@@ -350,10 +353,8 @@ def test_an_image_is_seen_in_training_at_the_size_at_which_torchvision_shows_it_
 
 
 @pytest.mark.parametrize(("height", "width", "seen"), [(9, 964, (1, 107)), (964, 9, (107, 1)), (1, 3000, (1, 107))])
-def test_of_an_image_however_long_and_narrow_a_row_of_pixels_is_left(
-    height: int, width: int, seen: tuple[int, int]
-) -> None:
-    """Where torchvision's transform leaves none and fails."""
+def test_a_very_narrow_image_keeps_at_least_one_row_of_pixels(height: int, width: int, seen: tuple[int, int]) -> None:
+    """torchvision's transform would leave no row and fail."""
     spec = replace(SPEC, image_size=64)
     assert seen_in_training(height, width, spec) == seen
     assert resize(np.zeros((height, width, 3), np.uint8), seen).shape == (*seen, 3)
@@ -365,7 +366,7 @@ def seen_in_training(height: int, width: int, spec: ModelSpec) -> tuple[int, int
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 32), (100, 130), (97, 64), (20, 90), (64, 64)])
-def test_resized_pixels_are_those_of_torchvision_to_the_nearest_of_256(height: int, width: int) -> None:
+def test_resized_pixels_equal_torchvisions_rounded_to_256_levels(height: int, width: int) -> None:
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     expected = torchvision_resized(torch.from_numpy(pixels).permute(2, 0, 1) / 255, SPEC)
     resized = resize(pixels, (expected.shape[1], expected.shape[2]))
@@ -378,7 +379,7 @@ def test_resized_pixels_are_those_of_torchvision_to_the_nearest_of_256(height: i
     ("cores", "processes", "on_cpu", "on_cuda"),
     [(1, 1, 0, 0), (2, 1, 1, 1), (4, 1, 3, 3), (16, 1, 4, 15), (64, 1, 4, 16), (64, 4, 4, 15), (8, 8, 4, 0)],
 )
-def test_reading_processes_follow_the_cores_that_each_training_process_has(
+def test_the_number_of_reading_processes_depends_on_the_cores_per_training_process(
     cores: int, processes: int, on_cpu: int, on_cuda: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: cores)
@@ -388,7 +389,7 @@ def test_reading_processes_follow_the_cores_that_each_training_process_has(
     assert default_workers(on_cuda=True) == on_cuda
 
 
-def test_of_the_machines_cores_those_count_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_cores_that_this_process_may_use_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 8}, raising=False)
     assert (usable_cores(), default_workers(on_cuda=True)) == (3, 2)
@@ -418,13 +419,13 @@ def test_with_a_cache_each_image_is_decoded_once_and_is_the_same(
         for place in range(5):
             image, _ = cached[place]
             assert torch.equal(image, expected[place])
-            image.zero_()  # what is handed out is not the cache itself
+            image.zero_()  # the returned image is a copy, not the cache itself
     assert sorted(decoded) == ["1.png", "2.png", "3.png", "4.png", "5.png"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "status"), [("done", 0), ("error", 1), ("interrupted", -signal.SIGINT)])
-def test_a_reading_process_that_hangs_does_not_keep_the_program_from_ending(how: str, status: int) -> None:
+def test_a_hanging_reading_process_does_not_keep_the_program_alive(how: str, status: int) -> None:
     command = [sys.executable, str(HANGING_READER), how, multiprocessing.get_start_method()]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as running:
         try:

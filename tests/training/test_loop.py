@@ -1,4 +1,4 @@
-"""Training: eight images are learned, an epoch is chosen, and what must not matter changes no weight."""
+"""Training: eight images are learned, the best epoch is chosen, and irrelevant settings change no weight."""
 
 import json
 import logging
@@ -21,19 +21,19 @@ from flawmask.model import checkpoint
 from flawmask.model.weights import Pretrained
 from flawmask.training import epoch, loader, loop
 from flawmask.training.loop import train
-from flawmask.training.resume import Within
-from flawmask.training.start import spec_for
+from flawmask.training.network import spec_for
+from flawmask.training.resume import EpochProgress
 from flawmask.training.step import Step
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Four images to learn from and two to validate on."""
+    """Four training images and two validation images."""
     return make_dataset(tmp_path / "data")
 
 
 @pytest.mark.slow
-def test_eight_images_are_learned_from_nothing_until_every_defect_is_found(tmp_path: Path) -> None:
+def test_eight_images_are_learned_from_scratch_until_every_defect_is_detected(tmp_path: Path) -> None:
     make_split(tmp_path / "data" / "train", range(8))
     done = train(settings(tmp_path / "data", epochs=30, batch_size=1, proposals=100, lr=0.01, seed=3))
     losses = done.history["train_loss"]
@@ -47,10 +47,10 @@ def test_eight_images_are_learned_from_nothing_until_every_defect_is_found(tmp_p
         assert (found & mask).sum() / (found | mask).sum() > 0.6
 
 
-def learned(loss: float | None, losses: int = 5) -> Within:
+def learned(loss: float | None, losses: int = 5) -> EpochProgress:
     """Return what an epoch of four images with that mean loss, all of it in the first of several, has added up."""
     assert loss is not None
-    return Within(sums=[4 * loss, *[0.0] * (losses - 1)], learned=4, seen=4, seconds=1.0)
+    return EpochProgress(sums=[4 * loss, *[0.0] * (losses - 1)], learned=4, seen=4, seconds=1.0)
 
 
 @pytest.mark.parametrize(
@@ -65,25 +65,25 @@ def learned(loss: float | None, losses: int = 5) -> Within:
         ("f1", [0.9, 0.5, 0.8], 1),
     ],
 )
-def test_the_best_epoch_is_the_one_that_select_by_names(
+def test_select_by_decides_the_best_epoch(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, select_by: str, values: list[float | None], best: int
 ) -> None:
-    told = iter(values)
+    losses_of_epochs = iter(values)
 
     monkeypatch.setattr(
         epoch,
         "train_epoch",
-        lambda *_: learned(next(told) if select_by == "train_loss" else 1.0),
+        lambda *_: learned(next(losses_of_epochs) if select_by == "train_loss" else 1.0),
     )
     monkeypatch.setattr(
         epoch,
         "validation_loss",
-        lambda *_: {"val_loss": next(told) if select_by == "val_loss" else 1.0},
+        lambda *_: {"val_loss": next(losses_of_epochs) if select_by == "val_loss" else 1.0},
     )
     monkeypatch.setattr(
         epoch,
-        "_validation_figures",
-        lambda *_: {"segm_ap": 0.5, "f1": 0.5} | {select_by: next(told)},
+        "_validation_metrics",
+        lambda *_: {"segm_ap": 0.5, "f1": 0.5} | {select_by: next(losses_of_epochs)},
     )
     monkeypatch.setattr(checkpoint, "save", lambda path, *_, epoch, **__: path.write_text(str(epoch)))
     done = train(light(dataset, epochs=3, select_by=select_by))
@@ -95,21 +95,21 @@ def test_the_best_epoch_is_the_one_that_select_by_names(
 @pytest.mark.parametrize(
     ("size", "asked", "expected"), [(800, None, 1000), (512, None, 640), (64, None, 200), (64, 9, 9)]
 )
-def test_a_network_looks_at_as_many_regions_as_asked_or_as_the_images_have_room_for(
+def test_the_number_of_region_proposals_is_as_set_or_follows_the_image_size(
     dataset: Path, size: int, asked: int | None, expected: int
 ) -> None:
-    given = Pretrained({}, "group", None, "")
-    spec = spec_for(settings(dataset, proposals=asked), read_split(dataset, "train"), given, size, 4)
+    initial_weights = Pretrained({}, "group", None, "")
+    spec = spec_for(settings(dataset, proposals=asked), read_split(dataset, "train"), initial_weights, size, 4)
     assert (spec.image_size, spec.proposals) == (size, expected)
 
 
-def test_selecting_by_a_figure_of_the_validation_split_writes_it_down(dataset: Path) -> None:
+def test_a_validation_metric_that_selects_is_in_the_history(dataset: Path) -> None:
     done = train(settings(dataset, select_by="f1"))
     assert set(done.history) >= {"segm_ap", "f1"}
     assert 0 <= done.history["segm_ap"][0] <= 1
 
 
-def test_the_export_of_another_tool_trains_as_the_folder_that_it_is_of(dataset: Path) -> None:
+def test_the_export_of_another_tool_trains_like_the_original_folder(dataset: Path) -> None:
     whole = train(light(dataset)).run_dir
     export = dataset.rename(dataset.parent / "export")
     (export / "val").rename(export / "valid")
@@ -128,7 +128,7 @@ def test_the_export_of_another_tool_trains_as_the_folder_that_it_is_of(dataset: 
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_weights_and_another_one_others(dataset: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_other_weights(dataset: Path) -> None:
     runs = [
         train(settings(dataset, output_dir=dataset.parent / f"run_{at}", seed=seed)).run_dir / "last.pt"
         for at, seed in enumerate([0, 0, 1])
@@ -138,7 +138,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(dataset: Pa
 
 
 @pytest.mark.slow
-def test_the_validation_split_leaves_no_trace_on_the_training(dataset: Path) -> None:
+def test_the_validation_split_does_not_affect_training(dataset: Path) -> None:
     with_val = train(settings(dataset, epochs=2))
     (dataset / "val").rename(dataset / "unused")
     without = train(settings(dataset, epochs=2, output_dir=dataset.parent / "without"))
@@ -148,12 +148,12 @@ def test_the_validation_split_leaves_no_trace_on_the_training(dataset: Path) -> 
 
 
 @pytest.mark.slow
-def test_plain_sgd_at_the_default_rate_stays_finite_from_nothing(dataset: Path) -> None:
+def test_plain_sgd_at_the_default_rate_stays_finite_from_scratch(dataset: Path) -> None:
     done = train(settings(dataset, epochs=6, optimizer="sgd", lr=0.005))
     assert done.history["train_loss"][-1] < done.history["train_loss"][0]
 
 
-def test_training_goes_on_from_a_file_and_says_in_a_line_what_did_not_fit(
+def test_training_starts_from_a_file_and_logs_what_did_not_match(
     dataset: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(settings(dataset)).run_dir / "best.pt"
@@ -163,7 +163,12 @@ def test_training_goes_on_from_a_file_and_says_in_a_line_what_did_not_fit(
         content["categories"].append({"id": 3, "name": "hole"})
         path.write_text(json.dumps(content))
     with caplog.at_level(logging.DEBUG, "flawmask"):
-        changes = {"batch_size": "auto", "time_budget": "1h", "epochs": 1, "trainable_layers": 0}  # tried out before
+        changes = {
+            "batch_size": "auto",
+            "time_budget": "1h",
+            "epochs": 1,
+            "trainable_layers": 0,
+        }  # with trials before training
         monkeypatch.setattr(loop, "_is_done", lambda run: run.epoch > 0)
         done = train(settings(dataset, weights=str(first), output_dir=dataset.parent / "more", **changes))
     said = [one.getMessage() for one in caplog.records if one.levelno == logging.INFO and "tensors" in one.getMessage()]
@@ -189,23 +194,25 @@ def test_bf16_trains_and_is_written_in_float32(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("select_by", ["train_loss", "val_loss"])
-def test_patience_ends_a_training_that_no_longer_gets_better(
+def test_patience_ends_a_training_that_no_longer_improves(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, select_by: str
 ) -> None:
-    told = iter([3.0, 1.0, 2.0, 1.0, 0.5])
+    losses_of_epochs = iter([3.0, 1.0, 2.0, 1.0, 0.5])
 
-    monkeypatch.setattr(epoch, "train_epoch", lambda *_: learned(next(told) if select_by == "train_loss" else 1.0))
+    monkeypatch.setattr(
+        epoch, "train_epoch", lambda *_: learned(next(losses_of_epochs) if select_by == "train_loss" else 1.0)
+    )
     monkeypatch.setattr(
         epoch,
         "validation_loss",
-        lambda *_: {"val_loss": next(told) if select_by == "val_loss" else 1.0},
+        lambda *_: {"val_loss": next(losses_of_epochs) if select_by == "val_loss" else 1.0},
     )
     done = train(light(dataset, epochs=9, select_by=select_by, patience=2))
     assert (done.best_epoch, done.history["epoch"]) == (2, [1, 2, 3, 4])
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_images_kept_decoded_change_no_weight(dataset: Path, ema: bool) -> None:
+def test_the_image_cache_changes_no_weight(dataset: Path, ema: bool) -> None:
     kept = train(light(dataset, epochs=2, ema=ema))
     anew = train(light(dataset, epochs=2, ema=ema, cache_gb=0.0, output_dir=dataset.parent / "anew"))
     assert same_weights(kept.run_dir / "last.pt", anew.run_dir / "last.pt")
@@ -213,26 +220,24 @@ def test_images_kept_decoded_change_no_weight(dataset: Path, ema: bool) -> None:
 
 
 @pytest.mark.parametrize(("kept", "decodings"), [(4.0, 1), (0.0, 3)])
-def test_each_image_is_decoded_for_its_first_epoch_alone_where_it_is_kept(
+def test_a_cached_image_is_decoded_only_once(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, kept: float, decodings: int
 ) -> None:
     decoded: Counter[Path] = Counter()
-    read = loader.SplitDataset._read
+    read = loader.SplitDataset._read_resized
 
     def counting(self: loader.SplitDataset, place: int) -> Any:
         decoded[self.split.image_path(self.split.images[place])] += 1
         return read(self, place)
 
-    monkeypatch.setattr(loader.SplitDataset, "_read", counting)
+    monkeypatch.setattr(loader.SplitDataset, "_read_resized", counting)
     monkeypatch.setattr("flawmask.training.callbacks.draw_train_batch", lambda *_: None)
     train(light(dataset, epochs=3, cache_gb=kept))
     assert set(decoded.values()) == {decodings}
     assert len(decoded) == 6
 
 
-def test_what_is_kept_decoded_is_deleted_in_the_end_also_of_a_training_that_fails(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_image_cache_is_deleted_even_if_training_fails(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = dataset.parent / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -245,11 +250,11 @@ def test_what_is_kept_decoded_is_deleted_in_the_end_also_of_a_training_that_fail
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
-def test_an_average_of_the_weights_is_what_is_judged_and_written(dataset: Path, norm: str) -> None:
+def test_the_moving_average_is_evaluated_and_saved(dataset: Path, norm: str) -> None:
     make = settings if norm == "group" else light
     plain = train(make(dataset, epochs=2, norm=norm))
     averaged = train(make(dataset, epochs=2, norm=norm, ema=True, output_dir=dataset.parent / "averaged"))
-    # What is learned is the same: the average only follows.
+    # The trained weights are the same: the average only follows them.
     assert averaged.history["train_loss"] == plain.history["train_loss"]
     assert averaged.history["val_loss"] != plain.history["val_loss"]
     assert all(math.isfinite(value) for name in ("train_loss", "val_loss") for value in averaged.history[name])
@@ -262,19 +267,19 @@ def test_an_average_of_the_weights_is_what_is_judged_and_written(dataset: Path, 
     assert all(torch.equal(one, written[name]) for name, one in states[1]["averaged"].items())
 
 
-@pytest.mark.parametrize(("norm", "at_once"), [("batch", 2), ("group", 1)])
-def test_the_effective_batch_size_is_what_a_step_learns_from_and_a_cpu_takes_one_by_one_what_it_can(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch, norm: str, at_once: int
+@pytest.mark.parametrize(("norm", "micro_batch_size"), [("batch", 2), ("group", 1)])
+def test_a_step_uses_the_effective_batch_size_and_a_cpu_goes_image_by_image_where_possible(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, norm: str, micro_batch_size: int
 ) -> None:
     passes: list[tuple[int, int]] = []
     step = Step.__call__
 
-    def stepping(self: Any, batch: loader.Batch, *given: Any, **more: Any) -> Any:
-        passes.append((len(batch), self.at_once))
-        return step(self, batch, *given, **more)
+    def stepping(self: Any, batch: loader.Batch, *inputs: Any, **more: Any) -> Any:
+        passes.append((len(batch), self.micro_batch_size))
+        return step(self, batch, *inputs, **more)
 
     monkeypatch.setattr(Step, "__call__", stepping)
     done = train(settings(dataset, epochs=2, batch_size=2, effective_batch_size=4, norm=norm))
-    assert passes == [(4, at_once), (4, at_once)]
+    assert passes == [(4, micro_batch_size), (4, micro_batch_size)]
     written = json.loads((done.run_dir / "config.json").read_text())
-    assert (written["images_at_once"], written["images_per_step"], written["processes"]) == (at_once, 4, 1)
+    assert (written["images_at_once"], written["images_per_step"], written["processes"]) == (micro_batch_size, 4, 1)

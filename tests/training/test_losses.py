@@ -1,4 +1,4 @@
-"""The losses are torchvision's, on the same regions; fewer regions where an image has few instances."""
+"""The losses equal torchvision's on the same regions, and the number of regions follows the instances."""
 
 from collections import Counter
 from typing import Any
@@ -13,12 +13,12 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from flawmask.masks import Mask
 from flawmask.model.arch import Arch
 from flawmask.model.draws import generator_for
-from flawmask.model.rcnn_losses import FEWEST_SAMPLES, MOST_SAMPLES, _draw, losses, mask_targets, samples_for
+from flawmask.model.rcnn_losses import MAX_SAMPLES, MIN_SAMPLES, _draw, losses, mask_targets, samples_for
 from flawmask.model.targets import Target
 
 
 class OfOneImage:
-    """Draws in torchvision's network what Flawmask draws of one image of a batch, and nothing of the others."""
+    """Replaces torchvision's sampler: it samples as Flawmask does for one image, and nothing of the other images."""
 
     def __init__(self, sampler: Any, at: int, draw: torch.Generator) -> None:
         self.count, self.share, self.at, self.draw = sampler.batch_size_per_image, sampler.positive_fraction, at, draw
@@ -35,14 +35,14 @@ def torchvisions_losses(
 ) -> dict[str, Tensor]:
     """Return what torchvision gives for the regions of each image, averaged over the images; of the masks, over those
     that have any."""
-    given = [image / 255 for image in images]
+    inputs = [image / 255 for image in images]
     of_images: list[dict[str, Tensor]] = []
     samplers = [(owner, owner.fg_bg_sampler) for owner in (model.rpn, model.roi_heads)]
     for at, target in enumerate(targets):
         draw = generator_for(target, torch.device("cpu"))
         for owner, sampler in samplers:
             owner.fg_bg_sampler = OfOneImage(sampler, at, draw)
-        of_images.append(model(given, [whole(*one) for one in zip(images, masks, targets, strict=True)]))
+        of_images.append(model(inputs, [whole(*one) for one in zip(images, masks, targets, strict=True)]))
     for owner, sampler in samplers:
         owner.fg_bg_sampler = sampler
     counts = {name: len(images) for name in of_images[0]} | {"loss_mask": max(1, sum(bool(one) for one in masks))}
@@ -58,7 +58,7 @@ def whole(image: Tensor, masks: list[Mask], target: Target) -> dict[str, Tensor]
 @pytest.mark.parametrize("roi_samples", [512, 16])
 @pytest.mark.parametrize("chosen", [[0, 1, 2, 3], [1], [3, 1]])
 @pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "fasterrcnn_mobilenet_v3_large_fpn"])
-def test_the_losses_and_their_gradients_are_those_of_torchvision_on_each_image_averaged(
+def test_losses_and_gradients_are_the_mean_of_torchvisions_for_each_image(
     arch: Arch, chosen: list[int], roi_samples: int
 ) -> None:
     model = network(roi_samples, arch)
@@ -80,7 +80,7 @@ def test_the_losses_and_their_gradients_are_those_of_torchvision_on_each_image_a
     assert torch.equal(torch.get_rng_state(), before), "PyTorch's own generator was drawn from"
 
 
-def test_what_is_drawn_is_of_the_kinds_asked_for_none_twice_and_each_as_likely() -> None:
+def test_samples_are_of_the_wanted_kind_distinct_and_uniform() -> None:
     labels = torch.tensor([0, 1, -1, 2, 0, 0, 1, -1, 0, 3])
     draw = torch.Generator().manual_seed(0)
     on, beside = [], []
@@ -95,14 +95,14 @@ def test_what_is_drawn_is_of_the_kinds_asked_for_none_twice_and_each_as_likely()
         counts = np.array(list(Counter(found).values()))
         share = len(found) / 3000 / 4
         assert np.abs(counts - 3000 * share).max() < 4 * np.sqrt(3000 * share * (1 - share))
-    # What there is too little of on an instance is filled up beside; all there is where it is not enough.
+    # Missing positives are replaced by negatives. If there are too few boxes, all are sampled.
     few = torch.tensor([0, 0, 0, 1, 0])
     assert _draw(few, 4, 0.5, draw)[0].tolist() == [3]
     assert [len(one) for one in _draw(few, 4, 0.5, draw)] == [1, 3]
     assert [sorted(one.tolist()) for one in _draw(few, 99, 0.5, draw)] == [[3], [0, 1, 2, 4]]
 
 
-def test_what_is_drawn_of_an_image_follows_from_the_seed_and_its_id_alone() -> None:
+def test_samples_of_an_image_depend_only_on_the_seed_and_its_id() -> None:
     def drawn(seed: int, image_id: int) -> list[float]:
         torch.manual_seed(seed)
         torch.rand(3)
@@ -121,17 +121,17 @@ def test_every_parameter_has_a_gradient_on_an_image_without_an_instance() -> Non
     assert found.keys() == {name for name, one in model.named_parameters() if one.requires_grad}
 
 
-def test_an_image_with_more_instances_has_more_regions_within_bounds() -> None:
+def test_more_instances_mean_more_sampled_regions_within_bounds() -> None:
     counts = [samples_for(instances) for instances in range(100)]
     assert counts == sorted(counts)
-    assert (counts[0], counts[1], counts[-1]) == (FEWEST_SAMPLES, 32, MOST_SAMPLES)
+    assert (counts[0], counts[1], counts[-1]) == (MIN_SAMPLES, 32, MAX_SAMPLES)
     assert counts[5] > counts[2]
 
 
 def seen_by(heads: Any, name: str, seen: list[list[int]]) -> None:
-    """Let a head's pooling write down how many boxes of each image it is given."""
+    """Record how many boxes of each image a head's pooling gets."""
     pool = getattr(heads, name)
-    delattr(heads, name)  # a module in a module's place: it takes no function
+    delattr(heads, name)  # torch does not let a function replace a module
 
     def counting(features: Any, boxes: list[Tensor], sizes: Any) -> Any:
         seen.append([len(of_image) for of_image in boxes])
@@ -141,26 +141,26 @@ def seen_by(heads: Any, name: str, seen: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize(("roi_samples", "expected"), [(None, [64, 32, 96, 32]), (20, [20, 20, 20, 20])])
-def test_as_many_regions_are_drawn_as_the_instances_of_each_image_ask_for(
+def test_the_number_of_sampled_regions_follows_the_instances_of_each_image(
     roi_samples: int | None, expected: list[int]
 ) -> None:
     model = network()
     drawn: list[list[int]] = []
     seen_by(model.roi_heads, "box_roi_pool", drawn)
     model.rpn._post_nms_top_n["training"] = 1000
-    model.rpn.nms_thresh = 0.99  # leaves enough of them
+    model.rpn.nms_thresh = 0.99  # so that enough proposals remain
     losses(model, *batch()[::2], roi_samples)
     assert drawn == [expected]
 
 
 @pytest.mark.parametrize(("roi_samples", "expected"), [(None, [8, 0, 12, 4]), (128, [32, 0, 32, 32])])
-def test_as_many_masks_are_learned_as_there_is_use_for(roi_samples: int | None, expected: list[int]) -> None:
+def test_the_number_of_learned_masks_is_limited(roi_samples: int | None, expected: list[int]) -> None:
     model = network()
     drawn: list[list[int]] = []
     seen_by(model.roi_heads, "mask_roi_pool", drawn)
     images, _, targets = batch()
     with_copies = model.roi_heads.add_gt_proposals
-    # Each true box forty times among the proposals: more than enough regions lie on an instance.
+    # Each true box is forty times among the proposals, so there are more than enough positive regions.
     model.roi_heads.add_gt_proposals = lambda proposals, truth: with_copies(
         proposals, [of_image.repeat(40, 1) for of_image in truth]
     )
@@ -181,7 +181,7 @@ def test_mask_targets_are_those_of_torchvision_on_masks_as_large_as_the_image(si
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_an_image_without_boxes_on_an_instance_has_no_mask_targets() -> None:
+def test_an_image_without_positive_boxes_has_no_mask_targets() -> None:
     size = (20, 30)
     none, nowhere = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     assert mask_targets(target_of([], size), none, nowhere, 28).shape == (0, 28, 28)

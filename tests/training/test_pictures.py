@@ -1,4 +1,4 @@
-"""Pictures for whoever watches a training: figures of labels to the digit, masks and colours where they belong."""
+"""Pictures of a training: label statistics are exact, and masks and colours are in the right places."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ IMAGES = [
 ]
 
 
-def test_labels_are_measured_exactly_and_good_crowds_and_broken_boxes_are_none_of_them() -> None:
+def test_labels_are_measured_exactly_without_good_crowds_and_broken_boxes() -> None:
     annotations = [
         boxed(1, 5, 0, 0, 50, 25),
         boxed(1, 5, 90, 48, 9, 1),
@@ -66,7 +66,7 @@ def test_labels_are_measured_exactly_and_good_crowds_and_broken_boxes_are_none_o
     assert labels.coverage == pytest.approx(expected)
 
 
-def test_labels_are_measured_as_a_network_that_squeezes_images_to_a_square_sees_them(tmp_path: Path) -> None:
+def test_labels_are_measured_at_the_size_of_a_network_with_square_inputs(tmp_path: Path) -> None:
     spec = spec_of("ssdlite320_mobilenet_v3_large")
     split = split_of(IMAGES, [boxed(1, 5, 0, 0, 50, 25), boxed(3, 2, 0, 0, 64, 4)])
     labels = measure_labels(split, spec)
@@ -76,7 +76,7 @@ def test_labels_are_measured_as_a_network_that_squeezes_images_to_a_square_sees_
     assert is_readable(tmp_path / "labels.png")
 
 
-def test_a_box_that_reaches_out_of_its_image_covers_what_it_covers_of_it() -> None:
+def test_a_box_beyond_the_image_covers_only_its_part_inside() -> None:
     labels = measure_labels(split_of(IMAGES, [boxed(2, 2, -64, -64, 96, 96), boxed(2, 2, 96, 96, 64, 64)]), SPEC)
     expected = np.zeros((GRID, GRID))
     expected[:13, :13] += 1 / 2
@@ -84,7 +84,7 @@ def test_a_box_that_reaches_out_of_its_image_covers_what_it_covers_of_it() -> No
     assert labels.coverage == pytest.approx(expected)
 
 
-def test_without_a_usable_box_everything_is_nothing(tmp_path: Path) -> None:
+def test_without_a_usable_box_all_statistics_are_zero(tmp_path: Path) -> None:
     split = split_of(IMAGES, [boxed(1, 2)])
     labels = measure_labels(split, SPEC)
     assert (labels.counts, labels.per_image.sum(), labels.coverage.sum()) == ({"crack": 0, "scratch": 0}, 0, 0)
@@ -150,13 +150,13 @@ def near(pixels: npt.NDArray[np.uint8], colour: tuple[int, int, int], within: in
 def test_a_batch_shows_its_masks_in_place_its_images_in_their_own_colours_and_its_padding(tmp_path: Path) -> None:
     split = stained(tmp_path / "train", [(64, 64), (64, 96)])
     sheet = sheet_of(split, 2, tmp_path / "train_batch.jpg")
-    # Two cells of 480 x 320 side by side, 13 apart; above each its name. Both are 64 x 96 in their batch, which is
-    # sorted by height to width: the wider one comes first.
+    # Two cells of 480 x 320 side by side, 13 pixels apart, each below its name. Both images are padded to 64 x 96. They
+    # are sorted by aspect ratio: the wider one comes first.
     cells = [sheet[-13 - 320 : -13, left : left + 480] for left in (13, 13 + 480 + 13)]
     for cell in cells:
         ring = near(cell, TRUTH)
         rows, columns = np.nonzero(ring)
-        # The square is 100 pixels wide now, from 100 to 200 and 150 to 250; the tag stands above it.
+        # The square is now 100 pixels wide, from 100 to 200 and 150 to 250. Its tag is above it.
         assert (columns.min(), columns.max(), rows.max()) == pytest.approx((149, 251, 201), abs=3)
         assert rows.min() > 60
         assert ring[150, 145:155].any()
@@ -170,7 +170,7 @@ def test_a_batch_shows_its_masks_in_place_its_images_in_their_own_colours_and_it
 
 
 @pytest.mark.parametrize(("images", "batch_size", "rows", "columns"), [(1, 4, 1, 1), (7, 2, 3, 2), (20, 9, 3, 8)])
-def test_three_batches_are_shown_a_row_each_and_eight_images_of_each_at_most(
+def test_three_batches_are_shown_as_rows_of_at_most_eight_images(
     tmp_path: Path, images: int, batch_size: int, rows: int, columns: int
 ) -> None:
     sheet = sheet_of(stained(tmp_path / "train", [(64, 64)] * images), batch_size, tmp_path / "train_batch.jpg")
@@ -190,7 +190,7 @@ def test_drawing_a_batch_leaves_the_random_state_as_it_was(tmp_path: Path) -> No
 
 @pytest.fixture
 def validation(tmp_path: Path) -> CocoSplit:
-    """Nine patchworks, of which the last seven have a crack."""
+    """Nine patchwork images; the last seven have a crack."""
     images, annotations = [], []
     for number in range(1, 10):
         write_png(tmp_path / "val" / "images" / f"{number}.png", patchwork(60, 80, number))
@@ -203,7 +203,7 @@ def validation(tmp_path: Path) -> CocoSplit:
     return read_split(tmp_path, "val")
 
 
-def test_the_same_four_defective_images_are_drawn_each_time_truth_on_the_left(validation: CocoSplit) -> None:
+def test_the_same_four_defective_images_are_drawn_with_truth_on_the_left(validation: CocoSplit) -> None:
     drawn = draw_predictions(TorchBackend(network(), SPEC), validation)
     assert list(drawn) == ["3.png", "5.png", "7.png", "9.png"]
     again = draw_predictions(TorchBackend(network(), SPEC), validation)

@@ -1,4 +1,4 @@
-"""A training that was interrupted goes on as if it had not been."""
+"""A resumed training gives the same result as one that was not interrupted."""
 
 import json
 import logging
@@ -30,16 +30,16 @@ TIMES = {"elapsed", "seconds", "images_per_second", "waiting"}
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Four images to learn from and two to validate on."""
+    """Four training images and two validation images."""
     return make_dataset(tmp_path / "data")
 
 
 class PowerCutError(Exception):
-    """What nobody catches."""
+    """An error that no code catches."""
 
 
 def cut_off(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, failing: Any) -> Path:
-    """Train until something, replaced by what fails, lets the power fail, and return the run's folder."""
+    """Train with a patched function that raises a power cut, and return the run folder."""
     with monkeypatch.context() as patch:
         patch.setattr(place, name, failing)
         with pytest.raises(PowerCutError):
@@ -49,12 +49,12 @@ def cut_off(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, place: Any, na
 
 
 def interrupted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, after: int) -> Path:
-    """Train so many epochs, and some more that are lost."""
+    """Train the given number of epochs, and part of another that is lost."""
     plain = epoch.train_epoch
     done = []
 
-    def failing(*given: Any) -> Any:
-        figures = plain(*given)
+    def failing(*inputs: Any) -> Any:
+        figures = plain(*inputs)
         done.append(figures)
         if len(done) > after:
             raise PowerCutError
@@ -72,7 +72,7 @@ def interrupted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, after: int
         (settings, {"precision": "bf16", "norm": "frozen", "anchor_sizes": (4, 8, 16, 24, 32)}),
     ],
 )
-def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_not(
+def test_an_interrupted_training_ends_with_the_same_weights(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., TrainConfig], changes: dict[str, Any]
 ) -> None:
     whole = train(make(dataset, epochs=3, **changes))
@@ -91,15 +91,15 @@ def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_not(
 
 
 def cut_at_step(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: int) -> Path:
-    """Train so many steps, the power failing in the next one."""
+    """Train the given number of steps; the next one raises a power cut."""
     step = Step.__call__
     taken: list[int] = []
 
-    def stepping(self: Any, *given: Any, **more: Any) -> Any:
+    def stepping(self: Any, *inputs: Any, **more: Any) -> Any:
         if len(taken) == number:
             raise PowerCutError
         taken.append(1)
-        return step(self, *given, **more)
+        return step(self, *inputs, **more)
 
     return cut_off(config, monkeypatch, Step, "__call__", stepping)
 
@@ -109,7 +109,7 @@ def cut_at_step(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: in
     ("make", "changes", "numbers"),
     [(settings, {"roi_samples": None}, (4,)), (light, {"norm": "batch", "ema": True, "optimizer": "sgd"}, (3, 11))],
 )
-def test_a_training_that_ended_within_an_epoch_goes_on_from_its_last_saved_step(
+def test_a_training_interrupted_within_an_epoch_resumes_from_its_last_saved_step(
     dataset: Path,
     monkeypatch: pytest.MonkeyPatch,
     make: Callable[..., TrainConfig],
@@ -126,29 +126,29 @@ def test_a_training_that_ended_within_an_epoch_goes_on_from_its_last_saved_step(
         assert {name: values for name, values in done.history.items() if name not in TIMES} == {
             name: values for name, values in whole.history.items() if name not in TIMES
         }
-        # The state before the last is one more than a run that was saved once has.
+        # A run that was saved only once does not have the previous state.
         assert set(names(run)) - {"state_before.pt"} == set(names(whole.run_dir)) - {"state_before.pt"}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A training of two epochs that nothing disturbed, on the same images as everywhere here."""
+    """An uninterrupted training of two epochs on the same images as in all these tests."""
     return train(light(make_dataset(tmp_path_factory.mktemp("whole") / "data"), epochs=2))
 
 
 @pytest.mark.parametrize(("written", "number"), [("checkpoint.save", 1), ("draw_curves", 1), ("checkpoint.save", 3)])
-def test_a_training_that_ended_while_an_epoch_was_written_has_that_epoch_once(
+def test_a_training_killed_while_writing_an_epoch_has_that_epoch_once(
     dataset: Path, whole: Trained, monkeypatch: pytest.MonkeyPatch, written: str, number: int
 ) -> None:
     place: Any = checkpoint if written == "checkpoint.save" else callbacks
     name, count = written.removeprefix("checkpoint."), [0]
     plain = getattr(place, name)
 
-    def failing(*given: Any, **more: Any) -> Any:
+    def failing(*inputs: Any, **more: Any) -> Any:
         count[0] += 1
         if count[0] == number:
             raise PowerCutError
-        return plain(*given, **more)
+        return plain(*inputs, **more)
 
     cut = light(dataset, epochs=2, output_dir=dataset.parent / "cut")
     run = cut_off(cut, monkeypatch, place, name, failing)
@@ -162,9 +162,7 @@ def test_a_training_that_ended_while_an_epoch_was_written_has_that_epoch_once(
         assert same_weights(done.run_dir / one, whole.run_dir / one)
 
 
-def test_a_training_is_saved_every_so_many_steps_or_after_so_much_time(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_save_every_counts_steps_or_time(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[tuple[int, Any]] = []
 
     def saving(state: resume.State, run_dir: Path) -> None:
@@ -182,14 +180,14 @@ def test_a_training_is_saved_every_so_many_steps_or_after_so_much_time(
     assert saved == [(1, 1), (1, 2), (1, None)]
 
 
-def test_a_damaged_state_is_told_by_its_checksum_and_the_one_before_it_is_used(
+def test_a_damaged_state_is_detected_by_its_checksum_and_the_previous_one_is_used(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = train(light(dataset, epochs=3))
     run = interrupted(light(dataset, epochs=3, output_dir=dataset.parent / "cut"), monkeypatch, after=2)
     state = bytearray((run / "state.pt").read_bytes())
     middle = len(state) // 2
-    state[middle] ^= 1  # of a tensor: only its checksum can tell
+    state[middle] ^= 1  # a bit of a tensor: only its checksum can tell
     for data, says in (
         (b"", "EOFError: "),
         (state[:middle], "RuntimeError: PytorchStreamReader failed"),
@@ -214,7 +212,7 @@ def test_a_damaged_state_is_told_by_its_checksum_and_the_one_before_it_is_used(
         train(TrainConfig(resume=run))
 
 
-def test_a_state_that_cannot_be_written_leaves_the_last_one(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_cannot_be_written_keeps_the_last_one(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train(light(dataset, epochs=2)).run_dir
     before = {name: (run / name).read_bytes() for name in ("state.pt", "state_before.pt")}
     _, state = resume.load(run, "state.pt")
@@ -230,14 +228,14 @@ def test_a_state_that_cannot_be_written_leaves_the_last_one(dataset: Path, monke
     assert not [name for name in names(run) if name.startswith(".")]
 
 
-def test_a_run_that_was_moved_goes_on_where_it_lies_now(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_run_resumes_in_its_new_folder(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = interrupted(light(dataset, epochs=2), monkeypatch, after=1)
     run = run.rename(dataset.parent / "elsewhere")
     assert train(TrainConfig(resume=run)).history["epoch"] == [1, 2]
     assert not (dataset.parent / "run").exists()
 
 
-def test_what_a_killed_judgement_left_in_the_run_is_no_hindrance(dataset: Path) -> None:
+def test_files_of_a_killed_evaluation_do_not_prevent_a_resume(dataset: Path) -> None:
     run = train(light(dataset)).run_dir
     left = run / f".inference_val.{'a' * 16}.partial"
     left.mkdir()
@@ -257,7 +255,7 @@ def test_a_finished_run_has_nothing_left_to_do(dataset: Path) -> None:
     assert (done.run_dir / "last.pt").read_bytes() == before
 
 
-def test_time_that_was_spent_before_counts(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_of_earlier_sessions_counts(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "image_size_for", lambda *_: 64)
     run = interrupted(light(dataset, time_budget="1h"), monkeypatch, after=1)
     content = torch.load(run / "state.pt", weights_only=True)
@@ -268,12 +266,12 @@ def test_time_that_was_spent_before_counts(dataset: Path, monkeypatch: pytest.Mo
     assert train(TrainConfig(resume=run)).history["epoch"] == [1]
 
 
-def test_images_that_passed_at_once_are_remembered(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_micro_batch_size_is_restored(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Step.__call__
 
-    def stepping(self: Any, *given: Any, **more: Any) -> Any:
-        self.at_once = 1  # as after memory ran out
-        return step(self, *given, **more)
+    def stepping(self: Any, *inputs: Any, **more: Any) -> Any:
+        self.micro_batch_size = 1  # as after memory ran out
+        return step(self, *inputs, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Step, "__call__", stepping)
@@ -290,7 +288,7 @@ def refused(says: str, run: Path) -> None:
     assert (names(run) if run.exists() else None) == before
 
 
-def test_other_images_than_it_began_with_are_refused(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_with_other_images_is_refused(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = interrupted(light(dataset, epochs=2), monkeypatch, after=1)
     path = dataset / "train" / "images" / "2.png"
     original = path.read_bytes()
@@ -300,7 +298,7 @@ def test_other_images_than_it_began_with_are_refused(dataset: Path, monkeypatch:
     train(TrainConfig(resume=run))
 
 
-def test_what_is_no_run_is_refused(dataset: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused(dataset: Path) -> None:
     refused(r"--resume .*nowhere: there is no config\.json", dataset.parent / "nowhere")
     refused(r"--resume .*data: there is no config\.json", dataset)
     run = train(light(dataset)).run_dir
@@ -316,7 +314,7 @@ def test_what_is_no_run_is_refused(dataset: Path) -> None:
     refused(r"config\.json was written by another version of Flawmask", run)
 
 
-def test_a_run_that_was_not_saved_yet_begins_once_more_and_one_without_its_state_is_refused(dataset: Path) -> None:
+def test_an_unsaved_run_starts_again_and_a_run_without_its_state_is_refused(dataset: Path) -> None:
     run = train(light(dataset)).run_dir
     before = (run / "last.pt").read_bytes()
     (run / "state.pt").unlink()
@@ -329,22 +327,22 @@ def test_a_run_that_was_not_saved_yet_begins_once_more_and_one_without_its_state
     assert (run / "last.pt").read_bytes() == before
 
 
-def test_a_stage_of_a_pipeline_stays_one_and_says_how_it_goes_on(
+def test_a_pipeline_stage_stays_one_and_names_the_command_to_resume(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, whole = dataset.parent / "run", {"category": "plates"}
     step = Step.__call__
 
-    def told(self: Any, *given: Any, **more: Any) -> Any:
+    def signalled(self: Any, *inputs: Any, **more: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
-        return step(self, *given, **more)
+        return step(self, *inputs, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Step, "__call__", told)
-        for part_of, given in ((whole, light(dataset)), (None, TrainConfig(resume=run))):
+        patch.setattr(Step, "__call__", signalled)
+        for part_of, config in ((whole, light(dataset)), (None, TrainConfig(resume=run))):
             caplog.clear()
             with pytest.raises(SystemExit) as ended:
-                train(given, part_of=part_of)
+                train(config, part_of=part_of)
             assert ended.value.code == 143
             assert f"saved: flawmask run --resume {run} goes on from here" in caplog.messages
             assert json.loads((run / "config.json").read_text())["part_of"] == whole
@@ -360,15 +358,13 @@ def test_settings_are_read_back_as_they_were(dataset: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_of_weights_that_a_run_started_from_need_not_be_there_any_more(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_initial_weights_file_is_not_needed_for_a_resume(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(settings(dataset)).run_dir / "best.pt"
     changed = settings(dataset, epochs=2, weights=str(first), output_dir=dataset.parent / "more")
     run = interrupted(changed, monkeypatch, after=1)
     first.rename(dataset.parent / "first.pt")
     done = train(TrainConfig(resume=run))
-    # And it learns what it learned before: from pretrained weights, the first two stages do not.
+    # The same layers are trained as before: with pretrained weights, not the first two stages.
     again = replace(changed, weights=str(dataset.parent / "first.pt"), output_dir=dataset.parent / "whole")
     whole = train(again)
     assert done.history["train_loss"] == whole.history["train_loss"]

@@ -1,4 +1,4 @@
-"""What a training writes and tells while it runs and afterwards, and what must stop it before it writes anything."""
+"""The files and logs of a training, and the errors that stop it before it writes anything."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ from flawmask.training.config import TrainConfig
 from flawmask.training.epoch import train_epoch
 from flawmask.training.loop import Trained, train
 from flawmask.training.pictures import draw_train_batch
-from flawmask.training.resume import Within
+from flawmask.training.resume import EpochProgress
 from flawmask.training.step import Step
 
 CHECKPOINTS, PICTURES = "best.pt last.pt state.pt state_before.pt", "curves.png labels.png train_batch.jpg"
@@ -35,12 +35,12 @@ LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "lo
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Four images to learn from and two to validate on."""
+    """Four training images and two validation images."""
     return make_dataset(tmp_path / "data")
 
 
 @pytest.mark.usefixtures("drawn")
-def test_a_run_is_written_whole_and_says_what_happened(dataset: Path) -> None:
+def test_a_run_folder_is_complete_and_describes_the_run(dataset: Path) -> None:
     done = train(settings(dataset, epochs=3))
     assert names(done.run_dir) == RUN_FILES
     history = json.loads((done.run_dir / "history.json").read_text())
@@ -67,7 +67,7 @@ def test_a_run_is_written_whole_and_says_what_happened(dataset: Path) -> None:
     assert all(math.isfinite(value) and value > 0 for value in history["val_loss"])
     assert all(0 <= share < 1 for share in history["waiting"])
     assert history["skipped_steps"] == [0, 0, 0]
-    # Of the last of an epoch's two steps, from nothing AdamW at a tenth of 0.005.
+    # The rate of the last of an epoch's two steps: AdamW from scratch at a tenth of 0.005.
     rates = [0.0005 * (1 + math.cos(math.pi * (done - 0.1) / 0.9)) / 2 for done in (1 / 6, 3 / 6, 5 / 6)]
     assert history["learning_rate"] == pytest.approx(rates)
 
@@ -98,26 +98,26 @@ def test_a_run_is_written_whole_and_says_what_happened(dataset: Path) -> None:
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A training that nobody is told of."""
+    """A training without a tracker."""
     return train(settings(make_dataset(tmp_path_factory.mktemp("quiet") / "data"), epochs=2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("log", ["tensorboard", "mlflow"])
-def test_logging_tells_the_history_and_some_masks_and_changes_no_weight(
+def test_trackers_get_history_and_masks_and_change_no_weight(
     dataset: Path, quiet: Trained, monkeypatch: pytest.MonkeyPatch, log: str
 ) -> None:
     monkeypatch.chdir(dataset.parent)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{(dataset.parent / 'tracking.db').as_posix()}")
-    told = train(settings(dataset, epochs=2, log=log, output_dir=dataset.parent / "told"))
-    assert same_weights(quiet.run_dir / "last.pt", told.run_dir / "last.pt")
-    assert {name: told.history[name] for name in LOSSES} == {name: quiet.history[name] for name in LOSSES}
-    assert told.history["val_loss"] == quiet.history["val_loss"]
-    assert set(told.history) - set(quiet.history) == {"segm_ap", "f1"}
-    figures, pictures = (in_tensorboard if log == "tensorboard" else in_mlflow)(told.run_dir)
-    assert set(figures) == set(told.history) - {"epoch"}
+    tracked = train(settings(dataset, epochs=2, log=log, output_dir=dataset.parent / "tracked"))
+    assert same_weights(quiet.run_dir / "last.pt", tracked.run_dir / "last.pt")
+    assert {name: tracked.history[name] for name in LOSSES} == {name: quiet.history[name] for name in LOSSES}
+    assert tracked.history["val_loss"] == quiet.history["val_loss"]
+    assert set(tracked.history) - set(quiet.history) == {"segm_ap", "f1"}
+    figures, pictures = (in_tensorboard if log == "tensorboard" else in_mlflow)(tracked.run_dir)
+    assert set(figures) == set(tracked.history) - {"epoch"}
     for name, values in figures.items():
-        assert values == pytest.approx([value for value in told.history[name] if value is not None], rel=1e-6)
+        assert values == pytest.approx([value for value in tracked.history[name] if value is not None], rel=1e-6)
     assert pictures == ["1.png", "2.png"]
 
 
@@ -142,11 +142,11 @@ def in_mlflow(run_dir: Path) -> tuple[dict[str, list[float]], list[str]]:
 
 
 @pytest.mark.parametrize("broken_epoch", [1, 2])
-def test_a_training_that_stops_is_failed_in_mlflow(
+def test_a_stopped_training_is_failed_in_mlflow(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, broken_epoch: int
 ) -> None:
 
-    def epoch(run: Any, batches: Any) -> Within:
+    def epoch(run: Any, batches: Any) -> EpochProgress:
         if run.epoch == broken_epoch:
             raise FlawmaskError("the loss is nan")
         return train_epoch(run, batches)
@@ -162,7 +162,7 @@ def test_a_training_that_stops_is_failed_in_mlflow(
 
 
 @pytest.mark.parametrize("log", ["tensorboard", "mlflow"])
-def test_a_log_that_is_not_installed_is_refused_with_what_installs_it(
+def test_a_missing_tracker_is_refused_with_the_command_to_install_it(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, log: str
 ) -> None:
     monkeypatch.setitem(sys.modules, log, None)  # an import of it fails from now on
@@ -174,34 +174,32 @@ def test_a_log_that_is_not_installed_is_refused_with_what_installs_it(
     assert names(dataset.parent) == ["data"]
 
 
-def test_the_pictures_can_be_looked_at_while_it_trains(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_there_during_training(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = []
 
-    def epoch(*given: Any) -> Any:
+    def epoch(*inputs: Any) -> Any:
         run = dataset.parent / "run"
         there.append(names(run) if run.exists() else None)
-        return train_epoch(*given)
+        return train_epoch(*inputs)
 
     monkeypatch.setattr("flawmask.training.epoch.train_epoch", epoch)
     train(light(dataset, epochs=2))
     assert there == [None, FIRST_FILES]
 
 
-def test_the_batches_shown_are_those_that_the_network_learned_from_first(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pictured_batches_are_the_first_training_batches(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learned: list[list[int]] = []
     shown: list[list[int]] = []
     step = Step.__call__
 
-    def stepping(self: Any, batch: loader.Batch, *given: Any, **more: Any) -> Any:
+    def stepping(self: Any, batch: loader.Batch, *inputs: Any, **more: Any) -> Any:
         learned.append([int(target["image_id"]) for target in batch.targets])
-        return step(self, batch, *given, **more)
+        return step(self, batch, *inputs, **more)
 
-    def drawing(network: Any, detector: Any, batches: Any, *given: Any) -> None:
+    def drawing(network: Any, detector: Any, batches: Any, *inputs: Any) -> None:
         listed = list(batches)
         shown.extend([int(target["image_id"]) for target in batch.targets] for batch in listed)
-        draw_train_batch(network, detector, listed, *given)
+        draw_train_batch(network, detector, listed, *inputs)
 
     monkeypatch.setattr(Step, "__call__", stepping)
     monkeypatch.setattr("flawmask.training.callbacks.draw_train_batch", drawing)
@@ -233,7 +231,7 @@ def refused(says: str, config: TrainConfig) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_earlier_run_is_replaced_only_when_asked_and_whole(dataset: Path) -> None:
+def test_an_earlier_run_is_replaced_only_with_overwrite_and_completely(dataset: Path) -> None:
     done: Trained = train(light(dataset))
     (done.run_dir / "inference_val").mkdir()
     refused("run already holds a run: .* --overwrite", light(dataset))
@@ -253,7 +251,7 @@ def test_a_folder_that_holds_something_else_is_never_replaced(dataset: Path, nam
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_stops_the_training_in_one_line_and_keeps_the_earlier_run(dataset: Path, workers: int) -> None:
+def test_a_bad_image_stops_training_with_one_line_and_keeps_the_earlier_run(dataset: Path, workers: int) -> None:
     done = train(light(dataset))
     before = (done.run_dir / "best.pt").read_bytes()
     path = dataset / "train" / "images" / "3.png"
@@ -267,7 +265,7 @@ def edit(dataset: Path, split: str, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_data_that_cannot_be_trained_on_is_refused_and_nothing_written(dataset: Path) -> None:
+def test_unusable_training_data_is_refused_and_nothing_is_written(dataset: Path) -> None:
     refused("--num_classes is 3, but .*train has 2: good, defect", settings(dataset, num_classes=3))
     edit(dataset, "val", categories=[{"id": 1, "name": "good"}, {"id": 2, "name": "crack"}])
     refused("other categories in train than in val", settings(dataset))
@@ -280,13 +278,13 @@ def test_data_that_cannot_be_trained_on_is_refused_and_nothing_written(dataset: 
     assert names(dataset.parent) == ["data"]
 
 
-def test_a_device_and_a_precision_that_are_not_there_are_refused(dataset: Path) -> None:
+def test_a_missing_device_and_an_unsupported_precision_are_refused(dataset: Path) -> None:
     refused("--device tpu is not there", settings(dataset, device="tpu"))
     refused("--precision fp16 needs CUDA", settings(dataset, precision="fp16"))
     assert names(dataset.parent) == ["data"]
 
 
-def test_a_run_says_which_parts_it_was_trained_on_and_is_not_judged_on_others_of_their_images(dataset: Path) -> None:
+def test_a_run_records_its_training_groups_and_their_other_images_are_not_evaluated(dataset: Path) -> None:
     for split, groups in {"train": "abcc", "val": "dc"}.items():
         path = dataset / split / "annotations.json"
         content = json.loads(path.read_text())

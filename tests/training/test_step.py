@@ -1,4 +1,4 @@
-"""The step: the rate, the gradient, what is not finite, what does not fit into memory, and the averaged weights."""
+"""The step: learning rate, gradient, values that are not finite, lack of memory, and the moving average."""
 
 import copy
 import itertools
@@ -26,13 +26,13 @@ from flawmask.training import loader, loop, resume, step
 from flawmask.training.config import TrainConfig
 from flawmask.training.epoch import validation_loss
 from flawmask.training.loop import train
-from flawmask.training.start import start
+from flawmask.training.network import build_for_training
 from flawmask.training.step import (
     EMA_DECAY,
     Schedule,
     Step,
-    follow,
     make_step,
+    update_average,
 )
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ LOSSES = SPEC.architecture.loss_names
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Four images to learn from and two to validate on."""
+    """Four training images and two validation images."""
     return make_dataset(tmp_path / "data")
 
 
@@ -59,18 +59,20 @@ def batch_of(dataset: Path, count: int, split: str = "train") -> loader.Batch:
     return batch
 
 
-def made_step(dataset: Path, at_once: int = 4, model: Any = None, **changes: Any) -> Step:
+def made_step(dataset: Path, micro_batch_size: int = 4, model: Any = None, **changes: Any) -> Step:
     config = settings(dataset, scheduler="constant", warmup_steps=0, **changes)
-    return make_step(config, model or small_network(), SPEC, CPU, torch.float32, True, at_once=at_once)
+    return make_step(
+        config, model or small_network(), SPEC, CPU, torch.float32, True, micro_batch_size=micro_batch_size
+    )
 
 
 def with_changed_network(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
-    def started(*given: Any, **more: Any) -> Any:
-        model = start(*given, **more)
+    def started(*inputs: Any, **more: Any) -> Any:
+        model = build_for_training(*inputs, **more)
         change(model)
         return model
 
-    monkeypatch.setattr(loop, "start", started)
+    monkeypatch.setattr(loop, "build_for_training", started)
 
 
 def _infinite_loss(model: Any) -> None:
@@ -105,11 +107,11 @@ def test_an_epoch_without_a_finite_loss_or_gradient_stops_with_the_images_and_wr
 
 
 def bad_at(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the loss of some steps, counted from 0, be no number."""
+    """Make the loss of some steps NaN; steps are counted from 0."""
     plain, taken = rcnn_losses.losses, [0]
 
-    def found(*given: Any) -> dict[str, Tensor]:
-        result = plain(*given)
+    def found(*inputs: Any) -> dict[str, Tensor]:
+        result = plain(*inputs)
         if torch.is_grad_enabled():
             taken[0] += 1
             if taken[0] - 1 in steps:
@@ -132,18 +134,18 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_and_the_training_goes_
     assert all(torch.isfinite(one).all() for one in weights.values())
 
 
-def test_too_many_in_a_row_end_the_training_and_keep_what_was_saved(
+def test_too_many_skipped_steps_in_a_row_end_training_and_keep_the_last_save(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad_at(set(range(5, 100)), monkeypatch)
-    monkeypatch.setattr("flawmask.training.epoch.MOST_BAD_STEPS", 3)
+    monkeypatch.setattr("flawmask.training.epoch.MAX_SKIPPED_IN_A_ROW", 3)
     with pytest.raises(
         FlawmaskError, match=r"3 steps in a row were skipped, the last since the loss is nan on \S+png: "
     ):
         train(settings(dataset, batch_size=1, epochs=9))
     run = dataset.parent / "run"
     assert torch.load(run / "last.pt", weights_only=True)["epoch"] == 1
-    # And going on meets the same images again: the count goes on too.
+    # A resumed training meets the same images again and goes on counting.
     with pytest.raises(FlawmaskError, match=r"3 steps in a row"):
         train(TrainConfig(resume=run))
 
@@ -159,7 +161,7 @@ def test_a_step_whose_gradient_is_not_finite_changes_no_weight(
 ) -> None:
     taken = made_step(dataset, optimizer=optimizer)
     batch = batch_of(dataset, 2)
-    taken(batch, 0.0)  # so that there is a momentum
+    taken(batch, 0.0)  # so that the optimiser has a momentum
     change(taken.model)
     before = {name: one.clone() for name, one in taken.model.state_dict().items()}
     figures = taken(batch, 0.0)
@@ -168,7 +170,7 @@ def test_a_step_whose_gradient_is_not_finite_changes_no_weight(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimizer: str) -> None:
+def test_a_step_updates_weights_like_the_plain_optimiser(dataset: Path, optimizer: str) -> None:
     taken = made_step(dataset, optimizer=optimizer, clip_norm=1e6)
     plain: Any = copy.deepcopy(taken.model)
     weights = [one.weight for one in plain.modules() if isinstance(one, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
@@ -195,13 +197,13 @@ def test_a_step_moves_weights_as_the_plain_optimiser_does(dataset: Path, optimiz
     gradients = {name: one.grad.abs() for name, one in plain.named_parameters() if one.grad is not None}
     for name, one in plain.state_dict().items():
         same = torch.isclose(taken.model.state_dict()[name], one, atol=2e-4, rtol=1e-3)
-        # AdamW divides by the gradient's size: where that is the rounding of a sum, it may go either way.
+        # AdamW divides by the size of the gradient. If that is only rounding, its sign is arbitrary.
         rounding = gradients[name] < 1e-5 * gradients[name].max() if name in gradients else torch.zeros_like(same)
         assert bool((same | rounding).all()), name
         assert float(same.float().mean()) > 0.999, name
 
 
-def test_a_norm_and_a_bias_that_have_no_gradient_stay_and_weights_decay(dataset: Path) -> None:
+def test_weight_decay_applies_to_weights_but_not_to_norms_and_biases(dataset: Path) -> None:
     taken = made_step(dataset, optimizer="adamw")
     before = {name: one.clone() for name, one in taken.model.named_parameters()}
     for one in taken.model.parameters():
@@ -213,9 +215,7 @@ def test_a_norm_and_a_bias_that_have_no_gradient_stay_and_weights_decay(dataset:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_training_of_an_older_version_whose_norms_and_biases_decayed_goes_on_as_it_was_begun(
-    dataset: Path, optimizer: str
-) -> None:
+def test_a_state_of_an_older_version_keeps_decaying_norms_and_biases(dataset: Path, optimizer: str) -> None:
     batch = batch_of(dataset, 2)
     old = made_step(dataset, optimizer=optimizer)
     decayed: Any = old.optimizer.param_groups[0]
@@ -242,7 +242,7 @@ def test_the_rate_rises_over_the_warm_up_and_falls_along_a_cosine(progress: floa
     assert Schedule(0.02, "cosine", 200).at(progress, round(1000 * progress)) == pytest.approx(0.02 * factor, abs=1e-9)
 
 
-def test_the_rate_falls_in_steps_or_not_at_all_as_asked() -> None:
+def test_the_rate_falls_in_steps_or_stays_constant() -> None:
     by_steps = [Schedule(1.0, "step", 0).at(step / 90, step) for step in (0, 59, 61, 79, 81, 90)]
     assert by_steps == [1, 1, 0.1, 0.1, 0.01, 0.01]
     assert {Schedule(1.0, "constant", 0).at(step / 90, step) for step in range(91)} == {1.0}
@@ -250,7 +250,7 @@ def test_the_rate_falls_in_steps_or_not_at_all_as_asked() -> None:
 
 @pytest.mark.parametrize("warmup_steps", [0, 1, 200, 10**9])
 @pytest.mark.parametrize("kind", ["cosine", "step", "constant"])
-def test_the_rate_never_exceeds_the_one_asked_however_long_the_warm_up(kind: str, warmup_steps: int) -> None:
+def test_the_rate_never_exceeds_lr_whatever_the_warm_up(kind: str, warmup_steps: int) -> None:
     schedule = Schedule(0.005, kind, warmup_steps)
     rates = [schedule.at(step / 5000, step) for step in range(5001)]
     assert max(rates) <= 0.005
@@ -268,8 +268,8 @@ def test_the_rate_rises_over_the_warm_up_steps_and_at_most_a_tenth_of_the_traini
 
 @pytest.mark.parametrize("slower", [0.2, 1.0, 5.0])
 @pytest.mark.parametrize("steps", [100, 1000, 20_000])
-def test_where_the_time_decides_the_rate_rises_once_and_then_falls_without_a_leap(steps: int, slower: float) -> None:
-    """Steps of the first half of the time take longer, or less long, than those of the second."""
+def test_with_a_time_budget_the_rate_rises_once_and_then_falls_smoothly(steps: int, slower: float) -> None:
+    """Steps in the first half of the time are slower or faster than those in the second half."""
     times = torch.cat((torch.full((steps,), slower), torch.ones(round(steps * slower)))).cumsum(0)
     schedule = Schedule(1.0, "cosine", 200)
     rates = [schedule.at(float(time / times[-1]), taken) for taken, time in enumerate(times, start=1)]
@@ -292,23 +292,23 @@ def test_where_the_time_decides_the_rate_rises_once_and_then_falls_without_a_lea
         ("adamw", True, torch.optim.AdamW, 0.005),
     ],
 )
-def test_the_optimiser_suits_the_start_unless_one_is_named(
+def test_the_default_optimiser_depends_on_the_initial_weights(
     dataset: Path, optimizer: str, is_pretrained: bool, kind: type, rate: float
 ) -> None:
     config = settings(dataset, optimizer=optimizer, scheduler="constant", warmup_steps=0)
-    made = make_step(config, small_network(), SPEC, CPU, torch.float32, is_pretrained, at_once=2)
+    made = make_step(config, small_network(), SPEC, CPU, torch.float32, is_pretrained, micro_batch_size=2)
     assert type(made.optimizer) is kind
     made(batch_of(dataset, 2), 0.5)
     assert made.optimizer.param_groups[0]["lr"] == made.schedule.at(0.5, 1) == pytest.approx(rate)
 
 
-def test_a_gradient_is_clipped_to_the_length_asked(dataset: Path) -> None:
+def test_the_gradient_is_clipped_to_clip_norm(dataset: Path) -> None:
     taken = made_step(dataset, clip_norm=0.01)
     figures = taken(batch_of(dataset, 2), 0.0)
     gradients = [one.grad for one in taken.model.parameters() if one.grad is not None]
     length = float(torch.stack([one.norm() for one in gradients]).norm())
     assert length == pytest.approx(0.01, rel=1e-3)
-    assert step.Figures.read(figures).length > 0.02, "the length told is the one before it was clipped"
+    assert step.StepFigures.read(figures).length > 0.02, "the length told is the one before it was clipped"
 
 
 def gradients_of(model: Any) -> dict[str, Tensor]:
@@ -316,11 +316,11 @@ def gradients_of(model: Any) -> dict[str, Tensor]:
 
 
 def emptied(target: Target) -> Target:
-    """The target of an image without an instance."""
+    """Return the target of an image without instances."""
     return {name: one if name == "image_id" else one[:0] for name, one in target.items()}
 
 
-def test_the_masks_of_an_image_count_as_much_beside_images_without_any_in_one_pass_or_in_several(dataset: Path) -> None:
+def test_mask_losses_do_not_depend_on_images_without_masks_or_on_micro_batches(dataset: Path) -> None:
     batch = batch_of(dataset, 4)
     images, targets = batch.images, batch.targets
     batch = replace(batch, targets=[targets[0], *map(emptied, targets[1:])])
@@ -333,16 +333,16 @@ def test_the_masks_of_an_image_count_as_much_beside_images_without_any_in_one_pa
     assert float(figures[place]) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
-def out_of_memory_with_more_than(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let a pass of more than so many images fail; return a list of how many passed, in the order of the passes."""
+def out_of_memory_with_more_than(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Make a pass of more than `limit` images run out of memory. Return the list of the passes' sizes."""
     passed: list[int] = []
     plain = rcnn_losses.losses
 
-    def limited(model: Any, images: list[Tensor], *given: Any) -> dict[str, Tensor]:
+    def limited(model: Any, images: list[Tensor], *inputs: Any) -> dict[str, Tensor]:
         passed.append(len(images))
-        found = plain(model, images, *given)
-        if len(images) > most:
-            # As it happens on the way back: some gradients are there already.
+        found = plain(model, images, *inputs)
+        if len(images) > limit:
+            # Fail in the backward pass, when there are some gradients already.
             torch.autograd.backward(list(found.values()), retain_graph=True)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return found
@@ -351,7 +351,7 @@ def out_of_memory_with_more_than(most: int, monkeypatch: pytest.MonkeyPatch) -> 
     return passed
 
 
-def test_where_memory_runs_out_fewer_images_pass_at_once_and_the_step_is_taken_whole(
+def test_out_of_memory_shrinks_the_micro_batch_and_the_step_uses_the_whole_batch(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     batch = batch_of(dataset, 4)
@@ -364,7 +364,7 @@ def test_where_memory_runs_out_fewer_images_pass_at_once_and_the_step_is_taken_w
     with caplog.at_level(logging.WARNING):
         taken(batch, 0.0)
     assert passed == [4, 2, 1, 1, 1, 1]
-    assert taken.at_once == 1
+    assert taken.micro_batch_size == 1
     assert [one.getMessage() for one in caplog.records] == [
         f"out of memory: going on with {count} images at once, the batch as it is" for count in (2, 1)
     ]
@@ -373,9 +373,7 @@ def test_where_memory_runs_out_fewer_images_pass_at_once_and_the_step_is_taken_w
     assert passed[6:] == [1, 1, 1, 1], "it tries again what did not fit"
 
 
-def test_after_memory_ran_out_the_gradient_is_the_one_that_there_would_have_been(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_does_not_change_the_gradient(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batch_of(dataset, 4)
     plain = made_step(dataset, 4)
     torch.manual_seed(9)
@@ -391,14 +389,14 @@ def test_after_memory_ran_out_the_gradient_is_the_one_that_there_would_have_been
         torch.testing.assert_close(one, wanted[name], atol=1e-4 * longest, rtol=1e-4, msg=name)
 
 
-def test_memory_that_does_not_hold_one_image_is_the_end(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_too_small_for_one_image_is_an_error(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = made_step(dataset, 1)
     out_of_memory_with_more_than(0, monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
         taken(batch_of(dataset, 4), 0.0)
 
 
-def test_other_errors_are_not_taken_for_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_taken_for_out_of_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
@@ -406,10 +404,10 @@ def test_other_errors_are_not_taken_for_memory(dataset: Path, monkeypatch: pytes
     taken = made_step(dataset, 4)
     with pytest.raises(RuntimeError, match="multiplied"):
         taken(batch_of(dataset, 4), 0.0)
-    assert taken.at_once == 4
+    assert taken.micro_batch_size == 4
 
 
-def test_the_averaged_weights_follow_as_the_recurrence_says() -> None:
+def test_the_moving_average_follows_its_recurrence() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     averaged = copy.deepcopy(model)
     expected = {name: one.clone().double() for name, one in model.state_dict().items()}
@@ -418,7 +416,7 @@ def test_the_averaged_weights_follow_as_the_recurrence_says() -> None:
             for one in model.parameters():
                 one.normal_()
         model.train()(torch.randn(4, 3))
-        follow(averaged, model, steps)
+        update_average(averaged, model, steps)
         decay = min(EMA_DECAY, (1 + steps) / (10 + steps))
         for name, one in model.state_dict().items():
             moved = decay * expected[name] + (1 - decay) * one.double()
@@ -428,19 +426,19 @@ def test_the_averaged_weights_follow_as_the_recurrence_says() -> None:
     assert int(averaged[1].num_batches_tracked) == 5  # type: ignore[arg-type]
 
 
-def test_a_step_lets_the_average_follow(dataset: Path) -> None:
+def test_a_step_updates_the_moving_average(dataset: Path) -> None:
     taken = made_step(dataset)
     taken.averaged = copy.deepcopy(taken.model)
     first = {name: one.clone() for name, one in taken.model.state_dict().items()}
     taken(batch_of(dataset, 2), 0.0)
-    assert taken.taken == 1
+    assert taken.steps_taken == 1
     for name, one in taken.averaged.state_dict().items():
         expected = first[name] * 2 / 11 + taken.model.state_dict()[name] * 9 / 11
         torch.testing.assert_close(one, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
-def test_the_validation_loss_is_the_same_each_time_and_touches_neither_weights_nor_random_state(
+def test_the_validation_loss_is_repeatable_and_changes_neither_weights_nor_random_state(
     dataset: Path, norm: Any
 ) -> None:
     torch.manual_seed(0)
@@ -458,13 +456,13 @@ def test_the_validation_loss_is_the_same_each_time_and_touches_neither_weights_n
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_validation_loss_that_is_not_finite_is_null_and_stops_nothing(
+def test_a_validation_loss_that_is_not_finite_is_null_and_training_goes_on(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = rcnn_losses.losses
 
-    def infinite_without_gradients(*given: Any) -> dict[str, Tensor]:
-        found = plain(*given)
+    def infinite_without_gradients(*inputs: Any) -> dict[str, Tensor]:
+        found = plain(*inputs)
         return found if torch.is_grad_enabled() else {name: value * math.inf for name, value in found.items()}
 
     monkeypatch.setattr(rcnn, "losses", infinite_without_gradients)

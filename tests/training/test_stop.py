@@ -1,4 +1,4 @@
-"""Signals: the step is finished and saved, the status says which signal it was, and the training goes on later."""
+"""Signals: the step is finished and saved, the exit status tells the signal, and the training can be resumed."""
 
 import json
 import os
@@ -29,20 +29,20 @@ def started(folder: Path, name: str, *more: str) -> Forked:
 
 
 @pytest.mark.slow
-def test_a_training_told_to_stop_saves_its_step_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
+def test_a_stopped_training_saves_its_step_and_a_resume_gives_the_same_result(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data")
     whole = started(tmp_path, "whole")
     printed, _ = whole.communicate(timeout=200)
     assert whole.returncode == 0, printed
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         run = tmp_path / f"stopped_{status}"
-        told = started(tmp_path, run.name)
+        process = started(tmp_path, run.name)
         begun = time.monotonic()
         while not (run / "state.pt").is_file() and time.monotonic() - begun < 100:
             time.sleep(0.01)
-        os.killpg(told.pid, number)  # to its reading process too, as a terminal and a scheduler do
-        printed, _ = told.communicate(timeout=60)
-        assert told.returncode == status, printed
+        os.killpg(process.pid, number)  # the signal also reaches its reading process, as from a terminal or a scheduler
+        printed, _ = process.communicate(timeout=60)
+        assert process.returncode == status, printed
         assert f"saved: flawmask train --resume {run} goes on from here" in printed
         assert "Traceback" not in printed
         history = json.loads((run / "history.json").read_text())
@@ -56,17 +56,19 @@ def test_a_training_told_to_stop_saves_its_step_and_ends_as_one_that_was_not(tmp
     assert not (tmp_path / "unused").exists()
 
 
-def test_a_signal_is_noted_while_a_step_is_taken_and_ends_things_at_once_else() -> None:
+def test_a_signal_is_deferred_during_a_step_and_ends_the_program_at_once_otherwise() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Stop() as stop:
-        stop.waits = True
+        stop.deferring = True
         signal.raise_signal(signal.SIGTERM)
-        assert stop.asked == signal.SIGTERM
-        with pytest.raises(SystemExit) as ended:  # the second one means it
+        assert stop.received_signal == signal.SIGTERM
+        with pytest.raises(SystemExit) as ended:  # the second signal ends the program
             signal.raise_signal(signal.SIGTERM)
         assert ended.value.code == 143
     with Stop() as stop:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        assert stop.asked == signal.SIGINT, "a destructor that drops the exception hides nothing from the next step"
+        assert stop.received_signal == signal.SIGINT, (
+            "a destructor that drops the exception hides nothing from the next step"
+        )
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

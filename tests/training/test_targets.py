@@ -1,4 +1,4 @@
-"""Masks at the size at which the network sees them: exact at their own, else the pixels whose centres they cover."""
+"""Resized masks: exact at the original size, otherwise the pixels whose centres they cover."""
 
 import math
 from fractions import Fraction
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from flawmask.coco import annotation
 from flawmask.masks import Mask, as_rle, box_of, encode, to_rle
-from flawmask.model.targets import make_target, mask_at
+from flawmask.model.targets import make_target, resized_mask
 
 SIZES = st.tuples(st.integers(8, 60), st.integers(8, 60))
 
 
 @st.composite
 def masks(draw: st.DrawFn) -> Mask:
-    """A mask with a few blobs, some one pixel wide, some with a hole, some at an edge."""
+    """Draw a mask with a few blobs: some one pixel wide, some with a hole, some at an edge."""
     height, width = draw(SIZES)
     mask = np.zeros((height, width), dtype=bool)
     for _ in range(draw(st.integers(1, 3))):
@@ -49,19 +49,19 @@ def at_centres(mask: Mask, resized: tuple[int, int]) -> Mask:
 @given(masks(), st.booleans())
 def test_at_its_own_size_a_mask_is_exact(mask: Mask, as_polygons: bool) -> None:
     segmentation = encode(mask) if as_polygons else to_rle(mask)
-    found = mask_at(segmentation, to_rle(mask), mask.shape, mask.shape)
+    found = resized_mask(segmentation, to_rle(mask), mask.shape, mask.shape)
     assert (in_place(found, mask.shape) == mask).all()
 
 
 LOWER_HALF = np.repeat(np.arange(14)[:, None] >= 7, 8, axis=1)
-"""At 9 rows instead of 14, the centre of row 4 lies on the line where it begins: 4.5 * 14 / 9 is 7."""
+"""With 9 rows instead of 14, the centre of row 4 is exactly at the start of an original row: 4.5 * 14 / 9 is 7."""
 
 
 @given(masks(), SIZES)
 @example(LOWER_HALF, (9, 8))
 @settings(max_examples=200)
-def test_at_another_size_an_rle_is_taken_at_the_centres_of_the_pixels(mask: Mask, resized: tuple[int, int]) -> None:
-    found = in_place(mask_at(to_rle(mask), to_rle(mask), mask.shape, resized), resized)
+def test_a_resized_rle_is_sampled_at_pixel_centres(mask: Mask, resized: tuple[int, int]) -> None:
+    found = in_place(resized_mask(to_rle(mask), to_rle(mask), mask.shape, resized), resized)
     expected = at_centres(mask, resized)
     if expected.any():
         assert (found == expected).all()
@@ -71,14 +71,12 @@ def test_at_another_size_an_rle_is_taken_at_the_centres_of_the_pixels(mask: Mask
 
 @given(masks(), SIZES)
 @settings(max_examples=200)
-def test_at_another_size_polygons_are_the_same_but_for_pixels_along_their_edges(
-    mask: Mask, resized: tuple[int, int]
-) -> None:
-    found = in_place(mask_at(encode(mask), to_rle(mask), mask.shape, resized), resized)
+def test_resized_polygons_differ_only_along_their_edges(mask: Mask, resized: tuple[int, int]) -> None:
+    found = in_place(resized_mask(encode(mask), to_rle(mask), mask.shape, resized), resized)
     assert found.any()
     if at_centres(mask, resized).any():
-        # A fifth of a pixel is what pycocotools tells apart: nothing but neighbours of an edge may differ. Edges are
-        # those of the mask itself: a gap that is narrower than a pixel has some, and no centre in it.
+        # pycocotools has a resolution of a fifth of a pixel, so only neighbours of an edge may differ. The edges are
+        # those of the original mask: a gap narrower than a pixel has edges but holds no centre.
         around = np.array(
             [[mask[rows, columns].mean() for columns in near(1, mask, resized)] for rows in near(0, mask, resized)]
         )
@@ -93,7 +91,7 @@ def near(axis: int, mask: Mask, resized: tuple[int, int]) -> list[slice]:
     return [slice(max(0, math.floor((at - 1) * scale)), math.ceil((at + 1) * scale)) for at in centres]
 
 
-def test_in_the_mean_polygons_and_centres_differ_by_few_pixels() -> None:
+def test_resized_polygons_and_rles_differ_by_few_pixels_on_average() -> None:
     random = np.random.default_rng(0)
     differing = outline = 0
     for _ in range(300):
@@ -102,7 +100,7 @@ def test_in_the_mean_polygons_and_centres_differ_by_few_pixels() -> None:
         y, x = int(random.integers(0, height - 12)), int(random.integers(0, width - 12))
         mask[y : y + int(random.integers(6, 12)), x : x + int(random.integers(6, 12))] = True
         resized = (int(random.integers(30, 90)), int(random.integers(30, 90)))
-        found = in_place(mask_at(encode(mask), to_rle(mask), mask.shape, resized), resized)
+        found = in_place(resized_mask(encode(mask), to_rle(mask), mask.shape, resized), resized)
         expected = at_centres(mask, resized)
         differing += int((found != expected).sum())
         outline += 2 * sum(box_of(expected)[2:])
@@ -111,10 +109,10 @@ def test_in_the_mean_polygons_and_centres_differ_by_few_pixels() -> None:
 
 @given(masks(), SIZES, st.booleans())
 @settings(max_examples=200)
-def test_a_window_has_an_empty_margin_but_at_the_edges_of_the_image(
+def test_a_window_has_an_empty_margin_except_at_the_edges_of_the_image(
     mask: Mask, resized: tuple[int, int], as_polygons: bool
 ) -> None:
-    crop, left, top = mask_at(encode(mask) if as_polygons else to_rle(mask), to_rle(mask), mask.shape, resized)
+    crop, left, top = resized_mask(encode(mask) if as_polygons else to_rle(mask), to_rle(mask), mask.shape, resized)
     bottom, right = top + crop.shape[0], left + crop.shape[1]
     assert 0 <= top < bottom <= resized[0]
     assert 0 <= left < right <= resized[1]
@@ -126,21 +124,21 @@ def test_a_window_has_an_empty_margin_but_at_the_edges_of_the_image(
 
 @pytest.mark.parametrize("as_polygons", [False, True])
 @pytest.mark.parametrize("column", [0, 1, 57, 198, 199])
-def test_a_scratch_thinner_than_a_pixel_is_a_pixel_wide(column: int, as_polygons: bool) -> None:
+def test_a_mask_thinner_than_a_pixel_is_a_pixel_wide(column: int, as_polygons: bool) -> None:
     mask = np.zeros((200, 200), dtype=bool)
     mask[40:160, column] = True
     found = in_place(
-        mask_at(encode(mask) if as_polygons else to_rle(mask), to_rle(mask), (200, 200), (50, 50)), (50, 50)
+        resized_mask(encode(mask) if as_polygons else to_rle(mask), to_rle(mask), (200, 200), (50, 50)), (50, 50)
     )
     columns = np.flatnonzero(found.any(axis=0))
     assert columns.tolist() == [column // 4]
     assert found[10:40, column // 4].all()
 
 
-def test_a_polygon_that_reaches_out_of_its_image_is_cut_off_there() -> None:
+def test_a_polygon_is_clipped_to_its_image() -> None:
     ring = [-10.0, 5.0, 30.0, 5.0, 30.0, 40.0, -10.0, 40.0]
-    rle = as_rle([ring], 32, 24)  # type: ignore[list-item]  # of other programs, which write fractions
-    crop, left, top = mask_at([ring], rle, (32, 24), (64, 48))  # type: ignore[list-item]
+    rle = as_rle([ring], 32, 24)  # type: ignore[list-item]  # as other programs write it, with fractions
+    crop, left, top = resized_mask([ring], rle, (32, 24), (64, 48))  # type: ignore[list-item]
     whole = in_place((crop, left, top), (64, 48))
     assert whole[11:, :].all()
     assert not whole[:9, :].any()

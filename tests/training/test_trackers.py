@@ -36,7 +36,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that MLflow has made: it takes seconds, which a copy does not."""
+    """A database made by MLflow. Making one takes seconds, copying it does not."""
     path = tmp_path_factory.mktemp("mlflow") / "tracking.db"
     MlflowClient(f"sqlite:///{path.as_posix()}").search_experiments()
     return path
@@ -44,7 +44,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """MLflow's reader of the database that is written to."""
+    """MLflow's client for reading the database."""
     shutil.copy(empty_store, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{(tmp_path / 'tracking.db').as_posix()}")
@@ -58,13 +58,13 @@ def only_run(client: MlflowClient) -> Run:
     return run
 
 
-def test_none_tells_nobody(tmp_path: Path) -> None:
+def test_without_a_tracker_nothing_is_recorded(tmp_path: Path) -> None:
     with track_run("none", tmp_path / "run", {}) as record:
         assert record is None
     assert names(tmp_path) == []
 
 
-def test_tensorboard_has_each_figure_and_picture_of_each_epoch(run_dir: Path) -> None:
+def test_tensorboard_has_each_metric_and_picture_of_each_epoch(run_dir: Path) -> None:
     with track_run("tensorboard", run_dir, {}) as record:
         assert record is not None
         for number in (1, 2, 3):
@@ -91,7 +91,7 @@ def test_tensorboard_leaves_the_folder_alone_before_the_first_epoch(tmp_path: Pa
     assert names(tmp_path) == []
 
 
-def test_mlflow_has_settings_figures_and_pictures_of_a_run_that_finished(store: MlflowClient, run_dir: Path) -> None:
+def test_mlflow_has_settings_metrics_and_pictures_of_a_finished_run(store: MlflowClient, run_dir: Path) -> None:
     with track_run("mlflow", run_dir, {"epochs": 2, "device": None, "anchor_sizes": [4, 5, 6, 7, 8]}) as record:
         assert record is not None
         assert only_run(store).info.status == "RUNNING"
@@ -118,9 +118,7 @@ def test_two_runs_share_the_experiment(store: MlflowClient, run_dir: Path) -> No
 
 
 @pytest.mark.parametrize("error", [FlawmaskError("the loss is nan"), KeyboardInterrupt()])
-def test_an_error_ends_the_mlflow_run_as_failed_and_goes_on(
-    store: MlflowClient, run_dir: Path, error: BaseException
-) -> None:
+def test_an_error_fails_the_mlflow_run_and_is_raised(store: MlflowClient, run_dir: Path, error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, track_run("mlflow", run_dir, {}) as record:
         assert record is not None
         record(epoch(1), {})
@@ -130,7 +128,7 @@ def test_an_error_ends_the_mlflow_run_as_failed_and_goes_on(
     assert only_run(store).data.metrics["train_loss"] == 2.5
 
 
-def test_a_store_that_cannot_be_used_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
+def test_an_unusable_mlflow_store_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(FlawmaskError, match=r"http://127\.0\.0\.1:9 cannot be used: .*MLFLOW_TRACKING_URI") as caught:
@@ -138,7 +136,7 @@ def test_a_store_that_cannot_be_used_is_refused_in_one_line(monkeypatch: pytest.
     assert "\n" not in str(caught.value)
 
 
-def test_what_mlflow_does_not_take_later_is_logged_and_training_goes_on(
+def test_later_mlflow_errors_are_logged_and_training_goes_on(
     store: MlflowClient, run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = []
@@ -171,13 +169,13 @@ with track_run("mlflow", Path("my_run"), {"epochs": 1}) as record:
 
 
 def outside_of_tests() -> Mapping[str, str]:
-    """The environment without what tells MLflow that it is being tested, when it would be silent anyway."""
+    """Return the environment without the variables by which MLflow notices a test. Then it would be silent anyway."""
     telling = ("MLFLOW", "PYTEST", "CI", "GITHUB", "DO_NOT_TRACK")
     return {name: value for name, value in os.environ.items() if not name.startswith(telling)}
 
 
 @pytest.mark.slow
-def test_mlflow_writes_its_own_default_database_and_asks_nobody_on_the_network(run_dir: Path) -> None:
+def test_mlflow_writes_its_default_database_without_network_access(run_dir: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CLOSED_WORLD % epoch(1)],
         cwd=run_dir.parent,

@@ -17,7 +17,7 @@ from flawmask.comparison.own_process import describe_exit, run_in_own_process
 from flawmask.data import dataset_info
 from flawmask.files import folder_lock, read_json, write_json
 from flawmask.folds import prepared_folds
-from flawmask.launch import launched
+from flawmask.launch import world_size
 from flawmask.progress import has_details, is_shown
 from flawmask.runs import COMPARISON, MADE_BY, begin_or_continue, check_folder
 from flawmask.runtime import choose_device
@@ -30,7 +30,7 @@ from flawmask.stages import (
     evaluated_splits,
     prepare_dataset,
 )
-from flawmask.training.choose import with_others
+from flawmask.training.choose import choose_networks
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def compare(config: CompareConfig) -> Compared:
         KeyboardInterrupt: Ctrl-C was pressed. The training that was running has been saved.
         SystemExit: the process received SIGTERM. The training has been saved, too.
     """
-    require(launched() == 1, "compare starts alone: it gives each model a process of its own")
+    require(world_size() == 1, "compare starts alone: it gives each model a process of its own")
     choose_device(config.device)
     settings = {key: value for key, value in as_json(config).items() if key not in SAME_ANYWAY}
     if config.output_dir is not None:
@@ -70,8 +70,8 @@ def compare(config: CompareConfig) -> Compared:
     shared = _prepare_shared_data(config, config.run_config(config.arch_names[0]))
     if config.archs == "auto":
         training = read_split(shared.training_dirs[0], "train", config)
-        has_outlines = not training.box_only_defects
-        archs = with_others(config.run_config("auto"), len(training.images), has_outlines=has_outlines)
+        has_masks = not training.box_only_defects
+        archs = choose_networks(config.run_config("auto"), len(training.images), has_masks=has_masks)
         config = replace(config, archs=",".join(archs))
     origin = {
         "made_by": MADE_BY[COMPARISON],

@@ -135,7 +135,7 @@ def _predict(
         team.count <= len(split.images),
         f"{split.folder} has {len(split.images)} images: start no more processes than that, not {team.count}",
     )
-    shard = replace(split, images=tuple(team.share(split.images)))
+    shard = replace(split, images=tuple(team.shard(split.images)))
     predictions, seconds = predict_split(backend, shard, config.inference_batch_size)
     return team.gather(predictions), seconds
 

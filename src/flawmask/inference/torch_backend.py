@@ -15,7 +15,7 @@ from flawmask import torchvision_alone  # noqa: F401  # before what imports torc
 from flawmask.inference.backend import Resized, check_padding
 from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR
 from flawmask.model import checkpoint
-from flawmask.model.build import detector_of, made_fast, set_score_floor
+from flawmask.model.build import detector_of, optimise_for_inference, set_score_floor
 from flawmask.model.layers import upload
 from flawmask.model.spec import ModelSpec
 from flawmask.prediction import RawDetections
@@ -39,7 +39,7 @@ class TorchBackend:
     """A network in PyTorch. See `Backend` for its attributes and for `infer`."""
 
     def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
-        """Take a network from `build.for_inference` or `build.made_fast`, and its specification."""
+        """Take a network that `build.for_inference` or `build.optimise_for_inference` returned, and its spec."""
         self.network = network
         self.spec = spec
         self.device = next(network.parameters()).device
@@ -68,7 +68,7 @@ class TorchBackend:
         with on_device(chosen):
             dtype = choose_precision(precision, chosen)
             network, spec = checkpoint.load(model, max_proposals)
-            network = made_fast(network, spec, chosen, dtype)
+            network = optimise_for_inference(network, spec, chosen, dtype)
             set_score_floor(network, score_floor)
         return cls(network, spec)
 

@@ -1,4 +1,4 @@
-"""The architectures by name. No PyTorch is imported for them, so `--help` answers at once."""
+"""The architectures by name. This module imports no PyTorch, so `--help` starts fast."""
 
 from typing import Literal, TypeGuard
 
@@ -30,21 +30,21 @@ Arch = Literal[
     "rfdetr_seg_nano",
     "rfdetr_seg_small",
 ]
-"""What a network can be: the names of the records below, in the same order."""
+"""The names of the records in `ARCHITECTURES`, in the same order."""
 
 ArchChoice = Literal["auto"] | Arch
-"""What `--arch` takes: `auto` stands for the one that suits, see `training/choose.py`."""
+"""The values of `--arch`. For `auto`, `training/choose.py` chooses a network."""
 
 ARCHITECTURES: dict[str, Architecture] = {
     record.name: record
     for module in (rcnn_archs, efficientnet_lite_archs, one_stage_archs, yolo_archs, rfdetr_archs)
     for record in module.RECORDS
 }
-"""The record of each. Whoever brings a network of their own adds its record here, in each process that is started."""
+"""The record of each architecture. To use your own network, add its record here, in every process."""
 
 
 def is_chosen(name: ArchChoice) -> TypeGuard[Arch]:
-    """Return whether this names a network, and does not leave the choice open."""
+    """Return whether this names a network, rather than `auto`."""
     return name != "auto"
 
 
@@ -54,6 +54,6 @@ def architecture(name: str) -> Architecture:
     Raises:
         FlawmaskError: there is none of that name.
     """
-    if name not in tuple(ARCHITECTURES):  # a damaged file may hold something in its place that has no hash
+    if name not in tuple(ARCHITECTURES):  # a tuple, because a damaged file may hold something unhashable instead
         raise FlawmaskError(f"there is no architecture {name}: there are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]

@@ -1,24 +1,24 @@
-"""What is to be known of an architecture apart from its network: one record each, which imports no PyTorch."""
+"""The record of an architecture: everything about it but the network itself. It imports no PyTorch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from flawmask.model.published import BODY, Elsewhere, PackageFile, Rules, TorchvisionFile
+from flawmask.model.published import BODY, OtherFile, PackageFile, Rules, TorchvisionFile
 
 if TYPE_CHECKING:
     from flawmask.model.build import Detector
 
 STRIDE = 32
-"""Networks that keep an image's proportions pad it to whole multiples of so many pixels, at the right and below."""
+"""Networks that keep an image's aspect ratio pad its sides to multiples of this many pixels, at the right and below."""
 
 
 @dataclass(frozen=True)
 class Proportional:
-    """Images keep their proportions: the shorter side is resized to the image size, then both are padded.
+    """Images keep their aspect ratio: the shorter side is resized to the image size, then both sides are padded.
 
     Attributes:
-        stride: sides are padded to whole multiples of so many pixels, at the right and below.
+        stride: sides are padded to multiples of this many pixels, at the right and below.
     """
 
     stride: int = STRIDE
@@ -26,7 +26,7 @@ class Proportional:
 
 @dataclass(frozen=True)
 class FixedSquare:
-    """Images are squeezed to a square that is always the same.
+    """Images are resized to a square of a fixed size, whatever their aspect ratio.
 
     Attributes:
         side: its width and height, in pixels.
@@ -37,11 +37,11 @@ class FixedSquare:
 
 @dataclass(frozen=True)
 class SteppedSquare:
-    """Images are squeezed to a square, the smallest one allowed whose sides are no shorter than the image size.
+    """Images are resized to a square, whatever their aspect ratio. Its side is the image size rounded up to a multiple.
 
     Attributes:
-        step: its sides are whole multiples of so many pixels.
-        smallest: its sides have so many pixels at least.
+        step: the side is a multiple of this many pixels.
+        smallest: the smallest side, in pixels.
     """
 
     step: int
@@ -50,10 +50,10 @@ class SteppedSquare:
 
 @dataclass(frozen=True)
 class DefaultOptimizer:
-    """What `--optimizer auto` takes.
+    """The optimiser for `--optimizer auto`.
 
     Attributes:
-        name: as `--optimizer` names it.
+        name: its name in `--optimizer`.
         divisor: its learning rate is `--lr` divided by this.
     """
 
@@ -63,34 +63,33 @@ class DefaultOptimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Everything that others ask about an architecture: nobody else tells one from another by its name.
+    """Everything that other modules need to know of an architecture. None of them tests an architecture's name.
 
-    SGD at 0.005 is what pretrained weights are tuned for. From none it was seen to reach NaN within 100 images, and
-    AdamW at a tenth of it trains.
+    The default optimiser is SGD at 0.005 from pretrained weights, which are tuned for that. Without pretrained weights,
+    SGD reached NaN within 100 images in a trial, while AdamW at a tenth of the rate trained well.
 
     Attributes:
-        name: what `--arch` and checkpoints call it.
-        kind: returns the functions for its kind of network; this imports PyTorch.
-        network: what its kind builds the network from, as the kind's module says; None where the name is enough.
-        has_masks: whether it finds masks; the others find boxes.
-        loss_names: what its losses are called, in this order everywhere.
-        size: at which size it sees an image.
-        has_known_counts: whether the targets tell what its losses are divided by: images or instances. For the others
-            a pass tells.
-        has_anchor_sizes: whether `ModelSpec.anchor_sizes` mean anything to it; the others have anchors of their own,
-            or none.
-        is_recordable: whether the passes of its training can be recorded on CUDA.
-        is_drawn_for_norms: whether its layers are drawn for norms that even out what they give; the others' do without.
-        may_learn_norms: whether `--norm auto` may choose norms that learn from a batch.
-        passes_together: whether several images pass through it together on a CPU too. The others go one by one there,
-            which is as fast and takes less memory.
-        trainable_layers: how many of its backbone's five stages learn where it starts from pretrained weights.
-        from_pretrained: the default optimiser where it starts from pretrained weights.
-        from_nothing: the default optimiser where it does not.
-        coco: its COCO weights; None where there are none.
-        imagenet: the ImageNet weights of its backbone; None where there are none.
-        old_names: what its layers were called in older files.
-        backbone_names: what the layers of its backbone are called in a classifier's file.
+        name: the name in `--arch` and in checkpoints.
+        kind: returns the functions for its kind of network; calling it imports PyTorch.
+        network: what the kind's module builds the network from; None where the name is enough.
+        has_masks: whether it predicts masks. All architectures predict boxes.
+        loss_names: the names of its losses; the order is the same everywhere.
+        size: how images are resized for it.
+        has_known_counts: whether the divisors of its losses (images or instances) follow from the targets alone. For
+            the others, only a forward pass tells them.
+        has_anchor_sizes: whether it uses `ModelSpec.anchor_sizes`. The others have fixed anchors or none.
+        is_recordable: whether its training passes can be recorded as CUDA graphs.
+        init_assumes_norms: whether the initial weights of its layers need norms that rescale the layers' outputs.
+        allows_batch_norm: whether `--norm auto` may choose BatchNorm that learns.
+        batches_on_cpu: whether a CPU computes several images at once. Otherwise it computes one after the other, which
+            is as fast and takes less memory.
+        trainable_layers: how many of its backbone's five stages are trained, with pretrained weights.
+        from_pretrained: the default optimiser with pretrained weights.
+        from_scratch: the default optimiser without pretrained weights.
+        coco: its COCO weights; None if there are none.
+        imagenet: the ImageNet weights of its backbone; None if there are none.
+        old_names: the names of its layers in older files.
+        backbone_names: the names of its backbone's layers in a classifier's file.
     """
 
     name: str
@@ -102,17 +101,17 @@ class Architecture:
     has_known_counts: bool = False
     has_anchor_sizes: bool = False
     is_recordable: bool = False
-    is_drawn_for_norms: bool = False
-    may_learn_norms: bool = True
-    passes_together: bool = False
+    init_assumes_norms: bool = False
+    allows_batch_norm: bool = True
+    batches_on_cpu: bool = False
     trainable_layers: int = 3
     from_pretrained: DefaultOptimizer = DefaultOptimizer("sgd")
-    from_nothing: DefaultOptimizer = DefaultOptimizer("adamw", 10)
-    coco: TorchvisionFile | Elsewhere | None = None
+    from_scratch: DefaultOptimizer = DefaultOptimizer("adamw", 10)
+    coco: TorchvisionFile | OtherFile | None = None
     imagenet: TorchvisionFile | PackageFile | None = None
     old_names: Rules = ()
     backbone_names: Rules = BODY
 
-    def image_size(self, asked: int) -> int:
-        """Return the image size in pixels that it is built for: the one that is asked for, or the only one it knows."""
-        return self.size.side if isinstance(self.size, FixedSquare) else asked
+    def image_size(self, wanted: int) -> int:
+        """Return the wanted image size in pixels. An architecture with one fixed size returns that instead."""
+        return self.size.side if isinstance(self.size, FixedSquare) else wanted

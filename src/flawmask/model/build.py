@@ -1,4 +1,4 @@
-"""The networks, each kind through one interface: a further kind is a module that has these functions."""
+"""One interface for all kinds of networks. To add a kind, write a module that has the functions of `Detector`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,47 +12,61 @@ from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 
-DRAWS = {nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_}
-"""What PyTorch's layers draw their weights with, as far as a `TorchFunctionMode` gets to see it."""
+INITIALISERS = {nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_}
+"""The functions that PyTorch's layers initialise their weights with and that a `TorchFunctionMode` can intercept."""
 
 
 class Detector(Protocol):
-    """What training and judging need to know of a kind of network."""
+    """The functions of a kind of network that training and inference need."""
 
     def build(self, spec: ModelSpec, /) -> nn.Module:
-        """Return the network that the spec describes, its weights drawn at random.
+        """Return the network that the spec describes, with random weights.
 
         Raises:
-            FlawmaskError: the extra that has it is not installed.
+            FlawmaskError: the extra that the network needs is not installed.
         """
 
     def losses(
         self, model: Any, images: list[Tensor], targets: list[Target], roi_samples: int | None, /
     ) -> dict[str, Tensor]:
-        """Return scalar float32 losses of images, (3, H, W) uint8 at the size that it sees, by the names in
-        `Architecture.loss_names`: sums over the images, divided by `counts` or, where that is less, by 1."""
+        """Return the losses, scalar float32, by the names in `Architecture.loss_names`.
+
+        Each loss is a sum over the images, divided by its count (see `counts`). A count below 1 is taken as 1.
+
+        Args:
+            images: (3, H, W) uint8, resized for the network.
+            targets: one for each image.
+            roi_samples: region proposals per image that train the heads of an R-CNN; None for the default.
+        """
 
     def counts(self, model: Any, targets: list[Target], /) -> dict[str, float]:
-        """Return what each of the losses was divided by in the last pass, which was of the images with these targets.
-        Where `Architecture.has_known_counts`, it need not have passed."""
+        """Return the count that each loss was divided by in the last pass, which was of the images of these targets.
 
-    def seen(self, model: Any, images: list[Tensor], /) -> Tensor:
-        """Return a batch of (3, H, W) uint8 images as the network sees it, (B, 3, H, W), 0 to 1, padding included."""
+        With `Architecture.has_known_counts`, no pass is needed before.
+        """
+
+    def network_input(self, model: Any, images: list[Tensor], /) -> Tensor:
+        """Return (3, H, W) uint8 images as the batch that the network sees: (B, 3, H, W), 0 to 1, with padding."""
 
     def train_in(self, model: Any, device: torch.device, dtype: torch.dtype, /) -> None:
-        """Let the network's layers train in `dtype`."""
+        """Prepare the network's layers for training in `dtype`."""
 
     def infer_in(self, model: Any, device: torch.device, dtype: torch.dtype, /) -> None:
-        """Let the layers of a network that only judges any more compute in `dtype`, and faster where they can."""
+        """Prepare the network's layers for inference in `dtype`, as fast as possible. It cannot be trained any more."""
 
     def infer(self, model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]], /) -> list[dict[str, Tensor]]:
-        """Return what is found on each of the images, (3, H, W) uint8 at the size that the network sees, whose
-        `ModelSpec.padded` is the same, by the heights and widths of the originals: `boxes` (N, 4) float32, x1 y1 x2 y2
-        in pixels of the original, `labels` (N,) int64 from 1 on, `scores` (N,) float32, 0 to 1, and, where it has
-        masks, `masks` (N, 1, M, M) float32, probabilities inside the box."""
+        """Return the instances predicted on each image.
+
+        They are `boxes` (N, 4) float32, x1 y1 x2 y2 in pixels of the original; `labels` (N,) int64, from 1; `scores`
+        (N,) float32, 0 to 1; and, if the network has masks, `masks` (N, 1, M, M) float32, probabilities inside the box.
+
+        Args:
+            images: (3, H, W) uint8, resized for the network. `ModelSpec.padded` is the same for all of them.
+            sizes: height and width of each original.
+        """
 
     def stages(self, model: Any, /) -> list[list[nn.Module]]:
-        """Return the backbone's stages, the one nearest to the image first."""
+        """Return the stages of the backbone, the one nearest to the image first."""
 
 
 def detector_of(spec: ModelSpec) -> Detector:
@@ -65,76 +79,77 @@ def detector_of(spec: ModelSpec) -> Detector:
 
 
 def build(spec: ModelSpec) -> Any:
-    """Return the network that the spec describes, its weights drawn at random.
+    """Return the network that the spec describes, with random weights.
 
     Raises:
-        FlawmaskError: there is no architecture of that name, or the extra that has it is not installed.
+        FlawmaskError: there is no architecture of that name, or the extra that it needs is not installed.
     """
     return detector_of(spec).build(spec)
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves weights as the memory happens to be, where they would be drawn at random.
+class _SkipInitialisation(TorchFunctionMode):
+    """Skips the random initialisation of weights: they keep whatever the memory holds.
 
-    Other functions that draw end in `normal_` or `uniform_`, which make zeros here: some draw until all lies within
-    bounds.
+    Other random functions end in `normal_` or `uniform_`. These write zeros here, because some callers draw again until
+    all values are within bounds.
     """
 
     def __torch_function__(
         self, function: Callable[..., Any], _: Any, inputs: Sequence[Any] = (), named: Mapping[str, Any] | None = None
     ) -> Any:
         named = named or {}
-        if function in DRAWS:
+        if function in INITIALISERS:
             return named["tensor"]
         if function in (Tensor.normal_, Tensor.uniform_):
             return inputs[0].zero_()
         return function(*inputs, **named)
 
 
-def build_to_fill(spec: ModelSpec, max_proposals: int | None = None) -> Any:
-    """Return the network that the spec describes, for a state dict with all of its tensors to be loaded: what `build`
-    would draw, which takes longer than all else, has no value yet.
+def build_uninitialised(spec: ModelSpec, max_proposals: int | None = None) -> Any:
+    """Return the network that the spec describes, with uninitialised weights. A full state dict must be loaded next.
+
+    Random initialisation takes most of the time of `build`, and is skipped here.
 
     Args:
-        spec: describes it.
-        max_proposals: regions of an image that heads look at, those of the highest scores; None for as many as the spec
-            says.
+        spec: describes the network.
+        max_proposals: region proposals kept per image, highest objectness first, if the spec has more; None keeps the
+            spec's number.
 
     Raises:
         FlawmaskError: see `build`.
     """
     if max_proposals is not None:
         spec = replace(spec, proposals=min(spec.proposals, max_proposals))
-    with _Undrawn():
+    with _SkipInitialisation():
         return build(spec)
 
 
 def for_inference(
     model: nn.Module, spec: ModelSpec, device: torch.device, dtype: torch.dtype, max_proposals: int | None = None
 ) -> Any:
-    """Return a network that finds the same as `model` in evaluation mode, and faster. It shares nothing with `model`.
+    """Return a faster copy of `model` for inference. It predicts the same, and shares no memory with `model`.
 
     Args:
         model: a network that `build` made, on any device.
-        spec: what `build` made it from.
-        device: where the new one goes.
-        dtype: what its layers compute in: float32, or bfloat16 where the hardware has it.
-        max_proposals: regions of an image that heads look at, those of the highest scores; None for as many as the spec
-            says.
+        spec: the spec that `build` made it from.
+        device: the device of the copy.
+        dtype: the precision of its layers: float32, or bfloat16 if the hardware has it.
+        max_proposals: region proposals kept per image, highest objectness first, if the spec has more; None keeps the
+            spec's number.
     """
-    fast = build_to_fill(spec, max_proposals)
+    fast = build_uninitialised(spec, max_proposals)
     fast.load_state_dict(model.state_dict())
-    return made_fast(fast, spec, device, dtype)
+    return optimise_for_inference(fast, spec, device, dtype)
 
 
-def made_fast(model: Any, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return the network itself, on the device, in evaluation mode and faster; it cannot be trained any more.
+def optimise_for_inference(model: Any, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Any:
+    """Change the network itself for fast inference on the device, and return it. It cannot be trained any more.
 
     Args:
         model: a network that `build` made.
-        spec: what `build` made it from.
-        device: where it goes.
-        dtype: what its layers compute in: float32, or bfloat16 where the hardware has it.
+        spec: the spec that `build` made it from.
+        device: the device to move it to.
+        dtype: the precision of its layers: float32, or bfloat16 if the hardware has it.
     """
     model = to_device(model.eval().requires_grad_(False), device)
     detector_of(spec).infer_in(model, device, dtype)
@@ -142,17 +157,18 @@ def made_fast(model: Any, spec: ModelSpec, device: torch.device, dtype: torch.dt
 
 
 def set_score_floor(model: Any, floor: float) -> None:
-    """Let a network drop detections that score no more than this, 0 to 1."""
+    """Let a network drop predictions whose score is at most `floor`, 0 to 1."""
     getattr(model, "roi_heads", model).score_thresh = floor
 
 
 def freeze(model: nn.Module, spec: ModelSpec, trainable_layers: int) -> None:
-    """Leave only the last `trainable_layers` stages of the backbone's body trainable.
+    """Freeze all stages of the backbone's body but the last `trainable_layers`.
 
     Args:
         model: a network that `build` made.
-        trainable_layers: 0 to 5, counted from the stage nearest to the heads, as torchvision counts them; 5 leaves all
-            trainable, 0 none.
+        spec: the spec that `build` made it from.
+        trainable_layers: 0 to 5, counted from the stage nearest to the heads, as torchvision counts them. 5 freezes no
+            stage, 0 all.
     """
     stages = detector_of(spec).stages(model)
     for stage in stages[: len(stages) - trainable_layers]:

@@ -1,12 +1,12 @@
-"""How the layers compute: norms folded into convolutions, and lower precision everywhere but in the last layers.
+"""How layers compute: norms are folded into convolutions, and all but the last layers may use lower precision.
 
-What a network says of an image is float32: its last layers are, and all that is computed of boxes and scores. Autocast
-around the whole network would make boxes bfloat16, which cannot tell 286 from 287: a small defect then has a box of no
-width, whose regression target is not a number. Scores in bfloat16 move in steps of 0.004, and tie.
+The last layers, and everything that is computed from boxes and scores, stay float32. Autocast around the whole network
+would make boxes bfloat16, which cannot tell 286 from 287. A small defect could then have a box without width, and its
+regression target would be NaN. Scores in bfloat16 have steps of 0.004, so many would be equal.
 
-Nothing here replaces a module's `forward`: what replaces it would refer to the module, which would then refer to itself
-and stay in memory until Python's cyclic collector runs. A module gets another class instead, as
-`torch.nn.utils.parametrize` does it.
+No module's `forward` is replaced here. A replacement would refer to its module, so the module would refer to itself and
+stay in memory until Python's cyclic garbage collector runs. Instead a module gets another class, as in
+`torch.nn.utils.parametrize`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,11 +23,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers that compute in lower precision, as modules that share none. All others compute in float32.
+    """The modules that compute in lower precision. No two of them share a layer. All other layers use float32.
 
     Attributes:
-        inner: those whose results stay as they are; what sees them casts them where it has to.
-        outer: those whose results become float32.
+        inner: modules whose outputs stay in lower precision; the next layer casts them if it has to.
+        outer: modules whose outputs are cast to float32.
     """
 
     inner: Iterable[nn.Module]
@@ -35,13 +35,13 @@ class Layers:
 
 
 def train_in(model: nn.Module, layers: Layers, device: torch.device, dtype: torch.dtype) -> None:
-    """Let some layers train in `dtype`, by autocast; norms that do not learn are folded into the convolutions before.
+    """Let some layers train in `dtype` by autocast, and fold frozen norms into the convolutions before them.
 
-    Weights keep their names, types and values; only how a forward pass uses them changes.
+    Weights keep their names, types and values. Only the forward pass uses them in another way.
     """
     for conv, _, norm, _ in list(_pairs(model)):
         if isinstance(norm, FrozenBatchNorm2d):
-            conv.__class__, conv.norm = _FoldedConv2d, (norm,)  # in a tuple: it is no part of the convolution
+            conv.__class__, conv.norm = _FoldedConv2d, (norm,)  # a tuple, so that it is not registered as a submodule
             norm.__class__ = _FoldedNorm
     compute_in(layers, device, dtype)
 
@@ -59,9 +59,9 @@ def compute_in(layers: Layers, device: torch.device, dtype: torch.dtype) -> None
 
 
 def infer_in(model: nn.Module, layers: Layers, dtype: torch.dtype) -> None:
-    """Fold the network's norms into its convolutions, and let some layers hold `dtype`.
+    """Fold the network's norms into its convolutions, and convert the weights of some layers to `dtype`.
 
-    It cannot be trained any more.
+    The network cannot be trained any more.
     """
     for conv, name, norm, parent in list(_pairs(model)):
         weight, shift = _fold(conv, norm)
@@ -77,19 +77,23 @@ def infer_in(model: nn.Module, layers: Layers, dtype: torch.dtype) -> None:
 
 
 def is_slow(body: nn.Module, device: torch.device) -> bool:
-    """Return whether a body is slower in bfloat16 than in float32: one of depthwise convolutions is on a CPU, whose
-    backward pass takes close to three times as long there."""
+    """Return whether a backbone body is slower in bfloat16 than in float32.
+
+    That is so for depthwise convolutions on a CPU: their backward pass takes almost three times as long.
+    """
     return device.type == "cpu" and any(isinstance(one, nn.Conv2d) and one.groups > 1 for one in body.modules())
 
 
 class _Autocast(nn.Module):
-    """What makes a module compute under autocast. By inheritance: a hook would not leave autocast where an interrupt
-    ends the pass."""
+    """A base class that makes a module compute under autocast.
+
+    Hooks would not do: if an interrupt ended the pass, the second hook would not run, and autocast would stay on.
+    """
 
     autocast_to: tuple[str, torch.dtype]
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Return what the module gives."""
+        """Return the module's output."""
         device, dtype = self.autocast_to
         with torch.autocast(device, dtype=dtype):
             return super().forward(*inputs, **named)
@@ -97,12 +101,12 @@ class _Autocast(nn.Module):
 
 @cache
 def _autocast(kind: Any) -> Any:
-    """Return the class of modules of this kind that compute under autocast; it has the same name."""
+    """Return a subclass of this module class that computes under autocast. It has the same name."""
     return type(kind.__name__, (_Autocast, kind), {})
 
 
 class _FoldedConv2d(nn.Conv2d):
-    """A convolution that does what it and the norm behind it did."""
+    """A convolution that includes the norm after it."""
 
     norm: tuple[FrozenBatchNorm2d]
 
@@ -112,14 +116,14 @@ class _FoldedConv2d(nn.Conv2d):
 
 
 class _FoldedNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
-    """A norm that the convolution before it has taken over."""
+    """A norm that does nothing, because it is folded into the convolution before it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[Any, str, Any, nn.Module]]:
-    """Yield each convolution without a bias that a norm follows, that norm's name, the norm, and the module around."""
+    """Yield each convolution without bias that a norm follows: convolution, name of the norm, norm, parent module."""
     for module in model.modules():
         for (_, conv), (name, norm) in pairwise(module.named_children()):
             bare = isinstance(conv, nn.Conv2d) and getattr(conv, "bias", None) is None
@@ -128,7 +132,7 @@ def _pairs(model: nn.Module) -> Iterator[tuple[Any, str, Any, nn.Module]]:
 
 
 def _fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    """Return the weight and bias of one convolution that does what the convolution and the norm do."""
+    """Return the weight and bias of one convolution that is equal to the convolution followed by the norm."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
     return conv.weight * scale[:, None, None, None], shift
@@ -143,7 +147,7 @@ def _give_float32(_: nn.Module, __: Any, output: Any) -> Any:
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Return a tensor of fractions in `dtype`, and so those in a list, a tuple or a dictionary; all else as it is."""
+    """Return floating-point tensors in `dtype`, also those in lists, tuples and dictionaries. All else is unchanged."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):

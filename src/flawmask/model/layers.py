@@ -1,4 +1,4 @@
-"""Layers that all networks are made of, and what is done to them."""
+"""Layers and tensor operations that several kinds of networks share."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,18 +15,18 @@ from flawmask.model.architecture import STRIDE
 from flawmask.model.spec import Norm
 
 CELLS = 28
-"""Rows and columns of a mask's probabilities inside its box."""
+"""Rows and columns of a predicted mask, whose cells are probabilities inside its box."""
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's colours, by which networks that started from it normalise."""
+"""Mean and standard deviation of ImageNet's colours. Networks with ImageNet weights normalise by them."""
 
 
 class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
-    """Anchors in float32 whatever the features are in: bfloat16 cannot tell 286 from 287."""
+    """Anchors in float32, whatever the dtype of the features: bfloat16 cannot tell 286 from 287."""
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """Return the anchors of each image, (N, 4) float32, x1 y1 x2 y2 in pixels of the padded image."""
-        # Only their sizes, type and device are looked at.
+        # torchvision uses only the shape, dtype and device of the features.
         float32 = [features.new_empty((), dtype=torch.float32).expand(features.shape) for features in feature_maps]
         anchors: list[Tensor] = super().forward(image_list, float32)
         return anchors
@@ -35,14 +35,14 @@ class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has 
 def replace_norms(module: nn.Module, norm: Norm, eps: float | None) -> None:
     """Replace every BatchNorm2d under `module`.
 
-    In a small batch, BatchNorm's statistics are noisy: pretrained ones are best frozen, and GroupNorm does not look
-    at the batch at all (Wu and He, "Group normalization", ECCV 2018).
+    In a small batch, BatchNorm's statistics are noisy. So pretrained statistics are best frozen. GroupNorm does not
+    depend on the batch (Wu and He, "Group normalization", ECCV 2018).
 
     Args:
-        module: what holds them; its children are replaced in place.
-        norm: `batch` leaves them; `frozen` has fixed statistics; `group` has 32 groups, fewer where channels do not
-            divide by that.
-        eps: the epsilon of frozen ones; None for that of the norm that is replaced.
+        module: the module whose children are replaced in place.
+        norm: `batch` changes nothing; `frozen` means fixed statistics; `group` means 32 groups, or fewer if the number
+            of channels is not divisible by 32.
+        eps: the epsilon of frozen norms; None keeps that of the replaced norm.
     """
     if norm == "batch":
         return
@@ -60,18 +60,18 @@ def replace_norms(module: nn.Module, norm: Norm, eps: float | None) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return how many numbers the network learns; frozen ones do not count."""
+    """Return the number of trainable parameters of the network."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def to_device(model: Any, device: torch.device) -> Any:
-    """Return the network on the device, its convolutions laid out channels-last, which is faster on CPU and CUDA."""
+    """Move the network to the device in channels-last layout, which is faster on CPU and CUDA, and return it."""
     return model.to(device, memory_format=torch.channels_last)
 
 
 @contextmanager
-def looking(model: nn.Module) -> Iterator[None]:
-    """Within, a forward pass leaves nothing behind: no gradient, and no trace in a norm that learns."""
+def without_side_effects(model: nn.Module) -> Iterator[None]:
+    """Inside this context, a forward pass computes no gradients and does not update BatchNorm's statistics."""
     norms = [one for one in model.modules() if isinstance(one, nn.BatchNorm2d) and one.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
@@ -83,33 +83,34 @@ def looking(model: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def take_as_it_is(model: Any) -> None:
-    """Let a network of torchvision's see images at the size that they have: all of ours come at `ModelSpec.resized`."""
-    model.transform.resize = _as_it_is
+def skip_resize(model: Any) -> None:
+    """Stop a torchvision network from resizing its images. Flawmask has resized them already (`ModelSpec.resized`)."""
+    model.transform.resize = _unchanged
 
 
-def _as_it_is(image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+def _unchanged(image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
     return image, target
 
 
 def to_original(
-    found: list[dict[str, Tensor]], shapes: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]
+    predicted: list[dict[str, Tensor]], shapes: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]
 ) -> list[dict[str, Tensor]]:
-    """Return what was found on each image of a batch with its boxes in pixels of the original.
+    """Return the predictions of a batch with their boxes in pixels of the original images.
 
     Args:
-        found: `boxes` (N, 4) float32, x1 y1 x2 y2 in pixels of the image as the network sees it, and whatever else.
-        shapes: height and width of each image as the network sees it.
-        sizes: of each original.
+        predicted: for each image `boxes` (N, 4) float32, x1 y1 x2 y2 in pixels of the resized image, and any other
+            tensors.
+        shapes: height and width of each resized image.
+        sizes: height and width of each original.
     """
-    ratios = to_pixels(shapes, sizes).to(found[0]["boxes"].device)
-    return [{**one, "boxes": one["boxes"] * ratio} for one, ratio in zip(found, ratios, strict=True)]
+    ratios = to_pixels(shapes, sizes).to(predicted[0]["boxes"].device)
+    return [{**one, "boxes": one["boxes"] * ratio} for one, ratio in zip(predicted, ratios, strict=True)]
 
 
 def to_pixels(shapes: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Return by what a box x1 y1 x2 y2 is multiplied to be in pixels of the original: (B, 4) float32.
+    """Return the factors from a box x1 y1 x2 y2 of the resized image to one of the original: (B, 4) float32.
 
-    In float32, as torchvision does it: the last bit decides which pixel a box's edge falls on.
+    They are computed in float32, as torchvision does: the last bit can decide which pixel a box's edge falls on.
     """
     pairs = zip(shapes, sizes, strict=True)
     return torch.tensor([[size[1] / shape[1], size[0] / shape[0]] * 2 for shape, size in pairs], dtype=torch.float32)
@@ -127,14 +128,14 @@ def batched(model: Any, images: list[Tensor]) -> ImageList:
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on the device. CUDA takes it from page-locked memory, without making anybody wait."""
+    """Return the tensor on the device. For CUDA, the copy is asynchronous, from page-locked memory."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 def padded_shape(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Return the height and width of a batch of images of these heights and widths: multiples of `STRIDE`."""
+    """Return the padded height and width of a batch of images of these sizes: multiples of `STRIDE`."""
     height, width = (-(-max((size[at] for size in sizes), default=0) // STRIDE) * STRIDE for at in (0, 1))
     return height, width
 
@@ -143,7 +144,7 @@ def stacked(images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
     """Return (3, H, W) uint8 images on the CPU as one batch, and their heights and widths.
 
     Returns:
-        pixels: (B, H, W, 3) uint8: each image in the upper left corner of its own, 0 beyond it.
+        pixels: (B, H, W, 3) uint8. Each image lies in the upper left corner of its slice, with zeros as padding.
         sizes: height and width of each image.
     """
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
@@ -154,10 +155,10 @@ def stacked(images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
 
 
 def unnormalised(model: Any, images: list[Tensor]) -> Tensor:
-    """Return a batch as a network of torchvision's sees it, (B, 3, H, W) float32, its colours back in 0 to 1, padding
-    included.
+    """Return the batch that a torchvision network sees, (B, 3, H, W) float32, with its normalisation undone: colours
+    are 0 to 1.
 
-    Padding has the colour that the network takes for nothing: the mean of the images it was first trained on.
+    Padding is 0 after normalisation. So it has the mean colour of the images that the backbone was pretrained on.
     """
     mean, deviation = (
         torch.tensor(values)[:, None, None] for values in (model.transform.image_mean, model.transform.image_std)

@@ -1,7 +1,6 @@
-"""RetinaNet, FCOS, SSD and SSDlite by name: what is to be known of each, and how its layers are made. PyTorch is
-imported where it is needed.
+"""The records of RetinaNet, FCOS, SSD and SSDlite. PyTorch is imported only by the functions that need it.
 
-A record's `network` is a function that returns torchvision's network for a spec, its weights drawn at random.
+A record's `network` is a function that returns torchvision's network for a spec, with random weights.
 """
 
 import re
@@ -16,10 +15,10 @@ if TYPE_CHECKING:
     from flawmask.model.spec import ModelSpec
 
 LOSSES = ("classification", "bbox_regression")
-"""In torchvision's words; FCOS has one more."""
+"""torchvision's names of the losses. FCOS has one more."""
 
 OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-"""RetinaNet has an anchor of each of these sizes, relative to the level's, at each place."""
+"""RetinaNet has anchors of these sizes at each place, relative to the anchor size of the level."""
 
 RETINANET_OLD_NAMES: Rules = (
     (
@@ -27,7 +26,7 @@ RETINANET_OLD_NAMES: Rules = (
         lambda found: f"{found[1]}.{int(found[2]) // 2}.0.{found[3]}",
     ),
 )
-"""RetinaNet's alone: FCOS calls its layers so to this day."""
+"""For RetinaNet only: FCOS still uses these names."""
 
 VGG_NAMES: Rules = (
     (re.compile(r"features\.(2[3-9])\.(.+)"), lambda found: f"backbone.extra.0.{int(found[1]) - 23}.{found[2]}"),
@@ -43,7 +42,7 @@ MOBILENET_NAMES: Rules = (
 
 
 def kind() -> "Detector":
-    """Return the functions for detectors of one stage."""
+    """Return the functions for one-stage detectors."""
     from flawmask.model import one_stage
 
     return one_stage
@@ -87,16 +86,16 @@ RECORDS = (
         name="ssd300_vgg16",
         size=FixedSquare(300),
         coco=TorchvisionFile(f"{ADDRESS}/ssd300_vgg16_coco-b556d3b4.pth"),
-        # For images as SSD normalises them.
+        # These weights expect images normalised as SSD normalises them.
         imagenet=TorchvisionFile(f"{ADDRESS}/vgg16_features-amdegroot-88682ab5.pth"),
         backbone_names=VGG_NAMES,
     ),
     _one_stage(
         name="ssdlite320_mobilenet_v3_large",
         size=FixedSquare(320),
-        is_drawn_for_norms=True,
-        # Of one image, as an epoch may end with, BatchNorm cannot take the mean of the single cell of the last level.
-        may_learn_norms=False,
+        init_assumes_norms=True,
+        # An epoch may end with a batch of one image. Its last level is a single cell, too little for BatchNorm.
+        allows_batch_norm=False,
         coco=TorchvisionFile(f"{ADDRESS}/ssdlite320_mobilenet_v3_large_coco-a79551df.pth"),
         imagenet=MOBILENET_V3_LARGE,
         backbone_names=MOBILENET_NAMES,

@@ -1,9 +1,9 @@
-"""Files that hold a network as an object, as ultralytics writes them: its tensors are taken out of it, no code runs.
+"""Reads the tensors of files that hold a whole network as a pickled object, as ultralytics writes them. No code runs.
 
-Unpickling calls the classes that a file names with the arguments that it gives them, and of ultralytics' classes that
-alone can run what the arguments say: `ultralytics.nn.tasks` evaluates a network's activation as Python. So nothing that
-a file names is imported or called. An inert object takes the place of each, and keeps what the file says of it; which
-version of ultralytics wrote it, and whether there is any here, does not matter then.
+Unpickling calls the classes that a file names, with the arguments in the file. With ultralytics' classes, that alone
+can run code from the file: `ultralytics.nn.tasks` evaluates a network's activation as Python. So nothing that a file
+names is imported or called here. Each object is replaced by an inert one that only keeps its attributes. Ultralytics
+need not be installed, and the version that wrote the file does not matter.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from torch import Tensor
 from flawmask.errors import FlawmaskError
 from flawmask.settings import require
 
-KNOWN = (
+ALLOWED = (
     "ultralytics.",
     "torch.nn.modules.",
     "torchvision.transforms.",
@@ -27,34 +27,34 @@ KNOWN = (
     "argparse.Namespace",
     "types.SimpleNamespace",
 )
-"""What the names in ultralytics' and rfdetr's files begin with: layers, and what was noted while they learned."""
+"""The beginnings of the names in ultralytics' and rfdetr's files: classes of layers and of training records."""
 
 
 class _Inert:
-    """Stands where a file has an object of a class, and knows its attributes."""
+    """Replaces an object of any class and keeps its attributes."""
 
     attributes: Any = None
 
     def __init__(self, *_: Any) -> None:
-        """Take what the class would have been called with, and leave it."""
+        """Ignore the arguments of the replaced class."""
 
     def __setstate__(self, attributes: Any) -> None:
         self.attributes = attributes
 
 
-def stand_ins(path: Path) -> AbstractContextManager[Any]:
-    """Return a context in which `torch.load(path, weights_only=True)` gives inert objects for what ultralytics writes.
+def inert_classes(path: Path) -> AbstractContextManager[Any]:
+    """Return a context in which `torch.load(path, weights_only=True)` replaces the objects that a file names.
 
-    A file that is damaged or none of torch's is not refused here: loading it says what is wrong with it.
+    A damaged file, or one that torch did not write, passes here: loading it gives the better error message.
 
     Raises:
-        FlawmaskError: the file names something else.
+        FlawmaskError: the file names a class that is not allowed.
     """
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # whatever reading a damaged file comes to
+    except Exception:  # a damaged file may raise anything
         names = []
-    unknown = [name for name in names if not name.startswith(KNOWN)]
+    unknown = [name for name in names if not name.startswith(ALLOWED)]
     require(
         not unknown,
         f"{path} is not a file of weights: it names {', '.join(unknown[:3])}, which is not known to be a layer of "
@@ -65,24 +65,24 @@ def stand_ins(path: Path) -> AbstractContextManager[Any]:
 
 
 def without_objects(content: Any, path: Path) -> Any:
-    """Return what a file holds; of a network that it holds as an object, the state dict, float32, as `model`.
+    """Return a file's content. If it holds a network as an object, return that network's float32 state dict as `model`.
 
     Raises:
-        FlawmaskError: the network is not put together as torch does it.
+        FlawmaskError: the network does not have the structure of a torch module.
     """
-    held = content if isinstance(content, dict) else {"model": content}
-    # The average of the weights, where there is one, is what ultralytics itself goes on with.
-    network = next((held[key] for key in ("ema", "model") if isinstance(held.get(key), _Inert)), None)
+    entries = content if isinstance(content, dict) else {"model": content}
+    # Ultralytics itself uses the moving average of the weights (EMA) if there is one.
+    network = next((entries[key] for key in ("ema", "model") if isinstance(entries.get(key), _Inert)), None)
     if network is None:
         return content
     try:
         return {"model": dict(_tensors(network, ""))}
     except (AttributeError, KeyError, TypeError, RecursionError):
-        raise FlawmaskError(f"{path} holds a network that is not put together as torch does it") from None
+        raise FlawmaskError(f"{path} holds a network that is not built as a torch module") from None
 
 
 def _tensors(module: _Inert, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield what `module.state_dict()` would hold."""
+    """Yield the names and tensors that `module.state_dict()` would hold."""
     parts = module.attributes
     for name, tensor in (parts["_parameters"] | parts["_buffers"]).items():
         if tensor is not None and name not in parts["_non_persistent_buffers_set"]:

@@ -8,16 +8,16 @@ from typing import TypeVar
 T = TypeVar("T")
 
 Rules = tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
-"""Patterns that fit the whole of a layer's name, each with what that becomes."""
+"""Renaming rules: patterns that must match a layer's whole name, each with its replacement."""
 
 
 @dataclass(frozen=True)
 class TorchvisionFile:
-    """A state dict that torchvision publishes. Its name ends in the first digits of its SHA-256.
+    """A state dict that torchvision publishes. The file's name ends in the first digits of its SHA-256.
 
     Attributes:
-        url: where it is.
-        eps: the epsilon of frozen norms with which it was trained, where it is not the architecture's own.
+        url: the address of the file.
+        eps: the epsilon of the frozen norms that it was trained with; None for the architecture's own.
     """
 
     url: str
@@ -25,12 +25,12 @@ class TorchvisionFile:
 
 
 @dataclass(frozen=True)
-class Elsewhere:
-    """A file of COCO weights that others than torchvision publish.
+class OtherFile:
+    """A file of COCO weights that somebody other than torchvision publishes.
 
     Attributes:
-        url: where it is.
-        md5: its checksum, where its publisher says one.
+        url: the address of the file.
+        md5: its checksum; None if its publisher states none.
     """
 
     url: str
@@ -39,15 +39,15 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class PackageFile:
-    """A state dict that a Python package brings.
+    """A state dict that is part of a Python package.
 
     Attributes:
-        package: what pip calls the package.
-        module: what Python calls it.
-        path: where the file lies in it.
+        package: the name of the package for pip.
+        module: the name of its module.
+        path: the path of the file in the package.
         sha256: of the whole file.
-        extra: which extra of Flawmask installs the package.
-        licence: the package's.
+        extra: the extra of Flawmask that installs the package.
+        licence: of the package.
         origin: where the weights come from.
     """
 
@@ -61,15 +61,15 @@ class PackageFile:
 
 
 ADDRESS = "https://download.pytorch.org/models"
-"""Where torchvision's files are."""
+"""The address of torchvision's files."""
 
 RESNET18 = TorchvisionFile(f"{ADDRESS}/resnet18-f37072fd.pth")
 RESNET50 = TorchvisionFile(f"{ADDRESS}/resnet50-0676ba61.pth")
 MOBILENET_V3_LARGE = TorchvisionFile(f"{ADDRESS}/mobilenet_v3_large-8738ca79.pth")
-"""Classifiers of ImageNet that several detectors have as their backbone."""
+"""ImageNet classifiers that are the backbones of several detectors."""
 
 LAST = ("fc.", "classifier.", "_conv_head.", "_bn1.", "_fc.")
-"""What the names of a classifier's last layers begin with."""
+"""The names of a classifier's last layers begin with one of these."""
 
 OLD_NAMES: Rules = (
     (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)"), r"\1.0.\2"),
@@ -82,15 +82,15 @@ OLD_NAMES: Rules = (
         for number in range(1, 5)
     ),
 )
-"""What layers were called before torchvision 0.13, whose COCO files still say so, and what they are called now. Names
-that mean something else in another architecture are in its record (`Architecture.old_names`)."""
+"""From the names of layers before torchvision 0.13 to today's. torchvision's COCO files still use the old names. Rules
+that hold for one architecture only are in its record (`Architecture.old_names`)."""
 
 BODY: Rules = ((re.compile(r"(?:features\.)?(.+)"), r"backbone.body.\1"),)
-"""What a classifier's layers are called inside most detectors."""
+"""From the names of a classifier's layers to their names in most detectors."""
 
 
 def renamed(state: dict[str, T], rules: Rules) -> dict[str, T]:
-    """Return the state dict with its tensors called as the first rule says that fits the whole of a name."""
+    """Return the state dict with renamed tensors. The first rule that matches a whole name applies."""
     new = {}
     for name, tensor in state.items():
         new[next((rule.sub(to, name) for rule, to in rules if rule.fullmatch(name)), name)] = tensor
@@ -98,12 +98,11 @@ def renamed(state: dict[str, T], rules: Rules) -> dict[str, T]:
 
 
 def in_backbone(state: dict[str, T], rules: Rules) -> dict[str, T]:
-    """Return a classifier's state dict under the names that its layers have inside a detector, without those that name
-    ImageNet's classes.
+    """Return a classifier's state dict with the names that its layers have in a detector, without its last layers.
 
     Args:
-        state: the classifier's.
-        rules: the detector's (`Architecture.backbone_names`).
+        state: of the classifier.
+        rules: of the detector (`Architecture.backbone_names`).
     """
     layers = {name: tensor for name, tensor in state.items() if not name.startswith(LAST)}
     return renamed(layers, rules)

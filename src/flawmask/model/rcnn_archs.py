@@ -1,6 +1,6 @@
-"""The R-CNNs by name: what is to be known of each, and how its layers are made. PyTorch is imported where it is needed.
+"""The records of the R-CNNs. PyTorch is imported only by the functions that need it.
 
-A record's `network` is a function that returns torchvision's network, its weights drawn at random, for a number of
+A record's `network` is a function that returns torchvision's network with random weights. It takes the number of
 classes, background included, and the limits that `rcnn_build.build` sets.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flawmask.model.build import Detector
 
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
-"""In torchvision's words. That of the masks is Mask R-CNN's alone."""
+"""torchvision's names of the losses. Only Mask R-CNN has the loss of the masks."""
 
 
 def kind() -> "Detector":
@@ -51,7 +51,7 @@ def _mobilenet(has_masks: bool, classes: int, limits: dict[str, Any]) -> "Faster
 
     from flawmask.model.spec import TORCHVISION_ANCHORS
 
-    # MobileNetV3 was trained with this epsilon and momentum; torchvision's detectors drop them.
+    # MobileNetV3 was trained with this epsilon and momentum. torchvision's detectors do not keep them.
     norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.01)
     backbone = mobilenet_backbone(
         backbone_name="mobilenet_v3_large", weights=None, fpn=True, norm_layer=norm, trainable_layers=6
@@ -93,7 +93,7 @@ RECORDS = (
     faster_rcnn(
         name="fasterrcnn_mobilenet_v3_large_fpn",
         network=partial(_mobilenet, False),
-        # A classifier's MobileNetV3 has 0.001.
+        # Not the 0.001 of the MobileNetV3 classifier.
         coco=TorchvisionFile(f"{ADDRESS}/fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth", eps=1e-5),
         imagenet=MOBILENET_V3_LARGE,
     ),

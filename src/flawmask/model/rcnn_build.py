@@ -1,17 +1,17 @@
-"""Mask R-CNN (He et al., ICCV 2017) and Faster R-CNN (Ren et al., NeurIPS 2015): regions, then what is in them."""
+"""Builds Mask R-CNN (He et al., ICCV 2017) and Faster R-CNN (Ren et al., NeurIPS 2015)."""
 
 from typing import Any
 
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
-from flawmask.model.layers import Float32Anchors, replace_norms, take_as_it_is
+from flawmask.model.layers import Float32Anchors, replace_norms, skip_resize
 from flawmask.model.roi_align import PyramidRoIAlign
 from flawmask.model.spec import ModelSpec
 
 
 def build(spec: ModelSpec) -> FasterRCNN:
-    """Return the network that the spec describes, its weights drawn at random."""
+    """Return the network that the spec describes, with random weights."""
     limits: dict[str, Any] = {
         "min_size": spec.image_size,
         "max_size": spec.max_size,
@@ -28,21 +28,22 @@ def build(spec: ModelSpec) -> FasterRCNN:
         pool = getattr(model.roi_heads, name)
         setattr(model.roi_heads, name, PyramidRoIAlign(pool.featmap_names, list(pool.output_size), pool.sampling_ratio))
     replace_norms(model, spec.norm, spec.norm_eps)
-    take_as_it_is(model)
+    skip_resize(model)
     return model
 
 
 def _anchors_per_level(sizes: tuple[int, ...], levels: int) -> tuple[tuple[int, ...], ...]:
-    """Return one size per pyramid level, or all of them on each where there are fewer levels, as torchvision does."""
+    """Return the anchor sizes of each pyramid level: one per level. If there are fewer levels than sizes, each level
+    gets all sizes, as in torchvision."""
     return tuple((size,) for size in sizes) if levels == len(sizes) else (sizes,) * levels
 
 
 def stages(model: Any) -> list[list[nn.Module]]:
-    """Return the backbone's five stages, the one nearest to the image first, each as a list of modules."""
+    """Return the five stages of the backbone, the one nearest to the image first, each as a list of modules."""
     children = dict(model.backbone.body.named_children())
     if "layer1" in children:
         return [[children["conv1"], children["bn1"]], *([children[f"layer{number}"]] for number in range(1, 5))]
-    # MobileNetV3: a stage begins where the resolution halves; a block that does so says it in `_is_cn`.
+    # MobileNetV3: a stage begins at each block that halves the resolution. Such a block has `_is_cn` set.
     blocks = list(children.values())
     starts = [0, *(place for place, block in enumerate(blocks) if getattr(block, "_is_cn", False))]
     return [blocks[start:end] for start, end in zip(starts, [*starts[1:], len(blocks)], strict=True)]

@@ -1,7 +1,7 @@
-"""RF-DETR with outlines, through rfdetr: an extra, `pip install "flawmask[rfdetr]"`, under Apache-2.0.
+"""RF-DETR with masks, through the package rfdetr (Apache-2.0). It is an extra: `pip install "flawmask[rfdetr]"`.
 
-Its networks and its losses alone take part, without a download; its training, its data and its larger models, which
-have another licence, do not. Robinson et al., "RF-DETR: Real-time detection transformer", ICLR 2026,
+Only its networks and its losses are used, without a download. Its training code and its data code are not used, nor are
+its larger models, which have another licence. Robinson et al., "RF-DETR: Real-time detection transformer", ICLR 2026,
 https://arxiv.org/abs/2511.09554.
 """
 
@@ -18,7 +18,7 @@ from torchvision.ops import box_convert, roi_align
 from flawmask.errors import FlawmaskError
 from flawmask.model import compute
 from flawmask.model.compute import Layers
-from flawmask.model.draws import drawing_for
+from flawmask.model.draws import seeded_for
 from flawmask.model.layers import CELLS, IMAGENET_DEVIATION, IMAGENET_MEAN
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
@@ -26,31 +26,31 @@ from flawmask.model.targets import Target, crops
 
 @cache
 def _rfdetr() -> tuple[Any, Any]:
-    """Return rfdetr's configurations and its networks.
+    """Return the modules of rfdetr's configurations and networks.
 
     Raises:
-        FlawmaskError: it is not installed.
+        FlawmaskError: rfdetr is not installed.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # it compiles functions as torch wants it no more
+            warnings.simplefilter("ignore", FutureWarning)  # rfdetr uses deprecated compiler calls
             from rfdetr import config
             from rfdetr.models import lwdetr
     except ImportError as error:
         raise FlawmaskError(f'RF-DETR needs rfdetr ({error}): pip install "flawmask[rfdetr]"') from None
-    # It has handlers of its own, and warns of each network that it does not start from DINOv2's weights.
+    # rfdetr logs through its own handlers, and warns about each network without DINOv2's weights.
     logging.getLogger("rf-detr").setLevel(logging.ERROR)
     return config, lwdetr
 
 
 def build(spec: ModelSpec) -> Any:
-    """Return the network that the spec describes, its weights drawn at random. There is no BatchNorm in it.
+    """Return the network that the spec describes, with random weights. It has no BatchNorm.
 
     Raises:
         FlawmaskError: rfdetr is not installed.
     """
     config, lwdetr = _rfdetr()
-    # Nothing is read from or written to the folders, nor is the file of weights that the configuration names.
+    # The folders are neither read nor written, and the weights that the configuration names are not loaded.
     network = getattr(config, spec.architecture.network)(num_classes=len(spec.classes), device="cpu")
     training = config.SegmentationTrainConfig(dataset_dir=".", output_dir=".")
     model = lwdetr.build_model_from_config(network, training)
@@ -60,24 +60,27 @@ def build(spec: ModelSpec) -> Any:
 
 
 def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | None) -> dict[str, Tensor]:
-    """Return the losses by rfdetr's names, each a scalar float32: over all layers of the decoder, weighed as rfdetr
-    does it, and divided by the instances.
+    """Return the losses by rfdetr's names, each a scalar float32.
+
+    Each is a sum over all layers of the decoder, with rfdetr's weights, divided by the number of instances.
 
     Args:
         model: in training mode.
-        images: (3, H, W) uint8, at the size at which the network sees them, on its device.
-        targets: one each.
+        images: (3, H, W) uint8, resized for the network, on its device.
+        targets: one for each image.
     """
-    batch = seen(model, images)
-    wanted = [_wanted(target, *batch.shape[-2:]) for target in targets]
-    # Left to itself, it would ask other processes how many there are, and weigh a batch without any by its 13 groups
-    # of queries more than one with a single instance.
+    batch = network_input(model, images)
+    rfdetr_targets = [_rfdetr_target(target, *batch.shape[-2:]) for target in targets]
+    # By default, rfdetr sums the number of instances over the processes. And with its 13 groups of queries, a batch
+    # without instances would weigh more than one with a single instance. So the number is passed explicitly.
     instances = max(1, sum(len(target["labels"]) for target in targets))
-    found = model(_normalised(batch))
+    outputs = model(_normalised(batch))
     of_images = []
     for at, target in enumerate(targets):
-        with drawing_for(target, batch.device):  # the points at which masks are compared
-            of_image = model.criterion(_of_image(found, at), wanted[at : at + 1], float(instances * model.group_detr))
+        with seeded_for(target, batch.device):  # rfdetr samples the points at which masks are compared
+            of_image = model.criterion(
+                _of_image(outputs, at), rfdetr_targets[at : at + 1], float(instances * model.group_detr)
+            )
         of_images.append(of_image)
     weights: dict[str, float] = model.criterion.weight_dict
     return {
@@ -88,24 +91,24 @@ def losses(model: Any, images: list[Tensor], targets: list[Target], _: int | Non
     }
 
 
-def _of_image(found: Any, at: int) -> Any:
-    """Return what the network says of one image of a batch, as it would of that alone."""
-    if isinstance(found, Tensor):
-        return found[at : at + 1]
-    if isinstance(found, list):
-        return [_of_image(one, at) for one in found]
-    return {name: one if name == "bias" else _of_image(one, at) for name, one in found.items()}
+def _of_image(outputs: Any, at: int) -> Any:
+    """Return the network's outputs for one image of a batch, in the form of a batch of one image."""
+    if isinstance(outputs, Tensor):
+        return outputs[at : at + 1]
+    if isinstance(outputs, list):
+        return [_of_image(one, at) for one in outputs]
+    return {name: one if name == "bias" else _of_image(one, at) for name, one in outputs.items()}
 
 
 def counts(model: Any, targets: list[Target]) -> dict[str, float]:
-    """Return how many instances each loss is divided by."""
+    """Return the number of instances, by which each loss is divided."""
     return dict.fromkeys(
         model.flawmask.architecture.loss_names, float(sum(len(target["labels"]) for target in targets))
     )
 
 
-def seen(_: Any, images: Sequence[Tensor]) -> Tensor:
-    """Return a batch as the network sees it, (B, 3, H, W), 0 to 1: squares of one size, without padding."""
+def network_input(_: Any, images: Sequence[Tensor]) -> Tensor:
+    """Return the batch that the network sees, (B, 3, H, W), 0 to 1: squares of one size, without padding."""
     return torch.stack([image.float() / 255 for image in images])
 
 
@@ -114,20 +117,19 @@ def _normalised(batch: Tensor) -> Tensor:
     return (batch - mean) / deviation
 
 
-def _wanted(target: Target, height: int, width: int) -> Target:
-    """Return a target as rfdetr wants it: labels from 0, boxes by centre and size as shares of the image, masks of the
+def _rfdetr_target(target: Target, height: int, width: int) -> Target:
+    """Return a target in rfdetr's form: labels from 0, boxes as centre and size relative to the image, masks of the
     whole image."""
     boxes = target["boxes"]
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
     for mask, crop, (left, top, *_) in zip(masks, crops(target), target["windows"].tolist(), strict=True):
         mask[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
-    shares = boxes / boxes.new_tensor([width, height, width, height])
-    return {"labels": target["labels"] - 1, "boxes": box_convert(shares, "xyxy", "cxcywh"), "masks": masks}
+    relative = boxes / boxes.new_tensor([width, height, width, height])
+    return {"labels": target["labels"] - 1, "boxes": box_convert(relative, "xyxy", "cxcywh"), "masks": masks}
 
 
 def train_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Let the network's layers compute in `dtype`; the last ones, boxes, what they are worked out from, and losses stay
-    float32."""
+    """Prepare the layers to compute in `dtype`. The last layers, boxes and their inputs, and losses stay float32."""
     body, head = model.backbone[0], model.segmentation_head
     outer = [body.encoder, body.projector, *model.transformer.decoder.layers, *head.blocks, head.query_features_block]
     compute.compute_in(Layers([], outer), device, dtype)
@@ -137,18 +139,20 @@ infer_in = train_in
 
 
 def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-    """Return what is found on each image: `boxes` (N, 4) float32, x1 y1 x2 y2 in pixels of the original, `labels` (N,)
-    int64, `scores` (N,) float32, 0 to 1, and `masks` (N, 1, 28, 28) float32 probabilities inside the box.
+    """Return the instances predicted on each image.
+
+    They are `boxes` (N, 4) float32, x1 y1 x2 y2 in pixels of the original; `labels` (N,) int64; `scores` (N,) float32,
+    0 to 1; and `masks` (N, 1, 28, 28) float32, probabilities inside the box.
 
     Args:
         model: in evaluation mode.
-        images: (3, S, S) uint8, at the size at which the network sees them.
+        images: (3, S, S) uint8, resized for the network.
         sizes: height and width of each original.
     """
     spec: ModelSpec = model.flawmask
-    found = model(_normalised(seen(model, images)))
+    outputs = model(_normalised(network_input(model, images)))
     floor = getattr(model, "score_thresh", 0.0)
-    each = zip(found["pred_logits"], found["pred_boxes"], found["pred_masks"], sizes, strict=True)
+    each = zip(outputs["pred_logits"], outputs["pred_boxes"], outputs["pred_masks"], sizes, strict=True)
     return [_instances(logits, boxes, masks, spec, floor, size) for logits, boxes, masks, size in each]
 
 
@@ -158,29 +162,29 @@ def _instances(
     """Return the instances of an image.
 
     Args:
-        logits: (queries, classes + 1), of which the last one stands for nothing.
-        boxes: (queries, 4): centre and size, as shares of the image.
+        logits: (queries, classes + 1); the last class means no object.
+        boxes: (queries, 4): centre and size, relative to the image.
         masks: (queries, rows, columns) logits over the whole image.
-        spec: the network's.
-        floor: detections that score no more are dropped.
-        size: the image's height and width.
+        spec: of the network.
+        floor: instances whose score is at most this are dropped.
+        size: height and width of the image.
     """
     classes = len(spec.classes)
     scores = logits[:, :classes].sigmoid().flatten()
-    # A score that is no number is the lowest, where PyTorch would take it for the highest.
+    # A score of NaN counts as the lowest. `topk` would take it for the highest.
     scores, places = scores.nan_to_num(nan=-1.0).topk(min(spec.max_detections, len(scores)))
     is_above = scores > floor
     scores, places = scores[is_above], places[is_above]
     query = places // classes
-    shares = box_convert(boxes[query], "cxcywh", "xyxy").clamp(0, 1)
-    cells, pixels = (shares * shares.new_tensor([wide, high] * 2) for high, wide in (masks.shape[-2:], size))
+    relative = box_convert(boxes[query], "cxcywh", "xyxy").clamp(0, 1)
+    cells, pixels = (relative * relative.new_tensor([wide, high] * 2) for high, wide in (masks.shape[-2:], size))
     inside = roi_align(masks[:, None], torch.cat((query[:, None], cells), dim=1), CELLS, aligned=True).sigmoid()
     return {"boxes": pixels, "labels": places % classes + 1, "scores": scores, "masks": inside}
 
 
 def stages(model: Any) -> list[list[nn.Module]]:
-    """Return the cut into patches, and the encoder's layers in four groups, each up to one that the heads look at; the
-    one nearest to the image first."""
+    """Return five stages: the patch embedding, and the encoder's layers in four groups, the one nearest to the image
+    first. Each group ends with a layer that the heads use."""
     encoder = model.backbone[0].encoder.encoder
     layers = list(encoder.encoder.layer)
     size = len(layers) // 4

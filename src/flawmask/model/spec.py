@@ -1,4 +1,4 @@
-"""Everything that decides what a network computes but its weights, in one value."""
+"""The spec of a network: everything that decides what it computes, except its weights."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -16,19 +16,19 @@ TORCHVISION_ANCHORS = (32, 64, 128, 256, 512)
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything but the weights: two networks of one spec and one state dict give the same results.
+    """Everything but the weights. Two networks with the same spec and state dict give the same results.
 
     Attributes:
         arch: the architecture's name.
-        classes: the classes' names in the order of the network's labels 1, 2, ...; background is not among them.
-        image_size: the shorter side, in pixels, to which an image is resized.
-        norm: what normalises: BatchNorm that learns, BatchNorm with fixed statistics, or GroupNorm.
+        classes: the names of the classes, in the order of the network's labels 1, 2, ..., without background.
+        image_size: the shorter side of a resized image, in pixels.
+        norm: the normalisation layers: BatchNorm that learns, BatchNorm with frozen statistics, or GroupNorm.
         norm_eps: the epsilon of frozen norms; None for the architecture's own.
         anchor_sizes: the five anchor sizes, in pixels of the resized image, smallest first.
-        max_detections: the most instances that one image can have.
-        proposals: the most regions of an image that the heads look at; twice as many in training.
-        intensity: which value is black and which is white, of images of more than 8 bits; of older checkpoints those
-            that keep the upper 8 of 16 bits.
+        max_detections: the most instances that are predicted on one image.
+        proposals: region proposals kept per image, highest objectness first; twice as many in training.
+        intensity: the values that become black and white, for images of more than 8 bits. Checkpoints of older
+            versions have none: for them, the upper 8 of 16 bits are kept.
     """
 
     arch: Arch
@@ -50,17 +50,17 @@ class ModelSpec:
 
     @property
     def architecture(self) -> Architecture:
-        """What is to be known of every network of this architecture."""
+        """The record of the architecture."""
         return architecture(self.arch)
 
     @property
     def has_masks(self) -> bool:
-        """Whether the network outlines what it finds."""
+        """Whether the network predicts masks."""
         return self.architecture.has_masks
 
     @property
     def fixed_size(self) -> int | None:
-        """The width and height, in pixels, to which every image is squeezed; None where proportions are kept."""
+        """The side, in pixels, of the square to which every image is resized; None if the aspect ratio is kept."""
         match self.architecture.size:
             case FixedSquare(side):
                 return side
@@ -71,21 +71,20 @@ class ModelSpec:
 
     @property
     def max_size(self) -> int:
-        """The most, in pixels, that the longer side may have after resizing."""
+        """The largest longer side of a resized image, in pixels."""
         return round(self.image_size * TORCHVISION_MAX_SIZE / TORCHVISION_SIZE)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width at which the network sees an image, as torchvision's transform works them out;
-        but no side is ever 0."""
+        """Return the height and width of the resized image, as torchvision's transform computes them; at least 1."""
         if self.fixed_size is not None:
             return self.fixed_size, self.fixed_size
         down, across = self.scales(height, width)
         return max(1, int(height * down)), max(1, int(width * across))
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width that an image has once it is resized and padded, alone in a batch.
+        """Return the height and width of the resized and padded image, if it is alone in a batch.
 
-        Images for which these are the same can share a batch: none is padded more than it would be alone.
+        Images with the same padded size can share a batch without more padding.
         """
         size = self.architecture.size
         if not isinstance(size, Proportional):
@@ -94,7 +93,7 @@ class ModelSpec:
         return rows, columns
 
     def scales(self, height: int, width: int) -> tuple[float, float]:
-        """Return how many pixels the network sees for one of a (height, width) image, down and across."""
+        """Return the vertical and the horizontal scale by which a (height, width) image is resized."""
         if self.fixed_size is not None:
             return self.fixed_size / height, self.fixed_size / width
         scale = min(self.image_size / min(height, width), self.max_size / max(height, width))
@@ -102,10 +101,10 @@ class ModelSpec:
 
 
 def anchors_for(image_size: int) -> tuple[int, ...]:
-    """Return five anchor sizes in pixels, smallest first: the same share of a resized image as torchvision's at 800."""
+    """Return five anchor sizes in pixels, smallest first: torchvision's for 800 pixels, scaled to the image size."""
     return tuple(max(4, round(size * image_size / TORCHVISION_SIZE)) for size in TORCHVISION_ANCHORS)
 
 
 def proposals_for(image_size: int) -> int:
-    """Return how many regions the heads look at: torchvision's 1000 at 800 pixels, fewer on images with less room."""
+    """Return the number of region proposals to keep: torchvision's 1000 at 800 pixels, fewer for smaller images."""
     return max(200, round(1000 * image_size / TORCHVISION_SIZE))

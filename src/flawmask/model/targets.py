@@ -1,4 +1,4 @@
-"""What the network learns of one image, at the size at which it sees it; masks never leave their boxes."""
+"""Training targets: the instances of one image at the network's size. Masks are stored as small windows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from flawmask.masks import Mask
 from flawmask.model.layers import upload
 
 Target = dict[str, Tensor]
-"""What is on one image, with N instances:
+"""The training target of an image with N instances:
 
 `boxes` (N, 4) float32, x1 y1 x2 y2 in pixels of the resized image, along the outer edges of the masks;
 `labels` (N,) int64; `image_id` (1,) int64;
@@ -34,16 +34,16 @@ def make_target(
 ) -> Target:
     """Return the target of an image.
 
-    An image without annotations has N = 0 and is as good an example as any. A crowd is a region that nobody outlined
-    one by one, and an empty mask none at all: there is no instance to learn.
+    An image without annotations has N = 0 and is a valid example. Crowds and empty masks are left out, because neither
+    is an instance to learn from.
 
     Args:
-        annotations: the image's.
+        annotations: of the image.
         labels: the network's label of each category id.
-        image_id: the image's.
-        original: the image's height and width.
-        resized: height and width at which the network sees it.
-        where: names the image in an error.
+        image_id: of the image.
+        original: height and width of the image.
+        resized: height and width of the resized image.
+        where: the image's name for error messages.
 
     Raises:
         FlawmaskError: a segmentation cannot be used.
@@ -51,41 +51,43 @@ def make_target(
     height, width = original
     down, across = resized[0] / height, resized[1] / width
     single = without_crowds(annotations)
-    boxes, kept, windows, pixels = [], [], [], []
+    boxes, instance_labels, windows, pixels = [], [], [], []
     for record, rle in zip(single, instance_rles(single, height, width, where), strict=True):
-        # A box alone may lie between pixels: its mask is what it touches.
+        # A box without mask may have fractional corners. Its mask then covers all pixels that it touches.
         x, y, wide, high = record["bbox"] if record.get("is_box") else rle_tools.toBbox(rle).tolist()
         if not wide or not high:
             continue
         boxes.append([x * across, y * down, (x + wide) * across, (y + high) * down])
-        kept.append(labels[record["category_id"]])
-        crop, left, top = mask_at(record["segmentation"], rle, original, resized)
+        instance_labels.append(labels[record["category_id"]])
+        crop, left, top = resized_mask(record["segmentation"], rle, original, resized)
         windows.append([left, top, crop.shape[1], crop.shape[0]])
         pixels.append(crop.ravel())
     flat = np.concatenate(pixels) if pixels else np.zeros(0, dtype=bool)
     return {
         "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        "labels": torch.tensor(kept, dtype=torch.int64),
+        "labels": torch.tensor(instance_labels, dtype=torch.int64),
         "windows": torch.tensor(windows, dtype=torch.int64).reshape(-1, 4),
         "mask_pixels": torch.from_numpy(flat.astype(np.uint8)),
         "image_id": torch.tensor([image_id], dtype=torch.int64),
     }
 
 
-def mask_at(
+def resized_mask(
     segmentation: masks.Segmentation, rle: Record, original: tuple[int, int], resized: tuple[int, int]
 ) -> tuple[Mask, int, int]:
-    """Return an instance's mask at another size of its image, (rows, columns) bool, cut to a window, and the window's
-    corner (x, y) in pixels of that size.
+    """Return an instance's mask for the resized image, cropped to a window.
 
-    A pixel is set where its centre lies on the mask. Between the mask and the window's edges lies at least one empty
-    row or column, but at the image's own edges: so a bilinear look-up finds in the window what it finds in the image.
+    A pixel is set if its centre lies on the mask. The window has an empty margin of at least one row or column, except
+    at the edges of the image. So bilinear samples of the window are equal to those of the whole mask.
 
     Args:
         segmentation: the mask as COCO writes it.
-        rle: the same as compressed RLE; it is not empty.
-        original: height and width of the image that it belongs to.
-        resized: height and width wanted.
+        rle: the same mask as compressed RLE; it is not empty.
+        original: height and width of the original image.
+        resized: height and width of the resized image.
+
+    Returns:
+        The window's mask, (rows, columns) bool, and the window's left and top edge in pixels of the resized image.
     """
     down, across = resized[0] / original[0], resized[1] / original[1]
     x, y, wide, high = rle_tools.toBbox(rle).tolist()
@@ -101,19 +103,21 @@ def mask_at(
         whole = masks.decode(rle, *original)
         rows = _centres(top, bottom, original[0], resized[0])
         crop = whole[np.ix_(rows, _centres(left, right, original[1], resized[1]))]
-    if not crop.any():  # thinner than a pixel: keep those that it runs through
+    if not crop.any():  # the mask is thinner than a pixel: keep the pixels that it touches
         crop = _touched(masks.decode(rle, *original), (left, top, right, bottom), (down, across))
     return crop, left, top
 
 
 def _centres(start: int, end: int, original: int, resized: int) -> npt.NDArray[np.int64]:
-    """Return the pixel of the original side in which the centre of each pixel of the resized one, from start to end,
-    lies. In whole numbers: a centre on the line between two pixels must not be rounded to either."""
+    """Return for each pixel of a resized side, from start to end, the pixel of the original side that holds its centre.
+
+    The computation is in integers, so that a centre exactly between two pixels has a well-defined result.
+    """
     return (2 * np.arange(start, end) + 1) * original // (2 * resized)
 
 
 def _touched(mask: Mask, window: tuple[int, int, int, int], scales: tuple[float, float]) -> Mask:
-    """Return the pixels of the window that any pixel of the mask, each taken at its centre, falls into."""
+    """Return the pixels of the window that hold the centre of at least one pixel of the original mask."""
     left, top, right, bottom = window
     rows, columns = np.nonzero(mask)
     crop = np.zeros((bottom - top, right - left), dtype=bool)
@@ -129,7 +133,7 @@ def crops(target: Target) -> list[Tensor]:
 
 
 def to_device(target: Target, device: torch.device) -> Target:
-    """Return the target with its tensors on the device; windows and ids stay, since only Python looks at them."""
+    """Return the target with its tensors on the device. Windows and ids stay on the CPU: only Python code uses them."""
     return {
         name: tensor if name in ("windows", "image_id") else upload(tensor, device) for name, tensor in target.items()
     }

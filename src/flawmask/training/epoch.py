@@ -1,4 +1,4 @@
-"""An epoch of a training, and what is measured after it. `step.py` has the step."""
+"""One epoch of a training, and its evaluation on the validation split. The step itself is in `step.py`."""
 
 import logging
 import math
@@ -20,38 +20,40 @@ from flawmask.model.targets import Target
 from flawmask.progress import track
 from flawmask.runtime import is_out_of_memory
 from flawmask.training import loader
-from flawmask.training.resume import Within
+from flawmask.training.resume import EpochProgress
 from flawmask.training.run import LARGER_IS_BETTER, Run
-from flawmask.training.step import Figures, OnTheWay, Step
+from flawmask.training.step import PASSES_RELEASED, PendingFigures, Step, StepFigures
 
 log = logging.getLogger(__name__)
 
-MOST_BAD_STEPS = 10
-"""After so many steps in a row whose loss or gradient is not finite, a training gives up."""
+MAX_SKIPPED_IN_A_ROW = 10
+"""A training gives up after so many steps in a row whose loss or gradient is not finite."""
 
 
 def one_epoch(
-    run: Run, batches: DataLoader[Any], val_batches: DataLoader[Any] | None, *, judge: bool
+    run: Run, batches: DataLoader[Any], val_batches: DataLoader[Any] | None, *, evaluate: bool
 ) -> dict[str, Any]:
-    """Train an epoch, or what is left of it, and return its figures, those of an entry of `history.json`.
+    """Train one epoch, or the rest of an interrupted one. Return its metrics: an entry of `history.json`.
 
     Args:
-        run: the training; its `epoch` and `within` go on.
+        run: the training; its `epoch` and `within` are updated.
         batches: of the training split.
-        val_batches: of the validation split, where there is one.
-        judge: whether mask AP and F1 are worked out though `select_by` does not ask for them.
+        val_batches: of the validation split; None without one.
+        evaluate: compute mask AP and F1 even if `select_by` does not need them.
 
     Raises:
-        FlawmaskError: no step had a finite loss, or too many in a row had none.
-        SystemExit, KeyboardInterrupt: it was told to stop, and was saved.
+        FlawmaskError: every step was skipped, or too many in a row were.
+        SystemExit, KeyboardInterrupt: a signal came; the training was saved first.
     """
     setup, step = run.setup, run.step
     if run.within is None:
-        run.epoch, run.within = run.epoch + 1, Within(sums=[0.0] * len(step.losses))
+        run.epoch, run.within = run.epoch + 1, EpochProgress(sums=[0.0] * len(step.losses))
     within = train_epoch(run, batches)
-    _share_statistics(step)
+    _average_norm_statistics(step)
     if not within.learned:
-        raise FlawmaskError(f"all steps of epoch {run.epoch} were skipped, the last since {run.bad}: lower --lr")
+        raise FlawmaskError(
+            f"all steps of epoch {run.epoch} were skipped, the last since {run.skip_reason}: lower --lr"
+        )
     values = [value / within.learned for value in within.sums]
     figures: dict[str, Any] = {
         "epoch": run.epoch,
@@ -60,9 +62,11 @@ def one_epoch(
     }
     figures["val_loss"] = None
     if val_batches is not None:
-        figures |= _with_memory(step, partial(validation_loss, run.kept, val_batches, step, setup.config.seed))
-    if setup.validation is not None and (judge or setup.config.select_by in LARGER_IS_BETTER):
-        figures |= _with_memory(step, partial(_validation_figures, run, setup.validation))
+        figures |= _with_memory(
+            step, partial(validation_loss, run.evaluated_model, val_batches, step, setup.config.seed)
+        )
+    if setup.validation is not None and (evaluate or setup.config.select_by in LARGER_IS_BETTER):
+        figures |= _with_memory(step, partial(_validation_metrics, run, setup.validation))
     figures["learning_rate"] = step.optimizer.param_groups[0]["lr"]
     figures |= {
         "elapsed": run.clock.seconds,
@@ -73,23 +77,25 @@ def one_epoch(
 
 
 def _with_memory(step: Step, measure: Callable[[], dict[str, float | None]]) -> dict[str, float | None]:
-    """Return what is measured. Where memory runs out, that of recorded passes is given back, and it is tried again; but
-    not by one of several processes, whose others may be waiting for it already."""
+    """Return the result of `measure`. If memory runs out, release the memory of recorded passes and try once more.
+
+    With several processes there is no second try: the other processes may already wait for this one.
+    """
     try:
         return measure()
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or step.team.count > 1 or step.passes is None or not step.passes.forget():
+        if not is_out_of_memory(error) or step.team.count > 1 or step.passes is None or not step.passes.release():
             raise
-    torch.cuda.empty_cache()  # outside the except clause, which would hold on to what had been allocated
-    log.warning("out of memory: what was recorded is given back, training goes on, more slowly")
+    torch.cuda.empty_cache()  # outside the except clause, which would keep the failed pass's tensors alive
+    log.warning("%s", PASSES_RELEASED)
     return measure()
 
 
-def train_epoch(run: Run, batches: DataLoader[Any]) -> Within:
-    """Show every training image once, or as many as a time budget allows, behind those that were shown already.
+def train_epoch(run: Run, batches: DataLoader[Any]) -> EpochProgress:
+    """Train on all images that the epoch has not shown yet, or on as many as the time budget allows.
 
     Returns:
-        What the epoch added up.
+        The progress of the epoch, with its sums.
     """
     step, clock, stop, within = run.step, run.clock, run.stop, run.within
     assert within is not None
@@ -98,96 +104,97 @@ def train_epoch(run: Run, batches: DataLoader[Any]) -> Within:
     order.epoch, order.done = run.epoch, within.batches
     sizes = [end - start for start, end in order.bounds[order.done :]]
     label = f"epoch {run.epoch}" + ("" if clock.budget else f"/{run.setup.config.epochs}")
-    late: tuple[OnTheWay, int, list[Target]] | None = None
-    heard = 0
-    stop.waits = True
-    asked = time.perf_counter()
+    pending_figures: tuple[PendingFigures, int, list[Target]] | None = None
+    stop_votes_seen = 0
+    stop.deferring = True
+    wait_began = time.perf_counter()
     for batch, total in zip(track(loader.read(batches), label, total=len(sizes)), sizes, strict=False):
-        begun = time.perf_counter()
-        within.waiting += begun - asked
-        within.seconds += begun - asked
-        progress = clock.progress(step.taken, step.team)
+        step_began = time.perf_counter()
+        within.waiting += step_began - wait_began
+        within.seconds += step_began - wait_began
+        progress = clock.progress(step.steps_taken, step.team)
         if progress >= 1 and within.seen:
             break
         _seed_step(run)
-        figures = step(batch, progress, stop=bool(stop.asked))
-        # Read a step later, so that a GPU has its next step before it is asked about the last.
-        told, heard = max(heard, _add(run, late)), 0
-        late = figures, total, batch.targets
+        figures = step(batch, progress, stop=bool(stop.received_signal))
+        # A step's figures are read one step later. So a GPU has its next work before the host waits for its results.
+        stop_votes, stop_votes_seen = max(stop_votes_seen, _add(run, pending_figures)), 0
+        pending_figures = figures, total, batch.targets
         within.batches, within.seen = within.batches + 1, within.seen + total
-        asked = time.perf_counter()
-        within.seconds += asked - begun
-        # Several processes act upon what the step before has told all of them, and so at the same step.
-        is_told = bool(stop.asked) if step.team.count == 1 else told > 0
-        if is_told or run.is_due():
-            heard, late = _add(run, late), None
+        wait_began = time.perf_counter()
+        within.seconds += wait_began - step_began
+        # All processes know the votes of the previous step, so all of them stop after the same step.
+        must_stop = bool(stop.received_signal) if step.team.count == 1 else stop_votes > 0
+        if must_stop or run.is_save_due():
+            stop_votes_seen, pending_figures = _add(run, pending_figures), None
             run.save()
-            asked = time.perf_counter()
-        if is_told:
+            wait_began = time.perf_counter()
+        if must_stop:
             run.end()
-    told = max(heard, _add(run, late))
-    if stop.asked if step.team.count == 1 else told:
+    stop_votes = max(stop_votes_seen, _add(run, pending_figures))
+    if stop.received_signal if step.team.count == 1 else stop_votes:
         run.save()
         run.end()
-    stop.waits = False
+    stop.deferring = False
     return within
 
 
 def _seed_step(run: Run) -> None:
-    """Let the next step draw what its number, and nothing else, says: so a training that goes on draws the same."""
+    """Seed the next step by its number alone, so that a resumed training draws the same random numbers."""
     assert run.within is not None
-    places = [run.setup.config.seed, run.epoch, run.within.batches]
-    torch.manual_seed(int(np.random.SeedSequence(places).generate_state(1)[0]))
+    entropy = [run.setup.config.seed, run.epoch, run.within.batches]
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
-def _add(run: Run, late: tuple[OnTheWay, int, list[Target]] | None) -> int:
-    """Add a step's losses to the epoch's, and return how many processes had been told to stop when it began.
+def _add(run: Run, pending_figures: tuple[PendingFigures, int, list[Target]] | None) -> int:
+    """Add a step's losses to the epoch's, and return its stop votes.
 
     Raises:
         FlawmaskError: too many steps in a row had a loss or a gradient that is not finite.
     """
     within = run.within
     assert within is not None
-    if late is None:
+    if pending_figures is None:
         return 0
-    figures, total, targets = late
-    found = Figures.read(figures)
-    if not found.not_finite:
-        within.sums = [before + loss * total for before, loss in zip(within.sums, found.losses, strict=True)]
+    figures, total, targets = pending_figures
+    of_step = StepFigures.read(figures)
+    if not of_step.not_finite:
+        within.sums = [before + loss * total for before, loss in zip(within.sums, of_step.losses, strict=True)]
         within.learned, run.bad_in_a_row = within.learned + total, 0
-        return found.told
+        return of_step.stop_votes
     names = {image["id"]: run.setup.training.image_path(image) for image in run.setup.training.images}
-    run.bad = f"{found.not_finite} on " + ", ".join(names[int(one["image_id"])].as_posix() for one in targets)
+    run.skip_reason = f"{of_step.not_finite} on " + ", ".join(names[int(one["image_id"])].as_posix() for one in targets)
     within.skipped, run.bad_in_a_row = within.skipped + 1, run.bad_in_a_row + 1
-    log.warning("a step was skipped: %s", run.bad)
-    if run.bad_in_a_row >= MOST_BAD_STEPS:
+    log.warning("a step was skipped: %s", run.skip_reason)
+    if run.bad_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise FlawmaskError(
-            f"{run.bad_in_a_row} steps in a row were skipped, the last since {run.bad}: look at these images, or lower "
-            "--lr; what was saved before is kept"
+            f"{run.bad_in_a_row} steps in a row were skipped, the last since {run.skip_reason}: look at these images, "
+            "or lower --lr; what was saved before is kept"
         )
-    return found.told
+    return of_step.stop_votes
 
 
-def _share_statistics(step: Step) -> None:
-    """Average what each process' norms have seen: every process saw its own images."""
+def _average_norm_statistics(step: Step) -> None:
+    """Average the BatchNorm statistics over the processes, because each process sees other images."""
     if step.team.count == 1:
         return
     networks = [step.model] if step.averaged is None else [step.model, step.averaged]
     norms = [one for network in networks for one in network.modules() if isinstance(one, torch.nn.BatchNorm2d)]
     buffers = [one for norm in norms for one in norm.buffers() if one.is_floating_point()]
-    step.team.add_up(buffers)
+    step.team.all_reduce_sum(buffers)
     for one in buffers:
         one.div_(step.team.count)
 
 
 @torch.no_grad()
 def validation_loss(model: Any, batches: DataLoader[Any], step: Step, seed: int) -> dict[str, float | None]:
-    """Return the loss on the validation split, on the same random regions each time and without a trace on training.
+    """Return the loss on the validation split. It samples the same random regions each time and leaves training as it
+    was.
 
-    None where it is not finite: training goes on, and JSON has no word for it.
+    The loss is None if it is not finite: training goes on, and JSON cannot hold it.
 
-    torchvision gives losses in training mode only; the norms alone are put into evaluation mode, so that they neither
-    look at the batch nor learn from it.
+    torchvision computes losses in training mode only. So the model is in training mode, and only its BatchNorm layers
+    are in evaluation mode: they neither use nor update batch statistics.
     """
     sums, counts = (torch.zeros(len(step.losses), device=step.device) for _ in range(2))
     model.train()
@@ -197,18 +204,18 @@ def validation_loss(model: Any, batches: DataLoader[Any], step: Step, seed: int)
     with torch.random.fork_rng(devices=[step.device] if step.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for batch in loader.read(batches):
-            for part in batch.parts(step.at_once):
+            for part in batch.parts(step.micro_batch_size):
                 losses, count = step.losses_of(model, part), step.counts_of(model, part)
                 sums += losses * count.clamp(min=1)
                 counts += count
-    step.team.add_up([sums, counts])
+    step.team.all_reduce_sum([sums, counts])
     total = (sums / counts.clamp(min=1)).sum()
     return {"val_loss": float(total) if math.isfinite(total) else None}
 
 
-def _validation_figures(run: Run, split: CocoSplit) -> dict[str, float | None]:
-    """Return mask AP and F1 at a confidence of 0.5 on the validation split."""
+def _validation_metrics(run: Run, split: CocoSplit) -> dict[str, float | None]:
+    """Return mask AP and F1 at a score threshold of 0.5 on the validation split."""
     team = run.setup.team
-    mine = replace(split, images=tuple(team.share(split.images)))
-    predictions = predict_split(run.for_judging(), mine)[0] if mine.images else []
+    shard = replace(split, images=tuple(team.shard(split.images)))
+    predictions = predict_split(run.evaluation_backend(), shard)[0] if shard.images else []
     return quick_figures(split, team.gather(predictions))

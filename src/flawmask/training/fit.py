@@ -1,4 +1,4 @@
-"""What fits into the memory and the time that there are: tried out on a network that is thrown away."""
+"""Chooses the micro-batch size for the memory and the image size for the time budget, by trial steps."""
 
 import ctypes
 import gc
@@ -22,135 +22,149 @@ from flawmask.model.weights import Pretrained
 from flawmask.runtime import memory_of_process
 from flawmask.training.config import TrainSettings
 from flawmask.training.loader import Batch, Order, SplitDataset, resized_shapes
-from flawmask.training.start import spec_for, start
+from flawmask.training.network import build_for_training, spec_for
 from flawmask.training.step import Step, make_step
 
 log = logging.getLogger(__name__)
 
-SPARE = 0.8
+MEMORY_SHARE = 0.8
 """The share of the free memory that training may take."""
 
-SMALLEST, LARGEST_STEP = 128, 32
-"""Under a time budget images are no smaller than this, unless they are so as they come or as asked, and their size
-grows by that, in pixels."""
+MIN_SIZE, SIZE_STEP = 128, 32
+"""The image sizes that a time budget chooses from, in pixels: the smallest one, and the step between them. Smaller
+images are not enlarged, and a smaller `--image_size` is kept."""
 
 PASSES = {True: 20, False: 30}
-FEWEST_VIEWS = {True: 2000, False: 8000}
-"""How often a network should see each photograph, and how many images in all, before a larger image size pays: from
-pretrained weights (True) and from none. A judgement, not a measurement; docs/results.md has what came of it."""
+MIN_VIEWS = {True: 2000, False: 8000}
+"""When a larger image size pays: each photograph must be shown `PASSES` times and all images together `MIN_VIEWS`
+times. True is for pretrained weights, False for none. These are estimates; docs/results.md shows the results."""
 
 TIMED_STEPS = 5
-"""So many steps tell how long one takes."""
+"""The number of steps that are timed."""
 
 MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Where a control group of cgroup v2 and one of v1 keep their limit and what they use, and what `memory.stat` calls
-the part of it that is given back when it is needed."""
+"""For cgroup v2 and v1: the file of the memory limit, the file of the memory in use, and the entry of `memory.stat` for
+memory that the system can reclaim."""
 
 OVERHEAD = 0.15
-"""The share of a time budget that validation, checkpoints and reading take."""
+"""The share of a time budget that is set aside for validation, checkpoints and reading images."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is tried out, and where.
+    """A training to try out.
 
     Attributes:
         config: the settings.
         training: the images.
-        given: the weights that the network starts from.
-        device: where it computes.
-        dtype: what its layers compute in.
+        initial_weights: the weights that the network starts from.
+        device: where the network computes.
+        dtype: the precision of its layers.
     """
 
     config: TrainSettings
     training: CocoSplit
-    given: Pretrained
+    initial_weights: Pretrained
     device: torch.device
     dtype: torch.dtype
 
-    def step(self, image_size: int, at_once: int) -> Step:
-        """Return a step of a network of its own. It changes nothing of the training's."""
-        is_pretrained = bool(self.given.state)
-        with self.own_draws():
-            spec = spec_for(self.config, self.training, self.given, image_size, at_once)
-            model = start(self.config, spec, self.given, self.device, self.dtype, is_pretrained=is_pretrained)
-        return make_step(self.config, model, spec, self.device, self.dtype, is_pretrained, at_once=at_once)
+    def step(self, image_size: int, micro_batch_size: int) -> Step:
+        """Return a step with a new network. The training's own network stays as it is."""
+        is_pretrained = bool(self.initial_weights.state)
+        with self.separate_random_state():
+            spec = spec_for(self.config, self.training, self.initial_weights, image_size, micro_batch_size)
+            model = build_for_training(
+                self.config, spec, self.initial_weights, self.device, self.dtype, is_pretrained=is_pretrained
+            )
+        return make_step(
+            self.config, model, spec, self.device, self.dtype, is_pretrained, micro_batch_size=micro_batch_size
+        )
 
-    def own_draws(self) -> AbstractContextManager[None]:
-        """Return a context that leaves the random state as it was."""
+    def separate_random_state(self) -> AbstractContextManager[None]:
+        """Return a context after which the random state is as before."""
         return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
 
     def batch(self, image_size: int, places: Sequence[int]) -> Batch:
-        """Return the images at these places."""
-        spec = spec_for(self.config, self.training, self.given, image_size, 1)
+        """Return the images at these places of the split, as a batch."""
+        spec = spec_for(self.config, self.training, self.initial_weights, image_size, 1)
         return Batch.of([SplitDataset(self.training, spec)[place] for place in places])
 
-    def hardest(self, image_size: int, count: int) -> list[int]:
-        """Return the places of the images that have the most pixels once they are resized, of equals those with the
-        most instances, repeated where there are too few."""
-        shapes = resized_shapes(self.training, spec_for(self.config, self.training, self.given, image_size, 1))
+    def largest_images(self, image_size: int, count: int) -> list[int]:
+        """Return the places of the `count` images with the most pixels after resizing.
+
+        Of images of equal size, those with the most instances come first. If there are fewer images, they are repeated.
+        """
+        shapes = resized_shapes(
+            self.training, spec_for(self.config, self.training, self.initial_weights, image_size, 1)
+        )
         instances = [len(self.training.annotations[image["id"]]) for image in self.training.images]
         order = sorted(range(len(shapes)), key=lambda at: (shapes[at][0] * shapes[at][1], instances[at]), reverse=True)
         return [order[at % len(order)] for at in range(count)]
 
 
-def largest_batch(trial: Trial, image_size: int, most: int) -> int:
-    """Return how many images pass through the network at once without memory running out: at most `most`.
+def largest_micro_batch(trial: Trial, image_size: int, max_size: int) -> int:
+    """Return the largest micro-batch that fits into memory, at most `max_size` images.
 
-    On CUDA it is tried with the largest images. On a CPU, where a process that takes too much is killed, what one image
-    takes is measured and divided into what is free; where that cannot be read (it can on Linux), it is `most`.
+    On CUDA, steps with the largest images are tried. On a CPU, the system kills a process that takes too much memory.
+    So the memory of one image is measured there, and the free memory is divided by it. Where the memory cannot be read
+    (Linux can), the result is `max_size`.
     """
-    with trial.own_draws():
-        step = trial.step(image_size, most)
+    with trial.separate_random_state():
+        step = trial.step(image_size, max_size)
         if trial.device.type == "cuda":
-            # Whole steps: the optimiser has its share of the memory too, and so has what is recorded.
-            fits = _fitting(trial, step, image_size, most)
-            while step.passes is not None and step.passes.ran_out and fits > 1:
-                fits = math.ceil(fits / 2)
+            # Whole steps, because the optimiser and recorded passes need memory too.
+            fitting = _fitting(trial, step, image_size, max_size)
+            while step.passes is not None and step.passes.ran_out_of_memory and fitting > 1:
+                fitting = math.ceil(fitting / 2)
                 del step
-                _let_go(trial.device)
-                step = trial.step(image_size, fits)
-                fits = _fitting(trial, step, image_size, fits)
+                _release_memory(trial.device)
+                step = trial.step(image_size, fitting)
+                fitting = _fitting(trial, step, image_size, fitting)
         else:
-            _let_go(trial.device)
-            before = _peak_memory()
-            one = trial.batch(image_size, trial.hardest(image_size, 1))
-            step.add_gradients(one)
-            taken, free = _peak_memory(since_start=True) - before, free_memory()
-            fits = most if not (free and taken > 0) else max(1, min(most, int(SPARE * free / taken)))
+            _release_memory(trial.device)
+            before = _current_memory()
+            image = trial.batch(image_size, trial.largest_images(image_size, 1))
+            step.add_gradients(image)
+            per_image, free = _peak_memory() - before, free_memory()
+            is_known = free and per_image > 0
+            fitting = max(1, min(max_size, int(MEMORY_SHARE * free / per_image))) if is_known else max_size
         del step
-    _let_go(trial.device)
-    log.info("%d of %d images of a batch pass through the network at once", fits, most)
-    return fits
+    _release_memory(trial.device)
+    log.info("%d of %d images of a batch pass through the network at once", fitting, max_size)
+    return fitting
 
 
-def _fitting(trial: Trial, step: Step, image_size: int, most: int) -> int:
-    """Take a step of the largest images as often as it takes to be recorded, and return how many pass at once."""
-    batch = trial.batch(image_size, trial.hardest(image_size, most))
-    for _ in range(_times(step)):
+def _fitting(trial: Trial, step: Step, image_size: int, max_size: int) -> int:
+    """Take steps with the largest images until they run as in training. Return the micro-batch size that is left."""
+    batch = trial.batch(image_size, trial.largest_images(image_size, max_size))
+    for _ in range(_steps_to_settle(step)):
         step(batch, 0.0).tolist()
-    return step.at_once
+    return step.micro_batch_size
 
 
-def _times(step: Step) -> int:
-    """Return how often a step is taken until it is as it will be: what is recorded is replayed from the third time."""
+def _steps_to_settle(step: Step) -> int:
+    """Return after how many steps a step runs as in training. A recorded pass is replayed from the third step on."""
     return 3 if step.passes is not None and step.passes.is_recording else 1
 
 
-def _peak_memory(*, since_start: bool = False) -> int:
-    """Return the bytes of memory that this process has; or the most that it had since this was last called without
-    `since_start`. 0 where the system does not say."""
-    if not since_start:
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-    return memory_of_process("VmHWM" if since_start else "VmRSS") or 0
+def _current_memory() -> int:
+    """Return the bytes of memory that this process uses, and reset the peak. 0 where the system does not tell."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return memory_of_process("VmRSS") or 0
+
+
+def _peak_memory() -> int:
+    """Return the most bytes that this process has used since `_current_memory`. 0 where the system does not tell."""
+    return memory_of_process("VmHWM") or 0
 
 
 def free_memory(process: Path = PROCESS) -> int:
-    """Return how many bytes of memory are free, to this process' control groups; 0 where the system does not say.
+    """Return the bytes of free memory within the limits of this process' control groups. 0 where the system does not
+    tell.
 
     Args:
         process: a folder with `cgroup` and `mountinfo` as in proc(5).
@@ -161,37 +175,37 @@ def free_memory(process: Path = PROCESS) -> int:
         return 0
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
     for group in control_groups("memory", process):
-        for most, now, cached in MEMORY_FILES:
-            with suppress(OSError, ValueError, KeyError):  # of the other version, or no limit ("max")
-                limit, used = (int((group / name).read_text()) for name in (most, now))
+        for limit_file, used_file, reclaimable in MEMORY_FILES:
+            with suppress(OSError, ValueError, KeyError):  # files of the other cgroup version, or no limit ("max")
+                limit, used = (int((group / name).read_text()) for name in (limit_file, used_file))
                 facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                free = min(free, max(0, limit - used + int(facts[cached])))
+                free = min(free, max(0, limit - used + int(facts[reclaimable])))
     return free
 
 
-def image_size_for(trial: Trial, seconds: float, batch: int, at_once: int) -> int:
-    """Return the image size with which a training of so many seconds becomes best, by measured step times.
+def image_size_for(trial: Trial, seconds: float, batch: int, micro_batch_size: int) -> int:
+    """Return the best image size for a training of so many seconds, from measured step times.
 
-    It is the largest with which the network still sees each photograph often enough (`PASSES`, `FEWEST_VIEWS`), and
-    no larger than `--image_size` or than the images themselves are. Variants of a photograph count as the photograph.
-    Of a network that sees all images at one size, it is that.
+    It is the largest size at which the network still sees each photograph often enough (`PASSES`, `MIN_VIEWS`). It
+    never exceeds `--image_size` or the images' own size. The augmented variants of a photograph count as that
+    photograph. For a network with one fixed size, the result is that size.
     """
     size = architecture(trial.config.arch).size
     if isinstance(size, FixedSquare):
         return size.side
     images = trial.training.images
     sides = [min(image["height"], image["width"]) for image in images]
-    native = math.ceil(float(np.median(sides)) / LARGEST_STEP) * LARGEST_STEP
+    native = math.ceil(float(np.median(sides)) / SIZE_STEP) * SIZE_STEP
     largest = min(trial.config.image_size, native)
-    sizes: list[int] = [*range(SMALLEST, largest, LARGEST_STEP), largest]
+    sizes: list[int] = [*range(MIN_SIZE, largest, SIZE_STEP), largest]
     if len(sizes) == 1:
         return largest
-    is_pretrained = bool(trial.given.state)
+    is_pretrained = bool(trial.initial_weights.state)
     photographs = sum("augmentation" not in image for image in images)
-    views = max(PASSES[is_pretrained] * photographs, FEWEST_VIEWS[is_pretrained])
-    # The time of a step is a constant and a share of the pixels: two sizes tell both.
+    views = max(PASSES[is_pretrained] * photographs, MIN_VIEWS[is_pretrained])
+    # The time per image is a constant plus a term proportional to its pixels. Timing two sizes gives both.
     tried = (sizes[0], min(2 * sizes[0], sizes[-1]))
-    times = [_seconds_per_image(trial, size, batch, at_once) for size in tried]
+    times = [_seconds_per_image(trial, size, batch, micro_batch_size) for size in tried]
     slope = max(0.0, (times[1] - times[0]) / (tried[1] ** 2 - tried[0] ** 2))
     allowed = (1 - OVERHEAD) * seconds / views
     fitting = [size for size in sizes if times[0] + slope * (size**2 - tried[0] ** 2) <= allowed]
@@ -206,32 +220,32 @@ def image_size_for(trial: Trial, seconds: float, batch: int, at_once: int) -> in
     return chosen
 
 
-def _seconds_per_image(trial: Trial, image_size: int, batch: int, at_once: int) -> float:
-    """Return how long a step takes, divided by its images: the mean of some steps of a training, after a first one."""
-    spec = spec_for(trial.config, trial.training, trial.given, image_size, at_once)
+def _seconds_per_image(trial: Trial, image_size: int, batch: int, micro_batch_size: int) -> float:
+    """Return the mean time of a step divided by its images. The first steps, which warm up, are not counted."""
+    spec = spec_for(trial.config, trial.training, trial.initial_weights, image_size, micro_batch_size)
     order = Order(resized_shapes(trial.training, spec), batch, seed=trial.config.seed)
     tried = [batches for batches, _ in zip(cycle(order), range(1 + TIMED_STEPS), strict=False)]
-    with trial.own_draws():
-        step = trial.step(image_size, at_once)
+    with trial.separate_random_state():
+        step = trial.step(image_size, micro_batch_size)
         step(trial.batch(image_size, tried[0]), 0.0).tolist()
         items = [trial.batch(image_size, places) for places in tried[1:]]
-        for _ in range(_times(step)):
+        for _ in range(_steps_to_settle(step)):
             begun = time.perf_counter()
             for one in items:
                 step(one, 0.0).tolist()
             seconds = time.perf_counter() - begun
         del step
-    _let_go(trial.device)
+    _release_memory(trial.device)
     return seconds / sum(len(one) for one in items)
 
 
-def _let_go(device: torch.device) -> None:
-    """Give back the memory of networks that were tried out.
+def _release_memory(device: torch.device) -> None:
+    """Release the memory of trial networks, and return it to the system.
 
-    To the system too: what a process keeps for later is taken without a trace in its size.
+    Memory that a process keeps for reuse would not show as growth of the process, and so would not be measured.
     """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    with suppress(AttributeError, OSError, TypeError):  # glibc alone has it
+    with suppress(AttributeError, OSError, TypeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)

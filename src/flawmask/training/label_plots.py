@@ -1,4 +1,4 @@
-"""`labels.png`: what a training split holds, as plots: classes, instances per image, sizes, shapes and places."""
+"""`labels.png`: plots of a training split: classes, instances per image, sizes, aspect ratios and positions."""
 
 import math
 from collections import Counter
@@ -19,21 +19,21 @@ from flawmask.training.curves import COLOURS, write_figure
 GRID = 50
 """Rows and columns of the heat map of positions."""
 
-MOST_CLASSES = 15
-"""How many classes have a bar of their own."""
+MAX_CLASSES = 15
+"""The largest number of bars. If there are more classes, the rest share the last bar."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The defect instances of a split in figures; `good` is none, and neither is a crowd.
+    """Statistics of the defect instances of a split. The class `good` and crowds do not count.
 
     Attributes:
-        counts: instances by class, the most frequent first; every defect class is there.
-        per_image: (images,) int64, how many instances each image has.
-        sizes: (N,) float64, the square root of each box's area in pixels of the image as the network sees it.
-        aspects: (N,) float64, each box's width over its height.
-        coverage: (GRID, GRID) float64, the share of the boxes that reach into each cell of the image, its sides
-            taken as 1; row 0 is the top. All 0 where there is no box.
+        counts: instances by class, the most frequent first; every defect class is listed.
+        per_image: (images,) int64, the number of instances of each image.
+        sizes: (N,) float64, the square root of each box's area in pixels of the resized image.
+        aspects: (N,) float64, each box's width divided by its height.
+        coverage: (GRID, GRID) float64, the share of the boxes that reach into each cell of a grid over the image;
+            row 0 is the top. All 0 where there is no box.
     """
 
     counts: dict[str, int]
@@ -44,11 +44,11 @@ class Labels:
 
 
 def measure_labels(split: CocoSplit, spec: ModelSpec) -> Labels:
-    """Return the figures of a split's labels, from their boxes; a box that is not four numbers or is empty is left out.
+    """Return the statistics of a split's boxes. Empty boxes, and boxes that are not four numbers, are left out.
 
     Args:
-        split: what is measured.
-        spec: the network, whose resizing decides how large an instance is.
+        split: the split to measure.
+        spec: of the network; its resizing decides the instances' sizes.
     """
     names = {category["id"]: str(category["name"]) for category in split.categories}
     counts = Counter({names[number]: 0 for number in sorted(split.defect_ids)})
@@ -57,9 +57,9 @@ def measure_labels(split: CocoSplit, spec: ModelSpec) -> Labels:
     for image in split.images:
         width, height = image["width"], image["height"]
         high, wide = spec.scales(height, width)
-        found = [one for one in split.defects(image) if not one.get("iscrowd") and _is_box(one["bbox"])]
-        per_image.append(len(found))
-        for one in found:
+        defects = [one for one in split.defects(image) if not one.get("iscrowd") and _is_box(one["bbox"])]
+        per_image.append(len(defects))
+        for one in defects:
             x, y, across, down = one["bbox"]
             counts[names[one["category_id"]]] += 1
             sizes.append(math.sqrt(wide * across * high * down))
@@ -75,24 +75,24 @@ def measure_labels(split: CocoSplit, spec: ModelSpec) -> Labels:
 
 
 def _is_box(box: Any) -> bool:
-    """Return whether it is four finite numbers with something between them: programs also write `[]`."""
+    """Return whether this is a box of four finite numbers with a positive width and height. Some tools write `[]`."""
     if not isinstance(box, list) or len(box) != 4:
         return False
     return all(isinstance(side, int | float) and math.isfinite(side) for side in box) and min(box[2:]) > 0
 
 
 def _cells(start: float, length: float, side: int) -> slice:
-    """Return the rows or columns of the grid that an extent reaches into."""
+    """Return the rows or columns of the grid that an interval reaches into."""
     return slice(max(0, math.floor(GRID * start / side)), max(0, math.ceil(GRID * (start + length) / side)))
 
 
 def draw_labels(split: CocoSplit, spec: ModelSpec, path: Path) -> None:
-    """Write what the labels of a split are like as a PNG: classes, instances per image, sizes, aspects, positions.
+    """Write the statistics of a split's labels as a PNG: classes, instances per image, sizes, aspects, positions.
 
     Args:
-        split: what is drawn, its defect classes alone.
-        spec: the network, to whose anchors the sizes are compared.
-        path: where the PNG goes.
+        split: the split to draw; only its defect classes are shown.
+        spec: of the network; its anchor sizes are drawn beside the instances' sizes.
+        path: the PNG to write.
     """
     labels = measure_labels(split, spec)
     figure = Figure(figsize=(16, 7), layout="constrained")
@@ -113,30 +113,30 @@ def draw_labels(split: CocoSplit, spec: ModelSpec, path: Path) -> None:
 
 def _plot_counts(axes: Axes, counts: dict[str, int]) -> None:
     bars = list(counts.items())
-    if len(bars) > MOST_CLASSES:
-        rest = bars[MOST_CLASSES - 1 :]
-        bars = [*bars[: MOST_CLASSES - 1], (f"{len(rest)} others", sum(count for _, count in rest))]
+    if len(bars) > MAX_CLASSES:
+        rest = bars[MAX_CLASSES - 1 :]
+        bars = [*bars[: MAX_CLASSES - 1], (f"{len(rest)} others", sum(count for _, count in rest))]
     places = range(len(bars))
     drawn = axes.barh(places, [count for _, count in bars], color=COLOURS[0], height=0.7)
     axes.bar_label(drawn, [f"{count:,}" for _, count in bars], padding=3)
     axes.set_yticks(places, [name if len(name) <= 24 else f"{name[:23]}…" for name, _ in bars])
-    axes.set_ylim(max(len(bars), 3) - 0.5, -0.5)  # one class alone is a bar, not a wall
+    axes.set_ylim(max(len(bars), 3) - 0.5, -0.5)  # keep a single bar narrow
     axes.margins(x=0.2)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_title("Instances per class")
 
 
 def _plot_per_image(axes: Axes, per_image: npt.NDArray[np.int64]) -> None:
-    found = per_image[per_image > 0]
-    most = int(found.max(initial=1))
-    counts = np.arange(1, most + 2)
-    if most > 30:  # one crowded image must not press all others into one bar
-        counts = np.unique(np.geomspace(1, most + 1, 30).round().astype(int))
+    defective = per_image[per_image > 0]
+    largest = int(defective.max(initial=1))
+    counts = np.arange(1, largest + 2)
+    if largest > 30:  # with linear bins, one crowded image would put all others into one bar
+        counts = np.unique(np.geomspace(1, largest + 1, 30).round().astype(int))
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
-    axes.hist(found, bins=(counts - 0.5).tolist(), color=COLOURS[0], rwidth=0.85)
+    axes.hist(defective, bins=(counts - 0.5).tolist(), color=COLOURS[0], rwidth=0.85)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set(title="Instances per image with a defect", xlabel="instances", ylabel="images")
 
@@ -177,5 +177,5 @@ def _plot_positions(axes: Axes, coverage: npt.NDArray[np.float64]) -> None:
 
 
 def _bins(values: npt.NDArray[np.float64]) -> int:
-    """Return how many edges a histogram has: more for more values, as many as can be told apart at most."""
+    """Return how many bin edges a histogram has. More values get more bins, at most 50."""
     return int(np.clip(2 * math.sqrt(len(values)), 12, 50)) + 1

@@ -1,4 +1,4 @@
-"""From a split on disk to batches of tensors, in an order that the seed and the epoch alone decide."""
+"""Reads a split from disk as batches of tensors. The order depends on the seed and the epoch only."""
 
 import signal
 import weakref
@@ -25,12 +25,11 @@ from flawmask.runtime import keep_freed_memory
 from flawmask.settings import require
 from flawmask.training.cache import PixelCache
 
-NEAR = 8
-"""So many batches are sorted by their images' ratio together: more pad less, and draw an image's neighbours less
-freely."""
+SORT_WINDOW = 8
+"""Batches per aspect-ratio sorting window. Larger windows mean less padding and a less random order."""
 
-MOST_WORKERS = 16
-"""Reading processes of one that trains on a GPU, by default: each holds a batch or two of images ready."""
+MAX_WORKERS = 16
+"""The most reading processes per training process on a GPU, by default. Each keeps a batch or two of images ready."""
 
 Item = tuple[Tensor, Target]
 
@@ -38,19 +37,21 @@ Transform = Callable[
     [npt.NDArray[np.uint8], npt.NDArray[np.bool_], list[str], np.random.Generator],
     tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], list[str]],
 ]
-"""What makes another image of a training image, each time that it is shown.
+"""An augmentation: a function that changes a training image each time that it is shown.
 
-It takes the image, (height, width, 3) uint8 RGB, the masks of its N instances, (N, height, width) bool, their N class
-names, and a generator, which follows from seed, epoch and image: whoever draws from no other, goes on with an
-interrupted training to the bit. It returns image, masks and names, of any size, of any number of instances, and may
-change what it was given. Processes that read images call it: where these are not forked, it has to be a function of a
-module.
+It takes the image, (height, width, 3) uint8 RGB; the masks of its N instances, (N, height, width) bool; their N class
+names; and a random generator. It returns an image, masks and names. These may have any size and any number of
+instances, and the inputs may be changed in place.
+
+The generator is seeded by the seed, the epoch and the image. If all randomness comes from it, a resumed training gives
+the same result to the bit. Processes that read images call the function. Where they are not forked, it must be
+picklable: a function of a module, for example.
 """
 
 
 @dataclass(frozen=True)
 class Augmenting:
-    """A transform, and the seed of what it draws."""
+    """A transform, and the seed of its random generators."""
 
     transform: Transform
     seed: int
@@ -58,13 +59,13 @@ class Augmenting:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and what is to be learned of them, in one piece of memory that a GPU takes at once.
+    """Images with their targets. The pixels are one tensor, so that a GPU receives them in one transfer.
 
     Attributes:
-        pixels: (B, H, W, 3) uint8: each image in the upper left corner of its own, 0 beyond it. H and W are multiples
-            of `STRIDE`.
-        sizes: height and width of each image.
-        targets: of each image.
+        pixels: (B, H, W, 3) uint8. Each image lies in the upper left corner of its slice, with zeros as padding. H and
+            W are multiples of `STRIDE`.
+        sizes: height and width of each image, without padding.
+        targets: one for each image.
     """
 
     pixels: Tensor
@@ -78,7 +79,7 @@ class Batch:
         return cls(pixels, sizes, [target for _, target in items])
 
     def __len__(self) -> int:
-        """Return how many images there are."""
+        """Return the number of images."""
         return len(self.sizes)
 
     @property
@@ -88,25 +89,25 @@ class Batch:
         return [pixels[:height, :width].permute(2, 0, 1) for pixels, (height, width) in pairs]
 
     def parts(self, at_most: int) -> Iterator["Batch"]:
-        """Yield the batch in micro-batches of at most so many images, none padded for those of another."""
+        """Yield the batch as micro-batches of at most `at_most` images. Each is padded for its own images only."""
         for start in range(0, len(self), at_most):
             part = slice(start, start + at_most)
             height, width = padded_shape(self.sizes[part])
             yield Batch(self.pixels[part, :height, :width], self.sizes[part], self.targets[part])
 
     def pin_memory(self) -> "Batch":
-        """Return the batch in page-locked memory; the loader asks for that."""
+        """Return the batch in page-locked memory. PyTorch's loader calls this."""
         pinned = [{name: tensor.pin_memory() for name, tensor in target.items()} for target in self.targets]
         return replace(self, pixels=self.pixels.pin_memory(), targets=pinned)
 
     def on(self, device: torch.device) -> tuple[list[Tensor], list[Target]]:
-        """Return the images and all that is computed with of their targets on the device."""
+        """Return the images and the targets on the device; `targets.to_device` leaves some tensors on the CPU."""
         moved = replace(self, pixels=upload(self.pixels, device))
         return moved.images, [targets.to_device(one, device) for one in self.targets]
 
 
 class SplitDataset(Dataset[Item]):
-    """The images of a split at the size at which the network sees them, with what it learns from.
+    """The images of a split, resized as the network needs them, with their targets.
 
     An item is a (3, H, W) uint8 image and its `Target`.
     """
@@ -118,27 +119,27 @@ class SplitDataset(Dataset[Item]):
         cache: PixelCache | None = None,
         augmenting: Augmenting | None = None,
     ) -> None:
-        """Take the split; images are read when they are asked for.
+        """Take the split. Images are read on access.
 
         Args:
-            split: what to read.
-            spec: the network's, which says how images are resized.
-            cache: where resized images are kept, laid out for `resized_shapes`; None keeps none.
-            augmenting: what is made of each image; its places are those of an `Order` that marks epochs.
+            split: the split to read.
+            spec: of the network; it says how images are resized.
+            cache: for resized images, made for `resized_shapes`; None caches nothing.
+            augmenting: the augmentation of each image. It needs the places of an `Order` with `marks_epochs`.
         """
         self.split, self.spec = split, spec
         self.shapes = resized_shapes(split, spec)
         self.cache, self.augmenting = cache, augmenting
 
     def __len__(self) -> int:
-        """Return how many images there are."""
+        """Return the number of images."""
         return len(self.split.images)
 
     def __getitem__(self, place: int) -> Item:
         """Return the image and target at a place in the split's order.
 
         Raises:
-            FlawmaskError: the image cannot be read, or does not fit its record.
+            FlawmaskError: the image cannot be read, or its size differs from its record.
         """
         if self.augmenting is not None:
             return self._augmented(self.augmenting, *divmod(place, len(self)))
@@ -146,7 +147,7 @@ class SplitDataset(Dataset[Item]):
         where = str(self.split.image_path(record))
         pixels = self.cache.get(place) if self.cache else None
         if pixels is None:
-            pixels = self._read(place)
+            pixels = self._read_resized(place)
             if self.cache:
                 self.cache.put(place, pixels)
         original = (record["height"], record["width"])
@@ -161,7 +162,7 @@ class SplitDataset(Dataset[Item]):
         masks = instance_masks(single, record["height"], record["width"], str(path))
         kept = [(mask, one) for mask, one in zip(masks, single, strict=True) if mask.any()]
         pixels, changed, labels = augmenting.transform(
-            self._whole(place).copy(),
+            self._read_original(place).copy(),
             np.array([mask for mask, _ in kept], dtype=bool).reshape(-1, record["height"], record["width"]),
             [names[self.split.labels[one["category_id"]]] for _, one in kept],
             np.random.default_rng([augmenting.seed, epoch, record["id"]]),
@@ -169,27 +170,27 @@ class SplitDataset(Dataset[Item]):
         size = pixels.shape[:2]
         fits = pixels.dtype == np.uint8 and pixels.shape[2:] == (3,) and changed.shape == (len(labels), *size)
         require(fits and changed.dtype == bool, f"{path}: the transform returned no image with masks of its size")
-        strange = set(labels) - self._labels.keys()
-        require(not strange, f"{path}: the transform returned {', '.join(map(repr, strange))}, which is no class")
-        shown = self.spec.resized(*size)
+        unknown = set(labels) - self._labels.keys()
+        require(not unknown, f"{path}: the transform returned {', '.join(map(repr, unknown))}, which is no class")
+        resized = self.spec.resized(*size)
         records = [
             annotation(mask, id=number, image_id=record["id"], category_id=self._labels[name])
             for number, (mask, name) in enumerate(zip(changed, labels, strict=True))
             if mask.any()
         ]
-        own = {label: label for label in names}
-        target = make_target(records, own, record["id"], size, shown, str(path))
-        return torch.from_numpy(images.resize(pixels, shown)).permute(2, 0, 1), target
+        same_labels = {label: label for label in names}
+        target = make_target(records, same_labels, record["id"], size, resized, str(path))
+        return torch.from_numpy(images.resize(pixels, resized)).permute(2, 0, 1), target
 
     @property
     def _labels(self) -> dict[str, int]:
         """The network's label of each class name."""
         return {name: label for label, name in enumerate(self.split.class_names, start=1)}
 
-    def _read(self, place: int) -> npt.NDArray[np.uint8]:
-        return images.resize(self._whole(place), self.shapes[place])
+    def _read_resized(self, place: int) -> npt.NDArray[np.uint8]:
+        return images.resize(self._read_original(place), self.shapes[place])
 
-    def _whole(self, place: int) -> npt.NDArray[np.uint8]:
+    def _read_original(self, place: int) -> npt.NDArray[np.uint8]:
         record = self.split.images[place]
         path = self.split.image_path(record)
         pixels = images.read_image(path, self.spec.intensity)
@@ -200,20 +201,20 @@ class SplitDataset(Dataset[Item]):
 
 
 def resized_shapes(split: CocoSplit, spec: ModelSpec) -> list[tuple[int, int]]:
-    """Return the height and width at which the network sees each image."""
+    """Return the height and width of each image after resizing for the network."""
     return [spec.resized(image["height"], image["width"]) for image in split.images]
 
 
 class Order(Sampler[list[int]]):
-    """The places of each batch of an epoch, one share of each for every process that takes part.
+    """The order of images in an epoch: the places of each batch, divided into one shard per process.
 
-    A batch of the epoch is `batch_size` images over all processes; the last one takes what is left, and is joined to
-    the one before where it would leave a process without an image. No image is shown twice.
+    A batch has `batch_size` images over all processes. The last batch takes the remaining images. If they are fewer
+    than the processes, they join the batch before, so that each process has an image. No image is shown twice.
 
-    Images of one batch are padded to a common size. So those that the seed puts near to each other are sorted by their
-    height to width ratio before they are cut into batches: of magnetic tiles, whose sides differ by up to 2.7 times,
-    random batches of 4 have 1.97 times the pixels of their images, and these 1.20 times. torchvision's references
-    sort for the same reason, into groups once and for all.
+    The images of one batch are padded to a common size. To keep padding small, the shuffled images are sorted by aspect
+    ratio within windows of `SORT_WINDOW` batches, and then cut into batches. For magnetic tiles, whose sides differ by
+    up to 2.7 times, random batches of 4 have 1.97 times the pixels of their images; these batches have 1.20 times.
+    torchvision's reference scripts sort images for the same reason, but into fixed groups.
     """
 
     def __init__(
@@ -231,10 +232,10 @@ class Order(Sampler[list[int]]):
         Args:
             shapes: height and width of each image, as `resized_shapes` returns them.
             batch_size: images per step, over all processes.
-            seed: decides the order of each epoch; None sorts all images by their ratio, in the split's own order.
-            rank: which process this is, from 0.
-            processes: how many take part.
-            marks_epochs: add, for each epoch, the number of images to each place: who takes them learns the epoch.
+            seed: decides the order of each epoch. None sorts all images by aspect ratio, the same in each epoch.
+            rank: the number of this process, from 0.
+            processes: the number of processes.
+            marks_epochs: add `epoch * number of images` to each place, so that the data set can tell the epoch.
         """
         self.marks_epochs = marks_epochs
         self.ratios = [height / width for height, width in shapes]
@@ -246,12 +247,12 @@ class Order(Sampler[list[int]]):
         self.epoch, self.done = 1, 0
 
     def __len__(self) -> int:
-        """Return how many batches an epoch has."""
+        """Return the number of batches of an epoch."""
         return len(self.bounds)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield this process' places of each batch of the epoch that `epoch` says, counted from 1, behind the first
-        `done`."""
+        """Yield this process' places of each batch of the epoch `epoch`, counted from 1. The first `done` batches are
+        left out."""
         for batch in self._batches()[self.done :]:
             marked = self.epoch * len(self.ratios) if self.marks_epochs else 0
             yield [marked + place for place in batch[self.rank :: self.processes]]
@@ -263,18 +264,18 @@ class Order(Sampler[list[int]]):
             places = sorted(range(count), key=self.ratios.__getitem__)
             return [places[start:end] for start, end in self.bounds]
         draw = np.random.default_rng([self.seed, self.epoch])
-        drawn, near = draw.permutation(count).tolist(), NEAR * self.batch_size
-        windows = (sorted(drawn[at : at + near], key=self.ratios.__getitem__) for at in range(0, count, near))
+        shuffled, length = draw.permutation(count).tolist(), SORT_WINDOW * self.batch_size
+        windows = (sorted(shuffled[at : at + length], key=self.ratios.__getitem__) for at in range(0, count, length))
         places = [place for window in windows for place in window]
         batches = [places[start:end] for start, end in self.bounds]
-        # A smaller batch stays the last. Before it, a window's tall images are not always followed by its wide ones.
+        # Shuffle the batches, so that wide images do not always come before tall ones. A smaller batch stays the last.
         return [*(batches[at] for at in draw.permutation(len(batches) - 1)), batches[-1]]
 
 
-class _Carrier(Dataset[Any]):
-    """A data set that hands over what went wrong instead of raising it.
+class _ErrorsReturned(Dataset[Any]):
+    """A data set that returns a `FlawmaskError` as an item instead of raising it.
 
-    Raised in a worker process, an error would reach the user with that process's traceback pasted into its message.
+    PyTorch would add the traceback of the worker process to the message of an error that is raised there.
     """
 
     def __init__(self, items: Dataset[Any]) -> None:
@@ -296,29 +297,31 @@ def read(batches: DataLoader[Any]) -> Iterator[Any]:
     """Yield the batches of one epoch.
 
     Raises:
-        FlawmaskError: an image cannot be read, or does not fit its record.
+        FlawmaskError: an image cannot be read, or its size differs from its record.
     """
-    under_way = iter(batches)
-    for worker in getattr(under_way, "_workers", ()):
-        # PyTorch terminates one that has not ended after seconds, and Python one that is left at its own end, which
-        # `_prepared` lets it ignore: one that hangs in a read, on a mount that is gone, would be waited for for ever.
-        # It has nothing to put in order.
-        worker._popen.terminate = partial(_kill, weakref.ref(under_way), worker._popen)
-    for batch in under_way:
+    iterator = iter(batches)
+    for worker in getattr(iterator, "_workers", ()):
+        # PyTorch sends SIGTERM to a worker that does not end within seconds, and so does Python at exit. Workers ignore
+        # SIGTERM (`_set_up_worker`), so one that hangs in a read, on a lost mount for example, would be waited for
+        # forever. Killing it is safe, because it has nothing to clean up.
+        worker._popen.terminate = partial(_kill, weakref.ref(iterator), worker._popen)
+    for batch in iterator:
         if isinstance(batch, FlawmaskError):
             try:
                 raise batch
             finally:
-                del batch  # or the error and this frame hold each other, and the loader with its processes too
+                # Otherwise the error and this frame refer to each other and keep the loader with its processes alive.
+                del batch
         yield batch
 
 
-def _kill(iterator: Callable[[], Any], process: Any) -> None:
-    """End a reading process that PyTorch need not mind: it raises, in whatever is done then, where one was killed."""
-    under_way = iterator()
-    if under_way is not None and under_way._worker_pids_set:
-        torch._C._remove_worker_pids(id(under_way))
-        under_way._worker_pids_set = False
+def _kill(loader_iterator: Callable[[], Any], process: Any) -> None:
+    """Kill a reading process. First PyTorch has to stop watching it: it raises an error when a watched process is
+    killed, in whatever code runs at that moment."""
+    iterator = loader_iterator()
+    if iterator is not None and iterator._worker_pids_set:
+        torch._C._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
     process.kill()
 
 
@@ -330,40 +333,44 @@ def make_loader(
     pin: bool,
     collate: Callable[[Sequence[Any]], Any] = Batch.of,
 ) -> DataLoader[Any]:
-    """Return a loader of batches, to be gone through with `read`.
+    """Return a loader of batches. Iterate over it with `read`.
 
     Args:
-        items: what to read.
-        order: in which batches.
-        workers: reading processes; None for as many as `default_workers` returns; 0 reads in this process.
-        pin: hand tensors over in page-locked memory, for CUDA.
-        collate: makes a batch of a list of items; of a `SplitDataset`'s, a `Batch`.
+        items: the data set to read.
+        order: the places of each batch.
+        workers: the number of reading processes; None means `default_workers`; 0 reads in this process.
+        pin: return tensors in page-locked memory, for CUDA.
+        collate: makes a batch from a list of items. The default is for the items of a `SplitDataset`.
     """
     count = default_workers(on_cuda=pin) if workers is None else workers
     return DataLoader(
-        _Carrier(items),
+        _ErrorsReturned(items),
         batch_sampler=order,
         num_workers=count,
         collate_fn=partial(_collate, collate),
         pin_memory=pin,
         persistent_workers=count > 0,
-        # The loader draws a seed for its workers: from its own generator, not from the one that the network draws from.
+        # The loader draws a seed for its workers. With a generator of its own, it leaves the network's generator alone.
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_prepared,
+        worker_init_fn=_set_up_worker,
     )
 
 
 def default_workers(*, on_cuda: bool) -> int:
-    """Return how many processes read for one that trains: one less than it has cores, 4 at most where it computes on
-    the same cores, and 16 at most beside a GPU."""
+    """Return the default number of reading processes per training process: its cores minus one.
+
+    The limit is 4 where the network computes on the same cores, and 16 where it computes on a GPU.
+    """
     if on_cuda:
-        return min(MOST_WORKERS, cores_of_each_process() - 1)
+        return min(MAX_WORKERS, cores_of_each_process() - 1)
     return min(4, usable_cores() - 1)
 
 
-def _prepared(_: int) -> None:
-    """Keep a reading process' memory for its next image, and let it live on when the whole group is told to stop: the
-    one that it reads for ends it."""
+def _set_up_worker(_: int) -> None:
+    """Prepare a reading process: it keeps its memory for the next image, and it ignores Ctrl-C and SIGTERM.
+
+    These signals go to the whole process group. The training process saves first and then ends its reading processes.
+    """
     own_process()
     keep_freed_memory(torch.device("cpu"))
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""Training in full view: from settings to a run folder. `epoch.py` has the epoch, `run.py` what is kept of it."""
+"""The training loop: from settings to a run folder. `epoch.py` trains one epoch, `run.py` keeps the state and files."""
 
 import logging
 import time
@@ -35,10 +35,10 @@ from flawmask.training.config import TrainConfig, seconds_in
 from flawmask.training.curves import VALIDATION_FIGURES
 from flawmask.training.epoch import one_epoch
 from flawmask.training.loader import Transform
-from flawmask.training.resume import State, Within
+from flawmask.training.network import build_for_training, prepare_for_training
+from flawmask.training.resume import EpochProgress, State
 from flawmask.training.run import Run, resume_command
 from flawmask.training.setup import Setup, check_run_folder, set_up
-from flawmask.training.start import ready, start
 from flawmask.training.step import Step, make_step
 from flawmask.training.stop import Stop
 from flawmask.training.trackers import track_run
@@ -46,18 +46,18 @@ from flawmask.training.trackers import track_run
 log = logging.getLogger(__name__)
 
 TABLE_ROWS = 20
-"""After so many epochs the table's head is logged once more."""
+"""The table's header is logged again after so many epochs."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train` made.
+    """The result of `train`.
 
     Attributes:
         run_dir: the folder with `best.pt`, `last.pt`, `history.json`, `config.json`, `curves.png`, `train_batch.jpg`,
             `labels.png`, `state.pt` and, with `--log tensorboard`, `tensorboard/`.
         best_epoch: the epoch that `best.pt` comes from, counted from 1.
-        history: the content of `history.json`: a list per figure, an entry per epoch.
+        history: the content of `history.json`: a list per metric, an entry per epoch.
     """
 
     run_dir: Path
@@ -74,26 +74,26 @@ def train(
 ) -> Trained:
     """Train a network on the `train` split of a COCO folder and write the run folder.
 
-    The validation split, where there is one, gives `val_loss` and, with `select_by`, chooses the epoch.
+    If there is a validation split, `val_loss` is computed on it, and `select_by` can choose the epoch by its metrics.
 
     Args:
         config: the settings.
-        part_of: the settings of the whole pipeline that this is a stage of, to be kept in the run's `config.json`.
-        transform: what is made of each training image each time that it is shown; see `loader.Transform`. A training
-            that goes on wants it again.
-        callbacks: what is told of the training at its named moments.
+        part_of: the settings of the pipeline, if this training is a stage of one; kept in the run's `config.json`.
+        transform: an augmentation of the training images, see `loader.Transform`. To resume the training, pass it
+            again.
+        callbacks: objects whose methods are called at named moments of the training.
 
     Raises:
-        FlawmaskError: the data set or the weights cannot be used, the device is not there, the output folder holds
-            something else, another process died, or the loss stopped being finite. Nothing is written, and nothing of
-            an older run replaced, before the training is first saved.
-        KeyboardInterrupt: Ctrl-C was pressed; the training can go on from the step that it was in.
-        SystemExit: a scheduler sent SIGTERM; the same.
+        FlawmaskError: the data set or the weights cannot be used, there is no such device, the output folder holds
+            something else, another process died, or the loss is not finite any more. Until the training is first
+            saved, nothing is written and no older run is replaced.
+        KeyboardInterrupt: Ctrl-C was pressed. The current step was saved, and the training can be resumed.
+        SystemExit: a scheduler sent SIGTERM. The current step was saved, and the training can be resumed.
     """
     began = time.perf_counter()
-    given, run_dir = config.resume, Path(str(config.resume or config.output_dir))
-    if given:
-        config, part_of = resume.settings_of(given), part_of or resume.part_of(given)
+    resumed, run_dir = config.resume, Path(str(config.resume or config.output_dir))
+    if resumed:
+        config, part_of = resume.settings_of(resumed), part_of or resume.part_of(resumed)
     else:
         check_run_folder(config)
     device = choose_device(config.device)
@@ -106,31 +106,34 @@ def train(
             remove_partial_files(run_dir)
             resume.finish_save(run_dir)
         state = None
-        if given:
-            # Another process may have saved until it gave the lock back; and what one can read, all have to go on from.
-            name = team.from_main(lambda: resume.newest(given))
-            config, state = resume.load(given, name)
+        if resumed:
+            # Read only now that the lock is held: until then another process may have saved. The main process chooses
+            # the state for all processes.
+            name = team.from_main(lambda: resume.newest(resumed))
+            config, state = resume.load(resumed, name)
         setup = set_up(config, state, team, device, dtype, began, transform)
         try:
             return _train(setup, state, began, stop, part_of, callbacks)
         except (RuntimeError, MemoryError) as error:
-            reason = _why(error, setup, part_of)
+            reason = _explain(error, setup, part_of)
             if reason is None:
                 raise
             raise FlawmaskError(reason) from None
 
 
-def _why(error: BaseException, setup: Setup, part_of: Mapping[str, Any] | None) -> str | None:
-    """Return what an error of PyTorch's means where it is one that people can mend; None elsewhere."""
+def _explain(error: BaseException, setup: Setup, part_of: Mapping[str, Any] | None) -> str | None:
+    """Return a message for an error of PyTorch's that the user can do something about; None for all others."""
     command = resume_command(setup.run_dir, part_of)
-    later = f"; {command} goes on from the last saved step" if resume.has_state(setup.run_dir) else ""
+    how_to_resume = f"; {command} goes on from the last saved step" if resume.has_state(setup.run_dir) else ""
     if "DataLoader worker" in str(error):
         first = str(error).splitlines()[0]
-        return f"a process that reads images died ({first}): where memory ran out, try fewer --workers, or 0{later}"
+        return (
+            f"a process that reads images died ({first}): if memory ran out, try fewer --workers, or 0{how_to_resume}"
+        )
     if is_out_of_memory(error):
         return (
             f"memory ran out with --batch_size {setup.config.batch_size} and --image_size {setup.spec.image_size}, and "
-            f"fewer images at once did not help: lower --image_size{later}"
+            f"fewer images at once did not help: lower --image_size{how_to_resume}"
         )
     return None
 
@@ -143,7 +146,7 @@ def _train(
     part_of: Mapping[str, Any] | None,
     callbacks: Sequence[Callback],
 ) -> Trained:
-    """Take all epochs that are left to take."""
+    """Train all remaining epochs."""
     config, team = setup.config, setup.team
     with ExitStack() as stack:
         batches = _loader(setup, setup.training, stack, shuffle=True)
@@ -154,20 +157,20 @@ def _train(
         clock = Clock(None if budget else config.epochs * len(batches), budget, *before, began)
         logging_to = config.log if team.is_main else "none"
         record = stack.enter_context(track_run(logging_to, setup.run_dir, as_json(config)))
-        told = [Pictures(), *([Tracking(record)] if record else []), *callbacks] if team.is_main else []
-        run = Run(setup, step, clock, stop, part_of, told, **_so_far(state))
+        called = [Pictures(), *([Tracking(record)] if record else []), *callbacks] if team.is_main else []
+        run = Run(setup, step, clock, stop, part_of, called, **_saved_progress(state))
         if state is not None:
             resume.restore(state, step)
             if team.is_main and run.history and run.within is None and not run.is_written():
                 run.write()
         while not _is_done(run):
             try:
-                figures = one_epoch(run, batches, val_batches, judge=config.log != "none")
+                figures = one_epoch(run, batches, val_batches, evaluate=config.log != "none")
             except (KeyboardInterrupt, SystemExit):
-                if run.within and run.within.batches and not stop.waits:  # between steps, while it was judged
+                if run.within and run.within.batches and not stop.deferring:  # during the evaluation after the steps
                     run.save()
                 raise
-            stop.waits = True
+            stop.deferring = True
             is_best = run.add(figures)
             run.within = None
             run.save()
@@ -176,8 +179,9 @@ def _train(
                 for one in run.callbacks:
                     one.on_epoch_end(run, figures)
             _log_epoch(figures, None if budget else config.epochs, _remaining(run), is_best)
-            stop.waits = False
-            if stop.asked and team.count == 1:  # of several processes, each may have heard of it or not: see the steps
+            stop.deferring = False
+            # With several processes, only some may have received the signal. They stop together in `train_epoch`.
+            if stop.received_signal and team.count == 1:
                 run.end()
         for one in run.callbacks:
             one.on_end(run)
@@ -185,16 +189,17 @@ def _train(
     return Trained(setup.run_dir, run.best_epoch, run.history)
 
 
-def _so_far(state: State | None) -> dict[str, Any]:
+def _saved_progress(state: State | None) -> dict[str, Any]:
+    """Return the fields of `Run` that a saved state decides."""
     if state is None:
         return {}
     names = ("epoch", "history", "best_epoch", "best_value", "bad_in_a_row")
-    within = Within(**state.within) if state.within else None
+    within = EpochProgress(**state.within) if state.within else None
     return {name: getattr(state, name) for name in names} | {"within": within, "is_begun": True}
 
 
 def _is_done(run: Run) -> bool:
-    """Return whether the training has had its epochs, its time, or enough of not getting better."""
+    """Return whether the training has reached its epochs or its time, or has not improved for `--patience` epochs."""
     config, clock = run.setup.config, run.clock
     if run.within is not None:
         return False
@@ -203,11 +208,11 @@ def _is_done(run: Run) -> bool:
         return True
     if clock.budget is None:
         return run.epoch >= config.epochs
-    return run.epoch > 0 and clock.progress(run.step.taken, run.setup.team) >= 1
+    return run.epoch > 0 and clock.progress(run.step.steps_taken, run.setup.team) >= 1
 
 
 def _remaining(run: Run) -> float:
-    """Return how many seconds the training will still take."""
+    """Return an estimate of the seconds that the training will still take."""
     clock = run.clock
     if clock.budget is not None:
         return max(0.0, clock.budget - clock.seconds)
@@ -215,12 +220,12 @@ def _remaining(run: Run) -> float:
 
 
 def _loader(setup: Setup, split: CocoSplit, stack: ExitStack, *, shuffle: bool) -> DataLoader[Any]:
-    """Return a loader of this process' share of a split; what it keeps on disk goes with the stack."""
+    """Return a loader of this process' shard of a split. Closing the stack deletes its cache on disk."""
     config, team = setup.config, setup.team
     shapes = loader.resized_shapes(split, setup.spec)
-    # One limit for both splits and all processes.
-    both = len(setup.training.images) + (len(setup.validation.images) if setup.validation else 0)
-    cache = stack.enter_context(pixel_cache(shapes, config.cache_gb * len(shapes) / both / team.count))
+    # --cache_gb is shared by both splits and all processes.
+    total = len(setup.training.images) + (len(setup.validation.images) if setup.validation else 0)
+    cache = stack.enter_context(pixel_cache(shapes, config.cache_gb * len(shapes) / total / team.count))
     augmenting = setup.augmenting if shuffle else None
     items = loader.SplitDataset(split, setup.spec, cache, augmenting)
     order = loader.Order(
@@ -235,13 +240,15 @@ def _loader(setup: Setup, split: CocoSplit, stack: ExitStack, *, shuffle: bool) 
 
 
 def _step(setup: Setup) -> Step:
-    """Return the step with the network as it starts."""
+    """Return the step with a new network that has its initial weights."""
     config = setup.config
     seed_everything(config.seed)
-    model = start(config, setup.spec, setup.given, setup.device, setup.dtype, is_pretrained=setup.is_pretrained)
-    if setup.given.state:
-        log.info("%s", loaded(model, setup.given))
-        for line in not_loaded(model, setup.given):
+    model = build_for_training(
+        config, setup.spec, setup.initial_weights, setup.device, setup.dtype, is_pretrained=setup.is_pretrained
+    )
+    if setup.initial_weights.state:
+        log.info("%s", loaded(model, setup.initial_weights))
+        for line in not_loaded(model, setup.initial_weights):
             log.debug("  not loaded: %s", line)
     log.info("%s learns %.1f million numbers on %s", config.arch, count_parameters(model) / 1e6, setup.device)
     step = make_step(
@@ -251,13 +258,13 @@ def _step(setup: Setup) -> Step:
         setup.device,
         setup.dtype,
         setup.is_pretrained,
-        at_once=setup.at_once,
+        micro_batch_size=setup.micro_batch_size,
         team=setup.team,
     )
     if config.ema:
         averaged = build(setup.spec)
         averaged.load_state_dict(model.state_dict())
-        step.averaged = ready(
+        step.averaged = prepare_for_training(
             config, averaged, setup.spec, setup.device, setup.dtype, is_pretrained=setup.is_pretrained
         )
         step.averaged.requires_grad_(False)
@@ -265,13 +272,13 @@ def _step(setup: Setup) -> Step:
 
 
 def _log_epoch(figures: dict[str, Any], epochs: int | None, remaining: float, is_best: bool) -> None:
-    """Log a row of a table that reads the same in a terminal, above the progress bar, and in a file.
+    """Log an epoch as a row of a table. The table reads the same above a terminal's progress bar and in a file.
 
     Args:
-        figures: of the epoch.
-        epochs: how many there are to be; None where nobody knows.
-        remaining: seconds that the training will still take.
-        is_best: whether it is the best so far.
+        figures: the metrics of the epoch.
+        epochs: the number of all epochs; None where a time budget decides it.
+        remaining: the estimated seconds that are left.
+        is_best: whether this is the best epoch so far.
     """
     epoch = figures["epoch"]
     losses = {name: figures[name] for name in ("train_loss", "val_loss", *VALIDATION_FIGURES) if name in figures}

@@ -1,4 +1,4 @@
-"""What a training needs to go on from its last saved step: `state.pt` in the run folder, and the one before it."""
+"""Saves and loads the state of a training, to resume it: `state.pt` in the run folder, and the state before that."""
 
 import logging
 from dataclasses import MISSING, dataclass, fields, replace
@@ -17,21 +17,22 @@ from flawmask.training.step import Step
 log = logging.getLogger(__name__)
 
 FRESH, NAME, BEFORE = "state.pt.new", "state.pt", "state_before.pt"
-"""A state on its way to its name; the last one saved; and the one before, which is used where the last is damaged."""
+"""Three files: a new state before it is renamed, the last saved state, and the state before that. The latter is used if
+the last one is damaged."""
 
 
 @dataclass
-class Within:
-    """How far into an epoch a training is, and what the epoch has added up.
+class EpochProgress:
+    """The progress within an epoch, and its sums so far. The names of the fields are keys of `state.pt`.
 
     Attributes:
-        sums: of the losses, in the step's order, over the images learned from.
-        batches: how many were taken.
-        learned: how many images these are: those of a step that was skipped are not among them.
-        skipped: steps whose loss or gradient was not finite.
-        seen: images shown.
+        sums: of each loss, in the step's order, over the images learned from.
+        batches: the number of batches so far.
+        learned: the number of images learned from; those of skipped steps do not count.
+        skipped: the number of steps that were skipped because their loss or gradient was not finite.
+        seen: the number of images shown, those of skipped steps included.
         waiting: seconds spent waiting for images.
-        seconds: seconds of all of it.
+        seconds: seconds of the epoch, waiting included.
     """
 
     sums: list[float]
@@ -45,23 +46,23 @@ class Within:
 
 @dataclass(frozen=True)
 class State:
-    """A training between two steps.
+    """The state of a training between two steps. The names of the fields are the keys of `state.pt`.
 
     Attributes:
-        spec: the network's.
-        is_pretrained: whether it started from weights.
-        epoch: the last one begun, counted from 1.
-        within: how far into it, as the fields of `Within`; None where it is done and judged.
-        seconds: how long the training has taken.
+        spec: of the network.
+        is_pretrained: whether the training began with pretrained weights.
+        epoch: the current or last epoch, counted from 1.
+        within: the progress within this epoch, as the fields of `EpochProgress`; None after its evaluation.
+        seconds: the time that the training has taken.
         history: the content of `history.json`.
         best_epoch: the epoch that `best.pt` comes from.
-        best_value: what it was chosen by, smaller being better.
-        bad_in_a_row: how many of the last steps were skipped.
+        best_value: the value that chose it; smaller is better.
+        bad_in_a_row: the number of steps that were skipped in a row, up to the last step.
         tensors: the network, its moving average (or None), the optimiser and the scaler.
-        at_once: images that pass through the network together.
-        batch_size: images that a step learns from, over all processes, of which there may be others now.
-        taken: steps taken.
-        before_steps: seconds of the training before its first step; 0 in states of older versions.
+        at_once: the micro-batch size.
+        batch_size: images per step, over all processes. A resumed training keeps it with another number of processes.
+        taken: the number of steps so far.
+        before_steps: the seconds before the first step; 0 in states of older versions.
     """
 
     spec: dict[str, Any]
@@ -96,31 +97,31 @@ def tensors_of(step: Step) -> dict[str, Any]:
 
 
 def restore(state: State, step: Step) -> None:
-    """Put a step back to where it was."""
-    found = state.tensors
-    step.model.load_state_dict(found["model"])
+    """Restore the network, the optimiser and the scaler of a step from the state."""
+    tensors = state.tensors
+    step.model.load_state_dict(tensors["model"])
     if step.averaged is not None:
-        step.averaged.load_state_dict(found["averaged"])
-    if len(found["optimizer"]["param_groups"]) == 1:
-        # Begun by an older version, which let norms and biases decay too: it goes on like that.
-        learning = [one for one in step.model.parameters() if one.requires_grad]
-        step.optimizer.param_groups = [{**step.optimizer.param_groups[0], "params": learning}]
-    step.optimizer.load_state_dict(found["optimizer"])
-    step.scaler.load_state_dict(found["scaler"])
-    step.taken = state.taken
+        step.averaged.load_state_dict(tensors["averaged"])
+    if len(tensors["optimizer"]["param_groups"]) == 1:
+        # Older versions applied weight decay to norms and biases too. A training that began so goes on so.
+        trainable = [one for one in step.model.parameters() if one.requires_grad]
+        step.optimizer.param_groups = [{**step.optimizer.param_groups[0], "params": trainable}]
+    step.optimizer.load_state_dict(tensors["optimizer"])
+    step.scaler.load_state_dict(tensors["scaler"])
+    step.steps_taken = state.taken
 
 
 def save(state: State, run_dir: Path) -> None:
-    """Write the state into the run folder, whole or not at all; the last one stays as the one before.
+    """Write the state into the run folder, whole or not at all. The previous state is kept as a second file.
 
-    Only once the new one can be read does the last one step aside: at any moment there is one that is whole.
+    The previous state is renamed only after the new one has been written. So there is a complete state at any moment.
     """
     save_file(run_dir / FRESH, {one.name: getattr(state, one.name) for one in fields(State)})
     finish_save(run_dir)
 
 
 def finish_save(run_dir: Path) -> None:
-    """Give the files of the last saves their names, also where a process was killed before it had."""
+    """Rename the files of the last save. This also completes a save during which the process was killed."""
     fresh, path = run_dir / FRESH, run_dir / NAME
     if fresh.is_file():
         if path.is_file():
@@ -129,32 +130,32 @@ def finish_save(run_dir: Path) -> None:
 
 
 def has_state(run_dir: Path) -> bool:
-    """Return whether there is anything to go on from in a run's folder."""
+    """Return whether a run folder holds a state to resume from."""
     return any((run_dir / name).is_file() for name in (FRESH, NAME, BEFORE))
 
 
 def newest(run_dir: Path) -> str | None:
-    """Return the name of the last state that can be read; None where the run was not saved yet.
+    """Return the file name of the newest readable state. None if the run ended before it was first saved.
 
     Raises:
-        FlawmaskError: there is none, or none that can be read.
+        FlawmaskError: the state has been removed.
     """
-    there = [name for name in (FRESH, NAME, BEFORE) if (run_dir / name).is_file()]
-    for name, before in pairwise(there):
+    existing = [name for name in (FRESH, NAME, BEFORE) if (run_dir / name).is_file()]
+    for name, before in pairwise(existing):
         try:
             _read(run_dir / name)
             return name
         except DamagedError as error:
             log.warning("%s: going on from %s, saved before it", error, before)
-    if there:
-        return there[-1]
-    # The first state is saved before anything else is: where there is more, somebody has removed it.
+    if existing:
+        return existing[-1]
+    # The state is the first file of a run. If there are other files, somebody has removed the state.
     require(not (run_dir / "last.pt").exists(), f"--resume {run_dir}: there is no {NAME} to go on from")
     return None
 
 
 def load(run_dir: Path, name: str | None) -> tuple[TrainConfig, State | None]:
-    """Return the settings of a run and the state of that name; without one, the run begins once more.
+    """Return the settings of a run, and its state from the named file. Without a name, the run starts again.
 
     Raises:
         FlawmaskError: the state cannot be read.
@@ -175,27 +176,27 @@ def _read(path: Path) -> State:
 
 
 def settings_of(run_dir: Path) -> TrainConfig:
-    """Return the settings that a run was started with, its folder being where it lies now.
+    """Return the settings that a run was started with. Its output folder is where the run is now.
 
     Raises:
-        FlawmaskError: the folder holds no run, or `config.json` says something else.
+        FlawmaskError: the folder holds no run, or `config.json` does not fit this version.
     """
-    found = _config(run_dir).get("settings")
+    settings = _config(run_dir).get("settings")
     known = {field.name for field in fields(TrainConfig)}
-    if not isinstance(found, dict) or not {"dataset_dir", "weights"} <= set(found) <= known:
+    if not isinstance(settings, dict) or not {"dataset_dir", "weights"} <= set(settings) <= known:
         path = run_dir / "config.json"
         raise FlawmaskError(f"{path} was written by another version of Flawmask: start the training anew")
     changed = {"output_dir": run_dir.as_posix(), "resume": None}
-    # The weights that it began with are in its state: their file may have gone.
-    if found["weights"] not in KNOWN_WEIGHTS and not Path(found["weights"]).is_file() and has_state(run_dir):
+    # The file of the initial weights may be gone. It is not needed, because the state holds the weights.
+    if settings["weights"] not in KNOWN_WEIGHTS and not Path(settings["weights"]).is_file() and has_state(run_dir):
         changed["weights"] = "none"
-    return from_json(TrainConfig, {**found, **changed})
+    return from_json(TrainConfig, {**settings, **changed})
 
 
 def part_of(run_dir: Path) -> dict[str, Any] | None:
-    """Return the settings of the pipeline that a run is a stage of; None where it is none."""
-    found = _config(run_dir).get("part_of")
-    return found if isinstance(found, dict) else None
+    """Return the settings of the pipeline that a run belongs to; None for a run of `train` alone."""
+    settings = _config(run_dir).get("part_of")
+    return settings if isinstance(settings, dict) else None
 
 
 def _config(run_dir: Path) -> dict[str, Any]:

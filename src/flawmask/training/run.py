@@ -1,4 +1,4 @@
-"""A training as it goes: how far it is, what it came to so far, and the files of its run folder."""
+"""A training in progress: its state, its metrics so far, and the files of its run folder."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ from flawmask.training.callbacks import Callback
 from flawmask.training.clock import Clock
 from flawmask.training.config import seconds_in
 from flawmask.training.curves import VALIDATION_FIGURES
-from flawmask.training.resume import State, Within
+from flawmask.training.resume import EpochProgress, State
 from flawmask.training.setup import Setup, begin_run
 from flawmask.training.step import Step
 from flawmask.training.stop import Stop, end
@@ -36,24 +36,24 @@ LARGER_IS_BETTER = set(VALIDATION_FIGURES)
 
 @dataclass
 class Run:
-    """A training that is going on: what changes from epoch to epoch.
+    """A training in progress: everything that changes from epoch to epoch.
 
     Attributes:
-        setup: what does not.
+        setup: everything that does not change.
         step: the network and its optimiser.
-        clock: how far it is.
-        stop: whether it was told to stop.
-        part_of: the settings of the pipeline that it is a stage of.
-        callbacks: what is told of it.
-        epoch: the last one begun, counted from 1.
-        within: how far into that one it is; None where it is done.
+        clock: the progress of the training.
+        stop: the signals that end the training.
+        part_of: the settings of the pipeline, if the training is a stage of one.
+        callbacks: the objects to call at named moments.
+        epoch: the current or last epoch, counted from 1.
+        within: the progress within this epoch; None when it is done.
         history: the content of `history.json`.
         best_epoch: the epoch that `best.pt` comes from.
-        best_value: what it was chosen by, smaller being better.
-        bad_in_a_row: how many of the last steps were skipped.
-        bad: why the last one was.
-        is_begun: whether there is a run folder.
-        saved: when it was saved last, by `time.perf_counter`.
+        best_value: the value that chose it; smaller is better.
+        bad_in_a_row: the number of steps that were skipped in a row, up to the last step.
+        skip_reason: why the last skipped step was skipped.
+        is_begun: whether the run folder has been made.
+        saved: the time of the last save, by `time.perf_counter`.
     """
 
     setup: Setup
@@ -63,31 +63,31 @@ class Run:
     part_of: Mapping[str, Any] | None
     callbacks: Sequence[Callback] = ()
     epoch: int = 0
-    within: Within | None = None
+    within: EpochProgress | None = None
     history: dict[str, list[Any]] = field(default_factory=dict)
     best_epoch: int = 0
     best_value: float = math.inf
     bad_in_a_row: int = 0
-    bad: str = ""
+    skip_reason: str = ""
     is_begun: bool = False
     saved: float = field(default_factory=time.perf_counter)
 
     @property
-    def kept(self) -> Any:
-        """The network that is judged and written: the averaged one where there is one."""
+    def evaluated_model(self) -> Any:
+        """The network that is evaluated and saved: the moving average if there is one."""
         return self.step.averaged or self.step.model
 
-    def is_due(self) -> bool:
-        """Return whether it is to be saved within the epoch; only one process saves."""
+    def is_save_due(self) -> bool:
+        """Return whether `--save_every` asks for a save now. Only the main process saves."""
         if not self.setup.team.is_main:
             return False
         every = self.setup.config.save_every
         if every.isdecimal():
-            return self.step.taken % int(every) == 0
+            return self.step.steps_taken % int(every) == 0
         return time.perf_counter() - self.saved >= seconds_in(every)
 
     def save(self) -> None:
-        """Write what it takes to go on from here, into a run folder that is made first where there is none."""
+        """Write the state to resume from. The first save also makes the run folder."""
         setup, step = self.setup, self.step
         if not setup.team.is_main:
             return
@@ -106,24 +106,24 @@ class Run:
             best_value=self.best_value,
             bad_in_a_row=self.bad_in_a_row,
             tensors=resume.tensors_of(step),
-            at_once=step.at_once,
+            at_once=step.micro_batch_size,
             batch_size=setup.batch_size,
-            taken=step.taken,
+            taken=step.steps_taken,
         )
         resume.save(state, setup.run_dir)
         self.saved = time.perf_counter()
 
-    def for_judging(self) -> TorchBackend:
-        """Return what predicts with a copy of it."""
+    def evaluation_backend(self) -> TorchBackend:
+        """Return a backend that predicts with a copy of the evaluated network."""
         setup = self.setup
-        network = for_inference(self.kept, setup.spec, setup.device, setup.dtype, MAX_PROPOSALS)
+        network = for_inference(self.evaluated_model, setup.spec, setup.device, setup.dtype, MAX_PROPOSALS)
         set_score_floor(network, SCORE_FLOOR)
         return TorchBackend(network, setup.spec)
 
     def add(self, figures: Mapping[str, Any]) -> bool:
-        """Add the figures of an epoch to the history and return whether it is the best so far.
+        """Add the metrics of an epoch to the history, and return whether it is the best so far.
 
-        An epoch that a time budget cut to less than half is not: a loss of a few images says too little.
+        An epoch that a time budget cut to less than half is never the best: the loss of a few images says too little.
         """
         for name, value in figures.items():
             self.history.setdefault(name, []).append(value)
@@ -136,25 +136,26 @@ class Run:
         return is_best
 
     def end(self) -> NoReturn:
-        """End the program, which was told to, after its state was saved."""
+        """End the program after a signal. Call it after `save`."""
         log.warning("saved: %s goes on from here", resume_command(self.setup.run_dir, self.part_of))
-        end(self.stop.asked or signal.SIGTERM)
+        end(self.stop.received_signal or signal.SIGTERM)
 
     def write(self) -> None:
-        """Write what the last epoch leaves: checkpoints, what callbacks write, history.
+        """Write the files of the last epoch: checkpoints, then the callbacks' files, then the history.
 
-        The state was saved before: of a run that was killed among these, all are written anew. The history comes last.
+        The state has been saved before. If the process is killed between these files, a resumed training writes all of
+        them again, because the history comes last.
         """
         setup = self.setup
         facts = {name: self.history[name][-1] for name in ("epoch", "train_loss", "val_loss")}
         for name in ("best.pt", "last.pt") if self.best_epoch == self.epoch else ("last.pt",):
-            checkpoint.save(setup.run_dir / name, self.kept, setup.spec, **facts)
+            checkpoint.save(setup.run_dir / name, self.evaluated_model, setup.spec, **facts)
         for one in self.callbacks:
             one.on_write(self)
         write_json(setup.run_dir / HISTORY, self.history)
 
     def is_written(self) -> bool:
-        """Return whether all that the last epoch leaves is there."""
+        """Return whether all files of the last epoch have been written."""
         try:
             written: bool = read_json(self.setup.run_dir / HISTORY) == self.history
         except FlawmaskError:
@@ -162,23 +163,25 @@ class Run:
         return written
 
     def _begin(self) -> None:
-        """Make the run folder, with what is known before anything is learned."""
+        """Make the run folder, and write everything that is known before training."""
         setup = self.setup
-        left = not_loaded(self.step.model, setup.given) if setup.given.state else []
-        begin_run(setup, self.part_of, left)
+        unmatched = not_loaded(self.step.model, setup.initial_weights) if setup.initial_weights.state else []
+        begin_run(setup, self.part_of, unmatched)
         write_training_images(setup.training, setup.digests, setup.run_dir)
         for one in self.callbacks:
             one.on_begin(self)
 
 
 def _compare(value: float | None, best: float, select_by: str) -> tuple[float, bool]:
-    """Return the best value so far, smaller being better, and whether it is this one; an undefined one never is,
-    unless there is no other."""
+    """Return the best value so far and whether it is the new one. Smaller is better.
+
+    An undefined value (None) is the best only if there is no other.
+    """
     cost = math.inf if value is None else -value if select_by in LARGER_IS_BETTER else value
-    is_first = best == math.inf
-    return (cost, True) if cost < best or is_first else (best, False)
+    is_main_process = best == math.inf
+    return (cost, True) if cost < best or is_main_process else (best, False)
 
 
 def resume_command(run_dir: Path, part_of: Mapping[str, Any] | None) -> str:
-    """Return what is to be said to go on with a training."""
+    """Return the command that resumes a training."""
     return f"flawmask {'train' if part_of is None else 'run'} --resume {run_dir}"

@@ -1,4 +1,4 @@
-"""What a training is made of: decided before its first step, and written into its run folder."""
+"""The setup of a training: everything that is decided before its first step and written into its run folder."""
 
 import math
 import platform
@@ -27,39 +27,39 @@ from flawmask.model.weights import Pretrained, pretrained
 from flawmask.settings import as_json, require
 from flawmask.training import fit
 from flawmask.training.augmentation import Augmentation
-from flawmask.training.choose import with_network
+from flawmask.training.choose import choose_network
 from flawmask.training.config import TrainConfig, seconds_in
-from flawmask.training.lessons import check_lessons
+from flawmask.training.learnable import check_learnable
 from flawmask.training.loader import Augmenting, Transform
+from flawmask.training.network import spec_for
 from flawmask.training.resume import State
-from flawmask.training.start import spec_for
 
 DEFAULT_BATCH = 4
-"""Images of a step in each process, where `--batch_size auto` decides how many of them pass through at once."""
+"""Images per step and process if `--batch_size` is auto, which then decides only the micro-batch size."""
 
 MADE_BY = "flawmask train"
-"""What `config.json` of a run says; a folder whose file says otherwise is never replaced."""
+"""The value of `made_by` in a run's `config.json`. A folder whose file says something else is never replaced."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a training is made of, decided before its first step and unchanged from then on.
+    """The setup of a training: decided before its first step, unchanged from then on.
 
     Attributes:
         config: the settings.
-        run_dir: where the run goes.
-        team: the processes that share it.
+        run_dir: the run folder.
+        team: the processes that train together.
         device: where the network computes.
-        dtype: what its layers compute in.
-        training: what it learns from.
-        validation: what it is judged on; None for nothing.
-        spec: the network's.
-        given: the weights that it starts from; those of a training that goes on are in its state.
-        is_pretrained: whether it started from any.
-        at_once: images that pass through the network together.
-        batch_size: images that a step learns from, over all processes.
-        digests: of the training images' pixels, in the main process.
-        augmenting: what changes training images each time that they are shown; None for nothing.
+        dtype: the precision of its layers.
+        training: the training split.
+        validation: the validation split; None without one.
+        spec: of the network.
+        initial_weights: the weights that the network starts from. Empty for a resumed training, whose state has them.
+        is_pretrained: whether the training began with pretrained weights.
+        micro_batch_size: images per forward pass.
+        batch_size: images per step, over all processes.
+        digests: hashes of the training images' pixels, in the main process only.
+        augmenting: the augmentation of training images; None without one.
     """
 
     config: TrainConfig
@@ -70,9 +70,9 @@ class Setup:
     training: CocoSplit
     validation: CocoSplit | None
     spec: ModelSpec
-    given: Pretrained
+    initial_weights: Pretrained
     is_pretrained: bool
-    at_once: int
+    micro_batch_size: int
     batch_size: int
     digests: dict[str, str]
     augmenting: Augmenting | None = None
@@ -87,10 +87,11 @@ def set_up(
     began: float,
     transform: Transform | None = None,
 ) -> Setup:
-    """Return what the training is made of: as it was, or as settings, data, memory and time budget have it."""
+    """Return the setup of a training. A resumed training keeps the setup of its state; otherwise the settings, the
+    data, the memory and the time budget decide it."""
     training, validation = _splits(config)
-    has_outlines = not training.box_only_defects
-    config = team.from_main(lambda: with_network(config, len(training.images), has_outlines=has_outlines))
+    has_masks = not training.box_only_defects
+    config = team.from_main(lambda: choose_network(config, len(training.images), has_masks=has_masks))
     if state is not None:
         levels = state.model_spec.intensity
     else:
@@ -99,8 +100,8 @@ def set_up(
     digests = content_digests(training, levels) if team.is_main else {}
     if transform is None and config.train_augment != "off":
         transform = Augmentation(config.train_augment)
-    each = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
-    batch_size = state.batch_size if state else config.effective_batch_size or each * team.count
+    per_process = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
+    batch_size = state.batch_size if state else config.effective_batch_size or per_process * team.count
     require(
         team.count <= min(batch_size, len(training.images)),
         f"{team.count} processes cannot share a batch of {batch_size} of {len(training.images)} images: "
@@ -121,23 +122,25 @@ def set_up(
     if state is not None:
         _check_images_are_the_same(digests, config)
         spec = state.model_spec
-        given = Pretrained({}, spec.norm, spec.norm_eps, "")
-        return setup(spec, given, state.is_pretrained, at_once=state.at_once, digests=digests)
-    given = team.from_main(lambda: pretrained(config.network, config.weights, offline=config.offline))
-    share = math.ceil(batch_size / team.count)
-    at_once, image_size = min(each, share), config.image_size
-    trial = fit.Trial(config, training, given, device, dtype)
+        initial_weights = Pretrained({}, spec.norm, spec.norm_eps, "")
+        return setup(spec, initial_weights, state.is_pretrained, micro_batch_size=state.at_once, digests=digests)
+    initial_weights = team.from_main(lambda: pretrained(config.network, config.weights, offline=config.offline))
+    shard_size = math.ceil(batch_size / team.count)
+    micro_batch_size, image_size = min(per_process, shard_size), config.image_size
+    trial = fit.Trial(config, training, initial_weights, device, dtype)
     if config.time_budget is not None:
-        left = seconds_in(config.time_budget) - (time.perf_counter() - began)
-        image_size = team.from_main(lambda: fit.image_size_for(trial, left, batch_size, at_once))
-    tried = spec_for(config, training, given, image_size, at_once)
-    is_alone = device.type == "cpu" and tried.norm != "batch" and not tried.architecture.passes_together
-    if is_alone and tried.architecture.has_known_counts:
-        at_once = 1  # as fast as several on a CPU, in less than half the memory, and nothing looks at the others
+        remaining = seconds_in(config.time_budget) - (time.perf_counter() - began)
+        image_size = team.from_main(lambda: fit.image_size_for(trial, remaining, batch_size, micro_batch_size))
+    tried = spec_for(config, training, initial_weights, image_size, micro_batch_size)
+    goes_one_by_one = device.type == "cpu" and tried.norm != "batch" and not tried.architecture.batches_on_cpu
+    if goes_one_by_one and tried.architecture.has_known_counts:
+        # On a CPU this is as fast as several images at once, and takes less than half the memory. No layer compares
+        # images with each other here, so the result is the same.
+        micro_batch_size = 1
     elif config.batch_size == "auto":
-        at_once = team.from_main(lambda: fit.largest_batch(trial, image_size, share))
-    spec = replace(spec_for(config, training, given, image_size, at_once), intensity=levels)
-    return setup(spec, given, bool(given.state), at_once=at_once, digests=digests)
+        micro_batch_size = team.from_main(lambda: fit.largest_micro_batch(trial, image_size, shard_size))
+    spec = replace(spec_for(config, training, initial_weights, image_size, micro_batch_size), intensity=levels)
+    return setup(spec, initial_weights, bool(initial_weights.state), micro_batch_size=micro_batch_size, digests=digests)
 
 
 def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
@@ -150,7 +153,7 @@ def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
         f"--num_classes is {config.num_classes}, but {training.folder} has {classes}: "
         + ", ".join(training.class_names),
     )
-    check_lessons(training, config.arch, config.good_name)
+    check_learnable(training, config.arch, config.good_name)
     training.warn(strict=config.strict)
     if not has_split(dataset_dir, "val"):
         require(config.select_by == "train_loss", f"--select_by {config.select_by} needs {dataset_dir / 'val'}")
@@ -165,7 +168,7 @@ def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:
 
 
 def _check_images_are_the_same(digests: Mapping[str, str], config: TrainConfig) -> None:
-    """Refuse to go on with a run on other images than it began with."""
+    """Refuse to resume a run with other training images than it began with."""
     content = read_json(Path(str(config.output_dir)) / TRAINING_IMAGES)
     require(
         not digests or content.get("sha256_of_pixels") == dict(digests),
@@ -174,30 +177,30 @@ def _check_images_are_the_same(digests: Mapping[str, str], config: TrainConfig) 
 
 
 def check_run_folder(config: TrainConfig) -> None:
-    """Refuse to replace anything but a run: many programs leave a `config.json`."""
+    """Refuse to replace a folder that is no run of Flawmask. Many programs write a `config.json`."""
     run_dir = Path(str(config.output_dir))
     check_output_folder(run_dir, "config.json", overwrite=config.overwrite, what="run")
     path = run_dir / "config.json"
     if path.is_file():
-        found = read_json(path)
+        content = read_json(path)
         require(
-            isinstance(found, dict) and found.get("made_by") == MADE_BY,
+            isinstance(content, dict) and content.get("made_by") == MADE_BY,
             f"{run_dir} holds something else ({path} is not Flawmask's): name a new folder for the run",
         )
 
 
-def begin_run(setup: Setup, part_of: Mapping[str, Any] | None, left: list[str]) -> None:
-    """Make the run folder and write what the run is made with: settings, network, machine and versions.
+def begin_run(setup: Setup, part_of: Mapping[str, Any] | None, unmatched: list[str]) -> None:
+    """Make the run folder and write `config.json`: settings, network, machine and versions.
 
     Args:
         setup: of the training.
-        part_of: the settings of the pipeline that it is a stage of.
-        left: a line for each tensor of the network, or of the weights that it starts from, which these do not fill.
+        part_of: the settings of the pipeline, if the training is a stage of one.
+        unmatched: a line for each tensor that only the network or only the initial weights have; see `not_loaded`.
     """
     config, device, run_dir = setup.config, setup.device, setup.run_dir
     check_run_folder(config)  # once more: somebody may have used the folder during the first epoch
     if run_dir.exists():
-        shutil.rmtree(run_dir)  # an older run, as was checked: nothing of it may stay beside the new
+        shutil.rmtree(run_dir)  # an older run, as the check has shown; none of its files may remain
     write_json(
         run_dir / "config.json",
         {
@@ -205,13 +208,13 @@ def begin_run(setup: Setup, part_of: Mapping[str, Any] | None, left: list[str]) 
             "settings": as_json(config),
             "part_of": part_of,
             "model": as_json(setup.spec),
-            "weights": setup.given.source,
-            "weights_licence": setup.given.licence,
-            "not_loaded": left,
+            "weights": setup.initial_weights.source,
+            "weights_licence": setup.initial_weights.licence,
+            "not_loaded": unmatched,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
             "precision": str(setup.dtype).removeprefix("torch."),
             "processes": setup.team.count,
-            "images_at_once": setup.at_once,
+            "images_at_once": setup.micro_batch_size,
             "images_per_step": setup.batch_size,
             "cores": usable_cores(),
             "tally": {split.name: split.tally for split in (setup.training, setup.validation) if split is not None},

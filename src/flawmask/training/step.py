@@ -1,4 +1,4 @@
-"""One training step in full view: losses, gradients, the rate, the weights."""
+"""One training step: the learning rate, the losses, the gradients and the update of the weights."""
 
 import logging
 import math
@@ -14,7 +14,7 @@ from flawmask.distributed import Processes
 from flawmask.model import rcnn_batch
 from flawmask.model.architecture import DefaultOptimizer
 from flawmask.model.build import Detector, detector_of
-from flawmask.model.layers import looking, upload
+from flawmask.model.layers import upload, without_side_effects
 from flawmask.model.spec import ModelSpec
 from flawmask.runtime import ieee_float32, is_out_of_memory
 from flawmask.settings import require
@@ -24,45 +24,47 @@ from flawmask.training.recording import Passes
 
 log = logging.getLogger(__name__)
 
-SLOWEST_START = 0.01
-"""The share of the learning rate that the warm-up begins with."""
+WARMUP_START = 0.01
+"""The warm-up begins with this share of the learning rate."""
 
-MOST_WARMUP = 0.1
-"""The share of the training that the warm-up takes at most."""
+MAX_WARMUP = 0.1
+"""The warm-up takes at most this share of the training."""
 
 EMA_DECAY = 0.9998
-"""Of the averaged weights, once there were many steps."""
+"""The decay of the moving average of the weights after many steps."""
+
+PASSES_RELEASED = "out of memory: recorded passes are released; training goes on, more slowly"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rate rises and falls.
+    """The learning rate schedule: a linear warm-up (Goyal et al., "Accurate, large minibatch SGD", 2017), then a decay.
 
-    It rises linearly (Goyal et al., "Accurate, large minibatch SGD", 2017), and falls along a cosine if nothing else is
-    asked for (Loshchilov and Hutter, "SGDR", ICLR 2017).
+    The default decay is a cosine (Loshchilov and Hutter, "SGDR", ICLR 2017).
 
     Attributes:
-        rate: after the warm-up.
-        kind: `cosine`, `step` or `constant`.
-        warmup_steps: over how many steps it rises from nothing; over a tenth of the training where that is less.
+        rate: the learning rate after the warm-up.
+        kind: of the decay: `cosine`, `step` or `constant`.
+        warmup_steps: the length of the warm-up in steps; it takes at most `MAX_WARMUP` of the training.
     """
 
     rate: float
     kind: str
     warmup_steps: int
 
-    def at(self, progress: float, taken: int) -> float:
+    def at(self, progress: float, steps_taken: int) -> float:
         """Return the learning rate of a step.
 
         Args:
             progress: the share of the training that is done, 0 to 1.
-            taken: how many steps that were.
+            steps_taken: the number of steps so far.
         """
-        risen = max(taken / self.warmup_steps, progress / MOST_WARMUP) if self.warmup_steps else 1.0
+        risen = max(steps_taken / self.warmup_steps, progress / MAX_WARMUP) if self.warmup_steps else 1.0
         if risen < 1:
-            return self.rate * max(risen, SLOWEST_START)
-        # Nobody knows how many steps a time budget allows: the share of the warm-up is reckoned by those so far.
-        warmup = min(self.warmup_steps * progress / max(1, taken), MOST_WARMUP)
+            return self.rate * max(risen, WARMUP_START)
+        # With a time budget, the number of all steps is unknown. The share of the warm-up is estimated from the steps
+        # so far.
+        warmup = min(self.warmup_steps * progress / max(1, steps_taken), MAX_WARMUP)
         done = min((progress - warmup) / (1 - warmup), 1.0)
         if self.kind == "cosine":
             return self.rate * 0.5 * (1 + math.cos(math.pi * done))
@@ -73,24 +75,25 @@ class Schedule:
 
 @dataclass
 class Step:
-    """Everything that a training step needs and that lives as long as the training.
+    """Everything that a training step needs and that lasts as long as the training.
 
     Attributes:
         model: in training mode.
-        detector: the functions for its kind.
-        losses: what its losses are called, in their order everywhere.
-        has_known_counts: whether the targets tell what the losses are divided by.
-        optimizer: its rate is set at each step.
-        schedule: what it is set to.
-        scaler: skips a step whose gradient is not finite, without waiting for the device; in float16 it scales too.
-        device: where the model is.
-        clip_norm: the longest gradient that is followed, as its 2-norm.
-        roi_samples: regions per image on which the heads learn; None follows the number of instances.
-        at_once: images that pass through the network together; further ones of a batch add their gradients.
+        detector: the functions for its kind of network.
+        losses: the names of its losses; the order is the same everywhere.
+        has_known_counts: whether the divisors of the losses follow from the targets alone.
+        optimizer: its learning rate is set at each step.
+        schedule: of the learning rate.
+        scaler: skips a step whose gradient is not finite, without waiting for the device. In float16 it also scales
+            the loss.
+        device: of the model.
+        clip_norm: the largest 2-norm of the gradient; longer gradients are scaled down to it.
+        roi_samples: region proposals per image that train the heads; None derives them from the number of instances.
+        micro_batch_size: images per forward pass. The gradients of a batch's micro-batches are accumulated.
         team: the processes that share each batch.
-        passes: how an R-CNN's gradients are added up on a GPU; None: by `detector`.
-        averaged: a network that follows the model's weights as their moving average; None for none.
-        taken: how many steps there were.
+        passes: runs an R-CNN's passes on a GPU; None to use `detector`.
+        averaged: a network with the moving average of the model's weights; None without one.
+        steps_taken: the number of steps so far.
     """
 
     model: Any
@@ -103,88 +106,90 @@ class Step:
     device: torch.device
     clip_norm: float
     roi_samples: int | None
-    at_once: int
+    micro_batch_size: int
     team: Processes = field(default_factory=Processes)
     passes: Passes | None = None
     averaged: Any = None
-    taken: int = 0
+    steps_taken: int = 0
 
-    def __call__(self, batch: Batch, progress: float, *, stop: bool = False) -> "OnTheWay":
-        """Take one step and return its figures: the losses in their order, the gradient's length, and how many
-        processes were told to stop.
+    def __call__(self, batch: Batch, progress: float, *, stop: bool = False) -> "PendingFigures":
+        """Take one step and return its figures: the losses in order, the gradient's length, and the stop votes.
 
-        Nobody has looked at them: see `Figures`. A step whose gradient is not finite changes no weight.
+        The figures may still be on their way from the device; `StepFigures.read` waits for them. A step whose gradient
+        is not finite changes no weight.
 
         Args:
-            batch: this process' share of the images.
+            batch: this process' shard of the images.
             progress: the share of the training that is done, 0 to 1.
-            stop: whether this process was told to stop.
+            stop: whether this process has received a signal to stop. All processes get the number of such votes.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.at(progress, self.taken)
-        told = torch.full((1,), float(stop), device=self.device)
+            group["lr"] = self.schedule.at(progress, self.steps_taken)
+        stop_votes = torch.full((1,), float(stop), device=self.device)
         totals = None
         if self.team.count > 1:
             totals = self._in_less_memory(batch, lambda: torch.stack(self._counts(batch)).sum(dim=0))
-            self.team.add_up([totals, told])
+            self.team.all_reduce_sum([totals, stop_votes])
         figures = self.add_gradients(batch, totals)
         gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
-        self.team.add_up([figures, *gradients])
+        self.team.all_reduce_sum([figures, *gradients])
         self.scaler.unscale_(self.optimizer)
         length = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.taken += 1
+        self.steps_taken += 1
         if self.averaged is not None:
-            follow(self.averaged, self.model, self.taken)
-        return OnTheWay.to_host(torch.cat((figures, length.detach()[None], told)))
+            update_average(self.averaged, self.model, self.steps_taken)
+        return PendingFigures.to_host(torch.cat((figures, length.detach()[None], stop_votes)))
 
     def add_gradients(self, batch: Batch, totals: Tensor | None = None) -> Tensor:
-        """Leave in the parameters the gradient of this process' part of a step's loss, and return its losses, (L,).
+        """Compute the gradient of this process' part of a step's loss, into the parameters. Return its losses, (L,).
 
-        A step's loss is the sum over all its images, divided by what all of them count, in whatever parts and processes
-        they pass through the network.
+        The loss of a step is a sum over all its images, divided by the count of all of them. So it does not depend on
+        how the images are divided into micro-batches and processes.
 
         Args:
-            batch: this process' share of the images.
-            totals: (L,) float32, what each loss is divided by: the counts of all processes' images together; None where
-                there is no other process.
+            batch: this process' shard of the images.
+            totals: (L,) float32, the divisor of each loss: the counts over the images of all processes. None for a
+                single process.
         """
 
         def add() -> Tensor:
-            # Recorded passes add to the gradients where these lie.
+            # Recorded passes write to fixed addresses, so their gradient tensors must stay.
             self.optimizer.zero_grad(set_to_none=self.passes is None or not self.passes.is_recording)
             return self._add_gradients(batch, totals)
 
         return self._in_less_memory(batch, add)
 
     def _in_less_memory(self, batch: Batch, work: Callable[[], Tensor]) -> Tensor:
-        """Return what `work` does with a batch. Where memory runs out, that of recorded passes is given back, and then
-        half as many images pass through the network at once from now on."""
+        """Return the result of `work` on a batch. If memory runs out, try again with less.
+
+        First the memory of recorded passes is released. After that, the micro-batch size is halved for good.
+        """
         while True:
             try:
                 return work()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                was_recorded = self.passes is not None and self.passes.forget()
-                if not was_recorded and (self.at_once == 1 or len(batch) == 1):
+                was_recorded = self.passes is not None and self.passes.release()
+                if not was_recorded and (self.micro_batch_size == 1 or len(batch) == 1):
                     raise
-            # Outside the except clause, which would hold on to what the failed pass has allocated.
+            # Outside the except clause, which would keep the failed pass's tensors alive.
             self.optimizer.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if was_recorded:
-                log.warning("out of memory: what was recorded is given back, training goes on, more slowly")
+                log.warning("%s", PASSES_RELEASED)
                 continue
-            self.at_once = math.ceil(min(self.at_once, len(batch)) / 2)
-            log.warning("out of memory: going on with %d images at once, the batch as it is", self.at_once)
+            self.micro_batch_size = math.ceil(min(self.micro_batch_size, len(batch)) / 2)
+            log.warning("out of memory: going on with %d images at once, the batch as it is", self.micro_batch_size)
 
     def _add_gradients(self, batch: Batch, totals: Tensor | None) -> Tensor:
-        if totals is None and len(batch) > self.at_once:
+        if totals is None and len(batch) > self.micro_batch_size:
             totals = torch.stack(self._counts(batch)).sum(dim=0)
         figures = torch.zeros(len(self.losses), device=self.device)
-        for part in batch.parts(self.at_once):
+        for part in batch.parts(self.micro_batch_size):
             if self.passes is not None:
                 figures += self.passes(part, self._weights(part, totals))
                 continue
@@ -196,57 +201,59 @@ class Step:
         return figures
 
     def _weights(self, part: Batch, totals: Tensor | None) -> Tensor:
-        """Return what the losses of the last pass, which was of `part`, count for in the step's: (L,) float32."""
+        """Return the weight of a micro-batch's losses in the step's losses: (L,) float32. The last pass must have been
+        that of `part`."""
         if totals is None:
             return torch.ones(len(self.losses), device=self.device)
-        # A loss is divided by its count where that is 1 at least.
+        # A loss with a count of 0 is divided by 1.
         return self.counts_of(self.model, part).clamp(min=1) / totals.clamp(min=1)
 
     def _counts(self, batch: Batch) -> list[Tensor]:
-        """Return what the losses of each part of a batch are divided by: (L,) float32 each."""
+        """Return the divisors of the losses of each micro-batch: (L,) float32 each."""
         counts = []
-        for part in batch.parts(self.at_once):
+        for part in batch.parts(self.micro_batch_size):
             if not self.has_known_counts:
-                with looking(self.model):
+                with without_side_effects(self.model):
                     self.losses_of(self.model, part)
             counts.append(self.counts_of(self.model, part))
         return counts
 
     def losses_of(self, model: Any, part: Batch) -> Tensor:
-        """Return the losses of images that pass together, in their order: (L,) float32.
+        """Return the losses of a micro-batch in order: (L,) float32.
 
         Args:
-            model: the one that is trained, or its average.
+            model: the trained network or its moving average.
             part: the images.
         """
         with ieee_float32():
             if self.passes is not None:
-                found = self.passes.look(model, part)
+                by_name = self.passes.evaluate_losses(model, part)
             else:
-                found = self.detector.losses(model, *part.on(self.device), self.roi_samples)
-        return torch.stack([found[name] for name in self.losses])
+                by_name = self.detector.losses(model, *part.on(self.device), self.roi_samples)
+        return torch.stack([by_name[name] for name in self.losses])
 
     def counts_of(self, model: Any, part: Batch) -> Tensor:
-        """Return what the losses of the last pass, of `part`, were divided by, if that is 1 at least: (L,) float32."""
-        found = self.detector.counts(model, part.targets)
-        return upload(torch.tensor([found[name] for name in self.losses]), self.device)
+        """Return the counts that the losses of the last pass were divided by: (L,) float32. That pass must have been
+        of `part`. A count may be 0; the divisor was 1 then."""
+        by_name = self.detector.counts(model, part.targets)
+        return upload(torch.tensor([by_name[name] for name in self.losses]), self.device)
 
 
 @dataclass(frozen=True)
-class OnTheWay:
-    """Figures that are on their way from the device to the host.
+class PendingFigures:
+    """Figures of a step that are being copied from the device to the host.
 
     Attributes:
-        values: where they will be, in page-locked memory if the device is a GPU.
-        arrived: when they are there; None: they are.
+        values: the tensor that receives them, in page-locked memory if the device is a GPU.
+        arrived: the event that marks the end of the copy; None if it has ended.
     """
 
     values: Tensor
     arrived: torch.cuda.Event | None = None
 
     @classmethod
-    def to_host(cls, figures: Tensor) -> "OnTheWay":
-        """Send them. What is asked of the device later does not keep them waiting."""
+    def to_host(cls, figures: Tensor) -> "PendingFigures":
+        """Start the copy. It does not wait for work that is queued on the device later."""
         if figures.device.type != "cuda":
             return cls(figures.cpu())
         values = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
@@ -256,7 +263,7 @@ class OnTheWay:
         return cls(values, arrived)
 
     def tolist(self) -> list[float]:
-        """Wait for them."""
+        """Wait for the copy and return the figures."""
         if self.arrived is not None:
             self.arrived.synchronize()
         values: list[float] = self.values.tolist()
@@ -264,46 +271,46 @@ class OnTheWay:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """A step's figures, read from the device.
+class StepFigures:
+    """The figures of a step, on the host.
 
     Attributes:
-        losses: in their order.
-        length: the gradient's, before it was clipped.
-        told: how many processes were told to stop.
+        losses: in the step's order.
+        length: of the gradient, before clipping.
+        stop_votes: the number of processes that had received a signal to stop.
     """
 
     losses: list[float]
     length: float
-    told: int
+    stop_votes: int
 
     @classmethod
-    def read(cls, figures: OnTheWay) -> "Figures":
-        """Wait for what `Step` returned."""
-        *losses, length, told = figures.tolist()
-        return cls(losses, length, int(told))
+    def read(cls, figures: PendingFigures) -> "StepFigures":
+        """Wait for the figures that `Step` returned."""
+        *losses, length, stop_votes = figures.tolist()
+        return cls(losses, length, int(stop_votes))
 
     @property
     def not_finite(self) -> str:
-        """What of them is no number, in a word and its value; nothing where the step was taken."""
+        """The first figure that is not finite, as "the loss is nan"; empty if the step was taken."""
         named = (("loss", sum(self.losses)), ("gradient", self.length))
         return next((f"the {what} is {value}" for what, value in named if not math.isfinite(value)), "")
 
 
 @torch.no_grad()
-def follow(averaged: nn.Module, model: nn.Module, steps: int) -> None:
-    """Move the averaged weights towards the model's: by much in the first steps, by 0.0002 in the end.
+def update_average(averaged: nn.Module, model: nn.Module, steps: int) -> None:
+    """Move the averaged weights towards the model's: by a large share in the first steps, by 0.0002 after many.
 
-    Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992, with a decay that grows as in
+    Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992. The decay grows as in
     TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
     """
     decay = min(EMA_DECAY, (1 + steps) / (10 + steps))
-    kept, given = averaged.state_dict(), model.state_dict()
-    moving = [name for name, tensor in kept.items() if tensor.is_floating_point()]
+    average, current = averaged.state_dict(), model.state_dict()
+    floating = [name for name, tensor in average.items() if tensor.is_floating_point()]
     move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    move([kept[name] for name in moving], [given[name] for name in moving], 0)
-    for name in kept.keys() - set(moving):
-        kept[name].copy_(given[name])
+    move([average[name] for name in floating], [current[name] for name in floating], 0)
+    for name in average.keys() - set(floating):
+        average[name].copy_(current[name])
 
 
 def make_step(
@@ -314,21 +321,22 @@ def make_step(
     dtype: torch.dtype,
     is_pretrained: bool,
     *,
-    at_once: int,
+    micro_batch_size: int,
     team: Processes | None = None,
 ) -> Step:
-    """Return the step with the optimiser that is asked for, or that suits the architecture and how it starts."""
+    """Return the step. With `--optimizer auto`, its optimiser is the default of the architecture."""
     groups = parameter_groups(model)
     optimizer: torch.optim.Optimizer
-    suitable = spec.architecture.from_pretrained if is_pretrained else spec.architecture.from_nothing
-    chosen = suitable if config.optimizer == "auto" else DefaultOptimizer(config.optimizer)
+    default = spec.architecture.from_pretrained if is_pretrained else spec.architecture.from_scratch
+    chosen = default if config.optimizer == "auto" else DefaultOptimizer(config.optimizer)
     rate = config.lr / chosen.divisor
     if chosen.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, weight_decay=0.0005, fused=True)
     else:
         log.info("AdamW at a learning rate of %g", rate)
         optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01, fused=True)
-    # Growing scales are for float16; elsewhere a scaler of 1 is there to leave out a step that is not finite.
+    # Only float16 needs a growing scale. Elsewhere the scale stays 1, and the scaler only skips steps that are not
+    # finite.
     scaling = {} if dtype == torch.float16 else {"init_scale": 1.0, "growth_interval": 2**31 - 1}
     scaler = torch.amp.GradScaler(device.type, **scaling)  # type: ignore[arg-type]
     schedule = Schedule(rate, config.scheduler, config.warmup_steps)
@@ -340,8 +348,8 @@ def make_step(
         passes = Passes(model, losses, config.roi_samples, scaler, **recording)
     require(
         config.compile != "on" or passes is not None,
-        f"--compile on: {spec.arch} on {device.type} cannot be recorded, only R-CNNs on CUDA can whose heads have no "
-        "BatchNorm: leave it at auto",
+        f"--compile on: {spec.arch} on {device.type} cannot be recorded. Only R-CNNs on CUDA can, and only if their "
+        "heads have no BatchNorm: leave it at auto",
     )
     return Step(
         model,
@@ -354,23 +362,24 @@ def make_step(
         device,
         config.clip_norm,
         config.roi_samples,
-        at_once,
+        micro_batch_size,
         team or Processes(),
         passes,
     )
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Return the parameters that learn for an optimiser: those that decay as it says, and norms and biases, which do
-    not. These have one dimension at most.
+    """Return the trainable parameters in two groups for an optimiser: with weight decay and without.
+
+    Norms and biases, which have at most one dimension, get no weight decay.
     """
-    learning = [one for one in model.parameters() if one.requires_grad]
+    trainable = [one for one in model.parameters() if one.requires_grad]
     return [
-        {"params": [one for one in learning if one.ndim > 1]},
-        {"params": [one for one in learning if one.ndim <= 1], "weight_decay": 0.0},
+        {"params": [one for one in trainable if one.ndim > 1]},
+        {"params": [one for one in trainable if one.ndim <= 1], "weight_decay": 0.0},
     ]
 
 
 def can_record(spec: ModelSpec, model: Any, device: torch.device) -> bool:
     """Return whether the passes of a network can be recorded on the device."""
-    return device.type == "cuda" and spec.architecture.is_recordable and rcnn_batch.suits(model)
+    return device.type == "cuda" and spec.architecture.is_recordable and rcnn_batch.is_supported(model)

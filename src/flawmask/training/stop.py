@@ -1,4 +1,4 @@
-"""Signals that end a training: the step is finished and saved first."""
+"""Ctrl-C and SIGTERM during a training: the current step is finished and saved before the program ends."""
 
 import logging
 import signal
@@ -9,19 +9,20 @@ from typing import Any, NoReturn
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what schedulers send before they take a machine away."""
+"""Ctrl-C, and the signal of schedulers that are about to take a machine away."""
 
 
 class Stop:
-    """Takes the signals while it is entered; only the main thread of a program gets any.
+    """Handles the signals while its context is entered. Only a program's main thread receives them.
 
     Attributes:
-        waits: whether a signal is noted in `asked`, to be acted upon after the step, instead of ending things now.
-        asked: the signal that came, 0 for none. A second one ends things at once.
+        deferring: if True, a signal is only stored in `received_signal`, and the training stops after its step. If
+            False, a signal ends the program at once.
+        received_signal: the number of the signal that came, 0 for none. A second signal ends the program at once.
     """
 
     def __init__(self) -> None:
-        self.waits, self.asked = False, 0
+        self.deferring, self.received_signal = False, 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
@@ -35,9 +36,10 @@ class Stop:
         self._before = {}
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        at_once = self.asked or not self.waits
-        self.asked = number  # first: Python drops what is raised in a destructor, and then the next step sees it
-        if at_once:
+        ends_now = self.received_signal or not self.deferring
+        # Store it before raising: Python drops an exception raised in a destructor. Then the next step sees the signal.
+        self.received_signal = number
+        if ends_now:
             end(number)
         log.warning("told to stop: this step is finished and saved first")
 

@@ -1,4 +1,4 @@
-"""What TensorBoard or MLflow is told while a network learns. Both are extras, imported only where asked for."""
+"""Experiment trackers: TensorBoard and MLflow. Both are extras and are imported only when `--log` names them."""
 
 import logging
 import os
@@ -16,28 +16,29 @@ from flawmask.training.config import Log
 log = logging.getLogger(__name__)
 
 Record = Callable[[Mapping[str, Any], Mapping[str, Picture]], None]
-"""Takes the figures of an epoch as `history.json` has them, and pictures, (height, width, 3) uint8 RGB, by name."""
+"""A function that takes an epoch's metrics as in `history.json`, and pictures by name, (height, width, 3) uint8 RGB."""
 
 EXPERIMENT = "flawmask"
-"""Under what MLflow lists the runs."""
+"""The MLflow experiment that lists the runs."""
 
 ARTIFACTS = ("train_batch.jpg", "labels.png", "curves.png")
-"""The pictures of a run folder that MLflow gets."""
+"""The pictures of a run folder that are uploaded to MLflow."""
 
 
 def track_run(to: Log, run_dir: Path, settings: Mapping[str, Any]) -> AbstractContextManager[Record | None]:
-    """Return a context that gives what takes an epoch's figures, or None where there is nothing to tell them to.
+    """Return a context that yields a function to record an epoch with, or None without a tracker.
+
+    `tensorboard` writes `run_dir/tensorboard` from the first recorded epoch on. `mlflow` opens a run with the name of
+    the folder, at MLFLOW_TRACKING_URI or else in MLflow's default place, `mlflow.db` in the current folder. That run
+    ends as FINISHED, or as FAILED if an error ends the context.
 
     Args:
-        to: `none`; `tensorboard`, which writes `run_dir/tensorboard`, though not before the first epoch is told;
-            or `mlflow`, which opens a run named as the folder at MLFLOW_TRACKING_URI or else where MLflow itself
-            puts it, `mlflow.db` here. Its status is FINISHED at the context's end, and FAILED where an error ended it.
+        to: `none`, `tensorboard` or `mlflow`.
         run_dir: the run folder.
-        settings: of the training, for MLflow's parameters.
+        settings: of the training; they become MLflow's parameters.
 
     Raises:
-        FlawmaskError: MLflow's store cannot be used. Once it is open, what it does not take is logged and training
-            goes on.
+        FlawmaskError: MLflow's store cannot be opened. If MLflow fails later, that is only logged.
     """
     if to == "tensorboard":
         return _tensorboard(run_dir)
@@ -47,7 +48,7 @@ def track_run(to: Log, run_dir: Path, settings: Mapping[str, Any]) -> AbstractCo
 
 
 def _figures(figures: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures that are there, but for the epoch, which is the step."""
+    """Return the metrics that have a value, without the epoch, which trackers take as the step."""
     return {name: float(value) for name, value in figures.items() if value is not None and name != "epoch"}
 
 
@@ -58,9 +59,9 @@ def _tensorboard(run_dir: Path) -> Iterator[Record]:
     writer: SummaryWriter | None = None
 
     def record(figures: Mapping[str, Any], pictures: Mapping[str, Picture]) -> None:
-        """Write an epoch's figures and pictures, and let them be seen at once."""
+        """Write an epoch's metrics and pictures, and flush them."""
         nonlocal writer
-        # Not earlier: a writer makes its file at once, and the run folder is only there after the first epoch.
+        # Not earlier: the writer makes its file immediately, but the run folder exists only after the first epoch.
         writer = writer or SummaryWriter(str(run_dir / "tensorboard"))
         for name, value in _figures(figures).items():
             writer.add_scalar(f"{_group(name)}/{name}", value, figures["epoch"])
@@ -76,7 +77,7 @@ def _tensorboard(run_dir: Path) -> Iterator[Record]:
 
 
 def _group(name: str) -> str:
-    """Return the heading under which TensorBoard shows the figure."""
+    """Return the heading under which TensorBoard shows the metric."""
     if "loss" in name:
         return "loss"
     speed = ("learning_rate", "elapsed", "seconds", "images_per_second", "waiting")
@@ -84,13 +85,13 @@ def _group(name: str) -> str:
 
 
 def _run_name(run_dir: Path) -> str:
-    """Return the run folder's name; that of a fold, which is the same in every cross-validation, with its parent's."""
+    """Return the run folder's name. Folds have the same names in every cross-validation, so their parent's is added."""
     return f"{run_dir.parent.name}/{run_dir.name}" if run_dir.name.startswith("fold_") else run_dir.name
 
 
 @contextmanager
 def _mlflow(run_dir: Path, settings: Mapping[str, Any]) -> Iterator[Record]:
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow looks when it is imported
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow reads this when it is imported
     from mlflow import MlflowClient, get_tracking_uri
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException
@@ -107,26 +108,26 @@ def _mlflow(run_dir: Path, settings: Mapping[str, Any]) -> Iterator[Record]:
             f"MLflow's {get_tracking_uri()} cannot be used: {reason}; set MLFLOW_TRACKING_URI to another"
         ) from None
 
-    def tell(figures: Mapping[str, Any], pictures: Mapping[str, Picture]) -> None:
-        """Send an epoch's figures, its pictures and the run's plots as they are now."""
+    def send(figures: Mapping[str, Any], pictures: Mapping[str, Picture]) -> None:
+        """Send an epoch's metrics and pictures, and the run's current plots."""
         epoch, now = figures["epoch"], round(time.time() * 1000)
         client.log_batch(run, metrics=[Metric(name, value, now, epoch) for name, value in _figures(figures).items()])
         for name, picture in pictures.items():
-            # MLflow takes no other letters in a name.
+            # MLflow accepts no other characters in a name.
             client.log_image(run, picture, key=re.sub(r"[^A-Za-z0-9_\-. /]", "_", name), step=epoch)
         for name in ARTIFACTS:
             client.log_artifact(run, str(run_dir / name))
 
-    def attempt(what: str, action: Callable[..., None], *given: Any) -> None:
-        # A server may go away for an hour; the network that is learning must not go with it.
+    def attempt(what: str, action: Callable[..., None], *inputs: Any) -> None:
+        # A server may be down for an hour; the training must survive that.
         try:
-            action(*given)
+            action(*inputs)
         except (MlflowException, OSError) as error:
             log.warning("MLflow did not take %s: %s", what, str(error).splitlines()[0])
 
     status = "FAILED"
     try:
-        yield lambda figures, pictures: attempt(f"epoch {figures['epoch']}", tell, figures, pictures)
+        yield lambda figures, pictures: attempt(f"epoch {figures['epoch']}", send, figures, pictures)
         status = "FINISHED"
     finally:
         attempt("the run's end", client.set_terminated, run, status)

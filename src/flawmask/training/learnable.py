@@ -1,4 +1,4 @@
-"""Whether a split has what a network can learn from, before anything is written."""
+"""Checks that a network can learn from a split. They run before anything is written."""
 
 from flawmask.coco import CocoSplit
 from flawmask.good_names import GOOD, looks_good
@@ -6,18 +6,19 @@ from flawmask.model.arch import ArchChoice, architecture, is_chosen
 from flawmask.settings import require
 
 
-def check_lessons(training: CocoSplit, arch: ArchChoice, good_name: str | None = None) -> None:
-    """Refuse a split with nothing to learn from, boxes alone for a network that outlines what it finds, and a category
-    of defects that is called as good images are, unless somebody says what good images are called.
+def check_learnable(training: CocoSplit, arch: ArchChoice, good_name: str | None = None) -> None:
+    """Refuse a split from which the network cannot learn.
+
+    Without `--good_name`, a defect category whose name looks like a good one is refused too.
 
     Args:
         training: the split.
         arch: the network, or `auto` where none is chosen yet.
-        good_name: what `--good_name` says.
+        good_name: the value of `--good_name`.
 
     Raises:
-        FlawmaskError: there is no defect, all defects are crowds, or some are boxes alone and the network has masks,
-            or a category may be good by another name.
+        FlawmaskError: there is no defect; all defects are crowds; some defects have only boxes, and the network
+            predicts masks; or a category may be good by another name.
     """
     if good_name is None:
         check_names(training)
@@ -30,20 +31,20 @@ def check_lessons(training: CocoSplit, arch: ArchChoice, good_name: str | None =
     )
     require(defects > 0, f"{path} has no defect annotated: there is nothing to learn")
     if is_chosen(arch) and architecture(arch).has_masks:
-        training.require_masks(f"{arch} learns outlines", "train a network that finds boxes")
+        training.require_masks(f"{arch} learns masks", "train a network that predicts boxes")
 
 
 def check_names(training: CocoSplit) -> None:
-    """Refuse a category of defects that is called as good images are.
+    """Refuse a defect category whose name looks like that of good images.
 
     Raises:
-        FlawmaskError: there is one, and something is annotated as it.
+        FlawmaskError: there is such a category, and it has annotations.
     """
     in_use = {record["category_id"] for image in training.images for record in training.defects(image)}
     for category in training.categories:
         name = category["name"]
         require(
             category["id"] not in in_use or not looks_good(name),
-            f"{training.annotation_file}: the category {name} counts as a defect and looks as if it were good: say so "
-            f"with --good_name {name}, or --good_name {GOOD} if it is a defect",
+            f"{training.annotation_file}: the category {name} counts as a defect, but its name looks like that of good "
+            f"images: give --good_name {name} if it is good, or --good_name {GOOD} if it is a defect",
         )

@@ -1,4 +1,4 @@
-"""What a training refuses to learn from, before it writes anything, and what it says of labels that it does not use."""
+"""Splits that a training refuses before it writes anything, and its messages about unused labels."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from flawmask.model.arch import Arch
 from flawmask.model.targets import make_target
 from flawmask.settings import Reading
 from flawmask.stages import RunConfig, check_training
-from flawmask.training.lessons import check_lessons
+from flawmask.training.learnable import check_learnable
 from flawmask.training.loop import train
 
 MASKS: Arch = "maskrcnn_resnet18_fpn"
@@ -27,7 +27,7 @@ Change = Callable[[list[dict[str, Any]]], Any]
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Four images to learn from and two to validate on, with a defect on each."""
+    """Four training images and two validation images, with a defect on each."""
     return make_dataset(tmp_path / "data")
 
 
@@ -49,7 +49,7 @@ def all_boxes(records: list[dict[str, Any]]) -> None:
         del record["segmentation"]
 
 
-def test_a_file_of_crowds_alone_is_refused_with_the_way_out(dataset: Path) -> None:
+def test_a_file_with_only_crowds_is_refused_with_advice(dataset: Path) -> None:
     edit(dataset, all_crowds)
     with pytest.raises(FlawmaskError, match=r"all 4 are crowds .* --crowds instances, or export polygons"):
         train(settings(dataset))
@@ -59,34 +59,36 @@ def test_a_file_of_crowds_alone_is_refused_with_the_way_out(dataset: Path) -> No
     check_training(RunConfig(dataset_dir=dataset, crowds="instances", strict=True), dataset, "auto")
 
 
-def test_a_category_that_looks_good_is_asked_about(dataset: Path) -> None:
+def test_a_defect_category_with_a_good_name_is_refused_with_advice(dataset: Path) -> None:
     path = dataset / "train" / "annotations.json"
     content = json.loads(path.read_text())
     for category in content["categories"]:
         category["name"] = {"defect": "OK"}.get(category["name"], category["name"])
     path.write_text(json.dumps(content))
-    with pytest.raises(FlawmaskError, match=r"the category OK counts as a defect .* --good_name OK, or --good_name go"):
+    with pytest.raises(
+        FlawmaskError, match=r"the category OK counts as a defect.* --good_name OK if it is good, or --good_name good"
+    ):
         train(settings(dataset))
     assert not (dataset.parent / "run").exists()
-    check_lessons(read_split(dataset, "train"), MASKS, "good")
+    check_learnable(read_split(dataset, "train"), MASKS, "good")
     good = read_split(dataset, "train", Reading(good_name="OK"))
     assert good.class_names == ("good",)
     assert not any(good.is_defective(image) for image in good.images)
     with pytest.raises(FlawmaskError, match="no defect"):
-        check_lessons(good, MASKS, "OK")
+        check_learnable(good, MASKS, "OK")
 
 
-def test_boxes_alone_are_refused_by_networks_with_masks_and_taken_by_others(dataset: Path) -> None:
+def test_boxes_without_masks_are_refused_by_mask_networks_and_accepted_by_others(dataset: Path) -> None:
     training = read_split(edit(dataset, all_boxes), "train")
     with pytest.raises(
         FlawmaskError, match=r"4 defects are boxes without an outline .*: outline them, or train a netw"
     ):
-        check_lessons(training, MASKS)
-    check_lessons(training, BOXES)
-    check_lessons(training, "auto")
+        check_learnable(training, MASKS)
+    check_learnable(training, BOXES)
+    check_learnable(training, "auto")
 
 
-def test_a_network_learns_a_box_alone_as_it_is(dataset: Path) -> None:
+def test_a_box_without_mask_is_learned_unchanged(dataset: Path) -> None:
     edit(dataset, lambda records: records[0].update(segmentation=[], bbox=[10.5, 4.25, 20, 8.5]))
     split = read_split(dataset, "train")
     target = make_target(split.annotations[1], split.labels, 1, (72, 72), (144, 144), "1.png")
@@ -95,10 +97,10 @@ def test_a_network_learns_a_box_alone_as_it_is(dataset: Path) -> None:
 
 def test_a_split_without_a_defect_is_refused(dataset: Path) -> None:
     with pytest.raises(FlawmaskError, match="has no defect annotated: there is nothing to learn"):
-        check_lessons(read_split(edit(dataset, list.clear), "train"), MASKS)
+        check_learnable(read_split(edit(dataset, list.clear), "train"), MASKS)
 
 
-def test_what_is_not_used_is_said_and_written_or_with_strict_refused(
+def test_unused_annotations_are_logged_and_written_or_refused_with_strict(
     dataset: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     edit(dataset, lambda records: records[0].update(iscrowd=1))
@@ -119,7 +121,7 @@ def test_what_is_not_used_is_said_and_written_or_with_strict_refused(
     assert tally["train"]["images"] == {"found": 4, "used": 4, "not_used": {}}
 
 
-def test_one_bad_record_can_be_left_out_of_a_training(dataset: Path) -> None:
+def test_a_bad_record_can_be_left_out(dataset: Path) -> None:
     edit(dataset, lambda records: records[0].update(segmentation=[[1, 1, 9, 9]]))
     with pytest.raises(FlawmaskError, match="a polygon with 2 points"):
         train(settings(dataset))
