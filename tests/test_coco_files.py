@@ -135,7 +135,7 @@ def test_a_report_finds_the_evaluated_images_in_valid(tmp_path: Path) -> None:
         return Results(tmp_path, metrics, curves={}, run={}, folds={}, history={}, data={})
 
     assert read_truth(results_on("val")).folder == tmp_path / "set" / "valid"
-    with pytest.raises(FlawmaskError, match="which is not here"):
+    with pytest.raises(FlawmaskError, match="which does not exist"):
         read_truth(results_on("test"))
 
 
