@@ -169,6 +169,11 @@ def expected_calibration_error(truth: Flags, scores: Floats, weights: Floats) ->
     return _divide(gap.sum(axis=1), weights.sum(axis=1))
 
 
+def brier(truth: Flags, scores: Floats, weights: Floats) -> Floats:
+    """Return the mean square of score less truth over the images, (B,), 0 to 1 (Brier, Monthly Weather Review 1950)."""
+    return _divide((weights * (scores - truth) ** 2).sum(axis=1), weights.sum(axis=1))
+
+
 def thin(x: Floats, y: Floats) -> dict[str, list[float]]:
     """Return a curve as lists for JSON, `x` and `y`, with at most `CURVE_POINTS` points, first and last among them."""
     keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), CURVE_POINTS)).round().astype(int))
