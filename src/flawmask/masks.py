@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pycocotools import mask as rle_tools
 
 Mask = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
 Segmentation = list[list[int]] | dict[str, Any]
 
 
@@ -96,6 +97,16 @@ def cut_of_rle(rle: dict[str, Any]) -> Cut:
     """Return the mask of a compressed RLE, which must have a pixel, cut along its box. What lies around it is never
     laid out, which in a line scan is hundreds of times as much."""
     x, y, width, height = box_of_rle(rle)
+    column, top, bottom = _runs_by_column(rle)
+    changes = np.zeros((height + 1, width), np.int8)
+    changes[top - y, column - x] += 1  # runs of one column never touch
+    changes[bottom - y, column - x] -= 1
+    return Cut(np.cumsum(changes[:-1], axis=0, dtype=np.int8) > 0, x, y)
+
+
+def _runs_by_column(rle: dict[str, Any]) -> tuple[Counts, Counts, Counts]:
+    """Return the column of each run of mask pixels, its first row, and the first row behind it; a run that goes on in
+    the next column is one in each of them."""
     rows = rle["size"][0]
     counts = _counts_in(rle["counts"])
     assert counts is not None
@@ -103,16 +114,12 @@ def cut_of_rle(rle: dict[str, Any]) -> Cut:
     first, last = ends[0:-1:2], ends[1::2] - 1  # of each run of mask pixels, as they are counted column by column
     runs = first <= last
     first, last = first[runs], last[runs]
-    # A run that goes on in the next column is one in each of them.
     columns = last // rows - first // rows + 1
     of_run = np.repeat(np.arange(len(first)), columns)
     column = first[of_run] // rows + np.arange(len(of_run)) - np.repeat(np.cumsum(columns) - columns, columns)
-    top = np.maximum(first[of_run], column * rows) - column * rows - y
-    bottom = np.minimum(last[of_run], column * rows + rows - 1) - column * rows - y + 1
-    changes = np.zeros((height + 1, width), np.int8)
-    changes[top, column - x] += 1  # runs of one column never touch
-    changes[bottom, column - x] -= 1
-    return Cut(np.cumsum(changes[:-1], axis=0, dtype=np.int8) > 0, x, y)
+    top = np.maximum(first[of_run], column * rows) - column * rows
+    bottom = np.minimum(last[of_run], column * rows + rows - 1) - column * rows + 1
+    return column, top, bottom
 
 
 def encode(mask: Mask) -> Segmentation:
@@ -327,6 +334,36 @@ def union(rles: Sequence[dict[str, Any]], height: int, width: int) -> dict[str, 
 def intersection(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Return the compressed RLE of all pixels that are in both masks, of images of one size."""
     return _text(rle_tools.merge([one, other], intersect=True))
+
+
+def dilated(rle: dict[str, Any]) -> dict[str, Any]:
+    """Return the compressed RLE of the mask and of all pixels that touch it, by a side or by a corner, without laying
+    out a mask."""
+    height, width = rle["size"]
+    column, top, bottom = _runs_by_column(rle)
+    column = np.concatenate((column - 1, column, column + 1))
+    top, bottom = np.tile(np.maximum(top - 1, 0), 3), np.tile(np.minimum(bottom + 1, height), 3)
+    inside = (column >= 0) & (column < width)
+    first, behind = (column * height + top)[inside], (column * height + bottom)[inside]
+    places, event = np.unique(np.concatenate((first, behind)), return_inverse=True)
+    steps = np.bincount(event[: len(first)], minlength=len(places)) - np.bincount(
+        event[len(first) :], minlength=len(places)
+    )
+    is_mask = np.cumsum(steps) > 0  # from this place to the next
+    return rle_of_changes(places[np.diff(is_mask, prepend=False)], height, width)[0]
+
+
+def touching(rles: Sequence[dict[str, Any]]) -> Mask:
+    """Return which of N masks of one image overlap or touch, by a side or by a corner: (N, N) bool, symmetric. A mask
+    without a pixel touches nothing, not even itself.
+
+    Args:
+        rles: compressed RLEs, as `to_rle` gives them, of one size.
+    """
+    if not rles:
+        return np.zeros((0, 0), dtype=bool)
+    not_crowds = [False] * len(rles)
+    return np.asarray(rle_tools.iou([dilated(rle) for rle in rles], list(rles), not_crowds), dtype=np.float64) > 0
 
 
 def area(rle: dict[str, Any]) -> int:
