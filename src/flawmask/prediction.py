@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from flawmask import masks
+from flawmask import joining, masks
 from flawmask.errors import FlawmaskError
 from flawmask.good_names import GOOD
+from flawmask.inference.calibration import Calibration
 from flawmask.inference.paste import grown, mask_changes, probabilities_in_box
 from flawmask.masks import Mask
 
@@ -63,6 +64,7 @@ class Instance:
         area: how many pixels these are.
         probabilities: (M, M) float32, how likely each cell of the box belongs to it, 0 to 1; None: only the mask is
             known.
+        parts: what the network gave for it, where it was joined of several predictions (`Prediction.joined`).
     """
 
     label: str
@@ -71,6 +73,7 @@ class Instance:
     rle: dict[str, Any]
     area: int
     probabilities: Floats | None = field(default=None, compare=False, repr=False)
+    parts: tuple["Instance", ...] = field(default=(), compare=False, repr=False)
 
     @property
     def is_defect(self) -> bool:
@@ -97,10 +100,13 @@ class Verdict:
         is_defect: whether the image is rejected.
         score: the highest score of a defect instance, 0 to 1, and 0 where there is none; of a network that scores
             images itself, the image's.
+        defect_probability: how likely the image is defective, 0 to 1, as the score's calibration says; None where there
+            is none.
     """
 
     is_defect: bool
     score: float
+    defect_probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,7 @@ class Prediction:
         image_score: see `RawDetections`.
         map_of_scores: the `score_map` of `RawDetections`.
         image: (height, width, 3) uint8 RGB, what it was found on; None where that is not kept.
+        calibration: what tells how likely a defect is from the image's score; None where that is not known.
     """
 
     height: int
@@ -134,6 +141,7 @@ class Prediction:
     image_score: float | None = None
     map_of_scores: Floats | None = field(default=None, compare=False, repr=False)
     image: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    calibration: Calibration | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         """Return how many instances there are."""
@@ -156,6 +164,11 @@ class Prediction:
     def is_defect(self) -> bool:
         """Whether the image is a defect at the prediction's own threshold, `conf`, and `min_area`."""
         return self.verdict().is_defect
+
+    @property
+    def defect_probability(self) -> float | None:
+        """How likely the image is defective, 0 to 1, see `Verdict`."""
+        return self.verdict().defect_probability
 
     @property
     def labels(self) -> npt.NDArray[np.str_]:
@@ -207,8 +220,11 @@ class Prediction:
         score = self.image_score
         if score is None:
             score = max((instance.score for instance in self.defects(min_area=min_area)), default=0.0)
-            return Verdict(bool(self.defects(conf, min_area)), score)
-        return Verdict(score >= conf, score)
+            is_defect = bool(self.defects(conf, min_area))
+        else:
+            is_defect = score >= conf
+        probability = None if self.calibration is None else float(self.calibration.probability(score))
+        return Verdict(is_defect, score, probability)
 
     def defect_mask(self, conf: float | None = None, min_area: int | None = None) -> Mask:
         """Return the union of the masks of the defect instances that `verdict` counts: (height, width) bool.
@@ -240,7 +256,7 @@ class Prediction:
 
         It is 0 outside all boxes. Inside, it is the highest score x mask probability over the defect instances whose
         box holds the pixel; an instance of which only the mask is known has a probability of 1 in it. A network's own
-        map is taken as it is.
+        map is taken as it is. Of a joined instance, each part counts with its own score.
 
         Args:
             min_area: defect instances of fewer pixels do not count.
@@ -248,7 +264,7 @@ class Prediction:
         if self.map_of_scores is not None:
             return self.map_of_scores
         scores = np.zeros((self.height, self.width), dtype=np.float32)
-        for instance in self.defects(min_area=min_area):
+        for instance in (part for one in self.defects(min_area=min_area) for part in one.parts or (one,)):
             if instance.probabilities is None:
                 window, local = np.s_[0 : self.height, 0 : self.width], instance.mask.astype(np.float32)
             else:
@@ -257,6 +273,26 @@ class Prediction:
                 window = np.s_[y : y + local.shape[0], x : x + local.shape[1]]
             scores[window] = np.maximum(scores[window], np.float32(instance.score) * local)
         return scores
+
+    def joined(self, rule: joining.Join = "touching") -> "Prediction":
+        """Return the prediction with one instance for each defect.
+
+        Instances that are parts of one defect become one: its mask is the union of their masks, its box lies around
+        that, and its score is the highest of theirs. The image's score and `score_map` stay what they are. (With a
+        `min_area`, the defect's area counts and no longer that of each part, so either may be higher.)
+
+        Args:
+            rule: `touching`, see `joining.same_defect`; `off` joins nothing. Nothing is joined of a network without
+                masks either, since boxes overlap where their defects do not.
+        """
+        if rule == "off" or not self.has_masks:
+            return self
+        found = self.instances
+        by_defect = joining.same_defect(
+            [one.rle for one in found], [one.label for one in found], [one.score for one in found]
+        )
+        defects = [_union_of([found[place] for place in places]) for places in by_defect]
+        return replace(self, instances=tuple(sorted(defects, key=lambda one: -one.score)))
 
     def within(self, region: Mask) -> "Prediction":
         """Return the prediction with defects cut to the region; those wholly outside it are gone. Boxes follow the cut
@@ -279,11 +315,12 @@ class Prediction:
     def to_dict(self, conf: float | None = None, min_area: int | None = None) -> dict[str, Any]:
         """Return what `predictions.json` says of an image, ready for JSON.
 
-        Keys: `width`, `height`; `verdict`, `good` or `defect`; `score`, the highest of a defect; `instances`, the
-        defects at or above the threshold that cover at least `min_area` pixels, each with `class`, `score`, `box`
-        [x, y, width, height], `area` in pixels and `segmentation`, compressed COCO RLE at the image's size;
-        `defect_area_px` and `defect_area_percent`, what they cover together. Of a network that outlines nothing,
-        `segmentation`, `defect_area_px` and `defect_area_percent` are None and `area` is the box's.
+        Keys: `width`, `height`; `verdict`, `good` or `defect`; `score`, the highest of a defect; `defect_probability`,
+        how likely the image is defective, None where the score has no calibration; `instances`, the defects at or above
+        the threshold that cover at least `min_area` pixels, each with `class`, `score`, `box` [x, y, width, height],
+        `area` in pixels and `segmentation`, compressed COCO RLE at the image's size; `defect_area_px` and
+        `defect_area_percent`, what they cover together. Of a network that outlines nothing, `segmentation`,
+        `defect_area_px` and `defect_area_percent` are None and `area` is the box's.
 
         Args:
             conf: the threshold, 0 to 1; by default the prediction's own.
@@ -297,6 +334,7 @@ class Prediction:
             "height": self.height,
             "verdict": "defect" if verdict.is_defect else "good",
             "score": verdict.score,
+            "defect_probability": verdict.defect_probability,
             "defect_area_px": area,
             "defect_area_percent": None if area is None else 100 * area / (self.height * self.width),
             "instances": [
@@ -392,10 +430,24 @@ def _cut(instance: Instance, region: dict[str, Any]) -> Instance | None:
         return None
     x, y, width, height = masks.box_of_rle(rle)
     box = (float(x), float(y), float(x + width), float(y + height))
-    return replace(instance, box=box, rle=rle, area=area, probabilities=None)
+    return replace(instance, box=box, rle=rle, area=area, probabilities=None, parts=())
 
 
-def post_process(found: RawDetections, classes: Sequence[str], height: int, width: int) -> Prediction:
+def _union_of(instances: Sequence[Instance]) -> Instance:
+    """Return the instance that these are parts of."""
+    if len(instances) == 1:
+        return instances[0]
+    best = max(instances, key=lambda one: one.score)
+    rle = masks.union([one.rle for one in instances], *best.rle["size"])
+    x, y, width, height = masks.box_of_rle(rle)
+    box = (float(x), float(y), float(x + width), float(y + height))
+    parts = tuple(part for one in instances for part in one.parts or (one,))
+    return Instance(best.label, best.score, box, rle, masks.area(rle), parts=parts)
+
+
+def post_process(
+    found: RawDetections, classes: Sequence[str], height: int, width: int, *, join: joining.Join = "off"
+) -> Prediction:
     """Return what a network gave for an image as instances, the highest score first; masks never leave their boxes.
 
     Masks have the pixels that torchvision's `paste_masks_in_image` gives them, at a probability of 0.5.
@@ -405,6 +457,7 @@ def post_process(found: RawDetections, classes: Sequence[str], height: int, widt
         classes: the names of its classes in the order of its labels 1, 2, ...
         height: the image's, in pixels.
         width: the image's, in pixels.
+        join: which of them are one defect, see `Prediction.joined`.
     """
     make = _of_boxes if found.masks is None else _of_masks
     instances = sorted(make(found, classes, height, width), key=lambda instance: -instance.score)
@@ -416,7 +469,7 @@ def post_process(found: RawDetections, classes: Sequence[str], height: int, widt
         classes=tuple(classes),
         image_score=found.image_score,
         map_of_scores=found.score_map,
-    )
+    ).joined(join)
 
 
 def _of_masks(found: RawDetections, classes: Sequence[str], height: int, width: int) -> list[Instance]:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from flawmask.errors import FlawmaskError
+from flawmask.joining import Join
 
 T = TypeVar("T")
 
@@ -22,6 +23,7 @@ BEFORE: Mapping[str, Any] = {
     "mask_values": "auto",
     "mask_classes": None,
     "exif_masks": None,
+    "join": "off",
 }
 """What a setting came to before it was one: a file that does not say it was written then."""
 
@@ -115,6 +117,20 @@ class Device(Settings):
     """cuda, cuda:1, mps or cpu. By default the first of CUDA, MPS and CPU that is there."""
     precision: Precision = "auto"
     """What the layers compute in; auto is bf16 where the hardware has it. Boxes and scores are float32 in any case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joining(Settings):
+    """What becomes of several predictions of one defect."""
+
+    join: Join | None = None
+    """touching: predictions of one class whose masks overlap or touch are one defect; off: each is one. By default as
+    the model was trained; a training that is not told takes touching."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = self.join is None or self.join in get_args(Join)
+        require(known, f"--join is {self.join}: it must be one of {', '.join(get_args(Join))}")
 
 
 @dataclass(frozen=True, kw_only=True)

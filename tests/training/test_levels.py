@@ -9,6 +9,7 @@ from stained_plates import light, make_dataset, same_weights
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import evaluate
 from flawmask.images import read_image, read_pixels, write_png
+from flawmask.joining import DEFAULT
 from flawmask.model import checkpoint
 from flawmask.training.loop import train
 
@@ -52,4 +53,7 @@ def test_images_of_12_bits_train_the_network_and_are_judged_as_the_same_in_8(tmp
 def test_a_rule_that_is_given_is_the_checkpoints(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data")
     done = train(light(dataset, intensity="10"))
-    assert checkpoint.load(done.run_dir / "last.pt")[1].intensity == (0, 1023)
+    spec = checkpoint.load(done.run_dir / "last.pt")[1]
+    assert (spec.intensity, spec.join) == ((0, 1023), DEFAULT)
+    done = train(light(dataset, join="off", overwrite=True))
+    assert checkpoint.load(done.run_dir / "last.pt")[1].join == "off"

@@ -84,8 +84,9 @@ def _judge(config: CompareConfig, name: str, path: Path) -> Judge:
 
     def judge(batch: Sequence[Image]) -> Any:
         found = backend.infer([resized(pixels, backend.spec) for pixels in batch])
-        classes = backend.spec.classes
-        return [post_process(one, classes, *pixels.shape[:2]) for one, pixels in zip(found, batch, strict=True)]
+        classes, join = backend.spec.classes, backend.spec.join
+        pairs = zip(found, batch, strict=True)
+        return [post_process(one, classes, *pixels.shape[:2], join=join) for one, pixels in pairs]
 
     return judge
 

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from flawmask.coco import CocoSplit, Record, read_split
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.against import compare, read_other
 from flawmask.evaluation.aim import choose
+from flawmask.evaluation.calibrate import fit, out_of_fold
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.leak import Leak, content_digests, seen_in_training
 from flawmask.evaluation.measure import judge, measure
@@ -23,12 +24,13 @@ from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
 from flawmask.evaluation.verdicts import groups_of
 from flawmask.files import check_output_folder, read_json
-from flawmask.inference import threshold
+from flawmask.inference import calibration, threshold
 from flawmask.inference.backend import Backend, check_classes
+from flawmask.inference.calibration import Calibration
 from flawmask.inference.predictor import load
 from flawmask.inference.stream import Seen, judge_all
 from flawmask.inference.threshold import Threshold
-from flawmask.prediction import Prediction, post_process
+from flawmask.prediction import Prediction
 from flawmask.progress import track
 from flawmask.report.report import ENTRIES as REPORT_ENTRIES
 from flawmask.settings import require
@@ -92,12 +94,14 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
     seen = seen_in_training(split, digests, config.model, allow=config.allow_leak)
     predictions, seconds = _predict(config, backend, split, team)
     chosen = _threshold(config, backend, split, digests, predictions, team)
+    predictions, curve = _calibrated(config, split, digests, predictions, team)
     facts: dict[str, Any] = {
         "seconds": seconds,
         "seconds_per_image": sum(seconds.values()),
         "dataset": config.dataset_dir.as_posix(),
         "model": config.model.as_posix(),
         "intensity": list(backend.spec.intensity),
+        "join": backend.spec.join,
     }
     if other is not None:
         facts["against"] = compare(
@@ -115,11 +119,16 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         "same_split": shared > 0,
     }
     said = [*notes(split, config.model, seen), *threshold_notes(chosen, shared, len(split.images))]
+    if curve is not None:
+        facts["calibration"], note = _calibration_told(curve, split, digests)
+        said += note
 
     def write() -> Evaluated:
         judged = write_judgement(config.results_dir, split, predictions, chosen.value, config, config.seed, facts, said)
         if chosen.how == "aim":
             threshold.save(chosen, config.model)
+        if curve is not None and split.name == VALIDATION:
+            _keep(curve, config.model)
         return judged
 
     return team.from_main(write)
@@ -214,6 +223,49 @@ def _threshold(
     return replace(chosen, chosen_by=tuple(digests.values()))
 
 
+def _calibrated(
+    config: EvaluateConfig,
+    split: CocoSplit,
+    digests: Mapping[str, str],
+    predictions: list[Prediction],
+    team: "Processes",
+) -> tuple[list[Prediction], Calibration | None]:
+    """Return the predictions with what tells how likely a defect is, and the checkpoint's calibration.
+
+    It is fitted to the validation split. Its images have others: each one that was fitted to the other images.
+    """
+    if split.name != VALIDATION:
+        kept = team.from_main(lambda: calibration.load(config.model, config.min_area))
+        return [replace(one, calibration=kept) for one in predictions], kept
+    judged = judge(split, predictions, threshold.DEFAULT, config.min_area)
+    truth, scores = np.array([one.truth for one in judged]), np.array([one.score for one in judged])
+    others = out_of_fold(truth, scores, groups_of(judged), config.seed, split.name, config.min_area)
+    if None in others:
+        return predictions, None
+    with_others = [replace(one, calibration=other) for one, other in zip(predictions, others, strict=True)]
+    curve = fit(truth, scores, split.name, config.min_area)
+    return with_others, None if curve is None else replace(curve, fitted_by=tuple(digests.values()))
+
+
+def _keep(curve: Calibration, model: Path) -> None:
+    """Write the calibration beside its checkpoint, where that can be written to: nobody has asked for the file."""
+    try:
+        calibration.save(curve, model)
+    except OSError as error:
+        log.warning("the calibration is not kept beside the checkpoint: %s", error)
+
+
+def _calibration_told(
+    curve: Calibration, split: CocoSplit, digests: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what `metrics.json` says of the calibration, and what a reader has to know of it, as sentences."""
+    is_cross_fitted = split.name == VALIDATION
+    fitted = {name: value for name, value in asdict(curve).items() if name != "fitted_by"}
+    shared = 0 if is_cross_fitted else len(set(curve.fitted_by) & set(digests.values()))
+    note = f"{shared} of these {len(split.images)} images fitted the calibration: its error is too small."
+    return {**fitted, "cross_fitted": is_cross_fitted}, [note] if shared else []
+
+
 def notes(split: CocoSplit, model: Path, seen: Leak | None) -> list[str]:
     """Return what a reader has to know of the images and the model, as sentences.
 
@@ -290,7 +342,7 @@ def predict_split(
         if isinstance(seen, FlawmaskError):
             raise seen
         start = time.perf_counter()
-        prediction = post_process(seen.found, backend.spec.classes, *seen.pixels.shape[:2])
+        prediction = seen.prediction(backend.spec)
         return prediction, (seen.read, seen.network, time.perf_counter() - start)
 
     # By size, so that batches fill, and so that a GPU, which takes long over the first of a size, meets each size once.

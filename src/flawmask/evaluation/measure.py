@@ -60,6 +60,7 @@ def judge(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_
                 verdict=verdict.is_defect,
                 score=verdict.score,
                 group=group,
+                defect_probability=verdict.defect_probability,
             )
         )
     return judged
@@ -134,6 +135,12 @@ class Evidence:
         """(N,) each image's score."""
         return np.array([one.score for one in self.judged], dtype=np.float64)
 
+    @property
+    def probabilities(self) -> Floats | None:
+        """(N,) each image's calibrated score; None where that of an image is not known."""
+        found = [one.defect_probability for one in self.judged]
+        return None if None in found else np.array(found, dtype=np.float64)
+
     @cached_property
     def groups(self) -> Groups | None:
         """(N,) the number of each image's group; None where nothing is known of groups."""
@@ -195,6 +202,7 @@ def measure(
         "pr": precision_recall_curve(ranking),
         "mask_pr": mask_precision_curve(detections.evaluations),
         "calibration": calibration(truth, evidence.scores),
+        "calibrated": None if evidence.probabilities is None else calibration(truth, evidence.probabilities),
         **(pixels.curves() if pixels else {}),
     }
     curves = {name: curve for name, curve in curves.items() if curve is not None}

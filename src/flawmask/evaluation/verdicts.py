@@ -25,6 +25,7 @@ class Judged:
         verdict: whether it was rejected.
         score: the highest score of a defect instance on it, 0 where there is none.
         group: what it shares with other images of the same part; None where nothing is known of groups.
+        defect_probability: the score as its calibration has it; None where there is none.
     """
 
     file_name: str
@@ -33,6 +34,7 @@ class Judged:
     verdict: bool
     score: float
     group: str | None = None
+    defect_probability: float | None = None
 
     @property
     def outcome(self) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from flawmask.data.intensity import IntensityRule
-from flawmask.settings import Device, Strict, require
+from flawmask.settings import Device, Joining, Strict, require
 
 SCORE_FLOOR = 0.05
 """Where `--score_floor` lies unless it is given: torchvision's own, low enough for average precision."""
@@ -16,7 +16,7 @@ MAX_PROPOSALS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceSettings(Device):
+class InferenceSettings(Joining, Device):
     """How the network looks at images: what makes it faster."""
 
     inference_batch_size: int | None = None

@@ -9,11 +9,13 @@ from typing import Literal
 from flawmask import images
 from flawmask.errors import FlawmaskError
 from flawmask.images import Colour, Source
+from flawmask.inference import calibration
 from flawmask.inference import threshold as thresholds
 from flawmask.inference.backend import Backend, Image, detect
 from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR, InferenceSettings
 from flawmask.inference.stream import Seen, judge_all
-from flawmask.prediction import Prediction, post_process
+from flawmask.joining import Join
+from flawmask.prediction import Prediction
 from flawmask.settings import Precision
 
 
@@ -31,6 +33,7 @@ class Predictor:
         spec: what the network was built from: its classes, among others.
         conf: the threshold of its predictions' verdicts, 0 to 1.
         min_area: how many pixels a defect must cover to count in them.
+        calibration: what gives their `defect_probability`; None where the checkpoint has none for this `min_area`.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Predictor:
         precision: Precision = "auto",
         score_floor: float = SCORE_FLOOR,
         max_proposals: int = MAX_PROPOSALS,
+        join: Join | None = None,
     ) -> None:
         """Load a checkpoint.
 
@@ -55,6 +59,8 @@ class Predictor:
             precision: what the layers compute in; boxes and scores are float32 in any case.
             score_floor: detections that score no more than this are dropped, 0 to 1.
             max_proposals: regions of an image that the heads look at; never more than the checkpoint says.
+            join: `touching` makes one instance of those of one class that overlap or touch, `off` leaves them as they
+                come; by default as the model was trained.
 
         Raises:
             FlawmaskError: the file is no checkpoint, the device or the precision is not there, or no threshold was
@@ -63,10 +69,11 @@ class Predictor:
         if threshold != "auto" and not 0 <= threshold <= 1:
             raise FlawmaskError(f"threshold={threshold!r}: it must lie between 0 and 1, or be 'auto'")
         settings = InferenceSettings(
-            device=device, precision=precision, score_floor=score_floor, max_proposals=max_proposals
+            device=device, precision=precision, score_floor=score_floor, max_proposals=max_proposals, join=join
         )
         self.conf = thresholds.of(threshold, Path(model), min_area).value
         self.min_area = min_area
+        self.calibration = calibration.load(Path(model), min_area)
         self.backend = load(Path(model), settings)
         self.spec = self.backend.spec
 
@@ -106,7 +113,7 @@ class Predictor:
         def finish(_: Source, seen: Seen | FlawmaskError) -> Prediction:
             if isinstance(seen, FlawmaskError):
                 raise seen
-            return self._own(post_process(seen.found, self.spec.classes, *seen.pixels.shape[:2]), seen.pixels)
+            return self._own(seen.prediction(self.spec), seen.pixels)
 
         def read(source: Source) -> Image:
             return images.pixels_of(source, colour, self.spec.intensity)
@@ -116,7 +123,7 @@ class Predictor:
             yield from judged
 
     def _own(self, prediction: Prediction, pixels: Image) -> Prediction:
-        return replace(prediction, conf=self.conf, min_area=self.min_area, image=pixels)
+        return replace(prediction, conf=self.conf, min_area=self.min_area, image=pixels, calibration=self.calibration)
 
 
 def load(model: Path, settings: InferenceSettings) -> Backend:
@@ -127,10 +134,13 @@ def load(model: Path, settings: InferenceSettings) -> Backend:
     """
     from flawmask.inference.torch_backend import TorchBackend
 
-    return TorchBackend.load(
+    backend = TorchBackend.load(
         model,
         settings.device,
         precision=settings.precision,
         score_floor=settings.score_floor,
         max_proposals=settings.max_proposals,
     )
+    if settings.join is not None:
+        backend.spec = replace(backend.spec, join=settings.join)
+    return backend

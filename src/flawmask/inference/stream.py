@@ -14,7 +14,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.inference.backend import Backend, Image, Resized, resized
 from flawmask.launch import THREAD_NAME, cores_of_each_process, usable_cores
 from flawmask.model.spec import ModelSpec
-from flawmask.prediction import RawDetections
+from flawmask.prediction import Prediction, RawDetections, post_process
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,6 +48,10 @@ class Seen:
     found: RawDetections
     read: float
     network: float
+
+    def prediction(self, spec: ModelSpec) -> Prediction:
+        """Return what was found as instances, joined as the spec says."""
+        return post_process(self.found, spec.classes, *self.pixels.shape[:2], join=spec.join)
 
 
 @dataclass(frozen=True)

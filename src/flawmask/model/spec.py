@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from flawmask.errors import FlawmaskError
 from flawmask.images import UPPER_BITS, Levels
+from flawmask.joining import Join
 from flawmask.model.arch import Arch, architecture
 from flawmask.model.architecture import Architecture, FixedSquare, Proportional, SteppedSquare
 
@@ -29,6 +30,7 @@ class ModelSpec:
         proposals: the most regions of an image that the heads look at; twice as many in training.
         intensity: which value is black and which is white, of images of more than 8 bits; of older checkpoints those
             that keep the upper 8 of 16 bits.
+        join: which predictions of an image are one defect, see `joining.Join`; of older checkpoints each is one.
     """
 
     arch: Arch
@@ -40,10 +42,11 @@ class ModelSpec:
     max_detections: int = 100
     proposals: int = 1000
     intensity: Levels = UPPER_BITS
+    join: Join = "off"
 
     def __post_init__(self) -> None:
         architecture(self.arch)
-        is_known = self.norm in get_args(Norm) and bool(self.classes)
+        is_known = self.norm in get_args(Norm) and self.join in get_args(Join) and bool(self.classes)
         low, high = self.intensity
         if not is_known or len(self.anchor_sizes) != len(TORCHVISION_ANCHORS) or not 0 <= low < high <= 65535:
             raise FlawmaskError(f"{self} does not describe a network")
