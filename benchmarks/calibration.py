@@ -52,7 +52,7 @@ def fitted(deviation: tuple[float, float] | None = None) -> Callable[[Flags, Flo
 
 def targets(truth: Flags) -> Floats:
     """Return Platt's targets."""
-    return np.where(truth, (truth.sum() + 1) / (truth.sum() + 2), 1 / ((~truth).sum() + 2))
+    return np.asarray(np.where(truth, (truth.sum() + 1) / (truth.sum() + 2), 1 / ((~truth).sum() + 2)))
 
 
 def platt(truth: Flags, scores: Floats) -> Curve:
