@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pycocotools import mask as rle_tools
 
 Mask = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
 Segmentation = list[list[int]] | dict[str, Any]
 
 
@@ -98,6 +99,18 @@ def crop_of_rle(rle: dict[str, Any]) -> Crop:
     Only the crop is decoded. On a line-scan image, the whole mask would be hundreds of times as large.
     """
     x, y, width, height = box_of_rle(rle)
+    column, top, bottom = _runs_by_column(rle)
+    changes = np.zeros((height + 1, width), np.int8)
+    changes[top - y, column - x] += 1  # runs of one column never touch
+    changes[bottom - y, column - x] -= 1
+    return Crop(np.cumsum(changes[:-1], axis=0, dtype=np.int8) > 0, x, y)
+
+
+def _runs_by_column(rle: dict[str, Any]) -> tuple[Counts, Counts, Counts]:
+    """Return the column, the first row and the row after the last one of each run of mask pixels.
+
+    A run that continues in the next column is one run for each column.
+    """
     rows = rle["size"][0]
     counts = _counts_in(rle["counts"])
     assert counts is not None
@@ -109,12 +122,9 @@ def crop_of_rle(rle: dict[str, Any]) -> Crop:
     columns = last // rows - first // rows + 1
     of_run = np.repeat(np.arange(len(first)), columns)
     column = first[of_run] // rows + np.arange(len(of_run)) - np.repeat(np.cumsum(columns) - columns, columns)
-    top = np.maximum(first[of_run], column * rows) - column * rows - y
-    bottom = np.minimum(last[of_run], column * rows + rows - 1) - column * rows - y + 1
-    changes = np.zeros((height + 1, width), np.int8)
-    changes[top, column - x] += 1  # runs of one column never touch
-    changes[bottom, column - x] -= 1
-    return Crop(np.cumsum(changes[:-1], axis=0, dtype=np.int8) > 0, x, y)
+    top = np.maximum(first[of_run], column * rows) - column * rows
+    bottom = np.minimum(last[of_run], column * rows + rows - 1) - column * rows + 1
+    return column, top, bottom
 
 
 def encode(mask: Mask) -> Segmentation:
@@ -333,6 +343,39 @@ def union(rles: Sequence[dict[str, Any]], height: int, width: int) -> dict[str, 
 def intersection(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Return the compressed RLE of the intersection of two masks of the same size."""
     return _text(rle_tools.merge([one, other], intersect=True))
+
+
+def dilated(rle: dict[str, Any]) -> dict[str, Any]:
+    """Return the compressed RLE of the mask and of all pixels that touch it, by a side or by a corner.
+
+    No mask is decoded.
+    """
+    height, width = rle["size"]
+    column, top, bottom = _runs_by_column(rle)
+    column = np.concatenate((column - 1, column, column + 1))
+    top, bottom = np.tile(np.maximum(top - 1, 0), 3), np.tile(np.minimum(bottom + 1, height), 3)
+    inside = (column >= 0) & (column < width)
+    starts, ends = (column * height + top)[inside], (column * height + bottom)[inside]
+    places, event = np.unique(np.concatenate((starts, ends)), return_inverse=True)
+    steps = np.bincount(event[: len(starts)], minlength=len(places)) - np.bincount(
+        event[len(starts) :], minlength=len(places)
+    )
+    is_mask = np.cumsum(steps) > 0  # from this place to the next
+    return rle_of_changes(places[np.diff(is_mask, prepend=False)], height, width)[0]
+
+
+def touching(rles: Sequence[dict[str, Any]]) -> Mask:
+    """Return which of N masks of one image overlap or touch, by a side or by a corner: (N, N) bool, symmetric.
+
+    An empty mask touches nothing, not even itself.
+
+    Args:
+        rles: compressed RLEs of one size, in the form that `to_rle` returns.
+    """
+    if not rles:
+        return np.zeros((0, 0), dtype=bool)
+    not_crowds = [False] * len(rles)
+    return np.asarray(rle_tools.iou([dilated(rle) for rle in rles], list(rles), not_crowds), dtype=np.float64) > 0
 
 
 def area(rle: dict[str, Any]) -> int:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from flawmask import masks
+from flawmask import joining, masks
 from flawmask.errors import FlawmaskError
 from flawmask.good_names import GOOD
+from flawmask.inference.calibration import Calibration
 from flawmask.inference.paste import expand_boxes, mask_changes, probabilities_in_box
 from flawmask.masks import Mask
 
@@ -63,6 +64,7 @@ class Instance:
         area: the number of pixels of the mask.
         probabilities: (M, M) float32, the probability that each cell of the box belongs to the instance; None where
             only the mask is known.
+        parts: the network's own instances, if it was joined from several of them (`Prediction.joined`).
     """
 
     label: str
@@ -71,6 +73,7 @@ class Instance:
     rle: dict[str, Any]
     area: int
     probabilities: Floats | None = field(default=None, compare=False, repr=False)
+    parts: tuple["Instance", ...] = field(default=(), compare=False, repr=False)
 
     @property
     def is_defect(self) -> bool:
@@ -97,10 +100,13 @@ class Verdict:
         is_defect: whether the image is rejected.
         score: the image's score, 0 to 1: the highest score of a defect instance, or 0 without one. A network that
             scores images gives its own.
+        defect_probability: the probability that the image is defective, 0 to 1, from the calibration of the score; None
+            without a calibration.
     """
 
     is_defect: bool
     score: float
+    defect_probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,7 @@ class Prediction:
         image_score: see `RawDetections`.
         map_of_scores: the `score_map` of `RawDetections`.
         image: the predicted image, (height, width, 3) uint8 RGB; None where it was not kept.
+        calibration: gives the probability of a defect from the image's score; None without a calibration.
     """
 
     height: int
@@ -134,6 +141,7 @@ class Prediction:
     image_score: float | None = None
     map_of_scores: Floats | None = field(default=None, compare=False, repr=False)
     image: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    calibration: Calibration | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         """Return the number of instances."""
@@ -156,6 +164,11 @@ class Prediction:
     def is_defect(self) -> bool:
         """Whether the image is rejected with the prediction's own `conf` and `min_area`."""
         return self.verdict().is_defect
+
+    @property
+    def defect_probability(self) -> float | None:
+        """The probability that the image is defective, 0 to 1, see `Verdict`."""
+        return self.verdict().defect_probability
 
     @property
     def labels(self) -> npt.NDArray[np.str_]:
@@ -207,8 +220,11 @@ class Prediction:
         score = self.image_score
         if score is None:
             score = max((instance.score for instance in self.defects(min_area=min_area)), default=0.0)
-            return Verdict(bool(self.defects(conf, min_area)), score)
-        return Verdict(score >= conf, score)
+            is_defect = bool(self.defects(conf, min_area))
+        else:
+            is_defect = score >= conf
+        probability = None if self.calibration is None else float(self.calibration.probability(score))
+        return Verdict(is_defect, score, probability)
 
     def defect_mask(self, conf: float | None = None, min_area: int | None = None) -> Mask:
         """Return the union of the masks of the defect instances that `verdict` counts: (height, width) bool.
@@ -240,7 +256,7 @@ class Prediction:
 
         It is the network's own map, if there is one. Otherwise it is 0 outside all boxes. Inside, it is the highest
         score x mask probability of the defect instances whose box holds the pixel. Where only an instance's mask is
-        known, the probability is 1 in the mask.
+        known, the probability is 1 in the mask. Each part of a joined instance counts with its own score.
 
         Args:
             min_area: defect instances with fewer pixels do not count.
@@ -248,7 +264,7 @@ class Prediction:
         if self.map_of_scores is not None:
             return self.map_of_scores
         scores = np.zeros((self.height, self.width), dtype=np.float32)
-        for instance in self.defects(min_area=min_area):
+        for instance in (part for one in self.defects(min_area=min_area) for part in one.parts or (one,)):
             if instance.probabilities is None:
                 window, local = np.s_[0 : self.height, 0 : self.width], instance.mask.astype(np.float32)
             else:
@@ -257,6 +273,26 @@ class Prediction:
                 window = np.s_[y : y + local.shape[0], x : x + local.shape[1]]
             scores[window] = np.maximum(scores[window], np.float32(instance.score) * local)
         return scores
+
+    def joined(self, rule: joining.Join = "touching") -> "Prediction":
+        """Return the prediction with one instance for each defect.
+
+        Instances that are parts of one defect become one instance. Its mask is the union of their masks, its box is
+        that of the union, and its score is the highest of theirs. The image's score and `score_map` do not change.
+        (With a `min_area`, they may become higher, because the area of the whole defect counts, not that of each part.)
+
+        Args:
+            rule: `touching`, see `joining.same_defect`; `off` joins nothing. Boxes of a network without masks are never
+                joined, because boxes overlap where their defects do not.
+        """
+        if rule == "off" or not self.has_masks:
+            return self
+        instances = self.instances
+        by_defect = joining.same_defect(
+            [one.rle for one in instances], [one.label for one in instances], [one.score for one in instances]
+        )
+        defects = [_union_of([instances[place] for place in places]) for places in by_defect]
+        return replace(self, instances=tuple(sorted(defects, key=lambda one: -one.score)))
 
     def within(self, region: Mask) -> "Prediction":
         """Return the prediction with all defects cut to the region.
@@ -281,7 +317,8 @@ class Prediction:
     def to_dict(self, conf: float | None = None, min_area: int | None = None) -> dict[str, Any]:
         """Return the image's record in `predictions.json`, as JSON values.
 
-        Keys: `width`, `height`; `verdict`, `good` or `defect`; `score`, the highest score of a defect; `instances`, the
+        Keys: `width`, `height`; `verdict`, `good` or `defect`; `score`, the highest score of a defect;
+        `defect_probability`, the probability that the image is defective, None without a calibration; `instances`, the
         defects that score at least the threshold and cover at least `min_area` pixels, each with `class`, `score`,
         `box` [x, y, width, height], `area` in pixels and `segmentation`, compressed COCO RLE at the image's size;
         `defect_area_px` and `defect_area_percent`, the area of their union. For a network without masks,
@@ -299,6 +336,7 @@ class Prediction:
             "height": self.height,
             "verdict": "defect" if verdict.is_defect else "good",
             "score": verdict.score,
+            "defect_probability": verdict.defect_probability,
             "defect_area_px": area,
             "defect_area_percent": None if area is None else 100 * area / (self.height * self.width),
             "instances": [
@@ -396,10 +434,24 @@ def _cut(instance: Instance, region: dict[str, Any]) -> Instance | None:
         return None
     x, y, width, height = masks.box_of_rle(rle)
     box = (float(x), float(y), float(x + width), float(y + height))
-    return replace(instance, box=box, rle=rle, area=area, probabilities=None)
+    return replace(instance, box=box, rle=rle, area=area, probabilities=None, parts=())
 
 
-def post_process(detections: RawDetections, classes: Sequence[str], height: int, width: int) -> Prediction:
+def _union_of(instances: Sequence[Instance]) -> Instance:
+    """Return one instance that joins the given ones."""
+    if len(instances) == 1:
+        return instances[0]
+    best = max(instances, key=lambda one: one.score)
+    rle = masks.union([one.rle for one in instances], *best.rle["size"])
+    x, y, width, height = masks.box_of_rle(rle)
+    box = (float(x), float(y), float(x + width), float(y + height))
+    parts = tuple(part for one in instances for part in one.parts or (one,))
+    return Instance(best.label, best.score, box, rle, masks.area(rle), parts=parts)
+
+
+def post_process(
+    detections: RawDetections, classes: Sequence[str], height: int, width: int, *, join: joining.Join = "off"
+) -> Prediction:
     """Return the prediction for a network's output, its instances with the highest score first.
 
     Masks have the pixels of torchvision's `paste_masks_in_image` with a probability above 0.5. They never leave their
@@ -410,6 +462,7 @@ def post_process(detections: RawDetections, classes: Sequence[str], height: int,
         classes: the names of its classes in the order of its labels 1, 2, ...
         height: the height of the image in pixels.
         width: the width of the image in pixels.
+        join: which instances are one defect, see `Prediction.joined`.
     """
     make = _of_boxes if detections.masks is None else _of_masks
     instances = sorted(make(detections, classes, height, width), key=lambda instance: -instance.score)
@@ -421,7 +474,7 @@ def post_process(detections: RawDetections, classes: Sequence[str], height: int,
         classes=tuple(classes),
         image_score=detections.image_score,
         map_of_scores=detections.score_map,
-    )
+    ).joined(join)
 
 
 def _of_masks(detections: RawDetections, classes: Sequence[str], height: int, width: int) -> list[Instance]:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 from flawmask.errors import FlawmaskError
+from flawmask.joining import Join
 
 T = TypeVar("T")
 
@@ -22,6 +23,7 @@ LEGACY_VALUES: Mapping[str, Any] = {
     "mask_values": "auto",
     "mask_classes": None,
     "exif_masks": None,
+    "join": "off",
 }
 """The fixed values that were in force before these settings existed. A file without the setting was written then."""
 
@@ -118,6 +120,20 @@ class Device(Settings):
     """cuda, cuda:1, mps or cpu. The default is the first of cuda, mps and cpu that the machine has."""
     precision: Precision = "auto"
     """Number format of the layers; auto is bf16 if the hardware supports it. Boxes and scores are always float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joining(Settings):
+    """Whether predictions of one defect are joined."""
+
+    join: Join | None = None
+    """touching: predictions of one class whose masks overlap or touch are one defect; off: each is one. The default is
+    the checkpoint's own rule, and touching for a new training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_known = self.join is None or self.join in get_args(Join)
+        require(is_known, f"--join is {self.join}: it must be one of {', '.join(get_args(Join))}")
 
 
 @dataclass(frozen=True, kw_only=True)

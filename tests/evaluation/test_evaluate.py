@@ -21,10 +21,13 @@ from flawmask.errors import FlawmaskError
 from flawmask.evaluation import evaluate as stage
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import Evaluated, predict_split
+from flawmask.evaluation.metrics import METRICS
 from flawmask.evaluation.summary import summary
 from flawmask.images import read_image, write_png
 from flawmask.inference.backend import Resized
+from flawmask.inference.calibration import Calibration
 from flawmask.inference.torch_backend import TorchBackend
+from flawmask.report.headline import lookup
 
 pytestmark = pytest.mark.usefixtures("undrawn", "small_network")
 
@@ -37,7 +40,7 @@ def test_every_figure_is_written_under_the_name_that_users_know(evaluated: Calla
         "accuracy, precision, recall, f1_score, defect_detection_rate, composite_score, confidence, tp_defect, "
         "fp_defect, tn_good, fn_defect, total_images"
     ).split(", ")
-    ranked = "image_auroc image_ap image_f1_max image_f1_max_threshold false_alarms_at_recall ece".split()
+    ranked = "image_auroc image_ap image_f1_max image_f1_max_threshold false_alarms_at_recall ece brier".split()
     counted = "false_alarm_rate recall_by_type confusion instances instance_errors".split()
     listed = ("missed_instances", "spurious_instances")
     areas = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
@@ -58,6 +61,7 @@ def test_every_figure_is_written_under_the_name_that_users_know(evaluated: Calla
         "tally",
         "intensity",
         "good_name",
+        *("join", "calibration", "ece_calibrated", "brier_calibrated"),
     }
     assert set(metrics) == {*promised, *beyond}
     assert metrics["total_images"] == 5
@@ -132,6 +136,45 @@ def test_the_threshold_is_chosen_on_val_kept_and_used_for_test(run_dir: Path, da
     assert leaking.metrics["threshold"]["same_split"]
     assert any("chosen on 1 of these 5 images" in note for note in leaking.metrics["notes"])
     (run_dir / "best.threshold.json").unlink()
+
+
+def test_the_score_is_calibrated_on_val_and_measured_on_other_images(run_dir: Path, dataset: Path) -> None:
+    on_val = run(run_dir, dataset)
+    stored = json.loads((run_dir / "best.calibration.json").read_text())
+    assert (stored["images"], stored["defective"], stored["fitted_on"], len(stored["fitted_by"])) == (5, 3, "val", 5)
+    assert on_val.metrics["calibration"]["cross_fitted"]
+    shutil.copytree(dataset / "val", dataset / "test")
+    for number, path in enumerate(sorted((dataset / "test" / "images").iterdir()), start=50):
+        height, width = read_image(path).shape[:2]
+        write_png(path, patchwork(height, width, number))
+    on_test = run(run_dir, dataset, split="test")
+    assert not on_test.metrics["calibration"]["cross_fitted"]
+    assert on_test.metrics["calibration"]["slope"] == stored["slope"]
+    assert {"ece", "brier", "ece_calibrated", "brier_calibrated"} <= set(on_test.metrics["intervals"])
+    curve = Calibration(stored["slope"], stored["intercept"], "val", 5, 3)
+    for row in rows(on_test.results_dir / "predictions.csv"):
+        assert float(row["defect_probability"]) == pytest.approx(
+            float(curve.probability(float(row["score"]))), abs=1e-4
+        )
+    shutil.copy(dataset / "val" / "images" / "crack_1.png", dataset / "test" / "images" / "crack_1.png")
+    notes = run(run_dir, dataset, split="test").metrics["notes"]
+    assert any("The calibration was fitted to 1 of these 5 images" in note for note in notes)
+    without = run(run_dir, dataset, split="test", min_area=9)
+    assert "calibration" not in without.metrics, "it was fitted with another --min_area"
+    assert "ece_calibrated" not in without.metrics
+    (run_dir / "best.calibration.json").unlink()
+
+
+def test_joining_changes_the_instances_and_no_images_score(run_dir: Path, dataset: Path) -> None:
+    apart, together = (run(run_dir, dataset, join=rule).metrics for rule in ("off", "touching"))
+    assert (apart["join"], together["join"]) == ("off", "touching")
+    assert together["instances"]["found"] < apart["instances"]["found"]
+    of_images = [
+        one.key for one in METRICS.values() if one.group in ("verdicts", "ranking") and one.key != "confidence"
+    ]
+    for key in [*of_images, "pixel_aupro", "pixel_auroc"]:
+        assert lookup(together, key) == lookup(apart, key), key
+    assert run(run_dir, dataset).metrics["join"] == "off", "this checkpoint says so"
 
 
 def test_a_note_says_that_the_epoch_was_chosen_on_val(run_dir: Path, dataset: Path) -> None:

@@ -24,6 +24,7 @@ from flawmask.evaluation.metrics import METRICS, Floats, Metric, proportion, val
 from flawmask.evaluation.summary import summary
 from flawmask.evaluation.verdicts import EvaluatedImage
 from flawmask.folds import spreads
+from flawmask.inference.calibration import Calibration
 from flawmask.report.headline import NBSP, decimal, lookup
 from flawmask.report.side_by_side import compare_reports
 
@@ -35,7 +36,8 @@ def evidence(seed: int, images: int = 12) -> Evidence:
         predicted(*(instance("crack", float(rng.random()), shaken(mask, rng)) for _, mask in [*truth, (3, blob(rng))]))
         for truth in truths
     ]
-    return gather(make_split(truths), found, 0.5, 0)
+    curve = Calibration(0.8, -0.2, "val", 9, 5)
+    return gather(make_split(truths), [replace(one, calibration=curve) for one in found], 0.5, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -45,7 +47,7 @@ def test_weights_of_1_give_the_metric_itself(seed: int) -> None:
     assert set(figures) == set(METRICS)
     for key, drawn in weighted.items():
         group = METRICS[key].group
-        if group == "verdicts" or (group == "ranking" and key != "confidence"):
+        if group == "verdicts" or (group == "ranking" and key not in ("confidence", "ece_calibrated")):
             np.testing.assert_array_equal(drawn, np.repeat(figures[key], 3), err_msg=key)
         else:  # other sums, or for pixels scores in groups
             assert drawn == pytest.approx(np.repeat(figures[key], 3), abs=1e-3 if group == "pixels" else 1e-6), key

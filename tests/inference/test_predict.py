@@ -23,6 +23,8 @@ from random_network import SPEC, network, patchwork
 from flawmask import masks
 from flawmask.errors import FlawmaskError, UnusedError
 from flawmask.images import read_image, read_mask, write_png
+from flawmask.inference import calibration
+from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.predict import Predicted, predict
 from flawmask.inference.predictor import Predictor
@@ -110,6 +112,37 @@ def test_the_table_agrees_with_the_records(model: Path, parts: Path, tmp_path: P
         assert int(row["instances"]) == len(record["instances"])
         assert int(row["defect_area_px"]) == record["defect_area_px"]
         assert float(row["defect_area_percent"]) == pytest.approx(record["defect_area_percent"], abs=1e-4)
+
+
+def test_a_calibrated_checkpoint_gives_the_probability_of_a_defect(model: Path, parts: Path, tmp_path: Path) -> None:
+    curve = Calibration(0.5, -1.0, "val", 40, 20)
+    calibration.save(curve, model)
+    try:
+        done, records = run(model, tmp_path, parts)
+        table = rows(done.output / "predictions.csv")
+        other = run(model, tmp_path, parts, min_area=1)[1]
+    finally:
+        model.with_name("best.calibration.json").unlink()
+    for row, record in zip(table, records, strict=True):
+        assert record["defect_probability"] == pytest.approx(float(curve.probability(record["score"])))
+        assert float(row["defect_probability"]) == pytest.approx(record["defect_probability"], abs=1e-6)
+    assert {record["defect_probability"] for record in other} == {None}, "it was fitted with another --min_area"
+    done, uncalibrated = run(model, tmp_path, parts)
+    assert {row["defect_probability"] for row in rows(done.output / "predictions.csv")} == {""}
+    assert uncalibrated == [{**record, "defect_probability": None} for record in records], "nothing else differs"
+
+
+def test_joining_leaves_verdict_score_and_defect_area_alone(model: Path, parts: Path, tmp_path: Path) -> None:
+    by_rule = {}
+    for rule in ("off", "touching"):
+        done, by_rule[rule] = run(model, tmp_path, parts, join=rule, conf=0.5)
+        assert json.loads((done.output / "predictions.json").read_bytes())["join"] == rule
+    counts = {rule: sum(len(record["instances"]) for record in records) for rule, records in by_rule.items()}
+    assert counts["touching"] < counts["off"]
+    for apart, together in zip(*by_rule.values(), strict=True):
+        for key in ("verdict", "score", "defect_area_px"):
+            assert together[key] == apart[key]
+    assert run(model, tmp_path, parts, conf=0.5)[1] == by_rule["off"], "as the checkpoint says"
 
 
 def test_saved_masks_are_the_union_of_the_records_instances(model: Path, parts: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,10 +18,13 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from flawmask import images
 from flawmask.errors import FlawmaskError, ImageError
 from flawmask.images import write_png
+from flawmask.inference import calibration
 from flawmask.inference import threshold as thresholds
 from flawmask.inference.backend import check_classes
+from flawmask.inference.calibration import Calibration
 from flawmask.inference.predictor import Predictor
 from flawmask.inference.torch_backend import downloaded, uploaded
+from flawmask.joining import Join
 from flawmask.model import checkpoint
 from flawmask.model.build import detector_of
 from flawmask.prediction import Prediction, post_process
@@ -80,6 +83,27 @@ def test_the_score_map_is_the_highest_score_times_probability_that_torchvision_p
     assert np.abs(scores - expected).max() < 1e-6
     small = prediction.score_map(min_area=10**6)
     assert (small == 0).all()
+
+
+def test_a_predictor_joins_by_its_argument_or_else_by_the_checkpoints_rule(model_path: Path) -> None:
+    pixels = patchwork(90, 120)
+    by_rule = {rule: Predictor(model_path, "cpu", join=rule)(pixels) for rule in (None, *get_args(Join))}
+    assert by_rule[None].instances == by_rule["off"].instances
+    assert len(by_rule["touching"]) < len(by_rule["off"])
+    assert by_rule["touching"].instances == by_rule["off"].joined().instances
+    assert by_rule["touching"].defect_probability is None
+
+
+def test_a_predictor_gives_the_probability_of_a_defect(model_path: Path) -> None:
+    curve = Calibration(0.5, -1.0, "val", 40, 20)
+    calibration.save(curve, model_path)
+    try:
+        prediction = Predictor(model_path, "cpu")(patchwork(70, 90))
+        assert prediction.defect_probability == float(curve.probability(prediction.verdict().score))
+        assert prediction.to_dict()["defect_probability"] == prediction.defect_probability
+        assert Predictor(model_path, "cpu", min_area=3)(patchwork(70, 90)).defect_probability is None
+    finally:
+        model_path.with_name("best.calibration.json").unlink()
 
 
 def test_a_cut_instance_counts_inside_the_region_only() -> None:

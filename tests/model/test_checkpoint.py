@@ -118,6 +118,20 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_from_before_joining_joins_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    checkpoint.save(path, network(), replace(SPEC, join="touching"))
+    assert checkpoint.load(path)[1].join == "touching"
+    content = torch.load(path, weights_only=True)
+    del content["spec"]["join"]
+    torch.save(content, path)
+    assert checkpoint.load(path)[1].join == "off"
+    content["spec"]["join"] = "glue"
+    torch.save(content, path)
+    with pytest.raises(FlawmaskError, match="does not describe a network"):
+        checkpoint.load(path)
+
+
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "whole.pt", network(), SPEC)
     whole = (tmp_path / "whole.pt").read_bytes()

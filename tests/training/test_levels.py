@@ -9,6 +9,7 @@ from stained_plates import light, make_dataset, same_weights
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import evaluate
 from flawmask.images import read_image, read_pixels, write_png
+from flawmask.joining import DEFAULT
 from flawmask.model import checkpoint
 from flawmask.training.loop import train
 
@@ -52,4 +53,7 @@ def test_12_bit_images_train_and_evaluate_like_the_same_images_in_8_bits(tmp_pat
 def test_a_given_intensity_rule_is_stored_in_the_checkpoint(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data")
     done = train(light(dataset, intensity="10"))
-    assert checkpoint.load(done.run_dir / "last.pt")[1].intensity == (0, 1023)
+    spec = checkpoint.load(done.run_dir / "last.pt")[1]
+    assert (spec.intensity, spec.join) == ((0, 1023), DEFAULT)
+    done = train(light(dataset, join="off", overwrite=True))
+    assert checkpoint.load(done.run_dir / "last.pt")[1].join == "off"

@@ -153,7 +153,7 @@ def _write(
     has_threshold = name == CLASSIFIER or chosen is not None
     if not has_threshold:
         of_verdicts = (one.key for one in METRICS.values() if one.group == "verdicts" and one.key != "total_images")
-        dropped = [*of_verdicts, "ece"]
+        dropped = [*of_verdicts, "ece", "brier"]
         names = {key.replace(".", "_") for key in dropped}
         intervals = {name: bounds for name, bounds in metrics["intervals"].items() if name not in names}
         undefined = dict.fromkeys([*(key.partition(".")[0] for key in dropped), "recall_by_type"])

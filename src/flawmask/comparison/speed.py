@@ -85,8 +85,9 @@ def _load(config: CompareConfig, name: str, path: Path) -> Predict:
 
     def predict(batch: Sequence[Image]) -> Any:
         detections = backend.infer([resized(pixels, backend.spec) for pixels in batch])
-        classes = backend.spec.classes
-        return [post_process(one, classes, *pixels.shape[:2]) for one, pixels in zip(detections, batch, strict=True)]
+        classes, join = backend.spec.classes, backend.spec.join
+        pairs = zip(detections, batch, strict=True)
+        return [post_process(one, classes, *pixels.shape[:2], join=join) for one, pixels in pairs]
 
     return predict
 

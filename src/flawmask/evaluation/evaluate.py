@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from flawmask.coco import CocoSplit, Record, read_split
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.against import compare, read_other
 from flawmask.evaluation.aim import choose
+from flawmask.evaluation.calibrate import fit, out_of_fold
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
 from flawmask.evaluation.leak import Leak, content_digests, seen_in_training
 from flawmask.evaluation.measure import decide_verdicts, measure
@@ -23,12 +24,13 @@ from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
 from flawmask.evaluation.verdicts import groups_of
 from flawmask.files import check_output_folder, read_json
-from flawmask.inference import threshold
+from flawmask.inference import calibration, threshold
 from flawmask.inference.backend import Backend, check_classes
+from flawmask.inference.calibration import Calibration
 from flawmask.inference.predictor import load
 from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.inference.threshold import Threshold
-from flawmask.prediction import Prediction, post_process
+from flawmask.prediction import Prediction
 from flawmask.progress import track
 from flawmask.report.report import ENTRIES as REPORT_ENTRIES
 from flawmask.settings import require
@@ -92,12 +94,14 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
     leak = seen_in_training(split, digests, config.model, allow=config.allow_leak)
     predictions, seconds = _predict(config, backend, split, team)
     chosen = _threshold(config, backend, split, digests, predictions, team)
+    predictions, fitted = _calibrate(config, split, digests, predictions, team)
     facts: dict[str, Any] = {
         "seconds": seconds,
         "seconds_per_image": sum(seconds.values()),
         "dataset": config.dataset_dir.as_posix(),
         "model": config.model.as_posix(),
         "intensity": list(backend.spec.intensity),
+        "join": backend.spec.join,
     }
     if other is not None:
         facts["against"] = compare(
@@ -115,6 +119,9 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         "same_split": shared > 0,
     }
     all_notes = [*notes(split, config.model, leak), *threshold_notes(chosen, shared, len(split.images))]
+    if fitted is not None:
+        facts["calibration"], calibration_notes = _describe_calibration(fitted, split, digests)
+        all_notes += calibration_notes
 
     def write() -> Evaluated:
         evaluated = write_evaluation(
@@ -122,6 +129,8 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         )
         if chosen.how == "aim":
             threshold.save(chosen, config.model)
+        if fitted is not None and split.name == VALIDATION:
+            _save_calibration(fitted, config.model)
         return evaluated
 
     return team.from_main(write)
@@ -221,6 +230,51 @@ def _threshold(
     return replace(chosen, chosen_by=tuple(digests.values()))
 
 
+def _calibrate(
+    config: EvaluateConfig,
+    split: CocoSplit,
+    digests: Mapping[str, str],
+    predictions: list[Prediction],
+    team: "Processes",
+) -> tuple[list[Prediction], Calibration | None]:
+    """Return the predictions with a calibration each, and the calibration of the checkpoint.
+
+    On the validation split, the checkpoint's calibration is fitted. There, the calibration of each image is another
+    one, which was fitted to the other images. On another split, all images have the stored calibration of the
+    checkpoint.
+    """
+    if split.name != VALIDATION:
+        stored = team.from_main(lambda: calibration.load(config.model, config.min_area))
+        return [replace(one, calibration=stored) for one in predictions], stored
+    evaluated = decide_verdicts(split, predictions, threshold.DEFAULT, config.min_area)
+    truth, scores = np.array([one.truth for one in evaluated]), np.array([one.score for one in evaluated])
+    others = out_of_fold(truth, scores, groups_of(evaluated), config.seed, split.name, config.min_area)
+    if None in others:
+        return predictions, None
+    calibrated = [replace(one, calibration=other) for one, other in zip(predictions, others, strict=True)]
+    fitted = fit(truth, scores, split.name, config.min_area)
+    return calibrated, None if fitted is None else replace(fitted, fitted_by=tuple(digests.values()))
+
+
+def _save_calibration(fitted: Calibration, model: Path) -> None:
+    """Write the calibration beside its checkpoint. If that fails, warn only, because nobody asked for this file."""
+    try:
+        calibration.save(fitted, model)
+    except OSError as error:
+        log.warning("the calibration is not kept beside the checkpoint: %s", error)
+
+
+def _describe_calibration(
+    fitted: Calibration, split: CocoSplit, digests: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the calibration's record in `metrics.json`, and notes on it, as sentences."""
+    is_cross_fitted = split.name == VALIDATION
+    record = {name: value for name, value in asdict(fitted).items() if name != "fitted_by"}
+    shared = 0 if is_cross_fitted else len(set(fitted.fitted_by) & set(digests.values()))
+    note = f"The calibration was fitted to {shared} of these {len(split.images)} images: its error is too small."
+    return {**record, "cross_fitted": is_cross_fitted}, [note] if shared else []
+
+
 def notes(split: CocoSplit, model: Path, leak: Leak | None) -> list[str]:
     """Return notes on the images and the model, as sentences.
 
@@ -297,7 +351,7 @@ def predict_split(
         if isinstance(output, FlawmaskError):
             raise output
         start = time.perf_counter()
-        prediction = post_process(output.detections, backend.spec.classes, *output.pixels.shape[:2])
+        prediction = output.prediction(backend.spec)
         return prediction, (output.read, output.network, time.perf_counter() - start)
 
     # Images are sorted by size. So batches are full, and a GPU, which is slow at a new size, meets each size only once.

@@ -16,6 +16,7 @@ from flawmask.evaluation.ranking import (
     auroc,
     average_precision_score,
     best_f1,
+    brier,
     expected_calibration_error,
     false_alarms_at,
     rank,
@@ -85,7 +86,7 @@ def ranking(evidence: "Evidence", weights: Floats | None) -> Values:
     weights = np.ones((1, len(truth))) if weights is None else weights
     levels = {f"false_alarms_at_recall.{name}": level for name, level in RECALL_LEVELS.items()}
     if truth.all() or not truth.any():
-        keys = ("image_auroc", "image_ap", "image_f1_max", "ece", "image_f1_max_threshold", *levels)
+        keys = ("image_auroc", "image_ap", "image_f1_max", "ece", "brier", "image_f1_max_threshold", *levels)
         return dict.fromkeys(keys, np.full(len(weights), np.nan))
     ranked = rank(truth, scores, weights)
     highest, threshold = best_f1(ranked)
@@ -94,8 +95,26 @@ def ranking(evidence: "Evidence", weights: Floats | None) -> Values:
         "image_ap": average_precision_score(ranked),
         "image_f1_max": highest,
         "ece": expected_calibration_error(truth, scores, weights),
+        "brier": brier(truth, scores, weights),
         "image_f1_max_threshold": threshold,
         **{key: false_alarms_at(ranked, level) for key, level in levels.items()},
+    }
+
+
+def calibrated(evidence: "Evidence", weights: Floats | None) -> Values:
+    """Return the calibration error and the Brier score of the calibrated scores.
+
+    They are undefined where those of `ranking` are, and missing without calibrated scores.
+    """
+    truth, probabilities = evidence.truth, evidence.probabilities
+    if probabilities is None:
+        return {}
+    weights = np.ones((1, len(truth))) if weights is None else weights
+    if truth.all() or not truth.any():
+        return dict.fromkeys(("ece_calibrated", "brier_calibrated"), np.full(len(weights), np.nan))
+    return {
+        "ece_calibrated": expected_calibration_error(truth, probabilities, weights),
+        "brier_calibrated": brier(truth, probabilities, weights),
     }
 
 

@@ -62,6 +62,7 @@ def decide_verdicts(
                 verdict=verdict.is_defect,
                 score=verdict.score,
                 group=group,
+                defect_probability=verdict.defect_probability,
             )
         )
     return evaluated
@@ -136,6 +137,12 @@ class Evidence:
         """(N,) each image's score."""
         return np.array([one.score for one in self.images], dtype=np.float64)
 
+    @property
+    def probabilities(self) -> Floats | None:
+        """(N,) each image's calibrated score; None if an image has none."""
+        probabilities = [one.defect_probability for one in self.images]
+        return None if None in probabilities else np.array(probabilities, dtype=np.float64)
+
     @cached_property
     def groups(self) -> Groups | None:
         """(N,) the number of each image's group; None where groups are unknown."""
@@ -197,6 +204,7 @@ def measure(
         "pr": precision_recall_curve(ranking),
         "mask_pr": mask_precision_curve(detections.evaluations),
         "calibration": calibration(truth, evidence.scores),
+        "calibrated": None if evidence.probabilities is None else calibration(truth, evidence.probabilities),
         **(pixels.curves() if pixels else {}),
     }
     curves = {name: curve for name, curve in curves.items() if curve is not None}

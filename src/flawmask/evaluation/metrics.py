@@ -183,6 +183,18 @@ _ENTRIES = (
         formulas.ranking, lower_is_better=True, report=8, curve=("calibration", "error"),
     ),
     Metric(
+        "ece_calibrated", "Calibration error, calibrated", "the same for the probability of a defect", "ranking",
+        formulas.calibrated, lower_is_better=True, report=8, curve=("calibration", "calibrated"),
+    ),
+    Metric(
+        "brier", "Brier score", "mean square of score minus truth", "ranking", formulas.ranking, lower_is_better=True,
+        shown="decimal",
+    ),
+    Metric(
+        "brier_calibrated", "Brier score, calibrated", "the same for the probability of a defect", "ranking",
+        formulas.calibrated, lower_is_better=True, shown="decimal",
+    ),
+    Metric(
         "false_alarms_at_recall.100", "False alarms at 100 % recall", "if every defect must be found", "ranking",
         formulas.ranking, lower_is_better=True, console={"false alarms": "100 %: {}"}, report=7,
     ),

@@ -170,6 +170,14 @@ def expected_calibration_error(truth: Flags, scores: Floats, weights: Floats) ->
     return _divide(gap.sum(axis=1), weights.sum(axis=1))
 
 
+def brier(truth: Flags, scores: Floats, weights: Floats) -> Floats:
+    """Return the Brier score, (B,), 0 to 1: the mean square of score minus truth over the images.
+
+    See Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 1950.
+    """
+    return _divide((weights * (scores - truth) ** 2).sum(axis=1), weights.sum(axis=1))
+
+
 def thin(x: Floats, y: Floats) -> dict[str, list[float]]:
     """Return a curve as lists for JSON, `x` and `y`, with at most `CURVE_POINTS` points, including both ends."""
     keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), CURVE_POINTS)).round().astype(int))

@@ -56,16 +56,17 @@ def write_scores(
 def _write_table(
     path: Path, evaluated: Sequence[EvaluatedImage], predictions: Sequence[Prediction], conf: float, min_area: int
 ) -> None:
-    """Write a line for each image: truth, verdict, score, number of instances, defect area in pixels and per cent."""
+    """Write a line for each image: truth, verdict, score, number of instances, defect area, probability of a defect."""
     columns = [
         *("file", "defect_type", "truth", "verdict", "score"),
-        *("instances", "defect_area_px", "defect_area_percent"),
+        *("instances", "defect_area_px", "defect_area_percent", "defect_probability"),
     ]
     rows = []
     for one, prediction in zip(evaluated, predictions, strict=True):
         names = ["defect" if is_defect else "good" for is_defect in (one.truth, one.verdict)]
         defects = defect_columns(prediction, conf, min_area)
-        rows.append([one.file_name, one.defect_type, *names, f"{one.score:.6f}", *defects])
+        probability = "" if one.defect_probability is None else f"{one.defect_probability:.6f}"
+        rows.append([one.file_name, one.defect_type, *names, f"{one.score:.6f}", *defects, probability])
     write_table(path, columns, rows)
 
 

@@ -26,6 +26,7 @@ class EvaluatedImage:
         verdict: whether it was rejected.
         score: the highest score of a predicted defect; 0 where there is none.
         group: the name of the group of images that show the same part; None where groups are unknown.
+        defect_probability: the calibrated score; None without a calibration.
     """
 
     file_name: str
@@ -34,6 +35,7 @@ class EvaluatedImage:
     verdict: bool
     score: float
     group: str | None = None
+    defect_probability: float | None = None
 
     @property
     def outcome(self) -> str:

@@ -88,7 +88,7 @@ def detect(backend: Backend, pixels: Image) -> Prediction:
         ValueError: the array has another shape or type.
     """
     (detections,) = backend.infer([resized(pixels, backend.spec)])
-    return post_process(detections, backend.spec.classes, *pixels.shape[:2])
+    return post_process(detections, backend.spec.classes, *pixels.shape[:2], join=backend.spec.join)
 
 
 def check_classes(spec: ModelSpec, class_names: Sequence[str], where: Path) -> None:

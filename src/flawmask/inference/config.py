@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from flawmask.data.intensity import IntensityRule
-from flawmask.settings import Device, Strict, require
+from flawmask.settings import Device, Joining, Strict, require
 
 SCORE_FLOOR = 0.05
 """The default of `--score_floor`: torchvision's own, low enough for average precision."""
@@ -17,7 +17,7 @@ torchvision are for photographs with dozens of objects; an inspection image has 
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceSettings(Device):
+class InferenceSettings(Joining, Device):
     """How the network runs on images; these settings affect its speed."""
 
     inference_batch_size: int | None = None

@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from flawmask.draw import PREDICTION, title_bar
 from flawmask.errors import FlawmaskError
 from flawmask.files import atomic_folder, check_output_folder, write_json
 from flawmask.fonts import first_writable
-from flawmask.inference import preannotations, threshold
+from flawmask.inference import calibration, preannotations, threshold
+from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.inputs import find_images
 from flawmask.inference.overlay import draw_instances, viewing_size
 from flawmask.inference.predictor import load
 from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.masks import Mask
-from flawmask.prediction import post_process
+from flawmask.model.spec import ModelSpec
 from flawmask.progress import track
 from flawmask.settings import require
 from flawmask.tally import tallies_to_dict, warn_of_unused
@@ -39,7 +40,10 @@ MAX_LISTED = 20
 BLACK = 3
 """An image of more than 8 bits whose highest value becomes at most this, of 255, counts as black. Its range of grey was
 read wrong, and it gets no verdict."""
-COLUMNS = ("file", "verdict", "score", "instances", "defect_area_px", "defect_area_percent")
+COLUMNS = (
+    *("file", "verdict", "score", "instances", "defect_area_px", "defect_area_percent"),
+    "defect_probability",
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ def predict(config: PredictConfig) -> Predicted:
     with atomic_folder(config.output_dir) as folder:
         for name in ("overlays", "masks") if config.save_masks else ("overlays",):
             (folder / name).mkdir()
-        job = _Job(config, backend.spec.classes, conf, region, folder, _unique_names(paths), levels)
+        stored = calibration.load(config.model, config.min_area)
+        job = _Job(config, backend.spec, conf, stored, region, folder, _unique_names(paths), levels)
         written = predict_all(backend, paths, job.read, job.write, config.inference_batch_size)
         with closing(written):
             for record in track(written, "predicting", total=len(paths)):
@@ -103,7 +108,8 @@ def predict(config: PredictConfig) -> Predicted:
         tally.used = sum("error" not in record for record in records)
         warn_of_unused([tally], where, strict=config.strict)
         others = [{"file": path.as_posix(), "reason": reason} for path, reason in inputs.not_predicted.items()]
-        content = {"conf": conf, "min_area": config.min_area, "tally": tallies_to_dict([tally])}
+        rules = {"conf": conf, "min_area": config.min_area, "join": backend.spec.join}
+        content = {**rules, "tally": tallies_to_dict([tally])}
         write_json(folder / "predictions.json", {**content, "images": records, "not_predicted": others})
         _write_table(folder / "predictions.csv", records)
         if config.preannotations is not None:
@@ -138,8 +144,9 @@ class _Job:
 
     Attributes:
         config: the settings of the stage.
-        classes: the class names of the network.
+        spec: the specification of the network.
         conf: the verdict's threshold.
+        calibration: gives the probability of a defect; None without a calibration for this checkpoint.
         region: the region of interest, (height, width) bool; None for the whole image.
         folder: where the results go.
         names: the name of the pictures for each image.
@@ -148,8 +155,9 @@ class _Job:
     """
 
     config: PredictConfig
-    classes: tuple[str, ...]
+    spec: ModelSpec
     conf: float
+    calibration: Calibration | None
     region: Mask | None
     folder: Path
     names: dict[Path, str]
@@ -173,7 +181,7 @@ class _Job:
         """Write the pictures of an image and return its record."""
         if isinstance(output, FlawmaskError):
             return {"file": path.as_posix(), "error": str(output)}
-        prediction = post_process(output.detections, self.classes, *output.pixels.shape[:2])
+        prediction = replace(output.prediction(self.spec), calibration=self.calibration)
         if self.region is not None:
             prediction = prediction.within(self.region)
         limits = (self.conf, self.config.min_area)
@@ -239,9 +247,10 @@ def _write_table(path: Path, records: list[dict[str, Any]]) -> None:
     rows = []
     for record in records:
         if "error" in record:
-            rows.append([record["file"], "unreadable", "", "", "", ""])
+            rows.append([record["file"], "unreadable", "", "", "", "", ""])
             continue
         percent = "" if record["defect_area_percent"] is None else f"{record['defect_area_percent']:.4f}"
         score, count = f"{record['score']:.6f}", len(record["instances"])
-        rows.append([record["file"], record["verdict"], score, count, record["defect_area_px"], percent])
+        probability = "" if record["defect_probability"] is None else f"{record['defect_probability']:.6f}"
+        rows.append([record["file"], record["verdict"], score, count, record["defect_area_px"], percent, probability])
     write_table(path, COLUMNS, rows)

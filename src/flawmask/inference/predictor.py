@@ -9,11 +9,13 @@ from typing import Literal
 from flawmask import images
 from flawmask.errors import FlawmaskError
 from flawmask.images import Colour, Source
+from flawmask.inference import calibration
 from flawmask.inference import threshold as thresholds
 from flawmask.inference.backend import Backend, Image, detect
 from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR, InferenceSettings
 from flawmask.inference.stream import NetworkOutput, predict_all
-from flawmask.prediction import Prediction, post_process
+from flawmask.joining import Join
+from flawmask.prediction import Prediction
 from flawmask.settings import Precision
 
 
@@ -31,6 +33,8 @@ class Predictor:
         spec: the specification of the network; its classes, for example.
         conf: the threshold of the verdict, 0 to 1.
         min_area: the smallest area, in pixels, of a defect that counts for the verdict.
+        calibration: gives the `defect_probability` of its predictions; None where the checkpoint has no calibration for
+            this `min_area`.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Predictor:
         precision: Precision = "auto",
         score_floor: float = SCORE_FLOOR,
         max_proposals: int = MAX_PROPOSALS,
+        join: Join | None = None,
     ) -> None:
         """Load a checkpoint.
 
@@ -56,6 +61,8 @@ class Predictor:
             score_floor: detections with a score up to this are dropped, 0 to 1.
             max_proposals: RPN proposals kept per image, highest objectness first; never more than the checkpoint's own
                 number.
+            join: `touching` joins instances of one class that overlap or touch; `off` leaves the network's instances as
+                they are. The default is the checkpoint's own rule.
 
         Raises:
             FlawmaskError: the file is no checkpoint; the device or the precision is not available; or no threshold was
@@ -64,10 +71,11 @@ class Predictor:
         if threshold != "auto" and not 0 <= threshold <= 1:
             raise FlawmaskError(f"threshold={threshold!r}: it must lie between 0 and 1, or be 'auto'")
         settings = InferenceSettings(
-            device=device, precision=precision, score_floor=score_floor, max_proposals=max_proposals
+            device=device, precision=precision, score_floor=score_floor, max_proposals=max_proposals, join=join
         )
         self.conf = thresholds.of(threshold, Path(model), min_area).value
         self.min_area = min_area
+        self.calibration = calibration.load(Path(model), min_area)
         self.backend = load(Path(model), settings)
         self.spec = self.backend.spec
 
@@ -107,8 +115,7 @@ class Predictor:
         def finish(_: Source, output: NetworkOutput | FlawmaskError) -> Prediction:
             if isinstance(output, FlawmaskError):
                 raise output
-            prediction = post_process(output.detections, self.spec.classes, *output.pixels.shape[:2])
-            return self._with_limits(prediction, output.pixels)
+            return self._with_limits(output.prediction(self.spec), output.pixels)
 
         def read(source: Source) -> Image:
             return images.pixels_of(source, colour, self.spec.intensity)
@@ -118,7 +125,7 @@ class Predictor:
             yield from predictions
 
     def _with_limits(self, prediction: Prediction, pixels: Image) -> Prediction:
-        return replace(prediction, conf=self.conf, min_area=self.min_area, image=pixels)
+        return replace(prediction, conf=self.conf, min_area=self.min_area, image=pixels, calibration=self.calibration)
 
 
 def load(model: Path, settings: InferenceSettings) -> Backend:
@@ -129,10 +136,13 @@ def load(model: Path, settings: InferenceSettings) -> Backend:
     """
     from flawmask.inference.torch_backend import TorchBackend
 
-    return TorchBackend.load(
+    backend = TorchBackend.load(
         model,
         settings.device,
         precision=settings.precision,
         score_floor=settings.score_floor,
         max_proposals=settings.max_proposals,
     )
+    if settings.join is not None:
+        backend.spec = replace(backend.spec, join=settings.join)
+    return backend

@@ -15,7 +15,7 @@ from flawmask.errors import FlawmaskError
 from flawmask.inference.backend import Backend, Image, Resized, resized
 from flawmask.launch import THREAD_NAME, cores_of_each_process, usable_cores
 from flawmask.model.spec import ModelSpec
-from flawmask.prediction import RawDetections
+from flawmask.prediction import Prediction, RawDetections, post_process
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,6 +49,10 @@ class NetworkOutput:
     detections: RawDetections
     read: float
     network: float
+
+    def prediction(self, spec: ModelSpec) -> Prediction:
+        """Return the prediction for the image, with its instances joined as the spec says."""
+        return post_process(self.detections, spec.classes, *self.pixels.shape[:2], join=spec.join)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from flawmask.errors import FlawmaskError
 from flawmask.images import UPPER_BITS, Levels
+from flawmask.joining import Join
 from flawmask.model.arch import Arch, architecture
 from flawmask.model.architecture import Architecture, FixedSquare, Proportional, SteppedSquare
 
@@ -29,6 +30,8 @@ class ModelSpec:
         proposals: region proposals kept per image, highest objectness first; twice as many in training.
         intensity: the values that become black and white, for images of more than 8 bits. Checkpoints of older
             versions have none: for them, the upper 8 of 16 bits are kept.
+        join: which predictions of an image are one defect, see `joining.Join`. Checkpoints of older versions have none:
+            for them, predictions are not joined.
     """
 
     arch: Arch
@@ -40,10 +43,11 @@ class ModelSpec:
     max_detections: int = 100
     proposals: int = 1000
     intensity: Levels = UPPER_BITS
+    join: Join = "off"
 
     def __post_init__(self) -> None:
         architecture(self.arch)
-        is_known = self.norm in get_args(Norm) and bool(self.classes)
+        is_known = self.norm in get_args(Norm) and self.join in get_args(Join) and bool(self.classes)
         low, high = self.intensity
         if not is_known or len(self.anchor_sizes) != len(TORCHVISION_ANCHORS) or not 0 <= low < high <= 65535:
             raise FlawmaskError(f"{self} does not describe a network")

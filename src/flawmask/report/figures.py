@@ -233,19 +233,19 @@ def _pro(results: Results, scores: Sequence[tuple[bool, float]], axes: Axes) -> 
 
 def _calibration(results: Results, scores: Sequence[tuple[bool, float]], axes: Axes) -> bool:
     del scores
-    bins = [one for one in results.curves.get("calibration") or [] if one["count"]]
-    if not bins:
+    named = {"score": ("calibration", BLUE), "calibrated": ("calibrated", ORANGE)}
+    curves = {name: (results.curves.get(key) or [], colour) for name, (key, colour) in named.items()}
+    if not curves["score"][0]:
         return False
-    max_count = max(one["count"] for one in bins)
     axes.plot([0, 1], [0, 1], color=RULE, linewidth=1.2)
-    axes.plot([one["mean_score"] for one in bins], [one["share_defective"] for one in bins], color=BLUE, lw=1)
-    axes.scatter(
-        [one["mean_score"] for one in bins],
-        [one["share_defective"] for one in bins],
-        s=[20 + 130 * one["count"] / max_count for one in bins],
-        color=BLUE,
-        zorder=3,
-    )
+    for name, (bins, colour) in curves.items():
+        max_count = max((one["count"] for one in bins), default=1)
+        means, shares = ([one[key] for one in bins] for key in ("mean_score", "share_defective"))
+        axes.plot(means, shares, color=colour, lw=1)
+        sizes = [20 + 130 * one["count"] / max_count for one in bins]
+        axes.scatter(means, shares, s=sizes, color=colour, zorder=3, label=name if bins else None)
+    if curves["calibrated"][0]:
+        axes.legend(loc="lower right")
     _unit_axes(axes, "mean score", "share that is defective", _titled(results, "Calibration", "calibration"))
     return True
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from flawmask.coco import CocoSplit
+from flawmask.joining import DEFAULT
 from flawmask.model.arch import architecture
 from flawmask.model.build import build, detector_of, freeze
 from flawmask.model.layers import to_device
@@ -38,6 +39,7 @@ def spec_for(
         anchor_sizes=config.anchor_sizes or anchors_for(image_size),
         max_detections=config.max_detections,
         proposals=config.proposals or proposals_for(image_size),
+        join=config.join or DEFAULT,
     )
 
 
