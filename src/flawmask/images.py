@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from mimetypes import MimeTypes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, TypeGuard
 
@@ -34,6 +35,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
 READABLE = SUFFIXES | {".webp", ".jfif", ".jp2", ".gif"}
 """Of the files that `predict` finds in folders. A file of several pictures is refused, as an animation is."""
+
+_TYPES = MimeTypes()  # Python's own table: what the machine adds to it differs from one to the next
 
 PROGRAMS = ("EPS", "WMF")
 """What Pillow would let another program draw. No such file is a photograph."""
@@ -93,6 +96,21 @@ def is_image(path: Path) -> bool:
 def is_readable(path: Path) -> bool:
     """Return whether the file's name says that it is an image of one of the kinds that `predict` takes from folders."""
     return path.suffix.lower() in READABLE and not path.name.startswith(".")
+
+
+def may_be_image(path: Path) -> bool:
+    """Return whether a person might take the file for an image: its suffix says so, or nobody knows the suffix and it
+    holds no text."""
+    kind, packed = _TYPES.guess_type(f"file{path.suffix.lower()}", strict=False)
+    if kind is not None or packed is not None:
+        return (kind or "").startswith(("image/", "video/", "application/dicom", "application/octet-stream"))
+    if not path.is_file():  # a pipe, which hangs who opens it
+        return True
+    try:
+        with path.open("rb") as file:
+            return b"\0" in file.read(1024)  # as in no text but UTF-16
+    except OSError:
+        return True
 
 
 @dataclass(frozen=True)
@@ -247,6 +265,8 @@ TURNS: dict[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
 ORIENTATION = 0x0112
 BITS_PER_SAMPLE, WHITE_IS_ZERO = 258, 262
 """Tags of TIFF 6.0; the last one's value 0 says that 0 is white."""
+SAMPLE_FORMAT, SIGNED = 339, 2
+"""A tag of TIFF 6.0, and its value for numbers with a sign."""
 
 
 def turned(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
@@ -280,6 +300,8 @@ def _pixels_in(picture: Image.Image, name: str) -> Pixels:
         return values.astype(np.uint16)
     if picture.mode == "F":
         raise ImageError(f"{name} holds floating-point numbers: export it with 8 or 16 bits")
+    if SIGNED in getattr(picture, "tag_v2", {}).get(SAMPLE_FORMAT, ()):
+        raise ImageError(f"{name} holds signed numbers of 8 bits: export it with 8 or 16 bits, without signs")
     return _array(picture, "L" if picture.mode in ("L", "LA", "1") else "RGB")
 
 

@@ -78,6 +78,16 @@ def test_links_to_folders_are_followed_and_those_that_lead_back_are_not(tmp_path
     assert found(tmp_path, tmp_path / "parts") == [tmp_path / "parts/b.png", tmp_path / "parts/today/a.png"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_in_a_folder_is_named_and_not_read(tmp_path: Path) -> None:
+    lay(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    inputs = find_images((str(tmp_path),), tmp_path / "out")
+    assert inputs.images == [tmp_path / "a.png"]
+    assert "pipe" in inputs.not_predicted[tmp_path / "pipe.png"]
+    assert inputs.tally.not_used == {"unknown format": [(tmp_path / "pipe.png").as_posix()]}
+
+
 def test_what_lies_in_a_folder_and_is_not_predicted_is_named_and_counted_where_it_may_be_an_image(
     tmp_path: Path,
 ) -> None:

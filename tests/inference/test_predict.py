@@ -535,7 +535,8 @@ QUICK = Path(__file__).parents[1] / "quick_flawmask.py"
 def test_an_interrupt_ends_it_though_a_file_hangs(model: Path, parts: Path, tmp_path: Path) -> None:
     """A pipe that nobody writes into hangs whoever reads it, as a file on a dead mount does."""
     os.mkfifo(parts / "hanging.png")
-    command = ["predict", "--model", model, "--input", parts, "--conf", "0.3", "--output", tmp_path / "out"]
+    inputs = [parts, parts / "hanging.png"]  # of a folder alone, it would be left aside
+    command = ["predict", "--model", model, "--input", *inputs, "--conf", "0.3", "--output", tmp_path / "out"]
     running = Forked([QUICK, *map(str, command), "--device", "cpu"], os.environ)
     try:
         while True:  # until it is being read; held open, it does not end

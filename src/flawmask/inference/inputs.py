@@ -4,15 +4,12 @@ import glob
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from mimetypes import MimeTypes
 from pathlib import Path
 
 from flawmask import images
 from flawmask.errors import FlawmaskError
 from flawmask.files import is_junk, real_path, walk
 from flawmask.tally import Tally
-
-_TYPES = MimeTypes()  # Python's own table: what the machine adds to it differs from one to the next
 
 
 @dataclass
@@ -65,7 +62,7 @@ def find_images(inputs: tuple[str, ...], output: Path) -> Inputs:
             result.images.append(path)
             continue
         result.not_predicted[path] = reason
-        if _may_be_image(path):
+        if images.may_be_image(path):
             result.tally.leave_out(path.as_posix(), "unknown format")
     result.tally.used = len(result.images)
     return result
@@ -109,27 +106,14 @@ def _step(base: Path, part: str) -> list[Path]:
 
 def _reason(path: Path) -> str | None:
     """Return why a file that nobody named is no image, None where it is one."""
+    if path.exists() and not path.is_file():
+        return "no file, but a pipe or a device: name it to read it"
     if images.is_readable(path):
         return None
-    if not _may_be_image(path):
+    if not images.may_be_image(path):
         return "no image"
     return f"none of the formats {_formats()}: convert it, or name the file itself if it is one of them"
 
 
 def _formats() -> str:
     return ", ".join(sorted(suffix[1:] for suffix in images.READABLE))
-
-
-def _may_be_image(path: Path) -> bool:
-    """Return whether a person might take the file for an image: its suffix says so, or nobody knows the suffix and it
-    holds no text."""
-    kind, packed = _TYPES.guess_type(f"file{path.suffix.lower()}", strict=False)
-    if kind is not None or packed is not None:
-        return (kind or "").startswith(("image/", "video/", "application/dicom", "application/octet-stream"))
-    if not path.is_file():  # a pipe, which hangs who opens it
-        return True
-    try:
-        with path.open("rb") as file:
-            return b"\0" in file.read(1024)  # as in no text but UTF-16
-    except OSError:
-        return True
