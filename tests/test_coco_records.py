@@ -347,7 +347,7 @@ SKIPPED: dict[str, tuple[Change, tuple[str, ...], dict[str, list[str]], dict[str
     "a file that is not there": (
         lambda content: content["images"][1].update(file_name="x.png"),
         ("1.png", "3.png"),
-        {"file missing": ["x.png"]},
+        {"file missing": ["x.png"], "not listed": ["2.png"]},
         {"image not used": ["3 of x.png"]},
     ),
     "a file of another size": (
@@ -446,12 +446,24 @@ def test_what_was_found_is_used_or_named(
         assert "lists no image that can be used" in str(error)
         return
     of_images, of_annotations = split.tallies
-    assert of_images.found == len(records)
+    others = {f"{n}.png" for n in (1, 2, 3)} - {Path(one["file_name"]).name for one in records}
+    assert set(of_images.not_used.get("not listed", [])) == others
+    assert of_images.found == len(records) + len(others)
     assert of_annotations.found == len(annotations)
     assert of_images.used == len(split.images)
     kept = [one for of_image in split.annotations.values() for one in of_image]
     assert of_annotations.used == sum(not one.get("iscrowd") for one in kept)
     assert all(mask.any() for mask in whole(kept))
+
+
+def test_images_that_no_record_names_are_counted(dataset: Path) -> None:
+    write_png(dataset / "train" / "more" / "deep.png", np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8))
+    (dataset / "train" / "images" / "photo.cr2").write_bytes(b"II*\0")
+    (dataset / "train" / "images" / "notes.txt").write_text("none")
+    (dataset / "train" / "images" / "._1.png").write_bytes(b"")
+    split = read_split(dataset, "train")
+    assert split.tallies[0].not_used == {"not listed": ["photo.cr2", "../more/deep.png"]}
+    assert split.tallies[0].used == 3
 
 
 def whole(records: list[dict[str, Any]]) -> list[Mask]:

@@ -17,7 +17,7 @@ import numpy as np
 from flawmask import coco_files, masks
 from flawmask import images as image_files
 from flawmask.coco_files import SplitFiles
-from flawmask.coco_records import Records, is_box, plain_id, read_records, take_twice_listed_out
+from flawmask.coco_records import NOT_LISTED, Records, is_box, plain_id, read_records, take_twice_listed_out
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json_lines
 from flawmask.good_names import GOOD
@@ -276,6 +276,9 @@ def read_files(place: SplitFiles, reading: Reading | None = None, *, opens_image
     image_folder = _locate(records, place)
     if opens_images and records.reading.on_error == "skip":
         records.leave_out(_unreadable(records, image_folder), "bad image")
+    left_out = [name for names in records.of_images.not_used.values() for name in names]
+    for name in coco_files.unlisted(records.images, left_out, image_folder, place):
+        records.of_images.leave_out(name, NOT_LISTED)
     tallies = records.count()
     return CocoSplit(
         folder=folder,

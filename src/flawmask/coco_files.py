@@ -15,7 +15,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from urllib.parse import unquote
 
 from flawmask.errors import FlawmaskError
 from flawmask.files import real_path, walk
+from flawmask.images import is_readable, may_be_image
 
 WORDS = {
     "train": "train",
@@ -198,6 +199,30 @@ def locate(
         return _named_from(*most, names, place)
     missing = [image for image, is_there in zip(images, is_here, strict=True) if not is_there]
     raise FlawmaskError(f"{place.annotation_file}{_what_is_missing(missing, folder)}")
+
+
+def unlisted(images: Sequence[dict[str, Any]], left_out: Iterable[str], folder: Path, place: SplitFiles) -> list[str]:
+    """Return the files of a split that may be images and of which its records do not speak, as POSIX paths from the
+    folder.
+
+    Where a folder holds the images of several splits, nobody can tell from the records of one: it is not looked into.
+
+    Args:
+        images: the records that are used.
+        left_out: the names of the others.
+        folder: where the records' names lead from.
+        place: where the split lies.
+    """
+    is_own = place.annotation_file.is_relative_to(place.folder)
+    tops = [place.folder] if is_own else [one for one in place.image_folders[:-2] if folder.is_relative_to(one)]
+    listed = {folder / str(image["file_name"]) for image in images}
+    said = {_key(parts[-1]) for name in left_out for parts in _readings(name)}
+    return [
+        Path(os.path.relpath(path, folder)).as_posix()
+        for top in tops
+        for path in walk(top)
+        if path not in listed and _key(path.name) not in said and (is_readable(path) or may_be_image(path))
+    ]
 
 
 def _named_from(

@@ -33,6 +33,9 @@ NO_OUTLINE: tuple[Any, ...] = (None, [], [[]], {}, "")
 NO_PIXEL, NO_AREA, OUTSIDE = NO_INSTANCE = ("no pixel", "no area", "outside the image")
 """Why an annotation is no instance."""
 
+NOT_LISTED = "not listed"
+"""Why an image is not used that no record names."""
+
 
 @dataclass
 class Records:
@@ -192,7 +195,7 @@ def _listed(content: Record, key: str, fields: Collection[str], found: Records) 
             continue
         reason, where = "bad record", f"{key}[{place}]"
         if missing:
-            found.problems.append(f"{where} has no {', '.join(missing)}")
+            found.problems.append(f"{where} has no {', '.join(missing)}: export it again, or add what is missing")
         elif number is None or not _is_same(first[number], record):
             found.problems.append(f"{where} has the id {record['id']!r}, which is doubled or no number")
         else:

@@ -159,7 +159,7 @@ def examine(config: DoctorConfig) -> Report:
         problems += more
         levels = intensity.of_images(config.intensity, [item.path for item in items], category)
     else:
-        items, problems, splits = coco_items(config.dataset_dir or Path(), config.crowds, tallies)
+        items, problems, splits = coco_items(config.dataset_dir or Path(), config.crowds, config.good_name, tallies)
         levels = intensity.of_dataset(config.intensity, splits) if splits else UPPER_BITS
     seen = _see_all(items, levels, _spread(items, config.sheet_images))
     problems += chain.from_iterable(each.problems for each in seen)

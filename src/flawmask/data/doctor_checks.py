@@ -13,7 +13,7 @@ import numpy as np
 from flawmask import images
 from flawmask.coco import CocoSplit, Record, instance_masks, one_by_one, read_split
 from flawmask.coco_files import has_split
-from flawmask.coco_records import NO_INSTANCE
+from flawmask.coco_records import NO_INSTANCE, NOT_LISTED
 from flawmask.data import mask_files
 from flawmask.data.layouts import MaskFile, Problem, Sample, where_of
 from flawmask.data.mask_files import MaskSettings, TurnedError, TurnedImage
@@ -197,7 +197,7 @@ def _value_problems(pixels: Pixels, where: str) -> Iterator[Problem]:
 
 
 def coco_items(
-    dataset_dir: Path, crowds: Literal["ignore", "instances"], tallies: tuple[Tally, Tally]
+    dataset_dir: Path, crowds: Literal["ignore", "instances"], good_name: str | None, tallies: tuple[Tally, Tally]
 ) -> tuple[list[Item], list[Problem], list[CocoSplit]]:
     """Return the images of all splits that are there and can be used, what is wrong with the splits themselves, and
     these splits.
@@ -205,9 +205,10 @@ def coco_items(
     Args:
         dataset_dir: the COCO folder.
         crowds: what crowds are.
+        good_name: what good images are called.
         tallies: of images and annotations; they grow by those that cannot be used.
     """
-    reading = Reading(crowds=crowds, on_error="skip")
+    reading = Reading(crowds=crowds, on_error="skip", good_name=good_name)
     items: list[Item] = []
     splits: list[CocoSplit] = []
     problems: list[Problem] = []
@@ -225,9 +226,13 @@ def coco_items(
         splits.append(split)
         items += [_record_item(split, image) for image in split.images]
         problems += [Problem("error", "unusable record", name, problem) for problem in split.problems]
-        problems += _split_problems(split)
+        problems += _split_problems(split, asks_for_good=good_name is None)
         for tally, of_split in zip(tallies, split.tallies, strict=True):
             tally.add(replace(of_split, used=0))  # the doctor counts those once it has seen their images
+    if not any(problem.kind == "unusable split" for problem in problems):
+        for name in _in_shared_folders(dataset_dir, splits):
+            tallies[0].leave_out(name, NOT_LISTED)
+            problems.append(_unlisted(name))
     return items, problems, splits
 
 
@@ -289,9 +294,14 @@ def _annotation_problems(record: Record, mask: Mask, where: str) -> Iterator[Pro
         yield Problem("warning", "area", where, f"{who} has the area {area} but its mask {pixels} pixels")
 
 
-def _split_problems(split: CocoSplit) -> Iterator[Problem]:
-    """Yield what is wrong with a split as a whole."""
-    name, folder = split.name, split.image_folder
+def _split_problems(split: CocoSplit, *, asks_for_good: bool) -> Iterator[Problem]:
+    """Yield what is wrong with a split as a whole.
+
+    Args:
+        split: the split.
+        asks_for_good: whether nobody has said yet what good images are called.
+    """
+    name = split.name
     unmarked = set()
     for reason, left in split.tallies[1].not_used.items():
         if reason in NO_INSTANCE:
@@ -315,12 +325,13 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
             )
             yield Problem("warning", "empty category", name, message)
     for category in split.categories:
-        if category["name"] != GOOD and looks_good(category["name"]):
-            message = (
-                f"has the category {category['name']}, which counts as a defect: if it is what good images are called, "
-                f"call it {GOOD}"
-            )
-            yield Problem("warning", "good by another name", name, message)
+        if not asks_for_good or category["name"] == GOOD or not looks_good(category["name"]):
+            continue
+        message = (
+            f"has the category {category['name']}, which counts as a defect and looks as if it were good: say so with "
+            f"--good_name {category['name']}, or --good_name {GOOD} if it is a defect"
+        )
+        yield Problem("error" if category["id"] in used else "warning", "good by another name", name, message)
     # An image said to be good needs no annotation; one that says nothing may have been forgotten.
     bare = [
         image
@@ -333,12 +344,27 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
         share = f"{len(bare)} of {len(split.images)} images"
         message = f"has {share} without annotation (the first is {bare[0]['file_name']}): they count as good"
         yield Problem("warning", "no annotation", name, message)
-    left_out = [folder / file for files in split.tallies[0].not_used.values() for file in files]
-    listed = {*(split.image_path(image) for image in split.images), *left_out}
-    for path in walk(folder):
-        if images.is_image(path) and path not in listed:
-            where = f"{name}/images/{path.relative_to(folder).as_posix()}"
-            yield Problem("warning", "unlisted image", where, "is not in annotations.json and takes no part")
+    for file in split.tallies[0].not_used.get(NOT_LISTED, ()):
+        yield _unlisted(f"{name}/images/{file}")
+
+
+def _unlisted(where: str) -> Problem:
+    return Problem("warning", "unlisted image", where, "is not in the annotation file and takes no part")
+
+
+def _in_shared_folders(dataset_dir: Path, splits: Sequence[CocoSplit]) -> Iterator[str]:
+    """Yield the images that no split lists, in folders where a tool keeps those of several together."""
+    listed = {
+        split.image_folder / str(file)
+        for split in splits
+        for names in ([image["file_name"] for image in split.images], *split.tallies[0].not_used.values())
+        for file in names
+    }
+    for folder in sorted({split.image_folder for split in splits if split.annotations_in.startswith("..")}):
+        for path in walk(folder):
+            if images.is_readable(path) and path not in listed:
+                listed.add(path)
+                yield where_of(path, dataset_dir)
 
 
 def _crowd_problems(split: CocoSplit) -> Iterator[Problem]:
