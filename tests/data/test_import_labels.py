@@ -387,6 +387,96 @@ def test_what_is_not_used_is_counted_and_named_and_with_strict_an_error(
     assert not (tmp_path / "strict").exists()
 
 
+UNCLEAR = NO_AREA | {
+    "a tag of CVAT": (("tag", {}), "tag"),
+    "choices of Label Studio": (studio_result("choices", {}), "choices"),
+    "an image turned in Label Studio": (
+        studio_result("polygonlabels", {"points": in_percent(CORNERS)}, image_rotation=90),
+        "image turned in Label Studio",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNCLEAR)
+def test_an_image_of_which_no_mark_can_be_used_is_not_good(what: str, tmp_path: Path) -> None:
+    write, _, marked = TOOLS[next(tool for tool in TOOLS if tool in what)]
+    odd, reason = UNCLEAR[what]
+    of_image = {one: [marked] for one in "abcd"} | {"good 1": [odd], "good 2": []}
+    made = imported(write(draw(tmp_path / "in"), of_image), unlabelled="good")
+    assert counts(made, "images")["not_used"] == {"no usable mark": ["good 1.png"]}
+    assert counts(made, "annotations")["not_used"].keys() == {reason}
+    assert made.train["good"] + made.val["good"] == 1
+
+
+def test_an_image_is_good_of_which_a_choice_says_so(tmp_path: Path) -> None:
+    write, _, marked = TOOLS["Label Studio"]
+    said: dict[str, list[Any]] = {"good 1": [studio_result("choices", {})], "good 2": [studio_result("choices", {})]}
+    said["good 1"][0]["value"], said["good 2"][0]["value"] = {"choices": ["OK"]}, {"choices": ["Grade A"]}
+    folder = write(draw(tmp_path / "in"), {one: [marked] for one in "abcd"} | said)
+    assert counts(imported(folder), "images")["not_used"] == {"no usable mark": ["good 2.png"]}
+    made = imported(folder, output_dir=tmp_path / "said", good_name="Grade A")
+    assert counts(made, "images")["not_used"] == {}
+
+
+def test_texts_of_json_min_that_may_be_choices_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write, _, marked = TOOLS["Label Studio, JSON_MIN"]
+    folder = write(draw(tmp_path / "in"), {one: [] if "good" in one else [marked] for one in NAMES})
+    imported(folder)
+    assert "choices" not in caplog.text
+    tasks = json.loads((folder / "min.json").read_text())
+    tasks[-1]["quality"] = "scratch"
+    (folder / "min.json").write_text(json.dumps(tasks))
+    imported(folder, output_dir=tmp_path / "again")
+    assert "choices look like any other text (quality): 2 tasks without a region" in caplog.text
+
+
+def test_an_image_whose_record_is_bad_is_counted_once_and_never_good(tmp_path: Path) -> None:
+    source = coco(draw(tmp_path / "in"), {one: [[[1, 1, 5, 5]] if one == "d" else [FLAT]] for one in "abcd"})
+    made = imported(source, on_error="skip", unlabelled="good")
+    assert counts(made, "images") == {"found": 6, "used": 5, "not_used": {"bad record": ["d.png"]}}
+    assert made.train["good"] + made.val["good"] == 2
+
+
+def test_two_images_of_one_yolo_label_are_left_out_and_not_good(tmp_path: Path) -> None:
+    source = yolo(draw(tmp_path / "in"), {one: [yolo_polygon(CORNERS)] for one in "abcd"})
+    place = next(source.rglob("d.png")).parent
+    draw_image(place / "d.jpg", 9, (HEIGHT, WIDTH))
+    with pytest.raises(FlawmaskError, match=r"d\.txt may be about .*: take one of them out"):
+        imported(source)
+    made = imported(source, on_error="skip")
+    left = counts(made, "images")["not_used"]["bad image or label"]
+    assert sorted(Path(name).name for name in left) == ["d.jpg", "d.png"]
+    found = counts(made, "annotations")
+    assert (found["found"], found["used"], len(found["not_used"]["image not used"])) == (4, 3, 1)
+
+
+@pytest.mark.parametrize("line", ["1 nan 0.5 0.2 0.2", "1 20 16 10 8", "1 0.5 0.5 inf 0.2"])
+def test_a_box_in_pixels_or_without_numbers_is_a_bad_label(line: str, tmp_path: Path) -> None:
+    source = yolo(draw(tmp_path / "in"), {one: [line if one == "d" else yolo_polygon(CORNERS)] for one in "abcd"})
+    made = imported(source, on_error="skip")
+    assert [Path(one).stem for one in counts(made, "images")["not_used"]["bad image or label"]] == ["d"]
+    assert counts(made, "annotations")["found"] == 4
+
+
+def test_images_in_formats_that_folders_are_not_searched_for_are_counted(tmp_path: Path) -> None:
+    source = labelme(draw(tmp_path / "in"), {one: [labelme_shape("dent", CORNERS)] for one in "abcd"})
+    Image.new("RGB", (WIDTH, HEIGHT)).save(source / "e.webp")
+    (source / "f.cr2").write_bytes(b"II*\0")
+    (source / "notes.txt").write_text("none")
+    left = counts(imported(source), "images")["not_used"]
+    assert left == {"unknown format": ["f.cr2"], "not labelled": ["e.webp", "good 1.png", "good 2.png"]}
+
+
+def test_what_is_marked_on_an_image_that_is_not_there_is_counted(tmp_path: Path) -> None:
+    for tool in ("labelme", "VIA", "CVAT", "Label Studio", "YOLO"):
+        write, _, marked = TOOLS[tool]
+        source = write(draw(tmp_path / tool), {one: [marked, marked] for one in "abcd"})
+        next(source.rglob("d.png")).unlink()
+        found = counts(imported(source, output_dir=tmp_path / f"{tool} out", on_error="skip"), "annotations")
+        assert (found["found"], found["used"]) == (8, 6), tool
+        assert len(found["not_used"]["image not used"]) == 2, tool
+
+
 def test_images_of_which_no_file_speaks_are_named_or_good_where_that_is_said(tmp_path: Path) -> None:
     source = labelme(draw(tmp_path / "in"), {one: [labelme_shape("dent", CORNERS)] for one in "abcd"})
     made = imported(source)
@@ -414,7 +504,10 @@ def test_of_several_annotations_the_ground_truth_counts_and_of_none_the_task_is_
     assert all(np.array_equal(mask, SQUARE) for found in masks_of(made).values() for _, mask in found)
     assert counts(made, "images")["not_used"] == {"not labelled": ["good 1.png", "good 2.png"]}
     found = counts(made, "annotations")
-    assert {reason: len(names) for reason, names in found["not_used"].items()} == {"other annotation": 2}
+    assert {reason: len(names) for reason, names in found["not_used"].items()} == {
+        "other annotation": 2,
+        "cancelled": 1,
+    }
     assert sorted(masks_of(made)) == ["a", "b", "c", "d"]
 
 
@@ -584,7 +677,9 @@ def test_found_is_used_and_not_used_whatever_a_folder_holds(
     labelled = [kinds for kinds in of_image.values() if kinds is not None]
     whole = [kinds for kinds in labelled if "broken" not in kinds]
     images, annotations = counts(made, "images"), counts(made, "annotations")
-    assert (images["found"], images["used"]) == (len(of_image), len(whole))
+    clear = [kinds for kinds in whole if set(kinds) != {"point"}]
+    assert (images["found"], images["used"]) == (len(of_image), len(clear))
+    assert len(images["not_used"].get("no usable mark", [])) == len(whole) - len(clear)
     assert annotations["found"] == sum(map(len, labelled))
     assert annotations["used"] == sum(kinds.count("outlined") for kinds in whole)
     assert len(annotations["not_used"].get("point", [])) == sum(kinds.count("point") for kinds in labelled)

@@ -1,10 +1,11 @@
 """Labels that other tools wrote, to a COCO folder that is divided as `prepare` divides one."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,11 @@ from flawmask.data.coco_folder import SPLITS, ReadImage, write_folder
 from flawmask.data.folder_settings import FolderSettings
 from flawmask.data.group_search import find_groups
 from flawmask.data.imports import FormatName
-from flawmask.data.imports.labels import MALFORMED, Box, LabelledImage, Labels, Region, files_below
+from flawmask.data.imports.labels import MALFORMED, Box, LabelledImage, Labels, Region
 from flawmask.data.layouts import Sample
 from flawmask.data.prepare import Prepared
 from flawmask.errors import FlawmaskError
-from flawmask.files import fingerprint, read_json, sha256
+from flawmask.files import fingerprint, read_json, sha256, walk
 from flawmask.good_names import GOOD, looks_good
 from flawmask.launch import usable_cores
 from flawmask.progress import track
@@ -112,13 +113,21 @@ def _labels(config: ImportConfig) -> tuple[Labels, str]:
     name = imports.recognised(source) if config.source_format == "auto" else config.source_format
     if name is None:
         known = ", ".join(one.NAME for one in imports.FORMATS.values())
-        raise FlawmaskError(f"{source} holds no labels that are known ({known}): name the label file, or say --from")
+        raise FlawmaskError(
+            f"{source} holds no labels that are known ({known}): name the folder or file of labels, or say --from"
+        )
     labels = Labels(source, root, Reading(crowds=config.crowds, on_error=config.on_error, good_name=config.good_name))
     imports.read(labels, name)
     _name_good(labels, config)
     _check_once(labels)
-    silent = [path for path in files_below(root, *images.SUFFIXES) if not labels.is_named(path)] + labels.unlabelled
-    for path in silent:
+    for image in filter(labels.is_unclear, labels.images):
+        labels.found.leave_out(image.original_file, "no usable mark")
+    labels.images = [image for image in labels.images if not labels.is_unclear(image)]
+    others = [path for path in walk(root) if not labels.is_named(path)]
+    for path in others:
+        if not images.is_readable(path) and path != source and images.may_be_image(path):
+            labels.found.leave_out(labels.name_of(path), "unknown format")
+    for path in [*filter(images.is_readable, others), *labels.unlabelled]:
         original_file = labels.name_of(path)
         if labels.says_good or config.unlabelled == "good":
             labels.images.append(LabelledImage(path, original_file, ()))
@@ -295,6 +304,8 @@ def _record(region: Region, height: int, width: int, boxes: str, file: str) -> R
     except MALFORMED as error:
         raise FlawmaskError(f"{file}: {region.name} cannot be read ({error}): export it anew") from None
     if isinstance(shape, Box):
+        if not all(isinstance(side, int | float) and math.isfinite(side) for side in astuple(shape)):
+            raise FlawmaskError(f"{file}: {region.name} has no usable box, but {astuple(shape)}: draw it anew")
         left, top = max(0.0, shape.x), max(0.0, shape.y)
         right, below = min(float(width), shape.x + shape.width), min(float(height), shape.y + shape.height)
         if not (left < right and top < below):

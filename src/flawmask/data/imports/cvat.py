@@ -1,6 +1,6 @@
 """CVAT's XML for images, version 1.1, read and written (https://docs.cvat.ai/docs/other/xml_format).
 
-Read: polygons, boxes, ellipses and masks; of an image without any of these, that it is good. Tags, points, polylines,
+Read: polygons, boxes, ellipses and masks; of an image without anything on it, that it is good. Tags, points, polylines,
 cuboids and skeletons have no area. CVAT's XML for video is refused. A mask is a list of run lengths, row by row of its
 own rectangle, of pixels outside it first.
 """
@@ -74,6 +74,7 @@ def _root(path: Path) -> Element:
 
 
 def _image(element: Element, path: Path, labels: Labels) -> LabelledImage:
+    labels.expect(len(element))
     image = labels.image_file(element.attrib["name"], path, beside=path.parent / "images")
     name = labels.name_of(image)
     regions = []
@@ -81,7 +82,7 @@ def _image(element: Element, path: Path, labels: Labels) -> LabelledImage:
         who = f"{marked.tag} {number} of {name}"
         shape = _shape(marked)
         if shape is None:
-            labels.marked.leave_out(who, marked.tag)
+            labels.leave_out_mark(who, marked.tag, [marked.get("label", "")] if marked.tag == "tag" else ())
         else:
             regions.append(Region(marked.attrib["label"], shape, who))
     return LabelledImage(image, name, regions, (int(element.attrib["width"]), int(element.attrib["height"])))

@@ -55,6 +55,7 @@ def read(labels: Labels) -> None:
 
 
 def _image(content: dict[str, Any], path: Path, labels: Labels) -> LabelledImage:
+    labels.expect(len(content["shapes"]))
     image = labels.image_file(str(content["imagePath"]), path, beside=path.parent)
     name = labels.name_of(image)
     grouped: dict[Any, list[tuple[str, Shape]]] = defaultdict(list)
@@ -62,10 +63,13 @@ def _image(content: dict[str, Any], path: Path, labels: Labels) -> LabelledImage
         label, kind, group = str(shape["label"]), shape.get("shape_type") or "polygon", shape.get("group_id")
         made = _shape(shape, kind, path)
         if made is None:
-            labels.marked.leave_out(f"shape {number} of {name}", kind)
+            labels.leave_out_mark(f"shape {number} of {name}", kind)
         else:
             key = (number,) if group is None or kind == "rectangle" else (label, group)
             grouped[key].append((label, made))
+    for flag, is_on in (content.get("flags") or {}).items():
+        if is_on:
+            labels.leave_out_mark(f"flag {flag} of {name}", "flag", [str(flag)])
     regions = [
         Region(parts[0][0], _joined([shape for _, shape in parts]), f"shape {number} of {name}")
         for number, parts in enumerate(grouped.values())

@@ -1,7 +1,7 @@
 """What label files say of images, in whatever format they are written."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from flawmask.coco import Record
 from flawmask.coco_files import FilesBelow
 from flawmask.errors import FlawmaskError
 from flawmask.files import walk
+from flawmask.good_names import GOOD, looks_good
 from flawmask.masks import Cut, Mask, Segmentation
 from flawmask.settings import Reading
 from flawmask.tally import Tally
@@ -111,6 +112,8 @@ class Labels:
         self._below = FilesBelow(self.root)
         self._named: set[Path] = set()
         self._current: Path | None = None
+        self._unclear: set[Path] = set()
+        self._counted, self._expected = 0, 0
 
     @contextmanager
     def about(self, what: str, tool: str) -> Iterator[None]:
@@ -121,6 +124,7 @@ class Labels:
             tool: the tool that wrote it.
         """
         self._current = None
+        self._counted, self._expected = self.marked.found, 0
         try:
             yield
         except FlawmaskError as error:
@@ -128,7 +132,31 @@ class Labels:
         except MALFORMED as error:
             self._note(what, f"{what} is not as {tool} writes it ({type(error).__name__}: {error}): export it anew")
 
+    def expect(self, marks: int) -> None:
+        """Note how many annotations the current label file or record holds: they are counted, whatever goes wrong."""
+        self._expected = marks
+
+    def leave_out_mark(self, name: str, reason: str, classes: Collection[str] = ()) -> None:
+        """Count something on the current image that is not used. With nothing else on it, nobody knows what the image
+        shows: it is not good, unless all that is left out says so.
+
+        Args:
+            name: what people know it by.
+            reason: why it is not used, in one or two words.
+            classes: what it says of the image as a whole.
+        """
+        self.marked.leave_out(name, reason)
+        says_good = bool(classes) and all(one in {GOOD, *self.reading.good_names} or looks_good(one) for one in classes)
+        if self._current is not None and not says_good:
+            self._unclear.add(self._current.resolve())
+
+    def is_unclear(self, image: LabelledImage) -> bool:
+        """Return whether an image has nothing on it but what cannot be used."""
+        return not image.regions and image.path.resolve() in self._unclear
+
     def _note(self, what: str, reason: str) -> None:
+        for number in range(self._expected - (self.marked.found - self._counted)):
+            self.marked.leave_out(f"annotation {number} of {what}", "image not used")
         self.bad.append({"file": what if self._current is None else self.name_of(self._current), "reason": reason})
 
     def name(self, image: Path) -> None:

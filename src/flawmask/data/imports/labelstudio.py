@@ -28,12 +28,18 @@ from flawmask.data.imports.labels import (
 )
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
-from flawmask.images import SUFFIXES
+from flawmask.images import READABLE
 from flawmask.masks import Segmentation
 
 log = logging.getLogger(__name__)
 
 NAME = "Label Studio"
+
+FACTS = frozenset({"id", "annotation_id", "annotator", "created_at", "updated_at", "lead_time"})
+"""What JSON_MIN says of a task beside its data and its results."""
+
+UNRELATED = frozenset({"relation", "rating", "number", "datetime"})
+"""Results that say nothing of what is on the image."""
 
 
 def is_own(content: Any) -> bool:
@@ -61,13 +67,31 @@ def read(labels: Labels) -> None:
         if not is_own(content):
             log.warning("%s is not read: it is not as Label Studio writes it", path)
             continue
+        _warn_of_texts(content, path)
         for task in content:
             with labels.about(f"{path.as_posix()} (task {task.get('id')})", NAME):
                 _read_task(task, path, labels)
 
 
+def _warn_of_texts(tasks: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Warn of texts in JSON_MIN that may be choices, where a task has nothing else and counts as good."""
+    bare = [task for task in tasks if "data" not in task and not _flat_results(task)]
+    texts = {name for task in bare for name, value in task.items() if name not in FACTS and isinstance(value, str)}
+    names = sorted(name for name in texts if not any(_is_image(str(task.get(name))) for task in bare))
+    if names:
+        log.warning(
+            "%s is JSON_MIN, in which choices look like any other text (%s): %d tasks without a region count as good; "
+            "if these are choices, export JSON",
+            path,
+            ", ".join(names),
+            len(bare),
+        )
+
+
 def _read_task(task: Mapping[str, Any], path: Path, labels: Labels) -> None:
     data = task.get("data", task)
+    written = [_flat_results(task)] if "data" not in task else [one["result"] for one in task.get("annotations") or ()]
+    labels.expect(sum(map(len, written)))
     image = labels.image_file(_image_name(data, task), path)
     name = labels.name_of(image)
     results = _flat_results(task) if "data" not in task else _results(task, name, labels)
@@ -79,13 +103,21 @@ def _read_task(task: Mapping[str, Any], path: Path, labels: Labels) -> None:
         kind, who = str(result.get("type", "")), f"result {result.get('id')} of {name}"
         shape = _shape(result)
         if shape is None:
-            labels.marked.leave_out(who, kind or "no shape")
+            _leave_out(result, kind, who, labels)
         elif result.get("image_rotation"):
-            labels.marked.leave_out(who, "image turned in Label Studio")
+            labels.leave_out_mark(who, "image turned in Label Studio")
         else:
             regions.append(Region(_label(result, who), shape, who))
     sizes = {(one["original_width"], one["original_height"]) for one in results if one.get("original_width")}
     labels.images.append(LabelledImage(image, name, regions, next(iter(sizes), None)))
+
+
+def _leave_out(result: Mapping[str, Any], kind: str, who: str, labels: Labels) -> None:
+    """Count a result without an area. Of those that say nothing of a defect, an image may be good all the same."""
+    if kind in UNRELATED:
+        labels.marked.leave_out(who, kind)
+    else:
+        labels.leave_out_mark(who, kind or "no shape", [str(one) for one in result.get("value", {}).get("choices", ())])
 
 
 def _image_name(data: Mapping[str, Any], task: Mapping[str, Any]) -> str:
@@ -94,26 +126,28 @@ def _image_name(data: Mapping[str, Any], task: Mapping[str, Any]) -> str:
     Raises:
         FlawmaskError: there is none, or several.
     """
-    texts = [value for value in data.values() if isinstance(value, str)]
-    found = [
-        text
-        for text in texts
-        if PurePosixPath(text.partition("?d=")[2] or text.partition("?")[0]).suffix.lower() in SUFFIXES
-    ]
+    found = [value for value in data.values() if isinstance(value, str) and _is_image(value)]
     if len(found) != 1:
         raise FlawmaskError(f"task {task.get('id')} names {len(found)} images in its data: there must be one")
     return found[0]
 
 
+def _is_image(text: str) -> bool:
+    return PurePosixPath(text.partition("?d=")[2] or text.partition("?")[0]).suffix.lower() in READABLE
+
+
 def _results(task: Mapping[str, Any], name: str, labels: Labels) -> Sequence[Mapping[str, Any]] | None:
     """Return the results of the annotation that counts; None where nobody has annotated the task."""
-    done = [one for one in task.get("annotations") or () if not one.get("was_cancelled")]
-    if not done:
+    every = sorted(
+        task.get("annotations") or (), key=lambda one: (bool(one.get("ground_truth")), str(one.get("updated_at", "")))
+    )
+    *others, chosen = [one for one in every if not one.get("was_cancelled")] or [None]
+    cancelled = [one for one in every if one.get("was_cancelled")]
+    for reason, of_reason in (("other annotation", others), ("cancelled", cancelled)):
+        for result in (one for other in of_reason for one in other["result"]):
+            labels.marked.leave_out(f"result {result.get('id')} of {name}", reason)
+    if chosen is None:
         return None
-    *others, chosen = sorted(done, key=lambda one: (bool(one.get("ground_truth")), str(one.get("updated_at", ""))))
-    for other in others:
-        for result in other["result"]:
-            labels.marked.leave_out(f"result {result.get('id')} of {name}", "other annotation")
     found: Sequence[Mapping[str, Any]] = chosen["result"]
     return found
 
@@ -121,10 +155,11 @@ def _results(task: Mapping[str, Any], name: str, labels: Labels) -> Sequence[Map
 def _flat_results(task: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Return the results of a task of JSON_MIN as JSON has them."""
     lists = (value for value in task.values() if isinstance(value, list))
+    chosen = [{"type": "choices", "value": one} for one in task.values() if isinstance(one, dict) and "choices" in one]
     return [
         {**one, "value": one, "id": number}
         for number, one in enumerate(one for found in lists for one in found if isinstance(one, dict))
-    ]
+    ] + chosen
 
 
 def _joined(results: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

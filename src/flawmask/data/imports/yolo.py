@@ -18,7 +18,7 @@ import yaml
 
 from flawmask.data.imports.labels import Box, LabelledImage, Labels, Region, Shape, files_below, polygon
 from flawmask.errors import FlawmaskError
-from flawmask.images import SUFFIXES
+from flawmask.images import READABLE
 from flawmask.masks import Segmentation
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,9 @@ LISTS = ("classes.txt", "obj.names", "predefined_classes.txt")
 """Files that list the classes' names, where there is no `data.yaml`."""
 
 LABELS = "labels"
+
+FARTHEST = 2.0
+"""A fraction above this is a number of pixels: rounding leaves a hair more than 1."""
 
 OTHERS = (*LISTS, "train.txt", "val.txt", "valid.txt", "test.txt", "obj.data")
 """Text files that are no labels: lists of names and of images. READMEs are left aside too."""
@@ -46,7 +49,7 @@ def _root(source: Path) -> Path:
 
 def _yaml_files(root: Path) -> list[Path]:
     found = []
-    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
+    for path in sorted(files_below(root, ".yaml", ".yml"), key=lambda path: len(path.parts)):
         content = _yaml(path)
         if isinstance(content, dict) and "names" in content:
             found.append(path)
@@ -80,11 +83,13 @@ def read(labels: Labels) -> None:
     names = _names(labels.source, root)
     labels.classes += names.values()
     labels.says_good = True
-    found = list(files_below(labels.root, *SUFFIXES))
-    images = {image.with_suffix(""): image for image in found}
+    found = list(files_below(labels.root, *READABLE))
+    images = {image.with_suffix(""): image for image in reversed(found)}
     by_name: dict[str, list[Path]] = defaultdict(list)
+    by_place: dict[Path, list[Path]] = defaultdict(list)
     for one in found:
         by_name[one.stem].append(one)
+        by_place[one.with_suffix("")].append(one)
     for path in _label_files(root):
         image = _image_of(path.relative_to(root), images, labels.root)
         if image is None and len(by_name[path.stem]) == 1:
@@ -92,16 +97,28 @@ def read(labels: Labels) -> None:
         if image is None and LABELS not in path.relative_to(root).parts:
             log.warning("%s is not read: it lies beside no image of its name", path)
             continue
+        twins = by_place[image.with_suffix("")][1:] if image else []
+        for twin in twins:  # neither of them is known to be good
+            with labels.about(path.as_posix(), NAME):
+                labels.name(twin)
+                raise FlawmaskError(_may_be_about(path, image, twin))
         with labels.about(path.as_posix(), NAME):
+            lines = [(number, line) for number, line in enumerate(_lines(path), start=1) if line.strip()]
+            labels.expect(len(lines))
             if image is None:
                 raise FlawmaskError(
                     f"{path} is about no image that is there: put it into images/ beside labels/, or say --image_dir"
                 )
             labels.name(image)
+            if twins:
+                raise FlawmaskError(_may_be_about(path, image, twins[0]))
             name = labels.name_of(image)
-            lines = enumerate(_lines(path), start=1)
-            regions = [_region(line, number, names, path) for number, line in lines if line.strip()]
+            regions = [_region(line, number, names, path) for number, line in lines]
             labels.images.append(LabelledImage(image, name, regions))
+
+
+def _may_be_about(path: Path, image: Path | None, twin: Path) -> str:
+    return f"{path} may be about {image} or about {twin}: take one of them out, or give it another name"
 
 
 def _names(source: Path, root: Path) -> dict[int, str]:
@@ -158,6 +175,9 @@ def _region(line: str, number: int, names: dict[int, str], path: Path) -> Region
     label = names.get(int(first))
     if label is None:
         raise FlawmaskError(f"{who} has the class {first:g}, which has no name: there are {', '.join(names.values())}")
+    most = max(map(abs, values), default=0.0)
+    if most > FARTHEST:
+        raise FlawmaskError(f"{who} has the number {most:g}, and YOLO's are fractions of the image from 0 to 1: divide")
     return Region(label, _shape(values, who), f"line {number} of {path.name}")
 
 
