@@ -30,6 +30,9 @@ from flawmask.images import to_mask
 DEFECT = "defect"
 """The type of a defect in no folder of its own."""
 
+NO_MASK = "no mask"
+"""The kind of the problem that images without a mask count as good."""
+
 ORIGINS: dict[str, Origin] = {
     "train": "train",
     "training": "train",
@@ -122,7 +125,7 @@ class Folders:
         bare = [image for image in images if _key(image, place) not in masks and _says(image, place)[1] is None]
         if bare:
             message = f"is the first of {len(bare)} images (of {len(images)}) without a mask, which count as good"
-            found.append(Problem("warning", "no mask", where_of(bare[0], root), message))
+            found.append(Problem("warning", NO_MASK, where_of(bare[0], root), message))
         return found
 
     def _files(self, root: Path, category: str) -> tuple[Path, list[Path], dict[PurePath, list[Path]]]:
