@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -460,6 +461,10 @@ def test_images_that_no_record_names_are_counted(dataset: Path) -> None:
     write_png(dataset / "train" / "more" / "deep.png", np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8))
     (dataset / "train" / "images" / "photo.cr2").write_bytes(b"II*\0")
     (dataset / "train" / "images" / "notes.txt").write_text("none")
+    (dataset / "train" / "labels.cache").write_bytes(b"\0")
+    os.link(
+        dataset / "train" / "images" / "1.png", dataset / "train" / "images" / "1.PNG"
+    )  # as where case is no matter
     (dataset / "train" / "images" / "._1.png").write_bytes(b"")
     split = read_split(dataset, "train")
     assert split.tallies[0].not_used == {"not listed": ["photo.cr2", "../more/deep.png"]}

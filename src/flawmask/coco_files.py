@@ -216,12 +216,16 @@ def unlisted(images: Sequence[dict[str, Any]], left_out: Iterable[str], folder: 
     is_own = place.annotation_file.is_relative_to(place.folder)
     tops = [place.folder] if is_own else [one for one in place.image_folders[:-2] if folder.is_relative_to(one)]
     listed = {folder / str(image["file_name"]) for image in images}
+    alike = {_key(str(path)): path for path in listed}  # names that a file system may take for the same
     said = {_key(parts[-1]) for name in left_out for parts in _readings(name)}
     return [
         Path(os.path.relpath(path, folder)).as_posix()
         for top in tops
         for path in walk(top)
-        if path not in listed and _key(path.name) not in said and (is_readable(path) or may_be_image(path))
+        if path not in listed
+        and not ((other := alike.get(_key(str(path)))) and other.samefile(path))
+        and _key(path.name) not in said
+        and (is_readable(path) or may_be_image(path))
     ]
 
 

@@ -36,6 +36,9 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 READABLE = SUFFIXES | {".webp", ".jfif", ".jp2", ".gif"}
 """Of the files that `predict` finds in folders. A file of several pictures is refused, as an animation is."""
 
+NO_IMAGES = frozenset({".cache", ".ckpt", ".db", ".onnx", ".pkl", ".pt", ".pth", ".safetensors", ".sqlite"})
+"""Suffixes of what programs write beside images: `labels.cache` of YOLO, and checkpoints."""
+
 _TYPES = MimeTypes()  # Python's own table: what the machine adds to it differs from one to the next
 
 PROGRAMS = ("EPS", "WMF")
@@ -101,6 +104,8 @@ def is_readable(path: Path) -> bool:
 def may_be_image(path: Path) -> bool:
     """Return whether a person might take the file for an image: its suffix says so, or nobody knows the suffix and it
     holds no text."""
+    if path.suffix.lower() in NO_IMAGES:
+        return False
     kind, packed = _TYPES.guess_type(f"file{path.suffix.lower()}", strict=False)
     if kind is not None or packed is not None:
         return (kind or "").startswith(("image/", "video/", "application/dicom", "application/octet-stream"))

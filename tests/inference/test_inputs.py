@@ -93,12 +93,13 @@ def test_what_lies_in_a_folder_and_is_not_predicted_is_named_and_counted_where_i
 ) -> None:
     lay(tmp_path, "a.png", "photo.cr2", "photo.heic", "frame", "film.mp4", "unknown.xyz")
     lay(tmp_path, "notes.txt", "labels.json", "camera.log", "export.zip", data=b"text")
+    lay(tmp_path, "labels.cache", data=b"\0")
     inputs = find_images((str(tmp_path),), tmp_path / "out")
     assert inputs.images == [tmp_path / "a.png"]
     counted = ["film.mp4", "frame", "photo.cr2", "photo.heic", "unknown.xyz"]
     assert inputs.tally.not_used == {"unknown format": [(tmp_path / name).as_posix() for name in counted]}
     named = {path.name: reason for path, reason in inputs.not_predicted.items()}
-    assert sorted(named) == sorted([*counted, "camera.log", "export.zip", "labels.json", "notes.txt"])
+    assert sorted(named) == sorted([*counted, "camera.log", "export.zip", "labels.cache", "labels.json", "notes.txt"])
     assert named["notes.txt"] == "no image"
     assert named["photo.cr2"].startswith("none of the formats bmp, ")
     assert named["photo.cr2"].endswith(": convert it, or name the file itself if it is one of them")
