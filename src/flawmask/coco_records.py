@@ -231,7 +231,8 @@ def _one_of_each_name(categories: Sequence[Record], in_use: Collection[int | Non
         if isinstance(name, str) and name:
             by_name[name].append(category)
         else:
-            found.problems.append(f"category {category['id']} has the name {name!r}, which is doubled or none")
+            why = "which is doubled or none: give each a name of its own, as text"
+            found.problems.append(f"category {category['id']} has the name {name!r}, {why}")
     kept = []
     for name, of_name in by_name.items():
         used = [category for category in of_name if category["id"] in in_use] or of_name[-1:]

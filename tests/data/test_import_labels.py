@@ -437,6 +437,14 @@ def test_an_image_whose_record_is_bad_is_counted_once_and_never_good(tmp_path: P
     assert made.train["good"] + made.val["good"] == 2
 
 
+def test_the_names_of_yolo_classes_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    source = yolo(draw(tmp_path / "in"), {one: [yolo_polygon(CORNERS)] for one in "abcd"})
+    (source / "conf").mkdir()
+    (source / "data.yaml").rename(source / "conf" / "data.yaml")
+    assert recognised(source) == "yolo"
+    assert [label for found in masks_of(imported(source)).values() for label, _ in found] == ["dent"] * 4
+
+
 def test_two_images_of_one_yolo_label_are_left_out_and_not_good(tmp_path: Path) -> None:
     source = yolo(draw(tmp_path / "in"), {one: [yolo_polygon(CORNERS)] for one in "abcd"})
     place = next(source.rglob("d.png")).parent
@@ -456,6 +464,33 @@ def test_a_box_in_pixels_or_without_numbers_is_a_bad_label(line: str, tmp_path: 
     made = imported(source, on_error="skip")
     assert [Path(one).stem for one in counts(made, "images")["not_used"]["bad image or label"]] == ["d"]
     assert counts(made, "annotations")["found"] == 4
+
+
+def test_a_mark_without_a_class_is_a_bad_label_and_blanks_are_no_other_class(tmp_path: Path) -> None:
+    marks: dict[str, list[Any]] = {one: [labelme_shape(f" dent{' ' if one == 'a' else ''}", CORNERS)] for one in "abc"}
+    made = imported(
+        labelme(draw(tmp_path / "in"), marks | {"d": [labelme_shape("", CORNERS)], "good 1": [labelme_shape(" ", [])]}),
+        on_error="skip",
+    )
+    assert [category["name"] for category in splits(made)[0].categories] == ["dent"]
+    assert counts(made, "images")["not_used"]["bad image or label"] == ["d.png", "good 1.png"]
+    assert counts(made, "annotations")["not_used"].keys() == {"image not used"}
+
+
+def test_an_image_that_stands_twice_bare_is_used_once_and_with_a_bad_record_not_at_all(tmp_path: Path) -> None:
+    square = TOOLS["Label Studio"][2]
+    tasks = [studio_task(n, name, studio_annotation([square])) for n, name in enumerate("abcd")]
+    tasks.append(studio_task(5, "a"))
+    tasks.append(
+        studio_task(6, "b", studio_annotation([{**square, "value": {**square["value"], "polygonlabels": []}}]))
+    )
+    folder = draw(tmp_path / "in")
+    (folder / "project.json").write_text(json.dumps(tasks))
+    made = imported(folder, on_error="skip", unlabelled="good")
+    left = counts(made, "images")["not_used"]
+    assert left == {"listed twice": ["a.png"], "bad image or label": ["b.png"]}
+    assert sorted(masks_of(made)) == ["a", "c", "d", "good 1", "good 2"]
+    assert counts(made, "annotations") | {"not_used": 2} == {"found": 5, "used": 3, "not_used": 2}
 
 
 def test_images_in_formats_that_folders_are_not_searched_for_are_counted(tmp_path: Path) -> None:

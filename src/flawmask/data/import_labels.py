@@ -118,6 +118,7 @@ def _labels(config: ImportConfig) -> tuple[Labels, str]:
         )
     labels = Labels(source, root, Reading(crowds=config.crowds, on_error=config.on_error, good_name=config.good_name))
     imports.read(labels, name)
+    _check_classes(labels)
     _name_good(labels, config)
     _check_once(labels)
     for image in filter(labels.is_unclear, labels.images):
@@ -134,6 +135,20 @@ def _labels(config: ImportConfig) -> tuple[Labels, str]:
         else:
             labels.found.leave_out(original_file, "not labelled")
     return labels, name
+
+
+def _check_classes(labels: Labels) -> None:
+    """Leave out images with something on it that has no class, and take blanks around the names of classes away."""
+    for image in labels.images:
+        nameless = next((region for region in image.regions if not region.label.strip()), None)
+        if nameless is not None:
+            labels.bad.append({"file": image.original_file, "reason": f"{nameless.name} has no class: give it one"})
+    if labels.categories is None:  # those of a COCO file have their names already
+        labels.classes = [name.strip() for name in labels.classes]
+        labels.images = [
+            replace(image, regions=[replace(region, label=region.label.strip()) for region in image.regions])
+            for image in labels.images
+        ]
 
 
 def _name_good(labels: Labels, config: ImportConfig) -> None:
@@ -160,15 +175,22 @@ def _renamed(region: Region, good: Collection[str]) -> Region:
 
 
 def _check_once(labels: Labels) -> None:
-    """Leave out images of which label files speak twice."""
+    """Leave out images of which label files speak twice, or of which one of them cannot be used."""
     count = Counter(image.path.resolve() for image in labels.images)
+    bad = {item["file"] for item in labels.bad}
     for path in [path for path, times in count.items() if times > 1]:
         reason = f"{path} is labelled {count[path]} times: keep one of the labels"
         labels.bad.append({"file": labels.name_of(path), "reason": reason})
+    usable = []
     for image in labels.images:
-        if count[image.path.resolve()] > 1:
+        if count[image.path.resolve()] == 1 and image.original_file not in bad:
+            usable.append(image)
+        else:
             _leave_out_regions(image, labels)
-    labels.images = [image for image in labels.images if count[image.path.resolve()] == 1]
+    labels.images = usable
+    for path in [path for path in labels.unlabelled if path.resolve() in count]:
+        labels.found.leave_out(labels.name_of(path), "listed twice")
+        labels.unlabelled.remove(path)
 
 
 def _leave_out_regions(image: LabelledImage, labels: Labels) -> None:

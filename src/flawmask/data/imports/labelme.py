@@ -60,7 +60,7 @@ def _image(content: dict[str, Any], path: Path, labels: Labels) -> LabelledImage
     name = labels.name_of(image)
     grouped: dict[Any, list[tuple[str, Shape]]] = defaultdict(list)
     for number, shape in enumerate(content["shapes"]):
-        label, kind, group = str(shape["label"]), shape.get("shape_type") or "polygon", shape.get("group_id")
+        label, kind, group = str(shape["label"] or ""), shape.get("shape_type") or "polygon", shape.get("group_id")
         made = _shape(shape, kind, path)
         if made is None:
             labels.leave_out_mark(f"shape {number} of {name}", kind)

@@ -90,7 +90,11 @@ def _warn_of_texts(tasks: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def _read_task(task: Mapping[str, Any], path: Path, labels: Labels) -> None:
     data = task.get("data", task)
-    written = [_flat_results(task)] if "data" not in task else [one["result"] for one in task.get("annotations") or ()]
+    written = (
+        [_flat_results(task)]
+        if "data" not in task
+        else [one.get("result") or () for one in task.get("annotations") or ()]
+    )
     labels.expect(sum(map(len, written)))
     image = labels.image_file(_image_name(data, task), path)
     name = labels.name_of(image)
