@@ -85,6 +85,7 @@ def test_a_pipe_in_a_folder_is_named_and_not_read(tmp_path: Path) -> None:
     inputs = find_images((str(tmp_path),), tmp_path / "out")
     assert inputs.images == [tmp_path / "a.png"]
     assert "pipe" in inputs.not_predicted[tmp_path / "pipe.png"]
+    assert found(tmp_path, tmp_path / "pipe.png") == [tmp_path / "pipe.png"], "it was named"
     assert inputs.tally.not_used == {"unknown format": [(tmp_path / "pipe.png").as_posix()]}
 
 

@@ -77,7 +77,7 @@ def _no_image(text: str, left: dict[Path, str | None]) -> str:
 def _expand(text: str) -> Iterator[tuple[Path, str | None]]:
     """Yield what a text of the command line names, with the reason why it is no image, None where it is one."""
     path = Path(text)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         yield path, None
         return
     for one in [path] if path.is_dir() else _matching(path):
