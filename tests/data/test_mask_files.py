@@ -162,6 +162,8 @@ def test_masks_of_two_kinds_that_no_rule_suits_are_refused(tiny_category: Make) 
         run(folder)
     (problem,) = errors_of_doctor(folder)
     assert problem.startswith("error masks of two kinds: part cannot be read: ")
+    report = examine(DoctorConfig(mvtec_root=folder.parent, category=folder.name, sheet_images=0))
+    assert [tally.used for tally in report.tallies] == [0, 0]
     assert len(run(folder, mask_values="alpha", on_error="skip").left_out) == 1
 
 

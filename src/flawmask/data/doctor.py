@@ -212,9 +212,9 @@ def _tallies(
     config: DoctorConfig, category: str, samples: Sequence[Sample], seen: Sequence["_Seen"], aside: Sequence[Sample]
 ) -> tuple[Tally, Tally]:
     """Return the counts of the images and masks of a category; those with an error would not be trained on."""
-    bad_images = {each.item.path for each in seen if any(problem.severity == "error" for problem in each.problems)}
-    used = [sample for sample in samples if sample.image not in bad_images]
-    bad = [sample for sample in samples if sample.image in bad_images]
+    fit = {each.item.path for each in seen if all(problem.severity != "error" for problem in each.problems)}
+    used = [sample for sample in samples if sample.image in fit]
+    bad = [sample for sample in samples if sample.image not in fit]
     return layouts.tallies(config.mvtec_root, category, used, {layouts.BAD: bad, config.left_aside: aside}, config)
 
 
