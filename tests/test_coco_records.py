@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -349,7 +350,7 @@ SKIPPED: dict[str, tuple[Change, tuple[str, ...], dict[str, list[str]], dict[str
     "a file that is not there": (
         lambda content: content["images"][1].update(file_name="x.png"),
         ("1.png", "3.png"),
-        {"file missing": ["x.png"]},
+        {"file missing": ["x.png"], "not listed": ["2.png"]},
         {"image not used": ["3 of x.png"]},
     ),
     "a file of another size": (
@@ -448,12 +449,27 @@ def test_every_record_is_used_or_listed_as_unused(
         assert "lists no image that can be used" in str(error)
         return
     image_tally, of_annotations = split.tallies
-    assert image_tally.found == len(records)
+    others = {f"{n}.png" for n in (1, 2, 3)} - {Path(one["file_name"]).name for one in records}
+    assert set(image_tally.not_used.get("not listed", [])) == others
+    assert image_tally.found == len(records) + len(others)
     assert of_annotations.found == len(annotations)
     assert image_tally.used == len(split.images)
     kept = [one for of_image in split.annotations.values() for one in of_image]
     assert of_annotations.used == sum(not one.get("iscrowd") for one in kept)
     assert all(mask.any() for mask in decoded_masks(kept))
+
+
+def test_images_that_no_record_names_are_counted(dataset: Path) -> None:
+    write_png(dataset / "train" / "more" / "deep.png", np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8))
+    (dataset / "train" / "images" / "photo.cr2").write_bytes(b"II*\0")
+    (dataset / "train" / "images" / "notes.txt").write_text("none")
+    (dataset / "train" / "labels.cache").write_bytes(b"\0")
+    first = dataset / "train" / "images" / "1.png"
+    os.link(first, first.with_suffix(".PNG"))  # as on a file system that ignores case
+    (dataset / "train" / "images" / "._1.png").write_bytes(b"")
+    split = read_split(dataset, "train")
+    assert split.tallies[0].not_used == {"not listed": ["photo.cr2", "../more/deep.png"]}
+    assert split.tallies[0].used == 3
 
 
 def decoded_masks(records: list[dict[str, Any]]) -> list[Mask]:

@@ -475,6 +475,13 @@ def test_floating_point_numbers_are_refused(tmp_path: Path) -> None:
         read_pixels(tmp_path / "a.tif")
 
 
+def test_signed_numbers_of_8_bits_are_refused(tmp_path: Path) -> None:
+    with Image.fromarray(GREY) as picture:
+        picture.save(tmp_path / "a.tif", tiffinfo={339: 2})
+    with pytest.raises(ImageError, match="signed numbers"):
+        read_pixels(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("suffix", ["tif", "png"])
 def test_several_images_in_a_file_are_refused_but_a_thumbnail_does_not_count(tmp_path: Path, suffix: str) -> None:
     pictures = [Image.fromarray(RGB), Image.fromarray(RGB[::-1])]

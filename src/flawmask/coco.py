@@ -17,7 +17,7 @@ import numpy as np
 from flawmask import coco_files, masks
 from flawmask import images as image_files
 from flawmask.coco_files import SplitFiles
-from flawmask.coco_records import Records, is_box, leave_out_duplicates, plain_id, read_records
+from flawmask.coco_records import NOT_LISTED, Records, is_box, leave_out_duplicates, plain_id, read_records
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json_lines
 from flawmask.good_names import GOOD
@@ -282,6 +282,9 @@ def read_files(place: SplitFiles, reading: Reading | None = None, *, opens_image
     image_folder = _locate(records, place)
     if opens_images and records.reading.on_error == "skip":
         records.leave_out(_unreadable(records, image_folder), "bad image")
+    left_out = [name for names in records.image_tally.not_used.values() for name in names]
+    for name in coco_files.unlisted_images(records.images, left_out, image_folder, place):
+        records.image_tally.leave_out(name, NOT_LISTED)
     tallies = records.count()
     return CocoSplit(
         folder=folder,

@@ -15,7 +15,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from urllib.parse import unquote
 
 from flawmask.errors import FlawmaskError
 from flawmask.files import real_path, walk
+from flawmask.images import is_readable, may_be_image
 
 SPLIT_WORDS = {
     "train": "train",
@@ -203,6 +204,36 @@ def locate(
         return _named_from(*best, names, place)
     missing = [image for image, is_present in zip(images, exists, strict=True) if not is_present]
     raise FlawmaskError(f"{place.annotation_file}{_missing_message(missing, folder)}")
+
+
+def unlisted_images(
+    images: Sequence[dict[str, Any]], left_out: Iterable[str], folder: Path, place: SplitFiles
+) -> list[str]:
+    """Return the files of a split that may be images but that no record names, as POSIX paths relative to the folder.
+
+    A folder with the images of several splits is not searched, because the records of one split do not say which
+    images belong to it.
+
+    Args:
+        images: the image records that are used.
+        left_out: the names in the other image records.
+        folder: the folder that the names in the records are relative to.
+        place: the files of the split.
+    """
+    is_own = place.annotation_file.is_relative_to(place.folder)
+    searched = [place.folder] if is_own else [top for top in place.image_folders[:-2] if folder.is_relative_to(top)]
+    listed = {folder / str(image["file_name"]) for image in images}
+    by_key = {_key(str(path)): path for path in listed}  # a file system may treat different spellings as one name
+    left_out_names = {_key(parts[-1]) for name in left_out for parts in _interpretations(name)}
+    return [
+        Path(os.path.relpath(path, folder)).as_posix()
+        for top in searched
+        for path in walk(top)
+        if path not in listed
+        and not ((other := by_key.get(_key(str(path)))) and other.samefile(path))
+        and _key(path.name) not in left_out_names
+        and (is_readable(path) or may_be_image(path))
+    ]
 
 
 def _named_from(

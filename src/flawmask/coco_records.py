@@ -33,6 +33,9 @@ EMPTY_SEGMENTATIONS: tuple[Any, ...] = (None, [], [[]], {}, "")
 NO_PIXEL, NO_AREA, OUTSIDE = NO_INSTANCE = ("no pixel", "no area", "outside the image")
 """The reasons why an annotation is not an instance."""
 
+NOT_LISTED = "not listed"
+"""The reason why an image that no record names is not used."""
+
 
 @dataclass
 class Records:
@@ -193,7 +196,7 @@ def _valid_records(content: Record, key: str, fields: Collection[str], checked: 
             continue
         reason, where = "bad record", f"{key}[{index}]"
         if missing:
-            checked.problems.append(f"{where} has no {', '.join(missing)}")
+            checked.problems.append(f"{where} has no {', '.join(missing)}: export it again, or add what is missing")
         elif number is None or not _is_same(first[number], record):
             checked.problems.append(f"{where} has the id {record['id']!r}, which is a duplicate or not a number")
         else:
@@ -230,9 +233,8 @@ def _unique_names(categories: Sequence[Record], in_use: Collection[int | None], 
         if isinstance(name, str) and name:
             by_name[name].append(category)
         else:
-            checked.problems.append(
-                f"category {category['id']} has the name {name!r}, which is a duplicate or not a name"
-            )
+            reason = "which is a duplicate or not a name: give each category a name of its own, as text"
+            checked.problems.append(f"category {category['id']} has the name {name!r}, {reason}")
     kept = []
     for name, of_name in by_name.items():
         used = [category for category in of_name if category["id"] in in_use] or of_name[-1:]

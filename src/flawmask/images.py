@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from mimetypes import MimeTypes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, TypeGuard
 
@@ -34,6 +35,11 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
 READABLE = SUFFIXES | {".webp", ".jfif", ".jp2", ".gif"}
 """Suffixes of the files that `predict` reads in folders. Files with several images, such as animations, are refused."""
+
+OTHER_SUFFIXES = frozenset({".cache", ".ckpt", ".db", ".onnx", ".pkl", ".pt", ".pth", ".safetensors", ".sqlite"})
+"""Suffixes of binary files that programs write beside images, such as YOLO's `labels.cache` and checkpoints."""
+
+_TYPES = MimeTypes()  # Python's own table, without the additions of the machine, which differ between machines
 
 VECTOR_FORMATS = ("EPS", "WMF")
 """Formats that Pillow hands to another program to draw. Such a file is never a photograph."""
@@ -93,6 +99,25 @@ def is_image(path: Path) -> bool:
 def is_readable(path: Path) -> bool:
     """Return whether the file's name is that of an image which `predict` reads in a folder."""
     return path.suffix.lower() in READABLE and not path.name.startswith(".")
+
+
+def may_be_image(path: Path) -> bool:
+    """Return whether the file may be an image in an unknown format.
+
+    Its suffix is that of an image or a similar type; or the suffix is unknown and the file holds no text.
+    """
+    if path.suffix.lower() in OTHER_SUFFIXES:
+        return False
+    kind, packed = _TYPES.guess_type(f"file{path.suffix.lower()}", strict=False)
+    if kind is not None or packed is not None:
+        return (kind or "").startswith(("image/", "video/", "application/dicom", "application/octet-stream"))
+    if not path.is_file():  # a pipe, say: opening it would hang
+        return True
+    try:
+        with path.open("rb") as file:
+            return b"\0" in file.read(1024)  # texts have no zero bytes, except in UTF-16
+    except OSError:
+        return True
 
 
 @dataclass(frozen=True)
@@ -249,6 +274,8 @@ TURNS: dict[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
 ORIENTATION = 0x0112
 BITS_PER_SAMPLE, WHITE_IS_ZERO = 258, 262
 """Tags of TIFF 6.0. If the value of the last one is 0, then 0 means white."""
+SAMPLE_FORMAT, SIGNED = 339, 2
+"""A tag of TIFF 6.0, and its value for signed numbers."""
 
 
 def turn_upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
@@ -282,6 +309,8 @@ def _pixels_in(picture: Image.Image, name: str) -> Pixels:
         return values.astype(np.uint16)
     if picture.mode == "F":
         raise ImageError(f"{name} holds floating-point numbers: export it with 8 or 16 bits")
+    if SIGNED in getattr(picture, "tag_v2", {}).get(SAMPLE_FORMAT, ()):
+        raise ImageError(f"{name} holds signed numbers of 8 bits: export it with unsigned numbers of 8 or 16 bits")
     return _array(picture, "L" if picture.mode in ("L", "LA", "1") else "RGB")
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -354,7 +355,27 @@ def test_images_without_annotations_are_counted_unless_they_are_good(dataset: Pa
 
 def test_an_image_that_is_not_listed_is_reported(dataset: Path) -> None:
     write_png(dataset / "val/images/sub/extra.png", picture(99))
-    assert problems_of(check(dataset)) == [("warning", "unlisted image", "val/images/sub/extra.png")]
+    report = check(dataset)
+    assert problems_of(report) == [("warning", "unlisted image", "val/images/sub/extra.png")]
+    assert report.tallies[0].not_used == {"not listed": ["sub/extra.png"]}
+
+
+def test_an_image_in_a_shared_folder_is_reported_only_if_no_split_lists_it(dataset: Path) -> None:
+    (dataset / "annotations").mkdir()
+    (dataset / "images").mkdir()
+    for name in ("train", "val"):
+        for image in (dataset / name / "images").iterdir():
+            image.rename(dataset / "images" / f"{name}_{image.name}")
+        content = json.loads((dataset / name / "annotations.json").read_text())
+        for image in content["images"]:
+            image["file_name"] = f"{name}_{image['file_name']}"
+        (dataset / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
+        shutil.rmtree(dataset / name)
+    assert problems_of(check(dataset, dataset_dir=dataset, mvtec_root=Path(), category=None)) == []
+    write_png(dataset / "images/extra.png", picture(99))
+    report = check(dataset, dataset_dir=dataset, mvtec_root=Path(), category=None)
+    assert problems_of(report) == [("warning", "unlisted image", "images/extra.png")]
+    assert report.tallies[0].not_used == {"not listed": ["images/extra.png"]}
 
 
 def test_a_coco_file_of_another_tool_is_counted_by_class_name(dataset: Path) -> None:
@@ -610,7 +631,10 @@ def test_with_strict_unusable_images_or_records_end_the_command_with_status_3(
 
 def test_a_category_whose_name_may_mean_good_is_reported(dataset: Path) -> None:
     edit(dataset, lambda content: content["categories"][1].update(name="OK"))
-    assert ("warning", "good by another name", "train") in problems_of(check(dataset))
+    assert ("error", "good by another name", "train") in problems_of(check(dataset))
+    report = check(dataset, good_name="OK")
+    assert "good by another name" not in [problem.kind for problem in report.problems]
+    assert sum(one.defective for one in report.counts if one.split == "train") == 0
 
 
 def status(*arguments: str) -> int:

@@ -375,7 +375,9 @@ def plain(tmp_path: Path, suffix: str = "_mask") -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["", "_mask", "-gt"])
-def test_images_and_masks_in_plain_folders_are_matched_by_name_with_any_suffix(tmp_path: Path, suffix: str) -> None:
+def test_images_and_masks_in_plain_folders_are_matched_by_name_with_any_suffix(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = plain(tmp_path, suffix)
     assert layout_of(folder.parent) == "folders"
     assert kinds(folder) == {f"images/{number}.png": "defect" if number < 4 else "good" for number in range(8)}
@@ -384,8 +386,23 @@ def test_images_and_masks_in_plain_folders_are_matched_by_name_with_any_suffix(t
     assert (warned.kind, warned.where) == ("no mask", "part/images/5.png")
     assert "3 images (of 8) without a mask, which count as good" in warned.message
     prepared = run(folder, good_as="empty")
+    assert "part/images/5.png is the first of 3 images (of 8) without a mask" in caplog.text
     assert (joined(prepared)["part/images/2.png"] == (spot(2) > 0)).all()
     assert info(prepared)["tally"]["annotations"] == {"found": 5, "used": 5, "not_used": {}}
+
+
+def test_files_beside_plain_folders_are_counted(tmp_path: Path) -> None:
+    folder = files(plain(tmp_path), {"test/dent/0.png": 50, "9.png": 51}, {"ground_truth/dent/0_mask.png": spot()})
+    tally = info(run(folder))["tally"]
+    assert tally["images"]["not_used"] == {"in test/dent": ["part/test/dent/0.png"], "in .": ["part/9.png"]}
+    assert tally["annotations"]["not_used"] == {"no image": ["part/ground_truth/dent/0_mask.png"]}
+
+
+def test_a_category_of_another_layout_is_refused_with_a_hint_to_name_it(tmp_path: Path) -> None:
+    folder = files(tmp_path / "data" / "other", {"test/dent/0.png": 1}, {"ground_truth/dent/0_mask.png": spot()})
+    plain(tmp_path)
+    with pytest.raises(FlawmaskError, match=r"has no category other: it has part; .* --layout"):
+        samples(folder.parent, "other")
 
 
 def test_plain_folders_may_have_any_name_and_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

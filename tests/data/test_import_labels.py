@@ -387,6 +387,131 @@ def test_unused_labels_are_counted_and_listed_and_with_strict_an_error(
     assert not (tmp_path / "strict").exists()
 
 
+UNCLEAR = NO_AREA | {
+    "a tag of CVAT": (("tag", {}), "tag"),
+    "choices of Label Studio": (studio_result("choices", {}), "choices"),
+    "an image turned in Label Studio": (
+        studio_result("polygonlabels", {"points": in_percent(CORNERS)}, image_rotation=90),
+        "image turned in Label Studio",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNCLEAR)
+def test_an_image_without_a_usable_annotation_is_not_good(what: str, tmp_path: Path) -> None:
+    write, _, marked = TOOLS[next(tool for tool in TOOLS if tool in what)]
+    odd, reason = UNCLEAR[what]
+    of_image = {one: [marked] for one in "abcd"} | {"good 1": [odd], "good 2": []}
+    made = imported(write(draw(tmp_path / "in"), of_image), unlabelled="good")
+    assert counts(made, "images")["not_used"] == {"no usable annotation": ["good 1.png"]}
+    assert counts(made, "annotations")["not_used"].keys() == {reason}
+    assert made.train["good"] + made.val["good"] == 1
+
+
+def test_an_image_is_good_if_its_choice_says_so(tmp_path: Path) -> None:
+    write, _, marked = TOOLS["Label Studio"]
+    said: dict[str, list[Any]] = {"good 1": [studio_result("choices", {})], "good 2": [studio_result("choices", {})]}
+    said["good 1"][0]["value"], said["good 2"][0]["value"] = {"choices": ["OK"]}, {"choices": ["Grade A"]}
+    folder = write(draw(tmp_path / "in"), {one: [marked] for one in "abcd"} | said)
+    assert counts(imported(folder), "images")["not_used"] == {"no usable annotation": ["good 2.png"]}
+    made = imported(folder, output_dir=tmp_path / "said", good_name="Grade A")
+    assert counts(made, "images")["not_used"] == {}
+
+
+def test_json_min_texts_that_may_be_choices_give_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write, _, marked = TOOLS["Label Studio, JSON_MIN"]
+    folder = write(draw(tmp_path / "in"), {one: [] if "good" in one else [marked] for one in NAMES})
+    imported(folder)
+    assert "choices" not in caplog.text
+    tasks = json.loads((folder / "min.json").read_text())
+    tasks[-1]["quality"] = "scratch"
+    (folder / "min.json").write_text(json.dumps(tasks))
+    imported(folder, output_dir=tmp_path / "again")
+    assert "choices look like any other text (quality): 2 tasks without a region" in caplog.text
+
+
+def test_an_image_with_a_bad_record_is_counted_once_and_not_good(tmp_path: Path) -> None:
+    source = coco(draw(tmp_path / "in"), {one: [[[1, 1, 5, 5]] if one == "d" else [FLAT]] for one in "abcd"})
+    made = imported(source, on_error="skip", unlabelled="good")
+    assert counts(made, "images") == {"found": 6, "used": 5, "not_used": {"bad record": ["d.png"]}}
+    assert made.train["good"] + made.val["good"] == 2
+
+
+def test_the_yaml_file_of_yolo_may_be_in_a_subfolder(tmp_path: Path) -> None:
+    source = yolo(draw(tmp_path / "in"), {one: [yolo_polygon(CORNERS)] for one in "abcd"})
+    (source / "conf").mkdir()
+    (source / "data.yaml").rename(source / "conf" / "data.yaml")
+    assert recognised(source) == "yolo"
+    assert [label for found in masks_of(imported(source)).values() for label, _ in found] == ["dent"] * 4
+
+
+def test_two_images_with_one_yolo_label_are_left_out_and_not_good(tmp_path: Path) -> None:
+    source = yolo(draw(tmp_path / "in"), {one: [yolo_polygon(CORNERS)] for one in "abcd"})
+    place = next(source.rglob("d.png")).parent
+    draw_image(place / "d.jpg", 9, (HEIGHT, WIDTH))
+    with pytest.raises(FlawmaskError, match=r"d\.txt may belong to .*: remove one of the images"):
+        imported(source)
+    made = imported(source, on_error="skip")
+    left = counts(made, "images")["not_used"]["bad image or label"]
+    assert sorted(Path(name).name for name in left) == ["d.jpg", "d.png"]
+    found = counts(made, "annotations")
+    assert (found["found"], found["used"], len(found["not_used"]["image not used"])) == (4, 3, 1)
+
+
+@pytest.mark.parametrize("line", ["1 nan 0.5 0.2 0.2", "1 20 16 10 8", "1 0.5 0.5 inf 0.2"])
+def test_a_box_in_pixels_or_with_nan_or_infinity_is_a_bad_label(line: str, tmp_path: Path) -> None:
+    source = yolo(draw(tmp_path / "in"), {one: [line if one == "d" else yolo_polygon(CORNERS)] for one in "abcd"})
+    made = imported(source, on_error="skip")
+    assert [Path(one).stem for one in counts(made, "images")["not_used"]["bad image or label"]] == ["d"]
+    assert counts(made, "annotations")["found"] == 4
+
+
+def test_an_annotation_without_a_class_is_a_bad_label_and_spaces_do_not_matter(tmp_path: Path) -> None:
+    marks: dict[str, list[Any]] = {one: [labelme_shape(f" dent{' ' if one == 'a' else ''}", CORNERS)] for one in "abc"}
+    made = imported(
+        labelme(draw(tmp_path / "in"), marks | {"d": [labelme_shape("", CORNERS)], "good 1": [labelme_shape(" ", [])]}),
+        on_error="skip",
+    )
+    assert [category["name"] for category in splits(made)[0].categories] == ["dent"]
+    assert counts(made, "images")["not_used"]["bad image or label"] == ["d.png", "good 1.png"]
+    assert counts(made, "annotations")["not_used"].keys() == {"image not used"}
+
+
+def test_an_image_listed_twice_is_used_once_but_not_with_a_bad_label(tmp_path: Path) -> None:
+    square = TOOLS["Label Studio"][2]
+    tasks = [studio_task(n, name, studio_annotation([square])) for n, name in enumerate("abcd")]
+    tasks.append(studio_task(5, "a"))
+    tasks.append(
+        studio_task(6, "b", studio_annotation([{**square, "value": {**square["value"], "polygonlabels": []}}]))
+    )
+    folder = draw(tmp_path / "in")
+    (folder / "project.json").write_text(json.dumps(tasks))
+    made = imported(folder, on_error="skip", unlabelled="good")
+    left = counts(made, "images")["not_used"]
+    assert left == {"listed twice": ["a.png"], "bad image or label": ["b.png"]}
+    assert sorted(masks_of(made)) == ["a", "c", "d", "good 1", "good 2"]
+    assert counts(made, "annotations") | {"not_used": 2} == {"found": 5, "used": 3, "not_used": 2}
+
+
+def test_images_in_unknown_formats_are_counted(tmp_path: Path) -> None:
+    source = labelme(draw(tmp_path / "in"), {one: [labelme_shape("dent", CORNERS)] for one in "abcd"})
+    Image.new("RGB", (WIDTH, HEIGHT)).save(source / "e.webp")
+    (source / "f.cr2").write_bytes(b"II*\0")
+    (source / "notes.txt").write_text("none")
+    left = counts(imported(source), "images")["not_used"]
+    assert left == {"unknown format": ["f.cr2"], "not labelled": ["e.webp", "good 1.png", "good 2.png"]}
+
+
+def test_annotations_of_a_missing_image_are_counted(tmp_path: Path) -> None:
+    for tool in ("labelme", "VIA", "CVAT", "Label Studio", "YOLO"):
+        write, _, marked = TOOLS[tool]
+        source = write(draw(tmp_path / tool), {one: [marked, marked] for one in "abcd"})
+        next(source.rglob("d.png")).unlink()
+        found = counts(imported(source, output_dir=tmp_path / f"{tool} out", on_error="skip"), "annotations")
+        assert (found["found"], found["used"]) == (8, 6), tool
+        assert len(found["not_used"]["image not used"]) == 2, tool
+
+
 def test_images_without_labels_are_left_out_or_on_request_good(tmp_path: Path) -> None:
     source = labelme(draw(tmp_path / "in"), {one: [labelme_shape("dent", CORNERS)] for one in "abcd"})
     made = imported(source)
@@ -414,7 +539,10 @@ def test_the_ground_truth_annotation_is_used_and_a_task_without_annotation_is_no
     assert all(np.array_equal(mask, SQUARE) for found in masks_of(made).values() for _, mask in found)
     assert counts(made, "images")["not_used"] == {"not labelled": ["good 1.png", "good 2.png"]}
     found = counts(made, "annotations")
-    assert {reason: len(names) for reason, names in found["not_used"].items()} == {"other annotation": 2}
+    assert {reason: len(names) for reason, names in found["not_used"].items()} == {
+        "other annotation": 2,
+        "cancelled": 1,
+    }
     assert sorted(masks_of(made)) == ["a", "b", "c", "d"]
 
 
@@ -585,7 +713,9 @@ def test_found_is_the_sum_of_used_and_unused_for_any_folder(
     labelled = [kinds for kinds in of_image.values() if kinds is not None]
     whole = [kinds for kinds in labelled if "broken" not in kinds]
     images, annotations = counts(made, "images"), counts(made, "annotations")
-    assert (images["found"], images["used"]) == (len(of_image), len(whole))
+    clear = [kinds for kinds in whole if set(kinds) != {"point"}]
+    assert (images["found"], images["used"]) == (len(of_image), len(clear))
+    assert len(images["not_used"].get("no usable annotation", [])) == len(whole) - len(clear)
     assert annotations["found"] == sum(map(len, labelled))
     assert annotations["used"] == sum(kinds.count("outlined") for kinds in whole)
     assert len(annotations["not_used"].get("point", [])) == sum(kinds.count("point") for kinds in labelled)

@@ -164,6 +164,8 @@ def test_masks_of_two_kinds_without_a_common_rule_are_refused(tiny_category: Mak
         run(folder)
     (problem,) = errors_of_doctor(folder)
     assert problem.startswith("error masks of two kinds: part cannot be read: ")
+    report = examine(DoctorConfig(mvtec_root=folder.parent, category=folder.name, sheet_images=0))
+    assert [tally.used for tally in report.tallies] == [0, 0]
     assert len(run(folder, mask_values="alpha", on_error="skip").left_out) == 1
 
 

@@ -78,17 +78,29 @@ def test_links_to_folders_are_followed_unless_they_form_a_loop(tmp_path: Path) -
     assert found(tmp_path, tmp_path / "parts") == [tmp_path / "parts/b.png", tmp_path / "parts/today/a.png"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_in_a_folder_is_listed_and_not_read(tmp_path: Path) -> None:
+    lay(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    inputs = find_images((str(tmp_path),), tmp_path / "out")
+    assert inputs.images == [tmp_path / "a.png"]
+    assert "pipe" in inputs.not_predicted[tmp_path / "pipe.png"]
+    assert found(tmp_path, tmp_path / "pipe.png") == [tmp_path / "pipe.png"], "the input names it"
+    assert inputs.tally.not_used == {"unknown format": [(tmp_path / "pipe.png").as_posix()]}
+
+
 def test_other_files_in_a_folder_are_listed_and_possible_images_are_counted(
     tmp_path: Path,
 ) -> None:
     lay(tmp_path, "a.png", "photo.cr2", "photo.heic", "frame", "film.mp4", "unknown.xyz")
     lay(tmp_path, "notes.txt", "labels.json", "camera.log", "export.zip", data=b"text")
+    lay(tmp_path, "labels.cache", data=b"\0")
     inputs = find_images((str(tmp_path),), tmp_path / "out")
     assert inputs.images == [tmp_path / "a.png"]
     counted = ["film.mp4", "frame", "photo.cr2", "photo.heic", "unknown.xyz"]
     assert inputs.tally.not_used == {"unknown format": [(tmp_path / name).as_posix() for name in counted]}
     named = {path.name: reason for path, reason in inputs.not_predicted.items()}
-    assert sorted(named) == sorted([*counted, "camera.log", "export.zip", "labels.json", "notes.txt"])
+    assert sorted(named) == sorted([*counted, "camera.log", "export.zip", "labels.cache", "labels.json", "notes.txt"])
     assert named["notes.txt"] == "no image"
     assert named["photo.cr2"].startswith("none of the formats bmp, ")
     assert named["photo.cr2"].endswith(": convert it, or name the file itself if it is one of them")

@@ -567,7 +567,8 @@ QUICK = Path(__file__).parents[1] / "quick_flawmask.py"
 def test_an_interrupt_ends_it_even_while_reading_a_file_hangs(model: Path, parts: Path, tmp_path: Path) -> None:
     """Reading a pipe without a writer hangs, like a file on a dead mount."""
     os.mkfifo(parts / "hanging.png")
-    command = ["predict", "--model", model, "--input", parts, "--conf", "0.3", "--output_dir", tmp_path / "out"]
+    inputs = [parts, parts / "hanging.png"]  # in a folder alone, the pipe would be left out
+    command = ["predict", "--model", model, "--input", *inputs, "--conf", "0.3", "--output_dir", tmp_path / "out"]
     running = Forked([QUICK, *map(str, command), "--device", "cpu"], os.environ)
     try:
         while True:  # until it is being read; held open, it does not end

@@ -159,7 +159,7 @@ def examine(config: DoctorConfig) -> Report:
         problems += mask_problems
         levels = intensity.of_images(config.intensity, [item.path for item in items], category)
     else:
-        items, problems, splits = coco_items(config.dataset_dir or Path(), config.crowds, tallies)
+        items, problems, splits = coco_items(config.dataset_dir or Path(), config.crowds, config.good_name, tallies)
         levels = intensity.of_dataset(config.intensity, splits) if splits else UPPER_BITS
     checked = _check_all(items, levels, _choose_for_sheet(items, config.sheet_images))
     problems += chain.from_iterable(each.problems for each in checked)
@@ -216,9 +216,9 @@ def _tallies(
     unchecked: Sequence[Sample],
 ) -> tuple[Tally, Tally]:
     """Return the tallies of a category's images and masks. Those with an error would not be used for training."""
-    bad_images = {each.item.path for each in checked if any(problem.severity == "error" for problem in each.problems)}
-    used = [sample for sample in samples if sample.image not in bad_images]
-    bad = [sample for sample in samples if sample.image in bad_images]
+    usable = {each.item.path for each in checked if all(problem.severity != "error" for problem in each.problems)}
+    used = [sample for sample in samples if sample.image in usable]
+    bad = [sample for sample in samples if sample.image not in usable]
     unused = {layouts.BAD_FILE: bad, config.good_images_flag: unchecked}
     return layouts.tallies(config.mvtec_root, category, used, unused, config)
 

@@ -13,7 +13,7 @@ import numpy as np
 from flawmask import images
 from flawmask.coco import CocoSplit, Record, instance_masks, read_split, without_crowds
 from flawmask.coco_files import has_split
-from flawmask.coco_records import NO_INSTANCE
+from flawmask.coco_records import NO_INSTANCE, NOT_LISTED
 from flawmask.data import mask_files
 from flawmask.data.layouts import MaskFile, Problem, Sample, where_of
 from flawmask.data.mask_files import ImageGeometry, MaskSettings, OrientationError
@@ -208,16 +208,17 @@ def _value_problems(pixels: Pixels, where: str) -> Iterator[Problem]:
 
 
 def coco_items(
-    dataset_dir: Path, crowds: Literal["ignore", "instances"], tallies: tuple[Tally, Tally]
+    dataset_dir: Path, crowds: Literal["ignore", "instances"], good_name: str | None, tallies: tuple[Tally, Tally]
 ) -> tuple[list[Item], list[Problem], list[CocoSplit]]:
     """Return the images of all usable splits, the problems of the splits themselves, and these splits.
 
     Args:
         dataset_dir: the COCO folder.
         crowds: how crowds are treated.
+        good_name: the name of the good images, from `--good_name`; None if it is not given.
         tallies: the tallies of images and annotations, to which the unusable ones are added.
     """
-    chosen = Reading(crowds=crowds, on_error="skip")
+    chosen = Reading(crowds=crowds, on_error="skip", good_name=good_name)
     items: list[Item] = []
     splits: list[CocoSplit] = []
     problems: list[Problem] = []
@@ -235,9 +236,13 @@ def coco_items(
         splits.append(split)
         items += [_record_item(split, image) for image in split.images]
         problems += [Problem("error", "unusable record", name, problem) for problem in split.problems]
-        problems += _split_problems(split)
+        problems += _split_problems(split, asks_for_good=good_name is None)
         for tally, of_split in zip(tallies, split.tallies, strict=True):
             tally.add(replace(of_split, used=0))  # the used ones are counted after their images are checked
+    if not any(problem.kind == "unusable split" for problem in problems):
+        for name in _unlisted_in_shared_folders(dataset_dir, splits):
+            tallies[0].leave_out(name, NOT_LISTED)
+            problems.append(_unlisted_image(name))
     return items, problems, splits
 
 
@@ -301,9 +306,14 @@ def _annotation_problems(record: Record, mask: Mask, where: str) -> Iterator[Pro
         yield Problem("warning", "area", where, f"{who} has the area {area} but its mask {pixels} pixels")
 
 
-def _split_problems(split: CocoSplit) -> Iterator[Problem]:
-    """Yield the problems of a split as a whole."""
-    name, folder = split.name, split.image_folder
+def _split_problems(split: CocoSplit, *, asks_for_good: bool) -> Iterator[Problem]:
+    """Yield the problems of a split as a whole.
+
+    Args:
+        split: the split.
+        asks_for_good: whether to report a category whose name may mean good: `--good_name` is not given.
+    """
+    name = split.name
     unmarked = set()
     for reason, left in split.tallies[1].not_used.items():
         if reason in NO_INSTANCE:
@@ -327,12 +337,13 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
             )
             yield Problem("warning", "empty category", name, message)
     for category in split.categories:
-        if category["name"] != GOOD and looks_good(category["name"]):
-            message = (
-                f"has the category {category['name']}, which counts as a defect: if it is what good images are called, "
-                f"call it {GOOD}"
-            )
-            yield Problem("warning", "good by another name", name, message)
+        if not asks_for_good or category["name"] == GOOD or not looks_good(category["name"]):
+            continue
+        message = (
+            f"has the category {category['name']}, which counts as a defect and looks as if it were good: say so with "
+            f"--good_name {category['name']}, or --good_name {GOOD} if it is a defect"
+        )
+        yield Problem("error" if category["id"] in used else "warning", "good by another name", name, message)
     # An image without annotations is right if its record says `good`. Otherwise it may have been forgotten.
     bare = [
         image
@@ -345,12 +356,27 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
         share = f"{len(bare)} of {len(split.images)} images"
         message = f"has {share} without annotation (the first is {bare[0]['file_name']}): they count as good"
         yield Problem("warning", "no annotation", name, message)
-    left_out = [folder / file for files in split.tallies[0].not_used.values() for file in files]
-    listed = {*(split.image_path(image) for image in split.images), *left_out}
-    for path in walk(folder):
-        if images.is_image(path) and path not in listed:
-            where = f"{name}/images/{path.relative_to(folder).as_posix()}"
-            yield Problem("warning", "unlisted image", where, "is not in annotations.json and takes no part")
+    for file in split.tallies[0].not_used.get(NOT_LISTED, ()):
+        yield _unlisted_image(f"{name}/images/{file}")
+
+
+def _unlisted_image(where: str) -> Problem:
+    return Problem("warning", "unlisted image", where, "is not in the annotation file and takes no part")
+
+
+def _unlisted_in_shared_folders(dataset_dir: Path, splits: Sequence[CocoSplit]) -> Iterator[str]:
+    """Yield the images that no split lists, in folders that hold the images of several splits."""
+    listed = {
+        split.image_folder / str(file)
+        for split in splits
+        for names in ([image["file_name"] for image in split.images], *split.tallies[0].not_used.values())
+        for file in names
+    }
+    for folder in sorted({split.image_folder for split in splits if split.annotations_in.startswith("..")}):
+        for path in walk(folder):
+            if images.is_readable(path) and path not in listed:
+                listed.add(path)
+                yield where_of(path, dataset_dir)
 
 
 def _crowd_problems(split: CocoSplit) -> Iterator[Problem]:

@@ -1,10 +1,11 @@
 """Convert the labels of other tools to a COCO folder, with the same splits as `prepare` makes."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,11 @@ from flawmask.data.coco_folder import SPLITS, ReadImage, write_folder
 from flawmask.data.folder_settings import FolderSettings
 from flawmask.data.group_search import find_groups
 from flawmask.data.imports import FormatName
-from flawmask.data.imports.labels import MALFORMED, Box, LabelledImage, Labels, Region, files_below
+from flawmask.data.imports.labels import MALFORMED, Box, LabelledImage, Labels, Region
 from flawmask.data.layouts import Sample
 from flawmask.data.prepare import Prepared
 from flawmask.errors import FlawmaskError
-from flawmask.files import fingerprint, read_json, sha256
+from flawmask.files import fingerprint, read_json, sha256, walk
 from flawmask.good_names import GOOD, looks_good
 from flawmask.launch import usable_cores
 from flawmask.progress import track
@@ -115,19 +116,42 @@ def _labels(config: ImportConfig) -> tuple[Labels, str]:
     name = imports.recognised(source) if config.source_format == "auto" else config.source_format
     if name is None:
         known = ", ".join(known_format.NAME for known_format in imports.FORMATS.values())
-        raise FlawmaskError(f"{source} holds no labels that are known ({known}): name the label file, or say --from")
+        raise FlawmaskError(
+            f"{source} holds no labels that are known ({known}): name the folder or file of labels, or say --from"
+        )
     labels = Labels(source, root, Reading(crowds=config.crowds, on_error=config.on_error, good_name=config.good_name))
     imports.read(labels, name)
+    _check_classes(labels)
     _name_good(labels, config)
     _check_once(labels)
-    unnamed = [path for path in files_below(root, *images.SUFFIXES) if not labels.is_named(path)]
-    for path in unnamed + labels.unlabelled:
+    for image in filter(labels.is_unclear, labels.images):
+        labels.unused_images.leave_out(image.original_file, "no usable annotation")
+    labels.images = [image for image in labels.images if not labels.is_unclear(image)]
+    unnamed = [path for path in walk(root) if not labels.is_named(path)]
+    for path in unnamed:
+        if not images.is_readable(path) and path != source and images.may_be_image(path):
+            labels.unused_images.leave_out(labels.name_of(path), "unknown format")
+    for path in [*filter(images.is_readable, unnamed), *labels.unlabelled]:
         original_file = labels.name_of(path)
         if labels.unlabelled_is_good or config.unlabelled == "good":
             labels.images.append(LabelledImage(path, original_file, ()))
         else:
             labels.unused_images.leave_out(original_file, "not labelled")
     return labels, name
+
+
+def _check_classes(labels: Labels) -> None:
+    """Note images with a region that has no class as bad, and remove spaces around the names of classes."""
+    for image in labels.images:
+        nameless = next((region for region in image.regions if not region.label.strip()), None)
+        if nameless is not None:
+            labels.bad.append({"file": image.original_file, "reason": f"{nameless.name} has no class: give it one"})
+    if labels.categories is None:  # a COCO file's categories have their names already
+        labels.classes = [name.strip() for name in labels.classes]
+        labels.images = [
+            replace(image, regions=[replace(region, label=region.label.strip()) for region in image.regions])
+            for image in labels.images
+        ]
 
 
 def _name_good(labels: Labels, config: ImportConfig) -> None:
@@ -154,15 +178,22 @@ def _renamed(region: Region, good: Collection[str]) -> Region:
 
 
 def _check_once(labels: Labels) -> None:
-    """Leave out images that are labelled twice."""
+    """Leave out images that are labelled twice, or that have a label which cannot be used."""
     count = Counter(image.path.resolve() for image in labels.images)
+    bad = {item["file"] for item in labels.bad}
     for path in [path for path, times in count.items() if times > 1]:
         reason = f"{path} is labelled {count[path]} times: keep one of the labels"
         labels.bad.append({"file": labels.name_of(path), "reason": reason})
+    usable = []
     for image in labels.images:
-        if count[image.path.resolve()] > 1:
+        if count[image.path.resolve()] == 1 and image.original_file not in bad:
+            usable.append(image)
+        else:
             _leave_out_regions(image, labels)
-    labels.images = [image for image in labels.images if count[image.path.resolve()] == 1]
+    labels.images = usable
+    for path in [path for path in labels.unlabelled if path.resolve() in count]:
+        labels.unused_images.leave_out(labels.name_of(path), "listed twice")
+        labels.unlabelled.remove(path)
 
 
 def _leave_out_regions(image: LabelledImage, labels: Labels) -> None:
@@ -298,6 +329,8 @@ def _record(region: Region, height: int, width: int, boxes: str, file: str) -> R
     except MALFORMED as error:
         raise FlawmaskError(f"{file}: {region.name} cannot be read ({error}): export it anew") from None
     if isinstance(shape, Box):
+        if not all(isinstance(side, int | float) and math.isfinite(side) for side in astuple(shape)):
+            raise FlawmaskError(f"{file}: {region.name} has no usable box, but {astuple(shape)}: draw it anew")
         left, top = max(0.0, shape.x), max(0.0, shape.y)
         right, below = min(float(width), shape.x + shape.width), min(float(height), shape.y + shape.height)
         if not (left < right and top < below):

@@ -191,6 +191,8 @@ def _samples(config: PrepareConfig) -> tuple[list[Sample], list[Sample]]:
     for problem in layouts.problems(config.mvtec_root, config.category, config):
         if problem.severity == "error":
             raise FlawmaskError(f"{config.mvtec_root / problem.where} {problem.message}")
+        if problem.kind == layouts.NO_MASK and config.fold in (None, 1):
+            log.warning("%s %s", config.mvtec_root / problem.where, problem.message)
     if all(sample.is_good for sample in found):
         beside_good = config.mvtec_root / config.category / Path(found[0].good_folder).parent
         raise FlawmaskError(f"{beside_good} holds no defective image: there is nothing to learn from")

@@ -4,15 +4,12 @@ import glob
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from mimetypes import MimeTypes
 from pathlib import Path
 
 from flawmask import images
 from flawmask.errors import FlawmaskError
 from flawmask.files import is_junk, real_path, walk
 from flawmask.tally import Tally
-
-_TYPES = MimeTypes()  # Python's own table, without the additions of the machine, which differ between machines
 
 
 @dataclass
@@ -65,7 +62,7 @@ def find_images(inputs: tuple[str, ...], output: Path) -> Inputs:
             result.images.append(path)
             continue
         result.not_predicted[path] = reason
-        if _may_be_image(path):
+        if images.may_be_image(path):
             result.tally.leave_out(path.as_posix(), "unknown format")
     result.tally.used = len(result.images)
     return result
@@ -80,7 +77,7 @@ def _no_image(text: str, others: dict[Path, str | None]) -> str:
 def _expand(text: str) -> Iterator[tuple[Path, str | None]]:
     """Yield the files of an input, each with the reason why it is no image; None for an image."""
     path = Path(text)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         yield path, None
         return
     for one in [path] if path.is_dir() else _matching(path):
@@ -109,29 +106,14 @@ def _step(base: Path, part: str) -> list[Path]:
 
 def _reason(path: Path) -> str | None:
     """Return why a file in a folder or from a pattern is no image; None for an image."""
+    if path.exists() and not path.is_file():
+        return "a pipe or a device, not a file: name it to read it"
     if images.is_readable(path):
         return None
-    if not _may_be_image(path):
+    if not images.may_be_image(path):
         return "no image"
     return f"none of the formats {_formats()}: convert it, or name the file itself if it is one of them"
 
 
 def _formats() -> str:
     return ", ".join(sorted(suffix[1:] for suffix in images.READABLE))
-
-
-def _may_be_image(path: Path) -> bool:
-    """Return whether the file may be an image in an unknown format.
-
-    Its suffix is that of an image or a similar type; or the suffix is unknown and the file holds no text.
-    """
-    kind, packed = _TYPES.guess_type(f"file{path.suffix.lower()}", strict=False)
-    if kind is not None or packed is not None:
-        return (kind or "").startswith(("image/", "video/", "application/dicom", "application/octet-stream"))
-    if not path.is_file():  # a pipe, say: opening it would hang
-        return True
-    try:
-        with path.open("rb") as file:
-            return b"\0" in file.read(1024)  # texts have no zero bytes, except in UTF-16
-    except OSError:
-        return True

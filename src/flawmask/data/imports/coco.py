@@ -7,11 +7,13 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flawmask.coco import CocoSplit, Record, read_files, read_split
 from flawmask.coco_files import SplitFiles, annotation_files, files_in, split_names
+from flawmask.coco_records import NOT_LISTED
 from flawmask.data.imports.labels import Box, LabelledImage, Labels, Region, Shape
 from flawmask.errors import FlawmaskError
 
@@ -83,8 +85,12 @@ def _note_unused(split: CocoSplit, labels: Labels) -> None:
         log.warning("left out: %s: %s", split.annotation_file, problem)
     for tally, of_split in zip((labels.unused_images, labels.unused_annotations), split.tallies, strict=True):
         for reason, names in of_split.not_used.items():
-            for name in names if reason != "crowd" else ():
+            for name in names if reason not in ("crowd", NOT_LISTED) else ():
                 tally.leave_out(name, reason)
+    for reason, names in split.tallies[0].not_used.items():
+        for name in names if reason != NOT_LISTED else ():
+            with suppress(FlawmaskError):  # the file may be missing
+                labels.image_file(name, split.annotation_file, beside=split.image_folder)
 
 
 def _image(split: CocoSplit, image: Record, labels: Labels, variants: Counter[str]) -> LabelledImage:

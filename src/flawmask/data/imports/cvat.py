@@ -1,6 +1,6 @@
 """Read and write CVAT's XML for images, version 1.1 (https://docs.cvat.ai/docs/other/xml_format).
 
-Polygons, boxes, ellipses and masks are read. An image without any of these is good. Tags, points, polylines, cuboids
+Polygons, boxes, ellipses and masks are read. An image without annotations is good. Tags, points, polylines, cuboids
 and skeletons are not used, because they have no area. CVAT's XML for video is refused. A mask is a list of run lengths
 over the rows of its own rectangle, beginning with a run of pixels outside the mask.
 """
@@ -74,6 +74,7 @@ def _root(path: Path) -> Element:
 
 
 def _image(element: Element, path: Path, labels: Labels) -> LabelledImage:
+    labels.expect_annotations(len(element))
     image = labels.image_file(element.attrib["name"], path, beside=path.parent / "images")
     name = labels.name_of(image)
     regions = []
@@ -81,7 +82,7 @@ def _image(element: Element, path: Path, labels: Labels) -> LabelledImage:
         who = f"{marked.tag} {number} of {name}"
         shape = _shape(marked)
         if shape is None:
-            labels.unused_annotations.leave_out(who, marked.tag)
+            labels.leave_out_annotation(who, marked.tag, [marked.get("label", "")] if marked.tag == "tag" else ())
         else:
             regions.append(Region(marked.attrib["label"], shape, who))
     return LabelledImage(image, name, regions, (int(element.attrib["width"]), int(element.attrib["height"])))

@@ -56,17 +56,21 @@ def read(labels: Labels) -> None:
 
 
 def _image(content: dict[str, Any], path: Path, labels: Labels) -> LabelledImage:
+    labels.expect_annotations(len(content["shapes"]))
     image = labels.image_file(str(content["imagePath"]), path, beside=path.parent)
     name = labels.name_of(image)
     grouped: dict[Any, list[tuple[str, Shape]]] = defaultdict(list)
     for number, shape in enumerate(content["shapes"]):
-        label, kind, group = str(shape["label"]), shape.get("shape_type") or "polygon", shape.get("group_id")
+        label, kind, group = str(shape["label"] or ""), shape.get("shape_type") or "polygon", shape.get("group_id")
         converted = _shape(shape, kind, path)
         if converted is None:
-            labels.unused_annotations.leave_out(f"shape {number} of {name}", kind)
+            labels.leave_out_annotation(f"shape {number} of {name}", kind)
         else:
             key = (number,) if group is None or kind == "rectangle" else (label, group)
             grouped[key].append((label, converted))
+    for flag, is_on in (content.get("flags") or {}).items():
+        if is_on:
+            labels.leave_out_annotation(f"flag {flag} of {name}", "flag", [str(flag)])
     regions = [
         Region(parts[0][0], _joined([shape for _, shape in parts]), f"shape {number} of {name}")
         for number, parts in enumerate(grouped.values())

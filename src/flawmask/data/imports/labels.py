@@ -1,7 +1,7 @@
 """The content of label files, in a form that is the same for all formats."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from flawmask.coco import Record
 from flawmask.coco_files import FileIndex
 from flawmask.errors import FlawmaskError
 from flawmask.files import walk
+from flawmask.good_names import GOOD, looks_good
 from flawmask.masks import Crop, Mask, Segmentation
 from flawmask.settings import Reading
 from flawmask.tally import Tally
@@ -111,6 +112,8 @@ class Labels:
         self._below = FileIndex(self.root)
         self._named: set[Path] = set()
         self._current: Path | None = None
+        self._unclear: set[Path] = set()
+        self._counted, self._expected = 0, 0
 
     @contextmanager
     def noting_errors(self, what: str, tool: str) -> Iterator[None]:
@@ -123,6 +126,7 @@ class Labels:
             tool: the tool that wrote it.
         """
         self._current = None
+        self._counted, self._expected = self.unused_annotations.found, 0
         try:
             yield
         except FlawmaskError as error:
@@ -130,7 +134,34 @@ class Labels:
         except MALFORMED as error:
             self._note(what, f"{what} is not as {tool} writes it ({type(error).__name__}: {error}): export it anew")
 
+    def expect_annotations(self, number: int) -> None:
+        """Note how many annotations the current label file or record has. All are counted, even after an error."""
+        self._expected = number
+
+    def leave_out_annotation(self, name: str, reason: str, classes: Collection[str] = ()) -> None:
+        """Count an annotation of the current image that is not used.
+
+        If the image has no other annotation, nobody knows what it shows. It is good only if the classes of all unused
+        annotations say so.
+
+        Args:
+            name: its name in messages.
+            reason: why it is not used, in one or two words.
+            classes: the classes that it gives to the whole image.
+        """
+        self.unused_annotations.leave_out(name, reason)
+        good = {GOOD, *self.reading.good_names}
+        says_good = bool(classes) and all(label in good or looks_good(label) for label in classes)
+        if self._current is not None and not says_good:
+            self._unclear.add(self._current.resolve())
+
+    def is_unclear(self, image: LabelledImage) -> bool:
+        """Return whether an image has annotations, but none that can be used."""
+        return not image.regions and image.path.resolve() in self._unclear
+
     def _note(self, what: str, reason: str) -> None:
+        for number in range(self._expected - (self.unused_annotations.found - self._counted)):
+            self.unused_annotations.leave_out(f"annotation {number} of {what}", "image not used")
         self.bad.append({"file": what if self._current is None else self.name_of(self._current), "reason": reason})
 
     def note_named(self, image: Path) -> None:

@@ -28,12 +28,18 @@ from flawmask.data.imports.labels import (
 )
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
-from flawmask.images import SUFFIXES
+from flawmask.images import READABLE
 from flawmask.masks import Segmentation
 
 log = logging.getLogger(__name__)
 
 NAME = "Label Studio"
+
+TASK_KEYS = frozenset({"id", "annotation_id", "annotator", "created_at", "updated_at", "lead_time"})
+"""The keys of a JSON_MIN task that are neither data nor results."""
+
+UNRELATED = frozenset({"relation", "rating", "number", "datetime"})
+"""The types of results that do not say what the image shows."""
 
 
 def is_own(content: Any) -> bool:
@@ -61,13 +67,34 @@ def read(labels: Labels) -> None:
         if not is_own(content):
             log.warning("%s is not read: it is not as Label Studio writes it", path)
             continue
+        _warn_of_texts(content, path)
         for task in content:
             with labels.noting_errors(f"{path.as_posix()} (task {task.get('id')})", NAME):
                 _read_task(task, path, labels)
 
 
+def _warn_of_texts(tasks: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Warn of JSON_MIN tasks that count as good because they have no region, but have texts that may be choices."""
+    bare = [task for task in tasks if "data" not in task and not _flat_results(task)]
+    texts = {key for task in bare for key, value in task.items() if key not in TASK_KEYS and isinstance(value, str)}
+    names = sorted(key for key in texts if not any(_is_image(str(task.get(key))) for task in bare))
+    if names:
+        log.warning(
+            "%s is JSON_MIN, in which choices look like any other text (%s): %d tasks without a region count as good; "
+            "if these are choices, export JSON",
+            path,
+            ", ".join(names),
+            len(bare),
+        )
+
+
 def _read_task(task: Mapping[str, Any], path: Path, labels: Labels) -> None:
     data = task.get("data", task)
+    if "data" in task:
+        number = sum(len(annotation.get("result") or ()) for annotation in task.get("annotations") or ())
+    else:
+        number = len(_flat_results(task))
+    labels.expect_annotations(number)
     image = labels.image_file(_image_name(data, task), path)
     name = labels.name_of(image)
     results = _flat_results(task) if "data" not in task else _results(task, name, labels)
@@ -79,9 +106,9 @@ def _read_task(task: Mapping[str, Any], path: Path, labels: Labels) -> None:
         kind, who = str(result.get("type", "")), f"result {result.get('id')} of {name}"
         shape = _shape(result)
         if shape is None:
-            labels.unused_annotations.leave_out(who, kind or "no shape")
+            _leave_out(result, kind, who, labels)
         elif result.get("image_rotation"):
-            labels.unused_annotations.leave_out(who, "image turned in Label Studio")
+            labels.leave_out_annotation(who, "image turned in Label Studio")
         else:
             regions.append(Region(_label(result, who), shape, who))
     sizes = {
@@ -90,35 +117,44 @@ def _read_task(task: Mapping[str, Any], path: Path, labels: Labels) -> None:
     labels.images.append(LabelledImage(image, name, regions, next(iter(sizes), None)))
 
 
+def _leave_out(result: Mapping[str, Any], kind: str, who: str, labels: Labels) -> None:
+    """Count a result without an area. With only results of an unrelated type, an image may still be good."""
+    if kind in UNRELATED:
+        labels.unused_annotations.leave_out(who, kind)
+    else:
+        choices = [str(choice) for choice in result.get("value", {}).get("choices", ())]
+        labels.leave_out_annotation(who, kind or "no shape", choices)
+
+
 def _image_name(data: Mapping[str, Any], task: Mapping[str, Any]) -> str:
     """Return the name of the task's image: the only value in its data that looks like an image name.
 
     Raises:
         FlawmaskError: there is no such value, or there are several.
     """
-    texts = [value for value in data.values() if isinstance(value, str)]
-    names = [
-        text
-        for text in texts
-        if PurePosixPath(text.partition("?d=")[2] or text.partition("?")[0]).suffix.lower() in SUFFIXES
-    ]
+    names = [value for value in data.values() if isinstance(value, str) and _is_image(value)]
     if len(names) != 1:
         raise FlawmaskError(f"task {task.get('id')} names {len(names)} images in its data: there must be one")
     return names[0]
 
 
+def _is_image(text: str) -> bool:
+    return PurePosixPath(text.partition("?d=")[2] or text.partition("?")[0]).suffix.lower() in READABLE
+
+
 def _results(task: Mapping[str, Any], name: str, labels: Labels) -> Sequence[Mapping[str, Any]] | None:
     """Return the results of the annotation that is used, or None if the task has no annotation."""
-    submitted = [annotation for annotation in task.get("annotations") or () if not annotation.get("was_cancelled")]
-    if not submitted:
-        return None
-    *others, chosen = sorted(
-        submitted,
+    annotations = sorted(
+        task.get("annotations") or (),
         key=lambda annotation: (bool(annotation.get("ground_truth")), str(annotation.get("updated_at", ""))),
     )
-    for other in others:
-        for result in other["result"]:
-            labels.unused_annotations.leave_out(f"result {result.get('id')} of {name}", "other annotation")
+    cancelled = [annotation for annotation in annotations if annotation.get("was_cancelled")]
+    *others, chosen = [annotation for annotation in annotations if not annotation.get("was_cancelled")] or [None]
+    for reason, unused in (("other annotation", others), ("cancelled", cancelled)):
+        for result in (result for annotation in unused for result in annotation["result"]):
+            labels.unused_annotations.leave_out(f"result {result.get('id')} of {name}", reason)
+    if chosen is None:
+        return None
     results: Sequence[Mapping[str, Any]] = chosen["result"]
     return results
 
@@ -126,10 +162,13 @@ def _results(task: Mapping[str, Any], name: str, labels: Labels) -> Sequence[Map
 def _flat_results(task: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Return the results of a JSON_MIN task in the form of JSON."""
     lists = (value for value in task.values() if isinstance(value, list))
+    choices = [
+        {"type": "choices", "value": value} for value in task.values() if isinstance(value, dict) and "choices" in value
+    ]
     return [
         {**result, "value": result, "id": number}
         for number, result in enumerate(result for results in lists for result in results if isinstance(result, dict))
-    ]
+    ] + choices
 
 
 def _joined(results: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

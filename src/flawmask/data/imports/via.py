@@ -92,6 +92,7 @@ def _class_attribute(entries: Mapping[str, Any], path: Path) -> str | None:
 
 
 def _image(entry: Mapping[str, Any], attribute: str | None, path: Path, labels: Labels) -> LabelledImage:
+    labels.expect_annotations(len(_regions(entry)))
     image = labels.image_file(str(entry["filename"]), path, beside=path.parent)
     name = labels.name_of(image)
     regions = []
@@ -99,7 +100,7 @@ def _image(entry: Mapping[str, Any], attribute: str | None, path: Path, labels: 
         who = f"region {number} of {name}"
         shape = _shape(region["shape_attributes"])
         if shape is None:
-            labels.unused_annotations.leave_out(who, str(region["shape_attributes"]["name"]))
+            labels.leave_out_annotation(who, str(region["shape_attributes"]["name"]))
         else:
             label = UNNAMED if attribute is None else _label(region.get("region_attributes", {}).get(attribute), who)
             regions.append(Region(label, shape, who))

@@ -19,7 +19,7 @@ import yaml
 
 from flawmask.data.imports.labels import Box, LabelledImage, Labels, Region, Shape, files_below, polygon
 from flawmask.errors import FlawmaskError
-from flawmask.images import SUFFIXES
+from flawmask.images import READABLE
 from flawmask.masks import Segmentation
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,9 @@ LISTS = ("classes.txt", "obj.names", "predefined_classes.txt")
 """Files that list the class names if there is no `data.yaml`."""
 
 LABELS = "labels"
+
+MAX_FRACTION = 2.0
+"""The largest coordinate that is taken for a fraction. Rounding may give slightly more than 1; pixels give far more."""
 
 OTHERS = (*LISTS, "train.txt", "val.txt", "valid.txt", "test.txt", "obj.data")
 """Text files that are not labels: lists of names and of images. READMEs are skipped too."""
@@ -47,7 +50,7 @@ def _root(source: Path) -> Path:
 
 def _yaml_files(root: Path) -> list[Path]:
     found = []
-    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
+    for path in sorted(files_below(root, ".yaml", ".yml"), key=lambda path: len(path.parts)):
         content = _yaml(path)
         if isinstance(content, dict) and "names" in content:
             found.append(path)
@@ -81,11 +84,13 @@ def read(labels: Labels) -> None:
     names = _names(labels.source, root)
     labels.classes += names.values()
     labels.unlabelled_is_good = True
-    paths = list(files_below(labels.root, *SUFFIXES))
-    images = {path.with_suffix(""): path for path in paths}
+    paths = list(files_below(labels.root, *READABLE))
+    images = {path.with_suffix(""): path for path in reversed(paths)}
     by_name: dict[str, list[Path]] = defaultdict(list)
+    by_place: dict[Path, list[Path]] = defaultdict(list)
     for path in paths:
         by_name[path.stem].append(path)
+        by_place[path.with_suffix("")].append(path)
     for path in _label_files(root):
         image = _image_of(path.relative_to(root), images, labels.root)
         if image is None and len(by_name[path.stem]) == 1:
@@ -93,16 +98,28 @@ def read(labels: Labels) -> None:
         if image is None and LABELS not in path.relative_to(root).parts:
             log.warning("%s is not read: it lies beside no image of its name", path)
             continue
+        twins = by_place[image.with_suffix("")][1:] if image else []
+        for twin in twins:  # nobody knows whether it is good
+            with labels.noting_errors(path.as_posix(), NAME):
+                labels.note_named(twin)
+                raise FlawmaskError(_ambiguous_message(path, image, twin))
         with labels.noting_errors(path.as_posix(), NAME):
+            lines = [(number, line) for number, line in enumerate(_lines(path), start=1) if line.strip()]
+            labels.expect_annotations(len(lines))
             if image is None:
                 raise FlawmaskError(
                     f"{path} has no image: put the image into images/ beside labels/, or say --image_dir"
                 )
             labels.note_named(image)
+            if twins:
+                raise FlawmaskError(_ambiguous_message(path, image, twins[0]))
             name = labels.name_of(image)
-            lines = enumerate(_lines(path), start=1)
-            regions = [_region(line, number, names, path) for number, line in lines if line.strip()]
+            regions = [_region(line, number, names, path) for number, line in lines]
             labels.images.append(LabelledImage(image, name, regions))
+
+
+def _ambiguous_message(path: Path, image: Path | None, twin: Path) -> str:
+    return f"{path} may belong to {image} or to {twin}: remove one of the images, or rename it"
 
 
 def _names(source: Path, root: Path) -> dict[int, str]:
@@ -160,6 +177,12 @@ def _region(line: str, number: int, names: dict[int, str], path: Path) -> Region
     label = names.get(int(first))
     if label is None:
         raise FlawmaskError(f"{who} has the class {first:g}, which has no name: there are {', '.join(names.values())}")
+    largest = max(map(abs, values), default=0.0)
+    if largest > MAX_FRACTION:
+        raise FlawmaskError(
+            f"{who} has the number {largest:g}, but YOLO writes fractions of the image's size, from 0 to 1: divide by "
+            "the size"
+        )
     return Region(label, _shape(values, who), f"line {number} of {path.name}")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from flawmask.data.layouts import btad, ksdd2, loco, mvtec, mvtec_ad_2, visa
-from flawmask.data.layouts.folders import Folders
+from flawmask.data.layouts.folders import NO_MASK, Folders
 from flawmask.data.layouts.layout import Layout, MaskFile, Part, Problem, Sample, listed, where_of
 from flawmask.data.layouts.mask_values import are_black
 from flawmask.errors import FlawmaskError
@@ -26,6 +26,7 @@ __all__ = [
     "AUTO",
     "BAD_FILE",
     "LAYOUTS",
+    "NO_MASK",
     "Layout",
     "LayoutSettings",
     "MaskFile",
@@ -184,7 +185,8 @@ def names_in(text: str) -> list[str]:
 
 def _check_known(root: Path, category: str, known: Sequence[str]) -> None:
     if category not in known:
-        raise FlawmaskError(f"{root} has no category {category}: it has {', '.join(known)}")
+        hint = "; if it has another layout, name that with --layout" if (root / category).is_dir() else ""
+        raise FlawmaskError(f"{root} has no category {category}: it has {', '.join(known)}{hint}")
 
 
 def samples(root: Path, category: str, settings: LayoutSettings = DEFAULTS) -> list[Sample]:
@@ -290,14 +292,17 @@ def tallies(
             for path in files:
                 labels.leave_out(where_of(path, root), reason)
     layout = _layout(root, settings)
-    places = layout.places(root, category) if isinstance(layout, Folders) else [root / category]
+    places = layout.places(root, category) if isinstance(layout, Folders) else []
+    if not (isinstance(layout, Folders) and layout.stands_alone(root)):
+        places.append(root / category)  # it may hold files that the layout does not use
     for place in places:
         for path in walk(place):
             below = path.relative_to(place)
             is_description = len(below.parts) == 1 and place == root / category and not is_image(path)
             if path not in known and not is_description:
                 known.add(path)
-                kind, reason = _classify_unused(path, below, is_mask_folder=place != places[0])
+                is_mask_folder = place != places[0] and place in places[1:2]
+                kind, reason = _classify_unused(path, below, is_mask_folder=is_mask_folder)
                 (labels if kind == "label" else images).leave_out(where_of(path, root), reason)
     return images, labels
 

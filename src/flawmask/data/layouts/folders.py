@@ -31,6 +31,9 @@ from flawmask.images import to_mask
 DEFECT = "defect"
 """The defect type of images that are not in a type's folder."""
 
+NO_MASK = "no mask"
+"""The kind of problem for images that count as good because they have no mask."""
+
 ORIGINS: dict[str, Origin] = {
     "train": "train",
     "training": "train",
@@ -123,7 +126,7 @@ class Folders:
         unmasked = [image for image in images if _key(image, place) not in masks and _says(image, place)[1] is None]
         if unmasked:
             message = f"is the first of {len(unmasked)} images (of {len(images)}) without a mask, which count as good"
-            found.append(Problem("warning", "no mask", where_of(unmasked[0], root), message))
+            found.append(Problem("warning", NO_MASK, where_of(unmasked[0], root), message))
         return found
 
     def _files(self, root: Path, category: str) -> tuple[Path, list[Path], dict[PurePath, list[Path]]]:
