@@ -47,8 +47,8 @@ NETWORKS = (("maskrcnn_resnet50_fpn", 512, 2), ("maskrcnn_resnet50_fpn", 800, 4)
 
 VIEWS = 66 * 4 * 50
 PUBLISHED = (
-    f"The published pipeline's command for `bottle` shows {VIEWS:,} images to the network: 66 training images and three "
-    "variants of each, for 50 epochs. With the seconds of 800 px on the CPU, that takes"
+    f"The published pipeline's command for `bottle` shows {VIEWS:,} images to the network: 66 training images and "
+    "three variants of each, for 50 epochs. With the seconds of 800 px on the CPU, that takes"
 )
 
 GROUPS = {
