@@ -26,15 +26,15 @@ test-services: .venv/dev  ## run the tests that need a browser, a launcher or ev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --start_method spawn $(SPAWNING)
 
 # The long tests of docs/reliability.md: about 40 minutes on two cores.
-torture: .venv/dev  ## kill processes and damage files by the thousand: 40 minutes
+torture: .venv/dev  ## kill processes and damage files thousands of times: about 40 minutes
 	TORTURE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 0 -rP --durations 0 --hypothesis-show-statistics tests/test_faults.py tests/test_fuzz.py
 
 # Close to two hours on two cores, which should have nothing else to do.
-bench: .venv/dev  ## write docs/benchmarks.md anew: two hours
+bench: .venv/dev  ## measure, and write docs/benchmarks.md: about two hours
 	$(BIN)/python benchmarks
 
 # At most 7 minutes, on a machine with an NVIDIA GPU. PARTS="steps losses" runs only these parts.
-bench-gpu: .venv/dev  ## measure on an NVIDIA GPU, into bench-gpu.md: 7 minutes
+bench-gpu: .venv/dev  ## measure on an NVIDIA GPU, and write bench-gpu.md: about 7 minutes
 	$(BIN)/python benchmarks/gpu.py --output bench-gpu.md $(if $(PARTS),--part $(PARTS))
 
 lint: .venv/dev  ## check style and types
@@ -42,7 +42,7 @@ lint: .venv/dev  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/dev  ## fix style
+format: .venv/dev  ## correct style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -60,11 +60,11 @@ format: .venv/dev  ## fix style
 
 # docs/api.md comes from the docstrings of the public modules.
 API := api inference.predictor prediction training.callbacks errors
-docs: .venv/dev  ## write docs/api.md anew
+docs: .venv/dev  ## write docs/api.md from the docstrings
 	for one in $(API); do $(BIN)/griffe2md flawmask.$$one; done > docs/api.md
 
 # Both lock files have exact versions and hashes, and the same versions. hatchling and editables install the checkout.
 COMPILE := uv pip compile --universal --generate-hashes --no-emit-index-url --no-header pyproject.toml
-lock:  ## renew both lock files; needs uv
+lock:  ## update both lock files; needs uv
 	$(COMPILE) --extra dev -o requirements-dev.lock
 	printf 'hatchling\neditables\n' | $(COMPILE) - --extra lite -c requirements-dev.lock -o requirements.lock

@@ -68,15 +68,15 @@ def wrapped(text: str) -> str:
 
 def machine() -> str:
     """Return a paragraph about the machine and the versions."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: nothing here was measured on one"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU, so nothing here was measured on a GPU"
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "opencv-python-headless")
     )
     return (
         f"Measured on {date.today():%Y-%m-%d} by `python benchmarks`: {os.cpu_count()} cores of {processor()}, "
-        f"{platform.system()}, Python {platform.python_version()}, {packages}; {gpu}. The programs that are compared "
-        "take turns, each in a process of its own. The tables show medians, their ratios, and peak memory, imports "
-        "included."
+        f"{platform.system()}, Python {platform.python_version()}, {packages}; {gpu}. The compared programs take "
+        "turns. Each runs in its own process. The tables show medians, ratios of medians, and peak memory including "
+        "imports."
     )
 
 

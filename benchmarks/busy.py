@@ -95,9 +95,9 @@ def print_busy(folder: Path, rounds: int) -> None:
                 ]
             )
     print(
-        f"\n### Beside busy processes\n\nMeasured alone, and beside {usable_cores()} processes that count, one for "
-        "each core. `threads that spin` is OpenMP's own default, which Flawmask once left as it was. The ratio is of "
-        f"runs alone, and is the median of {rounds} pairs. The seconds are medians.\n"
+        f"\n### Beside busy processes\n\nEach program ran alone, and then beside {usable_cores()} busy processes, "
+        "one for each core. `threads that spin` is OpenMP's default, which earlier versions of Flawmask did not "
+        f"change. The ratio compares the runs alone: it is the median of {rounds} pairs. The seconds are medians.\n"
     )
     print(table(["", "", "s alone", "ratio to spinning", "s beside", "times as long as alone"], rows))
 
@@ -128,7 +128,10 @@ def print_threads(folder: Path, _: int) -> None:
     rows = [["all cores", *threads(THREADS, folder / "nothing")], ["one core by affinity", *threads(pinned, folder)]]
     (groups / "cpu.max").write_text("100000 100000\n")
     rows.append(["a quota of one core, in a simulated control group", *threads(THREADS, folder / "self")])
-    print(f"\n### Threads\n\nOn {usable_cores()} cores.\n")
+    print(
+        "\n### Threads\n\nThe table has the number of threads of PyTorch and OpenCV and the number of reading threads, "
+        f"on {usable_cores()} cores.\n"
+    )
     print(table(["", "PyTorch", "OpenCV", "reading"], rows))
 
 

@@ -106,11 +106,11 @@ def print_speed(folder: Path, small: Path, data: Path, rounds: int) -> None:
                 figures = percent(one) if model is small else ["", ""]
                 rows.append([f"{title}, {device}" if one is plain else "", name, *cells, *figures])
     print(
-        f"\n### Speed\n\nFrom file to masks, one image at a time on a CPU; the median of {rounds} rounds. With the "
-        "ResNet-18, both keep 200 region proposals of an image, as Flawmask's networks of this size do. With the "
-        "ResNet-50, torchvision keeps 1000, and Flawmask 300 unless a row says otherwise. The ResNet-50 was not "
-        "trained. It was changed so that it scores a hundredth of its region proposals on one image high, and so "
-        "predicts something. What it predicts means nothing.\n"
+        f"\n### Speed\n\nThe time is from the file to masks, one image at a time on a CPU; the median of {rounds} "
+        "rounds. With the ResNet-18, both programs keep 200 region proposals of an image, which is Flawmask's default "
+        "for it. With the ResNet-50, torchvision keeps 1000, and Flawmask keeps 300 unless a row says otherwise. The "
+        "ResNet-50 was not trained. Its weights were changed so that a hundredth of its region proposals on one image "
+        "have high scores, and it predicts something. The predictions themselves have no meaning.\n"
     )
     heads = ["", "", "s per image", "times as fast", "peak, MB", "imports, MB", "instances per image"]
     print(table([*heads, "F1, %", "mask AP, %"], rows))
@@ -127,9 +127,9 @@ def print_limits(folder: Path, small: Path, data: Path, rounds: int) -> None:
         for name, one in found.items()
     ]
     print(
-        "\n### Limits\n\nThe trained ResNet-18 on its 44 validation images, with torchvision's 1000 region "
-        "proposals in its checkpoint. F1 is at a threshold of 0.5, where one image more or less is 1.7 points. AUROC "
-        "is that of the images' scores.\n"
+        "\n### Limits\n\nThe table shows the trained ResNet-18 on its 44 validation images. Its checkpoint says "
+        "1000 region proposals, as torchvision's default. F1 is at a threshold of 0.5; one image more or less changes "
+        "it by 1.7 points. AUROC is that of the images' scores.\n"
     )
     print(table(["", "s per image", "instances per image", "F1, %", "mask AP, %", "AUROC, %"], rows))
 

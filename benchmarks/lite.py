@@ -50,7 +50,9 @@ def main() -> None:
     if measured_here(options, {"step": measure_step, "many_sizes": measure_many_sizes}):
         return
     print("## EfficientNet-Lite on a CPU")
-    print(f"\n`{ARCH}` at {SIZE} pixels, with all layers learning: the median of {options.rounds} rounds.")
+    print(
+        f"\n`{ARCH}` at {SIZE} pixels; all layers are trained. The tables show the median of {options.rounds} rounds."
+    )
     with tempfile.TemporaryDirectory() as folder:
         data = str(demo_at(Path(folder), SIZE, good=12, defective=12, train_good=0))
         for part in options.parts:

@@ -57,7 +57,10 @@ def main() -> None:
             f"{DETECTIONS} detections each\n"
         )
         print(coco_table(Path(name), options.rounds))
-    print("\nFlawmask's one pass over the pixels gives all eight figures and the curves; the others give one each.")
+    print(
+        "\nFlawmask computes all eight figures and the curves in one pass over the pixels. The other programs compute "
+        "one figure each."
+    )
 
 
 def pixel_table(folder: Path, rounds: int, anomalib: str) -> str:

@@ -51,7 +51,10 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             runs[what].append(json.loads(done.stdout.splitlines()[-1]))
     print("## Post-processing\n")
-    print(f"{options.detections} detections, from specks to all of the image, on {options.size}x{options.size}.\n")
+    print(
+        f"An image of {options.size}x{options.size} pixels has {options.detections} predictions, from tiny ones to one "
+        "that covers the whole image.\n"
+    )
     print("\n".join(table(runs)))
 
 

@@ -77,9 +77,9 @@ def image_tables(folder: Path, images: int, size: int, rounds: int) -> str:
             )[name]["megabytes"]
         text += [f"### {title.capitalize()}\n", *table(names, results), ""]
     text.append(
-        "If CPU seconds are above seconds, other cores took part. Most of augmenting is the encoding of PNGs, which "
-        "both do in the same way: only more cores make it faster. Most of preparing is decoding. The loop that copies "
-        "files checks nothing and keeps no digests.\n"
+        "If CPU seconds are above seconds, several cores worked. Augmenting spends most of its time on encoding PNGs. "
+        "Both programs do that in the same way, so only more cores make it faster. Preparing spends most of its time "
+        "on decoding. The loop that copies files checks nothing and keeps no digests.\n"
     )
     return "\n".join(text)
 
@@ -100,7 +100,7 @@ def record_table(folder: Path, records: int, rounds: int) -> str:
     return "\n".join(
         [
             f"### An annotation file of {records:,} images, {size:.0f} MB\n",
-            "Peak memory of writing includes the records, which are made up before the clock starts.\n",
+            "The peak memory of writing includes the records. They are generated before the clock starts.\n",
             *table(names, results),
             f"\nWritten and read: {both:.1f} s.",
         ]

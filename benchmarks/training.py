@@ -47,8 +47,8 @@ NETWORKS = (("maskrcnn_resnet50_fpn", 512, 2), ("maskrcnn_resnet50_fpn", 800, 4)
 
 VIEWS = 66 * 4 * 50
 PUBLISHED = (
-    f"The published pipeline's own command for `bottle` shows {VIEWS:,} images to the network: 66 training images with "
-    "three variants of each, for 50 epochs. At the seconds of 800 px on the CPU, it trains"
+    f"The published pipeline's command for `bottle` shows {VIEWS:,} images to the network: 66 training images and "
+    "three variants of each, for 50 epochs. With the seconds of 800 px on the CPU, that takes"
 )
 
 GROUPS = {
@@ -105,21 +105,21 @@ def speed_part(folder: Path, options: argparse.Namespace) -> None:
             profiled = {"what": "profile", **common}
             profiles.append((title, in_turns({"one": profiled}, 1)["one"]["shares"]))
     print(
-        "\n### Speed and memory\n\nNorms are frozen, three of the backbone's five stages learn, and the optimiser is "
-        f"SGD. Shown is the median of {options.rounds} rounds. `imports` is the part of the peak that was there before "
-        "the network. A ResNet-50's weights, gradients and momentum, 500 MB or so, are in both as well.\n"
+        "\n### Speed and memory\n\nNorms are frozen, three of the backbone's five stages are trained, and the "
+        f"optimiser is SGD. The table shows the median of {options.rounds} rounds. `imports` is the memory before the "
+        "network is built. Both programs also need some 500 MB for a ResNet-50's weights, gradients and momentum.\n"
     )
     heads = ["", "", "s per image", "times as fast", "peak, MB", "imports, MB", "share of peak", "without imports"]
     print(table([*heads, "first loss"], rows))
     print(f"\n{PUBLISHED} {' and '.join(f'{hours:.1f} hours {name}' for name, hours in whole.items())}.")
     print(
-        "\nFrozen norms do not look at the batch. So a CPU takes its images one by one, as fast and in less memory. "
-        "Flawmask's losses are means of the images' means. torchvision's are means over all region proposals of the "
-        "batch. That is why the first losses differ at a batch of 4."
+        "\nFrozen norms do not depend on the batch. So on a CPU, Flawmask computes a batch image by image, which is as "
+        "fast and takes less memory. Flawmask's losses are means over images of each image's mean. torchvision's "
+        "losses are means over all region proposals of the batch. That is why the first losses differ at a batch of 4."
     )
     print(
-        "\n### Where a step's time goes\n\nMeasured by PyTorch's profiler: one step of Flawmask after two others, in "
-        "per cent of its time.\n"
+        "\n### Where a step's time goes\n\nPyTorch's profiler measured the third step of Flawmask. The table has "
+        "shares of its time in per cent.\n"
     )
     names = list(profiles[0][1])
     lines = [[name, *(f"{100 * shares[name]:.1f}" for _, shares in profiles)] for name in names]
@@ -346,7 +346,7 @@ def sampling_part(folder: Path, options: argparse.Namespace) -> None:
     }
     rows = []
     split = read_split(data, "val")
-    for name, samples in (("512 an image, as torchvision", 512), ("as many as the image has use for", None)):
+    for name, samples in (("512 an image, as torchvision", 512), ("as many as the image's instances need", None)):
         figures, seconds, waiting = [], [], []
         for seed in range(options.seeds):
             begun = time.perf_counter()
@@ -363,7 +363,7 @@ def sampling_part(folder: Path, options: argparse.Namespace) -> None:
         f"6 epochs, {options.seeds} seeds each: mean, lowest and highest on {len(split.images)} validation images.\n"
     )
     costs = ["seconds of training", "of these waiting for images, %"]
-    print(table(["region proposals that the heads learn on", "F1, %", "mask AP, %", *costs], rows))
+    print(table(["region proposals that the heads are trained on", "F1, %", "mask AP, %", *costs], rows))
 
 
 MEASURES: dict[str, Callable[..., Record]] = {
