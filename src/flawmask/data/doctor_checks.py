@@ -109,7 +109,7 @@ def unused_files(tallies: Sequence[Tally], reasons: Container[str], known: Seque
             for name in names if reason not in reasons else ():
                 path = PurePosixPath(name)
                 if path not in named and folders.isdisjoint(path.parents):
-                    yield Problem("warning", "not used", name, f"is not used ({reason}): move it, or take it out")
+                    yield Problem("warning", "not used", name, f"is not used ({reason}): move it, or delete it")
 
 
 def unreadable(error: ImageError, path: Path, where: str) -> Problem:
@@ -315,8 +315,8 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
     boxes = split.box_only_defects
     if boxes:
         message = (
-            f"has {len(boxes)} defects as boxes without an outline (annotation {boxes[0]['id']} for one): networks "
-            "that predict boxes learn them, and those with masks do not"
+            f"has {len(boxes)} defects with a box but no mask (annotation {boxes[0]['id']}, for example): networks "
+            "that predict boxes learn them, networks that predict masks do not"
         )
         yield Problem("warning", "box alone", name, message)
     used = {record["category_id"] for records in split.annotations.values() for record in records}
@@ -329,8 +329,8 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
     for category in split.categories:
         if category["name"] != GOOD and looks_good(category["name"]):
             message = (
-                f"has the category {category['name']}, which counts as a defect: if it is what good images are called, "
-                f"call it {GOOD}"
+                f"has the category {category['name']}, which counts as a defect: if it is for good images, "
+                f"rename it to {GOOD}"
             )
             yield Problem("warning", "good by another name", name, message)
     # An image without annotations is right if its record says `good`. Otherwise it may have been forgotten.
@@ -350,7 +350,7 @@ def _split_problems(split: CocoSplit) -> Iterator[Problem]:
     for path in walk(folder):
         if images.is_image(path) and path not in listed:
             where = f"{name}/images/{path.relative_to(folder).as_posix()}"
-            yield Problem("warning", "unlisted image", where, "is not in annotations.json and takes no part")
+            yield Problem("warning", "unlisted image", where, "is not listed in annotations.json and is not used")
 
 
 def _crowd_problems(split: CocoSplit) -> Iterator[Problem]:
@@ -359,7 +359,7 @@ def _crowd_problems(split: CocoSplit) -> Iterator[Problem]:
     if not crowds:
         return
     message = (
-        f"has {crowds} of {defects} defects as crowds (iscrowd: 1), as brushes of labelling tools write them: take "
+        f"has {crowds} of {defects} defects as crowds (iscrowd: 1), as brushes of labelling tools write them: use "
         "them as instances with --crowds instances, or export polygons; nothing is learnt from a crowd"
     )
     yield Problem("error" if crowds == defects else "warning", "crowd", split.name, message)

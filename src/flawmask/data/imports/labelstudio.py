@@ -103,7 +103,7 @@ def _image_name(data: Mapping[str, Any], task: Mapping[str, Any]) -> str:
         if PurePosixPath(text.partition("?d=")[2] or text.partition("?")[0]).suffix.lower() in SUFFIXES
     ]
     if len(names) != 1:
-        raise FlawmaskError(f"task {task.get('id')} names {len(names)} images in its data: there must be one")
+        raise FlawmaskError(f"task {task.get('id')} names {len(names)} images in its data: it must name exactly one")
     return names[0]
 
 
