@@ -342,7 +342,7 @@ def gallery_controls(entries: Sequence[Mapping[str, Any]]) -> str:
     )
     return f"""{limited if pictures < len(entries) else ""}
 <noscript><p>The gallery needs JavaScript, which is switched off here.</p></noscript>
-<div class="controls"><div class="judge">
+<div class="controls"><div class="sticky">
 <div class="slider"><label for="threshold">Threshold</label>
 <div class="track"><svg id="histogram" role="img" aria-label="Scores of good and defective parts"></svg>
 <input type="range" id="threshold" min="0" max="1" step="0.001"></div>
