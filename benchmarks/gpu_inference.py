@@ -177,7 +177,7 @@ def evaluation(device: torch.device, folder: Path, data: Path, model: Path, name
     )
     facts = {"dataset": str(data), "model": str(model), "threshold": {"value": 0.5, "how": "given"}}
     begun = time.perf_counter()
-    write_evaluation(folder / "judged", split, predictions, 0.5, config, 0, facts, [])
+    write_evaluation(folder / "evaluated", split, predictions, 0.5, config, 0, facts, [])
     yield row("pictures and report", time.perf_counter() - begun - measuring)
     begun = time.perf_counter()
     evaluate(config)

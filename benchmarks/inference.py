@@ -180,7 +180,7 @@ def measure_plain(model: str, data: str, device: str) -> Record:
             (found,) = network([image.to(where)])
         predictions.append(plain_prediction(found, spec, *image.shape[1:]))
         seconds.append(time.perf_counter() - begun)
-    return judged(split, predictions, statistics.mean(seconds[1:]))
+    return evaluated(split, predictions, statistics.mean(seconds[1:]))
 
 
 def plain_prediction(found: dict[str, torch.Tensor], spec: ModelSpec, height: int, width: int) -> Prediction:
@@ -213,10 +213,10 @@ def measure_flawmask(
     predict_split(backend, replace(split, images=split.images[:1]))
     begun = time.perf_counter()
     predictions, _ = predict_split(backend, split, batch_size)
-    return judged(split, predictions, (time.perf_counter() - begun) / len(split.images))
+    return evaluated(split, predictions, (time.perf_counter() - begun) / len(split.images))
 
 
-def judged(split: CocoSplit, predictions: list[Prediction], seconds: float) -> Record:
+def evaluated(split: CocoSplit, predictions: list[Prediction], seconds: float) -> Record:
     """Return the result of a measurement of inference."""
     found = sum(len(one.instances) for one in predictions) / len(predictions)
     images = decide_verdicts(split, predictions, 0.5, 0)

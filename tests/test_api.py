@@ -62,8 +62,8 @@ for call in (
     [
         ("x.pt has no threshold: run flawmask evaluate --conf auto --min_area 3 first", None),
         (
-            "lower --image_size; flawmask train --resume run goes on",
-            "lower image_size; flawmask train --resume run goes on",
+            "lower --image_size; flawmask train --resume run continues",
+            "lower image_size; flawmask train --resume run continues",
         ),
         ("--conf auto: there is no good image", "conf='auto': there is no good image"),
         ("--folds runs all stages: leave out --split", "folds runs all stages: leave out split"),

@@ -244,7 +244,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "neither box nor outline": (
         lambda content: content["annotations"][1].update(segmentation=[], bbox=None),
-        "annotation 2 has neither an outline nor a box",
+        "annotation 2 has neither a mask nor a box",
     ),
     "polygon of two points": (
         lambda content: content["annotations"][1].update(segmentation=[[1, 1, 4, 4]]),
@@ -371,7 +371,7 @@ def test_roboflows_name_for_val_is_understood(dataset: Path) -> None:
     split = read_split(dataset, "val")
     assert (split.folder, split.name) == (dataset / "valid", "val")
     shutil.copytree(dataset / "train", dataset / "val")
-    assert "holds val and valid, which are one split" in error_of(dataset, "val")
+    assert "holds val and valid, which are the same split" in error_of(dataset, "val")
     assert split_names(dataset / "nowhere") == []
 
 

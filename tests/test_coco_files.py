@@ -52,7 +52,7 @@ def test_valid_and_other_names_of_the_validation_split_mean_val(tmp_path: Path) 
 def test_two_folders_of_the_same_split_are_refused(tmp_path: Path) -> None:
     for name in ("val", "valid"):
         export(tmp_path / name / "a.json", ["a.png"], [tmp_path / name / "a.png"])
-    with pytest.raises(FlawmaskError, match="holds val and valid, which are one split"):
+    with pytest.raises(FlawmaskError, match="holds val and valid, which are the same split"):
         read_split(tmp_path, "val")
 
 
@@ -150,7 +150,7 @@ def test_the_longest_common_suffix_decides_between_files_of_the_same_name(tmp_pa
     ("names", "files", "says"),
     [
         ([r"x\a.png"], ["cam1/a.png", "cam2/a.png"], r"names x\\a.png, which may be cam1/a.png or cam2/a.png"),
-        (["cam1/a.png", "cam2/a.png"], ["a.png"], "names cam1/a.png and cam2/a.png, and only a.png is there"),
+        (["cam1/a.png", "cam2/a.png"], ["a.png"], "names cam1/a.png and cam2/a.png, but only a.png exists"),
         (["b.png", "c.png"], ["a.png"], r"lists images that are not in .*train/images \(b.png, c.png\)"),
         # If some names are right, a wrong one must not be matched to another image of the same file name.
         (["a.png", "cam1/b.png"], ["a.png", "cam2/b.png"], r"are not in .*train/images \(cam1/b.png\)"),

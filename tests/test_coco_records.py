@@ -162,7 +162,7 @@ def test_an_annotation_with_only_a_box_gets_a_mask_of_the_pixels_that_it_touches
     assert record["bbox"] == [10.5, 5.25, 11, 9.5]
     assert np.array_equal(instance_masks([record], HEIGHT, WIDTH, "")[0], MASK)
     assert split.box_only_defects == [record]
-    with pytest.raises(FlawmaskError, match=r"1 defects are boxes without an outline \(annotation 3 for one\), and so"):
+    with pytest.raises(FlawmaskError, match=r"1 defects have a box but no mask \(annotation 3, for example\), and so"):
         split.require_masks("so", "do that")
 
 
@@ -285,7 +285,9 @@ def test_an_image_that_is_listed_twice_with_different_annotations_is_refused_or_
         content["annotations"].append({**mark(content, 3), "id": 9, "image_id": 7, "category_id": 1})
 
     edit(dataset, change)
-    with pytest.raises(RecordsError, match=r"images 2 and 7 are both 2\.png and have different annotations: give them"):
+    with pytest.raises(
+        RecordsError, match=r"images 2 and 7 are both 2\.png and have different annotations: give all of them"
+    ):
         read_split(dataset, "train")
     split = read_split(dataset, "train", SKIP)
     assert [image["file_name"] for image in split.images] == ["1.png", "3.png"]
@@ -296,7 +298,7 @@ def test_an_image_that_is_listed_twice_with_different_annotations_is_refused_or_
 
 
 SKIPPED: dict[str, tuple[Change, tuple[str, ...], dict[str, list[str]], dict[str, list[str]]]] = {
-    "an outline that is none": (
+    "a mask that is none": (
         lambda content: mark(content, 2).update(segmentation=[[1, 1, 9, 9]]),
         ("2.png", "3.png"),
         {"bad record": ["1.png"]},

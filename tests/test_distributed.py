@@ -236,7 +236,7 @@ def test_a_process_whose_partner_was_killed_reports_it_and_the_run_can_be_resume
         assert left.returncode == 2, printed
     (line,) = [one for one in printed.splitlines() if "error" in one.lower()]
     assert line.startswith("error: another process of this run has died or is out of reach (")
-    assert line.endswith("start all of them again; a training goes on with --resume")
+    assert line.endswith("start all of them again; --resume continues a training")
     assert "Traceback" not in printed
     assert not [name for name in names(tmp_path) if name not in ("data", "run")]
 

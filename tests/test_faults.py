@@ -212,7 +212,7 @@ def test_a_run_goes_on_at_the_stage_that_it_was_in(tmp_path: Path, monkeypatch: 
             key: value for key, value in whole.metrics.items() if key not in volatile
         }
     trained = train(light(make_dataset(tmp_path / "data"), output_dir=tmp_path / "run")).run_dir
-    with pytest.raises(FlawmaskError, match=r"is no run of the whole pipeline: try flawmask train --resume"):
+    with pytest.raises(FlawmaskError, match=r"is not a folder of flawmask run: use flawmask train --resume"):
         run(RunConfig(resume=trained))
     with pytest.raises(FlawmaskError, match=r"config\.json does not exist"):
         run(RunConfig(resume=tmp_path / "data"))
@@ -290,9 +290,9 @@ def test_memory_that_runs_out_is_told_in_a_line_with_the_batch_and_the_size(tmp_
         check=False,
     )
     assert done.returncode == 2
-    assert "out of memory: going on with 1 images at once" in done.stderr
+    assert "out of memory: continuing with micro-batches of 1 images" in done.stderr
     assert done.stderr.splitlines()[-1] == (
-        "error: memory ran out with --batch_size 4 and --image_size 2500, and fewer images at once did not help: "
+        "error: memory ran out with --batch_size 4 and --image_size 2500, and a smaller micro-batch did not help: "
         "lower --image_size"
     )
     assert not run.exists()

@@ -1,4 +1,4 @@
-"""Flawmask: from a folder of inspection images to a trained Mask R-CNN, honest numbers and outlined defects.
+"""Flawmask: from a folder of inspection images to a trained Mask R-CNN, honest figures and outlined defects.
 
 >>> import flawmask
 >>> run = flawmask.train(dataset_dir="parts_coco", output_dir="run", epochs=20)    # doctest: +SKIP

@@ -211,7 +211,7 @@ def evaluate(config: EvaluateConfig | None = None, /, **settings: Any) -> "Evalu
 
     Raises:
         FlawmaskError: the checkpoint or the data set is damaged; they have different classes; an image cannot be read
-            or was trained on; no threshold can be chosen; or the output folder holds something else.
+            or was used for training; no threshold can be chosen; or the output folder holds something else.
     """
     from flawmask.evaluation import evaluate
 
@@ -219,7 +219,7 @@ def evaluate(config: EvaluateConfig | None = None, /, **settings: Any) -> "Evalu
 
 
 def predict(config: PredictConfig | None = None, /, **settings: Any) -> "Predicted":
-    """Find the defects on image files, write the predictions, and return which files have defects.
+    """Predict the defects on image files, write the predictions, and return which files have defects.
 
     For images in memory, or without writing files, use `Predictor`.
 

@@ -54,7 +54,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 DESCRIPTION = """Flawmask finds and outlines defects on manufactured parts. It trains a network on a folder of labelled
 images, measures how good it is, and outlines the defects on new images. `flawmask demo --run` shows all steps on images
-that it draws itself. `flawmask run --category bottle` takes your images. `flawmask COMMAND --help` explains a step."""
+that it draws itself. `flawmask run --root parts --category bottle` takes your images, which are in parts/bottle.
+`flawmask COMMAND --help` explains a command."""
 
 FLAGS = {
     "mvtec_root": tyro.conf.arg(aliases=("--root",)),
@@ -164,7 +165,9 @@ def _parse(arguments: Sequence[str], defaults: Mapping[str, Any]) -> tuple[Any, 
 
 def _as_flags(kind: Callable[..., Any], defaults: Mapping[str, Any]) -> type:
     """Return a subclass of a command's settings: with the flags' options, other defaults, and a --verbose flag."""
-    verbose = Annotated[bool, tyro.conf.arg(help="Show more of what is done, such as what was loaded and recorded.")]
+    verbose = Annotated[
+        bool, tyro.conf.arg(help="Log more details, such as which pretrained weights do not fit the network.")
+    ]
     former_names = {name: former for former, name in getattr(kind, "FORMER_NAMES", {}).items()}
     options = FLAGS | {name: tyro.conf.arg(aliases=(f"--{former}",)) for name, former in former_names.items()}
     changed = [
@@ -213,9 +216,9 @@ def _dispatch(config: Any) -> int:  # noqa: PLR0911 - a case for each command
 def _fetch(config: DownloadConfig | ImportConfig) -> str:
     """Download a category or import labels; return the folder and the next command."""
     if isinstance(config, DownloadConfig):
-        return f"{download(config).as_posix()}: now flawmask run --category {config.category}"
+        return f"{download(config).as_posix()}: next: flawmask run --category {config.category}"
     folder = import_labels(config).dataset_dir.as_posix()
-    return f"{folder}: now {shlex.join(['flawmask', 'run', '--dataset_dir', folder])}"
+    return f"{folder}: next: {shlex.join(['flawmask', 'run', '--dataset_dir', folder])}"
 
 
 def _print_lines(lines: Iterable[str]) -> None:

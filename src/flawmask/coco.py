@@ -148,8 +148,8 @@ class CocoSplit:
         boxes = self.box_only_defects
         if boxes:
             raise FlawmaskError(
-                f"{self.annotation_file}: {len(boxes)} defects are boxes without an outline (annotation "
-                f"{boxes[0]['id']} for one), and {why}: outline them, or {instead} (--arch fasterrcnn_resnet50_fpn)"
+                f"{self.annotation_file}: {len(boxes)} defects have a box but no mask (annotation "
+                f"{boxes[0]['id']}, for example), and {why}: draw masks, or {instead} (--arch fasterrcnn_resnet50_fpn)"
             )
 
     @property
@@ -319,7 +319,11 @@ def _file_problem(path: Path, mtime: int, size: int, width: int, height: int) ->
     except FlawmaskError as error:
         return str(error)
     is_right = shape[:2] == (height, width)
-    return "" if is_right else f"{path} is {shape[1]}x{shape[0]} but its record says {width}x{height}"
+    return (
+        ""
+        if is_right
+        else f"{path} is {shape[1]}x{shape[0]} but its record says {width}x{height}: export the annotations again"
+    )
 
 
 def _locate(records: Records, place: SplitFiles) -> Path:

@@ -105,7 +105,7 @@ def find_split(dataset_dir: Path, split: str) -> SplitFiles:
     names = [path.name for path in _folders_of(dataset_dir, split) if annotation_files(path)]
     if len(names) > 1:
         raise FlawmaskError(
-            f"{dataset_dir} holds {' and '.join(names)}, which are one split: join them, or take one out"
+            f"{dataset_dir} holds {' and '.join(names)}, which are the same split: join them, or move one away"
         )
     folder = split_folder(dataset_dir, split)
     shared = _shared_files(dataset_dir).get(split_name(split), [])
@@ -259,7 +259,7 @@ def _missing_message(images: Sequence[dict[str, Any]], folder: Path) -> str:
             return f": image {image['id']} names {name}, which is outside {real_path(folder)}: put it there"
     shown = ", ".join(Path(str(image["file_name"])).as_posix() for image in images[:3])
     more = f" and {len(images) - 3} more" if len(images) > 3 else ""
-    return f" lists images that are not in {folder} ({shown}{more}): put them there, or take them out"
+    return f" lists images that are not in {folder} ({shown}{more}): put them there, or delete their records"
 
 
 def _check_different(names: Sequence[str], found: Sequence[PathParts], path: Path) -> None:
@@ -270,8 +270,8 @@ def _check_different(names: Sequence[str], found: Sequence[PathParts], path: Pat
         length = min(len(_parts(name)), len(_parts(other)))
         if _parts(name)[-length:] != _parts(other)[-length:]:
             raise FlawmaskError(
-                f"{path} names {other} and {name}, and only {'/'.join(parts)} is there: put each image in a folder as "
-                "its name says"
+                f"{path} names {other} and {name}, but only {'/'.join(parts)} exists: put each image into the "
+                "folder in its name"
             )
 
 
@@ -316,7 +316,7 @@ class FileIndex:
             matches = [path for path in longest if path[-1] == parts[-1]] or longest
             if len(matches) > 1:
                 shown = " or ".join("/".join(path) for path in matches[:2])
-                raise FlawmaskError(f"{where} names {name}, which may be {shown}: put them in folders as names say")
+                raise FlawmaskError(f"{where} names {name}, which may be {shown}: put each into the folder in its name")
             if matches:
                 return matches[0]
         return None

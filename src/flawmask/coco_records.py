@@ -292,7 +292,9 @@ def leave_out_duplicates(checked: Records) -> None:
         marks = [_content(checked.annotations[image["id"]]) for image in of_name]
         if any(mark and mark != _content(checked.annotations[first["id"]]) for mark in marks):
             numbers = " and ".join(str(image["id"]) for image in of_name)
-            problem = f"images {numbers} are both {name} and have different annotations: give them to one of the two"
+            problem = (
+                f"images {numbers} are both {name} and have different annotations: give all of them to one of the two"
+            )
             unclear |= {image["id"]: "" for image in of_name} | {first["id"]: problem}
         else:
             duplicates |= {image["id"]: "" for image in of_name if image is not first}
@@ -396,7 +398,7 @@ def _instance(record: Record, height: int, width: int, reading: Reading) -> Reco
         raise _BadRecordError(f"has the box {box!r}, not [x, y, width, height]")
     if record.get("is_box") or segmentation in EMPTY_SEGMENTATIONS:
         if not has_box:
-            raise _BadRecordError("has neither an outline nor a box: draw it, or delete it")
+            raise _BadRecordError("has neither a mask nor a box: draw one, or delete the annotation")
         return _box_only(record, height, width)
     nested = masks.nested(segmentation)
     if reason := masks.segmentation_problem(nested, height, width):

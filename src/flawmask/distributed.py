@@ -136,5 +136,5 @@ def _peers_alive() -> Iterator[None]:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
         raise FlawmaskError(
             f"another process of this run has died or is out of reach ({reason}): "
-            "start all of them again; a training goes on with --resume"
+            "start all of them again; --resume continues a training"
         ) from None

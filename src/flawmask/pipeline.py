@@ -39,9 +39,9 @@ class DemoCommand(DemoConfig):
     """Draw a small category of parts with and without defects; with --run, try the whole pipeline on it."""
 
     run: bool = False
-    """Prepare, train, evaluate and predict on it, with settings for two CPU cores and without downloads."""
+    """Prepare the category, train, evaluate and predict, with settings for two CPU cores and without downloads."""
     arch: ArchChoice = "auto"
-    """The network to try. auto chooses by the device and by the weights that are there already."""
+    """The network. auto chooses by device and available weights."""
 
 
 def run(config: RunConfig) -> list[Finished]:
@@ -54,7 +54,7 @@ def run(config: RunConfig) -> list[Finished]:
     """
     require(
         world_size() == 1,
-        "run is one process: only train and evaluate use several processes (prepare first, see docs/scale.md)",
+        "start run as a single process: only train and evaluate use several (prepare first, see docs/scale.md)",
     )
     if config.resume is not None:
         return [_resume(config.resume)]
@@ -89,7 +89,7 @@ def _resume(run_dir: Path) -> Finished:
     settings = content.get("settings" if path == folds else "part_of") if isinstance(content, dict) else None
     if not isinstance(settings, dict):
         raise FlawmaskError(
-            f"--resume {run_dir}: it is no run of the whole pipeline: try flawmask train --resume {run_dir}"
+            f"--resume {run_dir}: it is not a folder of flawmask run: use flawmask train --resume {run_dir}"
         )
     try:
         config = from_json(RunConfig, settings)

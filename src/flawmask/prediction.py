@@ -1,4 +1,4 @@
-"""Predictions, and how they follow from a network's output. This module does not need PyTorch: any runtime can use it.
+"""Predictions, and how they are computed from a network's output. The module needs no PyTorch: any runtime can use it.
 
 >>> detections = RawDetections(np.float32([[4, 2, 8, 6], [0, 0, 3, 9]]), np.array([2, 2]), np.float32([0.8, 0.4]))
 >>> prediction = post_process(detections, ("good", "crack"), height=20, width=30)

@@ -74,7 +74,7 @@ def find_earlier(pattern: str, origin: Mapping[str, Any]) -> Path | None:
     for path in sorted(RUNS.glob(pattern), reverse=True):
         content = read_json(path)
         if has_origin(content, origin):
-            log.info("going on with %s", path.parent)
+            log.info("continuing %s", path.parent)
             return path.parent
     return None
 
@@ -133,7 +133,7 @@ def begin_or_continue(
         return folder
     path = output_dir / marker
     if not overwrite and path.is_file() and has_origin(read_json(path), origin):
-        log.info("going on with %s", output_dir)
+        log.info("continuing %s", output_dir)
         return output_dir
     with folder_lock(output_dir / Path(marker).stem):
         check_folder(output_dir, marker, origin["settings"], overwrite=overwrite)

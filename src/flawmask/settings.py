@@ -99,7 +99,7 @@ class GoodName(Settings):
     """The name of good images."""
 
     good_name: str | None = None
-    """Your name for good images (a type, folder or category), such as OK; several as OK,gut. good is always known."""
+    """Your name for good images (a type, folder or category), such as OK; several as OK,gut. good always counts."""
 
     @property
     def good_names(self) -> frozenset[str]:
@@ -127,8 +127,8 @@ class Joining(Settings):
     """Whether predictions of one defect are joined."""
 
     join: Join | None = None
-    """touching: predictions of one class whose masks overlap or touch are one defect; off: each is one. The default is
-    the checkpoint's own rule, and touching for a new training."""
+    """touching: join predictions of one class whose masks overlap or touch into one defect. off: join none. Default:
+    the checkpoint's own rule; for a new training, touching."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

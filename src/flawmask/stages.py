@@ -34,9 +34,9 @@ class DataPaths(Settings):
     mvtec_root: Path = Path("datasets/mvtec")
     """The folder that holds the categories."""
     dataset_dir: Path | None = None
-    """Start from this COCO folder (train/, val/) instead; --folds, --group_by and --test_ratio divide it anew."""
+    """COCO folder (train/, val/) to start from, not a category. --folds, --group_by and --test_ratio divide it anew."""
     skip_prepare: bool = False
-    """Use the data set that is there already."""
+    """Use the data set that an earlier run prepared."""
     skip_augment: bool = False
     """Train without augmented variants of the images."""
 
@@ -55,17 +55,20 @@ class RunPaths(DataPaths):
     skip_inference: bool = False
     """Stop after training."""
     resume: Path | None = None
-    """Continue this run folder where it stopped, with its own settings; all other flags are ignored."""
+    """Resume this run from its last save, with its own settings. All other flags are ignored."""
     model_dir: Path | None = None
     """With --skip_train, the run to evaluate; by default the newest of the same category in model_maskrcnn."""
     output_dir: Path | None = None
-    """The folder for the run; with --folds, one that is there goes on. By default a new folder in model_maskrcnn."""
+    """The folder for the run. With --folds, a stopped run in it continues. Default: a new folder in model_maskrcnn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.resume is not None or self.is_named, NAME_DATA)
-        require(self.model_dir is None or self.skip_train, "--model_dir is for --skip_train: a training makes its own")
-        no_folder = "--output_dir is for the run folder of a training: leave it out with --skip_train"
+        require(
+            self.model_dir is None or self.skip_train,
+            "--model_dir needs --skip_train: a training makes its own run folder",
+        )
+        no_folder = "--output_dir is the run folder of a training: leave it out with --skip_train"
         require(self.output_dir is None or not self.skip_train, no_folder)
 
 
@@ -76,11 +79,11 @@ class RunConfig(Overwrite, Strict, EvaluateSettings, TrainSettings, AugmentSetti
 
     Data sets go to datasets/maskrcnn_mvtec_<category>, results to --output_dir. By default, that is a new folder
     model_maskrcnn/maskrcnn_mvtec_<date>_<time>. With --folds, each image is evaluated by a model that was not trained
-    on it. The same command with --folds goes on where an earlier one stopped.
+    on it. Repeat the command with --folds to continue a stopped cross-validation.
     """
 
     arch: ArchChoice = "auto"
-    """The network. auto chooses by device, weights at hand, images and time, and says why. Mask R-CNN, yolo-seg and
+    """The network. auto chooses by device, available weights, images and time, and says why. Mask R-CNN, yolo-seg and
     rfdetr-seg predict masks, the others boxes. yolo needs the extra [yolo] (AGPL-3.0), rfdetr the extra [rfdetr]."""
 
     def __post_init__(self) -> None:
@@ -139,7 +142,7 @@ def _divide_dataset(config: RunConfig, dataset_dir: Path) -> Path:
     if label_format is not None:
         command = shlex.join(["flawmask", "import", str(dataset_dir), "--output_dir", f"datasets/{dataset_dir.name}"])
         raise FlawmaskError(
-            f"{dataset_dir} holds labels of {FORMATS[label_format].NAME} and no splits: make a COCO folder of it with "
+            f"{dataset_dir} holds labels of {FORMATS[label_format].NAME} and no splits: make a COCO folder from it: "
             f"{command}"
         )
     if config.folds == 1 and not config.test_ratio and config.group_by is None:
@@ -195,7 +198,7 @@ def check_evaluation(config: RunConfig, prepared_dir: Path, names: Sequence[str]
         if shared:
             raise FlawmaskError(
                 f"{split.folder}: {len(shared)} of {len(split.images)} images show parts that another split uses "
-                f"({shared[0]} for one): keep each part on one split, or say --allow_leak"
+                f"(for example {shared[0]}): keep each part in one split, or give --allow_leak"
             )
         if trains and name == "val" and (config.conf == "auto" or config.select_by != "train_loss"):
             used_groups.update(split.groups or ())

@@ -61,7 +61,9 @@ def test_the_classifier_learns_to_tell_stained_plates_from_good_ones(
     assert ranked_apart(score)
     assert (learned.epochs, learned.image_size) == (12, 64)
     assert 11e6 < learned.parameters < 12e6
-    assert learned.protocol == "learns from 16 images and whether each is defective (8 are); predicts no masks"
+    assert learned.protocol == (
+        "learns from 16 images that are labelled good or defective (8 defective); predicts no masks"
+    )
     batch = [part(1)[0], good_plate(1)]
     singles = [score([one])[0].score for one in batch]
     assert [one.score for one in score(batch)] == pytest.approx(singles, abs=1e-5)
@@ -117,9 +119,10 @@ def test_patchcore_is_not_trained_on_evaluated_images(
     evaluated = [_split_of(tmp_path / "evaluated")]
     learned = patchcore.train(settings, _split_of(folder), evaluated, tmp_path / "best.pt")
     assert learned.protocol == (
-        "learns from 2 good images of train/good and no defect; 1 others are evaluated, or show parts that are"
+        "learns from 2 good images of train/good and no defect; 1 others are evaluated, or show parts that are "
+        "evaluated"
     )
-    with pytest.raises(MissingRequirementError, match="train/good has none of parts that are not evaluated: 3 are"):
+    with pytest.raises(MissingRequirementError, match="train/good has none left: all 3 are evaluated"):
         patchcore.train(settings, _split_of(folder), [_split_of(folder)], tmp_path / "best.pt")
 
 
@@ -159,7 +162,7 @@ def test_patchcore_is_not_trained_on_images_of_evaluated_parts(
     assert len(files) - len(used) == 3 * len(groups)
     learned = patchcore.train(settings, training, evaluated, tmp_path / "best.pt")
     assert f"learns from {len(used)} good images of train/good" in learned.protocol
-    assert f"; {len(files) - len(used)} others are evaluated, or show parts that are" in learned.protocol
+    assert f"; {len(files) - len(used)} others are evaluated, or show parts that are evaluated" in learned.protocol
 
 
 def test_patchcore_takes_no_part_where_every_good_part_is_evaluated(
@@ -169,7 +172,7 @@ def test_patchcore_takes_no_part_where_every_good_part_is_evaluated(
     made = prepare(PrepareConfig(**place, output_dir=tmp_path / "data"))
     both = [read_split(made.dataset_dir, name) for name in ("train", "val")]
     settings = config(tiles.parent, category="tile", weights=f"none,patchcore={random_features}")
-    with pytest.raises(MissingRequirementError, match="train/good has none of parts that are not evaluated: 24 are"):
+    with pytest.raises(MissingRequirementError, match="train/good has none left: all 24 are evaluated"):
         patchcore.train(settings, both[0], both, tmp_path / "best.pt")
 
 
@@ -189,7 +192,8 @@ def test_the_classifier_is_not_evaluated_on_parts_that_it_was_trained_on_unless_
     allowed = config(tiles.parent, category="tile", epochs=1, resamples=20, allow_leak=True)
     train_and_evaluate(allowed, shared, tmp_path, "resnet18_classifier")
     metrics = json.loads((tmp_path / "resnet18_classifier" / "inference_val" / "metrics.json").read_text())
-    assert "1 of the evaluated images show parts that were trained on: the figures are too good." in metrics["notes"]
+    note = "1 of the evaluated images show parts that were used for training: the figures are too good."
+    assert note in metrics["notes"]
 
 
 def test_patchcore_takes_the_good_training_images_whatever_the_layout(
@@ -217,7 +221,7 @@ def _split_of(folder: Path) -> CocoSplit:
     return CocoSplit(folder, records, {one["id"]: () for one in records}, (), images_in=".")
 
 
-def test_patchcore_takes_no_part_without_features_or_anomalib(
+def test_patchcore_is_left_out_without_features_or_anomalib(
     mvtec_root: Path, prepared: Path, tmp_path: Path, random_features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = read_split(prepared, "train")
@@ -284,7 +288,7 @@ def test_a_baseline_is_not_evaluated_on_images_that_it_was_trained_on_unless_tha
     allowed = config(mvtec_root, epochs=1, split="train", allow_leak=True, resamples=20)
     train_and_evaluate(allowed, shared, tmp_path, "resnet18_classifier")
     metrics = json.loads((tmp_path / "resnet18_classifier" / "inference_train" / "metrics.json").read_text())
-    assert metrics["notes"] == ["16 of the evaluated images were trained on: the figures are too good."]
+    assert metrics["notes"] == ["16 of the evaluated images were used for training: the figures are too good."]
     assert metrics["threshold"]["how"] == "default"
 
 

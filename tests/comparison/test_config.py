@@ -29,7 +29,7 @@ def test_an_unknown_model_is_refused_with_a_list_of_the_known_ones() -> None:
         ({"folds": 3, "conf": "auto"}, "give --conf a number"),
         ({"weights": "none,coco"}, "give one for all, and name=FILE"),
         ({"weights": "none,ssd300_vgg16=nowhere.pth"}, "nowhere.pth: no such file"),
-        ({"weights": "none,fcos_resnet50_fpn=none"}, "fcos_resnet50_fpn takes no part"),
+        ({"weights": "none,fcos_resnet50_fpn=none"}, "fcos_resnet50_fpn is not compared"),
         ({"select_by": "segm_ap"}, "ssd300_vgg16 does not"),
     ],
 )
@@ -54,7 +54,7 @@ def test_a_model_has_its_own_weights_or_else_those_for_all_models(tmp_path: Path
 def test_a_file_of_weights_needs_named_networks(tmp_path: Path) -> None:
     file = tmp_path / "own.pth"
     file.touch()
-    with pytest.raises(FlawmaskError, match=r"own\.pth is a file: say with --archs which networks it is for"):
+    with pytest.raises(FlawmaskError, match=r"own\.pth is a file: give --archs the networks that it is for"):
         CompareConfig(category="bottle", weights=str(file))
     assert CompareConfig(category="bottle", weights=f"auto,patchcore={file}").weights_of("patchcore") == str(file)
 

@@ -68,7 +68,7 @@ def test_without_samples_nothing_is_tested_and_the_highest_value_is_recommended(
         "Not tested, because the figure is undefined for too many of the resampled sets of images: b."
     )
     (sentence,) = recommendation([ranked], {"a": 0.5, "b": 0.1}, {}, [])
-    assert sentence == "To tell good from defective: a. No model is shown to be better (0.5 s an image)."
+    assert sentence == "To tell good from defective: a. No model is shown to be better (0.5 s per image)."
 
 
 def test_sentences_say_what_is_shown_and_what_is_not() -> None:
@@ -107,7 +107,7 @@ def test_the_fastest_is_recommended_of_models_without_a_shown_difference() -> No
     (sentence,) = recommendation([AUROC], SECONDS, {}, [])
     assert sentence == (
         "To tell good from defective: b. No model is shown to be better. This holds for 2 detectors, and it is the "
-        "fastest (0.02 s an image)."
+        "fastest (0.02 s per image)."
     )
 
 
@@ -119,22 +119,22 @@ def test_the_best_is_recommended_without_a_word_on_speed_where_not_all_were_time
 def test_a_model_that_is_shown_to_be_the_best_is_recommended_however_slow_it_is() -> None:
     alone = Ranked("image_auroc", "a", 0.98, (Difference("b", 0.2, (0.1, 0.3)),))
     (sentence,) = recommendation([alone], SECONDS, {}, [])
-    assert sentence == "To tell good from defective: a. All others are shown to be worse (0.5 s an image)."
+    assert sentence == "To tell good from defective: a. All others are shown to be worse (0.5 s per image)."
     (sentence,) = recommendation([Ranked("image_auroc", "a", 0.98, ())], SECONDS, {}, [])
-    assert sentence == "To tell good from defective: a. There is no other to compare it with (0.5 s an image)."
+    assert sentence == "To tell good from defective: a. There is no other to compare it with (0.5 s per image)."
 
 
 def test_a_baseline_is_never_recommended_but_named_where_it_is_as_good() -> None:
     lines = recommendation([AUROC], SECONDS, {}, ["b"])
     assert lines == [
-        "To tell good from defective: a. No model is shown to be better (0.5 s an image).",
+        "To tell good from defective: a. No model is shown to be better (0.5 s per image).",
         "b, a baseline, is not shown to be worse at that.",
     ]
     better = Ranked("image_auroc", "b", 0.98, (Difference("a", 0.2, (0.1, 0.3)),))
     (no_detector,) = recommendation([better], SECONDS, {}, ["b"])
     assert no_detector == (
-        "To tell good from defective: no detector yet. None is both shown to be better than guessing and on a level "
-        "with b, a baseline."
+        "To tell good from defective: no detector yet. A detector must be better than guessing, and must not be worse "
+        "than b, a baseline. These images show this for none."
     )
 
 
@@ -142,22 +142,22 @@ def test_another_model_is_recommended_for_masks_where_its_masks_are_better() -> 
     masks = Ranked("mask_ap", "c", 0.4, (Difference("a", 0.2, (0.1, 0.3)),))
     lines = recommendation([AUROC, masks], SECONDS, {}, [])
     assert lines[1] == (
-        "Where masks count: c. All others are shown to be worse (0.001 s an image). "
-        "It is not level with the best model at telling good from defective."
+        "Where masks count: c. All others are shown to be worse (0.001 s per image). "
+        "At telling good from defective, it is shown to be worse than the best model, or could not be tested."
     )
     level = Ranked("mask_ap", "c", 0.4, (Difference("a", 0.02, (-0.1, 0.3)),))
     lines = recommendation([AUROC, level], SECONDS, {}, [])
-    assert lines[1] == "Where masks count: a. No model is shown to be better (0.5 s an image)."
+    assert lines[1] == "Where masks count: a. No model is shown to be better (0.5 s per image)."
     assert len(recommendation([AUROC, Ranked("mask_ap", "b", 0.4, ())], SECONDS, {}, [])) == 1
 
 
 def test_a_model_that_may_be_guessing_is_not_recommended() -> None:
     assert recommendation([AUROC], SECONDS, {"image_auroc": ["a", "c"]}, []) == [
-        "Take none of them: not even the best is shown to tell good from defective better than guessing does."
+        "Take none of them: even the best is not shown to be better than guessing at telling good from defective."
     ]
     (sentence,) = recommendation([AUROC], SECONDS, {"image_auroc": ["b"]}, [])
-    assert sentence == "To tell good from defective: a. No model is shown to be better (0.5 s an image)."
+    assert sentence == "To tell good from defective: a. No model is shown to be better (0.5 s per image)."
     no_mask = Ranked("mask_ap", "a", 0.0, (Difference("b", 0.0, (0.0, 0.0)),))
     lines = recommendation([AUROC, no_mask], SECONDS, {"mask_ap": ["a", "b"]}, [])
-    assert lines[1] == "Where masks count: none. Not even the best is shown to mask any defect."
+    assert lines[1] == "Where masks count: none. Even the best is not shown to segment any defect."
     assert "Nothing can be recommended" in recommendation([], SECONDS, {}, [])[0]

@@ -26,7 +26,7 @@ def test_a_model_is_on_the_page_even_where_timing_it_failed(tmp_path: Path, spee
     assert "No difference &lt;shown&gt;." in html
     assert html.split("<table")[1].count(">0.12<") == 1 + ("1" in speed)
     alone = written(tmp_path, known)
-    assert ("Seconds an image" in alone.split("<table")[0]) == ("1" in speed)
+    assert ("Seconds per image" in alone.split("<table")[0]) == ("1" in speed)
 
 
 def test_a_metric_of_0_is_drawn_and_one_that_no_model_has_is_not(tmp_path: Path) -> None:

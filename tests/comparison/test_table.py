@@ -31,9 +31,9 @@ def test_costs_have_the_units_of_their_labels() -> None:
     assert found["Checkpoint, MB"] == "9.0"
     assert found["Training time"] == "62 min 05 s"
     assert found["Peak memory, MB"] == "2512"
-    assert found["Seconds an image, median"] == "0.123"
-    assert found["Seconds an image, p99"] == "0.5 (of 50)"
-    assert found["The same in batches of 8, median"] == "0.0101"
+    assert found["Seconds per image, median"] == "0.123"
+    assert found["Seconds per image, p99"] == "0.5 (of 50)"
+    assert found["Seconds per image in batches of 8, median"] == "0.0101"
     assert (found["Image size, pixels"], found["Epochs"]) == ("320", "12")
 
 

@@ -444,7 +444,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an image that is not there": (lambda folder: first_image(folder).unlink(), "lists images that are not in"),
     "an image of another size": (
         lambda folder: edit(folder, lambda found: found["images"][0].update(width=99)),
-        "is 18x14 but its record says 99x14",
+        "is 18x14 but its record says 99x14: export the annotations again",
     ),
     "an unknown category": (
         lambda folder: edit(folder, lambda found: found["annotations"][0].update(category_id=5)),

@@ -409,7 +409,7 @@ def test_names_that_contain_parts_are_reported_with_the_flag_that_keeps_them_tog
         (category / folder).rmdir()
     (problem,) = check(category).problems
     assert (problem.severity, problem.kind, problem.where) == ("warning", "several images of a part", "part")
-    assert problem.message.startswith("seems to show 12 parts on 24 of its 24 images")
+    assert problem.message.startswith("has file names that suggest 12 parts on 24 of its 24 images")
     assert problem.message.endswith("if so, keep each in one split with --group_by '^(part[0-9]+)'")
 
 
@@ -428,7 +428,7 @@ def test_the_report_on_a_coco_folder_says_how_many_parts_are_in_several_splits(t
         write_split(tmp_path / "set" / split, images, annotations, CATEGORIES)
     (problem,) = check(tmp_path / "set").problems
     assert (problem.severity, problem.kind, problem.where) == ("warning", "several images of a part", "set")
-    assert "seems to show 4 parts on 8 of its 8 images" in problem.message
+    assert "has file names that suggest 4 parts on 8 of its 8 images" in problem.message
     assert "if so, 2 of them are in several splits" in problem.message
     assert "--group_by '^(p[0-9]+)'" in problem.message
 
@@ -457,7 +457,7 @@ def test_a_missing_folder_is_reported_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"category": "a", "dataset_dir": Path("b")}])
 def test_exactly_one_thing_is_checked(settings: dict[str, Any]) -> None:
-    with pytest.raises(FlawmaskError, match="either a --category or a --dataset_dir"):
+    with pytest.raises(FlawmaskError, match="either --category or --dataset_dir"):
         DoctorConfig(**settings)
 
 

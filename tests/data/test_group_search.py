@@ -18,8 +18,8 @@ def test_names_that_begin_with_a_part_give_groups_and_the_flag_that_keeps_them_t
     assert found is not None
     assert found.flag == "--group_by '^(part[0-9]+)'"
     assert str(found) == (
-        "seems to show 20 parts on 60 of its 60 images, by their names: part0000_a.png and part0000_b.png would be of "
-        "one part"
+        "has file names that suggest 20 parts on 60 of its 60 images: part0000_a.png and part0000_b.png would show the "
+        "same part"
     )
     assert len(set(found.parts)) == 20
 

@@ -277,7 +277,9 @@ def test_a_class_whose_name_may_mean_good_must_be_confirmed(tmp_path: Path) -> N
     source = write(draw(tmp_path / "in"), {one: [] if "good" in one else [marked] for one in NAMES})
     for path in source.glob("[ab].json"):
         path.write_text(path.read_text().replace('"dent"', '"OK"'))
-    with pytest.raises(FlawmaskError, match=r"the class OK counts as a defect .* --good_name OK, or --good_name good"):
+    with pytest.raises(
+        FlawmaskError, match=r"the class OK counts as a defect, .* --good_name OK if it is good, or --good_name good"
+    ):
         imported(source)
     assert not (tmp_path / "out").exists()
     found = masks_of(imported(source, good_name="OK"))
@@ -571,7 +573,7 @@ def test_images_may_lie_in_another_folder_and_in_subfolders(tmp_path: Path) -> N
     draw(tmp_path / "pictures", "line 3")
     (tmp_path / "in").mkdir()
     source = labelme(tmp_path / "in", {name: [labelme_shape("dent", CORNERS)] for name in NAMES[:4]})
-    with pytest.raises(FlawmaskError, match=r"names a\.png, which is not in .*say --image_dir"):
+    with pytest.raises(FlawmaskError, match=r"names a\.png, which is not in .*give --image_dir"):
         imported(source)
     made = imported(source, image_dir=tmp_path / "pictures", unlabelled="good")
     assert made.train["images"] + made.val["images"] == 6
@@ -600,7 +602,7 @@ def test_cvats_yolo_export_is_read(tmp_path: Path) -> None:
 BAD: dict[str, tuple[Write, Any, str]] = {
     "labelme": (labelme, labelme_shape("dent", [[1, 1], [2]]), "is not as labelme writes it"),
     "a line": (labelme, labelme_shape("dent", [[1, 1], [2, 2]]), "a polygon with 2 points"),
-    "VIA": (via, via_region(via_polygon(CORNERS), {"dent": True, "hole": True}), "for its class: give it one in VIA"),
+    "VIA": (via, via_region(via_polygon(CORNERS), {"dent": True, "hole": True}), "give it exactly one name in VIA"),
     "CVAT": (cvat_xml, ("mask", {"rle": "3, 4", "left": 1, "top": 1, "width": 5, "height": 5}), "a mask of 7 pixels"),
     "a brush": (
         label_studio,
@@ -632,7 +634,7 @@ def test_an_unknown_file_is_refused_with_the_list_of_known_formats(tmp_path: Pat
     folder = draw(tmp_path / "in")
     with pytest.raises(FlawmaskError, match=r"holds no labels that are known \(COCO, labelme, VGG Image Annotator"):
         imported(folder)
-    with pytest.raises(FlawmaskError, match="is not there"):
+    with pytest.raises(FlawmaskError, match="does not exist"):
         imported(tmp_path / "nowhere")
     (folder / "annotations.xml").write_text("<annotations><track id='0'/></annotations>")
     with pytest.raises(FlawmaskError, match="CVAT's XML for video"):

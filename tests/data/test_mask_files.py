@@ -143,8 +143,8 @@ def test_several_values_where_one_was_expected_give_a_warning(
     run(folder)
     (said,) = [one for one in caplog.messages if "several values" in one]
     assert said == (
-        "part: 7 of 7 masks hold several values (1, 2), 000_mask.png for one; all count as defect: --mask_classes says "
-        "which type each is"
+        "part: 7 of 7 masks hold several values (1, 2), for example 000_mask.png; all count as defect: "
+        "--mask_classes says which type each is"
     )
     assert any(one.startswith("warning mask values: part 7 of 7 masks") for one in errors_of_doctor(folder))
     caplog.clear()
@@ -159,7 +159,7 @@ def test_several_values_where_one_was_expected_give_a_warning(
 def test_masks_of_two_kinds_without_a_common_rule_are_refused(tiny_category: Make) -> None:
     folder = category(tiny_category, in_alpha((255, 255, 255)))
     write_mask(folder / "ground_truth/hole/001_mask.png", shape(0) * np.uint8(255))
-    said = r"000_mask\.png has its defect in the alpha channel, and .*hole.001_mask\.png has not: export all"
+    said = r"000_mask\.png has its defect in the alpha channel, and .*hole.001_mask\.png does not: export all"
     with pytest.raises(FlawmaskError, match=said):
         run(folder)
     (problem,) = errors_of_doctor(folder)
@@ -292,7 +292,7 @@ def test_a_mask_that_fits_a_turned_image_in_two_ways_needs_a_setting(
     mask = np.zeros(size, dtype=bool)
     mask[2:4, 3:9] = True
     write_mask(folder / "ground_truth/crack/000_mask.png", mask * np.uint8(255))
-    said = r"000_mask\.png says nothing of how it is turned, .*--exif_masks with_image.*--exif_masks as_stored"
+    said = r"000_mask\.png has no Exif orientation, .*--exif_masks with_image.*--exif_masks as_stored"
     with pytest.raises(FlawmaskError, match=said):
         run(folder)
     assert any(one.startswith("error mask turned: part/ground_truth/crack/000") for one in errors_of_doctor(folder))

@@ -116,7 +116,9 @@ def test_an_image_that_the_pattern_does_not_match_is_its_own_group_and_is_report
 
 
 def test_a_pattern_that_matches_no_name_is_refused_with_an_example(tiles: Path) -> None:
-    with pytest.raises(FlawmaskError, match=r"--group_by '\^part' matches none of 18 file names, tile000_exp0\.png"):
+    with pytest.raises(
+        FlawmaskError, match=r"--group_by '\^part' matches none of 18 file names, such as tile000_exp0\.png"
+    ):
         run(tiles, group_by="^part")
     assert not (tiles.parents[1] / "out").exists()
 
@@ -238,7 +240,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_names_that_contain_parts_give_one_warning_with_the_flag(tiles: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(tiles)
     (line,) = warnings(caplog)
-    assert line.startswith("tile seems to show 6 parts on 18 of its 18 images, by their names: ")
+    assert line.startswith("tile has file names that suggest 6 parts on 18 of its 18 images: ")
     assert line.endswith("If so, keep each in one split with --group_by '^(tile[0-9]+)'")
     caplog.clear()
     run(tiles, group_by=BY_TILE, overwrite=True)
@@ -262,7 +264,7 @@ def test_pictures_that_look_the_same_give_a_warning_if_names_contain_no_parts(
     assert cv2.imwrite(str(folder / "test/good/009.png"), np.rint(pixels * 0.95).astype(np.uint8))
     run(folder)
     (line,) = warnings(caplog)
-    assert line.startswith("1 images look like others, part/test/good/009.png like part/test/good/000.png for one")
+    assert line.startswith("1 images look like others, for example part/test/good/009.png like part/test/good/000.png")
     assert "--group_by" in line
 
 

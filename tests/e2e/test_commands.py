@@ -189,7 +189,7 @@ def test_results_for_a_run_folder_go_inside_it(workplace: Path) -> None:
     run_dir = runs(workplace)[0]
     model, data = str(run_dir / "best.pt"), "datasets/maskrcnn_mvtec_bottle"
     evaluate = evaluation(model, data, "--split", "train", "--output_dir", run_dir)
-    assert "images were trained on" in call_in(workplace, *evaluate, status=2).stderr
+    assert "images were used for training" in call_in(workplace, *evaluate, status=2).stderr
     call_in(workplace, *evaluate, "--allow_leak")
     assert (run_dir / "inference_train/metrics.json").is_file()
 

@@ -110,7 +110,7 @@ def test_results_are_found_in_a_run_in_a_results_folder_and_in_a_file(tmp_path: 
     with pytest.raises(FlawmaskError, match=r"metrics\.json was not written by flawmask evaluate"):
         read_other(folder, split, 0.5, 0)
     (folder / "predictions.csv").write_text("\n".join(["file,truth", *lines[1:]]))
-    with pytest.raises(FlawmaskError, match="is of other images than"):
+    with pytest.raises(FlawmaskError, match="holds results for other images than"):
         read_other(folder, split, 0.5, 0)
 
 

@@ -233,7 +233,7 @@ def test_evaluate_writes_metrics_table_pictures_and_report_without_masks(model: 
     split = read_split(dataset, "val")
     other = read_other(done.results_dir, split, 0.5, 0)
     assert not any(one.has_masks for one in other.predictions)
-    (done.results_dir / "predictions.json").write_text("[]")  # whoever finds nothing finds boxes alone all the same
+    (done.results_dir / "predictions.json").write_text("[]")  # no prediction: still a network of boxes
     assert not any(one.has_masks for one in read_other(done.results_dir, split, 0.5, 0).predictions)
     (done.results_dir / "predictions.json").write_text(json.dumps(results))
     again = evaluate(EvaluateConfig(output_dir=dataset.parent / "second", against=done.results_dir, **settings))

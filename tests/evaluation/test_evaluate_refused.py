@@ -27,11 +27,11 @@ def test_a_model_is_not_evaluated_on_what_it_was_trained_on(
     split = read_split(dataset, "val")
     write_training_images(split, content_digests(split), run_dir)
     try:
-        nothing_written(run_dir, dataset, r"5 of 5 images were trained on .*--allow_leak")
+        nothing_written(run_dir, dataset, r"5 of 5 images were used for training .*--allow_leak")
         allowed = run(run_dir, dataset, allow_leak=True)
     finally:
         (run_dir / "training_images.json").unlink()
-    assert any("5 of these 5 images were trained on" in note for note in allowed.metrics["notes"])
+    assert any("5 of these 5 images were used for training" in note for note in allowed.metrics["notes"])
 
 
 def test_earlier_results_with_a_strange_file_among_them_are_refused_and_left(run_dir: Path, dataset: Path) -> None:
@@ -86,7 +86,7 @@ def test_data_with_other_classes_is_refused(run_dir: Path, dataset: Path) -> Non
 
 def test_an_image_of_another_size_than_its_record_is_refused(run_dir: Path, dataset: Path) -> None:
     write_png(dataset / "val" / "images" / "crack_1.png", patchwork(61, 80, 1))
-    nothing_written(run_dir, dataset, r"crack_1\.png is 80x61 but its record says 80x60")
+    nothing_written(run_dir, dataset, r"crack_1\.png is 80x61 but its record says 80x60: export")
 
 
 def test_a_truncated_image_is_refused(run_dir: Path, dataset: Path) -> None:
@@ -155,5 +155,5 @@ def test_masks_are_not_evaluated_by_boxes_alone(run_dir: Path, dataset: Path) ->
     content = json.loads((dataset / "val" / "annotations.json").read_text())
     content["annotations"][0]["segmentation"] = []
     edit(dataset, **content)
-    says = r"1 defects are boxes without an outline \(annotation 1 for one\), and .*best.pt predicts masks"
+    says = r"1 defects have a box but no mask \(annotation 1, for example\), and .*best.pt predicts masks"
     nothing_written(run_dir, dataset, says)

@@ -145,7 +145,7 @@ def test_when_memory_runs_out_this_and_later_batches_are_halved_with_a_warning(
     results = list(evaluated(paths, batch_size=6))
     assert asked == expected
     (warning,) = [one.getMessage() for one in caplog.records]
-    assert warning == f"out of memory: going on with {most} images at once"
+    assert warning == f"out of memory: continuing with micro-batches of {most} images"
     assert [path for path, _ in results] == paths
     for (_, result), (_, alone) in zip(results, without_crowds, strict=True):
         assert isinstance(result, Prediction)

@@ -295,5 +295,5 @@ def test_it_is_trained_saved_loaded_and_evaluated(dataset: Path, tmp_path: Path)
     found = Predictor(best, "cpu", score_floor=0.0)(pixels)
     assert len(found.instances) == 10
     assert all(one.area <= pixels.shape[0] * pixels.shape[1] for one in found.instances)
-    judged = evaluate(EvaluateConfig(model=best, dataset_dir=dataset, device="cpu", resamples=20))
-    assert judged.metrics["mask_ap"] is not None
+    results = evaluate(EvaluateConfig(model=best, dataset_dir=dataset, device="cpu", resamples=20))
+    assert results.metrics["mask_ap"] is not None

@@ -251,7 +251,7 @@ def test_a_file_without_batch_statistics_needs_group_norm_and_a_checkpoint_keeps
 
 def test_weights_without_a_matching_tensor_are_refused() -> None:
     initial_weights = Pretrained({"head.weight": torch.ones(1)}, "group", None, "weights of x.pth")
-    with pytest.raises(FlawmaskError, match=r"x\.pth: not one tensor fits"):
+    with pytest.raises(FlawmaskError, match=r"x\.pth: no tensor fits"):
         load_matching(nn.Linear(2, 2), initial_weights)
 
 

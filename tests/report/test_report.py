@@ -167,7 +167,7 @@ def test_the_page_counts_images_and_parts_where_groups_are_known(results_dir: Pa
         (dataset / "val" / "annotations.json").write_text(before)
     assert "24 images of 8 parts evaluated with" in text
     assert "defective images (" in text
-    assert "An image is rejected when" in text
+    assert "An image is rejected if" in text
     assert "good images that are rejected" in text
     assert (
         "Intervals over parts: by formula for proportions, F1 and AUROC, else from 1000 resamples of whole parts."
@@ -220,7 +220,7 @@ def test_nearly_100_percent_is_never_shown_as_100() -> None:
             {"value": 0.7, "how": "aim", "aim": "f1", "chosen_on": "val", "interval": [0.6, 0.8], "same_split": True},
             "for the aim f1 (95 % interval 0.60\u20130.80). These are the very images evaluated here.",
         ),
-        (None, "A part is rejected when a defect on it scores at least 0.50 and covers at least 9 pixels."),
+        (None, "A part is rejected if a predicted defect scores at least 0.50 and covers at least 9 pixels."),
     ],
 )
 def test_the_page_says_how_the_threshold_was_chosen(threshold: dict[str, Any] | None, said: str) -> None:
@@ -238,7 +238,7 @@ def test_results_of_an_older_evaluate_make_a_report_without_the_new_sections(res
     assert "Mask AP COCO" in text
     assert "AUROC" not in text
     assert "Missed and spurious" not in text
-    assert "Mind" not in text
+    assert "<h2>Notes</h2>" not in text
     assert {path.stem for path in (results_dir / "figures").iterdir()} == {"scores", "confusion_matrix"}
 
 

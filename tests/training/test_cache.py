@@ -129,7 +129,7 @@ def test_at_most_half_of_the_free_disk_space_is_used_and_this_is_logged(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * 94))
     with caplog.at_level(logging.INFO), pixel_cache(SHAPES, 1.0) as cache:
         assert cache.kept == 3
-    assert "3 of 4 images are kept decoded" in caplog.text
+    assert "3 of 4 decoded images are cached" in caplog.text
 
 
 def test_a_disk_that_turns_out_full_is_no_error(

@@ -108,7 +108,7 @@ def test_compare_adds_other_networks_that_have_weights(place: Place, caplog: pyt
     place("cpu", (SMALL, "yolo11n-seg"))
     with caplog.at_level("INFO"):
         assert choose_networks(config.run_config("auto"), 100) == [SMALL, "yolo11n-seg"]
-    assert "ssd300_vgg16 takes no part: no weights for ssd300_vgg16" in caplog.messages
+    assert "ssd300_vgg16 is left out: no weights for ssd300_vgg16" in caplog.messages
 
 
 def test_the_demo_downloads_nothing_and_starts_from_random_weights_without_a_file(place: Place) -> None:

@@ -64,7 +64,7 @@ def test_mask_ap_can_choose_the_epoch_only_if_the_network_has_masks(tmp_path: Pa
 
 def test_a_training_without_a_run_to_resume_or_a_data_set_is_refused(tmp_path: Path) -> None:
     for missing in ("dataset_dir", "output_dir"):
-        with pytest.raises(FlawmaskError, match="name a --dataset_dir and an --output_dir, or --resume a run"):
+        with pytest.raises(FlawmaskError, match="give --dataset_dir and --output_dir, or the run to --resume"):
             settings(tmp_path, **{missing: None})
 
 

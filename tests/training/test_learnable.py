@@ -80,9 +80,7 @@ def test_a_defect_category_with_a_good_name_is_refused_with_advice(dataset: Path
 
 def test_boxes_without_masks_are_refused_by_mask_networks_and_accepted_by_others(dataset: Path) -> None:
     training = read_split(edit(dataset, all_boxes), "train")
-    with pytest.raises(
-        FlawmaskError, match=r"4 defects are boxes without an outline .*: outline them, or train a netw"
-    ):
+    with pytest.raises(FlawmaskError, match=r"4 defects have a box but no mask .*: draw masks, or train a netw"):
         check_learnable(training, MASKS)
     check_learnable(training, BOXES)
     check_learnable(training, "auto")

@@ -31,18 +31,18 @@ def test_12_bit_images_train_and_evaluate_like_the_same_images_in_8_bits(tmp_pat
     known = [json.loads((one.run_dir / "training_images.json").read_text()) for one in done.values()]
     assert known[0]["sha256_of_pixels"] == known[1]["sha256_of_pixels"]
 
-    judged = {
+    evaluated = {
         dataset: evaluate(
             EvaluateConfig(model=one.run_dir / "best.pt", dataset_dir=dataset, conf=0.05, device="cpu", resamples=0)
         )
         for dataset, one in done.items()
     }
-    assert judged[deep].metrics["intensity"] == [0, 4095]
-    ranked = [one.metrics["image_auroc"] for one in judged.values()]
+    assert evaluated[deep].metrics["intensity"] == [0, 4095]
+    ranked = [one.metrics["image_auroc"] for one in evaluated.values()]
     assert ranked[0] == ranked[1]
-    found = [json.loads((one.results_dir / "predictions.json").read_text()) for one in judged.values()]
+    found = [json.loads((one.results_dir / "predictions.json").read_text()) for one in evaluated.values()]
     assert found[0] == found[1]
-    pictures = [sorted(one.results_dir.glob("overlays/*.png")) for one in judged.values()]
+    pictures = [sorted(one.results_dir.glob("overlays/*.png")) for one in evaluated.values()]
     for one, other in zip(*pictures, strict=True):
         assert np.array_equal(read_image(one), read_image(other))
 

@@ -263,7 +263,7 @@ def test_a_failed_recording_is_logged_once_and_training_goes_on_without(
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
             assert_close(gradients_of(model), wanted, 3e-5)
     (said,) = [one.getMessage() for one in caplog.records]
-    assert "not recorded (RuntimeError: operation not permitted when stream is capturing): training goes on" in said
+    assert "cannot be recorded (RuntimeError: operation not permitted when stream is capturing): training" in said
     assert not step.passes.is_recording
 
 
@@ -282,7 +282,7 @@ def test_validation_out_of_memory_is_retried_after_a_release_in_a_single_process
     step: Any = SimpleNamespace(passes=recorded, team=Processes(0, processes))
     if was_recorded and processes == 1:
         assert _with_memory(step, measure) == {"val_loss": 1.0}
-        assert "recorded passes are released" in caplog.text
+        assert "recorded CUDA graphs are released" in caplog.text
     else:
         with pytest.raises(torch.OutOfMemoryError):
             _with_memory(step, measure)

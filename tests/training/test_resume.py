@@ -202,7 +202,7 @@ def test_a_damaged_state_is_detected_by_its_checksum_and_the_previous_one_is_use
         assert found.history["epoch"] == [1]
         (warning,) = caplog.messages
         assert f"state.pt is not a file of weights, or is damaged ({says}" in warning
-        assert warning.endswith("going on from state_before.pt, saved before it")
+        assert warning.endswith("continuing from state_before.pt, which was saved before it")
     done = train(TrainConfig(resume=run))
     assert same_weights(whole.run_dir / "last.pt", run / "last.pt")
     assert done.history["train_loss"] == whole.history["train_loss"]
@@ -293,14 +293,14 @@ def test_a_resume_with_other_images_is_refused(dataset: Path, monkeypatch: pytes
     path = dataset / "train" / "images" / "2.png"
     original = path.read_bytes()
     write_png(path, np.zeros((72, 72, 3), np.uint8))
-    refused(r"--resume .*run: the images of .*data are not those that it began with", run)
+    refused(r"--resume .*run: .*data has other images than when it began", run)
     path.write_bytes(original)
     train(TrainConfig(resume=run))
 
 
 def test_a_folder_that_is_no_run_is_refused(dataset: Path) -> None:
-    refused(r"--resume .*nowhere: there is no config\.json", dataset.parent / "nowhere")
-    refused(r"--resume .*data: there is no config\.json", dataset)
+    refused(r"--resume .*nowhere: it is not a run folder, because it has no config\.json", dataset.parent / "nowhere")
+    refused(r"--resume .*data: it is not a run folder, because it has no config\.json", dataset)
     run = train(light(dataset)).run_dir
     state = (run / "state.pt").read_bytes()
     (run / "state.pt").write_bytes(state[: len(state) // 2])
@@ -318,7 +318,7 @@ def test_an_unsaved_run_starts_again_and_a_run_without_its_state_is_refused(data
     run = train(light(dataset)).run_dir
     before = (run / "last.pt").read_bytes()
     (run / "state.pt").unlink()
-    refused(r"--resume .*run: there is no state\.pt to go on from", run)
+    refused(r"--resume .*run: there is no state\.pt to resume from", run)
     for name in names(run):
         if name != "config.json":
             (run / name).unlink()
@@ -344,7 +344,7 @@ def test_a_pipeline_stage_stays_one_and_names_the_command_to_resume(
             with pytest.raises(SystemExit) as ended:
                 train(config, part_of=part_of)
             assert ended.value.code == 143
-            assert f"saved: flawmask run --resume {run} goes on from here" in caplog.messages
+            assert f"saved: flawmask run --resume {run} continues from here" in caplog.messages
             assert json.loads((run / "config.json").read_text())["part_of"] == whole
             for name in names(run):
                 if name != "config.json":

@@ -294,8 +294,8 @@ def test_a_run_records_its_training_groups_and_their_other_images_are_not_evalua
     run_dir = train(light(dataset)).run_dir
     written = json.loads((run_dir / "training_images.json").read_text())
     assert written["groups"] == {"category": None, "group_by": None, "names": ["a", "b", "c"]}
-    judging: dict[str, Any] = {"model": run_dir / "best.pt", "dataset_dir": dataset, "device": "cpu"}
-    with pytest.raises(FlawmaskError, match=r"val: 1 of 2 images show parts that were trained on \(2\.png shows c\)"):
-        evaluate(EvaluateConfig(**judging))
-    metrics = evaluate(EvaluateConfig(**judging, allow_leak=True)).metrics
-    assert "1 of these 2 images show parts that were trained on: the figures are too good." in metrics["notes"]
+    given: dict[str, Any] = {"model": run_dir / "best.pt", "dataset_dir": dataset, "device": "cpu"}
+    with pytest.raises(FlawmaskError, match=r"1 of 2 images show parts that were used for training \(2\.png shows c"):
+        evaluate(EvaluateConfig(**given))
+    metrics = evaluate(EvaluateConfig(**given, allow_leak=True)).metrics
+    assert "1 of these 2 images show parts that were used for training: the figures are too good." in metrics["notes"]

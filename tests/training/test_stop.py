@@ -43,7 +43,7 @@ def test_a_stopped_training_saves_its_step_and_a_resume_gives_the_same_result(tm
         os.killpg(process.pid, number)  # the signal also reaches its reading process, as from a terminal or a scheduler
         printed, _ = process.communicate(timeout=60)
         assert process.returncode == status, printed
-        assert f"saved: flawmask train --resume {run} goes on from here" in printed
+        assert f"saved: flawmask train --resume {run} continues from here" in printed
         assert "Traceback" not in printed
         history = json.loads((run / "history.json").read_text())
         assert len(history["epoch"]) < EPOCHS

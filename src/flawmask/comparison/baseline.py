@@ -101,13 +101,13 @@ def _check_leak(
             images += digest in training_digests
             parts += digest not in training_digests and group in training_groups
     notes = []
-    for count, are, were in ((images, "are", "were"), (parts, "show parts that are", "show parts that were")):
+    for count, are, were in ((images, "are", "were used"), (parts, "show parts that are", "show parts that were used")):
         if count and not config.allow_leak:
             raise FlawmaskError(
-                f"{count} of the evaluated images {are} in {training.folder}: evaluate others, or --allow_leak"
+                f"{count} of the evaluated images {are} in {training.folder}: evaluate others, or give --allow_leak"
             )
         if count:
-            notes.append(f"{count} of the evaluated images {were} trained on: the figures are too good.")
+            notes.append(f"{count} of the evaluated images {were} for training: the figures are too good.")
     return notes
 
 

@@ -85,7 +85,7 @@ def train(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels
     try:
         model = to_device(_network(weights, offline=config.offline), device).train()
     except OutOfReachError as error:
-        if weights == "auto":  # the user asked for no particular weights: the classifier takes no part
+        if weights == "auto":  # the user asked for no particular weights: the classifier is left out
             raise MissingRequirementError(str(error)) from None
         raise
     _compute_in(model, device, dtype)
@@ -117,8 +117,8 @@ def train(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels
         epochs=epochs,
         image_size=size,
         parameters=count_parameters(model),
-        protocol=f"learns from {len(training.images)} images and whether each is defective ({defective_images} are); "
-        "predicts no masks",
+        protocol=f"learns from {len(training.images)} images that are labelled good or defective "
+        f"({defective_images} defective); predicts no masks",
     )
 
 
@@ -165,7 +165,9 @@ def published_state(weights: str, published: WeightsEnum, wanted: StateDict, *, 
     wrong = [name for name in names if name not in state or state[name].shape != wanted[name].shape]
     if wrong:
         network = type(published).__name__.removesuffix("_Weights")
-        raise FlawmaskError(f"{weights} is no state dict of torchvision's {network}: it has no fitting {wrong[0]}")
+        raise FlawmaskError(
+            f"{weights} is no state dict of torchvision's {network}: {wrong[0]} is missing or has another shape"
+        )
     return {name: state[name] for name in names}
 
 

@@ -62,7 +62,7 @@ def compare(config: CompareConfig) -> Compared:
         KeyboardInterrupt: Ctrl-C was pressed. The training that was running has been saved.
         SystemExit: the process received SIGTERM. The training has been saved, too.
     """
-    require(world_size() == 1, "compare starts alone: it gives each model a process of its own")
+    require(world_size() == 1, "start compare as a single process: it starts a process for each model itself")
     choose_device(config.device)
     settings = {key: value for key, value in as_json(config).items() if key not in SAME_ANYWAY}
     if config.output_dir is not None:
@@ -85,7 +85,7 @@ def compare(config: CompareConfig) -> Compared:
             entries = [_entry(config, shared, folder, name) for name in (*config.arch_names, *config.baseline_names)]
             speeds = _speeds(config, shared, folder, entries)
         except (KeyboardInterrupt, SystemExit):
-            log.warning("stopped: to go on in %s, give the same flawmask compare command again", folder)
+            log.warning("stopped: repeat the same flawmask compare command to continue in %s", folder)
             raise
         return summarise(config, shared, folder, origin, entries, speeds)
 

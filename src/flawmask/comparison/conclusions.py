@@ -156,7 +156,7 @@ def _notes(
     budget = f"{config.time_budget} of training" if config.time_budget else epochs
     start = {
         "none": "nothing",
-        "auto": "the best weights at hand",
+        "auto": "the best available weights",
         "coco": "weights of COCO or ImageNet",
         "imagenet": "weights of ImageNet",
     }
@@ -166,23 +166,25 @@ def _notes(
     ]
     groups = {one["groups"]: one["total_images"] for one in metrics.values() if "groups" in one}
     notes += [
-        f"Evaluated on {images_of_parts(images, parts)}: intervals and differences are over parts."
+        f"Evaluated on {images_of_parts(images, parts)}: intervals and differences are computed over parts."
         for parts, images in groups.items()
     ]
     baselines = [one.name for one in entries if one.name in BASELINES and one.reason is None]
     if baselines:
-        notes.append(f"{' and '.join(baselines)}: only for comparison; predict runs detectors alone.")
+        notes.append(f"{' and '.join(baselines)}: only for comparison, because predict runs only detectors.")
     if any(len(one.level_with_best) > 1 for one in ranked):
         notes.append(
             "Where no difference is shown, there may still be one: these images may be too few to show it. Evaluate "
-            "more images before a line depends on it."
+            "more images before a production line depends on it."
         )
     if config.folds == 1:
-        notes.append("One training each: with another --seed the figures differ. --folds says by how much.")
+        notes.append(
+            "Each model was trained once. Another --seed gives other figures; --folds shows how much they vary."
+        )
     counts = Counter(note for one in metrics.values() for note in one.get("notes") or [])
     notes += [f"{note} ({count} of {len(metrics)} models)" for note, count in counts.items()]
     notes += [f"{name} could not be timed: {one['reason']}" for name, one in speeds.items() if "reason" in one]
     for one in entries:
         if one.reason:
-            notes.append(f"{one.name} {'failed' if one.failed else 'takes no part'}: {one.reason}")
+            notes.append(f"{one.name} {'failed' if one.failed else 'left out'}: {one.reason}")
     return notes

@@ -28,7 +28,7 @@ class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentS
     """Train several models with the same images and budget, evaluate them on the same images, and say which to take.
 
     The budget of each is --epochs or --time_budget. Results go to --output_dir. By default, that is a new folder
-    model_maskrcnn/maskrcnn_mvtec_<date>_<time>_comparison. The same command goes on where an earlier one stopped.
+    model_maskrcnn/maskrcnn_mvtec_<date>_<time>_comparison. Repeat the command to continue a stopped comparison.
     """
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {"yardsticks": "baselines"}
@@ -36,19 +36,19 @@ class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentS
     category: str | None = None
     """The category: a folder name under --mvtec_root."""
     output_dir: Path | None = None
-    """The folder for the comparison; one that is there goes on. By default a new folder in model_maskrcnn."""
+    """The folder for the comparison. A stopped one in it continues. By default a new folder in model_maskrcnn."""
     archs: str = "auto"
-    """The networks, as a,b,c; see --arch of train. auto: the one that run takes, and ssd300_vgg16 and yolo11n-seg, each
-    if there are weights to start from."""
+    """The networks, as a,b,c; see --arch of train. auto: the one that run chooses, and ssd300_vgg16 and yolo11n-seg if
+    their pretrained weights are available."""
     baselines: str = "resnet18_classifier,patchcore"
-    """Models to beat: resnet18_classifier, patchcore (needs the extra [anomalib]), both as a,b, or none."""
+    """Baselines that detectors must beat: resnet18_classifier, patchcore (extra [anomalib]), both as a,b, or none."""
     weights: str = "auto"
-    """Weights to start from: auto (COCO's, else ImageNet's), coco, imagenet, none, or a file. For one model: name=FILE,
+    """Initial weights: auto (COCO's, else ImageNet's), coco, imagenet, none, or a file. For one model: name=FILE,
     as in none,patchcore=wide_resnet50_2.pth."""
     offline: bool = False
-    """Download nothing: use weights that are there already."""
+    """Download nothing; use weights that are on the disk already."""
     overwrite: bool = False
-    """Begin a new comparison even if an earlier one could go on, and make the data sets anew."""
+    """Start a new comparison even if a stopped one could be continued, and make the data sets anew."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,11 +67,11 @@ class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentS
             f"--weights {self.weights}: give one for all, and name=FILE for single models",
         )
         unused = set(for_single) - {*archs, *self.baseline_names}
-        require(not unused, f"--weights {self.weights}: {', '.join(sorted(unused))} takes no part")
+        require(not unused, f"--weights {self.weights}: {', '.join(sorted(unused))} is not compared")
         for name in (*archs, *self.baseline_names):
             check_weights(self.weights_of(name))
         is_known = self.archs != "auto" or self.weights_of("auto") in KNOWN_WEIGHTS
-        require(is_known, f"--weights {self.weights} is a file: say with --archs which networks it is for")
+        require(is_known, f"--weights {self.weights} is a file: give --archs the networks that it is for")
         for name in archs:
             self.run_config(name)  # this checks all other settings, such as --folds, for this network
 

@@ -141,14 +141,16 @@ def recommendation(
         return ["Nothing can be recommended: no model has an image AUROC, which needs good and defective images."]
     may_guess = guessing.get("image_auroc", ())
     if verdicts.best in may_guess:
-        return ["Take none of them: not even the best is shown to tell good from defective better than guessing does."]
+        return [
+            "Take none of them: even the best is not shown to be better than guessing at telling good from defective."
+        ]
     able = [name for name in verdicts.level_with_best if name not in (*may_guess, *baselines)]
     equal_baselines = [name for name in verdicts.level_with_best if name in baselines and name not in may_guess]
     taken = _fastest(able, seconds) if able else None
     if taken is None:
         lines = [
-            "To tell good from defective: no detector yet. None is both shown to be better than guessing and on a "
-            f"level with {verdicts.best}, a baseline."
+            "To tell good from defective: no detector yet. A detector must be better than guessing, and must not be "
+            f"worse than {verdicts.best}, a baseline. These images show this for none."
         ]
     else:
         lines = [f"To tell good from defective: {taken}. {_why(verdicts, able, seconds, taken)}"]
@@ -173,16 +175,16 @@ def _for_masks(
     """
     able_to_mask = [name for name in masks.level_with_best if name not in guessing.get("mask_ap", ())]
     if masks.best in guessing.get("mask_ap", ()):
-        return ["Where masks count: none. Not even the best is shown to mask any defect."]
+        return ["Where masks count: none. Even the best is not shown to segment any defect."]
     candidates = [name for name in able_to_mask if name in able] or able_to_mask
     chosen = _fastest(candidates, seconds)
     if chosen == taken:
         return []
     caveat = ""
     if chosen in guessing.get("image_auroc", ()):
-        caveat = " It is not shown to tell good from defective better than guessing does."
+        caveat = " It is not shown to be better than guessing at telling good from defective."
     elif chosen not in verdicts.level_with_best:
-        caveat = " It is not level with the best model at telling good from defective."
+        caveat = " At telling good from defective, it is shown to be worse than the best model, or could not be tested."
     return [f"Where masks count: {chosen}. {_why(masks, candidates, seconds, chosen)}{caveat}"]
 
 
@@ -202,7 +204,7 @@ def _why(ranked: Ranked, able: Sequence[str], seconds: Mapping[str, float], take
         seconds: the seconds per image of each model that was timed.
         taken: the recommended model.
     """
-    time = f" ({seconds[taken]:.3g} s an image)" if taken in seconds else ""
+    time = f" ({seconds[taken]:.3g} s per image)" if taken in seconds else ""
     if not ranked.others:
         return f"There is no other to compare it with{time}."
     if len(able) > 1 and all(name in seconds for name in able):

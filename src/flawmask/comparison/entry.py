@@ -15,7 +15,7 @@ from flawmask.settings import Reading
 
 
 class MissingRequirementError(FlawmaskError):
-    """A model lacks a package, weights or images that it needs. It takes no part; this is not a failure."""
+    """A model lacks a package, weights or images that it needs. It is left out; this is not a failure."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def write_page(
         (
             f"<header><h1>{len(columns)} models on {esc(title)}</h1>",
             "".join(f'<p class="verdict">{esc(line)}</p>' for line in recommended),
-            f'<div class="notes" role="note"><h2>Mind</h2>{_list(notes)}</div></header><main>',
+            f'<div class="notes" role="note"><h2>Notes</h2>{_list(notes)}</div></header><main>',
             section("shown", "What the figures show", _list(shown), _picture(columns)),
             section("table", "Figures and costs", _table(reports, rows(columns))),
             "</main>",
@@ -79,7 +79,7 @@ def _picture(columns: Sequence[Column]) -> str:
         if any(one.metrics.get(key) is not None for one in evaluated)
     ]
     if any("1" in one.speed for one in evaluated):
-        panels.append(("Seconds an image", _speeds))
+        panels.append(("Seconds per image", _speeds))
     if not panels:
         return ""
     with mpl.rc_context(STYLE):

@@ -83,7 +83,7 @@ def train(
     used = without_evaluated_parts(config, training, evaluated, files, levels)
     left_out = len(files) - len(used)
     if not used:
-        reason = f" of parts that are not evaluated: {left_out} are" if left_out else ""
+        reason = f" left: all {left_out} are evaluated, or show parts that are evaluated" if left_out else ""
         raise MissingRequirementError(f"PatchCore needs good images to compare with, and {where} has none{reason}")
     seed_everything(config.seed)
     extractor = model.feature_extractor.feature_extractor
@@ -112,7 +112,7 @@ def train(
     parameters = sum(tensor.numel() for tensor in state.values())
     protocol = f"learns from {len(used)} good images of {where} and no defect"
     if left_out:
-        protocol += f"; {left_out} others are evaluated, or show parts that are"
+        protocol += f"; {left_out} others are evaluated, or show parts that are evaluated"
     return TrainingSummary(time.perf_counter() - began, 1, SIZE, parameters, protocol)
 
 
@@ -191,7 +191,7 @@ def without_evaluated_parts(
             parts[split.image_path(image)] = [] if group is None else str(group).split(groups.SAME_PART)
     if pattern and (unnamed := sum(not parts[file] for file in files)):
         log.warning(
-            "%r finds no part in the names of %d good images: each counts as a part of its own", pattern, unnamed
+            "%r does not match the names of %d good images: each of them counts as a separate part", pattern, unnamed
         )
     evaluated_keys = [
         groups.keys(digest, parts[split.image_folder / name])

@@ -78,10 +78,10 @@ COSTS: dict[str, Callable[[Column], str]] = {
     "Epochs": _learned(lambda learned: str(learned.epochs)),
     "Training time": _learned(lambda learned: _duration(learned.seconds)),
     "Peak memory, MB": _learned(lambda learned: _mega(learned.peak_bytes)),
-    "Seconds an image, median": _seconds("1", "median"),
-    "Seconds an image, p99": _seconds("1", "p99"),
-    "The same in batches of 8, median": _seconds("8", "median"),
-    "The same in batches of 8, p99": _seconds("8", "p99"),
+    "Seconds per image, median": _seconds("1", "median"),
+    "Seconds per image, p99": _seconds("1", "p99"),
+    "Seconds per image in batches of 8, median": _seconds("8", "median"),
+    "Seconds per image in batches of 8, p99": _seconds("8", "p99"),
 }
 """The rows on what a model costs: a row's label, and the function that returns a model's cell."""
 

@@ -211,7 +211,10 @@ def _variants_of(
     pixels = images.read_pixels(path)
     height, width = pixels.shape[:2]
     if (image["height"], image["width"]) != (height, width):
-        raise FlawmaskError(f"{path} is {width}x{height} but its record says {image['width']}x{image['height']}")
+        raise FlawmaskError(
+            f"{path} is {width}x{height} but its record says "
+            f"{image['width']}x{image['height']}: export the annotations again"
+        )
     rng = np.random.default_rng([config.seed, crc32(str(image["file_name"]).encode())])
     chosen = rng.permutation(len(VARIANTS))[: config.augmentation_factor]
     names = [VARIANTS[index] for index in sorted(chosen)]

@@ -153,8 +153,8 @@ def _own_splits(
         other = first.setdefault(member.group, item.sample)
         if other.origin != item.sample.origin:
             raise FlawmaskError(
-                f"{item.sample.image} is for {item.sample.origin} and shows the part or picture of {other.image}, "
-                f"which is for {other.origin}: take one of them out, or leave out --keep_split"
+                f"{item.sample.image} is for {item.sample.origin} and shows the same part or picture as {other.image}, "
+                f"which is for {other.origin}: remove one of them, or leave out --keep_split"
             )
     origin_of = {group: sample.origin for group, sample in first.items()}
     training = [member for member in members if origin_of[member.group] == "train"]

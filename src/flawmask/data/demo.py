@@ -40,7 +40,7 @@ class DemoConfig:
     products: tuple[Product, ...] = tuple(PRODUCTS)
     """The products to draw, in turn. slab, a rough surface without an edge, is drawn only if named."""
     defects: tuple[Defect, ...] = tuple(DEFECTS)
-    """The defect types; each becomes a folder in test. pits (small), stain (faint), crack (thin) only if named."""
+    """Defect types; each becomes a folder in test. pits (small), stain (faint), crack (thin): drawn only if named."""
     seed: int = 42
     """Seed of everything random: the same seed gives the same files, byte for byte."""
     overwrite: bool = False

@@ -46,7 +46,7 @@ class DoctorConfig(IntensitySettings, MaskSettings, LayoutSettings, Crowds, Stri
     dataset_dir: Path | None = None
     """The COCO folder to check, with train/, val/ or test/. Give either this or category."""
     good_images: Literal["test", "all"] = "all"
-    """Which good images of a category to check: those in the test folders, or all, with those for training."""
+    """Good images to check. test: those in the test folders. all: also those in the training folders."""
     contact_sheet: Path | None = None
     """File for the sheet of images with outlined defects; by default doctor_<name>.png in the current folder."""
     sheet_images: int = 48
@@ -58,7 +58,7 @@ class DoctorConfig(IntensitySettings, MaskSettings, LayoutSettings, Crowds, Stri
         super().__post_init__()
         require(
             (self.category is None) != (self.dataset_dir is None),
-            "name either a --category or a --dataset_dir to check, and not both",
+            "give either --category or --dataset_dir, not both",
         )
         require(self.sheet_images >= 0, f"--sheet_images is {self.sheet_images}: it must be 0 or more")
 
@@ -306,8 +306,8 @@ def _parts(items: Sequence[Item], config: DoctorConfig) -> Iterator[Problem]:
         splits = {(part, item.split) for part, item in zip(found.parts, originals, strict=True) if part is not None}
         divided = sum(count > 1 for count in Counter(part for part, _ in splits).values())
         advice = (
-            f"if so, {divided} of them are in several splits: keep each in one (prepare {found.flag}), and name it as "
-            "`group` in the image records"
+            f"if so, {divided} of them are in several splits: make the data set anew with {found.flag}, or keep each "
+            "part in one split and write its name as `group` into the image records"
         )
     yield Problem("warning", "several images of a part", config.name, f"{found}; {advice}")
 
@@ -321,7 +321,7 @@ def _parts_on_several_splits(items: Sequence[Item]) -> Iterator[Problem]:
         other = next((item for item in others if item.split != first.split), None)
         if other is not None:
             message = (
-                f"shows the part {group}, and so does {other.where}: keep it in one split, or the figures are too good"
+                f"shows the part {group}, and so does {other.where}: keep both in a split, or the figures are too good"
             )
             yield Problem("error", "leak", first.where, message)
 

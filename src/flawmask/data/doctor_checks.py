@@ -109,7 +109,7 @@ def unused_files(tallies: Sequence[Tally], reasons: Container[str], known: Seque
             for name in names if reason not in reasons else ():
                 path = PurePosixPath(name)
                 if path not in named and folders.isdisjoint(path.parents):
-                    yield Problem("warning", "not used", name, f"is not used ({reason}): move it, or take it out")
+                    yield Problem("warning", "not used", name, f"is not used ({reason}): move it, or delete it")
 
 
 def unreadable(error: ImageError, path: Path, where: str) -> Problem:
@@ -325,8 +325,8 @@ def _split_problems(split: CocoSplit, *, asks_for_good: bool) -> Iterator[Proble
     boxes = split.box_only_defects
     if boxes:
         message = (
-            f"has {len(boxes)} defects as boxes without an outline (annotation {boxes[0]['id']} for one): networks "
-            "that predict boxes learn them, and those with masks do not"
+            f"has {len(boxes)} defects with a box but no mask (annotation {boxes[0]['id']}, for example): networks "
+            "that predict boxes learn them, networks that predict masks do not"
         )
         yield Problem("warning", "box alone", name, message)
     used = {record["category_id"] for records in split.annotations.values() for record in records}
@@ -340,8 +340,8 @@ def _split_problems(split: CocoSplit, *, asks_for_good: bool) -> Iterator[Proble
         if not asks_for_good or category["name"] == GOOD or not looks_good(category["name"]):
             continue
         message = (
-            f"has the category {category['name']}, which counts as a defect and looks as if it were good: say so with "
-            f"--good_name {category['name']}, or --good_name {GOOD} if it is a defect"
+            f"has the category {category['name']}, which counts as a defect: if it is for good images, give --good_name "
+            f"{category['name']}; if it is a defect, --good_name {GOOD}"
         )
         yield Problem("error" if category["id"] in used else "warning", "good by another name", name, message)
     # An image without annotations is right if its record says `good`. Otherwise it may have been forgotten.
@@ -361,7 +361,7 @@ def _split_problems(split: CocoSplit, *, asks_for_good: bool) -> Iterator[Proble
 
 
 def _unlisted_image(where: str) -> Problem:
-    return Problem("warning", "unlisted image", where, "is not in the annotation file and takes no part")
+    return Problem("warning", "unlisted image", where, "is not in the annotation file and is not used")
 
 
 def _unlisted_in_shared_folders(dataset_dir: Path, splits: Sequence[CocoSplit]) -> Iterator[str]:
@@ -385,7 +385,7 @@ def _crowd_problems(split: CocoSplit) -> Iterator[Problem]:
     if not crowds:
         return
     message = (
-        f"has {crowds} of {defects} defects as crowds (iscrowd: 1), as brushes of labelling tools write them: take "
+        f"has {crowds} of {defects} defects as crowds (iscrowd: 1), as brushes of labelling tools write them: use "
         "them as instances with --crowds instances, or export polygons; nothing is learnt from a crowd"
     )
     yield Problem("error" if crowds == defects else "warning", "crowd", split.name, message)

@@ -146,7 +146,7 @@ def _fetch(url: str, archive: Path, wanted: str) -> None:
         failures = failures + 1 if after <= before else 0
         if is_final or failures == ATTEMPTS:
             raise FlawmaskError(f"{url} cannot be fetched ({reason}): try again later, or name a mirror with --url")
-        log.warning("%s: %s; going on behind the first %d MB", url, reason, after // 10**6)
+        log.warning("%s: %s; continuing after the first %d MB", url, reason, after // 10**6)
         time.sleep(FIRST_WAIT * 2**failures)
     digest = _digest(partial)
     if digest != wanted:
@@ -172,9 +172,7 @@ def _transfer(url: str, partial: Path, start: int) -> None:
         start = start if continues else 0
         remaining = int(response.headers.get("Content-Length") or 0)
         free = shutil.disk_usage(partial.parent).free
-        require(
-            remaining < free, f"{partial.parent} has {free // 10**6} MB free, and {remaining // 10**6} MB are to come"
-        )
+        require(remaining < free, f"{partial.parent} has {free // 10**6} MB free, but needs {remaining // 10**6} MB")
         with partial.open("ab" if continues else "wb") as file, bar("fetching", start + remaining, start) as advance:
             while chunk := _next(response):
                 file.write(chunk)

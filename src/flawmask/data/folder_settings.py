@@ -15,13 +15,13 @@ class FolderSettings(Seed, BadInput):
     train_ratio: float = 0.8
     """Share of each type's images used for training; the others are for validation. Test images are set aside first."""
     test_ratio: float = 0.0
-    """Share of each type's images set aside first as the test split, which never chooses an epoch or a threshold."""
+    """Share of each type's images set aside first as the test split. No epoch or threshold is chosen on it."""
     folds: int = 1
     """Number of cross-validation folds: each in turn is for validation, the others for training. 1: use train_ratio."""
     fold: int | None = None
     """With --folds, the fold used for validation: 1 to folds. By default run uses every fold in turn."""
     group_by: str | None = None
-    """Regular expression that finds the part in file names: '^(part[0-9]+)'. Images of a part stay in one split."""
+    """Regular expression for the part in file names: '^(part[0-9]+)'. Images of a physical part stay in one split."""
     link: Literal["copy", "hardlink", "symlink"] = "copy"
     """Copy the image files or link to them. Their bytes never change."""
 

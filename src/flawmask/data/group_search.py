@@ -52,8 +52,8 @@ class FoundGroups:
         """Return the result in words. They continue after the name of the category or folder."""
         images = sum(part is not None for part in self.parts)
         return (
-            f"seems to show {len({*self.parts} - {None})} parts on {images} of its {len(self.parts)} images, by their "
-            f"names: {' and '.join(self.examples)} would be of one part"
+            f"has file names that suggest {len({*self.parts} - {None})} parts on {images} of its {len(self.parts)} "
+            f"images: {' and '.join(self.examples)} would show the same part"
         )
 
     @property

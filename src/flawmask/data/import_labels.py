@@ -39,18 +39,18 @@ class ImportSettings(FolderSettings, Reading):
     """How labels of other tools are converted."""
 
     source_format: FormatName = "auto"
-    """Format of the labels; auto recognises it."""
+    """Format of the labels; auto detects it."""
     boxes: Literal["box", "outline"] = "box"
-    """Use rectangles as boxes around defects, for networks that predict boxes, or as the defects' own outlines."""
+    """What rectangles are. box: boxes around defects, for networks that predict boxes. outline: the defects' masks."""
     unlabelled: Literal["leave_out", "good"] = "leave_out"
-    """Images without labels: leave them out and report them, or use them as good (which YOLO's always are)."""
+    """Images without labels: leave them out and report them, or use them as good. YOLO's are always good."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(ImportSettings, Overwrite, Strict):
     """Convert the labels of a labelling tool to a COCO folder with a training and a validation split.
 
-    Splits of the source are joined, and then split again.
+    Splits of the source are joined, and all images are split anew.
     """
 
     source: tyro.conf.Positional[Path]
@@ -58,7 +58,7 @@ class ImportConfig(ImportSettings, Overwrite, Strict):
     output_dir: Path
     """The COCO folder to write."""
     image_dir: Path | None = None
-    """The folder that contains the images, if it is not that of the labels. Its subfolders are searched too."""
+    """The folder of the images, if they do not lie with the labels. Its subfolders are searched too."""
 
 
 def import_labels(config: ImportConfig) -> Prepared:
@@ -110,15 +110,13 @@ def _labels(config: ImportConfig) -> tuple[Labels, str]:
             and `on_error` is `stop`.
     """
     source = config.source
-    require(source.exists(), f"{source} is not there: name a label file, or a folder with labels and images")
+    require(source.exists(), f"{source} does not exist: give a label file, or a folder with labels and images")
     root = config.image_dir or (source if source.is_dir() else source.parent)
-    require(root.is_dir(), f"--image_dir {root} is not a folder: name the one that the images lie in")
+    require(root.is_dir(), f"--image_dir {root} is not a folder: give the folder of the images")
     name = imports.recognised(source) if config.source_format == "auto" else config.source_format
     if name is None:
         known = ", ".join(known_format.NAME for known_format in imports.FORMATS.values())
-        raise FlawmaskError(
-            f"{source} holds no labels that are known ({known}): name the folder or file of labels, or say --from"
-        )
+        raise FlawmaskError(f"{source} holds no labels that are known ({known}): give the label file, or --from")
     labels = Labels(source, root, Reading(crowds=config.crowds, on_error=config.on_error, good_name=config.good_name))
     imports.read(labels, name)
     _check_classes(labels)
@@ -164,8 +162,8 @@ def _name_good(labels: Labels, config: ImportConfig) -> None:
     for name in sorted(names - {GOOD}):
         require(
             config.good_name is not None or not looks_good(name),
-            f"{config.source}: the class {name} counts as a defect and looks as if it were good: say so with "
-            f"--good_name {name}, or --good_name {GOOD} if it is a defect",
+            f"{config.source}: the class {name} counts as a defect, but its name looks like that of good images: "
+            f"give --good_name {name} if it is good, or --good_name {GOOD} if it is a defect",
         )
     labels.images = [
         replace(image, regions=[_renamed(region, config.good_names) for region in image.regions])
@@ -221,12 +219,12 @@ def _warn_of_parts(found: Sequence[LabelledImage], config: ImportConfig) -> None
     without = [name for name in names if not groups.part_named(config.group_by, name)]
     if len(without) == len(names):
         raise FlawmaskError(
-            f"--group_by {config.group_by!r} matches none of {len(names)} file names, {names[0]} for one: give a "
+            f"--group_by {config.group_by!r} matches none of {len(names)} file names, such as {names[0]}: give a "
             "regular expression that finds the part in them"
         )
     if without and config.fold in (None, 1):
         log.warning(
-            "--group_by %r does not match %d of %d file names (%s for one): each of them counts as a separate part",
+            "--group_by %r does not match %d of %d file names (for example %s): each of them counts as a separate part",
             config.group_by,
             len(without),
             len(names),
@@ -281,7 +279,7 @@ def _read(image: LabelledImage, ids: dict[str, int], config: ImportSettings) -> 
     if image.size is not None and image.size != (width, height):
         labelled = "x".join(map(str, image.size))
         raise FlawmaskError(
-            f"{image.path} is {width}x{height} but its labels are for {labelled}: take the image that was labelled"
+            f"{image.path} is {width}x{height} but its labels are for {labelled}: use the image that was labelled"
         )
     tally = Tally("annotations")
     records: list[Record] = []
@@ -343,7 +341,7 @@ def _record(region: Region, height: int, width: int, boxes: str, file: str) -> R
         shape = outline  # type: ignore[assignment]
     reason = masks.segmentation_problem(shape, height, width)
     if reason:
-        raise FlawmaskError(f"{file}: {region.name} has no usable outline: {reason}")
+        raise FlawmaskError(f"{file}: {region.name} has no usable mask: {reason}")
     rle = masks.as_rle(shape, height, width)  # type: ignore[arg-type]
     area = masks.area(rle)
     if not area:

@@ -43,7 +43,7 @@ class IntensitySettings(Settings):
     """How images with more than 8 bits are scaled to 0 to 255."""
 
     intensity: IntensityRule = "auto"
-    """Bit depth of images with more than 8 bits. auto finds it; percentile ignores the darkest and brightest 0.5 %."""
+    """Bit depth of images with more than 8 bits; auto detects it. percentile: drop the darkest and brightest 0.5 %."""
 
 
 def of_bits(bits: int) -> Levels:
@@ -70,7 +70,7 @@ def of_images(rule: IntensityRule, paths: Sequence[Path], what: str) -> Levels:
         return UPPER_BITS
     levels, why = (_by_percentiles if rule == "percentile" else _by_bits)(counts)
     log.info(
-        "%s: %d of %d images hold more than 8 bits, %s: %d to %d become 0 to 255 (--intensity says otherwise)",
+        "%s: %d of %d images hold more than 8 bits, %s: %d to %d become 0 to 255 (--intensity changes this)",
         what,
         used,
         len(paths),

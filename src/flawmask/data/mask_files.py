@@ -59,11 +59,11 @@ class MaskSettings(Settings):
     """How masks are read."""
 
     mask_values: MaskValues = "auto"
-    """What marks the defect: white (above half), nonzero, opaque alpha, or a palette index above 0; auto finds out."""
+    """What marks the defect: white (above half), nonzero, opaque alpha, or a palette index above 0; auto detects it."""
     mask_classes: Path | None = None
     """JSON file with the defect type of each mask value or colour: {"1": "hole", "2": null}; null is no defect."""
     exif_masks: Literal["with_image", "as_stored"] | None = None
-    """If Exif turns only the image: turn the mask with_image, or use it as_stored. By default, prepare stops."""
+    """If Exif rotates only the image: rotate the mask with_image, or use it as_stored. By default, prepare stops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -216,15 +216,15 @@ def _values(colour: Pixels, brightest_channel: Pixels) -> tuple[str, ...]:
 
 
 def _choose(contents: Sequence[_Contents], wanted: MaskValues) -> ChosenRule:
-    rule, reason = (wanted, "as asked for") if wanted != "auto" else _best(contents)
+    rule, reason = (wanted, "as you chose") if wanted != "auto" else _best(contents)
     values = sorted({value for mask in contents for value in mask.values}, key=lambda value: (len(value), value))
     several = [mask for mask in contents if len(mask.values) > 1]
     if not several or rule == "alpha":
         return ChosenRule(rule, reason)
     shown = f"{', '.join(values[:5])}{', ...' if len(values) > 5 else ''}"
-    which = f"{len(several)} of {len(contents)} masks hold several values ({shown}), {several[0].path.name} for one"
+    which = f"{len(several)} of {len(contents)} masks hold several values ({shown}), for example {several[0].path.name}"
     if len(values) > MAX_CLASSES or all(mask.is_jpeg for mask in several):
-        advice = "smoothing or JPEG leaves such: export them as PNG, in black and white"
+        advice = "smoothing or JPEG causes this: export them as PNG, in black and white"
     elif rule == "white":
         advice = "those up to half of white count as no defect: see --mask_values and --mask_classes"
     else:
@@ -242,8 +242,8 @@ def _best(contents: Sequence[_Contents]) -> tuple[Rule, str]:
     others = [mask for mask in contents if "alpha" not in mask.fits]
     if in_alpha and others:
         raise FlawmaskError(
-            f"{in_alpha[0].path} has its defect in the alpha channel, and {others[0].path} has not: export all masks "
-            "in one way, or give --mask_values"
+            f"{in_alpha[0].path} has its defect in the alpha channel, and {others[0].path} does not: export all masks "
+            "in the same way, or give --mask_values"
         )
     if in_alpha:
         return "alpha", f"{len(in_alpha)} of {len(contents)} masks mark it only there"
@@ -386,8 +386,8 @@ def pixels_of(data: bytes, file: MaskFile, image: ImageGeometry, settings: MaskS
         return fits[0] if fits else pixels
     if settings.exif_masks is None and not np.array_equal(pixels, with_image):
         raise OrientationError(
-            f"{file.path} says nothing of how it is turned, but Exif turns its image: say whether its pixels lie "
-            "as those of the image do (--exif_masks with_image) or are upright already (--exif_masks as_stored)"
+            f"{file.path} has no Exif orientation, but its image has one: give --exif_masks with_image if the mask has "
+            "to be rotated like the image, or --exif_masks as_stored if it is upright already"
         )
     return with_image if settings.exif_masks == "with_image" else pixels
 
@@ -400,5 +400,7 @@ def _part_of(parts: DecodedImage, file: MaskFile) -> Pixels:
     part = parts.alpha if file.part == "alpha" else parts.palette
     if part is None:
         lacking = "alpha channel" if file.part == "alpha" else "palette"
-        raise ImageError(f"{file.path} has no {lacking}, where --mask_values looks for the defect: export it as others")
+        raise ImageError(
+            f"{file.path} has no {lacking}, where --mask_values looks for the defect: export it like the other masks"
+        )
     return part

@@ -41,7 +41,7 @@ class PrepareSettings(IntensitySettings, MaskSettings, FolderSettings, LayoutSet
     """How a category is converted."""
 
     good_images: Literal["test", "all"] = "test"
-    """Which good images to use: those in the test folders, or all, with those for training."""
+    """Good images to use. test: those in the test folders. all: also those in the training folders."""
     good_as: Literal["instance", "empty"] = "instance"
     """Annotation of a good image: one instance of class good that covers the whole image, or none (empty)."""
     instances: Literal["component", "image"] = "component"
@@ -49,7 +49,7 @@ class PrepareSettings(IntensitySettings, MaskSettings, FolderSettings, LayoutSet
     classes: Literal["defect", "type"] = "defect"
     """Classes besides good: one class for all defects, or one for each defect type (folder name)."""
     keep_split: bool = False
-    """Keep the data set's own splits, with all good images. Without one for validation, train_ratio makes one."""
+    """Keep the data set's own splits, with all good images. If there is no validation split, train_ratio makes one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -229,8 +229,8 @@ def _check_pattern(samples: Sequence[Sample], parts: Sequence[Sequence[str]], co
         return
     if not any(groups.part_named(config.group_by, sample.image.name) for sample in samples):
         raise FlawmaskError(
-            f"--group_by {config.group_by!r} matches none of {len(samples)} file names, {samples[0].image.name} for "
-            "one: give a regular expression that finds the part in them"
+            f"--group_by {config.group_by!r} matches none of {len(samples)} file names, such as "
+            f"{samples[0].image.name}: give a regular expression that finds the part in them"
         )
     without = [sample.image.name for sample, of_image in zip(samples, parts, strict=True) if not of_image]
     if without and config.fold in (None, 1):
@@ -260,7 +260,7 @@ def _warn_of_near_duplicates(read: Sequence[ReadImage]) -> None:
     if pairs:
         later, earlier = (read[index].sample.original_file for index in pairs[0])
         log.warning(
-            "%d images look like others, %s like %s for one: if they show the same part, keep it in one split with "
+            "%d images look like others, for example %s like %s: if they show the same part, keep it in one split with "
             "--group_by (flawmask doctor lists them all)",
             len(pairs),
             later,
@@ -298,7 +298,7 @@ def _read_all(
     inverted = [path for item in read for path in item.inverted]
     if inverted:
         log.warning(
-            "%d masks are white in all four corners, %s for one: if their defects are black, invert them",
+            "%d masks are white in all four corners, for example %s: if their defects are black, invert them",
             len(inverted),
             inverted[0],
         )

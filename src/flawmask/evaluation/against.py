@@ -73,7 +73,9 @@ def _check_same_images(folder: Path, split: CocoSplit) -> None:
     """
     other = {(row.get("file"), row.get("truth") == "defect") for row in read_table(folder / "predictions.csv")}
     if other != {(image["file_name"], split.is_defective(image)) for image in split.images}:
-        raise FlawmaskError(f"{folder} is of other images than {split.folder}: evaluate that run on this split first")
+        raise FlawmaskError(
+            f"{folder} holds results for other images than {split.folder}: evaluate that run on this split first"
+        )
 
 
 def read_predictions(path: Path, split: CocoSplit) -> list[Prediction]:

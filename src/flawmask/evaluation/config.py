@@ -48,7 +48,7 @@ class EvaluateSettings(VerdictSettings, Reading):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(EvaluateSettings, Seed, Classes, Strict):
-    """Evaluate a labelled split: verdicts, average precision, and pictures of the errors."""
+    """Evaluate a checkpoint on a labelled split: verdicts, average precision, and pictures of the errors."""
 
     model: Path
     """The checkpoint: best.pt of a run."""

@@ -64,7 +64,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
 
     Raises:
         FlawmaskError: the checkpoint or the data set is damaged; they have different classes; an image cannot be read
-            or was trained on; no threshold can be chosen; or the output folder holds something else. Nothing is
+            or was used for training; no threshold can be chosen; or the output folder holds something else. Nothing is
             written then.
     """
     from flawmask.distributed import processes
@@ -87,7 +87,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         f"--num_classes is {config.num_classes}, but {config.model} has {classes}: {', '.join(backend.spec.classes)}",
     )
     if backend.spec.has_masks:
-        split.require_masks(f"{config.model} predicts masks", "evaluate a network that finds boxes")
+        split.require_masks(f"{config.model} predicts masks", "evaluate a network that predicts boxes")
     conf = threshold.DEFAULT if config.conf == "auto" else config.conf
     other = read_other(config.against, split, conf, config.min_area) if config.against else None
     digests = team.from_main(lambda: content_digests(split, backend.spec.intensity))
@@ -285,9 +285,14 @@ def notes(split: CocoSplit, model: Path, leak: Leak | None) -> list[str]:
     """
     lines = []
     if leak is None:
-        lines.append("This model's training images are not known: nobody checked whether these images are among them.")
+        lines.append(
+            "This model's training images are not known. So it was not checked whether these images are among them."
+        )
     else:
-        for names, what in ((leak.images, "were trained on"), (leak.parts, "show parts that were trained on")):
+        for names, what in (
+            (leak.images, "were used for training"),
+            (leak.parts, "show parts that were used for training"),
+        ):
             if names:
                 lines.append(f"{len(names)} of these {len(split.images)} images {what}: the figures are too good.")
     variants = sum("augmentation" in image for image in split.images)
@@ -342,8 +347,8 @@ def predict_split(
         path = split.image_path(image)
         pixels = images.read_image(path, backend.spec.intensity)
         if pixels.shape[:2] != (image["height"], image["width"]):
-            size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-            raise FlawmaskError(f"{path} is {size} but its record says {image['width']}x{image['height']}")
+            sizes = f"{pixels.shape[1]}x{pixels.shape[0]} but its record says {image['width']}x{image['height']}"
+            raise FlawmaskError(f"{path} is {sizes}: export the annotations again")
         return pixels
 
     def post(_: Record, output: NetworkOutput | FlawmaskError) -> tuple[Prediction, tuple[float, float, float]]:

@@ -120,11 +120,11 @@ def seen_in_training(split: CocoSplit, digests: Mapping[str, str], model: Path, 
         where, count = split.folder, len(split.images)
         if images:
             was = f"{images[0]} was {training_names[digests[images[0]]]}"
-            raise FlawmaskError(f"{where}: {len(images)} of {count} images were trained on ({was}): {advice}")
+            raise FlawmaskError(f"{where}: {len(images)} of {count} images were used for training ({was}): {advice}")
         if others:
             part = f"{others[0]} shows {parts[others[0]]}"
             raise FlawmaskError(
-                f"{where}: {len(others)} of {count} images show parts that were trained on ({part}): {advice}"
+                f"{where}: {len(others)} of {count} images show parts that were used for training ({part}): {advice}"
             )
     return Leak(images, others)
 

@@ -23,7 +23,7 @@ class InferenceSettings(Joining, Device):
     inference_batch_size: int | None = None
     """Batch size for inference; it does not change results. By default 8 on CUDA, 1 elsewhere."""
     score_floor: float = SCORE_FLOOR
-    """Drop detections with a score up to this, 0 to 1. Keep it low for AP; for verdicts alone, --conf is low enough."""
+    """Drop instances with a score up to this, 0 to 1. AP needs a low value; for verdicts, --conf is low enough."""
     max_proposals: int = MAX_PROPOSALS
     """RPN proposals kept per image for inference, highest objectness first; never more than --proposals."""
 
@@ -40,7 +40,7 @@ class VerdictSettings(InferenceSettings):
     """When an image is rejected."""
 
     conf: float | Literal["auto"] = 0.5
-    """The threshold: an image is rejected when a defect on it has at least this score, 0 to 1. auto: chosen on val."""
+    """The threshold: an image is rejected if a predicted defect scores at least this, 0 to 1. auto: chosen on val."""
     min_area: int = 0
     """Ignore defects with fewer pixels than this."""
 
@@ -56,10 +56,10 @@ class VerdictSettings(InferenceSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(VerdictSettings, Strict):
-    """Find and outline the defects on unlabelled images.
+    """Predict and outline the defects on unlabelled images.
 
-    Exit status: 0; 2 if an image could not be read; with --fail_on_defect, 1 if all were read and one has a defect;
-    with --strict, 3 if an image was found but not predicted.
+    The exit status is 0. It is 2 if an image could not be read. With --fail_on_defect, it is 1 if all images were read
+    and one has a defect. With --strict, it is 3 if an image was found but not predicted.
     """
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = {"output": "output_dir"}
@@ -79,9 +79,9 @@ class PredictConfig(VerdictSettings, Strict):
     polygon_tolerance: float = 1.0
     """Largest distance of a polygon in --preannotations from its mask, in pixels, 0 to 100; 0 keeps every corner."""
     intensity: IntensityRule | None = None
-    """For images of more than 8 bits: the bits used, percentile or auto, see train; by default as in training."""
+    """Bit depth of images with more than 8 bits, see --intensity of train. By default as in the training."""
     page: int | None = None
-    """The page to read of files with several images, from 1. By default such files are listed as unreadable."""
+    """Which page to read of files with several images, from 1. By default, such files are listed as unreadable."""
     fail_on_defect: bool = False
     """Exit with status 1 if a defect was found."""
 

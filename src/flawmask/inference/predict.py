@@ -1,4 +1,4 @@
-"""`predict`: find the defects on unlabelled images, and write the predictions."""
+"""`predict`: predict the defects on unlabelled images, and write the predictions."""
 
 import logging
 from contextlib import closing
@@ -173,7 +173,7 @@ class _Job:
         if pixels.dtype == np.uint16 and shown.max() <= BLACK:
             raise FlawmaskError(
                 f"{path} is black as the network sees it: its highest value {pixels.max()} becomes {shown.max()} of "
-                "255; say with --intensity how many bits the camera has"
+                "255; give --intensity the number of bits of the camera"
             )
         return shown
 
@@ -206,7 +206,7 @@ def _warn_of_outside(job: _Job) -> None:
     first = min(job.outside)
     log.warning(
         "%d of %d images do not fit the range of grey from %d to %d (%s): %s %s; if the camera has fewer bits or more, "
-        "say how many with --intensity, or train on its images",
+        "give their number with --intensity, or train on its images",
         len(job.outside),
         len(job.names),
         *job.levels,

@@ -20,7 +20,7 @@ from flawmask.settings import Precision
 
 
 class Predictor:
-    """A trained network that finds the defects on images.
+    """A trained network that predicts the defects on images.
 
     >>> predictor = Predictor("best.pt", threshold="auto")                     # doctest: +SKIP
     >>> predictor("part.png").is_defect                                        # doctest: +SKIP

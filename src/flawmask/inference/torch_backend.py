@@ -89,7 +89,7 @@ class TorchBackend:
             torch.cuda.empty_cache()  # not inside the except clause: the error keeps the allocated tensors alive
             self._micro_batch_size = math.ceil(len(part) / 2)
         if self._micro_batch_size < before:
-            log.warning("out of memory: going on with %d images at once", self._micro_batch_size)
+            log.warning("out of memory: continuing with micro-batches of %d images", self._micro_batch_size)
         return detections
 
     @torch.inference_mode()

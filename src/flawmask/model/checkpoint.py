@@ -63,7 +63,9 @@ def _read_spec(content: dict[str, Any], path: Path) -> ModelSpec:
     spec: Any = content["spec"]
     known = {field.name for field in fields(ModelSpec)}
     if not isinstance(spec, dict) or not {"arch", "classes"} <= set(spec) <= known:
-        raise FlawmaskError(f"{path} was written by another version of Flawmask ({content.get('flawmask')})")
+        raise FlawmaskError(
+            f"{path} was written by another version of Flawmask ({content.get('flawmask')}): use that version"
+        )
     return ModelSpec(**spec)
 
 

@@ -78,7 +78,7 @@ def without_objects(content: Any, path: Path) -> Any:
     try:
         return {"model": dict(_tensors(network, ""))}
     except (AttributeError, KeyError, TypeError, RecursionError):
-        raise FlawmaskError(f"{path} holds a network that is not built as a torch module") from None
+        raise FlawmaskError(f"{path} holds a network that is no torch module: save its state_dict() alone") from None
 
 
 def _tensors(module: _Inert, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -368,7 +368,7 @@ def load_matching(model: nn.Module, initial_weights: Pretrained) -> tuple[int, l
     fitting = _fitting(model, initial_weights)
     if not fitting:
         raise FlawmaskError(
-            f"{initial_weights.source}: not one tensor fits {type(model).__name__}; is it another architecture?"
+            f"{initial_weights.source}: no tensor fits {type(model).__name__}: give weights of the same architecture"
         )
     model.load_state_dict(fitting, strict=False)
     return len(fitting), not_loaded(model, initial_weights)
@@ -387,7 +387,7 @@ def not_loaded(model: nn.Module, initial_weights: Pretrained) -> list[str]:
         else f"{name} {list(expected[name].shape)}: not in the file"
         for name in _unfilled(model, initial_weights)
     ]
-    return unfilled + [f"{name}: in the file alone" for name in _unused(model, initial_weights)]
+    return unfilled + [f"{name}: only in the file" for name in _unused(model, initial_weights)]
 
 
 def loaded(model: nn.Module, initial_weights: Pretrained) -> str:

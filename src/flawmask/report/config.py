@@ -17,9 +17,9 @@ class ReportConfig(Settings):
     output: Path = Path("comparison.html")
     """The page with several runs side by side; an earlier one is replaced."""
     gallery: int | None = None
-    """The most images in the gallery of a report, the worst first; by default all."""
+    """Maximum number of images in the gallery of a report, the worst first; by default all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.runs), "name at least one run folder, as in: flawmask report model_maskrcnn/<run>")
+        require(bool(self.runs), "give at least one run folder, as in: flawmask report model_maskrcnn/<run>")
         require((self.gallery or 0) >= 0, f"--gallery is {self.gallery}: it must be 0 or more")

@@ -217,7 +217,7 @@
   }
 
   function lines(image) {
-    if (!image.found.length) return [element("li", {}, "nothing found")];
+    if (!image.found.length) return [element("li", {}, "no predictions")];
     const listed = image.found.filter((one, place) => isFound(one) || place < LISTED);
     const rest = image.found.length - listed.length;
     const more = rest ? [element("li", { class: "below" }, `${rest} more that do not count`)] : [];

@@ -51,7 +51,7 @@ def header(results: Results, split: CocoSplit) -> str:
         f'<p class="what">{_image_count(split)} evaluated with {esc(model.parent.name or ".")}/{esc(model.name)}</p>'
         f'<p class="verdict">{verdict(metrics)}</p>'
         f'<p class="threshold">{esc(threshold_sentence(metrics))}</p>'
-        + (f'<div class="notes" role="note"><h2>Mind</h2><ul>{notes}</ul></div>' if notes else "")
+        + (f'<div class="notes" role="note"><h2>Notes</h2><ul>{notes}</ul></div>' if notes else "")
         + f'<nav aria-label="Sections">{"".join(f"""<a href="#{to}">{name}</a>""" for to, name in links.items())}'
         '<a href="#run">Run</a></nav></header>'
     )
@@ -111,7 +111,7 @@ def threshold_sentence(metrics: Mapping[str, Any]) -> str:
     area = metrics["min_area"]
     min_area = f" and covers at least {area} pixel{'' if area == 1 else 's'}" if area else ""
     what = "A part" if _unit(metrics) == "part" else "An image"
-    sentence = f"{what} is rejected when a defect on it scores at least {value}{min_area}."
+    sentence = f"{what} is rejected if a predicted defect scores at least {value}{min_area}."
     if threshold.get("how") == "aim":
         bounds, images = threshold.get("interval"), threshold.get("images")
         spread = f" (95 % interval {decimal(bounds[0])}{DASH}{decimal(bounds[1])})" if bounds else ""
@@ -342,7 +342,7 @@ def gallery_controls(entries: Sequence[Mapping[str, Any]]) -> str:
     )
     return f"""{limited if pictures < len(entries) else ""}
 <noscript><p>The gallery needs JavaScript, which is switched off here.</p></noscript>
-<div class="controls"><div class="judge">
+<div class="controls"><div class="sticky">
 <div class="slider"><label for="threshold">Threshold</label>
 <div class="track"><svg id="histogram" role="img" aria-label="Scores of good and defective parts"></svg>
 <input type="range" id="threshold" min="0" max="1" step="0.001"></div>

@@ -75,7 +75,7 @@ def compare_reports(runs: Sequence[Path], output: Path) -> Path:
     chosen = [read_results(folder) for folder in _chosen([results_in(run) for run in runs])]
     named = dict(zip(_names(chosen), chosen, strict=True))
     notes = _notes(chosen)
-    mind = f'<div class="notes" role="note"><h2>Mind</h2><ul>{notes}</ul></div>' if notes else ""
+    mind = f'<div class="notes" role="note"><h2>Notes</h2><ul>{notes}</ul></div>' if notes else ""
     body = "".join(
         (
             f"<header><h1>{len(named)} runs side by side</h1>{_verdicts(named)}{mind}</header><main>",

@@ -100,11 +100,11 @@ def pixel_cache(shapes: Sequence[tuple[int, int]], gigabytes: float) -> Iterator
         try:
             cache = PixelCache(path, shapes, limit)
         except OSError as error:
-            log.info("no images are kept decoded: %s cannot be made (%s)", path, error.strerror)
+            log.info("decoded images are not cached: %s cannot be made (%s)", path, error.strerror)
             path.unlink(missing_ok=True)
             cache = PixelCache(path, shapes, 0)
         if cache.kept < len(shapes) and gigabytes:
-            log.info("%d of %d images are kept decoded; --cache_gb has room for no more", cache.kept, len(shapes))
+            log.info("%d of %d decoded images are cached; --cache_gb has no room for more", cache.kept, len(shapes))
         yield cache
 
 

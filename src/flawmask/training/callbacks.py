@@ -1,4 +1,4 @@
-"""Callbacks: they are called at named moments of a training. Pictures and trackers are two; users may add more."""
+"""Callbacks: they are called at named moments of a training. Users may add more than `Pictures` and `Tracking`."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ class Callback:
         """Called once, when the run folder has been made. It is not called again when a training is resumed."""
 
     def on_write(self, run: "Run") -> None:
-        """Called after each epoch, between writing its checkpoints and writing `history.json`. Write files here.
+        """Called after each epoch, when its checkpoints are written and `history.json` is not yet. Write files here.
 
         If the training is killed before `history.json` is written, this is called once more when it is resumed.
         """

@@ -77,7 +77,7 @@ def choose_network(config: T, images: int, *, has_masks: bool = True) -> T:
         except OutOfReachError as error:
             problems[name] = error
             continue
-        lacking = "" if name == preferred else f", as none are at hand for {preferred}"
+        lacking = "" if name == preferred else f", because no weights are available for {preferred}"
         return _chosen(config, name, f"{source}, {where}{time}{lacking}")
     raise problems[large]  # its message names both ways out
 
@@ -96,7 +96,7 @@ def _source(arch: Arch, config: TrainSettings, *, offline: bool) -> str:
 
 
 def _chosen(config: T, arch: Arch, reason: str) -> T:
-    log.info("network: %s from %s (--arch names another)", arch, reason)
+    log.info("network: %s from %s (--arch chooses another)", arch, reason)
     return replace(config, arch=arch)
 
 
@@ -115,12 +115,12 @@ def choose_networks(config: T, images: int, *, has_masks: bool = True) -> list[A
     chosen = [choose_network(config, images, has_masks=has_masks).network]
     for arch in ALSO_COMPARED:
         if architecture(arch).has_masks and not has_masks:
-            log.info("%s takes no part: it learns masks, and the defects have only boxes", arch)
+            log.info("%s is left out: it learns masks, and the defects have only boxes", arch)
             continue
         try:
             _source(arch, config, offline=config.offline)
         except FlawmaskError as error:
-            log.info("%s takes no part: %s", arch, error)
+            log.info("%s is left out: %s", arch, error)
             continue
         chosen.append(arch)
     return chosen

@@ -44,23 +44,23 @@ class LearnSettings(IntensitySettings, Joining, Seed, Device, Classes, Reading):
     time_budget: str | None = None
     """Time for the whole training, such as 45m or 1h30m. It decides image size and epochs; --epochs is ignored."""
     save_every: str = "10m"
-    """Save the training after so many steps (200) or so much time (10m, 1h), and after each epoch in any case."""
+    """Steps (200) or time (10m, 1h) between two saves of the training. It is also saved after each epoch."""
     patience: int | None = None
-    """Stop when --select_by has not improved for so many epochs."""
+    """Stop when the metric of --select_by has not improved for this number of epochs."""
     batch_size: int | Literal["auto"] = 4
-    """Micro-batch: images per forward pass and process. auto: as many as fit into memory. On a CPU mostly 1."""
+    """Micro-batch: images per forward pass and process. auto: as many as fit into memory. On a CPU, it is mostly 1."""
     effective_batch_size: int | None = None
     """Images per step, over all micro-batches and processes. Default: one --batch_size per process, 4 with auto."""
     lr: float = 0.005
-    """Learning rate of SGD after warm-up. With --optimizer auto, AdamW takes a tenth; pretrained rfdetr a fiftieth."""
+    """Learning rate of SGD after warm-up. With --optimizer auto, AdamW uses lr / 10, pretrained rfdetr lr / 50."""
     ema: bool = False
     """Evaluate and save a moving average of the weights (EMA) instead of the weights themselves."""
     image_size: int = 800
-    """Shorter side in pixels; time grows with its square. An upper limit with --time_budget. SSD: 300, SSDlite: 320."""
+    """Shorter side in pixels; time grows with its square. With --time_budget, the maximum. SSD: 300, SSDlite: 320."""
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     """auto: SGD from pretrained weights, else AdamW at --lr / 10. rfdetr and EfficientNet-Lite always get AdamW."""
     scheduler: Literal["cosine", "step", "constant"] = "cosine"
-    """How the learning rate falls. cosine: to 0. step: tenfold after 2/3 and 8/9 of the steps. constant: not at all."""
+    """Fall of the learning rate. cosine: to 0. step: to a tenth after 2/3 and 8/9 of the steps. constant: none."""
     warmup_steps: int = 200
     """Steps in which the learning rate rises to --lr; at most a tenth of the training."""
     clip_norm: float = 5.0
@@ -68,23 +68,23 @@ class LearnSettings(IntensitySettings, Joining, Seed, Device, Classes, Reading):
     norm: Literal["auto", "batch", "frozen", "group"] = "auto"
     """Normalisation layers. auto: frozen if pretrained; else batch, or group for ssdlite or --batch_size below 4."""
     trainable_layers: int | None = None
-    """Stages of the backbone to train, 0 to 5, from the heads. Default: 3; 5 from scratch or with EfficientNet-Lite."""
+    """Backbone stages to train, 0 to 5, the last ones first. Default: 3; 5 from scratch or with EfficientNet-Lite."""
     workers: int | None = None
-    """Processes that read images. Default: one less than there are cores, at most 4; with a GPU at most 16."""
+    """Processes that read images. Default: the number of cores minus 1, at most 4; with a GPU at most 16."""
     cache_gb: float = 4.0
     """Disk space in GB for a temporary cache of decoded and resized images; 0 decodes them in every epoch."""
     max_detections: int = 100
-    """Most instances that are predicted on one image."""
+    """Maximum number of instances predicted on one image."""
     proposals: int | None = None
     """RPN proposals per image, highest objectness first; doubled in training. Default: 1.25 x image_size, min. 200."""
     roi_samples: int | None = None
-    """R-CNN: region proposals per image that train the heads. Default: 32 per instance (32 to 512), 4 masks each."""
+    """R-CNN: region proposals per image that train the heads. Default: 32 per instance (32 to 512), 4 with masks."""
     anchor_sizes: tuple[int, int, int, int, int] | None = None
     """R-CNN and RetinaNet: five anchor sizes in pixels, smallest first. Default: 32 to 512 times image_size / 800."""
     compile: Literal["auto", "on", "off"] = "auto"
     """auto: record CUDA graphs of an R-CNN's passes, one per batch shape. on: fail if they cannot be recorded."""
     select_by: Literal["train_loss", "val_loss", "segm_ap", "f1"] = "train_loss"
-    """Metric that chooses the epoch of best.pt. All but train_loss use the validation split and flatter its metrics."""
+    """Metric that chooses best.pt. All but train_loss use the validation split, whose metrics then look too good."""
     log: Log = "none"
     """Experiment tracker: tensorboard (in the run folder) or mlflow. Both also get mask AP and F1 of each epoch."""
 
@@ -141,11 +141,11 @@ class TrainSettings(LearnSettings):
         require(known, f"--weights imagenet: there are none for {self.arch}: give auto, none or a file's path")
         require(
             self.compile != "on" or record.is_recordable,
-            f"--compile on: {self.arch} cannot be recorded, only R-CNNs on CUDA can: leave it at auto",
+            f"--compile on: {self.arch} cannot be recorded as CUDA graphs, only R-CNNs can: use --compile auto",
         )
         require(
             record.has_masks or self.select_by != "segm_ap",
-            f"--select_by segm_ap needs a network that predicts masks, and {self.arch} does not: take f1",
+            f"--select_by segm_ap needs a network that predicts masks, and {self.arch} does not: use f1",
         )
 
     @property
@@ -187,5 +187,5 @@ class TrainConfig(TrainSettings, Overwrite, Strict):
         super().__post_init__()
         paths = (self.dataset_dir, self.output_dir)
         require(
-            self.resume is not None or None not in paths, "name a --dataset_dir and an --output_dir, or --resume a run"
+            self.resume is not None or None not in paths, "give --dataset_dir and --output_dir, or the run to --resume"
         )

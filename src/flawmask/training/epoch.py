@@ -52,7 +52,7 @@ def one_epoch(
     _average_norm_statistics(step)
     if not within.learned:
         raise FlawmaskError(
-            f"all steps of epoch {run.epoch} were skipped, the last since {run.skip_reason}: lower --lr"
+            f"all steps of epoch {run.epoch} were skipped, the last one because {run.skip_reason}: lower --lr"
         )
     values = [value / within.learned for value in within.sums]
     figures: dict[str, Any] = {
@@ -168,8 +168,8 @@ def _add(run: Run, pending_figures: tuple[PendingFigures, int, list[Target]] | N
     log.warning("a step was skipped: %s", run.skip_reason)
     if run.bad_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise FlawmaskError(
-            f"{run.bad_in_a_row} steps in a row were skipped, the last since {run.skip_reason}: look at these images, "
-            "or lower --lr; what was saved before is kept"
+            f"{run.bad_in_a_row} steps in a row were skipped, the last one because {run.skip_reason}: look at these "
+            "images, or lower --lr; earlier saves are kept"
         )
     return of_step.stop_votes
 

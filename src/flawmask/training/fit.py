@@ -133,7 +133,7 @@ def largest_micro_batch(trial: Trial, image_size: int, max_size: int) -> int:
             fitting = max(1, min(max_size, int(MEMORY_SHARE * free / per_image))) if is_known else max_size
         del step
     _release_memory(trial.device)
-    log.info("%d of %d images of a batch pass through the network at once", fitting, max_size)
+    log.info("micro-batch: %d of the %d images of a batch", fitting, max_size)
     return fitting
 
 

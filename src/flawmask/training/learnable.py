@@ -27,7 +27,7 @@ def check_learnable(training: CocoSplit, arch: ArchChoice, good_name: str | None
     require(
         not crowds or defects > len(crowds),
         f"{path} has no defect to learn from: all {len(crowds)} are crowds (iscrowd: 1), as brushes of labelling tools "
-        "write them: take them as instances with --crowds instances, or export polygons",
+        "write them: use them as instances with --crowds instances, or export polygons",
     )
     require(defects > 0, f"{path} has no defect annotated: there is nothing to learn")
     if is_chosen(arch) and architecture(arch).has_masks:

@@ -196,7 +196,10 @@ class SplitDataset(Dataset[Item]):
         pixels = images.read_image(path, self.spec.intensity)
         height, width = pixels.shape[:2]
         if (record["height"], record["width"]) != (height, width):
-            raise FlawmaskError(f"{path} is {width}x{height} but its record says {record['width']}x{record['height']}")
+            recorded = f"{record['width']}x{record['height']}"
+            raise FlawmaskError(
+                f"{path} is {width}x{height} but its record says {recorded}: export the annotations again"
+            )
         return pixels
 
 

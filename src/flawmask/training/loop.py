@@ -124,7 +124,7 @@ def train(
 def _explain(error: BaseException, setup: Setup, part_of: Mapping[str, Any] | None) -> str | None:
     """Return a message for an error of PyTorch's that the user can do something about; None for all others."""
     command = resume_command(setup.run_dir, part_of)
-    how_to_resume = f"; {command} goes on from the last saved step" if resume.has_state(setup.run_dir) else ""
+    how_to_resume = f"; {command} continues from the last saved step" if resume.has_state(setup.run_dir) else ""
     if "DataLoader worker" in str(error):
         first = str(error).splitlines()[0]
         return (
@@ -133,7 +133,7 @@ def _explain(error: BaseException, setup: Setup, part_of: Mapping[str, Any] | No
     if is_out_of_memory(error):
         return (
             f"memory ran out with --batch_size {setup.config.batch_size} and --image_size {setup.spec.image_size}, and "
-            f"fewer images at once did not help: lower --image_size{how_to_resume}"
+            f"a smaller micro-batch did not help: lower --image_size{how_to_resume}"
         )
     return None
 
@@ -250,7 +250,7 @@ def _step(setup: Setup) -> Step:
         log.info("%s", loaded(model, setup.initial_weights))
         for line in not_loaded(model, setup.initial_weights):
             log.debug("  not loaded: %s", line)
-    log.info("%s learns %.1f million numbers on %s", config.arch, count_parameters(model) / 1e6, setup.device)
+    log.info("%s trains %.1f million parameters on %s", config.arch, count_parameters(model) / 1e6, setup.device)
     step = make_step(
         config,
         model,

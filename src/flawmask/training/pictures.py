@@ -133,6 +133,6 @@ def _predicted(backend: Backend, split: CocoSplit, image: Record, conf: float) -
     pixels = images.read_image(split.image_path(image), backend.spec.intensity)
     prediction = detect(backend, pixels)
     defects = prediction.defects(conf)
-    title = f"{len(defects)} found from {conf:g} on, best score {prediction.verdict(conf).score:.2f}"
+    title = f"{len(defects)} predicted at {conf:g} or more, best score {prediction.verdict(conf).score:.2f}"
     captions = first_writable(f"truth: {split.type_of(image)}", "truth: as marked"), title
     return truth_beside_prediction(split, image, pixels, defects, captions)

@@ -152,15 +152,15 @@ class Passes:
             self.is_recording, self.ran_out_of_memory = False, is_out_of_memory(error)
             reason = "memory ran out" if is_out_of_memory(error) else f"{type(error).__name__}: {error}".splitlines()[0]
             if self._is_required:
-                raise FlawmaskError(f"--compile on: a step could not be recorded ({reason}): try auto") from None
-            log.warning("the GPU's work is not recorded (%s): training goes on, more slowly", reason)
+                raise FlawmaskError(f"--compile on: a step could not be recorded ({reason}): use auto") from None
+            log.warning("CUDA graphs cannot be recorded (%s): training continues, more slowly", reason)
             return None
         self._recorded[key] = recorded
         count, height, width, _ = inputs.pixels.shape
         # The first shows the user what recording costs. Dozens may follow.
         level = logging.INFO if len(self._recorded) == 1 else logging.DEBUG
         seconds = time.perf_counter() - begun
-        log.log(level, "recorded the GPU's work on %d images of %d x %d: %.1f s", count, height, width, seconds)
+        log.log(level, "recorded CUDA graphs for %d images of %d x %d: %.1f s", count, height, width, seconds)
         return recorded
 
 

@@ -146,11 +146,11 @@ def newest(run_dir: Path) -> str | None:
             _read(run_dir / name)
             return name
         except DamagedError as error:
-            log.warning("%s: going on from %s, saved before it", error, before)
+            log.warning("%s: continuing from %s, which was saved before it", error, before)
     if existing:
         return existing[-1]
     # The state is the first file of a run. If there are other files, somebody has removed the state.
-    require(not (run_dir / "last.pt").exists(), f"--resume {run_dir}: there is no {NAME} to go on from")
+    require(not (run_dir / "last.pt").exists(), f"--resume {run_dir}: there is no {NAME} to resume from")
     return None
 
 
@@ -161,7 +161,7 @@ def load(run_dir: Path, name: str | None) -> tuple[TrainConfig, State | None]:
         FlawmaskError: the state cannot be read.
     """
     if name is None:
-        log.info("%s was not saved before it ended: it begins once more", run_dir)
+        log.info("%s ended before its first save: it starts again", run_dir)
         return replace(settings_of(run_dir), overwrite=True), None
     return settings_of(run_dir), _read(run_dir / name)
 
@@ -201,6 +201,6 @@ def part_of(run_dir: Path) -> dict[str, Any] | None:
 
 def _config(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "config.json"
-    require(path.is_file(), f"--resume {run_dir}: there is no config.json: it is no run")
+    require(path.is_file(), f"--resume {run_dir}: it is not a run folder, because it has no config.json")
     content = read_json(path)
     return content if isinstance(content, dict) else {}

@@ -137,7 +137,7 @@ class Run:
 
     def end(self) -> NoReturn:
         """End the program after a signal. Call it after `save`."""
-        log.warning("saved: %s goes on from here", resume_command(self.setup.run_dir, self.part_of))
+        log.warning("saved: %s continues from here", resume_command(self.setup.run_dir, self.part_of))
         end(self.stop.received_signal or signal.SIGTERM)
 
     def write(self) -> None:

@@ -172,7 +172,7 @@ def _check_images_are_the_same(digests: Mapping[str, str], config: TrainConfig) 
     content = read_json(Path(str(config.output_dir)) / TRAINING_IMAGES)
     require(
         not digests or content.get("sha256_of_pixels") == dict(digests),
-        f"--resume {config.output_dir}: the images of {config.dataset_dir} are not those that it began with",
+        f"--resume {config.output_dir}: {config.dataset_dir} has other images than when it began: start a new training",
     )
 
 

@@ -33,7 +33,7 @@ MAX_WARMUP = 0.1
 EMA_DECAY = 0.9998
 """The decay of the moving average of the weights after many steps."""
 
-PASSES_RELEASED = "out of memory: recorded passes are released; training goes on, more slowly"
+PASSES_RELEASED = "out of memory: recorded CUDA graphs are released; training continues, more slowly"
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,10 @@ class Step:
                 log.warning("%s", PASSES_RELEASED)
                 continue
             self.micro_batch_size = math.ceil(min(self.micro_batch_size, len(batch)) / 2)
-            log.warning("out of memory: going on with %d images at once, the batch as it is", self.micro_batch_size)
+            log.warning(
+                "out of memory: continuing with micro-batches of %d images; the batch size does not change",
+                self.micro_batch_size,
+            )
 
     def _add_gradients(self, batch: Batch, totals: Tensor | None) -> Tensor:
         if totals is None and len(batch) > self.micro_batch_size:

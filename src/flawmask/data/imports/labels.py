@@ -195,7 +195,7 @@ class Labels:
             parts = self._below.find(name, str(where))
             if parts is None:
                 raise FlawmaskError(
-                    f"{where} names {name}, which is not in {self.root}: put it there, or say --image_dir"
+                    f"{where} names {name}, which is not in {self.root}: put it there, or give --image_dir"
                 )
             path = self.root.joinpath(*parts)
         self.note_named(path)

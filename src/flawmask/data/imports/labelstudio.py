@@ -134,7 +134,7 @@ def _image_name(data: Mapping[str, Any], task: Mapping[str, Any]) -> str:
     """
     names = [value for value in data.values() if isinstance(value, str) and _is_image(value)]
     if len(names) != 1:
-        raise FlawmaskError(f"task {task.get('id')} names {len(names)} images in its data: there must be one")
+        raise FlawmaskError(f"task {task.get('id')} names {len(names)} images in its data: it must name exactly one")
     return names[0]
 
 

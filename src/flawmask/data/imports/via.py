@@ -87,7 +87,9 @@ def _class_attribute(entries: Mapping[str, Any], path: Path) -> str | None:
     )
     if chosen is None:
         listed = ", ".join(sorted(attributes))
-        raise FlawmaskError(f"{path}: which attribute of the regions is their class ({listed})? Call it label, in VIA")
+        raise FlawmaskError(
+            f"{path} has no region attribute that is clearly the class ({listed}): rename the right one to label in VIA"
+        )
     return chosen
 
 
@@ -111,7 +113,7 @@ def _label(value: Any, who: str) -> str:
     """Return the class in an attribute: its text, or the only option that is ticked."""
     ticked = [name for name, is_on in value.items() if is_on] if isinstance(value, dict) else [value]
     if len(ticked) != 1 or not isinstance(ticked[0], str) or not ticked[0].strip():
-        raise FlawmaskError(f"{who} has {value!r} for its class: give it one in VIA")
+        raise FlawmaskError(f"{who} has the class {value!r}: give it exactly one name in VIA")
     return ticked[0].strip()
 
 

@@ -96,7 +96,7 @@ def read(labels: Labels) -> None:
         if image is None and len(by_name[path.stem]) == 1:
             (image,) = by_name[path.stem]
         if image is None and LABELS not in path.relative_to(root).parts:
-            log.warning("%s is not read: it lies beside no image of its name", path)
+            log.warning("%s is not read: no image belongs to it", path)
             continue
         twins = by_place[image.with_suffix("")][1:] if image else []
         for twin in twins:  # nobody knows whether it is good
@@ -108,7 +108,7 @@ def read(labels: Labels) -> None:
             labels.expect_annotations(len(lines))
             if image is None:
                 raise FlawmaskError(
-                    f"{path} has no image: put the image into images/ beside labels/, or say --image_dir"
+                    f"{path} has no image: put the image into images/ beside labels/, or give --image_dir"
                 )
             labels.note_named(image)
             if twins:
@@ -139,9 +139,7 @@ def _names(source: Path, root: Path) -> dict[int, str]:
         lines = _lines(path) if path else []
         classes = {number: line.strip() for number, line in enumerate(lines) if line.strip()}
     if not classes:
-        raise FlawmaskError(
-            f"{root} does not say what its classes are called: add data.yaml with `names`, or classes.txt"
-        )
+        raise FlawmaskError(f"{root} has no names for its classes: add data.yaml with `names`, or classes.txt")
     return classes
 
 

@@ -65,7 +65,7 @@ BAD_FILE = "bad image or mask"
 """The reason why an image is not used if it or its mask cannot be read."""
 
 AUTO = "auto"
-"""The layout setting that means the recognised layout."""
+"""The layout setting with which the layout is detected."""
 
 LABEL_SUFFIXES = frozenset({".json", ".xml", ".txt", ".csv", ".yaml", ".yml"})
 """Suffixes of files that may be labels of another tool."""
@@ -79,13 +79,13 @@ class LayoutSettings(GoodName):
     """The folder layout of the data set."""
 
     layout: str = AUTO
-    """Layout of the folders under mvtec_root; auto recognises it."""
+    """Layout of the folders under mvtec_root; auto detects it."""
     images: str | None = None
     """With --layout folders: the folder of images, inside the category or anywhere; by default images."""
     masks: str | None = None
     """With --layout folders: the folder of masks, which have the names of their images; by default masks."""
     mask_suffix: str | None = None
-    """With --layout folders: what a mask's name adds to its image's name, such as _mask; by default it is found."""
+    """With --layout folders: what a mask's name adds to its image's name, such as _mask. By default: detected."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,7 +136,7 @@ def _check_root(root: Path) -> None:
     if not root.is_dir():
         parent = next((path for path in root.absolute().parents if path.is_dir()), None)
         content = f" ({parent} holds {listed(parent)})" if parent else ""
-        raise FlawmaskError(f"{root} is not a folder{content}: name the folder of the categories with --mvtec_root")
+        raise FlawmaskError(f"{root} is not a folder{content}: give the folder of the categories with --mvtec_root")
 
 
 def _folders(settings: LayoutSettings) -> Folders:
@@ -253,8 +253,8 @@ def _good_by_another_name(found: Sequence[Sample], category: str, settings: Layo
             "error",
             "good by another name",
             posixpath.commonpath(of_kind) or category,
-            f"looks as if its images ({len(of_kind)} of type {kind}) were good: say so with --good_name {kind}, or "
-            f"--good_name {GOOD} if it is a type of defect",
+            f"holds {len(of_kind)} images of the type {kind}, a name that looks like that of good images: give "
+            f"--good_name {kind} if they are good, or --good_name {GOOD} if it is a type of defect",
         )
         for kind, of_kind in sorted(folders.items())
     ]

@@ -166,10 +166,10 @@ class Folders:
             suffixes.update([path.stem[n:] for n in lengths if key.with_name(path.stem[:n]) in keys][:1])
         suffix, count = max(suffixes.items(), key=lambda pair: (pair[1], -len(pair[0])), default=("", 0))
         if 2 * count <= len(masks):
-            names = f"{images[0].name} and {masks[0].name} for one" if masks else "there is no mask"
+            names = f"{images[0].name} and {masks[0].name}, for example" if masks else "there is no mask"
             raise FlawmaskError(
-                f"{mask_folder}: the names of the masks do not follow from those of the images in {image_folder} "
-                f"({names}): name each mask after its image, perhaps with a suffix that --mask_suffix says"
+                f"{mask_folder}: the names of the masks do not match those of the images in {image_folder} "
+                f"({names}): name each mask after its image, perhaps with a suffix that --mask_suffix gives"
             )
         return suffix
 
