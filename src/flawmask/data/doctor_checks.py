@@ -340,8 +340,8 @@ def _split_problems(split: CocoSplit, *, asks_for_good: bool) -> Iterator[Proble
         if not asks_for_good or category["name"] == GOOD or not looks_good(category["name"]):
             continue
         message = (
-            f"has the category {category['name']}, which counts as a defect: if it is for good images, give --good_name "
-            f"{category['name']}; if it is a defect, --good_name {GOOD}"
+            f"has the category {category['name']}, which counts as a defect. If it is for good images, give "
+            f"--good_name {category['name']}; if it is a defect, --good_name {GOOD}"
         )
         yield Problem("error" if category["id"] in used else "warning", "good by another name", name, message)
     # An image without annotations is right if its record says `good`. Otherwise it may have been forgotten.
