@@ -197,7 +197,7 @@ def _demo_settings(config: DemoCommand, images: int) -> RunConfig:
         arch=config.arch,
         offline=True,
         image_size=DEMO_SIZE,
-        epochs=6,
+        epochs=5,
         train_augment="light",
         skip_augment=True,
         overwrite=config.overwrite,

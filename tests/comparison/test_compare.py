@@ -157,6 +157,7 @@ def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "MAX_ROUNDS", speed.MIN_ROUNDS)
 
 
+@pytest.mark.services
 @pytest.mark.usefixtures("in_this_process", "small_network")
 def test_a_comparison_goes_into_the_folder_that_is_named_and_goes_on_there(mvtec_root: Path, tmp_path: Path) -> None:
     named: dict[str, Any] = {"archs": STANDS_IN_FOR, "baselines": "none", "proposals": 30, "output_dir": Path("mine")}

@@ -296,7 +296,7 @@ def test_a_run_goes_into_the_folder_that_is_named(workplace: Path) -> None:
     assert runs(workplace) == before
 
 
-@pytest.mark.slow
+@pytest.mark.services
 @pytest.mark.usefixtures("small")
 def test_a_cross_validation_goes_into_the_folder_that_is_named_and_goes_on_there(workplace: Path) -> None:
     before = runs(workplace)
