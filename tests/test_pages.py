@@ -216,5 +216,5 @@ def test_the_glossary_has_ten_words_and_the_docs_follow_it() -> None:
     words = ["evaluate", "prediction", "mask", "baseline", "threshold", "region proposal", "micro-batch", "all-reduce"]
     assert rows == ["word", "---", *words, "shard", "group"]
     for page in WRITTEN:
-        text = read(page).replace(section, "")
-        assert re.findall(r"\b(?:judg\w*|yardstick\w*)", without_code(text), flags=re.IGNORECASE) == [], page.name
+        prose = re.sub(r"`[^`]*`", "", without_code(read(page).replace(section, "")))
+        assert re.findall(r"\b(?:judg\w*|yardstick\w*)", prose, flags=re.IGNORECASE) == [], page.name
