@@ -1,5 +1,7 @@
 """Every numeric setting: at 0, below, far above, and without a value."""
 
+import ast
+import inspect
 import logging
 import math
 import re
@@ -52,6 +54,22 @@ MAY_BE_0 = {
     *("sheet_images", "polygon_tolerance"),
 }
 """Where none, nothing or the first is something to ask for."""
+
+
+def help_texts(kind: type) -> list[str]:
+    """Return the strings below the fields of a settings class, without the class's own docstring."""
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(definition, ast.ClassDef)
+    strings = [one.value.value for one in definition.body if isinstance(one, ast.Expr) and hasattr(one.value, "value")]
+    return [text for text in strings if isinstance(text, str)][1:]
+
+
+def test_the_help_of_every_setting_is_one_line() -> None:
+    """`--help` prints each line of a longer one as a paragraph."""
+    classes = {one for kind in COMMANDS.values() for one in inspect.getmro(kind)} - {object}  # type: ignore[arg-type]
+    texts = [text for one in classes for text in help_texts(one)]
+    assert len(texts) > 100
+    assert [text for text in texts if "\n" in text] == []
 
 
 def checked(command: str, **changes: Any) -> None:

@@ -127,8 +127,7 @@ class Joining(Settings):
     """Whether predictions of one defect are joined."""
 
     join: Join | None = None
-    """touching: join predictions of one class whose masks overlap or touch into one defect. off: join none. Default:
-    the checkpoint's own rule; for a new training, touching."""
+    """touching: predictions of a class whose masks touch are one defect. off: join none. Default: the checkpoint's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -83,8 +83,7 @@ class RunConfig(Overwrite, Strict, EvaluateSettings, TrainSettings, AugmentSetti
     """
 
     arch: ArchChoice = "auto"
-    """The network. auto chooses by device, available weights, images and time, and says why. Mask R-CNN, yolo-seg and
-    rfdetr-seg predict masks, the others boxes. yolo needs the extra [yolo] (AGPL-3.0), rfdetr the extra [rfdetr]."""
+    """The network. auto: chosen by device, weights, images and time. yolo needs the extra [yolo] (AGPL-3.0)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

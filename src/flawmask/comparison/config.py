@@ -38,13 +38,11 @@ class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentS
     output_dir: Path | None = None
     """The folder for the comparison. A stopped one in it continues. By default a new folder in model_maskrcnn."""
     archs: str = "auto"
-    """The networks, as a,b,c; see --arch of train. auto: the one that run chooses, and ssd300_vgg16 and yolo11n-seg if
-    their pretrained weights are available."""
+    """The networks, as a,b,c. auto: the one that run chooses, and SSD and YOLO if their weights are available."""
     baselines: str = "resnet18_classifier,patchcore"
     """Baselines that detectors must beat: resnet18_classifier, patchcore (extra [anomalib]), both as a,b, or none."""
     weights: str = "auto"
-    """Initial weights: auto (COCO's, else ImageNet's), coco, imagenet, none, or a file. For one model: name=FILE,
-    as in none,patchcore=wide_resnet50_2.pth."""
+    """Initial weights: auto, coco, imagenet, none or a file. For one model name=FILE: none,patchcore=wide.pth."""
     offline: bool = False
     """Download nothing; use weights that are on the disk already."""
     overwrite: bool = False

