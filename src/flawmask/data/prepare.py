@@ -132,20 +132,7 @@ def prepare(config: PrepareConfig) -> Prepared:
         warn_of_unused(tallies, str(config.mvtec_root / config.category), strict=config.strict)
     category_ids = _category_ids(samples, read, config)
     read = [_with_categories(item, category_ids) for item in read]
-    contents = [
-        (
-            item.sample.original_file + (f" {item.sample.origin}" if config.keep_split else ""),
-            item.digest + item.mask_digest,
-        )
-        for item in read
-    ]
-    if config.mask_classes is not None:
-        contents.append(("mask_classes", sha256(config.mask_classes.read_bytes())))
-    origin = {
-        "made_by": "flawmask prepare",
-        "settings": as_json(config, PrepareSettings),
-        "source": {"category": config.category, "sha256": fingerprint(contents)},
-    }
+    origin = _origin(read, config)
     if dataset_info.is_made_already(config.dataset_dir, origin, overwrite=config.overwrite):
         info = read_json(config.dataset_dir / dataset_info.NAME)
         require(
@@ -173,6 +160,24 @@ def prepare(config: PrepareConfig) -> Prepared:
     sizes = ", ".join(f"{name} {dataset_info.size(info[name])}" for name in SPLITS if name in info)
     log.info("prepared %s: images: %s", config.dataset_dir, sizes)
     return _prepared(config, info, tallies, reused=False)
+
+
+def _origin(read: Sequence[ReadImage], config: PrepareConfig) -> dict[str, Any]:
+    """Return the settings and the fingerprint of the content. A data set with the same origin is reused."""
+    contents = [
+        (
+            item.sample.original_file + (f" {item.sample.origin}" if config.keep_split else ""),
+            item.digest + item.mask_digest,
+        )
+        for item in read
+    ]
+    if config.mask_classes is not None:
+        contents.append(("mask_classes", sha256(config.mask_classes.read_bytes())))
+    return {
+        "made_by": "flawmask prepare",
+        "settings": as_json(config, PrepareSettings),
+        "source": {"category": config.category, "sha256": fingerprint(contents)},
+    }
 
 
 def _prepared(config: PrepareConfig, info: dict[str, Any], tallies: tuple[Tally, ...], *, reused: bool) -> Prepared:
