@@ -14,10 +14,12 @@ from stained_plates import light, make_dataset, settings
 
 from flawmask.coco import CocoSplit, read_split
 from flawmask.distributed import Processes
+from flawmask.errors import FlawmaskError
 from flawmask.model.weights import Pretrained
 from flawmask.training import fit
 from flawmask.training.clock import Clock
 from flawmask.training.fit import Trial, image_size_for, largest_micro_batch
+from flawmask.training.loader import Augmenting
 from flawmask.training.loop import train
 from flawmask.training.step import Step
 
@@ -110,8 +112,10 @@ def sized(split: CocoSplit, height: int, width: int, count: int = 100, variants:
     return replace(split, images=tuple(images), annotations=dict.fromkeys(range(count), ()))
 
 
-def linear_in_pixels(monkeypatch: pytest.MonkeyPatch, constant: float, each: float) -> list[int]:
-    """Make a step take `constant` seconds per image plus `each` per pixel. Return the list of sizes that are tried."""
+def linear_in_pixels(monkeypatch: pytest.MonkeyPatch, constant: float, each: float, reading: float = 0.0) -> list[int]:
+    """Make a step take `constant` seconds per image plus `each` per pixel, and reading an image `reading` seconds.
+
+    Return the list of sizes that are tried."""
     tried: list[int] = []
 
     def seconds(_: Trial, image_size: int, *__: int) -> float:
@@ -119,6 +123,7 @@ def linear_in_pixels(monkeypatch: pytest.MonkeyPatch, constant: float, each: flo
         return constant + each * image_size**2
 
     monkeypatch.setattr(fit, "_seconds_per_image", seconds)
+    monkeypatch.setattr(fit, "_seconds_to_read", lambda *_: reading)
     return tried
 
 
@@ -130,7 +135,7 @@ def test_the_largest_image_size_that_still_shows_images_often_enough_is_chosen(
     tried = trial(dataset, split, image_size=800)
     views = fit.MIN_VIEWS[False]  # more than 30 passes over a hundred images
     chosen = []
-    for seconds in (1, 300, 600, 1000, 2000, 4000, 8000, 10**6):
+    for seconds in (60, 300, 600, 1000, 2000, 4000, 8000, 10**6):
         found = image_size_for(tried, seconds, 4, 4)
         chosen.append(found)
         allowed = (1 - fit.OVERHEAD) * seconds / views
@@ -151,6 +156,51 @@ def test_the_chosen_size_exceeds_neither_the_images_nor_image_size(
     linear_in_pixels(monkeypatch, 0.0, 1e-9)
     split = sized(read_split(dataset, "train"), height, width)
     assert image_size_for(trial(dataset, split, image_size=image_size), 10**6, 4, 4) == expected
+
+
+@pytest.mark.parametrize(("workers", "at_most"), [(0, 128), (4, 256)])
+def test_time_to_read_counts_as_well(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, workers: int, at_most: int
+) -> None:
+    split = sized(read_split(dataset, "train"), 900, 900)
+    seconds = 0.066 * fit.MIN_VIEWS[False] / (1 - fit.OVERHEAD)  # 0.066 s per image: 256 pixels, if nothing is read
+    linear_in_pixels(monkeypatch, 0.0, 1e-6)
+    assert image_size_for(trial(dataset, split, workers=workers, image_size=800), seconds, 4, 4) == 256
+    linear_in_pixels(monkeypatch, 0.0, 1e-6, reading=0.05)
+    assert image_size_for(trial(dataset, split, workers=workers, image_size=800), seconds, 4, 4) < 256
+    on_gpu = replace(trial(dataset, split, workers=workers, image_size=800), device=torch.device("cuda"))
+    assert image_size_for(on_gpu, seconds, 4, 4) == at_most
+
+
+def test_images_are_read_as_the_training_reads_them(dataset: Path) -> None:
+    cached, uncached = trial(dataset), trial(dataset, cache_gb=0.0)
+    shown: list[str] = []
+
+    def slow(image: Any, masks: Any, names: list[str], _: Any) -> Any:
+        shown.append("image")
+        return image, masks, names
+
+    augmented = replace(cached, augmenting=Augmenting(slow, 0))
+    assert fit._seconds_to_read(cached, 64) == 0
+    assert fit._seconds_to_read(uncached, 64) > 0
+    assert fit._seconds_to_read(augmented, 64) > 0
+    assert len(shown) == min(fit.TIMED_IMAGES, len(augmented.training.images))
+
+
+@pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "ssd300_vgg16"])
+def test_a_budget_of_one_and_a_half_passes_is_refused(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, arch: str
+) -> None:
+    linear_in_pixels(monkeypatch, 0.1, 0.0)
+    split = sized(read_split(dataset, "train"), 900, 900, 100)
+    one = trial(dataset, split, arch=arch)
+    with pytest.raises(FlawmaskError, match=r"--time_budget: .* the 100 training images 1\.5 times.* Give at least 1m"):
+        image_size_for(one, 15 / (1 - fit.OVERHEAD), 4, 4)
+    with pytest.raises(FlawmaskError, match=r"0\.0 times"):
+        image_size_for(one, -1.0, 4, 4)
+    assert image_size_for(one, 31 / (1 - fit.OVERHEAD), 4, 4)
+    many = replace(one, training=sized(split, 900, 900, 10**5))
+    assert image_size_for(many, 0.11 * fit.MIN_VIEWS[False] / (1 - fit.OVERHEAD), 4, 4), "enough, in a tenth of a pass"
 
 
 def test_variants_of_a_photograph_count_as_the_photograph(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +241,8 @@ def test_batch_size_auto_means_four_images_a_step_in_the_largest_micro_batches_t
 
 
 @pytest.mark.slow
-def test_a_time_budget_chooses_the_image_size_by_trials(dataset: Path) -> None:
+def test_a_time_budget_chooses_the_image_size_by_trials(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "MIN_PASSES", 0)  # the machine may be slow
     done = train(settings(dataset, time_budget="6s", image_size=800))
     written = json.loads((done.run_dir / "config.json").read_text())
     assert written["model"]["image_size"] == 96  # the images have 72 pixels

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from flawmask.coco import CocoSplit
-from flawmask.launch import PROCESS, control_groups
+from flawmask.launch import PROCESS, control_groups, usable_cores
 from flawmask.model.arch import architecture
 from flawmask.model.architecture import FixedSquare
 from flawmask.model.weights import Pretrained
 from flawmask.runtime import memory_of_process
+from flawmask.settings import require
 from flawmask.training.config import TrainSettings
-from flawmask.training.loader import Batch, Order, SplitDataset, resized_shapes
+from flawmask.training.loader import Augmenting, Batch, Order, SplitDataset, default_workers, resized_shapes
 from flawmask.training.network import build_for_training, spec_for
 from flawmask.training.step import Step, make_step
 
@@ -39,8 +40,15 @@ MIN_VIEWS = {True: 2000, False: 8000}
 """When a larger image size pays: each photograph must be shown `PASSES` times and all images together `MIN_VIEWS`
 times. True is for pretrained weights, False for none. These are estimates; docs/results.md shows the results."""
 
+MIN_PASSES = 3
+"""A training that has no time for so many passes over its images, nor for `MIN_VIEWS`, is refused: it would learn next
+to nothing."""
+
 TIMED_STEPS = 5
 """The number of steps that are timed."""
+
+TIMED_IMAGES = 12
+"""The number of images whose reading is timed."""
 
 MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
@@ -50,7 +58,7 @@ MEMORY_FILES = (
 memory that the system can reclaim."""
 
 OVERHEAD = 0.15
-"""The share of a time budget that is set aside for validation, checkpoints and reading images."""
+"""The share of a time budget that is set aside for validation and checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class Trial:
         initial_weights: the weights that the network starts from.
         device: where the network computes.
         dtype: the precision of its layers.
+        augmenting: the augmentation of training images; None without one.
     """
 
     config: TrainSettings
@@ -70,6 +79,7 @@ class Trial:
     initial_weights: Pretrained
     device: torch.device
     dtype: torch.dtype
+    augmenting: Augmenting | None = None
 
     def step(self, image_size: int, micro_batch_size: int) -> Step:
         """Return a step with a new network. The training's own network stays as it is."""
@@ -184,40 +194,81 @@ def free_memory(process: Path = PROCESS) -> int:
 
 
 def image_size_for(trial: Trial, seconds: float, batch: int, micro_batch_size: int) -> int:
-    """Return the best image size for a training of so many seconds, from measured step times.
+    """Return the best image size for a training of so many seconds, from measured times of steps and of reading.
 
     It is the largest size at which the network still sees each photograph often enough (`PASSES`, `MIN_VIEWS`). It
     never exceeds `--image_size` or the images' own size. The augmented variants of a photograph count as that
     photograph. For a network with one fixed size, the result is that size.
+
+    Raises:
+        FlawmaskError: even at the smallest size, the time is not enough for `MIN_PASSES`.
     """
-    size = architecture(trial.config.arch).size
-    if isinstance(size, FixedSquare):
-        return size.side
     images = trial.training.images
-    sides = [min(image["height"], image["width"]) for image in images]
-    native = math.ceil(float(np.median(sides)) / SIZE_STEP) * SIZE_STEP
-    largest = min(trial.config.image_size, native)
-    sizes: list[int] = [*range(MIN_SIZE, largest, SIZE_STEP), largest]
-    if len(sizes) == 1:
-        return largest
+    sizes = _image_sizes(trial)
     is_pretrained = bool(trial.initial_weights.state)
     photographs = sum("augmentation" not in image for image in images)
     views = max(PASSES[is_pretrained] * photographs, MIN_VIEWS[is_pretrained])
-    # The time per image is a constant plus a term proportional to its pixels. Timing two sizes gives both.
+    # The time of a step per image is a constant plus a term proportional to its pixels. Timing two sizes gives both.
     tried = (sizes[0], min(2 * sizes[0], sizes[-1]))
-    times = [_seconds_per_image(trial, size, batch, micro_batch_size) for size in tried]
-    slope = max(0.0, (times[1] - times[0]) / (tried[1] ** 2 - tried[0] ** 2))
+    times = [_seconds_per_image(trial, size, batch, micro_batch_size) for size in sorted(set(tried))]
+    slope = max(0.0, (times[-1] - times[0]) / max(1, tried[1] ** 2 - tried[0] ** 2))
+    reading = _seconds_to_read(trial, tried[1])
+    expected = {size: _with_reading(trial, times[0] + slope * (size**2 - tried[0] ** 2), reading) for size in sizes}
     allowed = (1 - OVERHEAD) * seconds / views
-    fitting = [size for size in sizes if times[0] + slope * (size**2 - tried[0] ** 2) <= allowed]
-    chosen: int = max(fitting, default=sizes[0])
-    expected = times[0] + slope * (chosen**2 - tried[0] ** 2)
+    chosen: int = max((size for size in sizes if expected[size] <= allowed), default=sizes[0])
+    shown = (1 - OVERHEAD) * max(0.0, seconds) / expected[chosen]
+    needed = min(MIN_PASSES * len(images), MIN_VIEWS[is_pretrained])
+    require(
+        shown >= needed,
+        f"--time_budget: at {chosen} pixels and {expected[chosen]:.2f} s each, there is time to show the "
+        f"{len(images)} training images {shown / len(images):.1f} times. That is too few to learn from. Give at least "
+        f"{math.ceil(needed * expected[chosen] / (1 - OVERHEAD) / 60)}m, choose a smaller network, or give --epochs",
+    )
     log.info(
-        "time budget: images at %d pixels, %.3f s each; about %d epochs",
+        "time budget: images at %d pixels, %.3f s each (%.3f s to read); about %d epochs",
         chosen,
-        expected,
-        (1 - OVERHEAD) * seconds / (expected * len(images)),
+        expected[chosen],
+        reading,
+        shown / len(images),
     )
     return chosen
+
+
+def _image_sizes(trial: Trial) -> list[int]:
+    """Return the image sizes to choose from, ascending."""
+    size = architecture(trial.config.arch).size
+    if isinstance(size, FixedSquare):
+        return [size.side]
+    sides = [min(image["height"], image["width"]) for image in trial.training.images]
+    native = math.ceil(float(np.median(sides)) / SIZE_STEP) * SIZE_STEP
+    largest = min(trial.config.image_size, native)
+    return [*range(MIN_SIZE, largest, SIZE_STEP), largest]
+
+
+def _seconds_to_read(trial: Trial, image_size: int) -> float:
+    """Return the mean time in which one process reads, augments and resizes an image. It is 0 for images that are
+    cached after their first pass."""
+    if trial.augmenting is None and trial.config.cache_gb:
+        return 0.0
+    spec = spec_for(trial.config, trial.training, trial.initial_weights, image_size, 1)
+    items = SplitDataset(trial.training, spec, augmenting=trial.augmenting)
+    places = np.linspace(0, len(items) - 1, min(TIMED_IMAGES, len(items))).astype(int).tolist()
+    begun = time.perf_counter()
+    for place in places:
+        _ = items[len(items) + place if trial.augmenting else place]
+    return (time.perf_counter() - begun) / len(places)
+
+
+def _with_reading(trial: Trial, step: float, reading: float) -> float:
+    """Return the seconds that an image takes, from the time of its share of a step and the time to read it.
+
+    Processes that read work beside a GPU, but share a CPU with the network.
+    """
+    on_cuda = trial.device.type == "cuda"
+    workers = default_workers(on_cuda=on_cuda) if trial.config.workers is None else trial.config.workers
+    if not workers:
+        return step + reading
+    return max(step, reading / workers) if on_cuda else step + reading / usable_cores()
 
 
 def _seconds_per_image(trial: Trial, image_size: int, batch: int, micro_batch_size: int) -> float:

@@ -100,6 +100,7 @@ def set_up(
     digests = content_digests(training, levels) if team.is_main else {}
     if transform is None and config.train_augment != "off":
         transform = Augmentation(config.train_augment)
+    augmenting = Augmenting(transform, config.seed) if transform else None
     per_process = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
     batch_size = state.batch_size if state else config.effective_batch_size or per_process * team.count
     require(
@@ -117,7 +118,7 @@ def set_up(
         training,
         validation,
         batch_size=batch_size,
-        augmenting=Augmenting(transform, config.seed) if transform else None,
+        augmenting=augmenting,
     )
     if state is not None:
         _check_images_are_the_same(digests, config)
@@ -127,7 +128,7 @@ def set_up(
     initial_weights = team.from_main(lambda: pretrained(config.network, config.weights, offline=config.offline))
     shard_size = math.ceil(batch_size / team.count)
     micro_batch_size, image_size = min(per_process, shard_size), config.image_size
-    trial = fit.Trial(config, training, initial_weights, device, dtype)
+    trial = fit.Trial(config, training, initial_weights, device, dtype, augmenting)
     if config.time_budget is not None:
         remaining = seconds_in(config.time_budget) - (time.perf_counter() - began)
         image_size = team.from_main(lambda: fit.image_size_for(trial, remaining, batch_size, micro_batch_size))
