@@ -1,6 +1,7 @@
 """The classifier and PatchCore, each really trained on images of plates."""
 
 import gc
+import importlib.util
 import json
 import multiprocessing
 import shutil
@@ -13,13 +14,13 @@ import pytest
 import side_by_side
 import torch
 from stained_plates import good_plate, part
-from torchvision.models import wide_resnet50_2
 
 from flawmask.coco import CocoSplit, Record, read_split
 from flawmask.comparison import classifier, patchcore
 from flawmask.comparison.baseline import train_and_evaluate
-from flawmask.comparison.config import CompareConfig
+from flawmask.comparison.config import CLASSIFIER, CompareConfig
 from flawmask.comparison.entry import MissingRequirementError, SharedData
+from flawmask.comparison.features import empty_body
 from flawmask.data.layouts import LAYOUTS
 from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError
@@ -55,12 +56,12 @@ def ranked_apart(score: Any) -> bool:
 def test_the_classifier_learns_to_tell_stained_plates_from_good_ones(
     mvtec_root: Path, prepared: Path, tmp_path: Path
 ) -> None:
-    settings = config(mvtec_root, precision="fp32", lr=0.02)
+    settings = config(mvtec_root, weights="imagenet", precision="fp32", lr=0.02)
     learned = classifier.train(settings, read_split(prepared, "train"), tmp_path / "best.pt")
     score = classifier.load(settings, tmp_path / "best.pt")
     assert ranked_apart(score)
     assert (learned.epochs, learned.image_size) == (12, 64)
-    assert 11e6 < learned.parameters < 12e6
+    assert 2.9e6 < learned.parameters < 3e6
     assert learned.protocol == (
         "learns from 16 images that are labelled good or defective (8 defective); predicts no masks"
     )
@@ -76,12 +77,10 @@ def test_the_classifier_stops_when_its_time_is_up(mvtec_root: Path, prepared: Pa
 
 @pytest.fixture(scope="module")
 def random_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state dict for PatchCore's backbone, with random numbers."""
+    """A state dict of the baselines' network, with random numbers."""
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "wide_resnet50_2.pth"
-    state = wide_resnet50_2(weights=None).state_dict()
-    wanted = {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "layer4."))}
-    torch.save({name: tensor for name, tensor in wanted.items() if not name.endswith("tracked")}, path)
+    path = tmp_path_factory.mktemp("weights") / "lite0.pth"
+    torch.save({f"backbone.body.{name}": tensor for name, tensor in empty_body("frozen").state_dict().items()}, path)
     return path
 
 
@@ -188,10 +187,10 @@ def test_the_classifier_is_not_evaluated_on_parts_that_it_was_trained_on_unless_
     shared = SharedData((folder,), (folder,), ("val",), pooled=False)
     settings = config(tiles.parent, category="tile", epochs=1, resamples=20)
     with pytest.raises(FlawmaskError, match=r"1 of the evaluated images show parts that are in .*train"):
-        train_and_evaluate(settings, shared, tmp_path, "resnet18_classifier")
+        train_and_evaluate(settings, shared, tmp_path, CLASSIFIER)
     allowed = config(tiles.parent, category="tile", epochs=1, resamples=20, allow_leak=True)
-    train_and_evaluate(allowed, shared, tmp_path, "resnet18_classifier")
-    metrics = json.loads((tmp_path / "resnet18_classifier" / "inference_val" / "metrics.json").read_text())
+    train_and_evaluate(allowed, shared, tmp_path, CLASSIFIER)
+    metrics = json.loads((tmp_path / CLASSIFIER / "inference_val" / "metrics.json").read_text())
     note = "1 of the evaluated images show parts that were used for training: the figures are too good."
     assert note in metrics["notes"]
 
@@ -229,7 +228,7 @@ def test_patchcore_is_left_out_without_features_or_anomalib(
         patchcore.train(config(mvtec_root), training, [], tmp_path / "best.pt")
     other = tmp_path / "other.pth"
     torch.save({"conv1.weight": torch.zeros(3)}, other)
-    with pytest.raises(FlawmaskError, match="no state dict of torchvision's Wide_ResNet50_2"):
+    with pytest.raises(FlawmaskError, match="no state dict of EfficientNet-Lite0"):
         patchcore.train(config(mvtec_root, weights=f"none,patchcore={other}"), training, [], tmp_path / "best.pt")
     monkeypatch.setitem(sys.modules, "anomalib.models.image.patchcore.torch_model", None)
     given = config(mvtec_root, weights=f"none,patchcore={random_features}")
@@ -263,10 +262,10 @@ def test_an_image_that_cannot_be_read_ends_the_classifiers_training_in_one_line(
 def test_the_classifier_takes_no_part_without_weights_unless_the_user_asked_for_some(
     mvtec_root: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     for weights, expected in (("auto", True), ("imagenet", False)):
-        settings = config(mvtec_root, weights=weights, offline=True, archs="maskrcnn_resnet18_fpn")
-        with pytest.raises(FlawmaskError, match="cannot be fetched") as caught:
+        settings = config(mvtec_root, weights=weights, archs="maskrcnn_resnet18_fpn")
+        with pytest.raises(FlawmaskError, match=r'pip install "flawmask\[lite\]"') as caught:
             classifier.train(settings, read_split(prepared, "train"), tmp_path / "best.pt")
         assert isinstance(caught.value, MissingRequirementError) == expected
 
@@ -274,8 +273,8 @@ def test_the_classifier_takes_no_part_without_weights_unless_the_user_asked_for_
 def test_the_classifier_refuses_weights_of_another_network(mvtec_root: Path, prepared: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
     torch.save({"layer1.0.conv1.weight": torch.zeros(3)}, other)
-    settings = config(mvtec_root, weights=str(other), archs="yolo11n", baselines="resnet18_classifier")
-    with pytest.raises(FlawmaskError, match=r"other\.pth is no state dict of torchvision's ResNet18"):
+    settings = config(mvtec_root, weights=str(other), archs="yolo11n", baselines=CLASSIFIER)
+    with pytest.raises(FlawmaskError, match=r"other\.pth is no state dict of EfficientNet-Lite0"):
         classifier.train(settings, read_split(prepared, "train"), tmp_path / "best.pt")
 
 
@@ -284,10 +283,12 @@ def test_a_baseline_is_not_evaluated_on_images_that_it_was_trained_on_unless_tha
 ) -> None:
     shared = SharedData((prepared,), (prepared,), ("train",), pooled=False)
     with pytest.raises(FlawmaskError, match="16 of the evaluated images are in"):
-        train_and_evaluate(config(mvtec_root, epochs=1, split="train"), shared, tmp_path, "resnet18_classifier")
+        train_and_evaluate(
+            config(mvtec_root, epochs=1, split="train"), shared, tmp_path, "efficientnet_lite0_classifier"
+        )
     allowed = config(mvtec_root, epochs=1, split="train", allow_leak=True, resamples=20)
-    train_and_evaluate(allowed, shared, tmp_path, "resnet18_classifier")
-    metrics = json.loads((tmp_path / "resnet18_classifier" / "inference_train" / "metrics.json").read_text())
+    train_and_evaluate(allowed, shared, tmp_path, CLASSIFIER)
+    metrics = json.loads((tmp_path / CLASSIFIER / "inference_train" / "metrics.json").read_text())
     assert metrics["notes"] == ["16 of the evaluated images were used for training: the figures are too good."]
     assert metrics["threshold"]["how"] == "default"
 
@@ -301,6 +302,6 @@ def test_a_threshold_is_chosen_on_val_whichever_split_is_evaluated(
     shutil.copytree(copied / "test", copied / "val")
     shared = SharedData((copied,), (copied,), ("test",), pooled=False)
     settings = config(mvtec_root, epochs=1, split="test", conf="auto", resamples=20)
-    train_and_evaluate(settings, shared, tmp_path, "resnet18_classifier")
-    metrics = json.loads((tmp_path / "resnet18_classifier" / "inference_test" / "metrics.json").read_text())
+    train_and_evaluate(settings, shared, tmp_path, CLASSIFIER)
+    metrics = json.loads((tmp_path / CLASSIFIER / "inference_test" / "metrics.json").read_text())
     assert metrics["threshold"]["how"] == "aim"

@@ -84,7 +84,7 @@ def test_a_killed_comparison_goes_on_and_a_model_that_fails_does_not_stop_the_ot
     assert (folder / "yolo11n" / "best.pt").stat().st_mtime_ns == finished
     assert len(read(folder / "yolo11n-seg" / "history.json")["epoch"]) == EPOCHS
     content = read(folder / "comparison.json")
-    assert list(content["models"]) == [*ARCHS, "resnet18_classifier", "patchcore"]
+    assert list(content["models"]) == [*ARCHS, "efficientnet_lite0_classifier", "patchcore"]
     failed = content["models"]["yolo11s"]
     assert failed["failed"]
     assert "no tensor fits" in failed["reason"]
@@ -184,7 +184,7 @@ def test_with_folds_each_image_is_evaluated_by_a_model_that_was_not_trained_on_i
     content = read(compared.folder / "comparison.json")
     assert not compared.failed
     truths = set()
-    for name in ("yolo11n-seg", "resnet18_classifier"):
+    for name in ("yolo11n-seg", "efficientnet_lite0_classifier"):
         results = compared.folder / content["models"][name]["results"]
         metrics = read(results / "metrics.json")
         assert (metrics["split"], metrics["total_images"]) == ("pooled", 20)
@@ -218,4 +218,4 @@ def quick(mvtec_root: Path, **changes: Any) -> CompareConfig:
 
 
 def _over_folds(mvtec_root: Path) -> Compared:
-    return compare(quick(mvtec_root, archs="yolo11n-seg", baselines="resnet18_classifier", folds=2))
+    return compare(quick(mvtec_root, archs="yolo11n-seg", baselines="efficientnet_lite0_classifier", folds=2))

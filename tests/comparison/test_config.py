@@ -20,7 +20,7 @@ def test_an_unknown_model_is_refused_with_a_list_of_the_known_ones() -> None:
     ("settings", "says"),
     [
         ({"archs": " , "}, "there are maskrcnn"),
-        ({"baselines": "padim"}, "--baselines padim: there are resnet18_classifier, patchcore and none"),
+        ({"baselines": "padim"}, "--baselines padim: there are efficientnet_lite0_classifier, patchcore and none"),
         ({"category": "a,b"}, "one category at a time"),
         ({"category": "all"}, "one category at a time"),
         ({"category": None}, "either a --category"),

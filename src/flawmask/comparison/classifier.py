@@ -1,12 +1,13 @@
-"""A baseline: a ResNet-18 that classifies whole images as good or defective. A detector has to beat it.
+"""A baseline: an EfficientNet-Lite0 that classifies whole images as good or defective. A detector has to beat it.
 
-He et al., "Deep residual learning for image recognition", CVPR 2016. It is trained with the optimisers and the schedule
-of the detectors (`training/step.py`), on the same images, with random flips.
+It has the body of the default detector on a CPU. It is trained with that detector's optimiser and schedule
+(`training/step.py`), on the same images, with random flips.
 """
 
 import math
 import random
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, Dataset, RandomSampler
-from torchvision.models import ResNet18_Weights, WeightsEnum, resnet18
 
 from flawmask import images
 from flawmask.coco import CocoSplit
-from flawmask.comparison.config import CLASSIFIER, PUBLISHED, CompareConfig
-from flawmask.comparison.entry import ImageScore, MissingRequirementError, TrainingSummary
-from flawmask.errors import FlawmaskError, OutOfReachError
+from flawmask.comparison import features
+from flawmask.comparison.config import CLASSIFIER, CompareConfig
+from flawmask.comparison.entry import ImageScore, TrainingSummary
 from flawmask.images import UPPER_BITS, Levels
-from flawmask.model.compute import Layers, compute_in
-from flawmask.model.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, count_parameters, to_device
-from flawmask.model.weights import StateDict, download, find_state_dict, load_file, save_file
+from flawmask.model.compute import Layers, compute_in, is_slow
+from flawmask.model.layers import count_parameters, to_device
+from flawmask.model.weights import load_file, save_file
 from flawmask.progress import track
 from flawmask.runtime import choose_device, choose_precision, seed_everything
 from flawmask.training.config import seconds_in
@@ -35,7 +35,7 @@ from flawmask.training.loader import make_loader, read
 from flawmask.training.step import Schedule, parameter_groups
 
 BATCH_SIZE = 16
-"""Images per step: more than a detector's few, because of BatchNorm's statistics."""
+"""Images per step."""
 
 Image = npt.NDArray[np.uint8]
 
@@ -73,7 +73,7 @@ def train(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels
         levels: the values that become black and white in images of more than 8 bits.
 
     Raises:
-        MissingRequirementError: the settings name no weights, and none can be found.
+        MissingRequirementError: the settings name no weights, and those of pip are not installed.
         FlawmaskError: the weights that the settings name cannot be loaded, or an image cannot be read.
     """
     device = choose_device(config.device)
@@ -81,19 +81,12 @@ def train(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels
     dtype = torch.float32 if dtype == torch.float16 else dtype  # float16 would need a gradient scaler
     seed_everything(config.seed)
     size = _image_size(config, training)
-    weights = config.weights_of(CLASSIFIER)
-    try:
-        model = to_device(_network(weights, offline=config.offline), device).train()
-    except OutOfReachError as error:
-        if weights == "auto":  # the user asked for no particular weights: the classifier is left out
-            raise MissingRequirementError(str(error)) from None
-        raise
+    body, norm = features.pretrained_body(config.weights_of(CLASSIFIER), offline=config.offline)
+    model = to_device(_network(body), device).train()
     _compute_in(model, device, dtype)
     began = time.perf_counter()
-    decay: dict[str, Any] = {"weight_decay": 0.01} if weights == "none" else {"momentum": 0.9, "weight_decay": 0.0005}
-    kind: Any = torch.optim.AdamW if weights == "none" else torch.optim.SGD
-    schedule = Schedule(config.lr / 10 if weights == "none" else config.lr, config.scheduler, config.warmup_steps)
-    optimizer = kind(parameter_groups(model), lr=schedule.rate, **decay)
+    schedule = Schedule(config.lr / 10, config.scheduler, config.warmup_steps)
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=schedule.rate, weight_decay=0.01)
     items = _Images(training, size, levels)
     order = BatchSampler(RandomSampler(items, generator=torch.Generator().manual_seed(config.seed)), BATCH_SIZE, False)
     batches = make_loader(items, order, workers=config.workers, pin=False, collate=_collate)
@@ -110,7 +103,7 @@ def train(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels
             steps += 1
         epochs += 1
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    save_file(path, {"classifier": "resnet18", "image_size": size, "model_state_dict": state})
+    save_file(path, {"classifier": "efficientnet_lite0", "norm": norm, "image_size": size, "model_state_dict": state})
     defective_images = sum(training.is_defective(image) for image in training.images)
     return TrainingSummary(
         seconds=time.perf_counter() - began,
@@ -128,47 +121,16 @@ def _image_size(config: CompareConfig, training: CocoSplit) -> int:
     return max(32, min(config.image_size, math.ceil(side / 32) * 32))
 
 
-def _network(weights: str, *, offline: bool = False) -> nn.Module:
-    model = resnet18(weights=None)
-    if weights != "none":
-        state = published_state(weights, ResNet18_Weights.IMAGENET1K_V1, model.state_dict(), offline=offline)
-        model.load_state_dict(state, strict=False)
-    model.fc = nn.Linear(model.fc.in_features, 1)
-    network: nn.Module = model
-    return network
+def _network(body: nn.Sequential) -> nn.Module:
+    """Return the body with one output, the logit of a defect."""
+    return nn.Sequential(
+        OrderedDict(body=body, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), last=nn.Linear(features.CHANNELS, 1))
+    )
 
 
 def _compute_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Make all layers except the last one compute in `dtype`."""
-    inner = [model.conv1, model.bn1, model.layer1, model.layer2, model.layer3]
-    compute_in(Layers(inner, [model.layer4]), device, dtype)
-
-
-def published_state(weights: str, published: WeightsEnum, wanted: StateDict, *, offline: bool) -> StateDict:
-    """Return the pretrained tensors of a network, without the layer for ImageNet's classes.
-
-    Args:
-        weights: `auto`, `coco` or `imagenet` for the published weights, or a file.
-        published: torchvision's entry for the published weights.
-        wanted: the network's own tensors, by name.
-        offline: whether nothing may be downloaded.
-
-    Raises:
-        FlawmaskError: the weights cannot be loaded, or belong to another network.
-    """
-    if weights in PUBLISHED:
-        state = download(published.url, offline=offline)
-    else:
-        state = find_state_dict(load_file(Path(weights)), Path(weights))
-    # Old files lack the batch counters of BatchNorm; nothing reads them.
-    names = [name for name in wanted if not name.startswith("fc.") and not name.endswith("num_batches_tracked")]
-    wrong = [name for name in names if name not in state or state[name].shape != wanted[name].shape]
-    if wrong:
-        network = type(published).__name__.removesuffix("_Weights")
-        raise FlawmaskError(
-            f"{weights} is no state dict of torchvision's {network}: {wrong[0]} is missing or has another shape"
-        )
-    return {name: state[name] for name in names}
+    """Make the body compute in `dtype`, unless that is slower. The last layer computes in float32."""
+    compute_in(Layers([], [] if is_slow(model.body, device) else [model.body]), device, dtype)
 
 
 def _random_flip(pixels: Tensor) -> Tensor:
@@ -193,17 +155,9 @@ def _step(
     optimizer.step()
 
 
-def normalised(pixels: Tensor) -> Tensor:
-    """Return (B, 3, H, W) uint8 images as float32, normalised as for ImageNet."""
-    mean, deviation = (
-        torch.tensor(values, device=pixels.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
-    )
-    return (pixels.float() / 255 - mean) / deviation
-
-
 def _logits(model: nn.Module, pixels: Tensor) -> Tensor:
     """Return the logits, (B,) float32, of (B, 3, S, S) uint8 images."""
-    batch = normalised(pixels).contiguous(memory_format=torch.channels_last)
+    batch = features.normalised(pixels).contiguous(memory_format=torch.channels_last)
     logits: Tensor = model(batch)
     return logits[:, 0]
 
@@ -217,7 +171,7 @@ def load(config: CompareConfig, path: Path) -> Callable[[Sequence[Image]], list[
     content = load_file(path)
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
-    model = _network("none")
+    model = _network(features.empty_body(content["norm"]))
     model.load_state_dict(content["model_state_dict"])
     model = to_device(model.eval(), device)
     _compute_in(model, device, dtype)

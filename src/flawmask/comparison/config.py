@@ -13,10 +13,7 @@ from flawmask.settings import Overwrite, Strict, require, stage
 from flawmask.stages import NAME_DATA, DataPaths, RunConfig
 from flawmask.training.config import KNOWN_WEIGHTS, LearnSettings, check_weights
 
-CLASSIFIER, PATCHCORE = "resnet18_classifier", "patchcore"
-
-PUBLISHED = ("auto", "coco", "imagenet")
-"""The values of `--weights` with which a baseline starts from the weights that torchvision publishes."""
+CLASSIFIER, PATCHCORE = "efficientnet_lite0_classifier", "patchcore"
 
 BASELINES = (CLASSIFIER, PATCHCORE)
 """What detectors are compared with: a classifier of whole images, and a model that is trained on good images only."""
@@ -39,10 +36,10 @@ class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentS
     """The folder for the comparison. A stopped one in it continues. By default a new folder in model_maskrcnn."""
     archs: str = "auto"
     """The networks, as a,b,c. auto: the one that run chooses, and SSD and YOLO if their weights are available."""
-    baselines: str = "resnet18_classifier,patchcore"
-    """Baselines that detectors must beat: resnet18_classifier, patchcore (extra [anomalib]), both as a,b, or none."""
+    baselines: str = f"{CLASSIFIER},{PATCHCORE}"
+    """Baselines: efficientnet_lite0_classifier, patchcore (extra [anomalib]), both as a,b, or none."""
     weights: str = "auto"
-    """Initial weights: auto, coco, imagenet, none or a file. For one model name=FILE: none,patchcore=wide.pth."""
+    """Initial weights: auto, coco, imagenet, none or a file. For one model name=FILE: none,patchcore=lite0.pth."""
     offline: bool = False
     """Download nothing; use weights that are on the disk already."""
     overwrite: bool = False

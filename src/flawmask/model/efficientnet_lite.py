@@ -67,10 +67,12 @@ class SamePadding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the padded image."""
-        rows, columns = (
-            max(0, (-(-side // self.stride) - 1) * self.stride + self.kernel - side) for side in x.shape[-2:]
-        )
+        rows, columns = self._padding(x.shape[-2]), self._padding(x.shape[-1])
         return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+
+    def _padding(self, side: int) -> int:
+        # A kernel is never smaller than its stride here, so this is never negative.
+        return (-(-side // self.stride) - 1) * self.stride + self.kernel - side
 
 
 def convolution(
