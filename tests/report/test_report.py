@@ -33,7 +33,8 @@ NASTY = '<img src=x onerror="alert(1)">&\'"</script>$a_b$ 傷 é'
 NEW_KEYS = (
     "false_alarm_rate", "image_auroc", "image_ap", "image_f1_max", "image_f1_max_threshold", "ece", "confusion",
     "ece_calibrated",
-    "false_alarms_at_recall", "mask_ap_small", "mask_ap_medium", "mask_ap_large", "mask_ar", "box_ar", "ap_by_class",
+    "false_alarms_at_recall", "recall_at_false_alarms",
+    "mask_ap_small", "mask_ap_medium", "mask_ap_large", "mask_ar", "box_ar", "ap_by_class",
     "instance_errors", "instances", "missed_instances", "spurious_instances", "pixel_auroc", "pixel_ap", "pixel_aupro",
     "pixel_aupro_05", "pixel_iou", "pixel_dice", "pixel_f1_max", "pixel_f1_max_threshold", "seconds", "intervals",
     "interval_method", "resamples", "threshold", "notes",

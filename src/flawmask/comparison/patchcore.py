@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flawmask import images
 from flawmask.coco import CocoSplit

@@ -20,6 +20,7 @@ from flawmask.evaluation.ranking import (
     expected_calibration_error,
     false_alarms_at,
     rank,
+    recall_at,
 )
 from flawmask.evaluation.uncertainty import Groups
 from flawmask.evaluation.verdicts import rates
@@ -32,6 +33,7 @@ Floats = npt.NDArray[np.float64]
 Values = dict[str, Floats]
 
 RECALL_LEVELS = {"100": 1.0, "99": 0.99, "95": 0.95}
+FALSE_ALARM_LEVELS = {"5": 0.05, "1": 0.01}
 """The recalls at which the false-alarm rate is read."""
 
 
@@ -85,8 +87,9 @@ def ranking(evidence: "Evidence", weights: Floats | None) -> Values:
     truth, scores = evidence.truth, evidence.scores
     weights = np.ones((1, len(truth))) if weights is None else weights
     levels = {f"false_alarms_at_recall.{name}": level for name, level in RECALL_LEVELS.items()}
+    rates = {f"recall_at_false_alarms.{name}": rate for name, rate in FALSE_ALARM_LEVELS.items()}
     if truth.all() or not truth.any():
-        keys = ("image_auroc", "image_ap", "image_f1_max", "ece", "brier", "image_f1_max_threshold", *levels)
+        keys = ("image_auroc", "image_ap", "image_f1_max", "ece", "brier", "image_f1_max_threshold", *levels, *rates)
         return dict.fromkeys(keys, np.full(len(weights), np.nan))
     ranked = rank(truth, scores, weights)
     highest, threshold = best_f1(ranked)
@@ -98,6 +101,7 @@ def ranking(evidence: "Evidence", weights: Floats | None) -> Values:
         "brier": brier(truth, scores, weights),
         "image_f1_max_threshold": threshold,
         **{key: false_alarms_at(ranked, level) for key, level in levels.items()},
+        **{key: recall_at(ranked, rate) for key, rate in rates.items()},
     }
 
 

@@ -23,7 +23,7 @@ Group = Literal["verdicts", "ranking", "precision", "overlap", "pixels"]
 """What a metric measures: the verdicts, the images' scores, instances as COCO counts them, the overlap of instances
 with predictions, or pixels."""
 
-Line = Literal["block", "intervals", "ranking", "false alarms", "masks", "boxes", "pixels"]
+Line = Literal["block", "intervals", "ranking", "false alarms", "recall at false alarms", "masks", "boxes", "pixels"]
 """The lines of the console summary."""
 
 Shown = Literal["percent", "decimal", "count"]
@@ -205,6 +205,15 @@ _ENTRIES = (
     Metric(
         "false_alarms_at_recall.95", "False alarms at 95 % recall", "if 5 defects in 100 may slip", "ranking",
         formulas.ranking, lower_is_better=True, console={"false alarms": "95 %: {}"}, report=7,
+    ),
+    Metric(
+        "recall_at_false_alarms.5", "Recall at 5 % false alarms", "if 5 good parts in 100 may be rejected", "ranking",
+        formulas.ranking, console={"recall at false alarms": "5 %: {}"}, report=7, in_folds=True,
+        comparison=(1, "Recall at 5 % false alarms"),
+    ),
+    Metric(
+        "recall_at_false_alarms.1", "Recall at 1 % false alarms", "if 1 good part in 100 may be rejected", "ranking",
+        formulas.ranking, console={"recall at false alarms": "1 %: {}"}, report=7,
     ),
     Metric(
         "confidence", "Confidence", "mean score of the detections at or above the threshold", "ranking",

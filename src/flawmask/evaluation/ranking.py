@@ -134,6 +134,17 @@ def false_alarms_at(ranking: Ranking, recall: float) -> Floats:
     return np.where(ranking.positives > 0, rate, np.nan)
 
 
+def recall_at(ranking: Ranking, false_alarm_rate: float) -> Floats:
+    """Return the highest recall, (B,), among the thresholds that reject at most this share of the good images.
+
+    It is 0 if every threshold rejects more, and NaN without a good or without a defective image. An image without
+    detections has the score 0. No threshold rejects it.
+    """
+    allowed = ranking.fp <= false_alarm_rate * ranking.negatives[:, None] + 1e-9
+    recall = np.where(allowed & (ranking.thresholds > 0), ranking.recall, 0.0).max(axis=1, initial=0.0)
+    return np.where((ranking.positives > 0) & (ranking.negatives > 0), recall, np.nan)
+
+
 def calibration(truth: Flags, scores: Floats) -> list[dict[str, Any]]:
     """Return the reliability curve: an entry for each tenth of the range of scores that has images.
 

@@ -23,10 +23,6 @@ def metrics_block(metrics: Mapping[str, Any]) -> str:
 def summary(metrics: Mapping[str, Any]) -> str:
     """Return the block of overall metrics, and below it counts, intervals, further metrics and notes."""
     intervals = (text.format(_interval(metrics, one)) for one, text in _on(metrics, "intervals"))
-    # Here, a missing interval is shown as n/a.
-    false_alarms = (
-        text.format(f"{_value(metrics, one)} ({_interval(metrics, one)})") for one, text in _on(metrics, "false alarms")
-    )
     groups = metrics.get("groups")
     lines = [
         metrics_block(metrics),
@@ -37,7 +33,8 @@ def summary(metrics: Mapping[str, Any]) -> str:
         f"Found by type: {_by_type(metrics) or 'n/a'}",
         f"Threshold: {_threshold(metrics['threshold'])}",
         f"Ranking of images: {', '.join(_line(metrics, 'ranking'))}",
-        f"False alarms at a recall of {'; '.join(false_alarms)}",
+        f"False alarms at a recall of {_levels(metrics, 'false alarms')}",
+        *([f"Recall at false alarms of {recalls}"] if (recalls := _levels(metrics, "recall at false alarms")) else []),
         f"Mask AP: {', '.join(_line(metrics, 'masks'))}",
         "; ".join(_line(metrics, "boxes")),
         f"Pixels: {', '.join(_line(metrics, 'pixels'))}",
@@ -62,6 +59,13 @@ def _on(metrics: Mapping[str, Any], line: Line) -> list[tuple[Metric, str]]:
 def _line(metrics: Mapping[str, Any], line: Line) -> list[str]:
     """Return the texts of a line's metrics, each value with its interval if it has one."""
     return [text.format(_with_interval(metrics, one)) for one, text in _on(metrics, line)]
+
+
+def _levels(metrics: Mapping[str, Any], line: Line) -> str:
+    """Return the texts of a line's metrics, each value with its interval. A missing interval is shown as n/a."""
+    return "; ".join(
+        text.format(f"{_value(metrics, one)} ({_interval(metrics, one)})") for one, text in _on(metrics, line)
+    )
 
 
 def _value(metrics: Mapping[str, Any], metric: Metric) -> str:
