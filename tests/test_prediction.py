@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from pycocotools.coco import COCO
@@ -165,13 +166,6 @@ def test_its_own_limits_make_the_verdict_where_none_are_given() -> None:
     assert WHOLE.defect_area() == 20
 
 
-def test_a_networks_own_image_score_makes_the_verdict() -> None:
-    scored = replace(PREDICTION, image_score=0.4, map_of_scores=np.full((20, 30), 0.25, dtype=np.float32))
-    assert scored.verdict() == Verdict(is_defect=False, score=0.4)
-    assert scored.verdict(0.4).is_defect
-    assert (scored.score_map() == 0.25).all()
-
-
 def test_a_dictionary_is_ready_for_json_and_masks_come_back() -> None:
     content = json.loads(json.dumps(WHOLE.to_dict()))
     assert (content["verdict"], content["score"]) == ("defect", 0.8)
@@ -243,14 +237,76 @@ def test_probabilities_of_any_size_become_the_mask_that_torchvision_pastes(cells
     assert [one.area for one in prediction.instances] == prediction.masks.sum(axis=(1, 2)).tolist()
 
 
-def test_raw_scores_of_images_and_pixels_are_kept() -> None:
-    nothing = RawDetections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    heat = np.zeros((20, 30), dtype=np.float32)
-    scored = post_process(replace(nothing, image_score=0.6, score_map=heat), CLASSES, 20, 30)
-    assert scored.is_defect
-    assert scored.score_map() is heat
-    assert not scored.has_masks
-    assert not post_process(nothing, CLASSES, 20, 30).is_defect
+NOTHING = RawDetections(
+    np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 28, 28), np.float32)
+)
+
+
+def interpolated(grid: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the values of a grid at the pixels of an image with 4 x 4 pixels for each cell."""
+    weights = []
+    for cells in grid.shape:
+        # Beyond the centres of the outermost cells, their values go on.
+        place = np.clip((np.arange(4 * cells) + 0.5) / 4 - 0.5, 0, cells - 1)
+        weights.append(np.maximum(0, 1 - abs(place[:, None] - np.arange(cells))))
+    return np.asarray(weights[0] @ grid @ weights[1].T, dtype=np.float32)
+
+
+def test_a_map_of_scores_is_interpolated_to_the_size_of_the_image() -> None:
+    maps = np.zeros((2, 5, 6), dtype=np.float32)
+    maps[0, 1, 2], maps[1, 3, 4] = 0.8, 0.4
+    found = post_process(replace(NOTHING, maps=maps), CLASSES, 20, 24).score_map()
+    np.testing.assert_allclose(found, interpolated(maps.max(axis=0)), atol=1e-3)
+
+
+@pytest.mark.parametrize("peak", [0.0, 0.02, 0.5, 1.0])
+def test_the_score_of_an_image_is_the_mean_of_its_best_defect_and_the_peak_of_its_maps(peak: float) -> None:
+    detections = replace(
+        NOTHING,
+        boxes=np.array([[1, 1, 9, 9], [12, 3, 20, 15], [5, 5, 9, 18]], np.float32),
+        labels=np.array([2, 3, 1]),  # crack, scratch, good
+        scores=np.array([0.3, 0.6, 0.9], np.float32),
+        masks=np.ones((3, 28, 28), np.float32),
+    )
+    plain = post_process(detections, CLASSES, 20, 30)
+    maps = np.zeros((2, 5, 8), dtype=np.float32)
+    maps[1, 2, 3] = peak
+    scored = post_process(replace(detections, maps=maps), CLASSES, 20, 30)
+    assert scored.verdict().score == pytest.approx((0.6 + peak) / 2)
+    assert {one.label: one.score for one in scored.instances} == pytest.approx(
+        {"crack": 0.3 * (0.6 + peak) / 1.2, "scratch": (0.6 + peak) / 2, "good": 0.9}
+    )
+    assert list(scored.scores) == sorted(scored.scores, reverse=True)
+    assert {one.label: one.rle["counts"] for one in scored.instances} == {
+        one.label: one.rle["counts"] for one in plain.instances
+    }
+
+
+def test_an_image_without_a_detection_gets_the_region_around_the_peak() -> None:
+    maps = np.full((2, 5, 6), 0.01, dtype=np.float32)
+    maps[1, 2, 2:4], maps[1, 4, 0], maps[0, 0, 0] = (0.2, 0.18), 0.19, 0.1
+    scored = post_process(replace(NOTHING, maps=maps), CLASSES, 20, 24)
+    (region,) = scored.instances
+    assert region.label == "scratch"
+    assert region.score == pytest.approx(0.1)
+    cells = np.zeros((5, 6), dtype=np.float32)
+    cells[2, 2:4] = 1
+    expected = interpolated(cells) >= 0.5
+    assert (region.mask == expected).all()
+    assert (region.box, region.area) == ((8.0, 8.0, 16.0, 12.0), expected.sum())
+    assert not scored.is_defect
+    assert scored.verdict(0.09).is_defect
+    assert not scored.verdict(0.09, min_area=region.area + 1).is_defect
+    assert not post_process(NOTHING, CLASSES, 20, 24).instances
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 300), (1, 9)])
+def test_the_region_around_the_peak_is_never_empty(height: int, width: int) -> None:
+    maps = np.zeros((2, 64, 64), dtype=np.float32)
+    maps[0, 17, 41] = 0.9
+    (region,) = post_process(replace(NOTHING, maps=maps), CLASSES, height, width).instances
+    assert region.area >= 1
+    assert region.mask.shape == (height, width)
 
 
 LOOKED_THROUGH = "evaluation", "report", "data"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -38,17 +39,15 @@ class RawDetections:
         scores: (N,) float32, 0 to 1, in any order.
         masks: (N, M, M) float32, the probability that each cell of the box belongs to the instance, for any M; None
             for a network that predicts only boxes.
-        image_score: the probability that the image has a defect; None for a network that scores only instances.
-        score_map: (height, width) float32, the probability that each pixel of the original image is defective; None
-            for a network that scores only instances.
+        maps: (D, rows, columns) float32, the probability of each of the D classes of defects, in the order of their
+            labels, in each cell of a grid over the image; None for a network that scores only instances.
     """
 
     boxes: Floats
     labels: npt.NDArray[np.integer[Any]]
     scores: Floats
     masks: Floats | None = None
-    image_score: float | None = None
-    score_map: Floats | None = None
+    maps: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -120,13 +119,14 @@ class Prediction:
         height: the height of the image in pixels.
         width: the width of the image in pixels.
         instances: all instances above the score floor, 0.05 by default, the highest score first. They include those of
-            a class `good`, if the network has one; `defects` leaves them out.
+            a class `good`, if the network has one; `defects` leaves them out. If the network scores pixels, there is
+            always at least one defect, perhaps with a score close to 0.
         has_masks: whether the network predicts masks; if not, boxes take their place.
         classes: the names of the network's classes in the order of its labels 1, 2, ...
         conf: the default threshold of the verdict, 0 to 1.
         min_area: the default number of pixels that a defect must have to count.
-        image_score: see `RawDetections`.
-        map_of_scores: the `score_map` of `RawDetections`.
+        map_of_scores: (rows, columns) float32, the probability of a defect in each cell of a grid over the image; None
+            for a network that scores only instances.
         image: the predicted image, (height, width, 3) uint8 RGB; None where it was not kept.
         calibration: gives the probability of a defect from the image's score; None without a calibration.
     """
@@ -138,7 +138,6 @@ class Prediction:
     classes: tuple[str, ...] = ()
     conf: float = 0.5
     min_area: int = 0
-    image_score: float | None = None
     map_of_scores: Floats | None = field(default=None, compare=False, repr=False)
     image: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
     calibration: Calibration | None = field(default=None, repr=False)
@@ -209,20 +208,15 @@ class Prediction:
     def verdict(self, conf: float | None = None, min_area: int | None = None) -> Verdict:
         """Return whether the image is rejected, and its score.
 
-        It is rejected if a defect instance scores at least `conf` and covers at least `min_area` pixels. With a network
-        that scores images, it is rejected if the image's score is at least `conf`.
+        It is rejected if a defect instance scores at least `conf` and covers at least `min_area` pixels.
 
         Args:
             conf: the threshold, 0 to 1; by default the prediction's own.
             min_area: in pixels; by default the prediction's own.
         """
         conf, min_area = self._limits(conf, min_area)
-        score = self.image_score
-        if score is None:
-            score = max((instance.score for instance in self.defects(min_area=min_area)), default=0.0)
-            is_defect = bool(self.defects(conf, min_area))
-        else:
-            is_defect = score >= conf
+        score = max((instance.score for instance in self.defects(min_area=min_area)), default=0.0)
+        is_defect = bool(self.defects(conf, min_area))
         probability = None if self.calibration is None else float(self.calibration.probability(score))
         return Verdict(is_defect, score, probability)
 
@@ -262,7 +256,7 @@ class Prediction:
             min_area: defect instances with fewer pixels do not count.
         """
         if self.map_of_scores is not None:
-            return self.map_of_scores
+            return _resized(self.map_of_scores, self.height, self.width)
         scores = np.zeros((self.height, self.width), dtype=np.float32)
         for instance in (part for one in self.defects(min_area=min_area) for part in one.parts or (one,)):
             if instance.probabilities is None:
@@ -466,15 +460,51 @@ def post_process(
     """
     make = _of_boxes if detections.masks is None else _of_masks
     instances = sorted(make(detections, classes, height, width), key=lambda instance: -instance.score)
-    return Prediction(
-        height,
-        width,
-        tuple(instances),
-        has_masks=detections.masks is not None,
-        classes=tuple(classes),
-        image_score=detections.image_score,
-        map_of_scores=detections.score_map,
-    ).joined(join)
+    has_masks = detections.masks is not None
+    prediction = Prediction(height, width, tuple(instances), has_masks=has_masks, classes=tuple(classes)).joined(join)
+    return prediction if detections.maps is None else _with_second_opinion(prediction, detections.maps)
+
+
+def _with_second_opinion(prediction: Prediction, maps: Floats) -> Prediction:
+    """Return the prediction with the maps' opinion in the scores of its defects.
+
+    The image's score becomes the mean of the highest score of a defect and the highest value of the maps. All defects
+    are multiplied by the same factor, so their order stays. An image without any defect gets one: the region around the
+    highest value. So every image has a score that tells it from others.
+
+    Args:
+        prediction: of a network whose maps are given.
+        maps: see `RawDetections`.
+    """
+    peak = float(maps.max())
+    highest = max((one.score for one in prediction.defects()), default=0.0)
+    score = (highest + peak) / 2
+    factor = score / highest if highest else 0.0
+    instances = [replace(one, score=one.score * factor) if one.is_defect else one for one in prediction.instances]
+    if not highest:
+        instances.append(_region_of_peak(prediction, maps, score))
+    instances.sort(key=lambda one: -one.score)
+    return replace(prediction, instances=tuple(instances), map_of_scores=maps.max(axis=0))
+
+
+def _region_of_peak(prediction: Prediction, maps: Floats, score: float) -> Instance:
+    """Return the connected region around the highest value of the maps, where a map has at least half of that value."""
+    place = np.unravel_index(maps.argmax(), maps.shape)
+    of_class = maps[place[0]]
+    _, regions = cv2.connectedComponents((of_class >= of_class[place[1:]] / 2).astype(np.uint8), connectivity=8)
+    inside = (regions == regions[place[1:]]).astype(np.float32)
+    mask = _resized(inside, prediction.height, prediction.width) >= 0.5
+    if not mask.any():  # the image has fewer pixels than the grid has cells
+        mask[:] = True
+    rle = masks.to_rle(mask)
+    x, y, width, height = masks.box_of_rle(rle)
+    label = [name for name in prediction.classes if name != GOOD][place[0]]
+    return Instance(label, score, (float(x), float(y), float(x + width), float(y + height)), rle, masks.area(rle))
+
+
+def _resized(grid: Floats, height: int, width: int) -> Floats:
+    """Return the values of a grid over an image at the centre of each pixel, interpolated: (height, width) float32."""
+    return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.float32)
 
 
 def _of_masks(detections: RawDetections, classes: Sequence[str], height: int, width: int) -> list[Instance]:

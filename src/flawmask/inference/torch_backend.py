@@ -105,7 +105,8 @@ class TorchBackend:
 
 def _raw(output: dict[str, Tensor]) -> RawDetections:
     masks = output["masks"].numpy()[:, 0] if "masks" in output else None
-    return RawDetections(output["boxes"].numpy(), output["labels"].numpy(), output["scores"].numpy(), masks)
+    maps = output["maps"].numpy() if "maps" in output else None
+    return RawDetections(output["boxes"].numpy(), output["labels"].numpy(), output["scores"].numpy(), masks, maps)
 
 
 def uploaded(batch: Sequence[npt.NDArray[np.uint8]], device: torch.device) -> list[Tensor]:

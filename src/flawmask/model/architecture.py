@@ -78,6 +78,7 @@ class Architecture:
         has_known_counts: whether the divisors of its losses (images or instances) follow from the targets alone. For
             the others, only a forward pass tells them.
         has_anchor_sizes: whether it uses `ModelSpec.anchor_sizes`. The others have fixed anchors or none.
+        has_semantic_head: whether it can have a branch for pixels, see `model.semantic`.
         is_recordable: whether its training passes can be recorded as CUDA graphs.
         init_assumes_norms: whether the initial weights of its layers need norms that rescale the layers' outputs.
         allows_batch_norm: whether `--norm auto` may choose BatchNorm that learns.
@@ -100,6 +101,7 @@ class Architecture:
     size: Proportional | FixedSquare | SteppedSquare = Proportional()
     has_known_counts: bool = False
     has_anchor_sizes: bool = False
+    has_semantic_head: bool = False
     is_recordable: bool = False
     init_assumes_norms: bool = False
     allows_batch_norm: bool = True

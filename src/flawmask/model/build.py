@@ -59,6 +59,8 @@ class Detector(Protocol):
 
         They are `boxes` (N, 4) float32, x1 y1 x2 y2 in pixels of the original; `labels` (N,) int64, from 1; `scores`
         (N,) float32, 0 to 1; and, if the network has masks, `masks` (N, 1, M, M) float32, probabilities inside the box.
+        A network that scores pixels also returns `maps` of the D classes of defects in the order of their labels:
+        (D, rows, columns) float32, 0 to 1, each of which covers the image.
 
         Args:
             images: (3, H, W) uint8, resized for the network. `ModelSpec.padded` is the same for all of them.

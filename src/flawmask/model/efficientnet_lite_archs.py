@@ -62,6 +62,7 @@ RECORDS = tuple(
         imagenet=weights,
         backbone_names=NAMES,
         batches_on_cpu=True,
+        has_semantic_head=kind is mask_rcnn,
         # Only the backbone is pretrained. The heads start from random weights, so all stages are trained.
         trainable_layers=5,
         from_pretrained=DefaultOptimizer("adamw", 10),

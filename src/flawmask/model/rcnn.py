@@ -14,6 +14,7 @@ from flawmask.model.layers import to_original
 from flawmask.model.layers import unnormalised as network_input
 from flawmask.model.rcnn_build import build, stages
 from flawmask.model.rcnn_losses import counts, losses
+from flawmask.model.semantic import maps
 
 __all__ = [
     "build",
@@ -49,6 +50,8 @@ def _layers(model: Any, device: torch.device) -> Layers:
     masks, and those that would be slower."""
     heads = model.roi_heads
     outer = [model.rpn.head.conv, heads.box_head]
+    if hasattr(model, "semantic_head"):
+        outer.append(model.semantic_head.layers)
     backbone = model.backbone.fpn if compute.is_slow(model.backbone.body, device) else model.backbone
     if not heads.has_mask():
         return Layers([backbone], outer)
@@ -59,7 +62,8 @@ def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) ->
     """Return the instances that torchvision's Mask R-CNN predicts on each image, before masks are pasted.
 
     They are `boxes` (N, 4) float32, x1 y1 x2 y2 in pixels of the original; `labels` (N,) int64; `scores` (N,) float32,
-    0 to 1; and, if the network has masks, `masks` (N, 1, 28, 28) float32, probabilities inside the box.
+    0 to 1; and, if the network has masks, `masks` (N, 1, 28, 28) float32, probabilities inside the box. If it has a
+    branch for pixels, there are also `maps` of the D classes of defects, (D, rows, columns) float32, 0 to 1.
 
     The steps are those of `GeneralizedRCNN.forward` without the last. That would paste each mask into a float image of
     its own: 400 MB for 100 predictions on 1024 x 1024.
@@ -73,6 +77,10 @@ def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) ->
     features = model.backbone(batch.tensors)
     proposals, _ = model.rpn(batch, features)
     predicted = _head_predictions(model.roi_heads, features, proposals, batch.image_sizes)
+    if hasattr(model, "semantic_head"):
+        of_images = maps(model.semantic_head(features["0"]), batch.image_sizes)
+        for one, of_image in zip(predicted, of_images, strict=True):
+            one["maps"] = of_image
     return to_original(predicted, batch.image_sizes, sizes)
 
 

@@ -25,6 +25,7 @@ from flawmask.model.layers import stacked, upload
 from flawmask.model.matching import AnchorSamples, decode, encode, ious
 from flawmask.model.nms import BLOCK, ROUNDS, keep_best
 from flawmask.model.rcnn_losses import MASKS_PER_INSTANCE, samples_for
+from flawmask.model.semantic import semantic_loss, semantic_targets
 from flawmask.model.targets import Target
 
 MIN_SLOTS = 16
@@ -158,6 +159,7 @@ class PassInputs:
         quotas: how many regions and masks of each image train the heads.
         anchor_draws: (B, A) float32, random numbers from 0 to 1 that decide which anchors are sampled.
         region_draws: (B, K + G) float32, random numbers from 0 to 1 that decide which regions are sampled.
+        defective: (B, D, rows, columns) float32, the target of the branch for pixels; None without the branch.
     """
 
     pixels: Tensor
@@ -166,6 +168,7 @@ class PassInputs:
     quotas: Quotas
     anchor_draws: Tensor
     region_draws: Tensor
+    defective: Tensor | None = None
 
 
 class RcnnBatch:
@@ -212,13 +215,20 @@ class RcnnBatch:
         anchors, per_level = self.anchors((height, width))
         candidates = len(per_level) * self._candidates_per_level(per_level)
         regions = min(self.model.rpn.post_nms_top_n(), candidates) + capacity.instances
+        anchor_draws, region_draws = self._draws(targets, len(anchors), regions)
         return PassInputs(
             pixels,
             upload(torch.tensor(list(sizes)), self.device),
             instances,
             self.quotas(instances, is_rounded=is_rounded),
-            *self._draws(targets, len(anchors), regions),
+            anchor_draws,
+            region_draws,
+            self._defective(targets, (height, width)),
         )
+
+    def _defective(self, targets: Sequence[Target], shape: tuple[int, int]) -> Tensor | None:
+        head = getattr(self.model, "semantic_head", None)
+        return None if head is None else upload(semantic_targets(head, targets, shape), self.device)
 
     def _draws(self, targets: Sequence[Target], *counts: int) -> Iterator[Tensor]:
         """Yield random numbers from 0 to 1 for each count: (B, count) float32. Each image has its own generator."""
@@ -412,7 +422,10 @@ class RcnnBatch:
             regions: the region proposals after complete suppression.
         """
         drawn = self.draw(regions, inputs.instances, inputs.quotas, inputs.region_draws)
-        return self._head_losses(proposed, drawn) | self._proposal_losses(proposed)
+        losses = self._head_losses(proposed, drawn) | self._proposal_losses(proposed)
+        if inputs.defective is not None:
+            losses["loss_semantic"] = semantic_loss(self.model.semantic_head(proposed.features["0"]), inputs.defective)
+        return losses
 
     def _head_losses(self, proposed: Proposals, drawn: SampledRegions) -> dict[str, Tensor]:
         heads, images = self.model.roi_heads, len(proposed.objectness)

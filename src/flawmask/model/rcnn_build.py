@@ -5,8 +5,10 @@ from typing import Any
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
+from flawmask.good_names import GOOD
 from flawmask.model.layers import Float32Anchors, replace_norms, skip_resize
 from flawmask.model.roi_align import PyramidRoIAlign
+from flawmask.model.semantic import SemanticHead
 from flawmask.model.spec import ModelSpec
 
 
@@ -27,6 +29,9 @@ def build(spec: ModelSpec) -> FasterRCNN:
     for name in ("box_roi_pool", "mask_roi_pool") if spec.has_masks else ("box_roi_pool",):
         pool = getattr(model.roi_heads, name)
         setattr(model.roi_heads, name, PyramidRoIAlign(pool.featmap_names, list(pool.output_size), pool.sampling_ratio))
+    if spec.semantic_head:
+        defects = [label for label, name in enumerate(spec.classes, start=1) if name != GOOD]
+        model.semantic_head = SemanticHead(model.backbone.out_channels, defects)
     replace_norms(model, spec.norm, spec.norm_eps)
     skip_resize(model)
     return model

@@ -21,6 +21,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from flawmask.model.draws import generator_for
 from flawmask.model.layers import batched
 from flawmask.model.rcnn_archs import LOSSES
+from flawmask.model.semantic import semantic_loss, semantic_targets
 from flawmask.model.targets import Target, crops
 
 SAMPLES_PER_INSTANCE, MIN_SAMPLES, MAX_SAMPLES = 32, 32, 512
@@ -54,13 +55,24 @@ def losses(model: Any, images: list[Tensor], targets: list[Target], roi_samples:
     features = model.backbone(batch.tensors)
     proposals, proposal_losses = _propose(model.rpn, batch, features, targets, draws)
     heads = _head_losses(model.roi_heads, features, proposals, batch, targets, roi_samples, draws)
-    return heads | proposal_losses
+    return heads | proposal_losses | _semantic_losses(model, features, batch, targets)
 
 
 def counts(_: Any, targets: list[Target]) -> dict[str, float]:
     """Return the number of images over which each loss is averaged."""
     images_with_instances = sum(len(target["boxes"]) > 0 for target in targets)
-    return {name: float(images_with_instances if name == "loss_mask" else len(targets)) for name in LOSSES}
+    names = (*LOSSES, "loss_semantic")
+    return {name: float(images_with_instances if name == "loss_mask" else len(targets)) for name in names}
+
+
+def _semantic_losses(
+    model: Any, features: dict[str, Tensor], batch: ImageList, targets: list[Target]
+) -> dict[str, Tensor]:
+    """Return the loss of the branch for pixels, if the network has one."""
+    if not hasattr(model, "semantic_head"):
+        return {}
+    wanted = semantic_targets(model.semantic_head, targets, batch.tensors.shape[-2:])
+    return {"loss_semantic": semantic_loss(model.semantic_head(features["0"]), wanted)}
 
 
 def _propose(

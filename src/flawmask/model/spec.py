@@ -32,6 +32,8 @@ class ModelSpec:
             versions have none: for them, the upper 8 of 16 bits are kept.
         join: which predictions of an image are one defect, see `joining.Join`. Checkpoints of older versions have none:
             for them, predictions are not joined.
+        semantic_head: whether the network has a branch for pixels, see `model.semantic`. Checkpoints of older versions
+            have none.
     """
 
     arch: Arch
@@ -44,11 +46,13 @@ class ModelSpec:
     proposals: int = 1000
     intensity: Levels = UPPER_BITS
     join: Join = "off"
+    semantic_head: bool = False
 
     def __post_init__(self) -> None:
         architecture(self.arch)
         is_known = self.norm in get_args(Norm) and self.join in get_args(Join) and bool(self.classes)
         low, high = self.intensity
+        is_known = is_known and self.semantic_head <= self.architecture.has_semantic_head
         if not is_known or len(self.anchor_sizes) != len(TORCHVISION_ANCHORS) or not 0 <= low < high <= 65535:
             raise FlawmaskError(f"{self} does not describe a network")
 
@@ -61,6 +65,11 @@ class ModelSpec:
     def has_masks(self) -> bool:
         """Whether the network predicts masks."""
         return self.architecture.has_masks
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The names of the network's losses; the order is the same everywhere."""
+        return self.architecture.loss_names + (("loss_semantic",) if self.semantic_head else ())
 
     @property
     def fixed_size(self) -> int | None:

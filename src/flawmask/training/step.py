@@ -344,7 +344,7 @@ def make_step(
     scaler = torch.amp.GradScaler(device.type, **scaling)  # type: ignore[arg-type]
     schedule = Schedule(rate, config.scheduler, config.warmup_steps)
     detector = detector_of(spec)
-    losses = spec.architecture.loss_names
+    losses = spec.loss_names
     passes = None
     if can_record(spec, model, device):
         recording = {"is_recording": config.compile != "off", "is_required": config.compile == "on"}
