@@ -300,6 +300,32 @@ def test_an_image_without_a_detection_gets_the_region_around_the_peak() -> None:
     assert not post_process(NOTHING, CLASSES, 20, 24).instances
 
 
+def test_only_the_region_of_interest_counts_for_the_second_opinion() -> None:
+    maps = np.full((2, 5, 6), 0.02, dtype=np.float32)
+    maps[0, 0, 5], maps[0, 3, 1] = 0.9, 0.3
+    left = np.zeros((20, 24), dtype=bool)
+    left[:, :11] = True
+    boxes = np.array([[1, 1, 9, 9], [14, 3, 22, 15]], np.float32)
+    one_each = RawDetections(
+        boxes, np.array([2, 2]), np.array([0.4, 0.8], np.float32), np.ones((2, 28, 28), np.float32)
+    )
+    cut = post_process(replace(one_each, maps=maps), CLASSES, 20, 24).within(left)
+    assert [one.label for one in cut.instances] == ["crack"]
+    assert cut.verdict().score == pytest.approx((0.4 + 0.3) / 2)
+    assert (cut.score_map()[:, 14:] == 0).all()
+    again = cut.within(left)
+    assert again.verdict().score == pytest.approx((0.4 + 0.3) / 2)
+    (region,) = post_process(replace(NOTHING, maps=maps), CLASSES, 20, 24).within(left).instances
+    assert region.score == pytest.approx(0.15)
+    assert region.mask[12:16, 5:7].any()
+    assert not (region.mask & ~left).any()
+    corner = np.zeros((20, 24), dtype=bool)
+    corner[0, 0] = True
+    assert (
+        not post_process(replace(NOTHING, maps=np.where(maps < 0.1, 0, maps)), CLASSES, 20, 24).within(corner).instances
+    )
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 300), (1, 9)])
 def test_the_region_around_the_peak_is_never_empty(height: int, width: int) -> None:
     maps = np.zeros((2, 64, 64), dtype=np.float32)

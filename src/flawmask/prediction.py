@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from flawmask import joining, masks
 from flawmask.errors import FlawmaskError
 from flawmask.good_names import GOOD
+from flawmask.inference import maps
 from flawmask.inference.calibration import Calibration
 from flawmask.inference.paste import expand_boxes, mask_changes, probabilities_in_box
 from flawmask.masks import Mask
@@ -97,8 +97,7 @@ class Verdict:
 
     Attributes:
         is_defect: whether the image is rejected.
-        score: the image's score, 0 to 1: the highest score of a defect instance, or 0 without one. A network that
-            scores images gives its own.
+        score: the image's score, 0 to 1: the highest score of a defect instance, or 0 without one.
         defect_probability: the probability that the image is defective, 0 to 1, from the calibration of the score; None
             without a calibration.
     """
@@ -125,8 +124,8 @@ class Prediction:
         classes: the names of the network's classes in the order of its labels 1, 2, ...
         conf: the default threshold of the verdict, 0 to 1.
         min_area: the default number of pixels that a defect must have to count.
-        map_of_scores: (rows, columns) float32, the probability of a defect in each cell of a grid over the image; None
-            for a network that scores only instances.
+        maps: see `RawDetections`.
+        factor: what the maps' opinion multiplied the scores of defects by; 0 where it made the only defect.
         image: the predicted image, (height, width, 3) uint8 RGB; None where it was not kept.
         calibration: gives the probability of a defect from the image's score; None without a calibration.
     """
@@ -138,7 +137,8 @@ class Prediction:
     classes: tuple[str, ...] = ()
     conf: float = 0.5
     min_area: int = 0
-    map_of_scores: Floats | None = field(default=None, compare=False, repr=False)
+    maps: Floats | None = field(default=None, compare=False, repr=False)
+    factor: float = field(default=1.0, repr=False)
     image: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
     calibration: Calibration | None = field(default=None, repr=False)
 
@@ -248,15 +248,16 @@ class Prediction:
     def score_map(self, min_area: int = 0) -> Floats:
         """Return the defect score of each pixel, (height, width) float32, 0 to 1.
 
-        It is the network's own map, if there is one. Otherwise it is 0 outside all boxes. Inside, it is the highest
-        score x mask probability of the defect instances whose box holds the pixel. Where only an instance's mask is
-        known, the probability is 1 in the mask. Each part of a joined instance counts with its own score.
+        If the network scores pixels, it is the network's map, interpolated. Otherwise it is 0 outside all boxes.
+        Inside, it is the highest score x mask probability of the defect instances whose box holds the pixel. Where only
+        an instance's mask is known, the probability is 1 in the mask. Each part of a joined instance counts with its
+        own score.
 
         Args:
             min_area: defect instances with fewer pixels do not count.
         """
-        if self.map_of_scores is not None:
-            return _resized(self.map_of_scores, self.height, self.width)
+        if self.maps is not None:
+            return maps.interpolated(self.maps.max(axis=0), self.height, self.width)
         scores = np.zeros((self.height, self.width), dtype=np.float32)
         for instance in (part for one in self.defects(min_area=min_area) for part in one.parts or (one,)):
             if instance.probabilities is None:
@@ -292,7 +293,7 @@ class Prediction:
         """Return the prediction with all defects cut to the region.
 
         Defects outside the region are dropped. The boxes are those of the cut masks. Instances of the class `good` stay
-        as they are.
+        as they are. If the network scores pixels, only those inside the region count.
 
         Args:
             region: (height, width) bool, True where defects count.
@@ -305,8 +306,15 @@ class Prediction:
                 f"the region of interest is {region.shape[1]}x{region.shape[0]} but the image is "
                 f"{self.width}x{self.height}: draw it at the images' size"
             )
-        rle = masks.to_rle(region)
-        return replace(self, instances=tuple(cut for one in self.instances if (cut := _cut(one, rle)) is not None))
+        rle, own = masks.to_rle(region), self.instances
+        if self.maps is not None:  # take the maps' opinion of the whole image out of the scores
+            own = tuple(
+                replace(one, score=one.score / self.factor) if one.is_defect else one
+                for one in own
+                if self.factor or not one.is_defect
+            )
+        cut = replace(self, instances=tuple(cut for one in own if (cut := _cut(one, rle)) is not None))
+        return cut if self.maps is None else _with_second_opinion(cut, maps.within(self.maps, region), rle)
 
     def to_dict(self, conf: float | None = None, min_area: int | None = None) -> dict[str, Any]:
         """Return the image's record in `predictions.json`, as JSON values.
@@ -465,46 +473,33 @@ def post_process(
     return prediction if detections.maps is None else _with_second_opinion(prediction, detections.maps)
 
 
-def _with_second_opinion(prediction: Prediction, maps: Floats) -> Prediction:
+def _with_second_opinion(
+    prediction: Prediction, of_network: Floats, region: dict[str, Any] | None = None
+) -> Prediction:
     """Return the prediction with the maps' opinion in the scores of its defects.
 
     The image's score becomes the mean of the highest score of a defect and the highest value of the maps. All defects
     are multiplied by the same factor, so their order stays. An image without any defect gets one: the region around the
-    highest value. So every image has a score that tells it from others.
+    highest value. So the scores of images without a detection differ, too.
 
     Args:
-        prediction: of a network whose maps are given.
-        maps: see `RawDetections`.
+        prediction: with the scores of the heads for regions.
+        of_network: the maps, see `RawDetections`.
+        region: RLE of the part of the image in which defects count; None for all of it.
     """
-    peak = float(maps.max())
+    peak = float(of_network.max())
     highest = max((one.score for one in prediction.defects()), default=0.0)
     score = (highest + peak) / 2
     factor = score / highest if highest else 0.0
     instances = [replace(one, score=one.score * factor) if one.is_defect else one for one in prediction.instances]
-    if not highest:
-        instances.append(_region_of_peak(prediction, maps, score))
+    if not highest and peak:
+        number, rle = maps.region_of_peak(of_network, prediction.height, prediction.width)
+        label = [name for name in prediction.classes if name != GOOD][number]
+        whole = Instance(label, score, (0.0, 0.0, 0.0, 0.0), rle, masks.area(rle))
+        cut = _cut(whole, rle if region is None else region)  # this also gives it a box
+        instances += [] if cut is None else [cut]
     instances.sort(key=lambda one: -one.score)
-    return replace(prediction, instances=tuple(instances), map_of_scores=maps.max(axis=0))
-
-
-def _region_of_peak(prediction: Prediction, maps: Floats, score: float) -> Instance:
-    """Return the connected region around the highest value of the maps, where a map has at least half of that value."""
-    place = np.unravel_index(maps.argmax(), maps.shape)
-    of_class = maps[place[0]]
-    _, regions = cv2.connectedComponents((of_class >= of_class[place[1:]] / 2).astype(np.uint8), connectivity=8)
-    inside = (regions == regions[place[1:]]).astype(np.float32)
-    mask = _resized(inside, prediction.height, prediction.width) >= 0.5
-    if not mask.any():  # the image has fewer pixels than the grid has cells
-        mask[:] = True
-    rle = masks.to_rle(mask)
-    x, y, width, height = masks.box_of_rle(rle)
-    label = [name for name in prediction.classes if name != GOOD][place[0]]
-    return Instance(label, score, (float(x), float(y), float(x + width), float(y + height)), rle, masks.area(rle))
-
-
-def _resized(grid: Floats, height: int, width: int) -> Floats:
-    """Return the values of a grid over an image at the centre of each pixel, interpolated: (height, width) float32."""
-    return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+    return replace(prediction, instances=tuple(instances), maps=of_network, factor=factor)
 
 
 def _of_masks(detections: RawDetections, classes: Sequence[str], height: int, width: int) -> list[Instance]:

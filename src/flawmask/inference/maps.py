@@ -1,0 +1,53 @@
+"""Maps of scores: the probability of a defect in each cell of a grid over an image. The module needs no PyTorch."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from flawmask import masks
+from flawmask.masks import Mask
+
+Floats = npt.NDArray[np.float32]
+
+
+def interpolated(grid: Floats, height: int, width: int) -> Floats:
+    """Return the values of a grid, (rows, columns), at the centres of an image's pixels: (height, width) float32.
+
+    They are bilinear between the centres of cells. Beyond the centres of the outermost cells, these cells' values go
+    on.
+    """
+    return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+
+
+def within(maps: Floats, region: Mask) -> Floats:
+    """Return the maps, (D, rows, columns), with 0 in all cells that lie outside of a region of the image.
+
+    Args:
+        maps: of the image.
+        region: (height, width) bool.
+    """
+    rows, columns = maps.shape[1:]
+    share = cv2.resize(region.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+    return np.where(share > 0, maps, np.float32(0))
+
+
+def region_of_peak(maps: Floats, height: int, width: int) -> tuple[int, dict[str, Any]]:
+    """Return the region around the highest value of the maps, where the same map has at least half of that value.
+
+    Args:
+        maps: (D, rows, columns), of D classes.
+        height: of the image in pixels.
+        width: of the image in pixels.
+
+    Returns:
+        The class, 0 to D - 1, and the region as compressed RLE. It is connected, and has at least one pixel.
+    """
+    number, row, column = (int(at) for at in np.unravel_index(maps.argmax(), maps.shape))
+    of_class = maps[number]
+    _, regions = cv2.connectedComponents((of_class >= of_class[row, column] / 2).astype(np.uint8), connectivity=8)
+    mask = interpolated((regions == regions[row, column]).astype(np.float32), height, width) >= 0.5
+    if not mask.any():  # the image has fewer pixels than the grid has cells
+        mask[:] = True
+    return number, masks.to_rle(mask)
