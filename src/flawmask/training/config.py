@@ -73,8 +73,8 @@ class LearnSettings(IntensitySettings, Joining, Seed, Device, Classes, Reading):
     """Processes that read images. Default: the number of cores minus 1, at most 4; with a GPU at most 16."""
     cache_gb: float = 4.0
     """Disk space in GB for a temporary cache of decoded and resized images; 0 decodes them in every epoch."""
-    semantic_head: bool = True
-    """A branch that scores each pixel. Only Mask R-CNN with EfficientNet-Lite has it."""
+    semantic_head: Literal["auto", "off"] = "auto"
+    """A branch that scores each pixel. auto: Mask R-CNN with EfficientNet-Lite has it. off: no network has it."""
     max_detections: int = 100
     """Maximum number of instances predicted on one image."""
     proposals: int | None = None

@@ -40,7 +40,7 @@ def spec_for(
         max_detections=config.max_detections,
         proposals=config.proposals or proposals_for(image_size),
         join=config.join or DEFAULT,
-        semantic_head=config.semantic_head and architecture(config.network).has_semantic_head,
+        semantic_head=config.semantic_head == "auto" and architecture(config.network).has_semantic_head,
     )
 
 
