@@ -364,6 +364,24 @@ def dilated(rle: dict[str, Any]) -> dict[str, Any]:
     return rle_of_changes(places[np.diff(is_mask, prepend=False)], height, width)[0]
 
 
+def moved(rle: dict[str, Any], x: int, y: int, height: int, width: int) -> dict[str, Any]:
+    """Return the compressed RLE of a mask that was cut out of a larger image, at that image's size.
+
+    No mask is decoded.
+
+    Args:
+        rle: the mask of the part, in the form that `to_rle` returns.
+        x: the column of the image where the part begins.
+        y: the row of the image where the part begins.
+        height: the height of the image.
+        width: the width of the image.
+    """
+    column, top, bottom = _runs_by_column(rle)
+    starts, ends = (column + x) * height + top + y, (column + x) * height + bottom + y
+    places, times = np.unique(np.stack((starts, ends)), return_counts=True)
+    return rle_of_changes(places[times == 1], height, width)[0]  # a run that goes on in the next column has no end
+
+
 def touching(rles: Sequence[dict[str, Any]]) -> Mask:
     """Return which of N masks of one image overlap or touch, by a side or by a corner: (N, N) bool, symmetric.
 
@@ -376,6 +394,12 @@ def touching(rles: Sequence[dict[str, Any]]) -> Mask:
         return np.zeros((0, 0), dtype=bool)
     not_crowds = [False] * len(rles)
     return np.asarray(rle_tools.iou([dilated(rle) for rle in rles], list(rles), not_crowds), dtype=np.float64) > 0
+
+
+def overlaps(some: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> Mask:
+    """Return which masks share a pixel with which others: (N, M) bool for N and M compressed RLEs of one size."""
+    shared = rle_tools.iou(list(some), list(others), [False] * len(others))
+    return np.asarray(shared, dtype=np.float64).reshape(len(some), len(others)) > 0
 
 
 def area(rle: dict[str, Any]) -> int:

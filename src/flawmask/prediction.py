@@ -291,7 +291,7 @@ class Prediction:
         by_defect = joining.same_defect(
             [one.rle for one in instances], [one.label for one in instances], [one.score for one in instances]
         )
-        defects = [_union_of([instances[place] for place in places]) for places in by_defect]
+        defects = [union_of([instances[place] for place in places]) for places in by_defect]
         return replace(self, instances=tuple(sorted(defects, key=lambda one: -one.score)))
 
     def within(self, region: Mask) -> "Prediction":
@@ -437,7 +437,7 @@ def _cut(instance: Instance, region: dict[str, Any]) -> Instance | None:
     return replace(instance, box=box, rle=rle, area=area, probabilities=None, parts=())
 
 
-def _union_of(instances: Sequence[Instance]) -> Instance:
+def union_of(instances: Sequence[Instance]) -> Instance:
     """Return one instance that joins the given ones."""
     if len(instances) == 1:
         return instances[0]

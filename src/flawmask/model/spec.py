@@ -8,6 +8,7 @@ from flawmask.images import UPPER_BITS, Levels
 from flawmask.joining import Join
 from flawmask.model.arch import Arch, architecture
 from flawmask.model.architecture import Architecture, FixedSquare, Proportional, SteppedSquare
+from flawmask.tiles import TileFrom, Tiling
 
 Norm = Literal["batch", "frozen", "group"]
 
@@ -32,6 +33,11 @@ class ModelSpec:
             versions have none: for them, the upper 8 of 16 bits are kept.
         join: which predictions of an image are one defect, see `joining.Join`. Checkpoints of older versions have none:
             for them, predictions are not joined.
+        tile: the side of the tiles in which the network sees an image, in pixels of the image; None if it sees images
+            whole, as with checkpoints of older versions. A tile is resized like an image.
+        overlap: the fewest pixels that neighbouring tiles share.
+        tile_shift: how far the grid of tiles is moved, in pixels; for measurements.
+        tile_from: which tiles the network sees, see `tiles.TileFrom`.
     """
 
     arch: Arch
@@ -44,13 +50,24 @@ class ModelSpec:
     proposals: int = 1000
     intensity: Levels = UPPER_BITS
     join: Join = "off"
+    tile: int | None = None
+    overlap: int = 0
+    tile_shift: int = 0
+    tile_from: TileFrom = "all"
 
     def __post_init__(self) -> None:
         architecture(self.arch)
         is_known = self.norm in get_args(Norm) and self.join in get_args(Join) and bool(self.classes)
+        is_known = is_known and self.tile_from in get_args(TileFrom)
         low, high = self.intensity
         if not is_known or len(self.anchor_sizes) != len(TORCHVISION_ANCHORS) or not 0 <= low < high <= 65535:
             raise FlawmaskError(f"{self} does not describe a network")
+        _ = self.tiling  # it checks itself
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """The tiles in which the network sees an image; None if it sees images whole."""
+        return None if self.tile is None else Tiling(self.tile, self.overlap, self.tile_shift)
 
     @property
     def architecture(self) -> Architecture:
