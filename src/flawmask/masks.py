@@ -93,17 +93,43 @@ def box_of_rle(rle: dict[str, Any]) -> tuple[int, int, int, int]:
     return x, y, width, height
 
 
-def crop_of_rle(rle: dict[str, Any]) -> Crop:
-    """Return the mask of a compressed RLE, which must have a pixel, cropped to its box.
+def part_of_rle(rle: dict[str, Any], x: int, y: int, width: int, height: int) -> Mask:
+    """Return a part of the mask of a compressed RLE, (height, width) bool.
 
-    Only the crop is decoded. On a line-scan image, the whole mask would be hundreds of times as large.
+    Only this part is decoded. On a large image, the whole mask may be hundreds of times as large.
+
+    Args:
+        rle: in the form that `to_rle` returns.
+        x: the column where the part begins.
+        y: the row where the part begins.
+        width: of the part, in pixels.
+        height: of the part, in pixels.
     """
-    x, y, width, height = box_of_rle(rle)
     column, top, bottom = _runs_by_column(rle)
-    changes = np.zeros((height + 1, width), np.int8)
-    changes[top - y, column - x] += 1  # runs of one column never touch
-    changes[bottom - y, column - x] -= 1
-    return Crop(np.cumsum(changes[:-1], axis=0, dtype=np.int8) > 0, x, y)
+    top, bottom = np.clip(top - y, 0, height), np.clip(bottom - y, 0, height)
+    inside = (column >= x) & (column < x + width)
+    return _filled((height, width), column[inside] - x, top[inside], bottom[inside])
+
+
+def shrunk_rle(rle: dict[str, Any], height: int, width: int) -> Mask:
+    """Return the mask of a compressed RLE at a smaller size, (height, width) bool. No larger mask is made.
+
+    A pixel is set if any of the mask's pixels touches it, so that thin masks stay whole.
+    """
+    rows, columns = rle["size"]
+    column, top, bottom = _runs_by_column(rle)
+    first, last = column * width // columns, -(-(column + 1) * width // columns) - 1
+    top, bottom = top * height // rows, -(-bottom * height // rows)
+    return _filled((height, width), first, top, bottom) | _filled((height, width), last, top, bottom)
+
+
+def _filled(shape: tuple[int, int], column: Counts, top: Counts, bottom: Counts) -> Mask:
+    """Return a mask with the pixels of runs: their columns, their first rows and the rows after their last ones."""
+    height, width = shape
+    changes = np.zeros((height + 1, width), np.int32)
+    np.add.at(changes, (top, column), 1)  # runs may overlap
+    np.add.at(changes, (bottom, column), -1)
+    return np.asarray(np.cumsum(changes[:-1], axis=0, dtype=np.int32) > 0)
 
 
 def _runs_by_column(rle: dict[str, Any]) -> tuple[Counts, Counts, Counts]:
