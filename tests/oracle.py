@@ -49,9 +49,9 @@ class Oracle:
 
     def infer(self, batch: Sequence[Resized], /) -> list[RawDetections]:
         self.seen += len(batch)
-        return [self._detections(one.pixels) for one in batch]
+        return [self._detections(one.pixels, one.width / one.pixels.shape[1]) for one in batch]
 
-    def _detections(self, pixels: Pixels) -> RawDetections:
+    def _detections(self, pixels: Pixels, scale: float) -> RawDetections:
         numbers = pixels[:, :, 0] + 256 * pixels[:, :, 1].astype(np.int32)
         found: list[tuple[int, Mask, int, int]] = []
         for number in np.flatnonzero(np.bincount(numbers.ravel())):
@@ -66,7 +66,7 @@ class Oracle:
             mask[: crop.shape[0], : crop.shape[1]] = crop
         boxes = [(*_edges(x, side), *_edges(y, side)) for _, _, x, y in found]
         return RawDetections(
-            np.array(boxes, np.float32).reshape(-1, 4)[:, [0, 2, 1, 3]],
+            np.array(boxes, np.float32).reshape(-1, 4)[:, [0, 2, 1, 3]] * np.float32(scale),
             np.array([label_of(number) for number, *_ in found], np.int64),
             np.array([score_of(number) for number, *_ in found], np.float32),
             masks,

@@ -57,7 +57,12 @@ def test_a_tile_and_an_overlap_that_do_not_fit_are_refused(size: int, overlap: i
         Tiling(size, overlap)
 
 
-def test_a_tile_larger_than_every_image_is_refused_and_smaller_images_are_counted() -> None:
-    assert check_sizes(Tiling(64, 8), [(64, 64), (63, 200), (200, 300)], "parts") == 1
+def test_a_tile_larger_than_every_image_is_refused_and_smaller_images_are_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    check_sizes(Tiling(64, 8), [(64, 64), (63, 200), (200, 300)], "parts")
+    assert "1 of 3 images of parts are smaller than a tile of 64 pixels" in caplog.text
     with pytest.raises(FlawmaskError, match=r"larger than every image of parts \(the largest is 200x63\)"):
         check_sizes(Tiling(64, 8), [(63, 200), (20, 30)], "parts")
+    check_sizes(Tiling(64, 8), [(63, 200), (20, 30)], "parts", refuse=False)
+    assert "2 of 2 images" in caplog.text

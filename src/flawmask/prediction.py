@@ -233,7 +233,17 @@ class Prediction:
             conf: the threshold, 0 to 1; by default the prediction's own.
             min_area: in pixels; by default the prediction's own.
         """
-        return masks.decode(self._union(conf, min_area), self.height, self.width)
+        return masks.decode(self.defect_rle(conf, min_area), self.height, self.width)
+
+    def defect_rle(self, conf: float | None = None, min_area: int | None = None) -> dict[str, Any]:
+        """Return `defect_mask` as COCO's compressed RLE, without decoding a mask.
+
+        Args:
+            conf: the threshold, 0 to 1; by default the prediction's own.
+            min_area: in pixels; by default the prediction's own.
+        """
+        defects = self.defects(*self._limits(conf, min_area))
+        return masks.union([one.rle for one in defects], self.height, self.width)
 
     def defect_area(self, conf: float | None = None, min_area: int | None = None) -> int:
         """Return the number of pixels of `defect_mask`, without decoding a mask.
@@ -242,11 +252,7 @@ class Prediction:
             conf: the threshold, 0 to 1; by default the prediction's own.
             min_area: in pixels; by default the prediction's own.
         """
-        return masks.area(self._union(conf, min_area))
-
-    def _union(self, conf: float | None, min_area: int | None) -> dict[str, Any]:
-        defects = self.defects(*self._limits(conf, min_area))
-        return masks.union([one.rle for one in defects], self.height, self.width)
+        return masks.area(self.defect_rle(conf, min_area))
 
     def _limits(self, conf: float | None, min_area: int | None) -> tuple[float, int]:
         return self.conf if conf is None else conf, self.min_area if min_area is None else min_area

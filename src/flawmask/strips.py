@@ -53,6 +53,11 @@ class StripImage:
     height: int
     width: int
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape that its pixels would have as an array: (height, width, 3)."""
+        return self.height, self.width, 3
+
     def strips(self, rows: int = ROWS) -> Iterator[Image]:
         """Yield the image from top to bottom, (rows, width, 3) uint8 RGB. The last strip may be lower.
 

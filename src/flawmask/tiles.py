@@ -1,5 +1,6 @@
 """Tiles of an image: where they lie, and how they are cut. Training and inference use the same ones."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -8,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flawmask.errors import FlawmaskError
+
+log = logging.getLogger(__name__)
 
 TileChoice = Literal["off", "auto"]
 
@@ -82,6 +85,11 @@ class Tiling:
         ]
 
 
+def default_overlap(tile: int) -> int:
+    """Return the overlap of tiles where nothing is known about the defects: an eighth of a tile."""
+    return tile // OVERLAP
+
+
 def starts(length: int, tile: int, overlap: int, shift: int = 0) -> list[int]:
     """Return where the tiles along a side begin, ascending. The last tile is moved inside the image.
 
@@ -114,22 +122,27 @@ def padded(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     return tile
 
 
-def check_sizes(tiling: Tiling, sizes: Sequence[tuple[int, int]], where: str) -> int:
-    """Return how many images are smaller than a tile in height or width. They are padded to it.
+def check_sizes(tiling: Tiling, sizes: Sequence[tuple[int, int]], where: str, *, refuse: bool = True) -> None:
+    """Say how many images are smaller than a tile in height or width. They are padded to it.
 
     Args:
         tiling: the tiles.
         sizes: height and width of each image.
-        where: the images' name in the message.
+        where: the images' name in messages.
+        refuse: whether images that are all smaller are an error.
 
     Raises:
         FlawmaskError: no image is as large as a tile.
     """
     small = sum(min(size) < tiling.size for size in sizes)
     height, width = max(sizes, key=min)
-    if small == len(sizes):
+    if small == len(sizes) and refuse:
         raise FlawmaskError(
             f"--tile {tiling.size} is larger than every image of {where} (the largest is {width}x{height}): give at "
             f"most {min(height, width)}, or off"
         )
-    return small
+    if small:
+        log.warning(
+            "%d of %d images of %s are smaller than a tile of %d pixels: they are padded to it",
+            *(small, len(sizes), where, tiling.size),
+        )

@@ -141,17 +141,16 @@ def infer_tiles(
     """
     spec, tiling = backend.spec, backend.spec.tiling
     assert tiling is not None
-    height, width = (image.height, image.width) if isinstance(image, StripImage) else image.shape[:2]
+    height, width = image.shape[:2]
     windows, seconds, network = tiling.windows(height, width), [0.0], 0.0
-    picture = None if isinstance(image, StripImage) else image
     if spec.tile_from == "coarse":
-        picture = shrunk(image) if picture is None else picture
+        picture = shrunk(image) if isinstance(image, StripImage) else image
         windows, network = _promising(backend, picture, windows, height, width)
-    bands = Bands(image, windows) if isinstance(image, StripImage) else None
+    source = Bands(image, windows) if isinstance(image, StripImage) else image
 
     def read(window: Window) -> Resized:
         start = time.perf_counter()
-        pixels = cut(image, window) if bands is None else bands.cut(window)
+        pixels = source.cut(window) if isinstance(source, Bands) else cut(source, window)
         tile = resized(padded(pixels, tiling.size), spec)
         seconds.append(time.perf_counter() - start)
         return tile
@@ -163,10 +162,8 @@ def infer_tiles(
             found += backend.infer(batch)
             network += time.perf_counter() - start
     detections = TiledDetections(tuple(zip(windows, found, strict=True)))
-    if picture is None:
-        assert bands is not None
-        picture = bands.picture
-    return TilesSeen(detections, picture, (height, width), sum(seconds), network)
+    shown = source.picture if isinstance(source, Bands) else source
+    return TilesSeen(detections, shown, (height, width), sum(seconds), network)
 
 
 def _promising(

@@ -49,7 +49,7 @@ class NetworkOutput:
         detections: the backend's detections; those of all its tiles.
         read: seconds to read and resize the image.
         network: seconds of its batch, divided by the number of images; the sum over its tiles.
-        size: height and width of the image; by default those of `pixels`.
+        size: height and width of an image that was read in strips; None if they are those of `pixels`.
     """
 
     pixels: Image
@@ -239,7 +239,8 @@ def _run_on_tiles(
         else:
             try:
                 seen = infer_tiles(backend, image, max_batch, read_ahead)
-                result = NetworkOutput(seen.picture, seen.detections, seconds + seen.read, seen.network, seen.size)
+                size = seen.size if isinstance(image, StripImage) else None
+                result = NetworkOutput(seen.picture, seen.detections, seconds + seen.read, seen.network, size)
             except FlawmaskError as error:  # a damaged file shows only when its last strip is read
                 result = error
         yield item, result

@@ -1,7 +1,7 @@
 """The spec of a network: everything that decides what it computes, except its weights."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from flawmask.errors import FlawmaskError
 from flawmask.images import UPPER_BITS, Levels
@@ -68,6 +68,11 @@ class ModelSpec:
     def tiling(self) -> Tiling | None:
         """The tiles in which the network sees an image; None if it sees images whole."""
         return None if self.tile is None else Tiling(self.tile, self.overlap, self.tile_shift)
+
+    @property
+    def tiles_as_json(self) -> dict[str, Any]:
+        """The keys that say in results which tiles the network saw: `tile`, `overlap` and `tile_from`."""
+        return {name: getattr(self, name) for name in ("tile", "overlap", "tile_from")}
 
     @property
     def architecture(self) -> Architecture:
