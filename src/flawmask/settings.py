@@ -144,7 +144,7 @@ class Tiles(Settings):
     """Whether the network sees images whole or in tiles."""
 
     tile: int | TileChoice | None = None
-    """off: see images whole. A number: in tiles of so many pixels a side. Default: as in training, and off to train."""
+    """Side in pixels of the tiles that images are seen in. auto: by the sizes of defects. Default: as trained, or off."""
     overlap: int | Literal["auto"] = "auto"
     """Pixels that neighbouring tiles share, at most half of a tile. auto: as many as most defects are long."""
 

@@ -133,7 +133,7 @@ def test_a_predictor_reads_large_files_in_strips_and_then_keeps_no_image(
 ) -> None:
     write_png(tmp_path / "a.png", patchwork(200, 150))
     predictor = Predictor(models["tiles"], "cpu")
-    (streamed,) = predictor.predict(tmp_path / "a.png")
+    (streamed,) = predictor.predict([tmp_path / "a.png"])
     whole = predictor(read_image(tmp_path / "a.png"))
     assert streamed == whole
     assert streamed.image is None and whole.image is not None

@@ -31,7 +31,8 @@ EIGHT = np.ones((3, 3), dtype=bool)
 
 def plates(folder: Path, sizes: Sequence[tuple[int, int]] = ((200, 260), (300, 180), (40, 50))) -> CocoSplit:
     """Write images whose pixels say which defect they show, one of them smaller than a tile, and a good one."""
-    records, annotations = [], []
+    records: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for place, (height, width) in enumerate([*sizes, (150, 150)], start=1):
         canvas = np.zeros((height, width), np.uint8)
         if place <= len(sizes):

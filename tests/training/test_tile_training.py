@@ -24,7 +24,8 @@ from flawmask.training.tile_choice import choose_tiles
 def make_large(folder: Path, names: Sequence[str] = ("train", "val")) -> Path:
     """Write images of 144 x 144 pixels: four stained plates each, of which one is clean."""
     for first, name in enumerate(names):
-        records, annotations = [], []
+        records: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for number in range(1, 4):
             corners = [part(10 * first + 4 * number + at) for at in range(3)]
             grey = np.full((72, 72, 3), 170, np.uint8)
@@ -135,8 +136,10 @@ def test_a_training_on_tiles_resumes_to_the_bit_and_its_checkpoint_is_evaluated_
     plain = train(settings(tmp_path / "data", epochs=2, output_dir=tmp_path / "plain"))
     assert not same_weights(plain.run_dir / "last.pt", expected.run_dir / "last.pt")
     assert checkpoint.load(plain.run_dir / "last.pt")[1].tile is None
-    config = EvaluateConfig(model=again.run_dir / "best.pt", dataset_dir=tmp_path / "data", device="cpu", resamples=0)
-    metrics = evaluate(config).metrics
+    evaluation = EvaluateConfig(
+        model=again.run_dir / "best.pt", dataset_dir=tmp_path / "data", device="cpu", resamples=0
+    )
+    metrics = evaluate(evaluation).metrics
     assert [metrics[name] for name in ("tile", "overlap", "tile_from")] == [64, 23, "all"]
     assert len(read_split(tmp_path / "data", "val").images) == 3
 

@@ -53,9 +53,10 @@ def draws_of(split: CocoSplit, tiling: Tiling) -> list[Draw]:
     draws = []
     for place, image in enumerate(split.images):
         count = len(without_crowds(split.defects(image)))
-        kinds: list[Kind] = (
-            ["defect"] * min(count, MAX_DEFECTS) + ["beside"] * BESIDE if count else ["good"] * GOOD_GROUND
-        )
+        wanted: dict[Kind, int] = {"good": GOOD_GROUND}
+        if count:
+            wanted = {"defect": min(count, MAX_DEFECTS), "beside": BESIDE}
+        kinds = [kind for kind, times in wanted.items() for _ in range(times)]
         whole = len(tiling.windows(image["height"], image["width"]))
         draws += [Draw(place, number, kind) for number, kind in enumerate(kinds[:whole])]
     return draws
