@@ -144,7 +144,7 @@ class Tiles(Settings):
     """Whether the network sees images whole or in tiles."""
 
     tile: int | TileChoice | None = None
-    """Side in pixels of the tiles that images are seen in. auto: by the sizes of defects. Default: as trained, or off."""
+    """Side of tiles that images are seen in, in pixels. auto: by the defects' sizes. Default: as trained, or off."""
     overlap: int | Literal["auto"] = "auto"
     """Pixels that neighbouring tiles share, at most half of a tile. auto: as many as most defects are long."""
 
