@@ -24,9 +24,9 @@ from flawmask.masks import (
     encode,
     intersection,
     moved,
-    overlaps,
     part_of_rle,
     rle_of_changes,
+    shared_pixels,
     to_polygons,
     to_rle,
     union,
@@ -216,7 +216,7 @@ def test_an_rle_that_is_moved_into_a_larger_image_is_the_mask_there(
 
 @given(ANY_MASK, ANY_MASK)
 @settings(max_examples=100, deadline=None)
-def test_masks_overlap_if_they_share_a_pixel(one: Mask, other: Mask) -> None:
+def test_the_pixels_that_masks_share_are_counted(one: Mask, other: Mask) -> None:
     first, second = (np.zeros((40, 40), dtype=bool) for _ in range(2))
     first[: one.shape[0], : one.shape[1]], second[: other.shape[0], : other.shape[1]] = one[:40, :40], other[:40, :40]
-    assert overlaps([to_rle(first)], [to_rle(second)] * 2).tolist() == [[(first & second).any()] * 2]
+    assert shared_pixels([to_rle(first)], [to_rle(second)] * 2).tolist() == [[(first & second).sum()] * 2]

@@ -6,8 +6,7 @@ pieces, and what lies in the overlap of two tiles is predicted twice.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +31,22 @@ Masks = Sequence[dict[str, Any]]
 Places = npt.NDArray[np.int64]
 
 
+class Agreement(NamedTuple):
+    """Two predictions of different tiles that show the same defect.
+
+    Attributes:
+        first: the index of the one with the higher score, or of the first of equals.
+        second: the index of the other.
+        repeat: the index of the one that shows nothing more than the other; None if each shows a part of its own.
+    """
+
+    first: int
+    second: int
+    repeat: int | None
+
+
 def same_defect(
-    rles: Masks, labels: Sequence[str], scores: Sequence[float], tiles: Sequence[Window] | None = None
+    rles: Masks, labels: Sequence[str], scores: Sequence[float], agreements: Sequence[Agreement] | None = None
 ) -> list[Places]:
     """Return the predictions of each defect, as indices, (K,) ascending. The defects are ordered by their first index.
 
@@ -41,57 +54,83 @@ def same_defect(
     masks overlap or touch, by a side or by a corner. The same is true of predictions that are connected by others. Each
     prediction is part of exactly one defect.
 
-    With `tiles`, only predictions of different tiles are compared. They show the same defect if they have the same
-    class, and if their masks agree where the tiles overlap. Of two predictions with at least `MIN_SCORE`, the smaller
-    mask must share half of its pixels there, because a tile may show two ends of a defect that another tile shows as
-    one. If one has a lower score, the intersection over union must be half.
-
     Args:
         rles: (N,) masks of one image, in the form that `masks.to_rle` returns.
         labels: (N,) class names.
         scores: (N,) 0 to 1.
-        tiles: (N,) the tile in which each prediction was made; no mask leaves its tile.
+        agreements: of predictions of tiles, as `across_tiles` returns them. If given, only these are parts of one
+            defect.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     count = len(rles)
-    pairs = list(_touching(rles, labels, scores) if tiles is None else _agreeing(rles, labels, scores, tiles))
-    rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(count, count))
+    pairs = _touching(rles, labels, scores) if agreements is None else ((one.first, one.second) for one in agreements)
+    rows, columns = np.array(list(pairs), dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(count, count))
     _, defect = connected_components(graph, directed=False)
     order = np.argsort(defect, kind="stable")
     bounds = np.flatnonzero(np.diff(defect[order])) + 1
     return sorted(np.split(order, bounds) if count else [], key=lambda places: int(places[0]))
 
 
-def without_repeats(places: Places, rles: Masks, scores: Sequence[float], tiles: Sequence[Window]) -> Places:
-    """Return the predictions of a defect, without those that repeat a better one, in the order of the scores.
+def across_tiles(
+    rles: Masks, labels: Sequence[str], scores: Sequence[float], tiles: Sequence[Window]
+) -> list[Agreement]:
+    """Return the pairs of predictions of one class and of different tiles that show the same defect.
 
-    A prediction repeats a better one if it lies completely in the other's tile and their masks agree there. The better
-    one of two is the one that shows more of the defect than fits into the other's tile. If neither does, it is the one
-    with the higher score. So a tile that shows a defect whole wins over tiles that show a part, and what is left over
-    are the parts that only together show the defect.
+    Their masks agree where the tiles overlap. Of two predictions with at least `MIN_SCORE`, the smaller mask must share
+    half of its pixels there, because a tile may show two ends of a defect that another tile shows as one. If one has a
+    lower score, the intersection over union must be half.
+
+    A prediction repeats another if the intersection over union is half, and it lies completely in the other's tile. If
+    both do, the one with the lower score repeats the other. So a tile that shows all of a defect wins over tiles that
+    show a part.
+
+    Args:
+        rles: (N,) masks of one image, in the form that `masks.to_rle` returns, none empty.
+        labels: (N,) class names.
+        scores: (N,) 0 to 1.
+        tiles: (N,) the tile in which each prediction was made; no mask leaves its tile.
+    """
+    of_tile: dict[tuple[Window, str], list[int]] = {}
+    for at, key in enumerate(zip(tiles, labels, strict=True)):
+        of_tile.setdefault(key, []).append(at)
+    boxes, areas = [Window(*masks.box_of_rle(one)) for one in rles], [masks.area(one) for one in rles]
+    found = []
+    for overlap, some, others in _neighbours(of_tile):
+        reach = [[at for at in side if boxes[at].overlap(overlap)] for side in (some, others)]
+        if not all(reach):
+            continue
+        cuts = [[masks.to_rle(masks.part_of_rle(rles[at], *overlap)) for at in side] for side in reach]
+        inside = [np.array([masks.area(cut) for cut in side]) for side in cuts]
+        shared = masks.shared_pixels(*cuts)
+        for row, column in np.argwhere(shared):
+            pair, pixels = (reach[0][row], reach[1][column]), (int(inside[0][row]), int(inside[1][column]))
+            both = int(shared[row, column])
+            is_like = both >= AGREEMENT * (sum(pixels) - both)
+            is_sure = min(scores[at] for at in pair) >= MIN_SCORE
+            if is_like or (is_sure and both >= AGREEMENT * min(pixels)):
+                first, second = sorted((0, 1), key=lambda at: (-scores[pair[at]], pair[at]))
+                lies_inside = [pixels[at] == areas[pair[at]] for at in (0, 1)]
+                repeat = next((pair[at] for at in (second, first) if is_like and lies_inside[at]), None)
+                found.append(Agreement(pair[first], pair[second], repeat))
+    return found
+
+
+def without_repeats(places: Places, scores: Sequence[float], agreements: Sequence[Agreement]) -> list[int]:
+    """Return the predictions of a defect that together show it, the highest score first.
 
     Args:
         places: the indices of the predictions, as `same_defect` returns them.
-        rles: (N,) the masks of all predictions.
-        scores: (N,) 0 to 1.
-        tiles: (N,) the tile of each prediction.
+        scores: (N,) of all predictions.
+        agreements: of these predictions.
     """
-    ordered = sorted(places.tolist(), key=lambda at: -scores[at])
     repeats: set[int] = set()
-    for first, second in combinations(ordered, 2):  # the first has the higher score, or the same
-        if repeats & {first, second} or tiles[first] == tiles[second]:
-            continue
-        shared, areas, sizes = _in_overlap(rles, tiles, first, second)
-        if not areas or shared < AGREEMENT * (sum(areas) - shared):
-            continue
-        if areas[1] == sizes[1]:
-            repeats.add(second)
-        elif areas[0] == sizes[0]:
-            repeats.add(first)
-    return np.array([at for at in ordered if at not in repeats], dtype=np.int64)
+    for one in sorted(agreements, key=lambda one: (-scores[one.first], -scores[one.second])):
+        if one.repeat is not None and not repeats & {one.first, one.second}:
+            repeats.add(one.repeat)
+    return sorted(set(places.tolist()) - repeats, key=lambda at: (-scores[at], at))
 
 
 def _touching(rles: Masks, labels: Sequence[str], scores: Sequence[float]) -> Iterator[tuple[int, int]]:
@@ -104,49 +143,13 @@ def _touching(rles: Masks, labels: Sequence[str], scores: Sequence[float]) -> It
         yield from ((int(places[row]), int(places[column])) for row, column in np.argwhere(np.triu(touching, 1)))
 
 
-def _agreeing(
-    rles: Masks, labels: Sequence[str], scores: Sequence[float], tiles: Sequence[Window]
-) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of predictions of one class and of different tiles whose masks agree."""
-    of_tile: dict[tuple[Window, str], list[int]] = {}
-    for at, key in enumerate(zip(tiles, labels, strict=True)):
-        of_tile.setdefault(key, []).append(at)
-    for (tile, label), (other, other_label) in _neighbours(list(of_tile)):
-        if label != other_label:
-            continue
-        some, others = of_tile[tile, label], of_tile[other, label]
-        overlapping = masks.overlaps([rles[at] for at in some], [rles[at] for at in others])
-        for row, column in np.argwhere(overlapping):
-            first, second = some[row], others[column]
-            shared, areas, _ = _in_overlap(rles, tiles, first, second)
-            is_sure = min(scores[first], scores[second]) >= MIN_SCORE
-            if shared >= AGREEMENT * (min(areas) if is_sure else sum(areas) - shared):
-                yield first, second
-
-
-def _neighbours(keys: Sequence[tuple[Window, str]]) -> Iterator[tuple[tuple[Window, str], tuple[Window, str]]]:
-    """Yield the pairs of keys whose tiles are different and overlap."""
-    ordered = sorted(keys, key=lambda key: key[0].y)
-    for at, key in enumerate(ordered):
-        for other in ordered[at + 1 :]:
-            if other[0].y >= key[0].y + key[0].height:
+def _neighbours(of_tile: dict[tuple[Window, str], list[int]]) -> Iterator[tuple[Window, list[int], list[int]]]:
+    """Yield what two tiles share, and their predictions of one class, for all tiles that overlap."""
+    ordered = sorted(of_tile, key=lambda key: key[0].y)
+    for at, (tile, label) in enumerate(ordered):
+        for other, other_label in ordered[at + 1 :]:
+            if other.y >= tile.y + tile.height:
                 break
-            if other[0] != key[0] and key[0].overlap(other[0]):
-                yield key, other
-
-
-def _in_overlap(
-    rles: Masks, tiles: Sequence[Window], first: int, second: int
-) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """Return how many pixels two masks share, how many each has where their tiles overlap, and how many each has.
-
-    The second value is empty where the tiles do not overlap.
-    """
-    overlap = tiles[first].overlap(tiles[second])
-    if overlap is None:
-        return 0, (), ()
-    x, y, width, height = overlap
-    pair = rles[first], rles[second]
-    part = masks.rle_of_box((x, y, x + width, y + height), *pair[0]["size"])
-    areas = tuple(masks.area(masks.intersection(one, part)) for one in pair)
-    return masks.area(masks.intersection(*pair)), areas, tuple(masks.area(one) for one in pair)
+            overlap = tile.overlap(other)
+            if label == other_label and tile != other and overlap is not None:
+                yield overlap, of_tile[tile, label], of_tile[other, label]

@@ -422,10 +422,12 @@ def touching(rles: Sequence[dict[str, Any]]) -> Mask:
     return np.asarray(rle_tools.iou([dilated(rle) for rle in rles], list(rles), not_crowds), dtype=np.float64) > 0
 
 
-def overlaps(some: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> Mask:
-    """Return which masks share a pixel with which others: (N, M) bool for N and M compressed RLEs of one size."""
-    shared = rle_tools.iou(list(some), list(others), [False] * len(others))
-    return np.asarray(shared, dtype=np.float64).reshape(len(some), len(others)) > 0
+def shared_pixels(some: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
+    """Return how many pixels masks share with others: (N, M) for N and M compressed RLEs of one size."""
+    # With crowds, pycocotools divides by the first mask's area instead of by the union's.
+    shares = np.asarray(rle_tools.iou(list(some), list(others), [True] * len(others)), dtype=np.float64)
+    areas = np.array([area(one) for one in some], dtype=np.float64)[:, None]
+    return np.rint(shares.reshape(len(some), len(others)) * areas).astype(np.int64)
 
 
 def area(rle: dict[str, Any]) -> int:

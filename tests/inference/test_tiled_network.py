@@ -85,7 +85,9 @@ def test_tiles_count_like_the_whole_image_and_their_masks_agree_with_it(model: P
         truth += len(stains)
         for one in expected:
             x1, y1, x2, y2 = one.box
-            holds = [Window(*masks.box_of_rle(one.rle)) == Window(*masks.box_of_rle(one.rle)).overlap(w) for w in windows]
+            holds = [
+                Window(*masks.box_of_rle(one.rle)) == Window(*masks.box_of_rle(one.rle)).overlap(w) for w in windows
+            ]
             cut = [w for w in windows if w.overlap(Window(*masks.box_of_rle(one.rle)))]
             if all(holds[windows.index(w)] for w in cut):  # every tile that shows it shows all of it
                 agreements.append(max((iou(one, other) for other in found), default=0.0))

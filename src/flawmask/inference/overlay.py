@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from flawmask.coco import CocoSplit, Record, instance_masks
+from flawmask.coco import CocoSplit, Record, instance_rles
 from flawmask.draw import (
     PREDICTION,
     TRUTH,
     Colour,
     box_labels,
     fit,
-    fit_mask,
     fit_rle,
     outline,
     side_by_side,
@@ -82,7 +81,7 @@ def truth_beside_prediction(
     size = viewing_size(pixels, panels=2)
     left = fit(pixels, *size)
     height, width = pixels.shape[:2]
-    for mask in instance_masks(split.defects(image), height, width, str(split.image_path(image))):
-        left = outline(left, fit_mask(mask, *size), TRUTH)
+    for rle in instance_rles(split.defects(image), height, width, str(split.image_path(image))):
+        left = outline(left, fit_rle(rle, *size), TRUTH)
     right = draw_instances(pixels, predicted, PREDICTION, size)
     return side_by_side(title_bar(left, captions[0]), title_bar(right, captions[1]))

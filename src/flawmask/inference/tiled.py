@@ -86,10 +86,16 @@ def _whole(pairs: Sequence[tuple[Instance, Window]], *, has_masks: bool) -> list
         has_masks: whether the network predicts masks. If not, the union of boxes is the box around them.
     """
     rles, scores = [one.rle for one, _ in pairs], [one.score for one, _ in pairs]
-    tiles = [tile for _, tile in pairs]
+    labels = [one.label for one, _ in pairs]
+    agreements = joining.across_tiles(rles, labels, scores, [tile for _, tile in pairs])
+    defects = joining.same_defect(rles, labels, scores, agreements)
+    of_defect: dict[int, list[joining.Agreement]] = {}
+    numbers = {place: number for number, places in enumerate(defects) for place in places.tolist()}
+    for one in agreements:
+        of_defect.setdefault(numbers[one.first], []).append(one)
     instances = []
-    for places in joining.same_defect(rles, [one.label for one, _ in pairs], scores, tiles):
-        kept = joining.without_repeats(places, rles, scores, tiles)
+    for number, places in enumerate(defects):
+        kept = joining.without_repeats(places, scores, of_defect.get(number, []))
         whole = union_of([pairs[place][0] for place in kept])
         if not has_masks and len(kept) > 1:
             rle = masks.rle_of_box(whole.box, *whole.rle["size"])
