@@ -20,6 +20,7 @@ from flawmask.masks import (
     box_of,
     box_of_rle,
     components,
+    cropped,
     decode,
     encode,
     intersection,
@@ -202,7 +203,9 @@ def test_an_rle_of_another_size_is_refused() -> None:
 def test_a_part_of_an_rle_equals_the_part_of_its_decoded_mask(mask: Mask, x: int, y: int, wide: int, high: int) -> None:
     whole = np.zeros((40, 40), dtype=bool)
     whole[: mask.shape[0], : mask.shape[1]] = mask[:40, :40]
-    assert np.array_equal(part_of_rle(to_rle(whole), x, y, wide, high), whole[y : y + high, x : x + wide])
+    part = whole[y : y + high, x : x + wide]
+    assert np.array_equal(part_of_rle(to_rle(whole), x, y, wide, high), part)
+    assert cropped(to_rle(whole), x, y, wide, high) == to_rle(part)
 
 
 @given(ANY_MASK, st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))

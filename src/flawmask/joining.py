@@ -102,7 +102,7 @@ def across_tiles(
         reach = [[at for at in side if boxes[at].overlap(overlap)] for side in (some, others)]
         if not all(reach):
             continue
-        cuts = [[masks.to_rle(masks.part_of_rle(rles[at], *overlap)) for at in side] for side in reach]
+        cuts = [[masks.cropped(rles[at], *overlap) for at in side] for side in reach]
         inside = [np.array([masks.area(cut) for cut in side]) for side in cuts]
         shared = masks.shared_pixels(*cuts)
         for row, column in np.argwhere(shared):

@@ -17,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as rle_tools
 
+UNITED = 8
+"""So many masks are united at a time."""
+
 Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 Segmentation = list[list[int]] | dict[str, Any]
@@ -111,6 +114,17 @@ def part_of_rle(rle: dict[str, Any], x: int, y: int, width: int, height: int) ->
     return _filled((height, width), column[inside] - x, top[inside], bottom[inside])
 
 
+def row_bands(rle: dict[str, Any], rows: int) -> Iterator[Mask]:
+    """Yield the mask of a compressed RLE from top to bottom, (rows, width) bool. The last band may be lower."""
+    height, width = rle["size"]
+    column, top, bottom = _runs_by_column(rle)
+    for first in range(0, height, rows):
+        tall = min(rows, height - first)
+        inside = (top < first + tall) & (bottom > first)
+        ends = (np.clip(side[inside] - first, 0, tall) for side in (top, bottom))
+        yield _filled((tall, width), column[inside], *ends)
+
+
 def shrunk_rle(rle: dict[str, Any], height: int, width: int) -> Mask:
     """Return the mask of a compressed RLE at a smaller size, (height, width) bool. No larger mask is made.
 
@@ -118,9 +132,15 @@ def shrunk_rle(rle: dict[str, Any], height: int, width: int) -> Mask:
     """
     rows, columns = rle["size"]
     column, top, bottom = _runs_by_column(rle)
-    first, last = column * width // columns, -(-(column + 1) * width // columns) - 1
-    top, bottom = top * height // rows, -(-bottom * height // rows)
-    return _filled((height, width), first, top, bottom) | _filled((height, width), last, top, bottom)
+    mask = np.zeros((height, width), dtype=bool)
+    if len(column):
+        first, last = column * width // columns, -(-(column + 1) * width // columns) - 1
+        top, bottom = top * height // rows, -(-bottom * height // rows)
+        x, y, size = first.min(), top.min(), (int(bottom.max() - top.min()), int(last.max() - first.min()) + 1)
+        window = mask[y : y + size[0], x : x + size[1]]
+        for side in (first, last):
+            window |= _filled(size, side - x, top - y, bottom - y)
+    return mask
 
 
 def _filled(shape: tuple[int, int], column: Counts, top: Counts, bottom: Counts) -> Mask:
@@ -363,7 +383,10 @@ def union(rles: Sequence[dict[str, Any]], height: int, width: int) -> dict[str, 
     """
     if not rles:
         return _compressed(np.array([height * width]), height, width)
-    return _text(rle_tools.merge(list(rles)))
+    parts: list[Any] = list(rles)
+    while len(parts) > 1:  # pycocotools merges one mask after the other: a large union would be copied for each
+        parts = [rle_tools.merge(parts[at : at + UNITED]) for at in range(0, len(parts), UNITED)]
+    return _text(rle_tools.merge(parts))
 
 
 def intersection(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -403,8 +426,28 @@ def moved(rle: dict[str, Any], x: int, y: int, height: int, width: int) -> dict[
         width: the width of the image.
     """
     column, top, bottom = _runs_by_column(rle)
-    starts, ends = (column + x) * height + top + y, (column + x) * height + bottom + y
-    places, times = np.unique(np.stack((starts, ends)), return_counts=True)
+    return _rle_of_runs(column + x, top + y, bottom + y, height, width)
+
+
+def cropped(rle: dict[str, Any], x: int, y: int, width: int, height: int) -> dict[str, Any]:
+    """Return the compressed RLE of a part of a mask, at the part's size: `moved` backwards. No mask is decoded.
+
+    Args:
+        rle: in the form that `to_rle` returns.
+        x: the column where the part begins.
+        y: the row where the part begins.
+        width: of the part, in pixels.
+        height: of the part, in pixels.
+    """
+    column, top, bottom = _runs_by_column(rle)
+    top, bottom = np.clip(top - y, 0, height), np.clip(bottom - y, 0, height)
+    inside = (column >= x) & (column < x + width) & (top < bottom)
+    return _rle_of_runs(column[inside] - x, top[inside], bottom[inside], height, width)
+
+
+def _rle_of_runs(column: Counts, top: Counts, bottom: Counts, height: int, width: int) -> dict[str, Any]:
+    """Return the compressed RLE of runs: their columns, their first rows and the rows after their last ones."""
+    places, times = np.unique(np.stack((column * height + top, column * height + bottom)), return_counts=True)
     return rle_of_changes(places[times == 1], height, width)[0]  # a run that goes on in the next column has no end
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flawmask.masks import part_of_rle
+from flawmask.masks import row_bands
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -27,16 +27,16 @@ def write_mask(path: Path, rle: dict[str, Any]) -> None:
     height, width = rle["size"]
     with path.open("wb") as file:
         file.write(SIGNATURE + _chunk(b"IHDR", struct.pack(">II5B", width, height, *GREY_8_BITS)))
-        for data in _compressed(rle, height, width):
+        for data in _compressed(rle):
             file.write(_chunk(b"IDAT", data))
         file.write(_chunk(b"IEND", b""))
 
 
-def _compressed(rle: dict[str, Any], height: int, width: int) -> Iterator[bytes]:
+def _compressed(rle: dict[str, Any]) -> Iterator[bytes]:
     packer = zlib.compressobj(1)
-    for top in range(0, height, ROWS):
-        part = part_of_rle(rle, 0, top, width, min(ROWS, height - top))
-        rows = np.zeros((len(part), width + 1), np.uint8)  # each row begins with the number of its filter, 0 for none
+    for part in row_bands(rle, ROWS):
+        # Each row begins with the number of its filter, 0 for none.
+        rows = np.zeros((part.shape[0], part.shape[1] + 1), np.uint8)
         rows[:, 1:] = part * np.uint8(255)
         yield packer.compress(rows.tobytes())
     yield packer.flush()
