@@ -355,7 +355,7 @@ def test_exports_of_other_tools_are_read_without_changes(dataset: Path) -> None:
         first, second = (record for records in split.annotations.values() for record in records[:1])
         assert first["bbox"] == [0, 1, 4, 2]
         assert second["bbox"] == [2, 1, 5, 3]
-        assert np.array_equal(instance_masks([second], 6, 8, "")[0], MASK)
+        assert np.array_equal(next(instance_masks([second], 6, 8, "")), MASK)
     (folder / "more.json").write_text("{}")
     assert "there are several others: annotations/instances_default.json, more.json" in error_of(dataset)
 
@@ -404,5 +404,5 @@ def test_instances_are_decoded_and_an_invalid_segmentation_is_reported() -> None
     ] * 2
     for bad in ("words", {"size": [5, 5], "counts": [25]}, {}, [[1]], None):
         with pytest.raises(FlawmaskError, match=r"^a\.png: annotation 9 has no usable segmentation") as caught:
-            instance_masks([{"id": 9, "segmentation": bad}], 6, 8, "a.png")
+            list(instance_masks([{"id": 9, "segmentation": bad}], 6, 8, "a.png"))
         assert "\n" not in str(caught.value)

@@ -147,7 +147,7 @@ def test_a_polygon_is_read_with_any_nesting(dataset: Path, segmentation: Any) ->
     edit(dataset, lambda content: mark(content, 1).update(segmentation=segmentation))
     split = read_split(dataset, "train")
     assert split.annotations[1][0]["segmentation"] == [RING]
-    assert np.array_equal(instance_masks(split.annotations[1][:1], HEIGHT, WIDTH, "")[0], MASK)
+    assert np.array_equal(next(instance_masks(split.annotations[1][:1], HEIGHT, WIDTH, "")), MASK)
 
 
 @pytest.mark.parametrize("outline", [None, [], [[]], {}, "", "no key"], ids=str)
@@ -160,7 +160,7 @@ def test_an_annotation_with_only_a_box_gets_a_mask_of_the_pixels_that_it_touches
     split = read_split(edit(dataset, change), "train")
     (record,) = split.annotations[2]
     assert record["bbox"] == [10.5, 5.25, 11, 9.5]
-    assert np.array_equal(instance_masks([record], HEIGHT, WIDTH, "")[0], MASK)
+    assert np.array_equal(next(instance_masks([record], HEIGHT, WIDTH, "")), MASK)
     assert split.box_only_defects == [record]
     with pytest.raises(FlawmaskError, match=r"1 defects have a box but no mask \(annotation 3, for example\), and so"):
         split.require_masks("so", "do that")
@@ -475,4 +475,4 @@ def test_images_that_no_record_names_are_counted(dataset: Path) -> None:
 
 
 def decoded_masks(records: list[dict[str, Any]]) -> list[Mask]:
-    return instance_masks(records, HEIGHT, WIDTH, "")
+    return list(instance_masks(records, HEIGHT, WIDTH, ""))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flawmask import draw
 from flawmask.draw import PREDICTION, TRUTH, Picture
-from flawmask.masks import Mask, crop_mask
+from flawmask.masks import Mask, to_rle
 
 
 def picture(height: int, width: int, seed: int = 0) -> Picture:
@@ -161,7 +161,7 @@ def test_an_image_and_its_mask_fit_the_same_size_and_a_thin_mask_survives(shape:
     most=st.integers(1, 60),
     seed=st.integers(0, 99),
 )
-def test_a_mask_cut_out_of_a_larger_image_shrinks_to_every_cell_that_it_touches(
+def test_an_rle_shrinks_to_every_cell_that_its_mask_touches(
     shape: tuple[int, int], box: tuple[int, int, int, int], most: int, seed: int
 ) -> None:
     mask = np.zeros(shape, dtype=bool)
@@ -170,7 +170,7 @@ def test_a_mask_cut_out_of_a_larger_image_shrinks_to_every_cell_that_it_touches(
     if not mask.any():
         return
     width, height = min(most, shape[1]), min(most, shape[0])
-    found = draw.fit_crop(crop_mask(mask), shape, width, height)
+    found = draw.fit_rle(to_rle(mask), width, height)
     rows, columns = found.shape
     assert found.shape == draw.fit_mask(mask, width, height).shape
     expected = np.zeros_like(found)

@@ -20,12 +20,14 @@ from flawmask.masks import (
     box_of,
     box_of_rle,
     components,
-    crop_mask,
-    crop_of_rle,
+    cropped,
     decode,
     encode,
     intersection,
+    moved,
+    part_of_rle,
     rle_of_changes,
+    shared_pixels,
     to_polygons,
     to_rle,
     union,
@@ -196,11 +198,28 @@ def test_an_rle_of_another_size_is_refused() -> None:
         decode(to_rle(np.ones((2, 3), dtype=bool)), 4, 5)
 
 
-@given(ANY_MASK)
+@given(ANY_MASK, st.integers(0, 9), st.integers(0, 9), st.integers(1, 12), st.integers(1, 12))
 @settings(max_examples=200, deadline=None)
-def test_the_crop_of_an_rle_equals_the_crop_of_its_decoded_mask(mask: Mask) -> None:
-    if not mask.any():
-        return
-    found, expected = crop_of_rle(to_rle(mask)), crop_mask(mask)
-    assert (found.x, found.y) == (expected.x, expected.y)
-    assert np.array_equal(found.mask, expected.mask)
+def test_a_part_of_an_rle_equals_the_part_of_its_decoded_mask(mask: Mask, x: int, y: int, wide: int, high: int) -> None:
+    whole = np.zeros((40, 40), dtype=bool)
+    whole[: mask.shape[0], : mask.shape[1]] = mask[:40, :40]
+    part = whole[y : y + high, x : x + wide]
+    assert np.array_equal(part_of_rle(to_rle(whole), x, y, wide, high), part)
+    assert cropped(to_rle(whole), x, y, wide, high) == to_rle(part)
+
+
+@given(ANY_MASK, st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
+@settings(max_examples=200, deadline=None)
+def test_an_rle_that_is_moved_into_a_larger_image_is_the_mask_there(
+    mask: Mask, left: int, top: int, right: int, bottom: int
+) -> None:
+    expected = np.pad(mask, ((top, bottom), (left, right)))
+    assert moved(to_rle(mask), left, top, *expected.shape) == to_rle(expected)
+
+
+@given(ANY_MASK, ANY_MASK)
+@settings(max_examples=100, deadline=None)
+def test_the_pixels_that_masks_share_are_counted(one: Mask, other: Mask) -> None:
+    first, second = (np.zeros((40, 40), dtype=bool) for _ in range(2))
+    first[: one.shape[0], : one.shape[1]], second[: other.shape[0], : other.shape[1]] = one[:40, :40], other[:40, :40]
+    assert shared_pixels([to_rle(first)], [to_rle(second)] * 2).tolist() == [[(first & second).sum()] * 2]

@@ -5,7 +5,7 @@ The records follow COCO's format for object detection (https://cocodataset.org/#
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -406,8 +406,8 @@ def _with_rle(record: Record, image: Record, where: str) -> Record:
     return {**record, "segmentation": masks.as_rle(record["segmentation"], height, width)}
 
 
-def instance_masks(records: Sequence[Record], height: int, width: int, where: str) -> list[Mask]:
-    """Return the (height, width) bool mask of each annotation.
+def instance_masks(records: Sequence[Record], height: int, width: int, where: str) -> Iterator[Mask]:
+    """Yield the (height, width) bool mask of each annotation. Only one is in memory at a time.
 
     Raises:
         FlawmaskError: a segmentation cannot be decoded at this size; `where` names the image.
@@ -421,16 +421,15 @@ def instance_rles(records: Sequence[Record], height: int, width: int, where: str
     Raises:
         FlawmaskError: a segmentation cannot be used at this size; `where` names the image.
     """
-    return _converted(records, masks.as_rle, height, width, where)
+    return list(_converted(records, masks.as_rle, height, width, where))
 
 
 def _converted(
     records: Sequence[Record], convert: Callable[[Any, int, int], T], height: int, width: int, where: str
-) -> list[T]:
-    converted = []
+) -> Iterator[T]:
     for record in records:
         try:
-            converted.append(convert(record["segmentation"], height, width))
+            converted = convert(record["segmentation"], height, width)
         except Exception as error:  # pycocotools raises a plain Exception for input that it does not know
             raise FlawmaskError(f"{where}: annotation {record['id']} has no usable segmentation: {error}") from None
-    return converted
+        yield converted

@@ -4,6 +4,7 @@ Images are (height, width, 3) uint8 RGB, masks (height, width) bool. Arguments a
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from flawmask.fonts import plain, runs
-from flawmask.masks import Crop, Mask, box_of
+from flawmask.masks import Mask, box_of, decode, shrunk_rle
 
 Picture = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -151,44 +152,11 @@ def fit_mask(mask: Mask, width: int, height: int) -> Mask:
     return np.asarray(cv2.resize(mask.astype(np.float32), size, interpolation=method) > 0)
 
 
-def fit_crop(crop: Crop, shape: tuple[int, int], width: int, height: int) -> Mask:
-    """Return the result of `fit_mask` for a cropped mask, without a mask of the image's size. It must shrink.
-
-    Args:
-        crop: the cropped mask.
-        shape: the height and width of the image.
-        width: the largest width of the result.
-        height: the largest height of the result.
-    """
-    columns, rows = _fitting(*shape, width, height)
-    fitted = np.zeros((rows, columns), dtype=bool)
-    down, across = (
-        _cells(*side) for side in zip((crop.y, crop.x), crop.mask.shape, shape, (rows, columns), strict=True)
-    )
-    # The gap after the last cell begins behind the last pixel, which NumPy does not accept: so a pixel is added.
-    pixels = np.pad(crop.mask, ((0, 1), (0, 1)))
-    touched = np.logical_or.reduceat(pixels, down[1], axis=0)[::2]
-    fitted[down[0], across[0]] = np.logical_or.reduceat(touched, across[1], axis=1)[:, ::2]
-    return fitted
-
-
-def _cells(start: int, length: int, pixels: int, cells: int) -> tuple[slice, npt.NDArray[np.int64]]:
-    """Return the cells that a range of pixels touches, and the start and end of each cell's pixels in that range.
-
-    Args:
-        start: the first pixel of the range.
-        length: the number of its pixels.
-        pixels: the number of pixels of the whole side, at least as many as cells.
-        cells: the number of cells of the whole side.
-
-    Returns:
-        The slice of cells; and (2 * touched cells,) start and end in turns, counted from `start`.
-    """
-    first, last = start * cells // pixels, -(-(start + length) * cells // pixels)
-    edges = np.arange(first, last + 1) * pixels
-    begin = np.clip(edges[:-1] // cells - start, 0, length - 1)
-    end = np.clip(-(-edges[1:] // cells) - start, 1, length)
-    return np.s_[first:last], np.stack((begin, end), axis=1).ravel()
+def fit_rle(rle: dict[str, Any], width: int, height: int) -> Mask:
+    """Return the result of `fit_mask` for a compressed RLE. If it shrinks, no mask of the image's size is made."""
+    rows, columns = rle["size"]
+    size = _fitting(rows, columns, width, height)
+    return shrunk_rle(rle, size[1], size[0]) if size[0] < columns else fit_mask(decode(rle, rows, columns), *size)
 
 
 def contact_sheet(

@@ -17,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as rle_tools
 
+UNITED = 8
+"""So many masks are united at a time."""
+
 Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 Segmentation = list[list[int]] | dict[str, Any]
@@ -93,17 +96,60 @@ def box_of_rle(rle: dict[str, Any]) -> tuple[int, int, int, int]:
     return x, y, width, height
 
 
-def crop_of_rle(rle: dict[str, Any]) -> Crop:
-    """Return the mask of a compressed RLE, which must have a pixel, cropped to its box.
+def part_of_rle(rle: dict[str, Any], x: int, y: int, width: int, height: int) -> Mask:
+    """Return a part of the mask of a compressed RLE, (height, width) bool.
 
-    Only the crop is decoded. On a line-scan image, the whole mask would be hundreds of times as large.
+    Only this part is decoded. On a large image, the whole mask may be hundreds of times as large.
+
+    Args:
+        rle: in the form that `to_rle` returns.
+        x: the column where the part begins.
+        y: the row where the part begins.
+        width: of the part, in pixels.
+        height: of the part, in pixels.
     """
-    x, y, width, height = box_of_rle(rle)
     column, top, bottom = _runs_by_column(rle)
-    changes = np.zeros((height + 1, width), np.int8)
-    changes[top - y, column - x] += 1  # runs of one column never touch
-    changes[bottom - y, column - x] -= 1
-    return Crop(np.cumsum(changes[:-1], axis=0, dtype=np.int8) > 0, x, y)
+    top, bottom = np.clip(top - y, 0, height), np.clip(bottom - y, 0, height)
+    inside = (column >= x) & (column < x + width)
+    return _filled((height, width), column[inside] - x, top[inside], bottom[inside])
+
+
+def row_bands(rle: dict[str, Any], rows: int) -> Iterator[Mask]:
+    """Yield the mask of a compressed RLE from top to bottom, (rows, width) bool. The last band may be lower."""
+    height, width = rle["size"]
+    column, top, bottom = _runs_by_column(rle)
+    for first in range(0, height, rows):
+        tall = min(rows, height - first)
+        inside = (top < first + tall) & (bottom > first)
+        ends = (np.clip(side[inside] - first, 0, tall) for side in (top, bottom))
+        yield _filled((tall, width), column[inside], *ends)
+
+
+def shrunk_rle(rle: dict[str, Any], height: int, width: int) -> Mask:
+    """Return the mask of a compressed RLE at a smaller size, (height, width) bool. No larger mask is made.
+
+    A pixel is set if any of the mask's pixels touches it, so that thin masks stay whole.
+    """
+    rows, columns = rle["size"]
+    column, top, bottom = _runs_by_column(rle)
+    mask = np.zeros((height, width), dtype=bool)
+    if len(column):
+        first, last = column * width // columns, -(-(column + 1) * width // columns) - 1
+        top, bottom = top * height // rows, -(-bottom * height // rows)
+        x, y, size = first.min(), top.min(), (int(bottom.max() - top.min()), int(last.max() - first.min()) + 1)
+        window = mask[y : y + size[0], x : x + size[1]]
+        for side in (first, last):
+            window |= _filled(size, side - x, top - y, bottom - y)
+    return mask
+
+
+def _filled(shape: tuple[int, int], column: Counts, top: Counts, bottom: Counts) -> Mask:
+    """Return a mask with the pixels of runs: their columns, their first rows and the rows after their last ones."""
+    height, width = shape
+    changes = np.zeros((height + 1, width), np.int32)
+    np.add.at(changes, (top, column), 1)  # runs may overlap
+    np.add.at(changes, (bottom, column), -1)
+    return np.asarray(np.cumsum(changes[:-1], axis=0, dtype=np.int32) > 0)
 
 
 def _runs_by_column(rle: dict[str, Any]) -> tuple[Counts, Counts, Counts]:
@@ -337,7 +383,10 @@ def union(rles: Sequence[dict[str, Any]], height: int, width: int) -> dict[str, 
     """
     if not rles:
         return _compressed(np.array([height * width]), height, width)
-    return _text(rle_tools.merge(list(rles)))
+    parts: list[Any] = list(rles)
+    while len(parts) > 1:  # pycocotools merges one mask after the other: a large union would be copied for each
+        parts = [rle_tools.merge(parts[at : at + UNITED]) for at in range(0, len(parts), UNITED)]
+    return _text(rle_tools.merge(parts))
 
 
 def intersection(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -364,6 +413,44 @@ def dilated(rle: dict[str, Any]) -> dict[str, Any]:
     return rle_of_changes(places[np.diff(is_mask, prepend=False)], height, width)[0]
 
 
+def moved(rle: dict[str, Any], x: int, y: int, height: int, width: int) -> dict[str, Any]:
+    """Return the compressed RLE of a mask that was cut out of a larger image, at that image's size.
+
+    No mask is decoded.
+
+    Args:
+        rle: the mask of the part, in the form that `to_rle` returns.
+        x: the column of the image where the part begins.
+        y: the row of the image where the part begins.
+        height: the height of the image.
+        width: the width of the image.
+    """
+    column, top, bottom = _runs_by_column(rle)
+    return _rle_of_runs(column + x, top + y, bottom + y, height, width)
+
+
+def cropped(rle: dict[str, Any], x: int, y: int, width: int, height: int) -> dict[str, Any]:
+    """Return the compressed RLE of a part of a mask, at the part's size: `moved` backwards. No mask is decoded.
+
+    Args:
+        rle: in the form that `to_rle` returns.
+        x: the column where the part begins.
+        y: the row where the part begins.
+        width: of the part, in pixels.
+        height: of the part, in pixels.
+    """
+    column, top, bottom = _runs_by_column(rle)
+    top, bottom = np.clip(top - y, 0, height), np.clip(bottom - y, 0, height)
+    inside = (column >= x) & (column < x + width) & (top < bottom)
+    return _rle_of_runs(column[inside] - x, top[inside], bottom[inside], height, width)
+
+
+def _rle_of_runs(column: Counts, top: Counts, bottom: Counts, height: int, width: int) -> dict[str, Any]:
+    """Return the compressed RLE of runs: their columns, their first rows and the rows after their last ones."""
+    places, times = np.unique(np.stack((column * height + top, column * height + bottom)), return_counts=True)
+    return rle_of_changes(places[times == 1], height, width)[0]  # a run that goes on in the next column has no end
+
+
 def touching(rles: Sequence[dict[str, Any]]) -> Mask:
     """Return which of N masks of one image overlap or touch, by a side or by a corner: (N, N) bool, symmetric.
 
@@ -376,6 +463,14 @@ def touching(rles: Sequence[dict[str, Any]]) -> Mask:
         return np.zeros((0, 0), dtype=bool)
     not_crowds = [False] * len(rles)
     return np.asarray(rle_tools.iou([dilated(rle) for rle in rles], list(rles), not_crowds), dtype=np.float64) > 0
+
+
+def shared_pixels(some: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
+    """Return how many pixels masks share with others: (N, M) for N and M compressed RLEs of one size."""
+    # With crowds, pycocotools divides by the first mask's area instead of by the union's.
+    shares = np.asarray(rle_tools.iou(list(some), list(others), [True] * len(others)), dtype=np.float64)
+    areas = np.array([area(one) for one in some], dtype=np.float64)[:, None]
+    return np.rint(shares.reshape(len(some), len(others)) * areas).astype(np.int64)
 
 
 def area(rle: dict[str, Any]) -> int:

@@ -227,7 +227,17 @@ class Prediction:
             conf: the threshold, 0 to 1; by default the prediction's own.
             min_area: in pixels; by default the prediction's own.
         """
-        return masks.decode(self._union(conf, min_area), self.height, self.width)
+        return masks.decode(self.defect_rle(conf, min_area), self.height, self.width)
+
+    def defect_rle(self, conf: float | None = None, min_area: int | None = None) -> dict[str, Any]:
+        """Return `defect_mask` as COCO's compressed RLE, without decoding a mask.
+
+        Args:
+            conf: the threshold, 0 to 1; by default the prediction's own.
+            min_area: in pixels; by default the prediction's own.
+        """
+        defects = self.defects(*self._limits(conf, min_area))
+        return masks.union([one.rle for one in defects], self.height, self.width)
 
     def defect_area(self, conf: float | None = None, min_area: int | None = None) -> int:
         """Return the number of pixels of `defect_mask`, without decoding a mask.
@@ -236,11 +246,7 @@ class Prediction:
             conf: the threshold, 0 to 1; by default the prediction's own.
             min_area: in pixels; by default the prediction's own.
         """
-        return masks.area(self._union(conf, min_area))
-
-    def _union(self, conf: float | None, min_area: int | None) -> dict[str, Any]:
-        defects = self.defects(*self._limits(conf, min_area))
-        return masks.union([one.rle for one in defects], self.height, self.width)
+        return masks.area(self.defect_rle(conf, min_area))
 
     def _limits(self, conf: float | None, min_area: int | None) -> tuple[float, int]:
         return self.conf if conf is None else conf, self.min_area if min_area is None else min_area
@@ -286,7 +292,7 @@ class Prediction:
         by_defect = joining.same_defect(
             [one.rle for one in instances], [one.label for one in instances], [one.score for one in instances]
         )
-        defects = [_union_of([instances[place] for place in places]) for places in by_defect]
+        defects = [union_of([instances[place] for place in places]) for places in by_defect]
         return replace(self, instances=tuple(sorted(defects, key=lambda one: -one.score)))
 
     def within(self, region: Mask) -> "Prediction":
@@ -314,7 +320,7 @@ class Prediction:
                 if self.factor or not one.is_defect
             )
         cut = replace(self, instances=tuple(cut for one in own if (cut := _cut(one, rle)) is not None))
-        return cut if self.maps is None else _with_second_opinion(cut, maps.within(self.maps, region), rle)
+        return cut if self.maps is None else with_second_opinion(cut, maps.within(self.maps, region), rle)
 
     def to_dict(self, conf: float | None = None, min_area: int | None = None) -> dict[str, Any]:
         """Return the image's record in `predictions.json`, as JSON values.
@@ -439,7 +445,7 @@ def _cut(instance: Instance, region: dict[str, Any]) -> Instance | None:
     return replace(instance, box=box, rle=rle, area=area, probabilities=None, parts=())
 
 
-def _union_of(instances: Sequence[Instance]) -> Instance:
+def union_of(instances: Sequence[Instance]) -> Instance:
     """Return one instance that joins the given ones."""
     if len(instances) == 1:
         return instances[0]
@@ -470,12 +476,10 @@ def post_process(
     instances = sorted(make(detections, classes, height, width), key=lambda instance: -instance.score)
     has_masks = detections.masks is not None
     prediction = Prediction(height, width, tuple(instances), has_masks=has_masks, classes=tuple(classes)).joined(join)
-    return prediction if detections.maps is None else _with_second_opinion(prediction, detections.maps)
+    return prediction if detections.maps is None else with_second_opinion(prediction, detections.maps)
 
 
-def _with_second_opinion(
-    prediction: Prediction, of_network: Floats, region: dict[str, Any] | None = None
-) -> Prediction:
+def with_second_opinion(prediction: Prediction, of_network: Floats, region: dict[str, Any] | None = None) -> Prediction:
     """Return the prediction with the maps' opinion in the scores of its defects.
 
     The image's score becomes the mean of the highest score of a defect and the highest value of the maps. All defects

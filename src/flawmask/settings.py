@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 from flawmask.errors import FlawmaskError
 from flawmask.joining import Join
+from flawmask.tiles import TileChoice, Tiling, default_overlap
 
 T = TypeVar("T")
 
@@ -24,6 +25,9 @@ LEGACY_VALUES: Mapping[str, Any] = {
     "mask_classes": None,
     "exif_masks": None,
     "join": "off",
+    "tile": None,
+    "overlap": "auto",
+    "tile_from": "all",
 }
 """The fixed values that were in force before these settings existed. A file without the setting was written then."""
 
@@ -133,6 +137,29 @@ class Joining(Settings):
         super().__post_init__()
         is_known = self.join is None or self.join in get_args(Join)
         require(is_known, f"--join is {self.join}: it must be one of {', '.join(get_args(Join))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles(Settings):
+    """Whether the network sees images whole or in tiles."""
+
+    tile: int | TileChoice | None = None
+    """Side of tiles that images are seen in, in pixels. auto: by the defects' sizes. Default: as trained, or off."""
+    overlap: int | Literal["auto"] = "auto"
+    """Pixels that neighbouring tiles share, at most half of a tile. auto: as many as most defects are long."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choices = (None, *get_args(TileChoice))
+        require(
+            isinstance(self.tile, int) or self.tile in choices,
+            f"--tile is {self.tile}: it must be off, auto or a number of pixels",
+        )
+        known = self.overlap == "auto" or (isinstance(self.overlap, int) and self.overlap >= 1)
+        require(known, f"--overlap is {self.overlap}: it must be auto or a number of pixels, 1 or more")
+        require(self.overlap == "auto" or self.tile != "off", "--overlap is for tiles: leave it out with --tile off")
+        if isinstance(self.tile, int):  # a tiling checks itself
+            Tiling(self.tile, default_overlap(self.tile) if self.overlap == "auto" else self.overlap)
 
 
 @dataclass(frozen=True, kw_only=True)

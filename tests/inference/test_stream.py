@@ -22,7 +22,7 @@ from flawmask.inference.stream import THREADS, NetworkOutput, map_in_order, pred
 from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model.arch import Arch
 from flawmask.model.spec import ModelSpec
-from flawmask.prediction import Prediction, post_process
+from flawmask.prediction import Prediction
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -71,7 +71,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
 def outcome(path: Path, output: NetworkOutput | FlawmaskError) -> tuple[Path, Prediction | FlawmaskError]:
     if isinstance(output, FlawmaskError):
         return path, output
-    return path, post_process(output.detections, SPEC.classes, *output.pixels.shape[:2])
+    return path, output.prediction(SPEC)
 
 
 def evaluated(paths: list[Path], **settings: Any) -> Generator[tuple[Path, Prediction | FlawmaskError], None, None]:
@@ -255,7 +255,7 @@ def test_images_of_one_padded_size_share_a_batch_and_have_the_results_of_single_
 
     def last(_: Path, output: NetworkOutput | FlawmaskError) -> Prediction:
         assert isinstance(output, NetworkOutput)
-        return post_process(output.detections, spec.classes, *output.pixels.shape[:2])
+        return output.prediction(spec)
 
     results = list(predict_all(model, paths, read_image, last, batch_size=4))
     assert batches == [sizes]

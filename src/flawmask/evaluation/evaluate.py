@@ -34,6 +34,8 @@ from flawmask.prediction import Prediction
 from flawmask.progress import track
 from flawmask.report.report import ENTRIES as REPORT_ENTRIES
 from flawmask.settings import require
+from flawmask.strips import StripImage, opened
+from flawmask.tiles import check_sizes
 
 if TYPE_CHECKING:
     from flawmask.distributed import Processes
@@ -88,6 +90,9 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
     )
     if backend.spec.has_masks:
         split.require_masks(f"{config.model} predicts masks", "evaluate a network that predicts boxes")
+    if backend.spec.tiling is not None:
+        sizes = [(image["height"], image["width"]) for image in split.images]
+        check_sizes(backend.spec.tiling, sizes, str(split.folder), refuse=isinstance(config.tile, int))
     conf = threshold.DEFAULT if config.conf == "auto" else config.conf
     other = read_other(config.against, split, conf, config.min_area) if config.against else None
     digests = team.from_main(lambda: content_digests(split, backend.spec.intensity))
@@ -102,6 +107,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         "model": config.model.as_posix(),
         "intensity": list(backend.spec.intensity),
         "join": backend.spec.join,
+        **backend.spec.tiles_as_json,
     }
     if other is not None:
         facts["against"] = compare(
@@ -342,12 +348,14 @@ def predict_split(
         FlawmaskError: an image cannot be read, or its size is not that of its record.
     """
 
-    def read(image: Record) -> npt.NDArray[np.uint8]:
-        """Return the image's pixels after checking them against its record."""
+    def read(image: Record) -> npt.NDArray[np.uint8] | StripImage:
+        """Return the image's pixels after checking their size against its record."""
         path = split.image_path(image)
-        pixels = images.read_image(path, backend.spec.intensity)
-        if pixels.shape[:2] != (image["height"], image["width"]):
-            sizes = f"{pixels.shape[1]}x{pixels.shape[0]} but its record says {image['width']}x{image['height']}"
+        large = opened(path) if backend.spec.tile is not None else None
+        pixels = large or images.read_image(path, backend.spec.intensity)
+        height, width = pixels.shape[:2]
+        if (height, width) != (image["height"], image["width"]):
+            sizes = f"{width}x{height} but its record says {image['width']}x{image['height']}"
             raise FlawmaskError(f"{path} is {sizes}: export the annotations again")
         return pixels
 

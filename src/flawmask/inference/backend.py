@@ -1,17 +1,23 @@
 """The interface of a backend, which runs a network. The stages know nothing else of PyTorch or another runtime."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from flawmask import images
 from flawmask.errors import FlawmaskError
+from flawmask.inference.tiled import TiledDetections, prediction_of, windows_near
 from flawmask.model.spec import ModelSpec
-from flawmask.prediction import Prediction, RawDetections, post_process
+from flawmask.prediction import Prediction, RawDetections
+from flawmask.strips import Bands, StripImage, reduced, shrunk
+from flawmask.tiles import Window, cut, padded
 
 Image = npt.NDArray[np.uint8]
 
@@ -87,8 +93,88 @@ def detect(backend: Backend, pixels: Image) -> Prediction:
     Raises:
         ValueError: the array has another shape or type.
     """
-    (detections,) = backend.infer([resized(pixels, backend.spec)])
-    return post_process(detections, backend.spec.classes, *pixels.shape[:2], join=backend.spec.join)
+    if backend.spec.tile is None:
+        (detections,) = backend.infer([resized(pixels, backend.spec)])
+        return prediction_of(detections, backend.spec, *pixels.shape[:2])
+    return prediction_of(infer_tiles(backend, pixels).detections, backend.spec, *pixels.shape[:2])
+
+
+class TilesSeen(NamedTuple):
+    """What a network saw in the tiles of an image.
+
+    Attributes:
+        detections: those of each tile.
+        picture: the image; a smaller picture of one that was read in strips.
+        size: height and width of the image.
+        read: seconds to cut and resize the tiles, and to read the strips.
+        network: seconds of all batches.
+    """
+
+    detections: TiledDetections
+    picture: Image
+    size: tuple[int, int]
+    read: float
+    network: float
+
+
+Reader = Callable[[Callable[[Window], Resized], Iterable[Window]], Generator[Resized, None, None]]
+"""Calls the function for each tile, in order. It may do so ahead, in threads."""
+
+
+def _one_by_one(read: Callable[[Window], Resized], windows: Iterable[Window]) -> Generator[Resized, None, None]:
+    yield from map(read, windows)
+
+
+def infer_tiles(
+    backend: Backend, image: Image | StripImage, batch_size: int | None = None, reader: Reader = _one_by_one
+) -> TilesSeen:
+    """Run the network on the tiles of an image, in batches.
+
+    Args:
+        backend: runs the network; its spec says which tiles.
+        image: (height, width, 3) uint8 RGB, or a file that is read in strips.
+        batch_size: tiles per batch; by default the backend's own.
+        reader: reads the tiles.
+
+    Raises:
+        ImageError: a file that is read in strips is damaged.
+    """
+    spec, tiling = backend.spec, backend.spec.tiling
+    assert tiling is not None
+    height, width = image.shape[:2]
+    windows, seconds, network = tiling.windows(height, width), [0.0], 0.0
+    if spec.tile_from == "coarse":
+        picture = shrunk(image) if isinstance(image, StripImage) else image
+        windows, network = _promising(backend, picture, windows, height, width)
+    source = Bands(image, windows) if isinstance(image, StripImage) else image
+
+    def read(window: Window) -> Resized:
+        start = time.perf_counter()
+        pixels = source.cut(window) if isinstance(source, Bands) else cut(source, window)
+        tile = resized(padded(pixels, tiling.size), spec)
+        seconds.append(time.perf_counter() - start)
+        return tile
+
+    found: list[RawDetections] = []
+    with closing(reader(read, windows)) as tiles:
+        while batch := list(islice(tiles, batch_size or backend.batch_size)):
+            start = time.perf_counter()
+            found += backend.infer(batch)
+            network += time.perf_counter() - start
+    detections = TiledDetections(tuple(zip(windows, found, strict=True)))
+    shown = source.picture if isinstance(source, Bands) else source
+    return TilesSeen(detections, shown, (height, width), sum(seconds), network)
+
+
+def _promising(
+    backend: Backend, picture: Image, windows: list[Window], height: int, width: int
+) -> tuple[list[Window], float]:
+    """Return the tiles in which the network sees something on the whole image, and the seconds that this took."""
+    start = time.perf_counter()
+    small = reduced(picture, *backend.spec.resized(*picture.shape[:2]))
+    (detections,) = backend.infer([Resized(small, height, width)])
+    chosen = windows_near(detections.boxes, windows, pixel=height / small.shape[0])
+    return chosen, time.perf_counter() - start
 
 
 def check_classes(spec: ModelSpec, class_names: Sequence[str], where: Path) -> None:

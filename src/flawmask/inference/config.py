@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from flawmask.data.intensity import IntensityRule
-from flawmask.settings import Device, Joining, Strict, require
+from flawmask.settings import Device, Joining, Strict, Tiles, require
+from flawmask.tiles import TileFrom
 
 SCORE_FLOOR = 0.05
 """The default of `--score_floor`: torchvision's own, low enough for average precision."""
@@ -17,7 +18,7 @@ torchvision are for photographs with dozens of objects; an inspection image has 
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceSettings(Joining, Device):
+class InferenceSettings(Tiles, Joining, Device):
     """How the network runs on images; these settings affect its speed."""
 
     inference_batch_size: int | None = None
@@ -26,6 +27,8 @@ class InferenceSettings(Joining, Device):
     """Drop instances with a score up to this, 0 to 1. AP needs a low value; for verdicts, --conf is low enough."""
     max_proposals: int = MAX_PROPOSALS
     """RPN proposals kept per image for inference, highest objectness first; never more than --proposals."""
+    tile_from: TileFrom = "all"
+    """coarse: only tiles where the network sees something on the whole image, made small. Faster; may miss defects."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,6 +36,9 @@ class InferenceSettings(Joining, Device):
         require(size is None or size >= 1, f"--inference_batch_size is {size}: it must be 1 or more")
         require(0 <= self.score_floor <= 1, f"--score_floor is {self.score_floor}: it must lie between 0 and 1")
         require(proposals >= 1, f"--max_proposals is {proposals}: it must be 1 or more")
+        require(self.tile_from in get_args(TileFrom), f"--tile_from is {self.tile_from}: it must be all or coarse")
+        whole = self.tile == "off" and self.tile_from == "coarse"
+        require(not whole, "--tile_from coarse is for tiles: leave it out with --tile off")
 
 
 @dataclass(frozen=True, kw_only=True)

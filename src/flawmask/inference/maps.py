@@ -1,5 +1,7 @@
 """Maps of scores: the probability of a defect in each cell of a grid over an image. The module needs no PyTorch."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -8,6 +10,7 @@ import numpy.typing as npt
 
 from flawmask import masks
 from flawmask.masks import Mask
+from flawmask.tiles import Window
 
 Floats = npt.NDArray[np.float32]
 
@@ -31,6 +34,44 @@ def within(maps: Floats, region: Mask) -> Floats:
     rows, columns = maps.shape[1:]
     share = cv2.resize(region.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
     return np.where(share > 0, maps, np.float32(0))
+
+
+def of_tiles(seen: Sequence[tuple[Window, Floats]], tile: int, height: int, width: int) -> Floats:
+    """Return the maps of an image, (D, rows, columns), from those of its tiles. Its cells are as large as theirs.
+
+    Where tiles overlap, the higher value counts. A cell that no tile covers is 0.
+
+    Args:
+        seen: tiles, each with its maps, (D, rows, columns). They cover the tile with its padding.
+        tile: the side of a tile with its padding, in pixels of the image.
+        height: of the image in pixels.
+        width: of the image in pixels.
+    """
+    classes, rows, columns = seen[0][1].shape
+    cells = [max(1, round(side * count / tile)) for side, count in ((height, rows), (width, columns))]
+    down, across = height / cells[0], width / cells[1]  # the pixels of the image per cell
+    whole = np.zeros((classes, *cells), np.float32)
+    for window, maps in seen:
+        top, left = int(window.y / down), int(window.x / across)
+        bottom = min(cells[0], math.ceil((window.y + window.height) / down))
+        right = min(cells[1], math.ceil((window.x + window.width) / across))
+        # From the centre of a cell of the image to the place in the tile's map.
+        to_map = np.array(
+            [
+                [across * columns / tile, 0, ((left + 0.5) * across - window.x) * columns / tile - 0.5],
+                [0, down * rows / tile, ((top + 0.5) * down - window.y) * rows / tile - 0.5],
+            ]
+        )
+        for of_class, of_tile in zip(whole[:, top:bottom, left:right], maps, strict=True):
+            part = cv2.warpAffine(
+                np.ascontiguousarray(of_tile),
+                to_map,
+                of_class.shape[::-1],
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+            np.maximum(of_class, part, out=of_class)
+    return whole
 
 
 def region_of_peak(maps: Floats, height: int, width: int) -> tuple[int, dict[str, Any]]:

@@ -6,21 +6,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from flawmask.coco import CocoSplit, Record, instance_masks
+from flawmask.coco import CocoSplit, Record, instance_rles
 from flawmask.draw import (
     PREDICTION,
     TRUTH,
     Colour,
     box_labels,
     fit,
-    fit_crop,
-    fit_mask,
+    fit_rle,
     outline,
     side_by_side,
     title_bar,
 )
 from flawmask.fonts import first_writable
-from flawmask.masks import Mask, crop_of_rle
 
 if TYPE_CHECKING:
     from flawmask.prediction import Instance
@@ -50,28 +48,20 @@ def draw_instances(image: Image, instances: "Sequence[Instance]", colour: Colour
     The result is (height, width, 3) uint8 RGB of the given size.
 
     Args:
-        image: (height, width, 3) uint8 RGB.
+        image: (height, width, 3) uint8 RGB; it may be a smaller picture of the predicted image.
         instances: the predicted instances, the highest score first.
         colour: RGB of outlines and tags.
         size: the width and height in pixels to draw at, with the image's proportions.
     """
-    scale = size[0] / image.shape[1]
     drawn = fit(image, *size)
-    for instance in instances:
-        drawn = outline(drawn, _mask_at(instance, image.shape[:2], size), colour)
-    corners = [(round(one.box[0] * scale), round(one.box[1] * scale)) for one in instances]
+    corners = []
+    for one in instances:
+        drawn = outline(drawn, fit_rle(one.rle, *size), colour)
+        scale = size[0] / one.rle["size"][1]
+        corners.append((round(one.box[0] * scale), round(one.box[1] * scale)))
     texts = [first_writable(f"{one.label} {one.score:.2f}", f"{one.score:.2f}") for one in instances]
     labels = [(text, x, y) for text, (x, y) in zip(texts, corners, strict=True)]
     return box_labels(drawn, labels, colour)  # tags come last, so that no outline covers one
-
-
-def _mask_at(instance: "Instance", shape: tuple[int, int], size: tuple[int, int]) -> Mask:
-    """Return the instance's mask at the size at which its image is drawn."""
-    if size[0] >= shape[1]:
-        return fit_mask(instance.mask, *size)
-    if not instance.area:
-        return np.zeros((size[1], size[0]), dtype=bool)
-    return fit_crop(crop_of_rle(instance.rle), shape, *size)
 
 
 def truth_beside_prediction(
@@ -91,7 +81,7 @@ def truth_beside_prediction(
     size = viewing_size(pixels, panels=2)
     left = fit(pixels, *size)
     height, width = pixels.shape[:2]
-    for mask in instance_masks(split.defects(image), height, width, str(split.image_path(image))):
-        left = outline(left, fit_mask(mask, *size), TRUTH)
+    for rle in instance_rles(split.defects(image), height, width, str(split.image_path(image))):
+        left = outline(left, fit_rle(rle, *size), TRUTH)
     right = draw_instances(pixels, predicted, PREDICTION, size)
     return side_by_side(title_bar(left, captions[0]), title_bar(right, captions[1]))

@@ -25,8 +25,10 @@ from flawmask.inference.predictor import load
 from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.masks import Mask
 from flawmask.model.spec import ModelSpec
+from flawmask.png_rows import write_mask
 from flawmask.progress import track
 from flawmask.settings import require
+from flawmask.strips import StripImage, opened
 from flawmask.tally import tallies_to_dict, warn_of_unused
 
 log = logging.getLogger(__name__)
@@ -108,7 +110,7 @@ def predict(config: PredictConfig) -> Predicted:
         tally.used = sum("error" not in record for record in records)
         warn_of_unused([tally], where, strict=config.strict)
         others = [{"file": path.as_posix(), "reason": reason} for path, reason in inputs.not_predicted.items()]
-        rules = {"conf": conf, "min_area": config.min_area, "join": backend.spec.join}
+        rules = {"conf": conf, "min_area": config.min_area, "join": backend.spec.join, **backend.spec.tiles_as_json}
         content = {**rules, "tally": tallies_to_dict([tally])}
         write_json(folder / "predictions.json", {**content, "images": records, "not_predicted": others})
         _write_table(folder / "predictions.csv", records)
@@ -128,6 +130,11 @@ def predict(config: PredictConfig) -> Predicted:
         config.output_dir,
     )
     _warn_of_outside(job)
+    if job.smaller:
+        log.warning(
+            "%d of %d images are not larger than a tile of %s pixels (for example %s): they are padded to one tile",
+            *(len(job.smaller), len(paths), backend.spec.tile, min(job.smaller)),
+        )
     return Predicted(config.output_dir, defective, good, unreadable, inputs.not_predicted)
 
 
@@ -152,6 +159,7 @@ class _Job:
         names: the name of the pictures for each image.
         levels: the values that become black and white in images of more than 8 bits.
         outside: the images with a grey range that does not fit `levels`, and how they differ.
+        smaller: the images that are not larger than a tile.
     """
 
     config: PredictConfig
@@ -163,10 +171,17 @@ class _Job:
     names: dict[Path, str]
     levels: images.Levels
     outside: dict[Path, str] = field(default_factory=dict)
+    smaller: list[Path] = field(default_factory=list)
 
-    def read(self, path: Path) -> npt.NDArray[np.uint8]:
+    def read(self, path: Path) -> npt.NDArray[np.uint8] | StripImage:
+        large = opened(path) if self.spec.tile is not None and self.config.page is None else None
+        if large is not None:
+            _check_size(large.shape[:2], self.region, path, self.config)
+            return large
         pixels = images.read_pixels(path, self.config.page)
-        _check_size(pixels, self.region, path, self.config)
+        _check_size(pixels.shape[:2], self.region, path, self.config)
+        if self.spec.tile is not None and max(pixels.shape[:2]) <= self.spec.tile:
+            self.smaller.append(path)
         if how := images.levels_problem(pixels, self.levels):
             self.outside[path] = how
         shown = images.to_rgb(pixels, self.levels)
@@ -193,9 +208,12 @@ class _Job:
         record["overlay"] = f"overlays/{self.names[path]}"
         (self.folder / record["overlay"]).write_bytes(images.encode_png(picture))
         if self.config.save_masks:
-            mask = prediction.defect_mask(*limits)
             record["mask"] = f"masks/{self.names[path]}"
-            (self.folder / record["mask"]).write_bytes(images.encode_png(mask.astype(np.uint8) * 255))
+            if output.size is None:
+                mask = prediction.defect_mask(*limits)
+                (self.folder / record["mask"]).write_bytes(images.encode_png(mask.astype(np.uint8) * 255))
+            else:
+                write_mask(self.folder / record["mask"], prediction.defect_rle(*limits))
         return record
 
 
@@ -222,10 +240,10 @@ def _read_region(path: Path) -> Mask:
     return region
 
 
-def _check_size(pixels: images.Pixels, region: Mask | None, path: Path, config: PredictConfig) -> None:
+def _check_size(shape: tuple[int, ...], region: Mask | None, path: Path, config: PredictConfig) -> None:
     """Refuse an image whose size differs from the size of the region of interest."""
-    if region is not None and region.shape != pixels.shape[:2]:
-        sizes = [f"{width}x{height}" for height, width in (pixels.shape[:2], region.shape)]
+    if region is not None and region.shape != shape:
+        sizes = [f"{width}x{height}" for height, width in (shape, region.shape)]
         raise FlawmaskError(f"{path} is {sizes[0]} but {config.roi} is {sizes[1]}: draw the region at the images' size")
 
 

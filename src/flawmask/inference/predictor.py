@@ -1,5 +1,6 @@
 """`Predictor`: predict images from Python. An image is a file, an array, a tensor or a Pillow image."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -15,8 +16,13 @@ from flawmask.inference.backend import Backend, Image, detect
 from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR, InferenceSettings
 from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.joining import Join
+from flawmask.model.spec import ModelSpec
 from flawmask.prediction import Prediction
-from flawmask.settings import Precision
+from flawmask.settings import Precision, require
+from flawmask.strips import StripImage, opened
+from flawmask.tiles import TileChoice, TileFrom, default_overlap
+
+log = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -48,6 +54,9 @@ class Predictor:
         score_floor: float = SCORE_FLOOR,
         max_proposals: int = MAX_PROPOSALS,
         join: Join | None = None,
+        tile: int | TileChoice | None = None,
+        overlap: int | Literal["auto"] = "auto",
+        tile_from: TileFrom = "all",
     ) -> None:
         """Load a checkpoint.
 
@@ -63,6 +72,10 @@ class Predictor:
                 number.
             join: `touching` joins instances of one class that overlap or touch; `off` leaves the network's instances as
                 they are. The default is the checkpoint's own rule.
+            tile: the side of the tiles in which the network sees an image, in pixels; `off` for whole images. `auto`
+                and the default are as the checkpoint was trained.
+            overlap: the pixels that neighbouring tiles share; `auto` for the checkpoint's, or an eighth of a tile.
+            tile_from: with `coarse`, only the tiles where the network sees something on the whole image, made small.
 
         Raises:
             FlawmaskError: the file is no checkpoint; the device or the precision is not available; or no threshold was
@@ -71,7 +84,14 @@ class Predictor:
         if threshold != "auto" and not 0 <= threshold <= 1:
             raise FlawmaskError(f"threshold={threshold!r}: it must lie between 0 and 1, or be 'auto'")
         settings = InferenceSettings(
-            device=device, precision=precision, score_floor=score_floor, max_proposals=max_proposals, join=join
+            device=device,
+            precision=precision,
+            score_floor=score_floor,
+            max_proposals=max_proposals,
+            join=join,
+            tile=tile,
+            overlap=overlap,
+            tile_from=tile_from,
         )
         self.conf = thresholds.of(threshold, Path(model), min_area).value
         self.min_area = min_area
@@ -115,16 +135,17 @@ class Predictor:
         def finish(_: Source, output: NetworkOutput | FlawmaskError) -> Prediction:
             if isinstance(output, FlawmaskError):
                 raise output
-            return self._with_limits(output.prediction(self.spec), output.pixels)
+            return self._with_limits(output.prediction(self.spec), output.pixels if output.size is None else None)
 
-        def read(source: Source) -> Image:
-            return images.pixels_of(source, colour, self.spec.intensity)
+        def read(source: Source) -> Image | StripImage:
+            large = opened(Path(source)) if self.spec.tile and isinstance(source, str | Path) else None
+            return large or images.pixels_of(source, colour, self.spec.intensity)
 
         several = [sources] if images.is_source(sources) else sources
         with closing(predict_all(self.backend, several, read, finish, batch_size)) as predictions:
             yield from predictions
 
-    def _with_limits(self, prediction: Prediction, pixels: Image) -> Prediction:
+    def _with_limits(self, prediction: Prediction, pixels: Image | None) -> Prediction:
         return replace(prediction, conf=self.conf, min_area=self.min_area, image=pixels, calibration=self.calibration)
 
 
@@ -145,4 +166,32 @@ def load(model: Path, settings: InferenceSettings) -> Backend:
     )
     if settings.join is not None:
         backend.spec = replace(backend.spec, join=settings.join)
+    backend.spec = _in_tiles(backend.spec, settings, model)
     return backend
+
+
+def _in_tiles(spec: ModelSpec, settings: InferenceSettings, model: Path) -> ModelSpec:
+    """Return the spec with the tiles that the settings ask for, and warn where they are not those of the training.
+
+    Raises:
+        FlawmaskError: the settings do not fit the tiles of the checkpoint.
+    """
+    tile = spec.tile if settings.tile in (None, "auto") else None if settings.tile == "off" else settings.tile
+    assert tile is None or isinstance(tile, int)
+    if tile is None:
+        flag = "--tile_from coarse" if settings.tile_from == "coarse" else "--overlap"
+        wants_tiles = settings.tile_from == "coarse" or settings.overlap != "auto"
+        require(not wants_tiles, f"{flag}: {model} was trained on whole images: give the side of tiles with --tile")
+        overlap = 0
+    else:
+        known = spec.overlap if tile == spec.tile else default_overlap(tile)
+        overlap = known if settings.overlap == "auto" else settings.overlap
+    if tile != spec.tile:
+        trained = "whole images" if spec.tile is None else f"tiles of {spec.tile} pixels"
+        used = "whole images" if tile is None else f"tiles of {tile} pixels"
+        log.warning(
+            "%s was trained on %s and is used on %s: both are resized to %d pixels, so defects have another size for "
+            "the network. Figures, threshold and calibration of its training do not hold: evaluate it like this",
+            *(model, trained, used, spec.image_size),
+        )
+    return replace(spec, tile=tile, overlap=overlap, tile_from=settings.tile_from)

@@ -6,16 +6,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
 from flawmask.errors import FlawmaskError
-from flawmask.inference.backend import Backend, Image, Resized, resized
+from flawmask.inference.backend import Backend, Image, Resized, infer_tiles, resized
+from flawmask.inference.tiled import TiledDetections, prediction_of
 from flawmask.launch import THREAD_NAME, cores_of_each_process, usable_cores
 from flawmask.model.spec import ModelSpec
-from flawmask.prediction import Prediction, RawDetections, post_process
+from flawmask.prediction import Prediction, RawDetections
+from flawmask.strips import StripImage
+from flawmask.tiles import Window
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,6 +33,9 @@ MAX_THREADS = 8
 THREADS_BESIDE_GPU = max(THREADS, min(MAX_THREADS, cores_of_each_process()))
 """The number of threads beside a network on a GPU, which leaves them all CPU cores."""
 
+IMAGES_AHEAD = 2
+"""With tiles, so many images are read ahead, and so many results are made at a time. Such images are large."""
+
 SHUTDOWN_TIMEOUT = 5.0
 """Seconds to wait for running threads when the iterator is closed early."""
 
@@ -39,20 +45,23 @@ class NetworkOutput:
     """The network's output for one image.
 
     Attributes:
-        pixels: the image, (height, width, 3) uint8 RGB.
-        detections: the backend's detections.
+        pixels: the image, (height, width, 3) uint8 RGB; a smaller picture of an image that was read in strips.
+        detections: the backend's detections; those of all its tiles.
         read: seconds to read and resize the image.
-        network: seconds of its batch, divided by the number of images.
+        network: seconds of its batch, divided by the number of images; the sum over its tiles.
+        size: height and width of an image that was read in strips; None if they are those of `pixels`.
     """
 
     pixels: Image
-    detections: RawDetections
+    detections: RawDetections | TiledDetections
     read: float
     network: float
+    size: tuple[int, int] | None = None
 
     def prediction(self, spec: ModelSpec) -> Prediction:
         """Return the prediction for the image, with its instances joined as the spec says."""
-        return post_process(self.detections, spec.classes, *self.pixels.shape[:2], join=spec.join)
+        height, width = self.size or self.pixels.shape[:2]
+        return prediction_of(self.detections, spec, height, width)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class _Read(Generic[T]):
 def predict_all(
     backend: Backend,
     items: Iterable[T],
-    read: Callable[[T], Image],
+    read: Callable[[T], Image | StripImage],
     finish: Callable[[T, NetworkOutput | FlawmaskError], R],
     batch_size: int | None = None,
 ) -> Generator[R, None, None]:
@@ -81,24 +90,30 @@ def predict_all(
     not depend on the batch. About three batches of images are in memory at a time, or three images for each thread if
     that is more. Close the iterator to stop early.
 
+    With a network that sees tiles, a batch holds tiles of one image. About four images are in memory at a time, or as
+    many strips of images that are read in strips.
+
     Args:
         backend: runs the network; only the calling thread uses it.
         items: the sources of the images; only the calling thread iterates over them.
-        read: returns the image of an item, (height, width, 3) uint8 RGB. If it raises a FlawmaskError, `finish` gets
-            the error. Any other error ends the iteration.
+        read: returns the image of an item, (height, width, 3) uint8 RGB, or, only with tiles, a file to read in strips.
+            If it raises a FlawmaskError, `finish` gets the error. Any other error ends the iteration.
         finish: returns the result for an item and the network's output or the error. Several threads call it.
         batch_size: the largest batch; by default the backend's own.
     """
     max_batch = batch_size or backend.batch_size
     threads = THREADS if backend.uses_cores else THREADS_BESIDE_GPU
-    with (
-        closing(
-            map_in_order(lambda item: _read(item, read, backend.spec), items, max_batch + threads, threads)
-        ) as images,
-        closing(_run_network(backend, _batches(images, max_batch))) as outputs,
-        closing(map_in_order(lambda pair: finish(*pair), outputs, max(max_batch, threads), threads)) as finished,
-    ):
-        yield from finished
+    in_tiles = backend.spec.tile is not None
+    ahead, behind = (IMAGES_AHEAD, IMAGES_AHEAD) if in_tiles else (max_batch + threads, max(max_batch, threads))
+    with ExitStack() as stack:
+        if in_tiles:
+            opened = stack.enter_context(closing(map_in_order(partial(_open, read=read), items, ahead, threads)))
+            outputs = stack.enter_context(closing(_run_on_tiles(backend, opened, max_batch, threads)))
+        else:
+            whole = partial(_read, read=read, spec=backend.spec)
+            images = stack.enter_context(closing(map_in_order(whole, items, ahead, threads)))
+            outputs = stack.enter_context(closing(_run_network(backend, _batches(images, max_batch))))
+        yield from stack.enter_context(closing(map_in_order(lambda pair: finish(*pair), outputs, behind, threads)))
 
 
 def map_in_order(
@@ -153,13 +168,14 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-def _read(item: T, read: Callable[[T], Image], spec: ModelSpec) -> _Read[T]:
+def _read(item: T, read: Callable[[T], Image | StripImage], spec: ModelSpec) -> _Read[T]:
     start = time.perf_counter()
     image: Image | FlawmaskError
     small = None
     try:
-        image = read(item)
-        small = resized(image, spec)
+        whole = read(item)
+        assert not isinstance(whole, StripImage)  # such an image is never in memory as a whole
+        image, small = whole, resized(whole, spec)
     except FlawmaskError as error:
         image = error
     padded = None if isinstance(image, FlawmaskError) else spec.padded(*image.shape[:2])
@@ -194,3 +210,37 @@ def _run_network(
                 yield one.item, one.image
             else:
                 yield one.item, NetworkOutput(one.image, next(detections), one.seconds, seconds)
+
+
+def _open(item: T, read: Callable[[T], Image | StripImage]) -> tuple[T, Image | StripImage | FlawmaskError, float]:
+    """Return the item, its image or the error, and the seconds that reading took."""
+    start = time.perf_counter()
+    image: Image | StripImage | FlawmaskError
+    try:
+        image = read(item)
+    except FlawmaskError as error:
+        image = error
+    return item, image, time.perf_counter() - start
+
+
+def _run_on_tiles(
+    backend: Backend,
+    images: Iterable[tuple[T, Image | StripImage | FlawmaskError, float]],
+    max_batch: int,
+    threads: int,
+) -> Generator[tuple[T, NetworkOutput | FlawmaskError], None, None]:
+    def read_ahead(read: Callable[[Window], Resized], windows: Iterable[Window]) -> Generator[Resized, None, None]:
+        return map_in_order(read, windows, max_batch + threads, threads)
+
+    for item, image, seconds in images:
+        result: NetworkOutput | FlawmaskError
+        if isinstance(image, FlawmaskError):
+            result = image
+        else:
+            try:
+                seen = infer_tiles(backend, image, max_batch, read_ahead)
+                size = seen.size if isinstance(image, StripImage) else None
+                result = NetworkOutput(seen.picture, seen.detections, seconds + seen.read, seen.network, size)
+            except FlawmaskError as error:  # a damaged file shows only when its last strip is read
+                result = error
+        yield item, result

@@ -1,13 +1,14 @@
 """The spec of a network: everything that decides what it computes, except its weights."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from flawmask.errors import FlawmaskError
 from flawmask.images import UPPER_BITS, Levels
 from flawmask.joining import Join
 from flawmask.model.arch import Arch, architecture
 from flawmask.model.architecture import Architecture, FixedSquare, Proportional, SteppedSquare
+from flawmask.tiles import TileFrom, Tiling
 
 Norm = Literal["batch", "frozen", "group"]
 
@@ -34,6 +35,11 @@ class ModelSpec:
             for them, predictions are not joined.
         semantic_head: whether the network has a branch for pixels, see `model.semantic`. Checkpoints of older versions
             have none.
+        tile: the side of the tiles in which the network sees an image, in pixels of the image; None if it sees images
+            whole, as with checkpoints of older versions. A tile is resized like an image.
+        overlap: the fewest pixels that neighbouring tiles share.
+        tile_shift: how far the grid of tiles is moved, in pixels; for measurements.
+        tile_from: which tiles the network sees, see `tiles.TileFrom`.
     """
 
     arch: Arch
@@ -47,14 +53,30 @@ class ModelSpec:
     intensity: Levels = UPPER_BITS
     join: Join = "off"
     semantic_head: bool = False
+    tile: int | None = None
+    overlap: int = 0
+    tile_shift: int = 0
+    tile_from: TileFrom = "all"
 
     def __post_init__(self) -> None:
         architecture(self.arch)
         is_known = self.norm in get_args(Norm) and self.join in get_args(Join) and bool(self.classes)
+        is_known = is_known and self.tile_from in get_args(TileFrom)
         low, high = self.intensity
         is_known = is_known and self.semantic_head <= self.architecture.has_semantic_head
         if not is_known or len(self.anchor_sizes) != len(TORCHVISION_ANCHORS) or not 0 <= low < high <= 65535:
             raise FlawmaskError(f"{self} does not describe a network")
+        _ = self.tiling  # it checks itself
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """The tiles in which the network sees an image; None if it sees images whole."""
+        return None if self.tile is None else Tiling(self.tile, self.overlap, self.tile_shift)
+
+    @property
+    def tiles_as_json(self) -> dict[str, Any]:
+        """The keys that say in results which tiles the network saw: `tile`, `overlap` and `tile_from`."""
+        return {name: getattr(self, name) for name in ("tile", "overlap", "tile_from")}
 
     @property
     def architecture(self) -> Architecture:

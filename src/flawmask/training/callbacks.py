@@ -7,6 +7,7 @@ from flawmask.training import loader
 from flawmask.training.curves import draw_curves
 from flawmask.training.label_plots import draw_labels
 from flawmask.training.pictures import draw_predictions, draw_train_batch
+from flawmask.training.tile_data import dataset_of
 from flawmask.training.trackers import Record
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ class Pictures(Callback):
         setup = run.setup
         draw_labels(setup.training, setup.spec, setup.run_dir / "labels.png")
         # The seed decides the order of an epoch, so these are the first batches of the first epoch.
-        items = loader.SplitDataset(setup.training, setup.spec, augmenting=setup.augmenting)
-        marks_epochs = setup.augmenting is not None
-        order = loader.Order(items.shapes, setup.batch_size, seed=setup.config.seed, marks_epochs=marks_epochs)
+        seed = setup.config.seed
+        items = dataset_of(setup.training, setup.spec, seed, augmenting=setup.augmenting)
+        order = loader.Order(items.shapes, setup.batch_size, seed=seed, marks_epochs=items.changes)
         batches = loader.read(loader.make_loader(items, order, workers=0, pin=False))
         draw_train_batch(run.step.model, run.step.detector, batches, setup.training, setup.run_dir / "train_batch.jpg")
 

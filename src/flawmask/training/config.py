@@ -8,7 +8,7 @@ from typing import Literal
 
 from flawmask.data.intensity import IntensitySettings
 from flawmask.model.arch import Arch, ArchChoice, architecture, is_chosen
-from flawmask.settings import Classes, Device, Joining, Overwrite, Reading, Seed, Strict, require
+from flawmask.settings import Classes, Device, Joining, Overwrite, Reading, Seed, Strict, Tiles, require
 
 Log = Literal["none", "tensorboard", "mlflow"]
 """The experiment trackers. Each name but `none` is a Python package and the extra that installs it."""
@@ -36,7 +36,7 @@ def seconds_in(text: str, flag: str = "--time_budget") -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnSettings(IntensitySettings, Joining, Seed, Device, Classes, Reading):
+class LearnSettings(IntensitySettings, Tiles, Joining, Seed, Device, Classes, Reading):
     """How a network is trained, whichever network it is."""
 
     epochs: int = 50

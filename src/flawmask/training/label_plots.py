@@ -56,7 +56,7 @@ def measure_labels(split: CocoSplit, spec: ModelSpec) -> Labels:
     coverage = np.zeros((GRID, GRID))
     for image in split.images:
         width, height = image["width"], image["height"]
-        high, wide = spec.scales(height, width)
+        high, wide = spec.scales(*((height, width) if spec.tile is None else (spec.tile, spec.tile)))
         defects = [one for one in split.defects(image) if not one.get("iscrowd") and _is_box(one["bbox"])]
         per_image.append(len(defects))
         for one in defects:

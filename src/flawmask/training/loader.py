@@ -131,6 +131,11 @@ class SplitDataset(Dataset[Item]):
         self.shapes = resized_shapes(split, spec)
         self.cache, self.augmenting = cache, augmenting
 
+    @property
+    def changes(self) -> bool:
+        """Whether an epoch shows other pixels than the epoch before."""
+        return self.augmenting is not None
+
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.split.images)
@@ -161,25 +166,49 @@ class SplitDataset(Dataset[Item]):
         single = without_crowds(self.split.annotations[record["id"]])
         masks = instance_masks(single, record["height"], record["width"], str(path))
         kept = [(mask, one) for mask, one in zip(masks, single, strict=True) if mask.any()]
-        pixels, changed, labels = augmenting.transform(
+        stack = np.array([mask for mask, _ in kept], dtype=bool).reshape(-1, record["height"], record["width"])
+        changed = self._transformed(
+            augmenting,
             self._read_original(place).copy(),
-            np.array([mask for mask, _ in kept], dtype=bool).reshape(-1, record["height"], record["width"]),
+            stack,
             [names[self.split.labels[one["category_id"]]] for _, one in kept],
             np.random.default_rng([augmenting.seed, epoch, record["id"]]),
+            str(path),
         )
-        size = pixels.shape[:2]
-        fits = pixels.dtype == np.uint8 and pixels.shape[2:] == (3,) and changed.shape == (len(labels), *size)
-        require(fits and changed.dtype == bool, f"{path}: the transform returned no image with masks of its size")
+        return self._item(*changed, record["id"], str(path))
+
+    def _transformed(
+        self,
+        augmenting: Augmenting,
+        pixels: npt.NDArray[np.uint8],
+        stack: npt.NDArray[np.bool_],
+        names: list[str],
+        draw: np.random.Generator,
+        where: str,
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], list[str]]:
+        """Return what the transform makes of an image, after checking it."""
+        pixels, changed, labels = augmenting.transform(pixels, stack, names, draw)
+        fits = (
+            pixels.dtype == np.uint8 and pixels.shape[2:] == (3,) and changed.shape == (len(labels), *pixels.shape[:2])
+        )
+        require(fits and changed.dtype == bool, f"{where}: the transform returned no image with masks of its size")
         unknown = set(labels) - self._labels.keys()
-        require(not unknown, f"{path}: the transform returned {', '.join(map(repr, unknown))}, which is no class")
+        require(not unknown, f"{where}: the transform returned {', '.join(map(repr, unknown))}, which is no class")
+        return pixels, changed, labels
+
+    def _item(
+        self, pixels: npt.NDArray[np.uint8], stack: npt.NDArray[np.bool_], names: list[str], image_id: int, where: str
+    ) -> Item:
+        """Return an image, resized, and the target of its instances: their masks, (N, height, width), and classes."""
+        size = pixels.shape[:2]
         resized = self.spec.resized(*size)
         records = [
-            annotation(mask, id=number, image_id=record["id"], category_id=self._labels[name])
-            for number, (mask, name) in enumerate(zip(changed, labels, strict=True))
+            annotation(mask, id=number, image_id=image_id, category_id=self._labels[name])
+            for number, (mask, name) in enumerate(zip(stack, names, strict=True))
             if mask.any()
         ]
-        same_labels = {label: label for label in names}
-        target = make_target(records, same_labels, record["id"], size, resized, str(path))
+        same_labels = {label: label for label in self._labels.values()}
+        target = make_target(records, same_labels, image_id, size, resized, where)
         return torch.from_numpy(images.resize(pixels, resized)).permute(2, 0, 1), target
 
     @property

@@ -41,6 +41,7 @@ from flawmask.training.run import Run, resume_command
 from flawmask.training.setup import Setup, check_run_folder, set_up
 from flawmask.training.step import Step, make_step
 from flawmask.training.stop import Stop
+from flawmask.training.tile_data import cached_shapes, dataset_of, log_cost
 from flawmask.training.trackers import track_run
 
 log = logging.getLogger(__name__)
@@ -149,6 +150,8 @@ def _train(
     """Train all remaining epochs."""
     config, team = setup.config, setup.team
     with ExitStack() as stack:
+        if setup.spec.tiling is not None:
+            log_cost(setup.training, setup.spec.tiling)
         batches = _loader(setup, setup.training, stack, shuffle=True)
         val_batches = _loader(setup, setup.validation, stack, shuffle=False) if setup.validation else None
         step = _step(setup)
@@ -222,19 +225,18 @@ def _remaining(run: Run) -> float:
 def _loader(setup: Setup, split: CocoSplit, stack: ExitStack, *, shuffle: bool) -> DataLoader[Any]:
     """Return a loader of this process' shard of a split. Closing the stack deletes its cache on disk."""
     config, team = setup.config, setup.team
-    shapes = loader.resized_shapes(split, setup.spec)
+    shapes = cached_shapes(split, setup.spec)
     # --cache_gb is shared by both splits and all processes.
     total = len(setup.training.images) + (len(setup.validation.images) if setup.validation else 0)
     cache = stack.enter_context(pixel_cache(shapes, config.cache_gb * len(shapes) / total / team.count))
-    augmenting = setup.augmenting if shuffle else None
-    items = loader.SplitDataset(split, setup.spec, cache, augmenting)
+    items = dataset_of(split, setup.spec, config.seed, cache, setup.augmenting if shuffle else None)
     order = loader.Order(
-        shapes,
+        items.shapes,
         setup.batch_size,
         seed=config.seed if shuffle else None,
         rank=team.rank,
         processes=team.count,
-        marks_epochs=augmenting is not None,
+        marks_epochs=shuffle and items.changes,
     )
     return loader.make_loader(items, order, workers=config.workers, pin=setup.device.type == "cuda")
 

@@ -26,10 +26,11 @@ def spec_for(
         config: the settings.
         training: the training split, which names the classes.
         initial_weights: the weights that the network starts from.
-        image_size: the shorter side of the resized images, in pixels.
+        image_size: the shorter side of the resized images, in pixels. Tiles are never enlarged to it.
         micro_batch_size: images per forward pass.
     """
-    image_size = architecture(config.network).image_size(image_size)
+    tile = config.tile if isinstance(config.tile, int) else None
+    image_size = architecture(config.network).image_size(min(image_size, tile or image_size))
     return ModelSpec(
         arch=config.network,
         classes=training.class_names,
@@ -41,6 +42,8 @@ def spec_for(
         proposals=config.proposals or proposals_for(image_size),
         join=config.join or DEFAULT,
         semantic_head=config.semantic_head == "auto" and architecture(config.network).has_semantic_head,
+        tile=tile,
+        overlap=config.overlap if tile and isinstance(config.overlap, int) else 0,
     )
 
 

@@ -128,7 +128,7 @@ class Run:
         for name, value in figures.items():
             self.history.setdefault(name, []).append(value)
         select_by = self.setup.config.select_by
-        if self.best_epoch and 2 * figures["seconds"] * figures["images_per_second"] < len(self.setup.training.images):
+        if self.best_epoch and 2 * figures["seconds"] * figures["images_per_second"] < self.setup.images_per_epoch:
             return False
         self.best_value, is_best = _compare(figures[select_by], self.best_value, select_by)
         if is_best:

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from flawmask.training.learnable import check_learnable
 from flawmask.training.loader import Augmenting, Transform
 from flawmask.training.network import spec_for
 from flawmask.training.resume import State
+from flawmask.training.tile_choice import choose_tiles
+from flawmask.training.tile_data import draws_of
 
 DEFAULT_BATCH = 4
 """Images per step and process if `--batch_size` is auto, which then decides only the micro-batch size."""
@@ -77,6 +79,12 @@ class Setup:
     digests: dict[str, str]
     augmenting: Augmenting | None = None
 
+    @cached_property
+    def images_per_epoch(self) -> int:
+        """The number of images that an epoch shows; of tiles, with a network that sees tiles."""
+        tiling = self.spec.tiling
+        return len(self.training.images) if tiling is None else len(draws_of(self.training, tiling))
+
 
 def set_up(
     config: TrainConfig,
@@ -92,6 +100,7 @@ def set_up(
     training, validation = _splits(config)
     has_masks = not training.box_only_defects
     config = team.from_main(lambda: choose_network(config, len(training.images), has_masks=has_masks))
+    config = team.from_main(lambda: choose_tiles(config, training))
     if state is not None:
         levels = state.model_spec.intensity
     else:
@@ -129,7 +138,7 @@ def set_up(
     shard_size = math.ceil(batch_size / team.count)
     micro_batch_size, image_size = min(per_process, shard_size), config.image_size
     trial = fit.Trial(config, training, initial_weights, device, dtype, augmenting)
-    if config.time_budget is not None:
+    if config.time_budget is not None and not isinstance(config.tile, int):
         remaining = seconds_in(config.time_budget) - (time.perf_counter() - began)
         image_size = team.from_main(lambda: fit.image_size_for(trial, remaining, batch_size, micro_batch_size))
     tried = spec_for(config, training, initial_weights, image_size, micro_batch_size)

@@ -1,0 +1,148 @@
+"""Tiles of an image: where they lie, and how they are cut. Training and inference use the same ones."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flawmask.errors import FlawmaskError
+
+log = logging.getLogger(__name__)
+
+TileChoice = Literal["off", "auto"]
+
+TileFrom = Literal["all", "coarse"]
+"""Which tiles the network sees: all of an image, or those where it sees something on the whole image, made small."""
+
+MIN_TILE = 32
+"""The smallest tile, in pixels."""
+
+OVERLAP = 8
+"""Where nothing is known about the defects, tiles overlap by this part of their side: an eighth."""
+
+
+class Window(NamedTuple):
+    """A part of an image.
+
+    Attributes:
+        x: the column of the image where it begins.
+        y: the row of the image where it begins.
+        width: in pixels.
+        height: in pixels.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def overlap(self, other: "Window") -> "Window | None":
+        """Return the part that both windows share; None where they share no pixel."""
+        left, top = max(self.x, other.x), max(self.y, other.y)
+        right = min(self.x + self.width, other.x + other.width)
+        bottom = min(self.y + self.height, other.y + other.height)
+        return Window(left, top, right - left, bottom - top) if left < right and top < bottom else None
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How images are divided into square tiles that overlap.
+
+    Attributes:
+        size: the side of a tile, in pixels of the image.
+        overlap: the fewest rows or columns that neighbouring tiles share, in pixels, at least 1.
+        shift: how far the grid is moved to the left and up, in pixels; see `starts`.
+
+    Raises:
+        FlawmaskError: the tile is too small, or the overlap does not fit it.
+    """
+
+    size: int
+    overlap: int
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < MIN_TILE:
+            raise FlawmaskError(f"--tile is {self.size}: it must be at least {MIN_TILE} pixels, or off or auto")
+        if not 1 <= self.overlap <= self.size // 2:
+            raise FlawmaskError(
+                f"--overlap is {self.overlap}: it must be 1 to {self.size // 2}, half of the tile of {self.size} pixels"
+            )
+
+    def windows(self, height: int, width: int) -> list[Window]:
+        """Return the tiles of a (height, width) image, row by row. Together they cover each pixel.
+
+        A tile is cut off at the edge of an image that is smaller than a tile.
+        """
+        tall, wide = min(self.size, height), min(self.size, width)
+        return [
+            Window(x, y, wide, tall)
+            for y in starts(height, self.size, self.overlap, self.shift)
+            for x in starts(width, self.size, self.overlap, self.shift)
+        ]
+
+
+def default_overlap(tile: int) -> int:
+    """Return the overlap of tiles where nothing is known about the defects: an eighth of a tile."""
+    return tile // OVERLAP
+
+
+def starts(length: int, tile: int, overlap: int, shift: int = 0) -> list[int]:
+    """Return where the tiles along a side begin, ascending. The last tile is moved inside the image.
+
+    Args:
+        length: of the side, in pixels.
+        tile: the side of a tile.
+        overlap: the fewest pixels that neighbouring tiles share.
+        shift: how far all tiles but the first and the last are moved towards the start. A grid with another shift
+            divides the same image in other places.
+    """
+    last = max(0, length - tile)
+    step = tile - overlap
+    return sorted({*(max(0, at) for at in range(-(shift % step), last, step)), last})
+
+
+def cut(pixels: npt.NDArray[Any], window: Window) -> npt.NDArray[Any]:
+    """Return a tile of an image or of a mask, (height, width, ...), as a view."""
+    return pixels[window.y : window.y + window.height, window.x : window.x + window.width]
+
+
+def padded(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Return a tile, (size, size, 3) uint8, from one that may be smaller: black below and to the right.
+
+    All tiles have one size, so that a network sees images of all sizes at the same scale.
+    """
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    tile = np.zeros((size, size, 3), np.uint8)
+    tile[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return tile
+
+
+def check_sizes(tiling: Tiling, sizes: Sequence[tuple[int, int]], where: str, *, refuse: bool = True) -> None:
+    """Say how many images are smaller than a tile in height or width. They are padded to it.
+
+    Args:
+        tiling: the tiles.
+        sizes: height and width of each image.
+        where: the images' name in messages.
+        refuse: whether images that are all smaller are an error.
+
+    Raises:
+        FlawmaskError: no image is as large as a tile.
+    """
+    small = sum(min(size) < tiling.size for size in sizes)
+    height, width = max(sizes, key=min)
+    if small == len(sizes) and refuse:
+        raise FlawmaskError(
+            f"--tile {tiling.size} is larger than every image of {where} (the largest is {width}x{height}): give at "
+            f"most {min(height, width)}, or off"
+        )
+    if small:
+        log.warning(
+            "%d of %d images of %s are smaller than a tile of %d pixels: they are padded to it",
+            *(small, len(sizes), where, tiling.size),
+        )

@@ -1,0 +1,106 @@
+"""Tiles at inference, with an oracle in the network's place: one instance for each defect, exact to the pixel, wherever
+the seams lie."""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import Numbers, Oracle, assert_exact, image_of, numbered, spec_for
+
+from flawmask.inference.backend import detect
+from flawmask.joining import Join
+from flawmask.masks import box_of_rle, part_of_rle
+from flawmask.prediction import Prediction
+from flawmask.tiles import Window, cut
+
+HEIGHT, WIDTH, TILE, OVERLAP = 90, 110, 32, 8
+
+
+def check(numbers: Numbers, oracle: Oracle) -> Prediction:
+    prediction = detect(oracle, image_of(numbers))
+    assert_exact([(one.label, one.score, one.mask) for one in prediction.instances], numbers)
+    return prediction
+
+
+def handmade() -> Numbers:
+    """Defects of every shape that seams can cut: long, bent, forked, hollow, round, tiny, and close to each other."""
+    canvas = np.zeros((HEIGHT, WIDTH), np.uint8)
+    cv2.line(canvas, (2, 3), (105, 80), 1, 1)  # a hair scratch across all tiles
+    cv2.ellipse(canvas, (80, 25), (20, 14), 0, 0, 360, 1, 2)  # a ring
+    for x in (8, 14, 20, 26):  # a comb, whose teeth are single pieces in some tiles
+        cv2.line(canvas, (x, 45), (x, 80), 1, 1)
+    cv2.line(canvas, (8, 80), (26, 80), 1, 2)
+    cv2.circle(canvas, (45, 70), 9, 1, -1)
+    canvas[::11, 106] = canvas[87:, 60:75] = canvas[0, 50] = canvas[5:20, 0] = 1
+    return numbered(canvas > 0)
+
+
+@pytest.mark.parametrize("join", ["touching", "off"])
+@pytest.mark.parametrize("shift", range(TILE - OVERLAP))
+def test_each_defect_is_one_instance_to_the_pixel_for_every_place_of_the_grid(shift: int, join: Join) -> None:
+    check(handmade(), Oracle(spec_for(TILE, OVERLAP, shift, join=join)))
+
+
+@pytest.mark.parametrize("shift", range(0, TILE - OVERLAP, 3))
+def test_pieces_that_a_tile_shows_of_one_defect_are_joined(shift: int) -> None:
+    check(handmade(), Oracle(spec_for(TILE, OVERLAP, shift, join="touching"), in_pieces=True))
+
+
+@st.composite
+def scribbles(draw: st.DrawFn) -> Numbers:
+    """Return defects of random shapes, in an image that may be smaller than a tile."""
+    height, width = draw(st.integers(20, 100)), draw(st.integers(20, 100))
+    canvas = np.zeros((height, width), np.uint8)
+    for _ in range(draw(st.integers(0, 4))):
+        places = st.tuples(st.integers(0, width - 1), st.integers(0, height - 1))
+        corners = np.array(draw(st.lists(places, min_size=1, max_size=4)), np.int32)
+        cv2.polylines(canvas, [corners], draw(st.booleans()), 1, draw(st.integers(1, 5)))
+    return numbered(canvas > 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(scribbles(), st.integers(1, TILE // 2), st.integers(0, TILE), st.sampled_from(["touching", "off"]))
+def test_defects_of_any_shape_are_exact_for_any_overlap(numbers: Numbers, overlap: int, shift: int, join: Join) -> None:
+    check(numbers, Oracle(spec_for(TILE, overlap, shift, join=join)))
+
+
+def large(height: int, width: int, tile: int, overlap: int) -> Numbers:
+    """Return an image with defects across seams and corners of its unshifted grid, long scratches, and small ones."""
+    canvas = np.zeros((height, width), np.uint8)
+    step = tile - overlap
+    for y in range(step, height, 2 * step):
+        for x in range(step, width, 2 * step):
+            cv2.circle(canvas, (x + overlap // 2, y + overlap // 2), overlap, 1, 3)  # around a corner of four tiles
+            canvas[y - 3 : y + 3, x + step // 2] = 1
+            canvas[y + step // 2, x - 3 : x + 3] = 1
+    cv2.line(canvas, (20, 30), (width - 40, 30 + height // 9), 1, 1)
+    cv2.line(canvas, (width // 2, height - 5), (width // 2 + 60, height // 2 + 100), 1, 2)
+    draw = np.random.default_rng(20)
+    for x, y in zip(draw.integers(0, width - 30, 80), draw.integers(0, height - 30, 80), strict=True):
+        cv2.ellipse(canvas, (int(x), int(y)), (int(x) % 11 + 3, int(y) % 7 + 2), int(x) % 180, 0, 360, 1, -1)
+    return numbered(canvas > 0)
+
+
+@pytest.fixture(scope="module")
+def huge() -> Iterator[tuple[Numbers, npt.NDArray[np.uint8]]]:
+    numbers = large(6000, 8000, 1024, 128)
+    yield numbers, image_of(numbers)
+
+
+@settings(deadline=None, max_examples=2)
+@given(shift=st.integers(0, 1024 - 128 - 1))
+def test_an_image_of_8000_by_6000_pixels_is_exact(huge: tuple[Numbers, npt.NDArray[np.uint8]], shift: int) -> None:
+    numbers, image = huge
+    prediction = detect(Oracle(spec_for(1024, 128, shift)), image)
+    assert len(prediction) == numbers.max()
+    areas = np.bincount(numbers.ravel())
+    for one in prediction.instances:
+        box = box_of_rle(one.rle)
+        under = cut(numbers, Window(*box))[part_of_rle(one.rle, *box)]
+        assert (under == under[0]).all() and under[0] > 0
+        assert one.area == areas[under[0]]
+        areas[under[0]] = -1  # no other instance may show this defect
