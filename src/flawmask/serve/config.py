@@ -28,7 +28,7 @@ class ServeConfig(VerdictSettings):
     host: str = "127.0.0.1"
     """The address to listen on, such as 0.0.0.0 for all. It needs --token_file unless it is this machine's own."""
     port: int = 8000
-    """The port to listen on; 0 takes a free one."""
+    """The port to listen on."""
     max_wait: str = "5ms"
     """How long an image waits for others to share a batch with, such as 5ms. With a batch size of 1, none waits."""
     max_queue: int = 64
@@ -54,7 +54,7 @@ class ServeConfig(VerdictSettings):
         super().__post_init__()
         require(bool(self.model), "--model names no model")
         self.models  # noqa: B018 - refuses names that cannot be used
-        require(0 <= self.port <= 65535, f"--port is {self.port}: it must lie between 0 and 65535")
+        require(1 <= self.port <= 65535, f"--port is {self.port}: it must lie between 1 and 65535")
         self.wait_seconds  # noqa: B018 - refuses what is no duration
         for name, most in (("max_queue", 10_000), ("max_upload_mb", 4096), ("max_megapixels", 4096), ("decoders", 64)):
             value = getattr(self, name)

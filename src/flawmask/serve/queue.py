@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -34,15 +34,25 @@ STUCK = 120.0
 
 
 class Network:
-    """The one thread that computes. Models take turns in it."""
+    """The one thread that computes. Models take turns in it.
+
+    Attributes:
+        turn: whoever has it may use the thread.
+    """
 
     def __init__(self) -> None:
         """Start no thread yet: the first call does."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{THREAD_NAME}-network")
         self._busy_since: float | None = None
+        self.turn = asyncio.Lock()
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Return the result of a function that the thread calls."""
+        """Return the result of a function that the thread calls when it is free."""
+        async with self.turn:
+            return await self.compute(function)
+
+    async def compute(self, function: Callable[[], T]) -> T:
+        """Return the result of a function that the thread calls. The caller has the `turn`."""
 
         def timed() -> T:
             self._busy_since = time.monotonic()
@@ -154,25 +164,38 @@ class Batcher:
     async def run(self) -> None:
         """Compute batches until cancelled."""
         while True:
-            self._waiting = [job for job in self._waiting if not job.result.done()]  # clients that left
-            if not self._waiting:
-                await self._next_arrival(None)
-                continue
-            first = self._waiting[0]
-            batch = [job for job in self._waiting if job.kind == first.kind][: first.model.batch_size]
+            await self._gather()
+            async with self._network.turn:  # only now is the batch chosen: clients may have left meanwhile
+                await self._compute([job for job in self._take() if self._is_in_time(job)])
+
+    async def _gather(self) -> None:
+        """Wait until the oldest image has a full batch, or has waited long enough for one."""
+        while not (batch := self._batch()):
+            await self._next_arrival(None)
+        first = batch[0]
+        while len(self._batch()) < first.model.batch_size:
             patience = first.arrived + self._max_wait - time.monotonic()
-            if len(batch) < first.model.batch_size and patience > 0:
-                await self._next_arrival(patience)
-                continue
-            self._waiting = [job for job in self._waiting if job not in batch]
-            await self._compute([job for job in batch if self._is_in_time(job)])
+            if patience <= 0:
+                return
+            await self._next_arrival(patience)
 
     async def _next_arrival(self, seconds: float | None) -> None:
         self._arrival.clear()
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._arrival.wait(), seconds)
-        except TimeoutError:
-            return
+
+    def _batch(self) -> list[_Job]:
+        """Return the oldest image and those that can share its batch; none if none waits."""
+        self._waiting = [job for job in self._waiting if not job.result.done()]  # their clients left
+        first = next(iter(self._waiting), None)
+        if first is None:
+            return []
+        return [job for job in self._waiting if job.kind == first.kind][: first.model.batch_size]
+
+    def _take(self) -> list[_Job]:
+        batch = self._batch()
+        self._waiting = [job for job in self._waiting if job not in batch]
+        return batch
 
     def _is_in_time(self, job: _Job) -> bool:
         model = job.model
@@ -188,7 +211,7 @@ class Batcher:
         model = batch[0].model
         begun = time.monotonic()
         try:
-            outputs = await self._network.run(lambda: model.backend.infer([job.image for job in batch]))
+            outputs = await self._network.compute(lambda: model.backend.infer([job.image for job in batch]))
         except Exception as error:
             if len(batch) > 1:  # one image may have spoilt it for all
                 for job in batch:

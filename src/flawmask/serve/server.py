@@ -5,9 +5,9 @@ import logging
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import h11
 import uvicorn
@@ -74,62 +74,77 @@ def serve(config: ServeConfig) -> None:
     Raises:
         FlawmaskError: a model, the token, the certificate or the check image cannot be used, or the port is taken.
     """
-    token = None if config.token_file is None else read_token(config.token_file)
-    context = _tls(config)
     server = Server(config)
-    failure: list[FlawmaskError] = []
+    problems: list[FlawmaskError] = []
+    runner = make_runner(server, problems)
+    with listen(config) as listening:
+        try:
+            runner.run(sockets=[listening])
+        except SystemExit:  # uvicorn's, after the error was raised in the lifespan
+            if problems:
+                raise problems[0] from None
+            raise
+
+
+def make_runner(server: Server, problems: list[FlawmaskError]) -> uvicorn.Server:
+    """Return what runs a server on a socket.
+
+    Args:
+        server: the server. Its models are loaded when it runs.
+        problems: gets the reason if they cannot be.
+
+    Raises:
+        FlawmaskError: the token or the certificate cannot be used.
+    """
+    config = server.config
+    token = None if config.token_file is None else read_token(config.token_file)
+    _check_tls(config)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             async with server.running():
                 _reload_on_hangup(server)
-                _announce(config, listening, token, server)
+                _announce(server)
                 yield
-        except FlawmaskError as error:  # uvicorn would print a traceback and exit
-            failure.append(error)
+        except FlawmaskError as error:
+            problems.append(error)
             raise
 
     app = make_app(server)
-    listening = _socket(config)
     app.router.lifespan_context = lifespan
-    settings: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
-    if context is not None:
-        settings |= {"ssl_certfile": config.tls_cert, "ssl_keyfile": config.tls_key}
-    runner = uvicorn.Server(
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it would log each bad header, and our errors again
+    return uvicorn.Server(
         uvicorn.Config(
             Guard(app, token, server.metrics, is_loopback=config.is_loopback),
             http=impatient(config.send_timeout),
             ws="none",
             lifespan="on",
+            ssl_certfile=config.tls_cert,
+            ssl_keyfile=config.tls_key,
             timeout_graceful_shutdown=DRAIN_SECONDS,
-            **settings,
+            log_config=None,
+            access_log=False,
+            server_header=False,
         )
     )
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it would log each bad header and our own errors again
-    try:
-        runner.run(sockets=[listening])
-    except SystemExit:
-        if failure:
-            raise failure[0] from None
-        raise
-    finally:
-        listening.close()
 
 
-def _tls(config: ServeConfig) -> ssl.SSLContext | None:
+def _check_tls(config: ServeConfig) -> None:
     if config.tls_cert is None or config.tls_key is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        return
     try:
-        context.load_cert_chain(config.tls_cert, config.tls_key)
-    except (OSError, ssl.SSLError) as error:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.tls_cert, config.tls_key)
+    except OSError as error:  # SSLError is one
         raise FlawmaskError(f"{config.tls_cert} and {config.tls_key} cannot be used: {error}") from None
-    return context
 
 
-def _socket(config: ServeConfig) -> socket.socket:
-    """Return the listening socket. It listens from now on, so that a port that is taken is said before loading."""
+def listen(config: ServeConfig) -> socket.socket:
+    """Return a socket that listens. So a port that is taken is known before a model is loaded.
+
+    Raises:
+        FlawmaskError: the host is not this machine's, or the port is taken.
+    """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=2048)
@@ -138,22 +153,23 @@ def _socket(config: ServeConfig) -> socket.socket:
 
 
 def _reload_on_hangup(server: Server) -> None:
-    if not hasattr(signal, "SIGHUP"):  # Windows
-        return
+    if not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
+        return  # Windows has no such signal, and only the main thread gets signals
+    loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
-        task = asyncio.get_running_loop().create_task(server.models.replace_all())
-        tasks.add(task)  # the loop keeps weak references only
+        task = loop.create_task(server.models.replace_all())
+        tasks.add(task)  # the loop itself keeps only weak references
         task.add_done_callback(tasks.discard)
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGHUP, reload)
 
 
-def _announce(config: ServeConfig, listening: socket.socket, token: str | None, server: Server) -> None:
+def _announce(server: Server) -> None:
+    config = server.config
     scheme = "http" if config.tls_cert is None else "https"
     host = f"[{config.host}]" if ":" in config.host else config.host
-    log.info("serving %s at %s://%s:%d", ", ".join(server.models.names), scheme, host, listening.getsockname()[1])
+    log.info("serving %s at %s://%s:%d", ", ".join(server.models.names), scheme, host, config.port)
     if not config.is_loopback and config.tls_cert is None:
         log.warning("images and the token travel unencrypted: give --tls_cert and --tls_key, or a proxy that has them")
-    assert config.is_loopback or token is not None
