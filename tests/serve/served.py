@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +83,14 @@ class Served:
     def metric(self, name: str, **labels: str) -> float:
         return self.server.metrics.registry.get_sample_value(name, labels) or 0.0
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self.server.tasks[0].get_loop()
+
+    def call(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Return what the server's event loop makes of a coroutine."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep the network busy, as by an image that takes long, until the context ends."""
@@ -92,8 +100,7 @@ class Served:
             held.set()
             release.wait(PATIENCE)
 
-        loop = self.server.tasks[0].get_loop()
-        asyncio.run_coroutine_threadsafe(self.server.network.run(block), loop)
+        asyncio.run_coroutine_threadsafe(self.server.network.run(block), self.loop)
         assert held.wait(PATIENCE)
         try:
             yield
