@@ -109,12 +109,12 @@ class Served:
 
 
 @contextmanager
-def serving(config: ServeConfig) -> Iterator[Served]:
-    """Yield a server that is ready. It is stopped when the context ends."""
+def serving(config: ServeConfig, port: int = 0) -> Iterator[Served]:
+    """Yield a server that is ready, on a free port or on this one. It is stopped when the context ends."""
     problems: list[FlawmaskError] = []
     server = Server(config)
     runner = make_runner(server, problems)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server(("127.0.0.1", port)) as listening:
         thread = threading.Thread(target=runner.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

@@ -415,6 +415,8 @@ PAGES = {
     "/": ("flawmask.serve.page", "index.html", "text/html"),
     "/page.css": ("flawmask.serve.page", "page.css", "text/css"),
     "/page.js": ("flawmask.serve.page", "page.js", "text/javascript"),
+    "/viewer.js": ("flawmask.serve.page", "viewer.js", "text/javascript"),
+    "/downloads.js": ("flawmask.serve.page", "downloads.js", "text/javascript"),
     "/docs": ("flawmask.serve.page", "docs.html", "text/html"),
     "/docs.js": ("flawmask.serve.page", "docs.js", "text/javascript"),
     "/swagger-ui.css": (fastapi_offline.__name__, "static/swagger-ui.css", "text/css"),
