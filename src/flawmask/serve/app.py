@@ -12,10 +12,13 @@ from importlib.resources import files
 from typing import Annotated, Any, TypeVar
 
 import fastapi_offline
-from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -39,6 +42,9 @@ T = TypeVar("T")
 
 PATIENCE = 60.0
 """Seconds after which a request without `X-Deadline-Ms` gets no verdict."""
+
+Score = Annotated[float, Field(ge=0, le=1)]
+Milliseconds = Annotated[float, Field(ge=1, le=3_600_000)]
 
 PNG, JSON = "image/png", "application/json"
 
@@ -274,6 +280,11 @@ def make_app(server: Server) -> FastAPI:
     return app
 
 
+def _token_in_docs(server: Server) -> list[Any]:
+    """Return what tells the specification of the token, so that `/docs` asks for it. `Guard` checks it."""
+    return [Depends(HTTPBearer(auto_error=False))] if server.config.token_file is not None else []
+
+
 def _problem(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"verdict": None, "reason": reason}, status, headers)
 
@@ -303,18 +314,19 @@ def _add_predict(app: FastAPI, server: Server) -> None:
         response_model=PredictAnswer,
         responses={200: {"content": {PNG: BINARY}, "description": "The verdicts, or the overlay."}, **PROBLEMS},
         openapi_extra=BODY,
+        dependencies=_token_in_docs(server),
     )
     async def predict(
         request: Request,
-        model: Annotated[str | None, Query(description="A model's name; by default the first.")] = None,
+        model: Annotated[str | SkipJsonSchema[None], Query(description="A model's name; by default the first.")] = None,
         segmentation: Annotated[Segmentation, Query(description="The form of the masks.")] = "rle",
         min_score: Annotated[
-            float | None,
-            Query(ge=0, le=1, description="List defects from this score on; by default those that count."),
+            Score | SkipJsonSchema[None],
+            Query(description="List defects from this score on; by default those that count."),
         ] = None,
         outlines: Annotated[bool, Query(description="Give each defect an SVG path.")] = False,
         x_deadline_ms: Annotated[
-            float | None, Header(gt=0, le=3_600_000, description="When the answer would be too late.")
+            Milliseconds | SkipJsonSchema[None], Header(description="When the answer would be too late.")
         ] = None,
     ) -> Response:
         """Return verdicts for one image or several; or one image's overlay, with `Accept: image/png`.
@@ -380,9 +392,14 @@ async def _overlay(server: Server, model: Loaded, uploads: list[Upload], deadlin
 
 
 def _add_model(app: FastAPI, server: Server) -> None:
-    @app.get("/v1/model", response_model=ModelAnswer, responses={key: PROBLEMS[key] for key in (401, 403, 404, 422)})
+    @app.get(
+        "/v1/model",
+        response_model=ModelAnswer,
+        responses={key: PROBLEMS[key] for key in (401, 403, 404, 422)},
+        dependencies=_token_in_docs(server),
+    )
     async def model(
-        model: Annotated[str | None, Query(description="A model's name; by default the first.")] = None,
+        model: Annotated[str | SkipJsonSchema[None], Query(description="A model's name; by default the first.")] = None,
     ) -> JSONResponse:
         """Return a model's classes, its threshold and how it was chosen, its digest, and how good it was measured."""
         chosen = server.models.get(model)

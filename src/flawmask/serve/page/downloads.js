@@ -51,6 +51,7 @@ export async function png(picture, outlines, size) {
   const context = canvas.getContext("2d");
   context.drawImage(picture, 0, 0, size.width, size.height);
   const line = Math.max(1, Math.max(size.width, size.height) / 500);
+  context.lineJoin = "round";
   for (const path of outlines.querySelectorAll("path:not(.rim)")) {
     const shape = new Path2D();
     const quarter = drawing("svg", {}).createSVGMatrix().scale(0.25);
