@@ -31,7 +31,7 @@ class ServeConfig(VerdictSettings):
     """The port to listen on."""
     max_wait: str = "5ms"
     """How long an image waits for others to share a batch with, such as 5ms. With a batch size of 1, none waits."""
-    max_queue: int = 64
+    max_queue: int = 16
     """Images accepted and not yet answered. Beyond, the answer is 503 with Retry-After."""
     max_upload_mb: int = 64
     """The largest request, in megabytes."""
