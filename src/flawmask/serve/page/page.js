@@ -300,7 +300,7 @@ function renderToggles(answer) {
   byId("instances").hidden = instances.length < 1;
   byId("instances").querySelector("ol").replaceChildren(...kept.map(({ one, index }) => {
     const below = reaches(one) ? "" : ", does not count";
-    const text = `${one.class} ${one.score.toFixed(2)}, ${one.area} pixels${below}`;
+    const text = `${one.class} ${one.score.toFixed(2)}, ${one.area} px${below}`;
     return element("li", {}, toggle(text, index, reaches(one) ? "" : "below"));
   }));
 }
