@@ -1,7 +1,5 @@
 """The queue, deadlines, and clients that are slow, broken or gone: each gets an answer without a verdict, or none."""
 
-import os
-import signal
 import socket
 import threading
 import time
@@ -230,6 +228,6 @@ def test_an_image_that_kills_the_decoder_takes_nobody_with_it(served: Served) ->
     pool = served.server.decoders._pool
     assert pool is not None
     for process in list(pool._processes.values()):
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
     assert served.predict(image()).json["verdict"] == "defect"
     assert served.server.decoders._pool is not pool

@@ -198,10 +198,16 @@ def detections(**changes: object) -> RawDetections:
 def test_numbers_that_are_none_are_seen() -> None:
     assert unsound(detections()) is None
     bad = np.full(2, np.nan, np.float32)
-    faults = [{"scores": bad}, {"scores": bad * 0 + 1.5}, {"boxes": np.full((2, 4), np.inf, np.float32)}]
-    faults += [{"masks": np.full((2, 4, 4), np.nan, np.float32)}, {"score_map": np.full((5, 5), np.nan, np.float32)}]
-    more: list[dict[str, object]] = [*faults, {"image_score": float("nan")}, {"image_score": -1.0}]
-    assert all(unsound(detections(**one)) for one in more)
+    faults: list[dict[str, object]] = [
+        {"scores": bad},
+        {"scores": np.full(2, 1.5, np.float32)},
+        {"boxes": np.full((2, 4), np.inf, np.float32)},
+        {"masks": np.full((2, 4, 4), np.nan, np.float32)},
+        {"score_map": np.full((5, 5), np.nan, np.float32)},
+        {"image_score": float("nan")},
+        {"image_score": -1.0},
+    ]
+    assert all(unsound(detections(**one)) for one in faults)
 
 
 def test_the_serve_package_loads_no_torch() -> None:

@@ -200,7 +200,8 @@ class Server:
         """Return the answer for one image, and its status: 200 with a verdict."""
         try:
             answer, timings = await self.predict(model, upload, deadline, lambda _, found: finish(upload.name, found))
-        except Refused as refused:
+        except Exception as error:
+            refused = error if isinstance(error, Refused) else _failure(error)
             self.count_refusal(refused, model)
             return answers.no_verdict(upload.name, refused.reason), refused.status
         self.count(model, answer["verdict"], answer["score"])
@@ -216,6 +217,11 @@ class Server:
         self.metrics.refused.labels(refused.kind).inc()
         if model is not None:
             self.metrics.verdicts.labels(model.name, "none").inc()
+
+
+def _failure(error: Exception) -> Refused:
+    log.error("an image has no verdict", exc_info=error)
+    return Refused(500, "server", f"the server failed: {type(error).__name__}")
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

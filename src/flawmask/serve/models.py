@@ -1,6 +1,7 @@
 """The models of a server: loaded, checked on an image, and replaced while requests go on."""
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -258,6 +259,7 @@ class Models:
             return
         self._loaded[name] = model
         self.problems.pop(name, None)
+        await asyncio.to_thread(gc.collect)  # networks have cycles of references, and are large
         log.info("%s: now %s, SHA-256 %s", name, path, model.digest[:12])
 
     async def _load(self, name: str, path: Path) -> Loaded:

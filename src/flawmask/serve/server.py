@@ -21,6 +21,9 @@ from flawmask.serve.security import Guard, read_token
 
 log = logging.getLogger(__name__)
 
+KEEP_SECONDS = 60
+"""How long an idle connection is kept: longer than a line usually pauses between two parts."""
+
 DRAIN_SECONDS = 90
 """How long accepted images may take after SIGTERM. That is longer than any answer may."""
 
@@ -122,6 +125,7 @@ def make_runner(server: Server, problems: list[FlawmaskError]) -> uvicorn.Server
             lifespan="on",
             ssl_certfile=config.tls_cert,
             ssl_keyfile=config.tls_key,
+            timeout_keep_alive=KEEP_SECONDS,
             timeout_graceful_shutdown=DRAIN_SECONDS,
             log_config=None,
             access_log=False,

@@ -133,12 +133,18 @@ function add(files) {
     id: (state.numbers += 1), name: file.name || "image", file, url: URL.createObjectURL(file), answer: null, shown: null, model: null,
   }));
   state.items.push(...added);
-  while (state.items.length > KEPT) {
-    const old = state.items.findIndex((item) => item.answer);
-    forget(state.items.splice(Math.max(0, old), 1)[0]);
-  }
+  trim();
   if (added.length) open(added[0]);
   for (let free = AT_ONCE - state.sending; free > 0; free -= 1) sendNext();
+}
+
+// Drop the oldest images that have an answer. Those that wait stay, however many there are.
+function trim() {
+  while (state.items.length > KEPT) {
+    const old = state.items.findIndex((item) => item.answer && item !== state.current);
+    if (old < 0) return;
+    forget(state.items.splice(old, 1)[0]);
+  }
 }
 
 function forget(item) {
@@ -156,6 +162,7 @@ async function sendNext() {
     await send(item);
   } finally {
     state.sending -= 1;
+    trim();
     render();
     if (state.current === item) show(item);
     sendNext();
@@ -223,7 +230,7 @@ async function show(item) {
 }
 
 const isHidden = (one, index) => state.hidden.has(index) || state.hidden.has(one.class);
-const reaches = (one) => one.score >= state.threshold && one.area >= state.model.min_area;
+const reaches = (one) => one.score >= state.threshold && one.area >= (state.model?.min_area ?? 0);
 
 // What another threshold would say. The verdict that counts is the server's.
 const verdictAt = (answer, threshold) => (answer.verdict === null ? null : answer.score > 0 && answer.score >= threshold ? "defect" : "good");
