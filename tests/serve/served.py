@@ -17,8 +17,8 @@ from random_network import SPEC, network, patchwork
 from flawmask.errors import FlawmaskError
 from flawmask.images import encode_png
 from flawmask.model import checkpoint
-from flawmask.serve.app import Server
 from flawmask.serve.config import ServeConfig
+from flawmask.serve.parts import Server
 from flawmask.serve.server import make_runner
 
 PATIENCE = 30.0

@@ -185,6 +185,10 @@ def test_what_is_too_large_is_refused(served: Served) -> None:
     assert (body.status, body.json) == (413, {"verdict": None, "reason": "the request is larger than 2 MB"})
     chunked = served.ask("POST", "/v1/predict", iter([bytes(10**6)] * 3))  # type: ignore[arg-type]
     assert chunked.status == 413
+    with served.connected() as connection:  # it asks before it sends, and is told at once
+        head = "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3000000\r\nExpect: 100-continue\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
     assert served.predict(image()).status == 200
 
 

@@ -15,8 +15,9 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from flawmask.errors import FlawmaskError
-from flawmask.serve.app import Server, make_app
+from flawmask.serve.app import make_app
 from flawmask.serve.config import ServeConfig
+from flawmask.serve.parts import Server
 from flawmask.serve.security import Guard, read_token
 
 log = logging.getLogger(__name__)

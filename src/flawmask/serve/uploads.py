@@ -13,6 +13,9 @@ from starlette.requests import Request
 from flawmask.serve.refused import Refused
 
 MEGABYTE = 10**6
+MUCH = 4
+"""How many times as large as allowed a body may be to be read to its end."""
+
 NAME_LENGTH = 200
 """The most characters of a client's name for an image that are kept."""
 
@@ -63,16 +66,24 @@ async def read_uploads(request: Request, max_bytes: int, seconds: float, max_ima
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:
+    """Return the body of a request. One that is too large is read to its end, or the client would not see the answer.
+
+    A client that has asked before it sends (`Expect: 100-continue`) is told at once. A much larger body is cut off.
+    """
     reason = f"the request is larger than {max_bytes // MEGABYTE} MB"
     too_large = Refused(413, "too_large", reason, {"Connection": "close"})
     length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > max_bytes:
+    if "expect" in request.headers and length.isdecimal() and int(length) > max_bytes:
         raise too_large
-    body = bytearray()
+    body, received = bytearray(), 0
     async for chunk in request.stream():
-        if len(body) + len(chunk) > max_bytes:
-            raise too_large
-        body += chunk
+        received += len(chunk)
+        if received <= max_bytes:
+            body += chunk
+        elif received > MUCH * max_bytes:
+            break
+    if received > max_bytes:
+        raise too_large
     return bytes(body)
 
 
