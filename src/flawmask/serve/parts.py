@@ -38,6 +38,7 @@ class Server:
         models: the models by name.
         decoders: the processes that decode uploads.
         batcher: the queue before the network.
+        tasks: what runs until the server ends: the batcher, and the watch on the models' files.
         threads: they resize images and make answers.
         ahead: how many images may be decoded and not yet answered. All others wait as they were sent.
         is_ready: whether the models are loaded and it is not being shut down.
@@ -54,6 +55,7 @@ class Server:
         self.models = Models(self.config, self.network.run, self.metrics)
         self.decoders = Decoders(self.config.decoders, self.config.max_megapixels * 10**6)
         self.batcher = Batcher(self.network, self.config.wait_seconds, self.places, self.metrics)
+        self.tasks: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -62,21 +64,21 @@ class Server:
         Raises:
             FlawmaskError: a model cannot be used.
         """
-        await asyncio.gather(self.decoders.start(), self.models.load_all())
-        loaded = [one for name in self.models.names if (one := self.models.get(name)) is not None]
-        count = THREADS if any(one.backend.uses_cores for one in loaded) else THREADS_BESIDE_GPU
-        self.ahead = asyncio.Semaphore(2 * max(one.batch_size for one in loaded) + self.config.decoders + 1)
-        with one_core_each() as alone, ThreadPoolExecutor(count, initializer=alone) as self.threads:
-            self.tasks = [asyncio.create_task(self.batcher.run()), asyncio.create_task(self.models.watch())]
-            self.is_ready = True
-            try:
+        try:
+            await asyncio.gather(self.decoders.start(), self.models.load_all())
+            loaded = [one for name in self.models.names if (one := self.models.get(name)) is not None]
+            count = THREADS if any(one.backend.uses_cores for one in loaded) else THREADS_BESIDE_GPU
+            self.ahead = asyncio.Semaphore(2 * max(one.batch_size for one in loaded) + self.config.decoders + 1)
+            with one_core_each() as alone, ThreadPoolExecutor(count, initializer=alone) as self.threads:
+                self.tasks = [asyncio.create_task(self.batcher.run()), asyncio.create_task(self.models.watch())]
+                self.is_ready = True
                 yield
-            finally:
-                self.is_ready = False
-                for task in self.tasks:
-                    task.cancel()
-                self.decoders.stop()
-                self.network.stop()
+        finally:
+            self.is_ready = False
+            for task in self.tasks:
+                task.cancel()
+            self.decoders.stop()
+            self.network.stop()
 
     @property
     def is_alive(self) -> bool:
