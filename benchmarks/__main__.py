@@ -25,6 +25,7 @@ SCRIPTS: dict[str, list[str]] = {
     "postprocess.py": [],
     "preparing.py": [],
     "busy.py": [],
+    "serve.py": [],
     "metrics.py": ["--images", "100", "--size", "1024"],
 }
 """The scripts. Each prints a section of the file."""

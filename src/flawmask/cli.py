@@ -32,6 +32,7 @@ from flawmask.launch import THREAD_NAME, is_main_process, own_process
 from flawmask.pipeline import DemoCommand, demo, run
 from flawmask.progress import log_to, show_details, show_progress_on
 from flawmask.report.config import ReportConfig
+from flawmask.serve.config import ServeConfig
 from flawmask.settings import require
 from flawmask.stages import Finished, RunConfig
 from flawmask.tally import warn_of_unused
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
+    "serve": ServeConfig,
     "demo": DemoCommand,
     "compare": CompareConfig,
     "report": ReportConfig,
@@ -202,6 +204,8 @@ def _dispatch(config: Any) -> int:  # noqa: PLR0911 - a case for each command
             _evaluate(config)
         case PredictConfig():
             return _predict(config)
+        case ServeConfig():
+            _serve(config)
         case CompareConfig():
             return _compare(config)
         case ReportConfig():
@@ -280,6 +284,14 @@ def _predict(config: PredictConfig) -> int:
     if predicted.unreadable:
         return FAILED
     return DEFECT_FOUND if config.fail_on_defect and predicted.defective else OK
+
+
+def _serve(config: ServeConfig) -> None:
+    try:
+        from flawmask.serve.server import serve
+    except ImportError as error:
+        raise FlawmaskError(f"the server needs {error.name}: pip install 'flawmask[serve]'") from None
+    serve(config)
 
 
 def _compare(config: CompareConfig) -> int:

@@ -31,6 +31,10 @@ class ImageError(FlawmaskError):
     """A file or a value is not an image, or cannot be read as one."""
 
 
+class TooManyPixelsError(ImageError):
+    """An image has more pixels than are allowed."""
+
+
 class UnusedError(FlawmaskError):
     """Images or annotations were found and are not used, although `--strict` is on.
 

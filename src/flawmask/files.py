@@ -219,6 +219,17 @@ def fingerprint(contents: Iterable[tuple[str, str]]) -> str:
     return sha256(lines.encode(errors="surrogateescape"))  # a file name need not be Unicode
 
 
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, or one for all files of a folder, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not path.is_dir():
+        return sha256(path.read_bytes())
+    return fingerprint((one.relative_to(path).as_posix(), sha256(one.read_bytes())) for one in walk(path))
+
+
 def check_output_folder(
     folder: Path, marker: str, *, overwrite: bool, what: str, entries: Collection[str] | None = None
 ) -> None:

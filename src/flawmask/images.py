@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from flawmask.errors import FlawmaskError, ImageError
+from flawmask.errors import FlawmaskError, ImageError, TooManyPixelsError
 from flawmask.files import is_junk, write_bytes
 from flawmask.launch import is_own_process
 
@@ -54,6 +54,10 @@ Levels: TypeAlias = tuple[int, int]
 
 UPPER_BITS: Levels = (0, 65535)
 """The levels that keep the upper 8 of 16 bits, for files that use all 16."""
+
+BLACK = 3
+"""An image of more than 8 bits whose highest value becomes at most this, of 255, counts as black. Its range of grey was
+read wrong, and it gets no verdict."""
 
 MAX_CLIPPED = 0.01
 """The largest share of an image's values that may lie outside the levels."""
@@ -195,7 +199,7 @@ def _decoded(file: BinaryIO, path: Path, page: int | None = None, *, wants_all: 
         # In a program that imports Flawmask, Pillow's own limit applies too.
         pillow_limit = limit if is_own_process() else 2 * (Image.MAX_IMAGE_PIXELS or limit)
         where = f"the environment variable {LIMIT_VARIABLE}" if limit <= pillow_limit else "PIL.Image.MAX_IMAGE_PIXELS"
-        raise ImageError(
+        raise TooManyPixelsError(
             f"{path} has more than {min(limit, pillow_limit) // 10**6} million pixels: if it is meant to be so large, "
             f"raise the limit by {where}"
         ) from None
@@ -448,6 +452,21 @@ def levels_problem(pixels: Pixels, levels: Levels) -> str:
     if brightest - low < (high - low) // 4:
         return f"holds no value above {brightest}, and {high} becomes white: it is seen as a dark picture"
     return ""
+
+
+def as_seen(pixels: Pixels, levels: Levels, path: Path) -> npt.NDArray[np.uint8]:
+    """Return the pixels of a file as the network sees them: (height, width, 3) uint8 RGB.
+
+    Raises:
+        FlawmaskError: the file has more than 8 bits, and all its values become black.
+    """
+    shown = to_rgb(pixels, levels)
+    if pixels.dtype == np.uint16 and shown.max() <= BLACK:
+        raise FlawmaskError(
+            f"{path} is black as the network sees it: its highest value {pixels.max()} becomes {shown.max()} of 255; "
+            "give --intensity the number of bits of the camera"
+        )
+    return shown
 
 
 def read_image(path: Path, levels: Levels = UPPER_BITS) -> npt.NDArray[np.uint8]:

@@ -63,6 +63,7 @@ def test_every_figure_is_written_under_the_name_that_users_know(evaluated: Calla
         *settings,
         "tally",
         "intensity",
+        "model_sha256",
         "good_name",
         *("join", "calibration", "ece_calibrated", "brier_calibrated"),
     }

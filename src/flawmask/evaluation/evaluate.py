@@ -23,7 +23,7 @@ from flawmask.evaluation.measure import decide_verdicts, measure
 from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
 from flawmask.evaluation.verdicts import groups_of
-from flawmask.files import check_output_folder, read_json
+from flawmask.files import check_output_folder, read_json, sha256_of
 from flawmask.inference import calibration, threshold
 from flawmask.inference.backend import Backend, check_classes
 from flawmask.inference.calibration import Calibration
@@ -105,6 +105,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         "seconds_per_image": sum(seconds.values()),
         "dataset": config.dataset_dir.as_posix(),
         "model": config.model.as_posix(),
+        "model_sha256": sha256_of(config.model),
         "intensity": list(backend.spec.intensity),
         "join": backend.spec.join,
         **backend.spec.tiles_as_json,

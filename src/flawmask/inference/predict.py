@@ -39,9 +39,6 @@ ENTRIES = (
 )
 MAX_LISTED = 20
 """The most files without a prediction that are named on the console. `predictions.json` names all of them."""
-BLACK = 3
-"""An image of more than 8 bits whose highest value becomes at most this, of 255, counts as black. Its range of grey was
-read wrong, and it gets no verdict."""
 COLUMNS = (
     *("file", "verdict", "score", "instances", "defect_area_px", "defect_area_percent"),
     "defect_probability",
@@ -184,13 +181,7 @@ class _Job:
             self.smaller.append(path)
         if how := images.levels_problem(pixels, self.levels):
             self.outside[path] = how
-        shown = images.to_rgb(pixels, self.levels)
-        if pixels.dtype == np.uint16 and shown.max() <= BLACK:
-            raise FlawmaskError(
-                f"{path} is black as the network sees it: its highest value {pixels.max()} becomes {shown.max()} of "
-                "255; give --intensity the number of bits of the camera"
-            )
-        return shown
+        return images.as_seen(pixels, self.levels, path)
 
     def write(self, path: Path, output: NetworkOutput | FlawmaskError) -> dict[str, Any]:
         """Write the pictures of an image and return its record."""

@@ -128,7 +128,7 @@ def map_in_order(
         threads: the number of threads. Each uses one core: PyTorch starts no further threads inside them.
     """
     pending: deque[Future[R]] = deque()
-    with _one_core_each() as alone:
+    with one_core_each() as alone:
         pool = ThreadPoolExecutor(threads, thread_name_prefix=THREAD_NAME, initializer=alone)
         try:
             for item in items:
@@ -146,7 +146,7 @@ def map_in_order(
 
 
 @contextmanager
-def _one_core_each() -> Iterator[Callable[[], None]]:
+def one_core_each() -> Iterator[Callable[[], None]]:
     """Yield a function that a thread calls when it starts. It limits PyTorch to that one thread.
 
     Without it, PyTorch would start as many threads inside each thread as there are cores, and OpenMP's threads use

@@ -55,6 +55,9 @@ def load(path: Path, max_proposals: int | None = None) -> tuple[Any, ModelSpec]:
     wrong += [name for name in state if name not in expected]
     if wrong:
         raise FlawmaskError(f"{path} does not fit {spec.arch}: {len(wrong)} tensors differ, {wrong[0]} among them")
+    broken = [name for name in expected if state[name].is_floating_point() and not state[name].isfinite().all()]
+    if broken:
+        raise FlawmaskError(f"{path} holds weights that are not numbers, {broken[0]} among them: train again")
     model.load_state_dict({name: state[name].detach().to(expected[name].dtype) for name in expected}, assign=True)
     return model.eval(), spec
 
