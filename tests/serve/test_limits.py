@@ -222,7 +222,7 @@ def test_an_image_that_makes_the_network_fail_has_no_verdict_and_its_neighbours_
         monkeypatch.setattr(backend, "infer", unsound)
         answer = it.predict(image())
         assert (answer.status, answer.json["verdict"]) == (500, None)
-        assert "a score lies outside 0 to 1" in answer.json["reason"]
+        assert "scores holds what is no number" in answer.json["reason"]
 
 
 def test_an_image_that_kills_the_decoder_takes_nobody_with_it(served: Served) -> None:

@@ -5,7 +5,7 @@ import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -182,13 +182,12 @@ def check(model: Loaded, image: npt.NDArray[np.uint8], *, is_defective: bool) ->
 
 def unsound(detections: RawDetections) -> str | None:
     """Return what is wrong with a network's numbers; None if nothing is. A verdict from them would mean nothing."""
-    scores = detections.scores
-    if not ((scores >= 0) & (scores <= 1)).all() or not 0 <= (detections.image_score or 0) <= 1:  # also not a number
+    for one in fields(detections):
+        values = getattr(detections, one.name)
+        if values is not None and not np.isfinite(values).all():
+            return f"{one.name} holds what is no number"
+    if ((detections.scores < 0) | (detections.scores > 1)).any():
         return "a score lies outside 0 to 1"
-    if not np.isfinite(detections.boxes).all():
-        return "a box has a side that is no number"
-    if any(part is not None and not np.isfinite(part).all() for part in (detections.masks, detections.score_map)):
-        return "a mask has a probability that is no number"
     return None
 
 
