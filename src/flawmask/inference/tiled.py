@@ -32,8 +32,7 @@ def prediction_of(detections: RawDetections | TiledDetections, spec: ModelSpec, 
 
     What several tiles show of one defect becomes one instance, whatever the rule for joining: see
     `joining.same_defect`. Its mask is that of the tile that shows all of it or, where none does, the union of the
-    parts. Its score is the highest of them, never more. The image's score is the highest of its tiles' scores, and so
-    is the score of each pixel.
+    parts. Its score is the highest of them, never more.
 
     Args:
         detections: the network's output.
@@ -51,16 +50,8 @@ def prediction_of(detections: RawDetections | TiledDetections, spec: ModelSpec, 
         if instance.area
     ]
     instances = sorted(_whole(pairs, has_masks=spec.has_masks), key=lambda one: -one.score)
-    scores = [one.image_score for _, one in seen if one.image_score is not None]
-    return Prediction(
-        height,
-        width,
-        tuple(instances),
-        has_masks=spec.has_masks,
-        classes=spec.classes,
-        image_score=max(scores, default=None),
-        map_of_scores=_whole_map(seen, height, width),
-    ).joined(spec.join)
+    prediction = Prediction(height, width, tuple(instances), has_masks=spec.has_masks, classes=spec.classes)
+    return prediction.joined(spec.join)
 
 
 def _in_image(instance: Instance, tile: Window, height: int, width: int) -> Instance:
@@ -102,18 +93,6 @@ def _whole(pairs: Sequence[tuple[Instance, Window]], *, has_masks: bool) -> list
             whole = replace(whole, rle=rle, area=masks.area(rle))
         instances.append(replace(whole, score=max(scores[place] for place in places)))
     return instances
-
-
-def _whole_map(seen: Sequence[tuple[Window, Prediction]], height: int, width: int) -> npt.NDArray[np.float32] | None:
-    """Return the score of each pixel of the image; None where the network scores only instances."""
-    maps = [(tile, one.map_of_scores) for tile, one in seen if one.map_of_scores is not None]
-    if not maps:
-        return None
-    whole = np.zeros((height, width), np.float32)
-    for tile, scores in maps:
-        window = whole[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
-        np.maximum(window, scores[: tile.height, : tile.width], out=window)
-    return whole
 
 
 def windows_near(boxes: npt.NDArray[np.float32], windows: Sequence[Window], pixel: float) -> list[Window]:
