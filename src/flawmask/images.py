@@ -393,11 +393,11 @@ def read_pixels(path: Path, page: int | None = None) -> Pixels:
     with file:
         pixels = _decoded(file if file.seekable() else io.BytesIO(file.read()), path, page).colour
     if pixels.size > 4 * STRIP:
-        _give_back_memory()
+        give_back_memory()
     return pixels
 
 
-def _give_back_memory() -> None:
+def give_back_memory() -> None:
     """Return the memory that Pillow has freed to the operating system.
 
     Flawmask's own processes keep freed memory (`runtime.keep_freed_memory`). The next large image may not fit into the

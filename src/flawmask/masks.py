@@ -108,10 +108,7 @@ def part_of_rle(rle: dict[str, Any], x: int, y: int, width: int, height: int) ->
         width: of the part, in pixels.
         height: of the part, in pixels.
     """
-    column, top, bottom = _runs_by_column(rle)
-    top, bottom = np.clip(top - y, 0, height), np.clip(bottom - y, 0, height)
-    inside = (column >= x) & (column < x + width)
-    return _filled((height, width), column[inside] - x, top[inside], bottom[inside])
+    return _filled((height, width), *_runs_within(rle, x, y, width, height))
 
 
 def row_bands(rle: dict[str, Any], rows: int) -> Iterator[Mask]:
@@ -439,10 +436,15 @@ def cropped(rle: dict[str, Any], x: int, y: int, width: int, height: int) -> dic
         width: of the part, in pixels.
         height: of the part, in pixels.
     """
+    return _rle_of_runs(*_runs_within(rle, x, y, width, height), height, width)
+
+
+def _runs_within(rle: dict[str, Any], x: int, y: int, width: int, height: int) -> tuple[Counts, Counts, Counts]:
+    """Return the runs of `_runs_by_column` in a part of the mask, counted from the part's corner."""
     column, top, bottom = _runs_by_column(rle)
     top, bottom = np.clip(top - y, 0, height), np.clip(bottom - y, 0, height)
     inside = (column >= x) & (column < x + width) & (top < bottom)
-    return _rle_of_runs(column[inside] - x, top[inside], bottom[inside], height, width)
+    return column[inside] - x, top[inside], bottom[inside]
 
 
 def _rle_of_runs(column: Counts, top: Counts, bottom: Counts, height: int, width: int) -> dict[str, Any]:

@@ -172,6 +172,7 @@ class Bands:
         self._strips.append((self._end, strip))
         self._end += len(strip)
         self._drop()
+        images.give_back_memory()  # strips are large, and leave gaps that nothing else fits into
         return True
 
     def _drop(self) -> None:

@@ -43,7 +43,7 @@ def predicted(model: Path, folder: Path, side: int) -> tuple[float, dict[str, ob
     command = ["predict", "--model", str(model), "--input", str(path), "--output_dir", str(folder / str(side))]
     environment = {**os.environ, "FLAWMASK_MAX_PIXELS": str(500_000_000), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, *command, "--save_masks", "--device", "cpu", "--conf", "0.3"],
+        [sys.executable, "-c", MEASURED, *command, "--save_masks", "--device", "cpu"],
         check=True,
         stdout=subprocess.PIPE,
         text=True,

@@ -62,9 +62,8 @@ def prediction_of(detections: RawDetections | TiledDetections, spec: ModelSpec, 
         if instance.area
     ]
     instances = sorted(_whole(pairs, has_masks=spec.has_masks), key=lambda one: -one.score)
-    prediction = Prediction(height, width, tuple(instances), has_masks=spec.has_masks, classes=spec.classes).joined(
-        spec.join
-    )
+    prediction = Prediction(height, width, tuple(instances), has_masks=spec.has_masks, classes=spec.classes)
+    prediction = prediction.joined(spec.join)
     of_tiles = [(tile, one.maps) for tile, one in detections.tiles if one.maps is not None]
     if not of_tiles:
         return prediction
