@@ -67,9 +67,7 @@ class SamePadding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the padded image."""
-        rows, columns = (
-            max(0, (-(-side // self.stride) - 1) * self.stride + self.kernel - side) for side in x.shape[-2:]
-        )
+        rows, columns = (max(0, self.kernel - (side % self.stride or self.stride)) for side in x.shape[-2:])
         return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
 

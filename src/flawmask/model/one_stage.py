@@ -16,6 +16,7 @@ from torchvision.models.detection.ssd import SSD
 from flawmask.model import compute
 from flawmask.model.compute import Layers
 from flawmask.model.layers import replace_norms, skip_resize, to_original, unnormalised
+from flawmask.model.one_stage_graph import Graph as graph
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 

@@ -13,11 +13,13 @@ from flawmask.model.compute import Layers
 from flawmask.model.layers import to_original
 from flawmask.model.layers import unnormalised as network_input
 from flawmask.model.rcnn_build import build, stages
+from flawmask.model.rcnn_graph import Graph as graph
 from flawmask.model.rcnn_losses import counts, losses
 
 __all__ = [
     "build",
     "counts",
+    "graph",
     "infer",
     "infer_in",
     "losses",

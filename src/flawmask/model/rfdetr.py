@@ -20,6 +20,7 @@ from flawmask.model import compute
 from flawmask.model.compute import Layers
 from flawmask.model.draws import seeded_for
 from flawmask.model.layers import CELLS, IMAGENET_DEVIATION, IMAGENET_MEAN
+from flawmask.model.rfdetr_graph import Graph as graph
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 

@@ -1,0 +1,45 @@
+"""The graph of YOLO11. It computes what `yolo.infer` computes, with operators of any runtime."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from flawmask.model.graph import batch_of, best_of, clipped, found
+from flawmask.model.layers import CELLS
+from flawmask.model.spec import ModelSpec
+
+MASK_RATIO = 4
+"""Pixels of the image per cell of the prototypes, along each side."""
+
+
+class Graph(nn.Module):
+    """A YOLO11. See `build.Detector.graph` for its inputs and outputs."""
+
+    def __init__(self, model: Any, spec: ModelSpec, grey: float, iou: float) -> None:
+        """Take the network, its spec, the colour of padding, and the IoU above which boxes are suppressed."""
+        super().__init__()
+        self.spec, self.model, self.grey, self.iou = spec, model, grey, iou
+        model.model[-1].dynamic = True  # its grid then follows from the image, and not from the last one's size
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        spec = self.spec
+        batch = batch_of(images, spec)
+        outputs, _ = self.model(batch.pixels + (1 - batch.inside) * self.grey)
+        outputs, prototypes = outputs if spec.has_masks else (outputs, None)
+        rows, end = outputs.transpose(1, 2), 4 + len(spec.classes)
+        centres, sides, each, coefficients = rows[..., :2], rows[..., 2:4], rows[..., 4:end], rows[..., end:]
+        candidates = torch.cat((centres - sides / 2, centres + sides / 2), dim=2)
+        score, label = each.max(dim=2)
+        floor = getattr(self.model, "score_thresh", 0.0)
+        best = best_of(candidates, score, label, len(spec.classes), self.iou, floor, spec.max_detections)
+        best = best._replace(boxes=clipped(best.boxes, batch), labels=best.labels + 1)
+        boxes, labels, scores, image_of, chosen = found(best, batch)
+        if prototypes is None:
+            return boxes, labels, scores, image_of
+        # A mask is a weighted sum of prototypes, and RoIAlign is linear. So the prototypes are cut out first.
+        places = torch.cat((image_of[:, None].to(boxes.dtype), boxes / batch.ratio), dim=1)
+        inside = roi_align(prototypes, places, CELLS, 1 / MASK_RATIO, aligned=True)
+        masks = (coefficients[image_of, chosen][:, :, None, None] * inside).sum(1)
+        return boxes, labels, scores, image_of, masks.sigmoid()
