@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import nms
+from torchvision.ops import nms, roi_align
 
 from flawmask.model.architecture import Proportional
+from flawmask.model.layers import CELLS
 from flawmask.model.spec import ModelSpec
 
 EMPTY = -1.0
@@ -175,6 +176,18 @@ def found(detections: Detections, batch: Batch) -> tuple[Tensor, Tensor, Tensor,
     each = (detections.labels, detections.scores, detections.rows)
     labels, scores, rows = (one.reshape(-1).index_select(0, places) for one in each)
     return boxes, labels, scores, places // count, rows
+
+
+def cut_out(values: Tensor, places: Tensor, scale: float) -> Tensor:
+    """Return the values in boxes, (K, C, 28, 28), as networks with masks of the whole image cut out theirs.
+
+    Args:
+        values: (B, C, H, W) float32.
+        places: (K, 5) float32, the image of each box, and x1 y1 x2 y2.
+        scale: cells of `values` per unit of the boxes.
+    """
+    inside: Tensor = roi_align(values, places, CELLS, scale, aligned=True)
+    return inside.nan_to_num()  # in an empty box, OpenVINO divides by 0 samples where torchvision returns 0
 
 
 def anchors_at(places: Tensor, cells: Tensor, grid: Any, padded: Any) -> Tensor:

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert, roi_align
+from torchvision.ops import box_convert
 
-from flawmask.model.graph import EMPTY, Detections, Normalise, batch_of, found, taken
-from flawmask.model.layers import CELLS, IMAGENET_DEVIATION, IMAGENET_MEAN
+from flawmask.model.graph import EMPTY, Detections, Normalise, batch_of, cut_out, found, taken
+from flawmask.model.layers import IMAGENET_DEVIATION, IMAGENET_MEAN
 from flawmask.model.spec import ModelSpec
 
 
@@ -18,23 +18,25 @@ class Graph(nn.Module):
         super().__init__()
         self.spec, self.model = spec, model
         self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_DEVIATION)
+        # rfdetr's own preparation for export: it resizes the position embeddings for this size, once and for all.
+        model.backbone[0].encoder.shape = spec.resized(1, 1)
+        model.export()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         spec = self.spec
         batch = batch_of(images, spec)
-        outputs = self.model(self.normalise(batch))
+        relative, logits, masks = self.model(self.normalise(batch))
         classes = len(spec.classes)
-        every = outputs["pred_logits"][..., :classes].sigmoid().flatten(1)
-        queries = outputs["pred_boxes"].shape[1]
+        every = logits[..., :classes].sigmoid().flatten(1)
+        queries = relative.shape[1]
         scores, places = every.topk(min(spec.max_detections, queries * classes), dim=1)
         scores = torch.where(scores > getattr(self.model, "score_thresh", 0.0), scores, EMPTY)
-        corners = box_convert(outputs["pred_boxes"], "cxcywh", "xyxy").clamp(0, 1)
+        corners = box_convert(relative, "cxcywh", "xyxy").clamp(0, 1)
         boxes = taken(corners, places // classes) * batch.size
         best = Detections(boxes, scores, places % classes + 1, places // classes)
         boxes, labels, scores, image_of, query = found(best, batch)
-        masks = outputs["pred_masks"]
         cells = torch.tensor([masks.shape[-1], masks.shape[-2]] * 2)
         number = image_of * queries + query
         rois = torch.cat((number[:, None].to(boxes.dtype), boxes / batch.ratio / batch.size * cells), dim=1)
-        inside = roi_align(masks.flatten(0, 1)[:, None], rois, CELLS, aligned=True)
+        inside = cut_out(masks.flatten(0, 1)[:, None], rois, 1.0)
         return boxes, labels, scores, image_of, inside[:, 0].sigmoid()

@@ -4,10 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
-from flawmask.model.graph import batch_of, best_of, clipped, found
-from flawmask.model.layers import CELLS
+from flawmask.model.graph import batch_of, best_of, clipped, cut_out, found
 from flawmask.model.spec import ModelSpec
 
 MASK_RATIO = 4
@@ -40,6 +38,6 @@ class Graph(nn.Module):
             return boxes, labels, scores, image_of
         # A mask is a weighted sum of prototypes, and RoIAlign is linear. So the prototypes are cut out first.
         places = torch.cat((image_of[:, None].to(boxes.dtype), boxes / batch.ratio), dim=1)
-        inside = roi_align(prototypes, places, CELLS, 1 / MASK_RATIO, aligned=True)
+        inside = cut_out(prototypes, places, 1 / MASK_RATIO)
         masks = (coefficients[image_of, chosen][:, :, None, None] * inside).sum(1)
         return boxes, labels, scores, image_of, masks.sigmoid()
