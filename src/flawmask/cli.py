@@ -27,6 +27,7 @@ from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError, RecordsError, UnusedError
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.summary import percent, summary
+from flawmask.export.config import ExportConfig
 from flawmask.inference.config import PredictConfig
 from flawmask.launch import THREAD_NAME, is_main_process, own_process
 from flawmask.pipeline import DemoCommand, demo, run
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
+    "export": ExportConfig,
     "demo": DemoCommand,
     "compare": CompareConfig,
     "report": ReportConfig,
@@ -109,6 +111,8 @@ def _run_command(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
     except OSError as error:
         reasons = [f"{error.filename or 'the disk'}: {error.strerror or error}"]
     except (RuntimeError, MemoryError) as error:
+        if "torch" not in sys.modules:
+            raise
         from flawmask.runtime import is_out_of_memory
 
         # "exited unexpectedly": the system killed a data loader's process, which happens when memory runs out.
@@ -202,6 +206,11 @@ def _dispatch(config: Any) -> int:  # noqa: PLR0911 - a case for each command
             _evaluate(config)
         case PredictConfig():
             return _predict(config)
+        case ExportConfig():
+            from flawmask.export.export import PAGE, export
+
+            exported = export(config)
+            _print_lines([f"look at {(exported.folder / PAGE).as_posix()}"] if exported.parity is not None else [])
         case CompareConfig():
             return _compare(config)
         case ReportConfig():

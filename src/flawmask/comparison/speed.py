@@ -20,7 +20,7 @@ from flawmask.comparison.entry import Entry
 from flawmask.data import intensity
 from flawmask.files import write_json
 from flawmask.images import Levels
-from flawmask.inference.backend import resized
+from flawmask.inference.backend import prepared
 from flawmask.inference.predictor import load
 from flawmask.prediction import post_process
 from flawmask.progress import track
@@ -84,7 +84,7 @@ def _load(config: CompareConfig, name: str, path: Path) -> Predict:
     backend = load(path, config)
 
     def predict(batch: Sequence[Image]) -> Any:
-        detections = backend.infer([resized(pixels, backend.spec) for pixels in batch])
+        detections = backend.infer([prepared(pixels, backend) for pixels in batch])
         classes, join = backend.spec.classes, backend.spec.join
         pairs = zip(detections, batch, strict=True)
         return [post_process(one, classes, *pixels.shape[:2], join=join) for one, pixels in pairs]

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from flawmask.errors import FlawmaskError
-from flawmask.inference.backend import Backend, Image, Resized, resized
+from flawmask.inference.backend import Backend, Image, Resized, prepared
 from flawmask.launch import THREAD_NAME, cores_of_each_process, usable_cores
 from flawmask.model.spec import ModelSpec
 from flawmask.prediction import Prediction, RawDetections, post_process
@@ -93,7 +93,7 @@ def predict_all(
     threads = THREADS if backend.uses_cores else THREADS_BESIDE_GPU
     with (
         closing(
-            map_in_order(lambda item: _read(item, read, backend.spec), items, max_batch + threads, threads)
+            map_in_order(lambda item: _read(item, read, backend), items, max_batch + threads, threads)
         ) as images,
         closing(_run_network(backend, _batches(images, max_batch))) as outputs,
         closing(map_in_order(lambda pair: finish(*pair), outputs, max(max_batch, threads), threads)) as finished,
@@ -153,16 +153,16 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-def _read(item: T, read: Callable[[T], Image], spec: ModelSpec) -> _Read[T]:
+def _read(item: T, read: Callable[[T], Image], backend: Backend) -> _Read[T]:
     start = time.perf_counter()
     image: Image | FlawmaskError
     small = None
     try:
         image = read(item)
-        small = resized(image, spec)
+        small = prepared(image, backend)
     except FlawmaskError as error:
         image = error
-    padded = None if isinstance(image, FlawmaskError) else spec.padded(*image.shape[:2])
+    padded = None if isinstance(image, FlawmaskError) else backend.spec.padded(*image.shape[:2])
     return _Read(item, image, small, time.perf_counter() - start, padded)
 
 
