@@ -2,11 +2,11 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flawmask.coco import CocoSplit, read_split
 from flawmask.coco_files import split_names
@@ -18,6 +18,9 @@ from flawmask.inference.backend import check_classes
 from flawmask.inference.exported import FILES, MANIFEST, Manifest, file_of
 from flawmask.inference.exported_backend import ExportedBackend
 from flawmask.settings import require
+
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +60,6 @@ def export(config: ExportConfig) -> Exported:
     check_output_folder(config.folder, MANIFEST, overwrite=True, what="exported model", entries=ENTRIES)
     require(config.model.suffix == ".pt", f"{config.model} is no checkpoint: export needs best.pt of a run")
 
-    from flawmask.export.network_file import convert_to_openvino, put_manifest, write_onnx
     from flawmask.inference.torch_backend import TorchBackend
     from flawmask.model import checkpoint
     from flawmask.model.build import for_export
@@ -83,18 +85,7 @@ def export(config: ExportConfig) -> Exported:
         check_classes(spec, split.class_names, split.folder)
     with atomic_folder(config.folder) as folder:
         log.info("exporting %s as %s, %s", config.model, config.format, config.precision)
-        graph = for_export(network, spec, config.score_floor)
-        onnx_file = folder / FILES["onnx"][0]
-        write_onnx(graph, onnx_file, has_masks=spec.has_masks)
-        if training is not None:
-            from flawmask.export.int8 import quantise
-
-            quantise(folder, manifest, training, splits.get("val"), config)
-        elif config.format == "openvino":
-            convert_to_openvino(onnx_file, folder)
-        if config.format == "openvino":
-            onnx_file.unlink()
-        put_manifest(folder, manifest)
+        _write_network(folder, for_export(network, spec, config.score_floor), manifest, training, splits, config)
         _write_manifest(folder, manifest)
         parity = None
         if splits:
@@ -118,6 +109,31 @@ def export(config: ExportConfig) -> Exported:
             log.warning("the export is unproven, and says so in its metadata and in every report")
     log.info("wrote %s", config.folder)
     return Exported(config.folder, parity)
+
+
+def _write_network(
+    folder: Path,
+    graph: "nn.Module",
+    manifest: Manifest,
+    training: CocoSplit | None,
+    splits: Mapping[str, CocoSplit],
+    config: ExportConfig,
+) -> None:
+    """Write the network's files. With training images, it is quantised."""
+    from flawmask.export import int8, onnx_file, openvino_file
+
+    path = folder / FILES["onnx"][0]
+    onnx_file.write_onnx(graph, path, has_masks=manifest.spec.has_masks)
+    if manifest.format == "onnx":
+        if training is not None:
+            int8.quantise_onnx(path, manifest, training)
+        onnx_file.put_manifest(path, manifest)
+        return
+    network = openvino_file.convert(path)
+    path.unlink()
+    if training is not None:
+        network = int8.quantise_openvino(network, manifest, training, splits.get("val"), config)
+    openvino_file.write(network, folder / FILES["openvino"][0], manifest)
 
 
 def _needed(config: ExportConfig) -> Sequence[str]:

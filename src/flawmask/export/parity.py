@@ -22,6 +22,10 @@ MATCHED = 0.5
 """Two instances of one class are the same one if their masks have at least this IoU, as in COCO."""
 
 
+ENOUGH = 20
+"""So many instances are needed to judge by the mean IoU of their masks."""
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """How far an export may differ from its checkpoint.
@@ -29,17 +33,19 @@ class Tolerance:
     Attributes:
         verdict: a verdict may change only if the checkpoint's score is closer to the threshold than this.
         ap: how much lower mask AP may be, or box AP without masks; None for --max_drop.
+        iou: the lowest mean IoU of the masks of the same instances, if they are `ENOUGH`.
     """
 
     verdict: float
     ap: float | None
+    iou: float
 
 
 TOLERANCES: dict[ExportPrecision, Tolerance] = {
-    "fp32": Tolerance(verdict=0.0, ap=0.005),
-    "fp16": Tolerance(verdict=0.02, ap=0.005),
-    "bf16": Tolerance(verdict=0.05, ap=0.005),
-    "int8": Tolerance(verdict=0.15, ap=None),
+    "fp32": Tolerance(verdict=0.0, ap=0.005, iou=0.99),
+    "fp16": Tolerance(verdict=0.02, ap=0.005, iou=0.95),
+    "bf16": Tolerance(verdict=0.05, ap=0.005, iou=0.9),
+    "int8": Tolerance(verdict=0.15, ap=None, iou=0.8),
 }
 
 
@@ -69,12 +75,12 @@ def prove(
         sampling: dict[str, Any] = {"min_area": config.min_area, "resamples": config.resamples, "seed": config.seed}
         report["against"] = compare(split, after, conf, other, **sampling)
         report["seconds"] = {"checkpoint": seconds_before, "export": seconds_after}
-        failures += _failures(name, report)
+        failures += _failures(name, report, tolerance)
         failures += _lost_precision(name, report, allowed_drop)
         reports[name] = report
     first = next(iter(splits.values()))
     odd = {name: _odd(original, export, several, limits) for name, several in odd_images(first).items()}
-    failures += [line for name, report in odd.items() for line in _failures(f"odd images ({name})", report)]
+    failures += [line for name, report in odd.items() for line in _failures(f"odd images ({name})", report, tolerance)]
     return {
         "format": manifest.format,
         "precision": manifest.precision,
@@ -142,11 +148,11 @@ def _compared(
 def _matched(one: Prediction, other: Prediction, conf: float) -> tuple[list[tuple[Instance, Instance, float]], int]:
     """Return the pairs of the same instance in both predictions with their IoU, and how many have no counterpart.
 
-    An instance that scores at least `conf` looks for its counterpart among all instances of the other prediction.
+    An instance with a pixel that scores at least `conf` looks for its counterpart among all of the other prediction's.
     """
     pairs, alone = [], 0
     for these, others in ((one, other), (other, one)):
-        for instance in (each for each in these.instances if each.score >= conf):
+        for instance in (each for each in these.instances if each.score >= conf and each.area):
             candidates = [each for each in others.instances if each.label == instance.label]
             if candidates:
                 ious = rle_tools.iou([instance.rle], [each.rle for each in candidates], [0] * len(candidates))[0]
@@ -162,9 +168,13 @@ def _box_difference(one: Instance, other: Instance) -> float:
     return float(np.abs(np.subtract(one.box, other.box)).max())
 
 
-def _failures(name: str, report: Mapping[str, Any]) -> list[str]:
+def _failures(name: str, report: Mapping[str, Any], tolerance: Tolerance) -> list[str]:
     outside = [row for row in report["changed_verdicts"] if not row["is_allowed"]]
-    return [f"{name}: the verdict of {row['file']} changed, {row['before']:.4f} to {row['after']:.4f}" for row in outside]
+    lines = [f"the verdict of {row['file']} changed, {row['before']:.4f} to {row['after']:.4f}" for row in outside]
+    iou = report["mean_iou"]
+    if iou is not None and iou < tolerance.iou and report["matched"] >= ENOUGH:
+        lines.append(f"the masks have a mean IoU of {iou:.3f}, below {tolerance.iou}")
+    return [f"{name}: {line}" for line in lines]
 
 
 def _odd(original: Backend, export: Backend, several: Sequence[Image], limits: _Limits) -> dict[str, Any]:

@@ -58,7 +58,10 @@ def _rule(parity: Mapping[str, Any], model: str) -> str:
         if not allowed["verdict"]
         else f"A verdict may change if the checkpoint's score is within {allowed['verdict']} of the threshold"
     )
-    return f"Checkpoint: {model}. Threshold: {parity['conf']:.3f}. {verdict}, and AP may fall by {allowed['ap']}."
+    return (
+        f"Checkpoint: {model}. Threshold: {parity['conf']:.3f}. {verdict}. AP may fall by {allowed['ap']}. "
+        f"The mean IoU of masks must be at least {allowed['iou']}."
+    )
 
 
 def _differences(reports: Mapping[str, Any]) -> str:

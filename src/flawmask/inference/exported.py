@@ -30,7 +30,8 @@ KEY = "flawmask"
 """The name of the manifest in ONNX's `metadata_props` and in OpenVINO's `rt_info`."""
 
 INPUT, BOXES, LABELS, SCORES, IMAGE, MASKS = "images", "boxes", "labels", "scores", "image", "masks"
-"""The names of the input and the outputs of every exported network, see `build.Detector.graph`."""
+OUTPUTS = (BOXES, LABELS, SCORES, IMAGE, MASKS)
+"""The names of the input and the outputs of every exported network, in the order of `build.Detector.graph`."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from flawmask.inference.exported import (
     KEY,
     LABELS,
     MASKS,
+    OUTPUTS,
     SCORES,
     Format,
     Manifest,
@@ -113,14 +114,19 @@ def _openvino(model: Path, manifest: Manifest, threads: int) -> tuple[str | None
         compiled = openvino.Core().compile_model(network, "CPU", settings)
     except RuntimeError as error:
         raise FlawmaskError(f"{model} cannot be opened by OpenVINO: {_first_line(error)}") from None
-    names = [output.any_name for output in compiled.outputs]
+    return network.get_rt_info(KEY).astype(str) if network.has_rt_info(KEY) else None, run_openvino(compiled)
+
+
+def run_openvino(compiled: Any) -> Run:
+    """Return the function that runs a network that OpenVINO has compiled."""
+    places = {name: at for at, one in enumerate(compiled.outputs) for name in one.names if name in OUTPUTS}
     request = compiled.create_infer_request()
 
     def run(images: npt.NDArray[np.uint8]) -> Outputs:
         results = request.infer({INPUT: images})
-        return {name: results[number].copy() for number, name in enumerate(names)}  # the next call overwrites them
+        return {name: results[at].copy() for name, at in places.items()}  # the next call overwrites them
 
-    return network.get_rt_info(KEY).astype(str) if network.has_rt_info(KEY) else None, run
+    return run
 
 
 def _first_line(error: Exception) -> str:
