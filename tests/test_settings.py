@@ -27,6 +27,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "train": {"dataset_dir": "data", "output_dir": "run", "weights": "none"},
     "evaluate": {"model": "best.pt", "dataset_dir": "data"},
     "predict": {"model": "best.pt", "input": ("images",), "output_dir": "out"},
+    "export": {"model": "best.pt"},
     "demo": {"image_size": 64, "good": 2, "defective": 2, "train_good": 0},
     "compare": {"category": "bottle", "weights": "none"},
     "report": {"runs": ("run",)},

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flawmask.coco import CocoSplit, read_split
 from flawmask.coco_files import split_names
 from flawmask.errors import FlawmaskError
+from flawmask.evaluation import leak
 from flawmask.export.config import ExportConfig
 from flawmask.files import atomic_folder, check_output_folder, read_json, sha256, write_json
 from flawmask.inference import calibration, threshold
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARITY, PAGE = "parity.json", "parity.html"
-ENTRIES = (MANIFEST, PARITY, PAGE, *(name for names in FILES.values() for name in names))
+ENTRIES = (MANIFEST, PARITY, PAGE, leak.NAME, *(name for names in FILES.values() for name in names))
 
 PROVED_ON = ("val", "test")
 """The splits that the proof evaluates, those of them that the data set has."""
@@ -87,6 +89,9 @@ def export(config: ExportConfig) -> Exported:
         log.info("exporting %s as %s, %s", config.model, config.format, config.precision)
         _write_network(folder, for_export(network, spec, config.score_floor), manifest, training, splits, config)
         _write_manifest(folder, manifest)
+        images_of_training = config.model.with_name(leak.NAME)
+        if images_of_training.is_file():  # evaluate then notices, also elsewhere, which images it has been trained on
+            shutil.copyfile(images_of_training, folder / leak.NAME)
         parity = None
         if splits:
             from flawmask.export.parity import prove

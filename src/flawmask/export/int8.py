@@ -23,6 +23,7 @@ from flawmask.progress import track
 CALIBRATED_ON = 64
 """The most training images that set the ranges of the layers' values. They are spread evenly over the split."""
 
+
 def _calibration_images(training: CocoSplit, manifest: Manifest) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield (1, height, width, 3) uint8 images."""
     places = np.unique(np.linspace(0, len(training.images) - 1, CALIBRATED_ON).round().astype(int))

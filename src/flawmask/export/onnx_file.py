@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.onnx import register_custom_op_symbolic, symbolic_helper
+from torch.onnx import register_custom_op_symbolic, symbolic_helper  # type: ignore[attr-defined]
 
 from flawmask.inference.exported import INPUT, KEY, OUTPUTS, Manifest
 
@@ -14,7 +14,7 @@ OPSET = 17
 """The version of ONNX's operators. RoiAlign is as torchvision's from 16 on, and OpenVINO knows 17 in full."""
 
 
-@symbolic_helper.parse_args("v", "v", "f", "f")  # type: ignore[untyped-decorator]
+@symbolic_helper.parse_args("v", "v", "f", "f")
 def _suppress(graph: Any, boxes: Any, scores: Any, iou: float, floor: float) -> Any:
     """Return ONNX's operator for `graph.suppress`."""
     limits = (torch.tensor([2**31 - 1]), torch.tensor([iou]), torch.tensor([floor]))

@@ -57,8 +57,8 @@ def prove(
     Returns:
         `format`, `precision`; `tolerance`, see `Tolerance`; `conf` and `min_area` of the verdicts; `splits`: for each
         split what `_compared` returns, with `against`, all metrics of both and the paired intervals of their
-        differences (`against.compare`), and `seconds` per image of both; `odd`: what `_compared` returns for each kind of odd
-        images; and `failures`: what lies outside the tolerance, as sentences.
+        differences (`against.compare`), and `seconds` per image of both; `odd`: what `_compared` returns for each kind
+        of odd images; and `failures`: what lies outside the tolerance, as sentences.
     """
     tolerance = TOLERANCES[manifest.precision]
     allowed_drop = config.max_drop if tolerance.ap is None else tolerance.ap
@@ -205,5 +205,5 @@ def odd_images(split: CocoSplit) -> dict[str, list[Image]]:
         "grey": [images.to_rgb(one[..., 1]) for one in first],
         "16 bits": [images.to_rgb(deep)],
         "batch": [first[number % len(first)] for number in range(8)],
-        "sizes mixed": [one[: height - 9 * number, : width] for number, one in enumerate(first)],
+        "sizes mixed": [one[: height - 9 * number, :width] for number, one in enumerate(first)],
     }

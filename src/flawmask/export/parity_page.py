@@ -8,6 +8,7 @@ from flawmask.files import write_bytes
 from flawmask.report import sections
 from flawmask.report.page import esc, page, section, table
 
+
 def write_page(path: Path, parity: Mapping[str, Any], model: str) -> None:
     """Write `parity.html`.
 
@@ -18,7 +19,9 @@ def write_page(path: Path, parity: Mapping[str, Any], model: str) -> None:
     """
     name = f"{parity['format']}, {parity['precision']}"
     failures = "".join(f"<li>{esc(line)}</li>" for line in parity["failures"])
-    notes = f'<div class="notes" role="note"><h2>Outside the tolerance</h2><ul>{failures}</ul></div>' if failures else ""
+    notes = (
+        f'<div class="notes" role="note"><h2>Outside the tolerance</h2><ul>{failures}</ul></div>' if failures else ""
+    )
     splits = parity["splits"]
     body = "".join(
         (
@@ -97,7 +100,13 @@ def _number(value: float | None) -> str:
 
 def _verdicts(reports: Mapping[str, Any]) -> str:
     rows = [
-        (esc(row["file"]), esc(name), f"{row['before']:.4f}", f"{row['after']:.4f}", "yes" if row["is_allowed"] else "no")
+        (
+            esc(row["file"]),
+            esc(name),
+            f"{row['before']:.4f}",
+            f"{row['after']:.4f}",
+            "yes" if row["is_allowed"] else "no",
+        )
         for name, one in reports.items()
         for row in one["changed_verdicts"]
     ]

@@ -109,7 +109,9 @@ def read_manifest(model: Path) -> Manifest:
             raise FlawmaskError(f"{model.parent} was exported by Flawmask {version}: export it again with this version")
         for name in FILES[manifest["format"]]:
             if sha256((model.parent / name).read_bytes()) != digests[name]:
-                raise FlawmaskError(f"{model.parent / name} is damaged or was changed after the export: export it again")
+                raise FlawmaskError(
+                    f"{model.parent / name} is damaged or was changed after the export: export it again"
+                )
         return _manifest(manifest)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise FlawmaskError(f"{path} is damaged or was changed after the export: export the model again") from None
@@ -127,7 +129,8 @@ def _manifest(content: dict[str, Any]) -> Manifest:
     if threshold is not None:
         interval = threshold["interval"]
         threshold |= {
-            "chosen_by": tuple(threshold["chosen_by"]), "interval": None if interval is None else tuple(interval)
+            "chosen_by": tuple(threshold["chosen_by"]),
+            "interval": None if interval is None else tuple(interval),
         }
     if calibration is not None:
         calibration |= {"fitted_by": tuple(calibration["fitted_by"])}

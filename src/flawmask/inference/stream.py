@@ -92,9 +92,7 @@ def predict_all(
     max_batch = batch_size or backend.batch_size
     threads = THREADS if backend.uses_cores else THREADS_BESIDE_GPU
     with (
-        closing(
-            map_in_order(lambda item: _read(item, read, backend), items, max_batch + threads, threads)
-        ) as images,
+        closing(map_in_order(lambda item: _read(item, read, backend), items, max_batch + threads, threads)) as images,
         closing(_run_network(backend, _batches(images, max_batch))) as outputs,
         closing(map_in_order(lambda pair: finish(*pair), outputs, max(max_batch, threads), threads)) as finished,
     ):

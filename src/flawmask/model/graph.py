@@ -87,7 +87,9 @@ def resized_shape(spec: ModelSpec, height: Any, width: Any) -> tuple[Any, Any]:
 
 def at_most(limit: int, count: Any) -> Any:
     """Return the smaller one. While a graph is exported, `count` is a tensor."""
-    return torch.minimum(torch.as_tensor(count), torch.tensor(limit)) if isinstance(count, Tensor) else min(limit, count)
+    return (
+        torch.minimum(torch.as_tensor(count), torch.tensor(limit)) if isinstance(count, Tensor) else min(limit, count)
+    )
 
 
 def _tensor(*values: Any) -> Tensor:
@@ -125,7 +127,9 @@ def suppress(boxes: Tensor, scores: Tensor, iou: float, floor: float) -> Tensor:
         for label, of_boxes in enumerate(of_classes):
             (above,) = torch.where(of_boxes > floor)
             chosen = above[nms(boxes[image, above], of_boxes[above], iou)]
-            kept.append(torch.stack((chosen.new_full(chosen.shape, image), chosen.new_full(chosen.shape, label), chosen)))
+            kept.append(
+                torch.stack((chosen.new_full(chosen.shape, image), chosen.new_full(chosen.shape, label), chosen))
+            )
     return torch.cat(kept, 1).T.contiguous()
 
 
@@ -170,7 +174,7 @@ def found(detections: Detections, batch: Batch) -> tuple[Tensor, Tensor, Tensor,
     Returns:
         What `build.Detector.graph` says: boxes, labels, scores and images. And (K,) int64, the `rows` of `detections`.
     """
-    images, count = detections.scores.shape
+    count = detections.scores.shape[1]
     places = (detections.scores.reshape(-1) > EMPTY).nonzero().view(-1)
     boxes = detections.boxes.reshape(-1, 4).index_select(0, places) * batch.ratio
     each = (detections.labels, detections.scores, detections.rows)

@@ -38,6 +38,7 @@ class Graph(nn.Module):
         self.anchors = _all_anchors(model, spec) if isinstance(model, SSD) else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the instances on the images, (B, H, W, 3) uint8."""
         model = self.model
         batch = batch_of(images, self.spec)
         features = list(model.backbone(self.normalise(batch)).values())
@@ -75,7 +76,7 @@ class Graph(nn.Module):
         model, anchors = self.model, self.anchors
         assert anchors is not None
         scores = outputs["cls_logits"].softmax(-1)
-        images, count, _ = scores.shape
+        images = len(scores)
         every = anchors.expand(images, -1, -1).reshape(-1, 4)
         boxes = model.box_coder.decode_single(outputs["bbox_regression"].reshape(-1, 4), every).view(images, -1, 4)
         for label in range(1, len(self.spec.classes) + 1):

@@ -42,6 +42,7 @@ class Graph(nn.Module):
         self.scales = {name: level.shape[-1] / PROBE for name, level in levels.items()}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the instances on the images, (B, H, W, 3) uint8."""
         batch = batch_of(images, self.spec)
         features = self.backbone(self.normalise(batch))
         detections = self._detections(features, self._proposals(features, batch), batch)

@@ -23,6 +23,7 @@ class Graph(nn.Module):
         model.export()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the instances on the images, (B, H, W, 3) uint8."""
         spec = self.spec
         batch = batch_of(images, spec)
         relative, logits, masks = self.model(self.normalise(batch))

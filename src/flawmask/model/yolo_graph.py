@@ -22,6 +22,7 @@ class Graph(nn.Module):
         model.model[-1].dynamic = True  # its grid then follows from the image, and not from the last one's size
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the instances on the images, (B, H, W, 3) uint8."""
         spec = self.spec
         batch = batch_of(images, spec)
         outputs, _ = self.model(batch.pixels + (1 - batch.inside) * self.grey)
