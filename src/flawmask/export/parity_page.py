@@ -91,7 +91,7 @@ def _differences(reports: Mapping[str, Any]) -> str:
         "Scores and boxes: the largest difference. Instances count from the threshold on; two are the same one if "
         "their masks have an IoU of at least 0.5."
     )
-    return table(head, rows, "compare") + f'<p class="small">{note}</p>'
+    return table(head, rows) + f'<p class="small">{note}</p>'
 
 
 def _number(value: float | None) -> str:
