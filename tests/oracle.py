@@ -44,7 +44,7 @@ class Oracle:
     """
 
     def __init__(self, spec: ModelSpec, *, in_pieces: bool = False) -> None:
-        self.spec, self.batch_size, self.uses_cores = spec, 3, True
+        self.spec, self.batch_size, self.uses_cores, self.resizes = spec, 3, True, False
         self.in_pieces, self.seen = in_pieces, 0
 
     def infer(self, batch: Sequence[Resized], /) -> list[RawDetections]:

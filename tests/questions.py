@@ -73,7 +73,7 @@ def pooled_as_on_a_gpu() -> Iterator[None]:
         image_shapes: list[tuple[int, int]],
     ) -> Tensor:
         scales = [_scale(level, image_shapes) for level in levels]
-        return self._pool_each(levels, rois, image_of, scales, self._level_of(rois, scales))
+        return self._pool_each(levels, rois, image_of, scales, self.level_of(rois, scales))
 
     with mock.patch.object(PyramidRoIAlign, "pool", pool):
         yield

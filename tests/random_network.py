@@ -30,12 +30,13 @@ needs_rfdetr = pytest.mark.skipif(
 
 ARCHITECTURES: tuple[Arch, ...] = get_args(Arch)
 KIND_BY_KIND: tuple[Arch, ...] = (
-    *("maskrcnn_resnet18_fpn", "fasterrcnn_efficientnet_lite0_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"),
-    *("ssd300_vgg16", "ssdlite320_mobilenet_v3_large", "yolo11n", "yolo11n-seg", "rfdetr_seg_nano"),
+    *("maskrcnn_resnet18_fpn", "maskrcnn_efficientnet_lite0_fpn", "fasterrcnn_efficientnet_lite0_fpn"),
+    *("retinanet_resnet50_fpn", "fcos_resnet50_fpn", "ssd300_vgg16", "ssdlite320_mobilenet_v3_large"),
+    *("yolo11n", "yolo11n-seg", "rfdetr_seg_nano"),
 )
-"""One architecture of each kind. Mask R-CNN with a ResNet represents all ResNets. Faster R-CNN with EfficientNet-Lite
-represents R-CNNs without masks and backbones of depthwise convolutions. Larger networks differ only in width and depth.
-"""
+"""One architecture of each kind. Mask R-CNN with a ResNet represents all ResNets. Mask R-CNN with EfficientNet-Lite has
+the branch for pixels. Faster R-CNN with EfficientNet-Lite represents R-CNNs without masks and backbones of depthwise
+convolutions. Larger networks differ only in width and depth."""
 
 
 def built(archs: Iterable[Arch], *marks: pytest.MarkDecorator) -> list[Any]:
@@ -97,7 +98,8 @@ def detect(network: Any, spec: ModelSpec, pixels: npt.NDArray[np.uint8]) -> Pred
 def spec_of(arch: Arch, **changes: Any) -> ModelSpec:
     """Return SPEC for another architecture, with the smallest image size that it allows."""
     size = architecture(arch).image_size(SPEC.image_size)
-    return replace(SPEC, arch=arch, image_size=size, anchor_sizes=anchors_for(size), **changes)
+    made = replace(SPEC, arch=arch, image_size=size, anchor_sizes=anchors_for(size))
+    return replace(made, semantic_head=architecture(arch).has_semantic_head, **changes)
 
 
 def network(spec: ModelSpec = SPEC) -> Any:

@@ -28,6 +28,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "evaluate": {"model": "best.pt", "dataset_dir": "data"},
     "predict": {"model": "best.pt", "input": ("images",), "output_dir": "out"},
     "serve": {"model": ("best.pt",)},
+    "export": {"model": "best.pt"},
     "demo": {"image_size": 64, "good": 2, "defective": 2, "train_good": 0},
     "compare": {"category": "bottle", "weights": "none"},
     "report": {"runs": ("run",)},
@@ -52,7 +53,7 @@ HARMLESS = {
 MAY_BE_0 = {
     *("seed", "test_ratio", "augmentation_factor", "warmup_steps", "trainable_layers", "workers", "cache_gb"),
     *("score_floor", "conf", "min_area", "overlays", "resamples", "good", "defective", "train_good", "gallery"),
-    *("sheet_images", "polygon_tolerance"),
+    *("sheet_images", "polygon_tolerance", "max_drop"),
 }
 """Where none, nothing or the first is something to ask for."""
 

@@ -14,6 +14,7 @@ from flawmask.model import compute
 from flawmask.model.architecture import Architecture, FixedSquare
 from flawmask.model.build import Detector
 from flawmask.model.compute import Layers
+from flawmask.model.graph import EMPTY, Detections, batch_of, found
 from flawmask.model.layers import replace_norms, to_original
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
@@ -92,6 +93,25 @@ def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) ->
         corners = torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])
         predicted.append({"boxes": torch.cat(corners, 1)[above], "labels": labels[above] + 1, "scores": scores[above]})
     return to_original(predicted, [(SIDE, SIDE)] * len(images), sizes)
+
+
+class Graph(nn.Module):
+    def __init__(self, model: Any, spec: ModelSpec) -> None:
+        super().__init__()
+        self.model, self.spec = model, spec
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        batch = batch_of(images, self.spec)
+        cells = self.model.head(self.model.body(batch.pixels)).flatten(2).transpose(1, 2)
+        scores, labels = cells[..., :-4].sigmoid().max(dim=2)
+        ends = SIDE * cells[..., -4:].sigmoid()
+        corners = torch.minimum(ends[..., :2], ends[..., 2:]), torch.maximum(ends[..., :2], ends[..., 2:])
+        scores = torch.where(scores > getattr(self.model, "score_thresh", 0.0), scores, EMPTY)
+        return found(Detections(torch.cat(corners, 2), scores, labels + 1, labels), batch)[:-1]
+
+
+def graph(model: Any, spec: ModelSpec) -> nn.Module:
+    return Graph(model, spec)
 
 
 def stages(model: Any) -> list[list[nn.Module]]:

@@ -6,6 +6,7 @@
 >>> flawmask.Predictor("run/best.pt")("part.png").is_defect                        # doctest: +SKIP
 """
 
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         doctor,
         download,
         evaluate,
+        export_model,
         import_labels,
         predict,
         prepare,
@@ -31,10 +33,10 @@ if TYPE_CHECKING:
     from flawmask.prediction import Instance, Prediction, RawDetections, Verdict
 
 set_environment()
-try:
-    __version__ = version("flawmask")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0+source"
+__version__ = "0+source"  # a source tree that is not installed
+for _name in ("flawmask-runtime", "flawmask"):
+    with suppress(PackageNotFoundError):
+        __version__ = version(_name)
 
 __all__ = [
     "FlawmaskError",
@@ -51,6 +53,7 @@ __all__ = [
     "doctor",
     "download",
     "evaluate",
+    "export_model",
     "import_labels",
     "predict",
     "prepare",

@@ -14,6 +14,7 @@ from flawmask.data.download import DownloadConfig
 from flawmask.data.import_labels import ImportConfig
 from flawmask.data.prepare import PrepareConfig
 from flawmask.evaluation.config import EvaluateConfig
+from flawmask.export.config import ExportConfig
 from flawmask.inference.config import PredictConfig
 from flawmask.pipeline import DemoCommand
 from flawmask.settings import from_json
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from flawmask.data.doctor import Report
     from flawmask.data.prepare import Prepared
     from flawmask.evaluation.evaluate import Evaluated
+    from flawmask.export.export import Exported
     from flawmask.inference.predict import Predicted
     from flawmask.stages import Finished
     from flawmask.training.callbacks import Callback
@@ -235,6 +237,22 @@ def predict(config: PredictConfig | None = None, /, **settings: Any) -> "Predict
     from flawmask.inference import predict
 
     return predict.predict(config or from_json(PredictConfig, settings))
+
+
+def export_model(config: ExportConfig | None = None, /, **settings: Any) -> "Exported":
+    """Write a checkpoint for another runtime, prove that it predicts the same there, and return the folder.
+
+    Returns:
+        `folder` is the exported model, which `Predictor`, `predict` and `evaluate` take in place of a checkpoint.
+            `parity` is the content of its `parity.json`, see docs/formats.md; None for an unproven export.
+
+    Raises:
+        FlawmaskError: the checkpoint or the data set cannot be used, a package is missing, or the export does not
+            predict the same within the tolerance. No incomplete export is left.
+    """
+    from flawmask.export import export
+
+    return export.export(config or from_json(ExportConfig, settings))
 
 
 def compare(config: CompareConfig | None = None, /, **settings: Any) -> "Compared":

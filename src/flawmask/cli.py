@@ -27,6 +27,7 @@ from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.errors import FlawmaskError, RecordsError, UnusedError
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.summary import percent, summary
+from flawmask.export.config import ExportConfig
 from flawmask.inference.config import PredictConfig
 from flawmask.launch import THREAD_NAME, is_main_process, own_process
 from flawmask.pipeline import DemoCommand, demo, run
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
     "serve": ServeConfig,
+    "export": ExportConfig,
     "demo": DemoCommand,
     "compare": CompareConfig,
     "report": ReportConfig,
@@ -111,6 +113,8 @@ def _run_command(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
     except OSError as error:
         reasons = [f"{error.filename or 'the disk'}: {error.strerror or error}"]
     except (RuntimeError, MemoryError) as error:
+        if "torch" not in sys.modules:
+            raise
         from flawmask.runtime import is_out_of_memory
 
         # "exited unexpectedly": the system killed a data loader's process, which happens when memory runs out.
@@ -183,7 +187,7 @@ def _as_flags(kind: Callable[..., Any], defaults: Mapping[str, Any]) -> type:
     return flag_class
 
 
-def _dispatch(config: Any) -> int:  # noqa: PLR0911 - a case for each command
+def _dispatch(config: Any) -> int:  # noqa: PLR0911, PLR0912 - a case for each command
     """Run the command whose settings these are, and return the exit status."""
     match config:
         case RunConfig():
@@ -206,6 +210,11 @@ def _dispatch(config: Any) -> int:  # noqa: PLR0911 - a case for each command
             return _predict(config)
         case ServeConfig():
             _serve(config)
+        case ExportConfig():
+            from flawmask.export.export import PAGE, export
+
+            exported = export(config)
+            _print_lines([f"look at {(exported.folder / PAGE).as_posix()}"] if exported.parity is not None else [])
         case CompareConfig():
             return _compare(config)
         case ReportConfig():

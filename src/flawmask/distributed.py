@@ -1,7 +1,7 @@
 """Data-parallel processes, started by torchrun or `accelerate launch` on one machine or on several.
 
 Each process holds the whole network and takes a shard of the images. All communication between them is in this module.
-A single process may call the same functions; then they exchange nothing.
+A single process may call the same functions; then they exchange nothing, and PyTorch is not needed.
 """
 
 import logging
@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor
-from torch import distributed as dist
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flawmask.errors import FlawmaskError
 from flawmask.launch import world_size
-from flawmask.runtime import is_out_of_memory, on_device
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class Processes:
         """Return this process' shard of the items. Every item is in exactly one shard."""
         return list(items[self.rank :: self.count])
 
-    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: "Sequence[Tensor]") -> None:
         """Replace each tensor by its sum over the processes, in one all-reduce.
 
         Args:
@@ -57,6 +56,9 @@ class Processes:
         """
         if self.count == 1 or not tensors:
             return
+        import torch
+        from torch import distributed as dist
+
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         with _peers_alive():
             dist.all_reduce(flat)
@@ -67,6 +69,8 @@ class Processes:
         """Return the items of all processes, on every process, in the order that they had before `shard`."""
         if self.count == 1:
             return items
+        from torch import distributed as dist
+
         shards: list[Any] = [None] * self.count
         with _peers_alive():
             dist.all_gather_object(shards, items)
@@ -77,6 +81,8 @@ class Processes:
         """Call `make` in the main process alone, and return its result on every process. The others wait for it."""
         if self.count == 1:
             return make()
+        from torch import distributed as dist
+
         objects: list[Any] = [make() if self.is_main else None]
         with _peers_alive():
             dist.broadcast_object_list(objects, src=0)
@@ -85,7 +91,7 @@ class Processes:
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[Processes]:
+def processes(device: "torch.device") -> Iterator[Processes]:
     """Connect the processes that a launcher started together, and make the device CUDA's current one.
 
     Without a launcher, the result is this process alone.
@@ -96,6 +102,8 @@ def processes(device: torch.device) -> Iterator[Processes]:
     Raises:
         FlawmaskError: another process cannot be reached, or has died.
     """
+    from flawmask.runtime import on_device
+
     with on_device(device):
         if world_size() == 1:
             yield Processes()
@@ -105,7 +113,9 @@ def processes(device: torch.device) -> Iterator[Processes]:
 
 
 @contextmanager
-def _started_together(device: torch.device) -> Iterator[Processes]:
+def _started_together(device: "torch.device") -> Iterator[Processes]:
+    from torch import distributed as dist
+
     with _peers_alive():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     logger = logging.getLogger("flawmask")
@@ -130,6 +140,8 @@ def _peers_alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo, NCCL and the store all raise it
+        from flawmask.runtime import is_out_of_memory
+
         if is_out_of_memory(error):
             raise
         log.debug("%s: %s", type(error).__name__, error)

@@ -82,7 +82,7 @@ def compare(config: CompareConfig) -> Compared:
     folder = begin_or_continue(COMPARISON, origin, config.output_dir, overwrite=config.overwrite)
     with folder_lock(folder / "comparison"):
         try:
-            entries = [_entry(config, shared, folder, name) for name in (*config.arch_names, *config.baseline_names)]
+            entries = [_entry(config, shared, folder, name) for name in config.every_name]
             speeds = _speeds(config, shared, folder, entries)
         except (KeyboardInterrupt, SystemExit):
             log.warning("stopped: repeat the same flawmask compare command to continue in %s", folder)

@@ -38,6 +38,8 @@ class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentS
     """The networks, as a,b,c. auto: the one that run chooses, and SSD and YOLO if their weights are available."""
     baselines: str = f"{CLASSIFIER},{PATCHCORE}"
     """Baselines: efficientnet_lite0_classifier, patchcore (extra [anomalib]), both as a,b, or none."""
+    exports: str = "none"
+    """Exported models to compare with, as folder,folder; they are not trained. With a single split only."""
     weights: str = "auto"
     """Initial weights: auto, coco, imagenet, none or a file. For one model name=FILE: none,patchcore=lite0.pth."""
     offline: bool = False
@@ -56,6 +58,7 @@ class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentS
         require(bool(archs) and not unknown, f"--archs {','.join(unknown)}: there are {', '.join(ARCHITECTURES)}")
         unknown = [name for name in self.baseline_names if name not in BASELINES]
         require(not unknown, f"--baselines {','.join(unknown)}: there are {', '.join(BASELINES)} and none")
+        self._check_exports()
         for_all, for_single = self._weights
         require(
             len(for_all) <= 1,
@@ -79,6 +82,25 @@ class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentS
     def baseline_names(self) -> tuple[str, ...]:
         """The baselines in the order given, without duplicates."""
         return () if self.baselines == "none" else tuple(dict.fromkeys(_names(self.baselines)))
+
+    def _check_exports(self) -> None:
+        paths = self.export_paths
+        count = 0 if self.exports == "none" else len(_names(self.exports))
+        taken = {*self.arch_names, *self.baseline_names}
+        require(len(paths) == count and not taken & set(paths), f"--exports {self.exports}: the folders need own names")
+        require(not paths or self.folds == 1, f"--exports {self.exports}: leave out --folds, which trains anew")
+        for path in paths.values():
+            require(path.is_dir(), f"--exports {path}: there is no such folder")
+
+    @property
+    def export_paths(self) -> dict[str, Path]:
+        """The folders of the exported models, by the names of these folders."""
+        return {} if self.exports == "none" else {Path(one).name: Path(one) for one in _names(self.exports)}
+
+    @property
+    def every_name(self) -> tuple[str, ...]:
+        """The names of all models of the comparison, in the order of their columns."""
+        return (*self.arch_names, *self.baseline_names, *self.export_paths)
 
     def weights_of(self, name: str) -> str:
         """Return the weights that a model starts from: `auto`, `coco`, `imagenet`, `none` or a file's path."""

@@ -18,6 +18,7 @@ from flawmask.coco import read_split
 from flawmask.comparison import baseline
 from flawmask.comparison.config import BASELINES, CompareConfig
 from flawmask.comparison.entry import Entry, MissingRequirementError, SharedData, TrainingSummary, entry_file
+from flawmask.comparison.exports import evaluate_export
 from flawmask.errors import FlawmaskError
 from flawmask.files import folder_lock, read_json, remove_partial_files, write_json
 from flawmask.folds import fold_by_fold
@@ -99,6 +100,8 @@ def _train_and_evaluate(config: CompareConfig, shared: SharedData, folder: Path,
     _wait_until_free(folder / name)
     if name in BASELINES:
         return baseline.train_and_evaluate(config, shared, folder, name)
+    if name in config.export_paths:
+        return evaluate_export(config, shared, folder, name)
     return _detector(config.run_config(name), shared, folder, name)
 
 

@@ -20,7 +20,7 @@ from flawmask.comparison.entry import Entry
 from flawmask.data import intensity
 from flawmask.files import write_json
 from flawmask.images import Levels
-from flawmask.inference.backend import detect, resized
+from flawmask.inference.backend import detect, prepared
 from flawmask.inference.predictor import load
 from flawmask.prediction import post_process
 from flawmask.progress import track
@@ -86,7 +86,7 @@ def _load(config: CompareConfig, name: str, path: Path) -> Predict:
     def predict(batch: Sequence[Image]) -> Any:
         if backend.spec.tile is not None:
             return [detect(backend, pixels) for pixels in batch]
-        detections = backend.infer([resized(pixels, backend.spec) for pixels in batch])
+        detections = backend.infer([prepared(pixels, backend) for pixels in batch])
         classes, join = backend.spec.classes, backend.spec.join
         pairs = zip(detections, batch, strict=True)
         return [post_process(one, classes, *pixels.shape[:2], join=join) for one, pixels in pairs]

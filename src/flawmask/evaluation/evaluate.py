@@ -24,12 +24,13 @@ from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
 from flawmask.evaluation.verdicts import groups_of
 from flawmask.files import check_output_folder, read_json, sha256_of
-from flawmask.inference import calibration, threshold
+from flawmask.inference import calibration, exported, threshold
 from flawmask.inference.backend import Backend, check_classes
 from flawmask.inference.calibration import Calibration
 from flawmask.inference.predictor import load
 from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.inference.threshold import Threshold
+from flawmask.launch import world_size
 from flawmask.prediction import Prediction
 from flawmask.progress import track
 from flawmask.report.report import ENTRIES as REPORT_ENTRIES
@@ -69,7 +70,12 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
             or was used for training; no threshold can be chosen; or the output folder holds something else. Nothing is
             written then.
     """
-    from flawmask.distributed import processes
+    from flawmask.distributed import Processes, processes
+
+    config = replace(config, model=exported.file_of(config.model))
+    if exported.is_export(config.model):
+        require(world_size() == 1, f"{config.model} runs in one process: start evaluate as a single process")
+        return _evaluate(config, Processes())
     from flawmask.runtime import choose_device
 
     with processes(choose_device(config.device)) as team:
@@ -125,7 +131,9 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         **{name: value for name, value in chosen.to_dict().items() if name != "chosen_by"},
         "same_split": shared > 0,
     }
-    all_notes = [*notes(split, config.model, leak), *threshold_notes(chosen, shared, len(split.images))]
+    manifest = exported.read_manifest(config.model) if exported.is_export(config.model) else None
+    unproven = [] if manifest is None else manifest.unproven_note
+    all_notes = [*unproven, *notes(split, config.model, leak), *threshold_notes(chosen, shared, len(split.images))]
     if fitted is not None:
         facts["calibration"], calibration_notes = _describe_calibration(fitted, split, digests)
         all_notes += calibration_notes

@@ -27,7 +27,8 @@ class Resized:
     """An image at the size of the network's input.
 
     Attributes:
-        pixels: (rows, columns, 3) uint8 RGB, of the size that `ModelSpec.resized` returns.
+        pixels: (rows, columns, 3) uint8 RGB, of the size that `ModelSpec.resized` returns. For a backend that resizes
+            images itself, the original image.
         height: the height of the original image.
         width: the width of the original image.
     """
@@ -44,11 +45,13 @@ class Backend(Protocol):
         spec: the specification of the network.
         batch_size: the default batch size, 1 or more.
         uses_cores: whether the network runs on the CPU cores that threads need to read images and to make masks.
+        resizes: whether the network resizes images itself.
     """
 
     spec: ModelSpec
     batch_size: int
     uses_cores: bool
+    resizes: bool
 
     def infer(self, batch: Sequence[Resized], /) -> list[RawDetections]:
         """Return the detections of each image. Only one thread may call it at a time.
@@ -63,16 +66,32 @@ class Backend(Protocol):
         ...
 
 
+def prepared(pixels: Image, backend: Backend) -> Resized:
+    """Return the image, (height, width, 3) uint8 RGB, as the backend takes it.
+
+    Raises:
+        ValueError: the array has another shape or type.
+    """
+    if not backend.resizes:
+        return resized(pixels, backend.spec)
+    _check(pixels)
+    return Resized(pixels, *pixels.shape[:2])
+
+
 def resized(pixels: Image, spec: ModelSpec) -> Resized:
     """Return the image, (height, width, 3) uint8 RGB, at the size of the network's input.
 
     Raises:
         ValueError: the array has another shape or type.
     """
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"an image is (height, width, 3) uint8 RGB, not {pixels.shape} {pixels.dtype}")
+    _check(pixels)
     height, width = pixels.shape[:2]
     return Resized(images.resize(pixels, spec.resized(height, width)), height, width)
+
+
+def _check(pixels: Image) -> None:
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"an image is (height, width, 3) uint8 RGB, not {pixels.shape} {pixels.dtype}")
 
 
 def check_padding(batch: Sequence[Resized], spec: ModelSpec) -> None:
@@ -94,7 +113,7 @@ def detect(backend: Backend, pixels: Image) -> Prediction:
         ValueError: the array has another shape or type.
     """
     if backend.spec.tile is None:
-        (detections,) = backend.infer([resized(pixels, backend.spec)])
+        (detections,) = backend.infer([prepared(pixels, backend)])
         return prediction_of(detections, backend.spec, *pixels.shape[:2])
     return prediction_of(infer_tiles(backend, pixels).detections, backend.spec, *pixels.shape[:2])
 
@@ -151,7 +170,7 @@ def infer_tiles(
     def read(window: Window) -> Resized:
         start = time.perf_counter()
         pixels = source.cut(window) if isinstance(source, Bands) else cut(source, window)
-        tile = resized(padded(pixels, tiling.size), spec)
+        tile = prepared(padded(pixels, tiling.size), backend)
         seconds.append(time.perf_counter() - start)
         return tile
 

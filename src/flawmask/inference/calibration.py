@@ -68,6 +68,14 @@ def save(calibration: Calibration, model: Path) -> None:
     write_json(_beside(model), {"model_sha256": sha256(model.read_bytes()), **asdict(calibration)})
 
 
+def _exported(model: Path, min_area: int) -> Calibration | None:
+    """Return the calibration inside an exported model."""
+    from flawmask.inference import exported
+
+    inside = exported.read_manifest(model).calibration if exported.is_export(model) else None
+    return None if inside is None or inside.min_area != min_area else inside
+
+
 def load(model: Path, min_area: int) -> Calibration | None:
     """Return the calibration that was fitted for a checkpoint; None where there is none for it and this `min_area`.
 
@@ -76,7 +84,7 @@ def load(model: Path, min_area: int) -> Calibration | None:
     """
     path = _beside(model)
     if not path.is_file():
-        return None
+        return _exported(model, min_area)
     content: Any = read_json(path)
     try:
         is_its_own = content.pop("model_sha256") == sha256(model.read_bytes())

@@ -16,7 +16,7 @@ from flawmask.draw import PREDICTION, title_bar
 from flawmask.errors import FlawmaskError
 from flawmask.files import atomic_folder, check_output_folder, write_json
 from flawmask.fonts import first_writable
-from flawmask.inference import calibration, preannotations, threshold
+from flawmask.inference import calibration, exported, preannotations, threshold
 from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.inputs import find_images
@@ -74,6 +74,7 @@ def predict(config: PredictConfig) -> Predicted:
             folder holds something else. Nothing is written then.
         UnusedError: `strict` is on, and an image is not predicted or cannot be read. Nothing is written then.
     """
+    config = replace(config, model=exported.file_of(config.model))
     check_output_folder(config.output_dir, "predictions.json", overwrite=True, what="prediction", entries=ENTRIES)
     inputs = find_images(config.input, config.output_dir)
     paths, tally = inputs.images, inputs.tally

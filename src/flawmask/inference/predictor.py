@@ -10,7 +10,7 @@ from typing import Literal
 from flawmask import images
 from flawmask.errors import FlawmaskError
 from flawmask.images import Colour, Source
-from flawmask.inference import calibration
+from flawmask.inference import calibration, exported
 from flawmask.inference import threshold as thresholds
 from flawmask.inference.backend import Backend, Image, detect
 from flawmask.inference.config import MAX_PROPOSALS, SCORE_FLOOR, InferenceSettings
@@ -61,7 +61,8 @@ class Predictor:
         """Load a checkpoint.
 
         Args:
-            model: `best.pt` or `last.pt` of a run, or a state dict of torchvision's maskrcnn_resnet50_fpn.
+            model: `best.pt` or `last.pt` of a run, a folder that `flawmask export` wrote, or a state dict of
+                torchvision's maskrcnn_resnet50_fpn.
             device: `cuda`, `cuda:1`, `mps` or `cpu`; by default the first that is there.
             threshold: an image is rejected where a defect on it has at least this score, 0 to 1. `auto` is the
                 threshold that `flawmask evaluate --conf auto` chose for this checkpoint.
@@ -93,10 +94,11 @@ class Predictor:
             overlap=overlap,
             tile_from=tile_from,
         )
-        self.conf = thresholds.of(threshold, Path(model), min_area).value
+        file = exported.file_of(Path(model))
+        self.conf = thresholds.of(threshold, file, min_area).value
         self.min_area = min_area
-        self.calibration = calibration.load(Path(model), min_area)
-        self.backend = load(Path(model), settings)
+        self.calibration = calibration.load(file, min_area)
+        self.backend = load(file, settings)
         self.spec = self.backend.spec
 
     def __call__(self, image: Source, *, colour: Colour = "rgb") -> Prediction:
@@ -150,23 +152,47 @@ class Predictor:
 
 
 def load(model: Path, settings: InferenceSettings) -> Backend:
-    """Return the backend for a checkpoint, with the settings of a stage.
+    """Return the backend for a checkpoint or an exported model, with the settings of a stage.
+
+    An exported model runs on the CPU, with the precision, the score floor and the proposals that it was exported with.
 
     Raises:
         FlawmaskError: the file is no checkpoint, or the device or the precision is not available.
     """
-    from flawmask.inference.torch_backend import TorchBackend
+    backend = _exported(model, settings) if exported.is_export(model) else _of_checkpoint(model, settings)
+    if settings.join is not None:
+        backend.spec = replace(backend.spec, join=settings.join)
+    backend.spec = _in_tiles(backend.spec, settings, model)
+    return backend
 
-    backend = TorchBackend.load(
+
+def _of_checkpoint(model: Path, settings: InferenceSettings) -> Backend:
+    try:
+        from flawmask.inference.torch_backend import TorchBackend
+    except ModuleNotFoundError as error:
+        raise FlawmaskError(f"{model} needs {error.name}, which is not installed: export it, or install it") from None
+    return TorchBackend.load(
         model,
         settings.device,
         precision=settings.precision,
         score_floor=settings.score_floor,
         max_proposals=settings.max_proposals,
     )
-    if settings.join is not None:
-        backend.spec = replace(backend.spec, join=settings.join)
-    backend.spec = _in_tiles(backend.spec, settings, model)
+
+
+def _exported(model: Path, settings: InferenceSettings) -> Backend:
+    from flawmask.inference.exported_backend import ExportedBackend
+
+    require(settings.device in (None, "cpu"), f"--device {settings.device}: {model} runs on the CPU")
+    backend = ExportedBackend.load(exported.file_of(model))
+    manifest = backend.manifest
+    fixed = {
+        "--precision": (settings.precision, ("auto", manifest.precision)),
+        "--score_floor": (settings.score_floor, (SCORE_FLOOR, manifest.score_floor)),
+        "--max_proposals": (settings.max_proposals, (MAX_PROPOSALS, manifest.max_proposals)),
+    }
+    for flag, (wanted, allowed) in fixed.items():
+        require(wanted in allowed, f"{flag} {wanted}: {model} was exported with {allowed[1]}")
     return backend
 
 

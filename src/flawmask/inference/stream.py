@@ -12,7 +12,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from flawmask.errors import FlawmaskError
-from flawmask.inference.backend import Backend, Image, Resized, infer_tiles, resized
+from flawmask.inference.backend import Backend, Image, Resized, infer_tiles, prepared
 from flawmask.inference.tiled import TiledDetections, prediction_of
 from flawmask.launch import THREAD_NAME, cores_of_each_process, usable_cores
 from flawmask.model.spec import ModelSpec
@@ -110,7 +110,7 @@ def predict_all(
             opened = stack.enter_context(closing(map_in_order(partial(_open, read=read), items, ahead, threads)))
             outputs = stack.enter_context(closing(_run_on_tiles(backend, opened, max_batch, threads)))
         else:
-            whole = partial(_read, read=read, spec=backend.spec)
+            whole = partial(_read, read=read, backend=backend)
             images = stack.enter_context(closing(map_in_order(whole, items, ahead, threads)))
             outputs = stack.enter_context(closing(_run_network(backend, _batches(images, max_batch))))
         yield from stack.enter_context(closing(map_in_order(lambda pair: finish(*pair), outputs, behind, threads)))
@@ -168,17 +168,17 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-def _read(item: T, read: Callable[[T], Image | StripImage], spec: ModelSpec) -> _Read[T]:
+def _read(item: T, read: Callable[[T], Image | StripImage], backend: Backend) -> _Read[T]:
     start = time.perf_counter()
     image: Image | FlawmaskError
     small = None
     try:
         whole = read(item)
         assert not isinstance(whole, StripImage)  # such an image is never in memory as a whole
-        image, small = whole, resized(whole, spec)
+        image, small = whole, prepared(whole, backend)
     except FlawmaskError as error:
         image = error
-    padded = None if isinstance(image, FlawmaskError) else spec.padded(*image.shape[:2])
+    padded = None if isinstance(image, FlawmaskError) else backend.spec.padded(*image.shape[:2])
     return _Read(item, image, small, time.perf_counter() - start, padded)
 
 

@@ -78,14 +78,16 @@ def save(threshold: Threshold, model: Path) -> None:
 
 def load(model: Path) -> Threshold | None:
     """Return the threshold that was chosen for a checkpoint; None where there is none, or where it belongs to another
-    checkpoint.
+    checkpoint. An exported model has one inside, unless another one was chosen for it since.
 
     Raises:
         FlawmaskError: the file beside the checkpoint is damaged.
     """
     path = _beside(model)
     if not path.is_file():
-        return None
+        from flawmask.inference import exported
+
+        return exported.read_manifest(model).threshold if exported.is_export(model) else None
     content: Any = read_json(path)
     try:
         if content.pop("model_sha256") != sha256(model.read_bytes()) or content.pop("made_by") != MADE_BY:

@@ -38,6 +38,8 @@ BATCH_ON_CUDA = 8
 class TorchBackend:
     """A network in PyTorch. See `Backend` for its attributes and for `infer`."""
 
+    resizes = False
+
     def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
         """Take a network that `build.for_inference` or `build.optimise_for_inference` returned, and its spec."""
         self.network = network

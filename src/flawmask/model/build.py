@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from flawmask.model import compute
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
@@ -65,6 +66,16 @@ class Detector(Protocol):
         Args:
             images: (3, H, W) uint8, resized for the network. `ModelSpec.padded` is the same for all of them.
             sizes: height and width of each original.
+        """
+
+    def graph(self, model: Any, spec: ModelSpec, /) -> nn.Module:
+        """Return the network as it is exported: from images to instances, in plain layers that every runtime has.
+
+        It takes (B, H, W, 3) uint8 RGB images at their own size. It returns the instances that `infer` finds, those of
+        all images together: boxes (K, 4) float32, x1 y1 x2 y2 in pixels of the images; labels (K,) int64, from 1;
+        scores (K,) float32; the image of each, (K,) int64; if the network has masks, masks (K, M, M) float32; and, if
+        it scores pixels, the maps of each image, (B, D, rows, columns) float32.
+        `build.for_export` makes the network ready for it.
         """
 
     def stages(self, model: Any, /) -> list[list[nn.Module]]:
@@ -156,6 +167,22 @@ def optimise_for_inference(model: Any, spec: ModelSpec, device: torch.device, dt
     model = to_device(model.eval().requires_grad_(False), device)
     detector_of(spec).infer_in(model, device, dtype)
     return model
+
+
+def for_export(model: Any, spec: ModelSpec, score_floor: float) -> nn.Module:
+    """Return the graph of a network, see `Detector.graph`, with norms folded into convolutions.
+
+    The network itself is changed, and cannot be trained any more.
+
+    Args:
+        model: a network that `build` made, on the CPU.
+        spec: the spec that `build` made it from.
+        score_floor: predictions with a score up to this are dropped, 0 to 1.
+    """
+    model.eval().requires_grad_(False)
+    compute.infer_in(model, compute.Layers([], []), torch.float32)
+    set_score_floor(model, score_floor)
+    return detector_of(spec).graph(model, spec).eval()
 
 
 def set_score_floor(model: Any, floor: float) -> None:

@@ -16,6 +16,7 @@ from torchvision.models.detection.ssd import SSD
 from flawmask.model import compute
 from flawmask.model.compute import Layers
 from flawmask.model.layers import replace_norms, skip_resize, to_original, unnormalised
+from flawmask.model.one_stage_graph import Graph
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
 
@@ -141,6 +142,11 @@ def infer(model: Any, images: list[Tensor], sizes: Sequence[tuple[int, int]]) ->
     # RetinaNet and FCOS also score label 0, which no instance has.
     predicted = [{name: tensor[one["labels"] > 0] for name, tensor in one.items()} for one in outputs]
     return to_original(predicted, [(image.shape[1], image.shape[2]) for image in images], sizes)
+
+
+def graph(model: Any, spec: ModelSpec) -> Graph:
+    """Return the network as it is exported, see `build.Detector.graph`."""
+    return Graph(model, spec)
 
 
 def stages(model: Any) -> list[list[nn.Module]]:

@@ -13,12 +13,15 @@ from flawmask.model.compute import Layers
 from flawmask.model.layers import to_original
 from flawmask.model.layers import unnormalised as network_input
 from flawmask.model.rcnn_build import build, stages
+from flawmask.model.rcnn_graph import Graph
 from flawmask.model.rcnn_losses import counts, losses
 from flawmask.model.semantic import maps
+from flawmask.model.spec import ModelSpec
 
 __all__ = [
     "build",
     "counts",
+    "graph",
     "infer",
     "infer_in",
     "losses",
@@ -102,6 +105,11 @@ def _head_predictions(
         for one, masks in zip(predicted, maskrcnn_inference(logits, labels), strict=True):
             one["masks"] = masks
     return predicted
+
+
+def graph(model: Any, spec: ModelSpec) -> Graph:
+    """Return the network as it is exported, see `build.Detector.graph`."""
+    return Graph(model, spec)
 
 
 def in_blocks(pooled: Tensor) -> Tensor:

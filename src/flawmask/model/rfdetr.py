@@ -20,6 +20,7 @@ from flawmask.model import compute
 from flawmask.model.compute import Layers
 from flawmask.model.draws import seeded_for
 from flawmask.model.layers import CELLS, IMAGENET_DEVIATION, IMAGENET_MEAN
+from flawmask.model.rfdetr_graph import Graph
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 
@@ -180,6 +181,11 @@ def _instances(
     cells, pixels = (relative * relative.new_tensor([wide, high] * 2) for high, wide in (masks.shape[-2:], size))
     inside = roi_align(masks[:, None], torch.cat((query[:, None], cells), dim=1), CELLS, aligned=True).sigmoid()
     return {"boxes": pixels, "labels": places % classes + 1, "scores": scores, "masks": inside}
+
+
+def graph(model: Any, spec: ModelSpec) -> Graph:
+    """Return the network as it is exported, see `build.Detector.graph`."""
+    return Graph(model, spec)
 
 
 def stages(model: Any) -> list[list[nn.Module]]:

@@ -53,7 +53,7 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
             image_shapes: height and width of each image, without padding.
         """
         scales = [_scale(level, image_shapes) for level in levels]
-        level_of = self._level_of(rois, scales)
+        level_of = self.level_of(rois, scales)
         if rois.device.type != "cpu":
             return self._pool_each(levels, rois, image_of, scales, level_of)
         order = torch.argsort(level_of, stable=True)
@@ -81,7 +81,7 @@ class PyramidRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision 
             pooled = pooled + part
         return pooled
 
-    def _level_of(self, rois: Tensor, scales: list[float]) -> Tensor:
+    def level_of(self, rois: Tensor, scales: list[float]) -> Tensor:
         """Return the level of each box, by equation 1 of Lin et al., "Feature Pyramid Networks", CVPR 2017."""
         sides = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).sqrt()
         wanted = torch.floor(self.canonical_level + torch.log2(sides / self.canonical_scale) + 1e-6)

@@ -110,11 +110,17 @@ class ModelSpec:
         return round(self.image_size * TORCHVISION_MAX_SIZE / TORCHVISION_SIZE)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width of the resized image, as torchvision's transform computes them; at least 1."""
+        """Return the height and width of the resized image; at least 1.
+
+        It is what torchvision's transform computes, in whole numbers: floats make some sides one pixel too short.
+        """
         if self.fixed_size is not None:
             return self.fixed_size, self.fixed_size
-        down, across = self.scales(height, width)
-        return max(1, int(height * down)), max(1, int(width * across))
+        shorter, longer = min(height, width), max(height, width)
+        rows, columns = (
+            max(1, min(side * self.image_size // shorter, side * self.max_size // longer)) for side in (height, width)
+        )
+        return rows, columns
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width of the resized and padded image, if it is alone in a batch.

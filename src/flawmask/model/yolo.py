@@ -24,6 +24,7 @@ from flawmask.model.compute import Layers
 from flawmask.model.layers import CELLS, replace_norms, to_pixels
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
+from flawmask.model.yolo_graph import Graph
 
 log = logging.getLogger(__name__)
 
@@ -238,6 +239,11 @@ def _instances(
         places = torch.cat((torch.arange(len(kept), device=boxes.device)[:, None], boxes), dim=1)
         instances["masks"] = roi_align(masks, places, CELLS, 1 / MASK_RATIO, aligned=True).sigmoid()
     return instances | {"boxes": scaled}
+
+
+def graph(model: Any, spec: ModelSpec) -> Graph:
+    """Return the network as it is exported, see `build.Detector.graph`."""
+    return Graph(model, spec, GREY, NMS_IOU)
 
 
 def stages(model: Any) -> list[list[nn.Module]]:

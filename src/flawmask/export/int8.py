@@ -1,0 +1,105 @@
+"""Quantises a network to int8, calibrated on training images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flawmask import images
+from flawmask.coco import CocoSplit
+from flawmask.evaluation.evaluate import predict_split
+from flawmask.evaluation.measure import gather
+from flawmask.evaluation.metrics import METRICS, values
+from flawmask.export.config import ExportConfig
+from flawmask.export.onnx_file import LAYERS, last_layers
+from flawmask.export.openvino_file import exact_operators, import_openvino
+from flawmask.inference.exported import INPUT, Manifest
+from flawmask.inference.exported_backend import ExportedBackend, run_openvino
+from flawmask.inference.threshold import DEFAULT
+from flawmask.progress import track
+
+CALIBRATED_ON = 64
+"""The most training images that set the ranges of the layers' values. They are spread evenly over the split."""
+
+
+def _calibration_images(training: CocoSplit, manifest: Manifest) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield (1, height, width, 3) uint8 images."""
+    places = np.unique(np.linspace(0, len(training.images) - 1, CALIBRATED_ON).round().astype(int))
+    for place in track(places.tolist(), "calibrating", total=len(places)):
+        yield images.read_image(training.image_path(training.images[place]), manifest.spec.intensity)[None]
+
+
+def quantise_onnx(path: Path, manifest: Manifest, training: CocoSplit) -> None:
+    """Replace an ONNX file by one in int8. The last layers stay in float32.
+
+    Args:
+        path: the network in float32.
+        manifest: of the export.
+        training: the images that calibrate.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+        """Hands the images to ONNX Runtime."""
+
+        def __init__(self) -> None:
+            self.images = _calibration_images(training, manifest)
+
+        def get_next(self) -> dict[str, Any] | None:
+            image = next(self.images, None)
+            return None if image is None else {INPUT: image}
+
+    prepared = path.with_name("prepared.onnx")
+    quant_pre_process(path, prepared, skip_symbolic_shape=True)
+    nodes = onnx.load(prepared).graph.node
+    quantize_static(
+        prepared,
+        path,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=list(LAYERS),
+        nodes_to_exclude=last_layers(nodes),
+        per_channel=True,
+    )
+    prepared.unlink()
+
+
+def quantise_openvino(
+    network: Any, manifest: Manifest, training: CocoSplit, validation: CocoSplit | None, config: ExportConfig
+) -> Any:
+    """Return a network of OpenVINO in int8. Layers stay in float32 until AP on the validation images is high enough.
+
+    Args:
+        network: in float32.
+        manifest: of the export.
+        training: the images that calibrate.
+        validation: the images on which AP is measured; None to go without.
+        config: of the export.
+    """
+    import_openvino()
+    import nncf
+
+    calibration = nncf.Dataset(list(_calibration_images(training, manifest)))
+    scope = nncf.IgnoredScope(names=sorted(exact_operators(network)), validate=False)
+    if validation is None:
+        return nncf.quantize(network, calibration, ignored_scope=scope)
+
+    def precision(compiled: Any, _: Any) -> float:
+        """Return mask AP on the validation images, or box AP without masks."""
+        predictions, _seconds = predict_split(ExportedBackend(manifest, run_openvino(compiled)), validation)
+        ap = METRICS["mask_ap" if manifest.spec.has_masks else "box_ap"]
+        return float(np.nan_to_num(values([ap], gather(validation, predictions, DEFAULT, 0))[ap.key][0]))
+
+    return nncf.quantize_with_accuracy_control(
+        network,
+        calibration,
+        nncf.Dataset([0]),  # `precision` reads the images itself
+        precision,
+        max_drop=config.max_drop,
+        drop_type=nncf.DropType.ABSOLUTE,
+        ignored_scope=scope,
+    )

@@ -1,0 +1,62 @@
+"""The distribution without PyTorch: its dependencies, and an environment that has nothing else."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_to_export import data_set
+
+ROOT = Path(__file__).parents[2]
+MB = 10**6
+
+
+def project(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    return found
+
+
+def test_it_needs_what_flawmask_needs_without_pytorch() -> None:
+    whole, runtime = project(ROOT / "pyproject.toml"), project(ROOT / "runtime" / "pyproject.toml")
+    without = [one for one in whole["dependencies"] if not one.startswith(("torch", "packaging"))]
+    assert [one.removesuffix(",<4.13") for one in runtime["dependencies"]] == without
+    extras = whole["optional-dependencies"]
+    assert runtime["optional-dependencies"] == {name: extras[name] for name in ("onnx", "openvino")}
+    for name in ("version", "license", "requires-python", "scripts"):
+        assert runtime[name] == whole[name]
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+@pytest.mark.services
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_one_pip_install_predicts_and_evaluates_without_pytorch(runtime: Any, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    wheels, data = tmp_path / "wheels", data_set(tmp_path / "data")
+    export = [sys.executable, str(Path(__file__).with_name("write_export.py")), runtime, str(data), str(tmp_path)]
+    subprocess.run(export, check=True)
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    packages = tmp_path / "venv" / "lib"
+    before = size_of(packages)
+    pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", f"{ROOT / 'runtime'}[{runtime}]", "-w", str(wheels)], check=True, env=environment)
+    assert size_of(wheels) <= 200 * MB
+    offline = ["install", "--no-index", "--find-links", str(wheels), f"flawmask-runtime[{runtime}]"]
+    subprocess.run([*pip, *offline], check=True, env=environment)
+    missing = subprocess.run([str(python), "-c", "import torch"], capture_output=True, check=False, env=environment)
+    assert b"No module named 'torch'" in missing.stderr
+    flawmask = [str(tmp_path / "venv" / "bin" / "flawmask")]
+    model = ["--model", str(tmp_path / "exported")]
+    images = ["--input", str(data / "test" / "images"), "--output_dir", str(tmp_path / "predictions")]
+    subprocess.run([*flawmask, "predict", *model, *images], check=True, env=environment)
+    of_split = ["--dataset_dir", str(data), "--split", "test", "--conf", "auto", "--output_dir", str(tmp_path / "out")]
+    subprocess.run([*flawmask, "evaluate", *model, *of_split], check=True, env=environment)
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert size_of(packages) - before <= 600 * MB
