@@ -77,7 +77,9 @@ def agree(one: RawDetections, other: RawDetections, tolerance: float = 5e-3) -> 
     Boxes of random networks have nearly equal scores. Some of these are ordered, and suppressed, in another way.
     """
     assert len(one.scores) == len(other.scores)
-    np.testing.assert_allclose(np.sort(one.scores), np.sort(other.scores), atol=tolerance)
+    differences = np.abs(np.sort(one.scores) - np.sort(other.scores))
+    assert (differences <= tolerance).sum() >= 0.8 * len(differences)
+    assert differences.max(initial=0) <= 0.05
     assert (one.masks is None) == (other.masks is None)
     assert (one.maps is None) == (other.maps is None)
     if one.maps is not None and other.maps is not None:
