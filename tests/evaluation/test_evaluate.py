@@ -61,7 +61,7 @@ def test_every_figure_is_written_under_the_name_that_users_know(evaluated: Calla
         "tally",
         "intensity",
         "good_name",
-        *("join", "calibration", "ece_calibrated", "brier_calibrated"),
+        *("join", "tile", "overlap", "tile_from", "calibration", "ece_calibrated", "brier_calibrated"),
     }
     assert set(metrics) == {*promised, *beyond}
     assert metrics["total_images"] == 5

@@ -111,7 +111,7 @@ def test_an_image_of_8000_by_6000_pixels_is_exact(huge: tuple[Numbers, npt.NDArr
 def test_boxes_of_a_network_without_masks_are_joined_to_the_box_around_them() -> None:
     spec = replace(spec_for(64, 16), arch="fasterrcnn_resnet50_fpn", join="touching")
     left = RawDetections(
-        np.array([[10, 20, 64, 30], [2, 2, 9, 9]], np.float32), np.array([2, 3]), np.float32([0.6, 0.7])
+        np.array([[10, 20, 64, 30], [2, 2, 9, 9]], np.float32), np.array([2, 3]), np.array([0.6, 0.7], np.float32)
     )
     right = RawDetections(np.array([[0, 21, 40, 31]], np.float32), np.array([2]), np.array([0.8], np.float32))
     tiles = ((Window(0, 0, 64, 64), left), (Window(48, 0, 64, 64), right))
@@ -120,5 +120,5 @@ def test_boxes_of_a_network_without_masks_are_joined_to_the_box_around_them() ->
     assert prediction.labels.tolist() == ["crack", "scratch"]
     assert prediction.boxes.tolist() == [[10, 20, 88, 31], [2, 2, 9, 9]]
     assert [one.area for one in prediction.instances] == [78 * 11, 49]
-    assert prediction.scores.tolist() == np.float32([0.8, 0.7]).tolist()
+    assert prediction.scores.tolist() == np.array([0.8, 0.7], np.float32).tolist()
     assert prediction.score_map()[25, 80] == np.float32(0.8)
