@@ -62,7 +62,9 @@ class Config:
     only: str | None = None
     """Run only this one of the slicers, in this process, and print its result as JSON."""
     picture: Path | None = None
-    """Write a picture of the longest defect beside each other to this file."""
+    """Write a picture of one defect, as Flawmask and as SAHI see it, to this file."""
+    of: str | None = None
+    """The image file of the picture. By default, the one with the longest defect."""
 
 
 def flawmask(backend: Backend, image: Image) -> list[Rle]:
@@ -236,13 +238,12 @@ def in_a_process(config: Config, name: str) -> dict[str, Any]:
     return record
 
 
-def draw_longest(config: Config, path: Path) -> None:
-    """Draw the longest defect as Flawmask and as SAHI see it: each mask in a colour of its own."""
+def draw_one(config: Config, path: Path) -> None:
+    """Draw the longest defect of an image as Flawmask and as SAHI see it: each mask in a colour of its own."""
     colours = (PREDICTION, TRUTH, (86, 180, 233), (230, 159, 0), (204, 121, 167), (0, 114, 178), (240, 228, 66))
     backend, split = load(config.model, InferenceSettings()), read_split(config.dataset_dir, config.split)
-    longest = max(
-        split.images, key=lambda image: max((max(one["bbox"][2:]) for one in split.defects(image)), default=0)
-    )
+    named = [image for image in split.images if config.of in (None, image["file_name"]) and split.defects(image)]
+    longest = max(named, key=lambda image: max(max(one["bbox"][2:]) for one in split.defects(image)))
     x, y, wide, high = (
         int(side) for side in max((one["bbox"] for one in split.defects(longest)), key=lambda b: max(b[2:]))
     )
@@ -279,7 +280,7 @@ def main(config: Config) -> None:
         changed = [file for file, one in verdicts["Flawmask"].items() if one != verdicts[other][file]]
         print(f"\n{other}: {len(changed)} of {len(verdicts[other])} verdicts differ {', '.join(changed[:10])}".rstrip())
     if config.picture is not None:
-        draw_longest(config, config.picture)
+        draw_one(config, config.picture)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_windows_share_what_both_hold() -> None:
 @pytest.mark.parametrize(
     ("size", "overlap", "message"),
     [
-        (31, 8, "--tile is 31: it must be at least 32"),
+        (31, 8, "--tile is 31: it must be 32 to 65536"),
         (64, 0, "--overlap is 0: it must be 1 to 32"),
         (64, 33, "half of the tile"),
         (64, 80, "half of the tile of 64"),

@@ -118,19 +118,18 @@ def across_tiles(
     return found
 
 
-def without_repeats(places: Places, scores: Sequence[float], agreements: Sequence[Agreement]) -> list[int]:
-    """Return the predictions of a defect that together show it, the highest score first.
+def repeats(scores: Sequence[float], agreements: Sequence[Agreement]) -> set[int]:
+    """Return the predictions that show nothing more than another one that stays, as indices.
 
     Args:
-        places: the indices of the predictions, as `same_defect` returns them.
         scores: (N,) of all predictions.
-        agreements: of these predictions.
+        agreements: as `across_tiles` returns them.
     """
-    repeats: set[int] = set()
+    found: set[int] = set()
     for one in sorted(agreements, key=lambda one: (-scores[one.first], -scores[one.second])):
-        if one.repeat is not None and not repeats & {one.first, one.second}:
-            repeats.add(one.repeat)
-    return sorted(set(places.tolist()) - repeats, key=lambda at: (-scores[at], at))
+        if one.repeat is not None and not found & {one.first, one.second}:
+            found.add(one.repeat)
+    return found
 
 
 def _touching(rles: Masks, labels: Sequence[str], scores: Sequence[float]) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 from flawmask.errors import FlawmaskError
 from flawmask.joining import Join
-from flawmask.tiles import TileChoice, Tiling, default_overlap
+from flawmask.tiles import MAX_TILE, TileChoice, Tiling, default_overlap
 
 T = TypeVar("T")
 
@@ -155,8 +155,8 @@ class Tiles(Settings):
             isinstance(self.tile, int) or self.tile in choices,
             f"--tile is {self.tile}: it must be off, auto or a number of pixels",
         )
-        known = self.overlap == "auto" or (isinstance(self.overlap, int) and self.overlap >= 1)
-        require(known, f"--overlap is {self.overlap}: it must be auto or a number of pixels, 1 or more")
+        known = self.overlap == "auto" or (isinstance(self.overlap, int) and 1 <= self.overlap <= MAX_TILE // 2)
+        require(known, f"--overlap is {self.overlap}: it must be auto or a number of pixels, 1 to {MAX_TILE // 2}")
         require(self.overlap == "auto" or self.tile != "off", "--overlap is for tiles: leave it out with --tile off")
         if isinstance(self.tile, int):  # a tiling checks itself
             Tiling(self.tile, default_overlap(self.tile) if self.overlap == "auto" else self.overlap)

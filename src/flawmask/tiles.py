@@ -17,8 +17,8 @@ TileChoice = Literal["off", "auto"]
 TileFrom = Literal["all", "coarse"]
 """Which tiles the network sees: all of an image, or those where it sees something on the whole image, made small."""
 
-MIN_TILE = 32
-"""The smallest tile, in pixels."""
+MIN_TILE, MAX_TILE = 32, 65_536
+"""The smallest and the largest tile, in pixels."""
 
 OVERLAP = 8
 """Where nothing is known about the defects, tiles overlap by this part of their side: an eighth."""
@@ -65,8 +65,8 @@ class Tiling:
     shift: int = 0
 
     def __post_init__(self) -> None:
-        if self.size < MIN_TILE:
-            raise FlawmaskError(f"--tile is {self.size}: it must be at least {MIN_TILE} pixels, or off or auto")
+        if not MIN_TILE <= self.size <= MAX_TILE:
+            raise FlawmaskError(f"--tile is {self.size}: it must be {MIN_TILE} to {MAX_TILE} pixels, or off or auto")
         if not 1 <= self.overlap <= self.size // 2:
             raise FlawmaskError(
                 f"--overlap is {self.overlap}: it must be 1 to {self.size // 2}, half of the tile of {self.size} pixels"

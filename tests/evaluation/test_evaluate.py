@@ -65,7 +65,7 @@ def test_every_figure_is_written_under_the_name_that_users_know(evaluated: Calla
         "intensity",
         "model_sha256",
         "good_name",
-        *("join", "calibration", "ece_calibrated", "brier_calibrated"),
+        *("join", "tile", "overlap", "tile_from", "calibration", "ece_calibrated", "brier_calibrated"),
     }
     assert set(metrics) == {*promised, *beyond}
     assert metrics["total_images"] == 5

@@ -2,6 +2,7 @@
 the seams lie."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from oracle import Numbers, Oracle, assert_exact, image_of, numbered, spec_for
 
 from flawmask.inference.backend import detect
+from flawmask.inference.tiled import TiledDetections, prediction_of
 from flawmask.joining import Join
 from flawmask.masks import box_of_rle, part_of_rle
-from flawmask.prediction import Prediction
+from flawmask.prediction import Prediction, RawDetections
 from flawmask.tiles import Window, cut
 
 HEIGHT, WIDTH, TILE, OVERLAP = 90, 110, 32, 8
@@ -104,3 +106,19 @@ def test_an_image_of_8000_by_6000_pixels_is_exact(huge: tuple[Numbers, npt.NDArr
         assert (under == under[0]).all() and under[0] > 0
         assert one.area == areas[under[0]]
         areas[under[0]] = -1  # no other instance may show this defect
+
+
+def test_boxes_of_a_network_without_masks_are_joined_to_the_box_around_them() -> None:
+    spec = replace(spec_for(64, 16), arch="fasterrcnn_resnet50_fpn", join="touching")
+    left = RawDetections(
+        np.array([[10, 20, 64, 30], [2, 2, 9, 9]], np.float32), np.array([2, 3]), np.array([0.6, 0.7], np.float32)
+    )
+    right = RawDetections(np.array([[0, 21, 40, 31]], np.float32), np.array([2]), np.array([0.8], np.float32))
+    tiles = ((Window(0, 0, 64, 64), left), (Window(48, 0, 64, 64), right))
+    prediction = prediction_of(TiledDetections(tiles), spec, 64, 112)
+    assert not prediction.has_masks
+    assert prediction.labels.tolist() == ["crack", "scratch"]
+    assert prediction.boxes.tolist() == [[10, 20, 88, 31], [2, 2, 9, 9]]
+    assert [one.area for one in prediction.instances] == [78 * 11, 49]
+    assert prediction.scores.tolist() == np.array([0.8, 0.7], np.float32).tolist()
+    assert prediction.score_map()[25, 80] == np.float32(0.8)

@@ -172,7 +172,7 @@ def test_the_checkpoint_keeps_its_tiles_and_a_warning_says_what_other_tiles_chan
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"tile": 10}, "--tile is 10: it must be at least 32"),
+        ({"tile": 10}, "--tile is 10: it must be 32 to 65536"),
         ({"tile": "half"}, "--tile is half: it must be off, auto or a number of pixels"),
         ({"tile": 64, "overlap": 33}, "--overlap is 33: it must be 1 to 32, half of the tile of 64 pixels"),
         ({"tile": 64, "overlap": 65}, "--overlap is 65: it must be 1 to 32"),

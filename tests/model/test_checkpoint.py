@@ -21,6 +21,7 @@ from flawmask.model import checkpoint
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec
 from flawmask.prediction import Prediction
+from flawmask.tiles import Tiling
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -130,6 +131,17 @@ def test_a_checkpoint_from_before_joining_joins_nothing(tmp_path: Path) -> None:
     torch.save(content, path)
     with pytest.raises(FlawmaskError, match="does not describe a network"):
         checkpoint.load(path)
+
+
+def test_a_checkpoint_from_before_tiles_sees_images_whole(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    checkpoint.save(path, network(), replace(SPEC, tile=64, overlap=16))
+    assert checkpoint.load(path)[1].tiling == Tiling(64, 16)
+    content = torch.load(path, weights_only=True)
+    for name in ("tile", "overlap", "tile_shift", "tile_from"):
+        del content["spec"][name]
+    torch.save(content, path)
+    assert checkpoint.load(path)[1].tiling is None
 
 
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:

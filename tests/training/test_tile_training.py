@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from stained_plates import CATEGORIES, part, same_weights, settings
 
-from flawmask.coco import CocoSplit, annotation, read_split, write_split
+from flawmask.coco import CocoSplit, annotation, write_split
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import evaluate
@@ -141,7 +142,8 @@ def test_a_training_on_tiles_resumes_to_the_bit_and_its_checkpoint_is_evaluated_
     )
     metrics = evaluate(evaluation).metrics
     assert [metrics[name] for name in ("tile", "overlap", "tile_from")] == [64, 23, "all"]
-    assert len(read_split(tmp_path / "data", "val").images) == 3
+    with pytest.raises(FlawmaskError, match=r"--tile 200 is larger than every image of .*val"):
+        evaluate(replace(evaluation, tile=200))
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def prediction_of(detections: RawDetections | TiledDetections, spec: ModelSpec, 
     """Return the prediction for an image that the network saw whole or in tiles, its instances joined as the spec says.
 
     What several tiles show of one defect becomes one instance, whatever the rule for joining: see
-    `joining.same_defect`. Its mask is that of the tile that shows all of it or, where none does, the union of the
+    `joining.across_tiles`. Its mask is that of the tile that shows all of it or, where none does, the union of the
     parts. Its score is the highest of them, never more. If the network scores pixels, the maps of the tiles become one
     map, and the opinion of that is asked.
 
@@ -95,15 +95,11 @@ def _whole(pairs: Sequence[tuple[Instance, Window]], *, has_masks: bool) -> list
     rles, scores = [one.rle for one, _ in pairs], [one.score for one, _ in pairs]
     labels = [one.label for one, _ in pairs]
     agreements = joining.across_tiles(rles, labels, scores, [tile for _, tile in pairs])
-    defects = joining.same_defect(rles, labels, scores, agreements)
-    of_defect: dict[int, list[joining.Agreement]] = {}
-    numbers = {place: number for number, places in enumerate(defects) for place in places.tolist()}
-    for one in agreements:
-        of_defect.setdefault(numbers[one.first], []).append(one)
+    repeats = joining.repeats(scores, agreements)
     instances = []
-    for number, places in enumerate(defects):
-        kept = joining.without_repeats(places, scores, of_defect.get(number, []))
-        whole = union_of([pairs[place][0] for place in kept])
+    for places in joining.same_defect(rles, labels, scores, agreements):
+        kept = [pairs[place][0] for place in places if place not in repeats]
+        whole = union_of(kept)
         if not has_masks and len(kept) > 1:
             rle = masks.rle_of_box(whole.box, *whole.rle["size"])
             whole = replace(whole, rle=rle, area=masks.area(rle))
