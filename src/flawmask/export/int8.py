@@ -64,6 +64,7 @@ def quantise_onnx(path: Path, manifest: Manifest, training: CocoSplit) -> None:
         op_types_to_quantize=list(LAYERS),
         nodes_to_exclude=last_layers(nodes),
         per_channel=True,
+        extra_options={"CalibMovingAverage": True},  # one bright pixel then does not set the range of a layer
     )
     prepared.unlink()
 
