@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="the checkpoint")
     parser.add_argument("--dataset_dir", type=Path, help="the COCO folder; by default the one of the run")
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds; the median is shown")
-    parser.add_argument("--images", type=int, default=48, help="the most images to time with")
+    parser.add_argument("--images", type=int, default=48, help="the most images to time and to evaluate with")
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
     parser.add_argument("--unproven", action="store_true", help="time a network that was not trained")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -170,10 +171,9 @@ def with_backend(backend: Backend) -> Callable[[list[Any]], list[Any]]:
 def timed(predict: Callable[[list[Any]], list[Any]], data: str, count: int, batch: int) -> Record:
     """Return the median seconds per image over batches of one size, and the figures."""
     split = read_split(Path(data), "val")
+    split = replace(split, images=split.images[:count])
     pixels = [images.read_image(split.image_path(one)) for one in split.images]
-    parts = [pixels[start : start + batch] for start in range(0, len(pixels) - batch + 1, batch)][
-        : max(1, count // batch)
-    ]
+    parts = [pixels[start : start + batch] for start in range(0, len(pixels) - batch + 1, batch)]
     predict(parts[0])
     seconds = []
     for part in parts:

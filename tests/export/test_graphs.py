@@ -71,7 +71,12 @@ def copy_of(network: Any, spec: ModelSpec) -> Any:
     return copy
 
 
-def agree(one: RawDetections, other: RawDetections, tolerance: float = 5e-3) -> None:
+def tolerance_of(arch: str) -> float:
+    """Return how much scores may differ. The random RF-DETR takes other queries if a pixel differs by a grey level."""
+    return 0.03 if arch.startswith("rfdetr") else 5e-3
+
+
+def agree(one: RawDetections, other: RawDetections, tolerance: float) -> None:
     """Check that two backends return the same instances, in any order.
 
     Boxes of random networks have nearly equal scores. Some of these are ordered, and suppressed, in another way.
@@ -107,7 +112,7 @@ def test_the_graph_returns_what_the_network_returns_for_every_size(arch: Any) ->
         maps = found[MAPS][0] if spec.semantic_head else None
         raw = RawDetections(found[BOXES], found[LABELS], found[SCORES], found.get(MASKS), maps)
         (expected,) = backend.infer([prepared(pixels, backend)])
-        agree(expected, raw)
+        agree(expected, raw, tolerance_of(arch))
 
 
 @pytest.mark.parametrize("runtime", ["onnx", pytest.param("openvino", marks=pytest.mark.services)])
@@ -121,7 +126,7 @@ def test_a_runtime_returns_what_pytorch_returns_also_in_batches(arch: Any, runti
     found = export.infer([prepared(pixels, export) for pixels in batch])
     for pixels, one in zip(batch, found, strict=True):
         (expected,) = backend.infer([prepared(pixels, backend)])
-        agree(expected, one)
+        agree(expected, one, tolerance_of(arch))
         (alone,) = export.infer([Resized(pixels, *pixels.shape[:2])])
         agree(alone, one, 5e-4)
 

@@ -13,6 +13,9 @@ from data_to_export import data_set
 ROOT = Path(__file__).parents[2]
 MB = 10**6
 
+LIMITS = {"onnx": (200 * MB, 600 * MB), "openvino": (200 * MB, 700 * MB)}
+"""The most bytes to download and on the disk. OpenVINO alone has 190 MB on the disk, most of it for other devices."""
+
 
 def project(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
@@ -47,7 +50,8 @@ def test_one_pip_install_predicts_and_evaluates_without_pytorch(runtime: Any, tm
     before = size_of(packages)
     pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", f"{ROOT / 'runtime'}[{runtime}]", "-w", str(wheels)], check=True, env=environment)
-    assert size_of(wheels) <= 200 * MB
+    download, on_disk = LIMITS[runtime]
+    assert size_of(wheels) <= download
     offline = ["install", "--no-index", "--find-links", str(wheels), f"flawmask-runtime[{runtime}]"]
     subprocess.run([*pip, *offline], check=True, env=environment)
     missing = subprocess.run([str(python), "-c", "import torch"], capture_output=True, check=False, env=environment)
@@ -59,4 +63,7 @@ def test_one_pip_install_predicts_and_evaluates_without_pytorch(runtime: Any, tm
     of_split = ["--dataset_dir", str(data), "--split", "test", "--conf", "auto", "--output_dir", str(tmp_path / "out")]
     subprocess.run([*flawmask, "evaluate", *model, *of_split], check=True, env=environment)
     assert (tmp_path / "out" / "report.html").is_file()
-    assert size_of(packages) - before <= 600 * MB
+    assert size_of(packages) - before <= on_disk
+    print(
+        f"{runtime}: {size_of(wheels) / MB:.0f} MB to download, {(size_of(packages) - before) / MB:.0f} MB on the disk"
+    )

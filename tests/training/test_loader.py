@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -343,13 +344,17 @@ def torchvision_resized(pixels: torch.Tensor, spec: ModelSpec) -> torch.Tensor:
 
 @given(sizes())
 @settings(max_examples=100, deadline=None)
-def test_training_resizes_images_as_torchvision_does_for_prediction(
+def test_training_resizes_images_as_torchvision_does_for_prediction_but_without_its_rounding_errors(
     drawn: tuple[int, int, ModelSpec],
 ) -> None:
     height, width, spec = drawn
     image = torch.empty(3, height, width, device="meta")
     if max(height, width) / min(height, width) < spec.max_size:
-        assert seen_in_training(height, width, spec) == tuple(torchvision_resized(image, spec).shape[-2:])
+        seen, expected = seen_in_training(height, width, spec), torchvision_resized(image, spec).shape[-2:]
+        scale = min(Fraction(spec.image_size, min(height, width)), Fraction(spec.max_size, max(height, width)))
+        assert seen == tuple(int(side * scale) for side in (height, width))
+        for side, ours, theirs in zip((height, width), seen, expected, strict=True):
+            assert ours == theirs or (ours == theirs + 1 == side * scale)  # torchvision's float was just below
 
 
 @pytest.mark.parametrize(("height", "width", "seen"), [(9, 964, (1, 107)), (964, 9, (107, 1)), (1, 3000, (1, 107))])

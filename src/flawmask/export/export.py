@@ -17,7 +17,7 @@ from flawmask.export.config import ExportConfig
 from flawmask.files import atomic_folder, check_output_folder, read_json, sha256, write_json
 from flawmask.inference import calibration, threshold
 from flawmask.inference.backend import check_classes
-from flawmask.inference.exported import FILES, MANIFEST, Manifest, file_of
+from flawmask.inference.exported import FILES, MANIFEST, Manifest, file_of, is_export
 from flawmask.inference.exported_backend import ExportedBackend
 from flawmask.settings import require
 
@@ -60,7 +60,7 @@ def export(config: ExportConfig) -> Exported:
     missing = [name for name in _needed(config) if find_spec(name) is None]
     require(not missing, f'{", ".join(missing)} is not installed: pip install "flawmask[export]"')
     check_output_folder(config.folder, MANIFEST, overwrite=True, what="exported model", entries=ENTRIES)
-    require(config.model.suffix == ".pt", f"{config.model} is no checkpoint: export needs best.pt of a run")
+    require(not is_export(config.model), f"{config.model} is no checkpoint: export needs best.pt of a run")
 
     from flawmask.inference.torch_backend import TorchBackend
     from flawmask.model import checkpoint
@@ -79,10 +79,7 @@ def export(config: ExportConfig) -> Exported:
         is_proven=not config.unproven,
     )
     splits = {} if config.unproven else _splits(config, PROVED_ON)
-    training = None
-    if config.precision == "int8":
-        training = next(iter(_splits(config, ("train",)).values()), None)
-        require(training is not None, f"int8 needs training images: {config.dataset_dir} has no split train")
+    training = _splits(config, ("train",))["train"] if config.precision == "int8" else None
     for split in [*splits.values(), *([] if training is None else [training])]:
         check_classes(spec, split.class_names, split.folder)
     with atomic_folder(config.folder) as folder:

@@ -1,5 +1,6 @@
 """Quantises a network to int8, calibrated on training images."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def quantise_onnx(path: Path, manifest: Manifest, training: CocoSplit) -> None:
         op_types_to_quantize=list(LAYERS),
         nodes_to_exclude=last_layers(nodes),
         per_channel=True,
+        extra_options={"CalibMovingAverage": True},  # one bright pixel then does not set the range of a layer
     )
     prepared.unlink()
 
@@ -83,6 +85,7 @@ def quantise_openvino(
     import_openvino()
     import nncf
 
+    nncf.set_log_level(logging.ERROR)
     calibration = nncf.Dataset(list(_calibration_images(training, manifest)))
     scope = nncf.IgnoredScope(names=sorted(exact_operators(network)), validate=False)
     if validation is None:

@@ -1,6 +1,5 @@
 """Converts an ONNX file to OpenVINO's format."""
 
-import logging
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -28,7 +27,6 @@ def import_openvino() -> Any:
         import openvino
     except ImportError:
         raise FlawmaskError('OpenVINO is not installed: pip install "flawmask[export]"') from None
-    logging.getLogger("nncf").setLevel(logging.ERROR)
     return openvino
 
 

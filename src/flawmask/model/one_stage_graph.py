@@ -76,7 +76,7 @@ class Graph(nn.Module):
         model, anchors = self.model, self.anchors
         assert anchors is not None
         scores = outputs["cls_logits"].softmax(-1)
-        images = len(scores)
+        images = scores.shape[0]  # `len` would be a constant in the graph
         every = anchors.expand(images, -1, -1).reshape(-1, 4)
         boxes = model.box_coder.decode_single(outputs["bbox_regression"].reshape(-1, 4), every).view(images, -1, 4)
         for label in range(1, len(self.spec.classes) + 1):
