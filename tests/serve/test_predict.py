@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,10 +14,14 @@ import pytest
 from PIL import Image
 from random_network import patchwork
 
+from flawmask.export.config import ExportConfig
+from flawmask.export.export import export
+from flawmask.files import sha256_of
 from flawmask.images import encode_png
 from flawmask.inference.predictor import Predictor
 from flawmask.masks import decode
 from flawmask.serve.answers import ModelAnswer, PredictAnswer
+from flawmask.serve.config import ServeConfig
 from serve.served import DEFECT, GOOD, Served, config_of, image, save_model, serving
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -231,3 +236,30 @@ def test_sixteen_bits_colours_and_turned_images_are_read_as_by_predict(
     dark = served.predict(encode_png(np.full((60, 90), 700, np.uint16)))
     assert (dark.status, dark.json["verdict"]) == (415, None)
     assert "black" in dark.json["reason"]
+
+
+def test_an_exported_model_gives_the_verdicts_that_predictor_gives(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = save_model(tmp_path / "best.pt")
+    folder = export(ExportConfig(model=model, output_dir=tmp_path / "exported", unproven=True)).folder
+    predictor = Predictor(folder, threshold=0.8)
+    config = ServeConfig(model=(str(folder),), conf=0.8)
+    with serving(config) as it:
+        for seed in range(3):
+            (answer,) = it.predict(encode_png(patchwork(70, 90, seed))).json["images"]
+            expected = predictor(patchwork(70, 90, seed)).verdict()
+            assert (answer["verdict"], answer["score"]) == ("defect" if expected.is_defect else "good", expected.score)
+        assert it.get("/v1/model").json["sha256"] == sha256_of(folder / "model.onnx")
+
+
+@pytest.mark.parametrize("tile_from", ["all", "coarse"])
+def test_a_model_that_sees_tiles_gives_the_verdicts_that_predictor_gives(tmp_path: Path, tile_from: Any) -> None:
+    model = save_model(tmp_path / "best.pt")
+    predictor = Predictor(model, "cpu", precision="fp32", threshold=0.8, tile=64, overlap=16, tile_from=tile_from)
+    with serving(config_of(model, tile=64, overlap=16, tile_from=tile_from)) as it:
+        pixels = patchwork(150, 200, 3)
+        (answer,) = it.predict(encode_png(pixels)).json["images"]
+        expected = predictor(pixels)
+        assert answer["score"] == expected.verdict().score
+        assert len(answer["instances"]) == len(expected.defects(0.8))
+        assert it.get("/v1/model").json["tile"] == 64

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,14 @@ from flawmask import images
 from flawmask.data.demo_drawing import draw
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, sha256_of, walk
+from flawmask.inference import exported
 from flawmask.inference import threshold as thresholds
-from flawmask.inference.backend import Backend, resized
+from flawmask.inference.backend import Backend, Image, Resized, infer_tiles, prepared
 from flawmask.inference.predictor import Predictor
 from flawmask.inference.threshold import Threshold
+from flawmask.inference.tiled import TiledDetections, prediction_of
 from flawmask.model.spec import ModelSpec
-from flawmask.prediction import RawDetections, post_process
+from flawmask.prediction import RawDetections
 from flawmask.serve.config import ServeConfig
 from flawmask.serve.metrics import Metrics
 
@@ -53,7 +55,7 @@ class Loaded:
         path: its file or folder.
         predictor: runs it, and has its threshold.
         threshold: the threshold, and how it was chosen.
-        digest: the SHA-256 of its file, or of its folder's files.
+        digest: the SHA-256 of its file; of an exported model's network.
         figures: how good it was measured, see `figures_of`; None where it was not.
         batch_size: the largest batch.
         since: when it was loaded, in seconds since 1970.
@@ -80,6 +82,16 @@ class Loaded:
         """The specification of the network."""
         return self.predictor.spec
 
+    def prepare(self, pixels: Image) -> Resized:
+        """Return the image, (height, width, 3) uint8 RGB, as `infer` takes it."""
+        return prepared(pixels, self.backend) if self.spec.tile is None else Resized(pixels, *pixels.shape[:2])
+
+    def infer(self, batch: Sequence[Resized]) -> Sequence[RawDetections | TiledDetections]:
+        """Return the detections of each image, or those of its tiles. Only one thread may call it at a time."""
+        if self.spec.tile is None:
+            return self.backend.infer(batch)
+        return [infer_tiles(self.backend, image.pixels, self.batch_size).detections for image in batch]
+
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What `GET /v1/model` says."""
@@ -95,6 +107,7 @@ class Loaded:
             "image_size": self.spec.image_size,
             "has_masks": self.spec.has_masks,
             "join": self.spec.join,
+            **self.spec.tiles_as_json,
             "min_area": self.predictor.min_area,
             "threshold": chosen,
             "calibrated_on": None if calibration is None else calibration.fitted_on,
@@ -108,8 +121,9 @@ def load(name: str, path: Path, config: ServeConfig) -> Loaded:
     Raises:
         FlawmaskError: it cannot be used, or has no chosen threshold where `conf` is `auto`.
     """
+    file = exported.file_of(path)
     try:
-        digest = sha256_of(path)
+        digest = sha256_of(file)
     except OSError as error:
         raise FlawmaskError(f"{path} cannot be read: {error.strerror}") from None
     predictor = Predictor(
@@ -121,14 +135,17 @@ def load(name: str, path: Path, config: ServeConfig) -> Loaded:
         score_floor=config.score_floor,
         max_proposals=config.max_proposals,
         join=config.join,
+        tile=config.tile,
+        overlap=config.overlap,
+        tile_from=config.tile_from,
     )
     return Loaded(
         name,
         path,
         predictor,
-        thresholds.of(config.conf, path, config.min_area),
+        thresholds.of(config.conf, file, config.min_area),
         digest,
-        figures_of(path, digest),
+        figures_of(file, digest),
         config.inference_batch_size or predictor.backend.batch_size,
     )
 
@@ -170,18 +187,20 @@ def check(model: Loaded, image: npt.NDArray[np.uint8], *, is_defective: bool) ->
     height, width = image.shape[:2]
     for _ in range(2):
         begun = time.monotonic()
-        (detections,) = model.backend.infer([resized(image, model.spec)])
+        (detections,) = model.infer([model.prepare(image)])
         model.expected_seconds = time.monotonic() - begun
     problem = unsound(detections)
     if problem is not None:
         raise FlawmaskError(f"{model.path} is not used: on the check image, {problem}")
-    prediction = post_process(detections, model.spec.classes, height, width, join=model.spec.join)
+    prediction = prediction_of(detections, model.spec, height, width)
     if is_defective and not prediction.verdict(model.predictor.conf, model.predictor.min_area).is_defect:
         raise FlawmaskError(f"{model.path} is not used: it finds no defect on --check_image")
 
 
-def unsound(detections: RawDetections) -> str | None:
+def unsound(detections: RawDetections | TiledDetections) -> str | None:
     """Return what is wrong with a network's numbers; None if nothing is. A verdict from them would mean nothing."""
+    if isinstance(detections, TiledDetections):
+        return next((problem for _, one in detections.tiles if (problem := unsound(one))), None)
     for one in fields(detections):
         values = getattr(detections, one.name)
         if values is not None and not np.isfinite(values).all():

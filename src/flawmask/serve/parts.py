@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from flawmask.inference.backend import Image, resized
+from flawmask.inference.backend import Image
 from flawmask.inference.stream import THREADS, THREADS_BESIDE_GPU, one_core_each
-from flawmask.prediction import Prediction, post_process
+from flawmask.inference.tiled import prediction_of
+from flawmask.prediction import Prediction
 from flawmask.serve import answers
 from flawmask.serve.config import ServeConfig
 from flawmask.serve.decoders import Decoders
@@ -100,7 +101,7 @@ class Server:
         async with self.ahead:
             begun = time.monotonic()
             pixels = await self.decoders.decode(upload.data, upload.name, model.spec.intensity)
-            small = await self.in_thread(lambda: resized(pixels, model.spec))
+            small = await self.in_thread(lambda: model.prepare(pixels))
             decoded = time.monotonic()
             try:
                 output = await self.batcher.infer(model, small, deadline)
@@ -113,9 +114,7 @@ class Server:
             computed = time.monotonic()
 
             def made() -> T:
-                prediction = post_process(
-                    output.detections, model.spec.classes, *pixels.shape[:2], join=model.spec.join
-                )
+                prediction = prediction_of(output.detections, model.spec, *pixels.shape[:2])
                 limits = model.predictor
                 return finish(
                     pixels,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from flawmask.inference.backend import Resized
+from flawmask.inference.tiled import TiledDetections
 from flawmask.launch import THREAD_NAME
 from flawmask.prediction import RawDetections
 from flawmask.serve.metrics import Metrics
@@ -114,7 +115,7 @@ class Places:
 class Output:
     """The network's output for an image, and its seconds in the queue and in the network."""
 
-    detections: RawDetections
+    detections: RawDetections | TiledDetections
     queued: float
     network: float
 
@@ -211,7 +212,7 @@ class Batcher:
         model = batch[0].model
         begun = time.monotonic()
         try:
-            outputs = await self._network.compute(lambda: model.backend.infer([job.image for job in batch]))
+            outputs = await self._network.compute(lambda: model.infer([job.image for job in batch]))
         except Exception as error:
             if len(batch) > 1:  # one image may have spoilt it for all
                 for job in batch:
