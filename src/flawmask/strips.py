@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as PillowImage
+import PIL.Image
 
 from flawmask import images
 from flawmask.errors import ImageError
@@ -87,7 +87,7 @@ def opened(path: Path) -> StripImage | None:
     """
     limit = images.max_pixels()
     try:
-        with PillowImage.open(path) as picture:
+        with PIL.Image.open(path) as picture:
             pixels = picture.width * picture.height
             if not MIN_PIXELS <= pixels <= limit:
                 return None
@@ -100,7 +100,7 @@ def opened(path: Path) -> StripImage | None:
     return None
 
 
-def _obstacle(picture: PillowImage.Image) -> str:
+def _obstacle(picture: PIL.Image.Image) -> str:
     """Return why an image cannot be read in strips, or ""."""
     tags: Any = getattr(picture, "tag_v2", {})
     if picture.format not in ("JPEG", "PNG", "TIFF"):
