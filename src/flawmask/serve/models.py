@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from flawmask import images
 from flawmask.data.demo_drawing import draw
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, sha256_of, walk
+from flawmask.images import Pixels
 from flawmask.inference import exported
 from flawmask.inference import threshold as thresholds
 from flawmask.inference.backend import Backend, Image, Resized, infer_tiles, prepared
@@ -176,24 +176,30 @@ def figures_of(path: Path, digest: str) -> dict[str, Any] | None:
     return None
 
 
-def check(model: Loaded, image: npt.NDArray[np.uint8], *, is_defective: bool) -> None:
-    """Refuse a model that does not give sound numbers for an image, or misses a defect that is known.
+def check(model: Loaded, pixels: Pixels, config: ServeConfig) -> None:
+    """Refuse a model that does not give sound numbers for the check image, or misses the defect on `--check_image`.
 
     It predicts twice: the second time is the one that is expected from now on.
+
+    Args:
+        model: the model.
+        pixels: the check image as its file has it. The model's own levels make 8 bits of more.
+        config: says which file it is. Only on a file, a defect must be predicted.
 
     Raises:
         FlawmaskError: the model must not be used.
     """
-    height, width = image.shape[:2]
+    seen = images.as_seen(pixels, model.spec.intensity, config.check_image or Path("the drawn check image"))
+    height, width = seen.shape[:2]
     for _ in range(2):
         begun = time.monotonic()
-        (detections,) = model.infer([model.prepare(image)])
+        (detections,) = model.infer([model.prepare(seen)])
         model.expected_seconds = time.monotonic() - begun
     problem = unsound(detections)
     if problem is not None:
         raise FlawmaskError(f"{model.path} is not used: on the check image, {problem}")
     prediction = prediction_of(detections, model.spec, height, width)
-    if is_defective and not prediction.verdict(model.predictor.conf, model.predictor.min_area).is_defect:
+    if config.check_image and not prediction.verdict(model.predictor.conf, model.predictor.min_area).is_defect:
         raise FlawmaskError(f"{model.path} is not used: it finds no defect on --check_image")
 
 
@@ -284,17 +290,16 @@ class Models:
         result = "refused"
         try:
             model = await asyncio.to_thread(load, name, path, self._config)
-            is_defective = self._config.check_image is not None
-            await self._compute(lambda: check(model, self._image, is_defective=is_defective))
+            await self._compute(lambda: check(model, self._image, self._config))
             result = "ok"
         finally:
             self._metrics.loads.labels(name, result).inc()
         return model
 
-    def _check_image(self) -> npt.NDArray[np.uint8]:
+    def _check_image(self) -> Pixels:
         if self._config.check_image is None:
             return draw(np.random.default_rng(0), "plate", "scratch", CHECK_SIZE)[0]
-        return images.read_image(self._config.check_image)
+        return images.read_pixels(self._config.check_image)
 
 
 def signature(path: Path) -> Signature:
