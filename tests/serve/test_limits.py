@@ -1,5 +1,6 @@
 """The queue, deadlines, and clients that are slow, broken or gone: each gets an answer without a verdict, or none."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from flawmask.images import UPPER_BITS
+from serve import deadly
 from serve.served import Served, config_of, image, save_model, serving, until
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -225,10 +228,34 @@ def test_an_image_that_makes_the_network_fail_has_no_verdict_and_its_neighbours_
         assert "scores holds what is no number" in answer.json["reason"]
 
 
-def test_an_image_that_kills_the_decoder_takes_nobody_with_it(served: Served) -> None:
-    pool = served.server.decoders._pool
-    assert pool is not None
+def test_a_decoder_that_is_killed_is_replaced(served: Served) -> None:
+    (pool,) = served.server.decoders._pools
     for process in list(pool._processes.values()):
         process.kill()
     assert served.predict(image()).json["verdict"] == "defect"
-    assert served.server.decoders._pool is not pool
+    assert pool not in served.server.decoders._pools
+
+
+def test_an_image_that_kills_the_decoder_takes_nobody_with_it(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flawmask.serve.decoders._decode", deadly.decode)
+    found = served.predict_form({"a": image(), "b": deadly.FILE, "c": image()}).json["images"]
+    assert [one["verdict"] for one in found] == ["defect", None, "defect"]
+    assert "the decoder ended while it read the file" in found[1]["reason"]
+
+
+def test_a_client_that_leaves_a_killing_image_behind_takes_nobody_with_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flawmask.serve.decoders._decode", deadly.decode)
+    decoders = served.server.decoders
+
+    async def leave() -> bool:
+        left = asyncio.ensure_future(decoders.decode(deadly.FILE, "b", UPPER_BITS))
+        await asyncio.sleep(0.01)
+        left.cancel()
+        with suppress(asyncio.CancelledError):
+            await left
+        return decoders._free.empty()
+
+    assert served.call(leave())
+    assert served.predict(image()).json["verdict"] == "defect"
