@@ -210,6 +210,19 @@ def test_a_body_that_is_neither_image_nor_form_is_refused(served: Served) -> Non
     assert send(field, "multipart/form-data; boundary=a") == 400
 
 
+@pytest.mark.parametrize("part", [image(), b"text", bytes(1_500_000)])
+def test_a_part_of_a_form_without_a_filename_is_refused_and_not_left_out(served: Served, part: bytes) -> None:
+    """Some programs' forms have none unless one is given, such as those of .NET's MultipartFormDataContent."""
+    named, unnamed = b'name="image"; filename="a.png"', b'name="image"'
+    for parts in ([(named, image()), (unnamed, part)], [(unnamed, part), (named, image())]):
+        body = b"".join(b"--a\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % one for one in parts)
+        answer = served.ask(
+            "POST", "/v1/predict", body + b"--a--\r\n", {"Content-Type": "multipart/form-data; boundary=a"}
+        )
+        assert (answer.status, answer.json["verdict"]) == (400, None)
+        assert "image of the form has no filename" in answer.json["reason"]
+
+
 @pytest.mark.parametrize("query", ["min_score=2", "min_score=nan", "segmentation=svg", "outlines=perhaps"])
 def test_a_parameter_that_cannot_be_used_is_refused(served: Served, query: str) -> None:
     answer = served.predict(image(), f"?{query}")
