@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE = 60.0
-"""Seconds after which a request without `X-Deadline-Ms` gets no verdict."""
+"""Seconds after which a request gets no verdict. `X-Deadline-Ms` can only ask for fewer."""
 
 Score = Annotated[float, Field(ge=0, le=1)]
-Milliseconds = Annotated[float, Field(ge=1, le=3_600_000)]
+Milliseconds = Annotated[float, Field(ge=1, le=1000 * PATIENCE)]
 
 PNG, JSON = "image/png", "application/json"
 
