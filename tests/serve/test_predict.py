@@ -17,7 +17,7 @@ from random_network import patchwork
 from flawmask.export.config import ExportConfig
 from flawmask.export.export import export
 from flawmask.files import sha256_of
-from flawmask.images import encode_png
+from flawmask.images import encode_png, read_image
 from flawmask.inference.predictor import Predictor
 from flawmask.masks import decode
 from flawmask.serve.answers import ModelAnswer, PredictAnswer
@@ -124,6 +124,28 @@ def test_the_overlay_is_the_predictors(served: Served, predictor: Predictor) -> 
     for accept in ("*/*", "application/json", "text/html", "image/png;q=0.2, application/json"):
         assert served.predict(image(), Accept=accept).headers["content-type"] == "application/json"
     assert served.predict_form({"a": image(), "b": image()}, Accept="image/png").status == 406
+
+
+def test_an_image_is_returned_as_the_model_sees_it_and_nothing_is_computed(
+    served: Served, predictor: Predictor, tmp_path: Path
+) -> None:
+    before = served.metric("flawmask_batch_images_count"), served.metric("flawmask_verdicts_total", model="plates")
+    pixels = patchwork(40, 2000, DEFECT)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", exif={0x0112: 6})
+    Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.tif")
+    for name in ("a.tif", "deep.tif"):
+        answer = served.ask("POST", "/v1/image", (tmp_path / name).read_bytes())
+        assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
+        found = np.asarray(Image.open(io.BytesIO(answer.body)))
+        np.testing.assert_array_equal(found, read_image(tmp_path / name, predictor.spec.intensity))
+    assert found.shape == (40, 2000, 3)
+    for path, body, status in (("", b"nothing", 415), ("", b"", 400), ("?model=cups", image(), 404)):
+        refused = served.ask("POST", f"/v1/image{path}", body)
+        assert (refused.status, refused.json["verdict"]) == (status, None)
+    form = served.predict_form({"a": image(), "b": image()}, Accept="image/png")
+    assert form.status == 406
+    after = served.metric("flawmask_batch_images_count"), served.metric("flawmask_verdicts_total", model="plates")
+    assert before == after
 
 
 def test_models_are_chosen_by_name(served: Served) -> None:
