@@ -22,7 +22,7 @@ from flawmask.inference.threshold import Threshold
 from flawmask.model import checkpoint
 from flawmask.prediction import RawDetections
 from flawmask.serve.config import ServeConfig
-from flawmask.serve.models import figures_of, unsound
+from flawmask.serve.models import figures_of, load, unsound
 from flawmask.serve.server import serve
 from serve.served import DEFECT, GOOD, Served, config_of, image, save_model, serving, until
 
@@ -165,17 +165,47 @@ def test_the_chosen_threshold_is_used_and_how_it_was_chosen_is_said(tmp_path: Pa
 def test_figures_are_those_of_the_test_split_and_of_this_model_only(tmp_path: Path) -> None:
     path = save_model(tmp_path / "best.pt")
     own = sha256_of(path)
-    metrics = {"model_sha256": own, "total_images": 30, "conf": 0.5, "image_auroc": 0.97, "mask_ap50": None}
+    rules = {"conf": 0.5, "min_area": 0, "join": "off", "tile": None, "overlap": 0, "tile_from": "all"}
+    metrics = {"model_sha256": own, "total_images": 30, "image_auroc": 0.97, "mask_ap50": None, **rules}
     metrics |= {"intervals": {"image_auroc": [0.9, 1.0]}}
-    assert figures_of(path, own) is None
+    assert figures_of(path, own, rules) is None
     for split in ("val", "test"):
         write_json(tmp_path / f"inference_{split}" / "metrics.json", metrics | {"split": split})
-        found = figures_of(path, own)
+        found = figures_of(path, own, rules)
         assert found is not None
         assert found["split"] == split
         assert found["metrics"] == {"image_auroc": {"value": 0.97, "interval": [0.9, 1.0]}}
-    assert figures_of(path, "another") is None
+    assert figures_of(path, "another", rules) is None
     json.dumps(found, allow_nan=False)
+
+
+AT_ANY_THRESHOLD = {"image_auroc", "mask_ap50", "pixel_aupro"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, {"f1_score", "precision", "recall", "false_alarm_rate"} | AT_ANY_THRESHOLD),
+        ({"conf": 0.9}, AT_ANY_THRESHOLD),
+        ({"min_area": 50}, set()),
+        ({"join": "touching"}, set()),
+        ({"tile": 64}, set()),
+    ],
+)
+def test_figures_are_said_only_if_they_hold_as_the_model_is_served(
+    tmp_path: Path, changes: dict[str, Any], kept: set[str]
+) -> None:
+    path = save_model(tmp_path / "best.pt")
+    names = ("f1_score", "precision", "recall", "false_alarm_rate", *AT_ANY_THRESHOLD)
+    measured = {"conf": 0.8, "min_area": 0, "join": "off", "tile": None, "overlap": 0, "tile_from": "all"}
+    metrics = {"model_sha256": sha256_of(path), "total_images": 30, **dict.fromkeys(names, 0.5), **measured}
+    write_json(tmp_path / "inference_test" / "metrics.json", metrics)
+    figures = load("plates", path, replace(config_of(path), **changes)).figures
+    assert figures is not None
+    assert set(figures["metrics"]) == kept
+    assert figures["measured_with"] == measured
+    assert set(changes) <= set(figures["differs"])
+    assert bool(figures["differs"]) is bool(changes)
 
 
 @pytest.mark.parametrize(

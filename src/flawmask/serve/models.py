@@ -45,6 +45,9 @@ FIGURES = (
 )
 """The metrics of a model that `/v1/model` and the page show."""
 
+AT_THRESHOLD = ("f1_score", "precision", "recall", "false_alarm_rate")
+"""Those of `FIGURES` that hold at one threshold only."""
+
 
 @dataclass(eq=False)
 class Loaded:
@@ -145,16 +148,30 @@ def load(name: str, path: Path, config: ServeConfig) -> Loaded:
         predictor,
         thresholds.of(config.conf, file, config.min_area),
         digest,
-        figures_of(file, digest),
+        figures_of(file, digest, _rules(predictor)),
         config.inference_batch_size or predictor.backend.batch_size,
     )
 
 
-def figures_of(path: Path, digest: str) -> dict[str, Any] | None:
+def _rules(predictor: Predictor) -> dict[str, Any]:
+    """Return what decides on verdicts beside the network, by the keys that `evaluate` writes."""
+    spec = predictor.spec
+    return {"conf": predictor.conf, "min_area": predictor.min_area, "join": spec.join, **spec.tiles_as_json}
+
+
+def figures_of(path: Path, digest: str, rules: dict[str, Any]) -> dict[str, Any] | None:
     """Return how good a model was measured, from the results beside it: those of its test split, or else of val.
 
-    Keys: `split`, `images`, `evaluated_at` (the threshold), and each metric of `FIGURES` with `value` and `interval`
-    (95 %, or None). None where it was not evaluated, or where another model was.
+    Args:
+        path: the model's file.
+        digest: its SHA-256.
+        rules: with what the server decides on verdicts, see `_rules`.
+
+    Returns:
+        `split`, `images`, `measured_with` (the rules of the measurement), `differs` (the names of the rules that are
+        not the server's), and `metrics`: each of `FIGURES` with `value` and `interval` (95 %, or None). At another
+        threshold, those of `AT_THRESHOLD` are left out. With other rules, all are. None if the model was not evaluated,
+        or another one was.
     """
     for split in ("test", "val"):
         results = path.parent / f"inference_{split}" / "metrics.json"
@@ -162,15 +179,19 @@ def figures_of(path: Path, digest: str) -> dict[str, Any] | None:
         if metrics.get("model_sha256") != digest:
             continue
         intervals = metrics.get("intervals", {})
+        measured_with = {name: metrics.get(name) for name in rules}
+        differs = [name for name in rules if measured_with[name] != rules[name]]
+        left_out = FIGURES if set(differs) - {"conf"} else AT_THRESHOLD if differs else ()
         measured = {
             key: {"value": metrics[key], "interval": intervals.get(key)}
             for key in FIGURES
-            if metrics.get(key) is not None
+            if metrics.get(key) is not None and key not in left_out
         }
         return {
             "split": split,
             "images": metrics["total_images"],
-            "evaluated_at": metrics["conf"],
+            "measured_with": measured_with,
+            "differs": differs,
             "metrics": measured,
         }
     return None
