@@ -324,7 +324,7 @@ def test_downloads_are_what_the_server_said(opened: Open, served: Served) -> Non
 
 
 def test_coco_has_the_classes_of_every_model(opened: Open, model: Path, tmp_path: Path) -> None:
-    other = save_model(tmp_path / "best.pt", replace(SPEC, classes=("good", "dent", "crack")))
+    other = save_model(tmp_path / "best.pt", replace(SPEC, classes=("good", "dent", "hole")))
     with serving(config_of(f"plates={model}", f"lids={other}")) as it:
         page = opened(it.port)
         wait(page, "!document.getElementById('models').hidden")
