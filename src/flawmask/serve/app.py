@@ -71,6 +71,7 @@ BODY = {
                 "schema": {
                     "type": "object",
                     "required": ["image"],
+                    "additionalProperties": False,
                     "properties": {"image": {"type": "array", "minItems": 1, "items": BINARY["schema"]}},
                 }
             },
