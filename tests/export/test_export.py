@@ -23,7 +23,8 @@ from flawmask.export import parity
 from flawmask.export.config import ExportConfig
 from flawmask.export.export import export
 from flawmask.files import read_json, sha256
-from flawmask.inference import threshold
+from flawmask.inference import calibration, threshold
+from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.exported import KEY, file_of, read_manifest
 from flawmask.inference.predict import predict
@@ -160,6 +161,63 @@ def test_settings_that_are_fixed_in_an_export_are_refused(exported: Path) -> Non
     for changed in ({"score_floor": 0.01}, {"max_proposals": 7}, {"precision": "bf16"}, {"device": "cuda"}):
         with pytest.raises(FlawmaskError, match=next(iter(changed))):
             Predictor(exported, **changed)
+
+
+def test_a_score_floor_above_the_threshold_is_refused_before_it_drops_defects_that_count(
+    run: Path, tmp_path: Path
+) -> None:
+    lonely = tmp_path / "best.pt"
+    lonely.write_bytes((run / "best.pt").read_bytes())
+    config = ExportConfig(model=lonely, unproven=True, score_floor=0.6, output_dir=tmp_path / "export")
+    with pytest.raises(FlawmaskError, match=r"--score_floor is 0\.6, above the threshold 0\.5 of"):
+        export(config)
+    assert not (tmp_path / "export").exists()
+    threshold.save(Threshold(0.7, "aim", aim="f1", chosen_on="val", images=8), lonely)
+    folder = export(config).folder
+    assert Predictor(folder, threshold="auto").conf == 0.7
+    refused = r"--score_floor is 0\.6, above the threshold 0\.5, so"
+    with pytest.raises(FlawmaskError, match=refused):
+        Predictor(folder)
+    images, results = (str(run / "data" / "test" / "images"),), tmp_path / "out"
+    with pytest.raises(FlawmaskError, match=refused):
+        predict(PredictConfig(model=folder, input=images, output_dir=results))
+    with pytest.raises(FlawmaskError, match=refused):
+        evaluate(EvaluateConfig(model=folder, dataset_dir=run / "data", output_dir=results))
+    with pytest.raises(FlawmaskError, match=refused):
+        Predictor(lonely, "cpu", score_floor=0.6)
+    assert not results.exists()
+
+
+def test_an_export_is_repeated_over_what_evaluate_wrote_into_it(run: Path, tmp_path: Path) -> None:
+    lonely = tmp_path / "best.pt"
+    lonely.write_bytes((run / "best.pt").read_bytes())
+    config = ExportConfig(model=lonely, unproven=True)
+    folder = export(config).folder
+    evaluate(EvaluateConfig(model=folder, dataset_dir=run / "data", conf="auto", overlays=0, resamples=0))
+    written = {"inference_val", "model.threshold.json", "model.calibration.json"}
+    assert written <= {path.name for path in folder.iterdir()}
+    export(config)
+    assert not written & {path.name for path in folder.iterdir()}
+    (folder / "inference_mine").mkdir()
+    with pytest.raises(FlawmaskError, match="holds something else \\(inference_mine\\)"):
+        export(config)
+
+
+def test_proof_and_calibration_have_the_min_area_of_the_threshold(run: Path, tmp_path: Path) -> None:
+    lonely = tmp_path / "best.pt"
+    lonely.write_bytes((run / "best.pt").read_bytes())
+    threshold.save(Threshold(0.4, "aim", aim="f1", chosen_on="val", images=8, min_area=30), lonely)
+    calibration.save(Calibration(1.0, 0.0, "val", 8, 4, min_area=30), lonely)
+    config = ExportConfig(model=lonely, dataset_dir=run / "data", resamples=0, output_dir=tmp_path / "export")
+    with pytest.raises(FlawmaskError, match=r"--min_area is 0, but the threshold of .* was chosen for 30"):
+        export(replace(config, min_area=0))
+    assert not (tmp_path / "export").exists()
+    done = export(config)
+    assert done.parity is not None
+    assert done.parity["min_area"] == 30
+    stored = read_manifest(file_of(done.folder)).calibration
+    assert stored is not None
+    assert stored.min_area == 30
 
 
 def test_an_export_outside_the_tolerance_leaves_nothing_behind(run: Path, tmp_path: Path) -> None:

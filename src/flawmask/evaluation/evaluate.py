@@ -27,7 +27,7 @@ from flawmask.files import check_output_folder, read_json, sha256_of
 from flawmask.inference import calibration, exported, threshold
 from flawmask.inference.backend import Backend, check_classes
 from flawmask.inference.calibration import Calibration
-from flawmask.inference.predictor import load
+from flawmask.inference.predictor import check_floor, load
 from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.inference.threshold import Threshold
 from flawmask.launch import world_size
@@ -100,11 +100,14 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         sizes = [(image["height"], image["width"]) for image in split.images]
         check_sizes(backend.spec.tiling, sizes, str(split.folder), refuse=isinstance(config.tile, int))
     conf = threshold.DEFAULT if config.conf == "auto" else config.conf
+    if config.conf != "auto":
+        check_floor(backend, conf, config, config.model)
     other = read_other(config.against, split, conf, config.min_area) if config.against else None
     digests = team.from_main(lambda: content_digests(split, backend.spec.intensity))
     leak = seen_in_training(split, digests, config.model, allow=config.allow_leak)
     predictions, seconds = _predict(config, backend, split, team)
     chosen = _threshold(config, backend, split, digests, predictions, team)
+    check_floor(backend, chosen.value, config, config.model)
     predictions, fitted = _calibrate(config, split, digests, predictions, team)
     facts: dict[str, Any] = {
         "seconds": seconds,

@@ -63,7 +63,8 @@ def prove(
     tolerance = TOLERANCES[manifest.precision]
     allowed_drop = config.max_drop if tolerance.ap is None else tolerance.ap
     conf = DEFAULT if manifest.threshold is None else manifest.threshold.value
-    limits = _Limits(conf, config.min_area, tolerance.verdict)
+    min_area = config.min_area or 0
+    limits = _Limits(conf, min_area, tolerance.verdict)
     failures: list[str] = []
     reports: dict[str, Any] = {}
     for name, split in splits.items():
@@ -71,8 +72,8 @@ def prove(
         after, seconds_after = predict_split(export, split, batch_size=2)
         names = [image["file_name"] for image in split.images]
         report = _compared(names, before, after, limits)
-        other = Other("the checkpoint", before, conf, config.min_area)
-        sampling: dict[str, Any] = {"min_area": config.min_area, "resamples": config.resamples, "seed": config.seed}
+        other = Other("the checkpoint", before, conf, min_area)
+        sampling: dict[str, Any] = {"min_area": min_area, "resamples": config.resamples, "seed": config.seed}
         report["against"] = compare(split, after, conf, other, **sampling)
         report["seconds"] = {"checkpoint": seconds_before, "export": seconds_after}
         failures += _failures(name, report, tolerance)
@@ -86,7 +87,7 @@ def prove(
         "precision": manifest.precision,
         "tolerance": {**asdict(tolerance), "ap": allowed_drop},
         "conf": conf,
-        "min_area": config.min_area,
+        "min_area": min_area,
         "splits": reports,
         "odd": odd,
         "failures": failures,
