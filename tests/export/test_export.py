@@ -22,8 +22,9 @@ from flawmask.evaluation.evaluate import evaluate
 from flawmask.export import parity
 from flawmask.export.config import ExportConfig
 from flawmask.export.export import export
-from flawmask.files import read_json, sha256
+from flawmask.files import read_json, sha256, sha256_of, write_json
 from flawmask.inference import calibration, threshold
+from flawmask.inference import exported as exported_module
 from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.exported import KEY, file_of, read_manifest
@@ -98,6 +99,30 @@ def test_predictor_predict_and_evaluate_give_the_same_as_with_the_checkpoint(
     assert before["conf"] == after["conf"] == 0.4
     for name in ("f1_score", "mask_ap", "image_auroc"):
         assert before[name] == pytest.approx(after[name], abs=1e-3)
+
+
+def test_the_network_is_read_once_to_check_it(exported: Path) -> None:
+    with patch.object(exported_module, "sha256_of", wraps=sha256_of) as checked:
+        Predictor(exported, threshold="auto")
+    assert [call.args[0].name for call in checked.call_args_list] == ["model.onnx"]
+
+
+def test_the_digest_of_an_export_covers_all_its_files(tmp_path: Path, exported: Path) -> None:
+    content = read_json(exported / "export.json")
+    content["files"] = {"model.xml": "0" * 64, "model.bin": "1" * 64}
+    content["manifest"]["format"] = "openvino"
+    network = tmp_path / "model.xml"
+    write_json(tmp_path / "export.json", content)
+    threshold.save(Threshold(0.9, "aim", aim="f1", chosen_on="val", images=8), network)
+    calibration.save(Calibration(1.0, 0.0, "val", 8, 4), network)
+    chosen, fitted = threshold.load(network), calibration.load(network, 0)
+    assert chosen is not None
+    assert (chosen.value, fitted) == (0.9, Calibration(1.0, 0.0, "val", 8, 4))
+    content["files"]["model.bin"] = "2" * 64  # other weights
+    write_json(tmp_path / "export.json", content)
+    chosen = threshold.load(network)
+    assert chosen is not None
+    assert (chosen.value, calibration.load(network, 0)) == (0.4, None)
 
 
 @pytest.fixture
@@ -293,23 +318,51 @@ def test_openvino_and_nncf_report_nothing(tmp_path: Path) -> None:
 def test_compare_takes_an_export_as_one_more_column(exported: Path, run: Path, tmp_path: Path) -> None:
     from flawmask.comparison.config import CompareConfig
     from flawmask.comparison.entry import SharedData
-    from flawmask.comparison.exports import evaluate_export
+    from flawmask.comparison.exports import check_exports, evaluate_export
     from flawmask.comparison.speed import _load
 
     config = CompareConfig(
         dataset_dir=run / "data", archs="maskrcnn_resnet18_fpn", baselines="none", weights="none",
-        exports=str(exported), overlays=0, resamples=20,
+        exports=str(exported), overlays=0, resamples=20, conf="auto",
     )  # fmt: skip
     assert config.every_name == ("maskrcnn_resnet18_fpn", exported.name)
-    shared = SharedData((run / "data",), (run / "data",), ("test",), pooled=False)
+    shared = SharedData((run / "data",), (run / "data",), ("val", "test"), pooled=False)
+    check_exports(config, shared)
+    before = sorted(path.name for path in exported.iterdir())
     entry = evaluate_export(config, shared, tmp_path, exported.name)
+    assert sorted(path.name for path in exported.iterdir()) == before
+    assert (tmp_path / exported.name / "model.threshold.json").is_file()
     metrics = read_json(tmp_path / str(entry.results) / "metrics.json")
     assert metrics["split"] == "test"
     assert entry.checkpoint_bytes == (exported / "model.onnx").stat().st_size
-    timed = _load(config, entry.name, tmp_path / str(entry.checkpoint))
+    timed = _load(replace(config, device="cuda", precision="bf16"), entry.name, tmp_path / str(entry.checkpoint))
     (prediction,) = timed([np.zeros((60, 80, 3), dtype=np.uint8)])
     assert (prediction.height, prediction.width) == (60, 80)
     with pytest.raises(FlawmaskError, match="there is no such folder"):
         replace(config, exports=str(tmp_path / "nothing"))
+    with pytest.raises(FlawmaskError, match="is a folder, but no exported model"):
+        replace(config, exports=str(run / "data"))
     with pytest.raises(FlawmaskError, match="leave out --folds"):
         replace(config, folds=3)
+
+
+def test_compare_refuses_a_damaged_export_or_one_of_other_classes_before_it_writes(
+    copied: Path, run: Path, tmp_path: Path
+) -> None:
+    from flawmask.comparison.compare import compare
+    from flawmask.comparison.config import CompareConfig
+
+    (tmp_path / "other").mkdir()
+    other = data_set(tmp_path / "other" / "data")
+    for path in other.rglob("annotations.json"):
+        path.write_text(path.read_text().replace("scratch", "dent"))
+    config = CompareConfig(
+        dataset_dir=other, archs="maskrcnn_resnet18_fpn", baselines="none", weights="none", exports=str(copied),
+        epochs=1, output_dir=tmp_path / "comparison",
+    )  # fmt: skip
+    with pytest.raises(FlawmaskError, match="knows the classes good, crack, scratch"):
+        compare(config)
+    (copied / "model.onnx").write_bytes(b"")
+    with pytest.raises(FlawmaskError, match=r"model\.onnx is damaged"):
+        compare(replace(config, dataset_dir=run / "data"))
+    assert not (tmp_path / "comparison").exists()

@@ -23,7 +23,7 @@ from flawmask.evaluation.measure import decide_verdicts, measure
 from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
 from flawmask.evaluation.verdicts import groups_of
-from flawmask.files import check_output_folder, read_json, sha256_of
+from flawmask.files import check_output_folder, read_json
 from flawmask.inference import calibration, exported, threshold
 from flawmask.inference.backend import Backend, check_classes
 from flawmask.inference.calibration import Calibration
@@ -114,7 +114,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         "seconds_per_image": sum(seconds.values()),
         "dataset": config.dataset_dir.as_posix(),
         "model": config.model.as_posix(),
-        "model_sha256": sha256_of(config.model),
+        "model_sha256": exported.digest_of(config.model),
         "intensity": list(backend.spec.intensity),
         "join": backend.spec.join,
         **backend.spec.tiles_as_json,
@@ -134,7 +134,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         **{name: value for name, value in chosen.to_dict().items() if name != "chosen_by"},
         "same_split": shared > 0,
     }
-    manifest = exported.read_manifest(config.model) if exported.is_export(config.model) else None
+    manifest = exported.manifest_of(config.model) if exported.is_export(config.model) else None
     unproven = [] if manifest is None else manifest.unproven_note
     all_notes = [*unproven, *notes(split, config.model, leak), *threshold_notes(chosen, shared, len(split.images))]
     if fitted is not None:

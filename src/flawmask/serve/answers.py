@@ -91,6 +91,7 @@ class ModelAnswer(BaseModel):
     threshold: dict[str, Any] = Field(description="value, and how it was chosen.")
     calibrated_on: str | None
     figures: dict[str, Any] | None = Field(description="split, images, and metrics with 95 % intervals.")
+    notes: list[str] = Field(description="What to mind, as sentences: that an export is unproven, say.")
     problem: str | None = Field(description="Why a newer file of this model is not used.")
 
 

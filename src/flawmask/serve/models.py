@@ -16,10 +16,11 @@ import numpy.typing as npt
 from flawmask import images
 from flawmask.data.demo_drawing import draw
 from flawmask.errors import FlawmaskError
-from flawmask.files import read_json, sha256_of, walk
+from flawmask.files import read_json, walk
 from flawmask.inference import exported
 from flawmask.inference import threshold as thresholds
 from flawmask.inference.backend import Backend, Image, Resized, infer_tiles, prepared
+from flawmask.inference.exported_backend import ExportedBackend
 from flawmask.inference.predictor import Predictor
 from flawmask.inference.threshold import Threshold
 from flawmask.inference.tiled import TiledDetections, prediction_of
@@ -55,7 +56,7 @@ class Loaded:
         path: its file or folder.
         predictor: runs it, and has its threshold.
         threshold: the threshold, and how it was chosen.
-        digest: the SHA-256 of its file; of an exported model's network.
+        digest: the SHA-256 of its file; of an exported model, of its `export.json`.
         figures: how good it was measured, see `figures_of`; None where it was not.
         batch_size: the largest batch.
         since: when it was loaded, in seconds since 1970.
@@ -76,6 +77,11 @@ class Loaded:
     def backend(self) -> Backend:
         """What runs the network."""
         return self.predictor.backend
+
+    @property
+    def notes(self) -> list[str]:
+        """What to mind about the model, as sentences: that its export is unproven, say."""
+        return self.backend.manifest.unproven_note if isinstance(self.backend, ExportedBackend) else []
 
     @property
     def spec(self) -> ModelSpec:
@@ -112,6 +118,7 @@ class Loaded:
             "threshold": chosen,
             "calibrated_on": None if calibration is None else calibration.fitted_on,
             "figures": self.figures,
+            "notes": self.notes,
         }
 
 
@@ -123,7 +130,7 @@ def load(name: str, path: Path, config: ServeConfig) -> Loaded:
     """
     file = exported.file_of(path)
     try:
-        digest = sha256_of(file)
+        digest = exported.digest_of(file)
     except OSError as error:
         raise FlawmaskError(f"{path} cannot be read: {error.strerror}") from None
     predictor = Predictor(
