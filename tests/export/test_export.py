@@ -15,6 +15,7 @@ import onnx
 import pytest
 from data_to_export import data_set
 from random_network import SPEC, random_network
+from served_by_command import served
 
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig
@@ -247,7 +248,7 @@ def test_proof_and_calibration_have_the_min_area_of_the_threshold(run: Path, tmp
 
 def test_an_export_outside_the_tolerance_leaves_nothing_behind(run: Path, tmp_path: Path) -> None:
     with (
-        patch.object(parity, "odd_images", lambda split: {}),
+        patch.object(parity, "odd_images", lambda split, spec: {}),
         patch.dict(parity.TOLERANCES, {"fp32": parity.Tolerance(verdict=0.0, ap=-2.0, iou=0.0)}),
         pytest.raises(FlawmaskError, match="does not predict the same: val: mask_ap fell"),
     ):
@@ -295,6 +296,22 @@ def test_predict_and_evaluate_need_no_pytorch(exported: Path, run: Path, tmp_pat
         command = [sys.executable, "-c", WITHOUT_TORCH, *arguments, "--model", str(exported)]
         subprocess.run(command, check=True, capture_output=True, env=os.environ)
     assert (tmp_path / "b" / "report.html").is_file()
+
+
+def test_the_server_needs_no_pytorch(exported: Path, run: Path) -> None:
+    pytest.importorskip("uvicorn")
+    image = next((run / "data" / "test" / "images").glob("*.png")).read_bytes()
+    with served([sys.executable, "-c", WITHOUT_TORCH, "serve", "--model", str(exported)]) as ask:
+        status, answer = ask("POST", "/v1/predict", image)
+    assert (status, answer["verdict"] in ("good", "defect")) == (200, True)
+
+
+def test_messages_name_packages_and_not_extras_that_would_bring_pytorch(exported: Path) -> None:
+    with (
+        patch.dict(sys.modules, {"onnxruntime": None}),
+        pytest.raises(FlawmaskError, match=r"needs ONNX Runtime: pip install onnxruntime$"),
+    ):
+        Predictor(exported)
 
 
 TELEMETRY = """
