@@ -27,7 +27,7 @@ def split(tmp_path: Path) -> CocoSplit:
     return read_split(data_set(tmp_path / "data"), "train")
 
 
-def with_image(folder: Path, pixels: np.ndarray) -> CocoSplit:  # type: ignore[type-arg]
+def with_image(folder: Path, pixels: np.ndarray) -> CocoSplit:
     """Return a split of one image."""
     images.write_png(folder / "train" / "images" / "one.png", pixels)
     record = {"id": 1, "file_name": "one.png", "width": pixels.shape[1], "height": pixels.shape[0]}
