@@ -203,7 +203,7 @@ def _predicted(backend: Backend, several: Sequence[Image]) -> list[Prediction]:
 def odd_images(split: CocoSplit, spec: ModelSpec) -> dict[str, list[Image]]:
     """Return images that a data set rarely has, made from its first ones, by kind.
 
-    They show at most `LARGEST` pixels a side of these; for a network that sees tiles, parts of one and a half tiles a side.
+    They show at most `LARGEST` pixels a side of these; one and a half tiles, if the network sees tiles.
     """
     side = spec.tile * 3 // 2 if spec.tile else LARGEST
     whole = (images.read_image(split.image_path(image), spec.intensity) for image in split.images[:4])
