@@ -98,7 +98,7 @@ def test_without_pyvips_the_message_says_what_to_install(
     photograph().save(tmp_path / "a.png")
     monkeypatch.setattr(strips, "find_spec", lambda _: None)
     assert opened(tmp_path / "a.png") is None
-    assert 'pip install "flawmask[large]" reads it in strips' in caplog.text
+    assert 'pip install "pyvips[binary]" reads it in strips' in caplog.text
 
 
 def test_small_and_damaged_files_are_left_to_the_image_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

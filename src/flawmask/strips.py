@@ -114,7 +114,7 @@ def _obstacle(picture: PIL.Image.Image) -> str:
     is_odd = tags.get(images.WHITE_IS_ZERO) == 0 or images.SIGNED in tags.get(images.SAMPLE_FORMAT, ())
     if is_odd or getattr(picture, "n_frames", 1) > 1:
         return "a TIFF with several images, with signed values or with white as 0 cannot be read in strips"
-    return "" if find_spec("pyvips") else 'pip install "flawmask[large]" reads it in strips'
+    return "" if find_spec("pyvips") else 'pip install "pyvips[binary]" reads it in strips'
 
 
 class Bands:

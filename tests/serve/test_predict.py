@@ -284,7 +284,9 @@ def test_an_exported_model_gives_the_verdicts_that_predictor_gives(tmp_path: Pat
             (answer,) = it.predict(encode_png(patchwork(70, 90, seed))).json["images"]
             expected = predictor(patchwork(70, 90, seed)).verdict()
             assert (answer["verdict"], answer["score"]) == ("defect" if expected.is_defect else "good", expected.score)
-        assert it.get("/v1/model").json["sha256"] == sha256_of(folder / "model.onnx")
+        facts = it.get("/v1/model").json
+        assert facts["sha256"] == sha256_of(folder / "export.json")
+        assert "unproven" in facts["notes"][0]
 
 
 @pytest.mark.parametrize("tile_from", ["all", "coarse"])

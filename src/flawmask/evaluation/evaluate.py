@@ -23,11 +23,11 @@ from flawmask.evaluation.measure import decide_verdicts, measure
 from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
 from flawmask.evaluation.verdicts import groups_of
-from flawmask.files import check_output_folder, read_json, sha256_of
+from flawmask.files import check_output_folder, read_json
 from flawmask.inference import calibration, exported, threshold
 from flawmask.inference.backend import Backend, check_classes
 from flawmask.inference.calibration import Calibration
-from flawmask.inference.predictor import load
+from flawmask.inference.predictor import check_floor, load
 from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.inference.threshold import Threshold
 from flawmask.launch import world_size
@@ -100,18 +100,21 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         sizes = [(image["height"], image["width"]) for image in split.images]
         check_sizes(backend.spec.tiling, sizes, str(split.folder), refuse=isinstance(config.tile, int))
     conf = threshold.DEFAULT if config.conf == "auto" else config.conf
+    if config.conf != "auto":
+        check_floor(backend, conf, config, config.model)
     other = read_other(config.against, split, conf, config.min_area) if config.against else None
     digests = team.from_main(lambda: content_digests(split, backend.spec.intensity))
     leak = seen_in_training(split, digests, config.model, allow=config.allow_leak)
     predictions, seconds = _predict(config, backend, split, team)
     chosen = _threshold(config, backend, split, digests, predictions, team)
+    check_floor(backend, chosen.value, config, config.model)
     predictions, fitted = _calibrate(config, split, digests, predictions, team)
     facts: dict[str, Any] = {
         "seconds": seconds,
         "seconds_per_image": sum(seconds.values()),
         "dataset": config.dataset_dir.as_posix(),
         "model": config.model.as_posix(),
-        "model_sha256": sha256_of(config.model),
+        "model_sha256": exported.digest_of(config.model),
         "intensity": list(backend.spec.intensity),
         "join": backend.spec.join,
         **backend.spec.tiles_as_json,
@@ -131,7 +134,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         **{name: value for name, value in chosen.to_dict().items() if name != "chosen_by"},
         "same_split": shared > 0,
     }
-    manifest = exported.read_manifest(config.model) if exported.is_export(config.model) else None
+    manifest = exported.manifest_of(config.model) if exported.is_export(config.model) else None
     unproven = [] if manifest is None else manifest.unproven_note
     all_notes = [*unproven, *notes(split, config.model, leak), *threshold_notes(chosen, shared, len(split.images))]
     if fitted is not None:

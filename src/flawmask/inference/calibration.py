@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawmask.errors import FlawmaskError
-from flawmask.files import read_json, sha256, write_json
+from flawmask.files import read_json, write_json
 
 Floats = npt.NDArray[np.float64]
 
@@ -65,14 +65,16 @@ def _beside(model: Path) -> Path:
 
 def save(calibration: Calibration, model: Path) -> None:
     """Write the calibration beside its checkpoint, as `best.calibration.json`."""
-    write_json(_beside(model), {"model_sha256": sha256(model.read_bytes()), **asdict(calibration)})
+    from flawmask.inference import exported
+
+    write_json(_beside(model), {"model_sha256": exported.digest_of(model), **asdict(calibration)})
 
 
 def _exported(model: Path, min_area: int) -> Calibration | None:
     """Return the calibration inside an exported model."""
     from flawmask.inference import exported
 
-    inside = exported.read_manifest(model).calibration if exported.is_export(model) else None
+    inside = exported.manifest_of(model).calibration if exported.is_export(model) else None
     return None if inside is None or inside.min_area != min_area else inside
 
 
@@ -85,13 +87,17 @@ def load(model: Path, min_area: int) -> Calibration | None:
     path = _beside(model)
     if not path.is_file():
         return _exported(model, min_area)
+    from flawmask.inference import exported
+
     content: Any = read_json(path)
     try:
-        is_its_own = content.pop("model_sha256") == sha256(model.read_bytes())
+        is_its_own = content.pop("model_sha256") == exported.digest_of(model)
         stored = Calibration(**content | {"fitted_by": tuple(content["fitted_by"])})
         is_valid = stored.slope >= 0 and np.isfinite(stored.slope + stored.intercept)
     except (AttributeError, KeyError, TypeError):
         is_valid = False
     if not is_valid:
         raise FlawmaskError(f"{path} is damaged: delete it, and evaluate the split val again")
-    return stored if is_its_own and stored.min_area == min_area else None
+    if not is_its_own:
+        return _exported(model, min_area)
+    return stored if stored.min_area == min_area else None

@@ -21,7 +21,7 @@ from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.inputs import find_images
 from flawmask.inference.overlay import draw_instances, viewing_size
-from flawmask.inference.predictor import load
+from flawmask.inference.predictor import check_floor, load
 from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.masks import Mask
 from flawmask.model.spec import ModelSpec
@@ -89,6 +89,7 @@ def predict(config: PredictConfig) -> Predicted:
         f"--save_masks: {backend.spec.arch} predicts boxes and no masks",
     )
     conf = threshold.of(config.conf, config.model, config.min_area).value
+    check_floor(backend, conf, config, config.model)
     levels = backend.spec.intensity
     if config.intensity is not None:
         levels = intensity.of_images(config.intensity, paths, "--input")

@@ -79,8 +79,8 @@ class Predictor:
             tile_from: with `coarse`, only the tiles where the network sees something on the whole image, made small.
 
         Raises:
-            FlawmaskError: the file is no checkpoint; the device or the precision is not available; or no threshold was
-                chosen for this checkpoint and this `min_area`.
+            FlawmaskError: the file is no checkpoint; the device or the precision is not available; no threshold was
+                chosen for this checkpoint and this `min_area`; or defects above the threshold would be dropped.
         """
         if threshold != "auto" and not 0 <= threshold <= 1:
             raise FlawmaskError(f"threshold={threshold!r}: it must lie between 0 and 1, or be 'auto'")
@@ -99,6 +99,7 @@ class Predictor:
         self.min_area = min_area
         self.calibration = calibration.load(file, min_area)
         self.backend = load(file, settings)
+        check_floor(self.backend, self.conf, settings, file)
         self.spec = self.backend.spec
 
     def __call__(self, image: Source, *, colour: Colour = "rgb") -> Prediction:
@@ -164,6 +165,30 @@ def load(model: Path, settings: InferenceSettings) -> Backend:
         backend.spec = replace(backend.spec, join=settings.join)
     backend.spec = _in_tiles(backend.spec, settings, model)
     return backend
+
+
+def check_floor(backend: Backend, conf: float, settings: InferenceSettings, model: Path) -> None:
+    """Refuse a threshold below the score floor, which would drop defects that count. The default floor may be above.
+
+    Args:
+        backend: runs the network; the floor of an exported model is fixed in it.
+        conf: the threshold of the verdict.
+        settings: have the floor of a checkpoint.
+        model: the file, for the message.
+
+    Raises:
+        FlawmaskError: the threshold is below the floor.
+    """
+    from flawmask.inference.exported_backend import ExportedBackend
+
+    is_fixed = isinstance(backend, ExportedBackend)
+    floor = backend.manifest.score_floor if isinstance(backend, ExportedBackend) else settings.score_floor
+    advice = "export it with a lower one" if is_fixed else "give a lower one"
+    require(
+        floor <= max(conf, SCORE_FLOOR),
+        f"{model}: --score_floor is {floor}, above the threshold {conf:.4g}, so defects that count would be dropped: "
+        f"{advice}, or a higher threshold",
+    )
 
 
 def _of_checkpoint(model: Path, settings: InferenceSettings) -> Backend:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flawmask.errors import FlawmaskError
-from flawmask.files import read_json, sha256, write_json
+from flawmask.files import read_json, write_json
 
 DEFAULT = 0.5
 MADE_BY = "flawmask evaluate"
@@ -72,7 +72,9 @@ def _beside(model: Path) -> Path:
 
 def save(threshold: Threshold, model: Path) -> None:
     """Write the threshold beside its checkpoint, as `best.threshold.json`."""
-    content = {"made_by": MADE_BY, "model_sha256": sha256(model.read_bytes()), **threshold.to_dict()}
+    from flawmask.inference import exported
+
+    content = {"made_by": MADE_BY, "model_sha256": exported.digest_of(model), **threshold.to_dict()}
     write_json(_beside(model), content)
 
 
@@ -83,15 +85,16 @@ def load(model: Path) -> Threshold | None:
     Raises:
         FlawmaskError: the file beside the checkpoint is damaged.
     """
+    from flawmask.inference import exported
+
+    inside = exported.manifest_of(model).threshold if exported.is_export(model) else None
     path = _beside(model)
     if not path.is_file():
-        from flawmask.inference import exported
-
-        return exported.read_manifest(model).threshold if exported.is_export(model) else None
+        return inside
     content: Any = read_json(path)
     try:
-        if content.pop("model_sha256") != sha256(model.read_bytes()) or content.pop("made_by") != MADE_BY:
-            return None
+        if content.pop("model_sha256") != exported.digest_of(model) or content.pop("made_by") != MADE_BY:
+            return inside
         interval = content.pop("interval")
         chosen_by = tuple(content.pop("chosen_by"))
         stored = Threshold(

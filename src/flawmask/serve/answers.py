@@ -94,6 +94,7 @@ class ModelAnswer(BaseModel):
         description="split, images, metrics with 95 % intervals, measured_with, and differs: which of that is not as "
         "here. Metrics that do not hold here are left out."
     )
+    notes: list[str] = Field(description="What to mind, as sentences: that an export is unproven, say.")
     problem: str | None = Field(description="Why a newer file of this model is not used.")
 
 

@@ -15,11 +15,12 @@ import numpy as np
 from flawmask import images
 from flawmask.data.demo_drawing import draw
 from flawmask.errors import FlawmaskError
-from flawmask.files import read_json, sha256_of, walk
+from flawmask.files import read_json, walk
 from flawmask.images import Pixels
 from flawmask.inference import exported
 from flawmask.inference import threshold as thresholds
 from flawmask.inference.backend import Backend, Image, Resized, infer_tiles, prepared
+from flawmask.inference.exported_backend import ExportedBackend
 from flawmask.inference.predictor import Predictor
 from flawmask.inference.threshold import Threshold
 from flawmask.inference.tiled import TiledDetections, prediction_of
@@ -58,7 +59,7 @@ class Loaded:
         path: its file or folder.
         predictor: runs it, and has its threshold.
         threshold: the threshold, and how it was chosen.
-        digest: the SHA-256 of its file; of an exported model's network.
+        digest: the SHA-256 of its file; of an exported model, of its `export.json`.
         figures: how good it was measured, see `figures_of`; None where it was not.
         batch_size: the largest batch.
         since: when it was loaded, in seconds since 1970.
@@ -79,6 +80,11 @@ class Loaded:
     def backend(self) -> Backend:
         """What runs the network."""
         return self.predictor.backend
+
+    @property
+    def notes(self) -> list[str]:
+        """What to mind about the model, as sentences: that its export is unproven, say."""
+        return self.backend.manifest.unproven_note if isinstance(self.backend, ExportedBackend) else []
 
     @property
     def spec(self) -> ModelSpec:
@@ -115,6 +121,7 @@ class Loaded:
             "threshold": chosen,
             "calibrated_on": None if calibration is None else calibration.fitted_on,
             "figures": self.figures,
+            "notes": self.notes,
         }
 
 
@@ -126,7 +133,7 @@ def load(name: str, path: Path, config: ServeConfig) -> Loaded:
     """
     file = exported.file_of(path)
     try:
-        digest = sha256_of(file)
+        digest = exported.digest_of(file)
     except OSError as error:
         raise FlawmaskError(f"{path} cannot be read: {error.strerror}") from None
     predictor = Predictor(
