@@ -133,6 +133,12 @@ def test_the_page_names_the_model_and_how_good_it_was_measured(opened: Open, mod
     assert sha256_of(model)[:8] in said
     assert "threshold 0.80 (given)" in said
     assert "measured on 44 images (test) at threshold 0.80: AUROC 97.1 % (83.5 to 99.5)" in said
+    with serving(replace(config_of(model), conf=0.9)) as it:
+        page = opened(it.port)
+        wait(page, "document.getElementById('model').textContent.startsWith('plates')")
+        assert page.text_content("#model").endswith(
+            "(83.5 to 99.5), figures that hold for this threshold only are left out"
+        )
 
 
 def test_dropped_images_get_the_servers_verdicts(opened: Open, served: Served) -> None:

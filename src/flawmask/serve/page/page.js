@@ -94,7 +94,7 @@ function aboutModel(model) {
 function aboutFigures({ images, split, metrics, measured_with: used, differs }) {
   const shown = Object.entries(metrics).filter(([key]) => FIGURES[key]).map(([key, one]) => figure(FIGURES[key], one));
   const others = differs.map((name) => (name === "conf" ? "this threshold" : `${name} ${used[name] ?? "off"}`)).join(", ");
-  const left = others ? [`other figures are left out, as they hold for ${others} only`] : [];
+  const left = others ? [`figures that hold for ${others} only are left out`] : [];
   return `measured on ${images} images (${split}) at threshold ${used.conf.toFixed(2)}: ${[...shown, ...left].join(", ")}`;
 }
 
