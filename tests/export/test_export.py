@@ -105,7 +105,7 @@ def test_predictor_predict_and_evaluate_give_the_same_as_with_the_checkpoint(
 def test_the_network_is_read_once_to_check_it(exported: Path) -> None:
     with patch.object(exported_module, "sha256_of", wraps=sha256_of) as checked:
         Predictor(exported, threshold="auto")
-    assert [call.args[0].name for call in checked.call_args_list] == ["model.onnx"]
+    assert [call.args[0].name for call in checked.call_args_list].count("model.onnx") == 1
 
 
 def test_the_digest_of_an_export_covers_all_its_files(tmp_path: Path, exported: Path) -> None:
