@@ -123,26 +123,26 @@ def padded(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 
 
 def check_sizes(tiling: Tiling, sizes: Sequence[tuple[int, int]], where: str, *, refuse: bool = True) -> None:
-    """Say how many images are smaller than a tile in height or width. They are padded to it.
+    """Warn how many images are smaller than a tile in height or width. They are padded to it.
 
     Args:
         tiling: the tiles.
         sizes: height and width of each image.
         where: the images' name in messages.
-        refuse: whether images that are all smaller are an error.
+        refuse: whether it is an error if a tile is larger than every image, in height and in width.
 
     Raises:
-        FlawmaskError: no image is as large as a tile.
+        FlawmaskError: a tile is larger than every image.
     """
-    small = sum(min(size) < tiling.size for size in sizes)
-    height, width = max(sizes, key=min)
-    if small == len(sizes) and refuse:
+    height, width = max(sizes, key=max, default=(0, 0))
+    if refuse and max(height, width) < tiling.size:
         raise FlawmaskError(
             f"--tile {tiling.size} is larger than every image of {where} (the largest is {width}x{height}): give at "
-            f"most {min(height, width)}, or off"
+            f"most {max(height, width)}, or off"
         )
+    small = sum(min(size) < tiling.size for size in sizes)
     if small:
         log.warning(
-            "%d of %d images of %s are smaller than a tile of %d pixels: they are padded to it",
+            "%d of %d images of %s are smaller than a tile of %d pixels in height or width: they are padded to it",
             *(small, len(sizes), where, tiling.size),
         )

@@ -357,10 +357,12 @@ def predict_split(
         FlawmaskError: an image cannot be read, or its size is not that of its record.
     """
 
+    first: dict[str, Path] = {}
+
     def read(image: Record) -> npt.NDArray[np.uint8] | StripImage:
         """Return the image's pixels after checking their size against its record."""
         path = split.image_path(image)
-        large = opened(path) if backend.spec.tile is not None else None
+        large = opened(path, first) if backend.spec.tile is not None else None
         pixels = large or images.read_image(path, backend.spec.intensity)
         height, width = pixels.shape[:2]
         if (height, width) != (image["height"], image["width"]):

@@ -30,6 +30,7 @@ from flawmask.progress import track
 from flawmask.settings import require
 from flawmask.strips import StripImage, opened
 from flawmask.tally import tallies_to_dict, warn_of_unused
+from flawmask.tiles import check_sizes
 
 log = logging.getLogger(__name__)
 
@@ -128,11 +129,8 @@ def predict(config: PredictConfig) -> Predicted:
         config.output_dir,
     )
     _warn_of_outside(job)
-    if job.smaller:
-        log.warning(
-            "%d of %d images are not larger than a tile of %s pixels (for example %s): they are padded to one tile",
-            *(len(job.smaller), len(paths), backend.spec.tile, min(job.smaller)),
-        )
+    if backend.spec.tiling is not None:
+        check_sizes(backend.spec.tiling, job.sizes, "--input", refuse=False)
     return Predicted(config.output_dir, defective, good, unreadable, inputs.not_predicted)
 
 
@@ -157,7 +155,8 @@ class _Job:
         names: the name of the pictures for each image.
         levels: the values that become black and white in images of more than 8 bits.
         outside: the images with a grey range that does not fit `levels`, and how they differ.
-        smaller: the images that are not larger than a tile.
+        sizes: height and width of the images that were read.
+        first: the first image that is decoded whole, for each reason; see `strips.opened`.
     """
 
     config: PredictConfig
@@ -169,17 +168,17 @@ class _Job:
     names: dict[Path, str]
     levels: images.Levels
     outside: dict[Path, str] = field(default_factory=dict)
-    smaller: list[Path] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    first: dict[str, Path] = field(default_factory=dict)
 
     def read(self, path: Path) -> npt.NDArray[np.uint8] | StripImage:
-        large = opened(path) if self.spec.tile is not None and self.config.page is None else None
-        if large is not None:
-            _check_size(large.shape[:2], self.region, path, self.config)
-            return large
-        pixels = images.read_pixels(path, self.config.page)
-        _check_size(pixels.shape[:2], self.region, path, self.config)
-        if self.spec.tile is not None and max(pixels.shape[:2]) <= self.spec.tile:
-            self.smaller.append(path)
+        large = opened(path, self.first) if self.spec.tile is not None and self.config.page is None else None
+        pixels = large or images.read_pixels(path, self.config.page)
+        height, width = pixels.shape[:2]
+        _check_size((height, width), self.region, path, self.config)
+        self.sizes.append((height, width))
+        if isinstance(pixels, StripImage):
+            return pixels
         if how := images.levels_problem(pixels, self.levels):
             self.outside[path] = how
         return images.as_seen(pixels, self.levels, path)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -100,6 +101,7 @@ class Predictor:
         self.calibration = calibration.load(file, min_area)
         self.backend = load(file, settings)
         self.spec = self.backend.spec
+        self._first_decoded_whole: dict[str, Path] = {}
 
     def __call__(self, image: Source, *, colour: Colour = "rgb") -> Prediction:
         """Return the prediction for one image.
@@ -111,8 +113,8 @@ class Predictor:
         Raises:
             ImageError: the image cannot be read, or is none of these kinds.
         """
-        pixels = images.pixels_of(image, colour, self.spec.intensity)
-        return self._with_limits(detect(self.backend, pixels), pixels)
+        read = self._read(image, colour)
+        return self._with_limits(detect(self.backend, read), None if isinstance(read, StripImage) else read)
 
     def predict(
         self, sources: Iterable[Source], *, batch_size: int | None = None, colour: Colour = "rgb"
@@ -139,13 +141,15 @@ class Predictor:
                 raise output
             return self._with_limits(output.prediction(self.spec), output.pixels if output.size is None else None)
 
-        def read(source: Source) -> Image | StripImage:
-            large = opened(Path(source)) if self.spec.tile and isinstance(source, str | Path) else None
-            return large or images.pixels_of(source, colour, self.spec.intensity)
-
         several = [sources] if images.is_source(sources) else sources
+        read = partial(self._read, colour=colour)
         with closing(predict_all(self.backend, several, read, finish, batch_size)) as predictions:
             yield from predictions
+
+    def _read(self, source: Source, colour: Colour) -> Image | StripImage:
+        is_file = isinstance(source, str | Path)
+        large = opened(Path(source), self._first_decoded_whole) if self.spec.tile and is_file else None
+        return large or images.pixels_of(source, colour, self.spec.intensity)
 
     def _with_limits(self, prediction: Prediction, pixels: Image | None) -> Prediction:
         return replace(prediction, conf=self.conf, min_area=self.min_area, image=pixels, calibration=self.calibration)
