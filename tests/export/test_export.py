@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from data_to_export import data_set
+from oracle import Oracle, image_of, spec_for
 from random_network import SPEC, random_network
 
 from flawmask.errors import FlawmaskError
@@ -24,6 +25,7 @@ from flawmask.export.config import ExportConfig
 from flawmask.export.export import export
 from flawmask.files import read_json, sha256
 from flawmask.inference import threshold
+from flawmask.inference.backend import detect
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.exported import KEY, file_of, read_manifest
 from flawmask.inference.predict import predict
@@ -255,3 +257,12 @@ def test_compare_takes_an_export_as_one_more_column(exported: Path, run: Path, t
         replace(config, exports=str(tmp_path / "nothing"))
     with pytest.raises(FlawmaskError, match="leave out --folds"):
         replace(config, folds=3)
+
+
+def test_odd_images_are_proven_in_tiles_if_the_network_sees_tiles() -> None:
+    numbers = np.zeros((150, 200), np.int32)
+    numbers[20:25, 10:190] = 1
+    numbers[140:143, 100] = 2
+    (found,) = parity._predicted(Oracle(spec_for(64, 16)), [image_of(numbers)])
+    assert found == detect(Oracle(spec_for(64, 16)), image_of(numbers))
+    assert [one.area for one in found.instances] == [3, 900]

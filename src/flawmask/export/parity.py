@@ -13,7 +13,7 @@ from flawmask.coco import CocoSplit
 from flawmask.evaluation.against import Other, compare
 from flawmask.evaluation.evaluate import predict_split
 from flawmask.export.config import ExportConfig
-from flawmask.inference.backend import Backend, Image, prepared
+from flawmask.inference.backend import Backend, Image, detect, prepared
 from flawmask.inference.exported import ExportPrecision, Manifest
 from flawmask.inference.threshold import DEFAULT
 from flawmask.prediction import Instance, Prediction, post_process
@@ -185,8 +185,10 @@ def _odd(original: Backend, export: Backend, several: Sequence[Image], limits: _
 
 
 def _predicted(backend: Backend, several: Sequence[Image]) -> list[Prediction]:
-    raw = backend.infer([prepared(one, backend) for one in several])
     spec = backend.spec
+    if spec.tile is not None:
+        return [detect(backend, one) for one in several]
+    raw = backend.infer([prepared(one, backend) for one in several])
     return [
         post_process(one, spec.classes, *image.shape[:2], join=spec.join)
         for one, image in zip(raw, several, strict=True)
