@@ -176,7 +176,7 @@ def test_tiles_that_threads_cut_are_those_of_the_whole_image_and_few_rows_are_ke
 ) -> None:
     monkeypatch.setattr(strips, "ROWS", 16)
     photograph().save(tmp_path / "a.png")
-    pixels, windows = read_image(tmp_path / "a.png"), Tiling(100, 20, shift).windows(HEIGHT, WIDTH)
+    pixels, windows = read_image(tmp_path / "a.png"), Tiling(100, 20, shift, shift).windows(HEIGHT, WIDTH)
     bands, kept, lock = Bands(large(tmp_path / "a.png"), windows), 0, threading.Lock()
 
     def is_right(number: int) -> bool:

@@ -54,7 +54,8 @@ class Tiling:
     Attributes:
         size: the side of a tile, in pixels of the image.
         overlap: the fewest rows or columns that neighbouring tiles share, in pixels, at least 1.
-        shift: how far the grid is moved to the left and up, in pixels; see `starts`.
+        shift_y: how far the grid is moved up, in pixels; see `starts`.
+        shift_x: how far it is moved to the left.
 
     Raises:
         FlawmaskError: the tile is too small, or the overlap does not fit it.
@@ -62,7 +63,8 @@ class Tiling:
 
     size: int
     overlap: int
-    shift: int = 0
+    shift_y: int = 0
+    shift_x: int = 0
 
     def __post_init__(self) -> None:
         if not MIN_TILE <= self.size <= MAX_TILE:
@@ -80,8 +82,8 @@ class Tiling:
         tall, wide = min(self.size, height), min(self.size, width)
         return [
             Window(x, y, wide, tall)
-            for y in starts(height, self.size, self.overlap, self.shift)
-            for x in starts(width, self.size, self.overlap, self.shift)
+            for y in starts(height, self.size, self.overlap, self.shift_y)
+            for x in starts(width, self.size, self.overlap, self.shift_x)
         ]
 
 

@@ -8,6 +8,7 @@ from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import evaluate
 from flawmask.inference import exported
 from flawmask.settings import stage
+from flawmask.stages import own_tiles
 
 
 def evaluate_export(config: CompareConfig, shared: SharedData, folder: Path, name: str) -> Entry:
@@ -17,12 +18,11 @@ def evaluate_export(config: CompareConfig, shared: SharedData, folder: Path, nam
         FlawmaskError: the export is damaged, or its classes are not those of the data set.
     """
     network = exported.file_of(config.export_paths[name])
-    exported.read_manifest(network)
+    tiles = own_tiles(config, exported.read_manifest(network).spec.tile)
     for split in shared.splits:
         changes = {"device": None, "precision": "auto", "output_dir": folder / name / f"inference_{split}"}
-        evaluate(
-            stage(EvaluateConfig, config, model=network, dataset_dir=shared.prepared_dirs[0], split=split, **changes)
-        )
+        place = {"model": network, "dataset_dir": shared.prepared_dirs[0], "split": split}
+        evaluate(stage(EvaluateConfig, config, **place, **changes, **tiles))
     files = [network.with_name(one) for names in exported.FILES.values() for one in names]
     return Entry(
         name,

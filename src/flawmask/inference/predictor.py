@@ -147,8 +147,8 @@ class Predictor:
             yield from predictions
 
     def _read(self, source: Source, colour: Colour) -> Image | StripImage:
-        is_file = isinstance(source, str | Path)
-        large = opened(Path(source), self._first_decoded_whole) if self.spec.tile and is_file else None
+        file = Path(source) if self.spec.tile and isinstance(source, str | Path) else None
+        large = None if file is None else opened(file, self._first_decoded_whole)
         return large or images.pixels_of(source, colour, self.spec.intensity)
 
     def _with_limits(self, prediction: Prediction, pixels: Image | None) -> Prediction:
