@@ -17,6 +17,9 @@ TileChoice = Literal["off", "auto"]
 TileFrom = Literal["all", "coarse"]
 """Which tiles the network sees: all of an image, or those where it sees something on the whole image, made small."""
 
+WHOLE_IMAGES = {"tile": None, "overlap": 0, "tile_from": "all"}
+"""What results say of a network that sees images whole. Results of older versions say nothing, and mean this."""
+
 MIN_TILE, MAX_TILE = 32, 65_536
 """The smallest and the largest tile, in pixels."""
 

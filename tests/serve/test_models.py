@@ -23,6 +23,7 @@ from flawmask.prediction import RawDetections
 from flawmask.serve.config import ServeConfig
 from flawmask.serve.models import figures_of, unsound
 from flawmask.serve.server import serve
+from flawmask.tiles import WHOLE_IMAGES
 from serve.served import DEFECT, GOOD, Served, config_of, image, save_model, serving, until
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -154,15 +155,27 @@ def test_figures_are_those_of_the_test_split_and_of_this_model_only(tmp_path: Pa
     own = sha256_of(path)
     metrics = {"model_sha256": own, "total_images": 30, "conf": 0.5, "image_auroc": 0.97, "mask_ap50": None}
     metrics |= {"intervals": {"image_auroc": [0.9, 1.0]}}
-    assert figures_of(path, own) is None
+    assert figures_of(path, own, WHOLE_IMAGES) is None
     for split in ("val", "test"):
         write_json(tmp_path / f"inference_{split}" / "metrics.json", metrics | {"split": split})
-        found = figures_of(path, own)
+        found = figures_of(path, own, WHOLE_IMAGES)
         assert found is not None
         assert found["split"] == split
         assert found["metrics"] == {"image_auroc": {"value": 0.97, "interval": [0.9, 1.0]}}
-    assert figures_of(path, "another") is None
+    assert figures_of(path, "another", WHOLE_IMAGES) is None
     json.dumps(found, allow_nan=False)
+
+
+def test_figures_of_other_tiles_are_not_those_of_the_model(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "best.pt")
+    own, tiles = sha256_of(path), {"tile": 64, "overlap": 16, "tile_from": "all"}
+    metrics = {"model_sha256": own, "total_images": 30, "conf": 0.5, "image_auroc": 0.97}
+    write_json(tmp_path / "inference_val" / "metrics.json", metrics | tiles)
+    assert figures_of(path, own, tiles) is not None
+    for other in (WHOLE_IMAGES, tiles | {"overlap": 20}, tiles | {"tile_from": "coarse"}):
+        assert figures_of(path, own, other) is None
+    write_json(tmp_path / "inference_val" / "metrics.json", metrics)  # as written before there were tiles
+    assert figures_of(path, own, tiles) is None
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def export(config: ExportConfig) -> Exported:
         precision=config.precision,
         spec=spec,
         threshold=threshold.load(config.model),
-        calibration=calibration.load(config.model, config.min_area),
+        calibration=calibration.load(config.model, config.min_area, spec.tiles_as_json),
         checkpoint_sha256=sha256(config.model.read_bytes()),
         score_floor=config.score_floor,
         max_proposals=config.max_proposals,

@@ -41,7 +41,7 @@ class Predictor:
         conf: the threshold of the verdict, 0 to 1.
         min_area: the smallest area, in pixels, of a defect that counts for the verdict.
         calibration: gives the `defect_probability` of its predictions; None where the checkpoint has no calibration for
-            this `min_area`.
+            this `min_area` and these tiles.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Predictor:
 
         Raises:
             FlawmaskError: the file is no checkpoint; the device or the precision is not available; or no threshold was
-                chosen for this checkpoint and this `min_area`.
+                chosen for this checkpoint, this `min_area` and these tiles.
         """
         if threshold != "auto" and not 0 <= threshold <= 1:
             raise FlawmaskError(f"threshold={threshold!r}: it must lie between 0 and 1, or be 'auto'")
@@ -96,11 +96,11 @@ class Predictor:
             tile_from=tile_from,
         )
         file = exported.file_of(Path(model))
-        self.conf = thresholds.of(threshold, file, min_area).value
-        self.min_area = min_area
-        self.calibration = calibration.load(file, min_area)
         self.backend = load(file, settings)
         self.spec = self.backend.spec
+        self.conf = thresholds.of(threshold, file, min_area, self.spec.tiles_as_json).value
+        self.min_area = min_area
+        self.calibration = calibration.load(file, min_area, self.spec.tiles_as_json)
         self._first_decoded_whole: dict[str, Path] = {}
 
     def __call__(self, image: Source, *, colour: Colour = "rgb") -> Prediction:

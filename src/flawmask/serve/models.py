@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from flawmask.model.spec import ModelSpec
 from flawmask.prediction import RawDetections
 from flawmask.serve.config import ServeConfig
 from flawmask.serve.metrics import Metrics
+from flawmask.tiles import WHOLE_IMAGES
 
 log = logging.getLogger(__name__)
 
@@ -143,23 +144,29 @@ def load(name: str, path: Path, config: ServeConfig) -> Loaded:
         name,
         path,
         predictor,
-        thresholds.of(config.conf, file, config.min_area),
+        thresholds.of(config.conf, file, config.min_area, predictor.spec.tiles_as_json),
         digest,
-        figures_of(file, digest),
+        figures_of(file, digest, predictor.spec.tiles_as_json),
         config.inference_batch_size or predictor.backend.batch_size,
     )
 
 
-def figures_of(path: Path, digest: str) -> dict[str, Any] | None:
+def figures_of(path: Path, digest: str, tiles: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return how good a model was measured, from the results beside it: those of its test split, or else of val.
 
     Keys: `split`, `images`, `evaluated_at` (the threshold), and each metric of `FIGURES` with `value` and `interval`
     (95 %, or None). None where it was not evaluated, or where another model was.
+
+    Args:
+        path: the model's file.
+        digest: its SHA-256.
+        tiles: what the network sees, `ModelSpec.tiles_as_json`. Figures of other tiles are not its own.
     """
     for split in ("test", "val"):
         results = path.parent / f"inference_{split}" / "metrics.json"
         metrics = read_json(results) if results.is_file() else {}
-        if metrics.get("model_sha256") != digest:
+        measured_on = {name: metrics.get(name, whole) for name, whole in WHOLE_IMAGES.items()}
+        if metrics.get("model_sha256") != digest or measured_on != tiles:
             continue
         intervals = metrics.get("intervals", {})
         measured = {
