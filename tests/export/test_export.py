@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from data_to_export import data_set
+from oracle import Oracle, image_of, spec_for
 from random_network import SPEC, random_network
 from served_by_command import served
 
@@ -26,6 +27,7 @@ from flawmask.export.export import export
 from flawmask.files import read_json, sha256, sha256_of, write_json
 from flawmask.inference import calibration, threshold
 from flawmask.inference import exported as exported_module
+from flawmask.inference.backend import detect
 from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.exported import KEY, file_of, read_manifest
@@ -33,6 +35,7 @@ from flawmask.inference.predict import predict
 from flawmask.inference.predictor import Predictor
 from flawmask.inference.threshold import Threshold
 from flawmask.model import checkpoint
+from flawmask.tiles import WHOLE_IMAGES
 
 pytestmark = pytest.mark.usefixtures("small_network")
 """The tests export one small network once, and damage copies of it."""
@@ -116,14 +119,14 @@ def test_the_digest_of_an_export_covers_all_its_files(tmp_path: Path, exported: 
     write_json(tmp_path / "export.json", content)
     threshold.save(Threshold(0.9, "aim", aim="f1", chosen_on="val", images=8), network)
     calibration.save(Calibration(1.0, 0.0, "val", 8, 4), network)
-    chosen, fitted = threshold.load(network), calibration.load(network, 0)
+    chosen, fitted = threshold.load(network), calibration.load(network, 0, WHOLE_IMAGES)
     assert chosen is not None
     assert (chosen.value, fitted) == (0.9, Calibration(1.0, 0.0, "val", 8, 4))
     content["files"]["model.bin"] = "2" * 64  # other weights
     write_json(tmp_path / "export.json", content)
     chosen = threshold.load(network)
     assert chosen is not None
-    assert (chosen.value, calibration.load(network, 0)) == (0.4, None)
+    assert (chosen.value, calibration.load(network, 0, WHOLE_IMAGES)) == (0.4, None)
 
 
 @pytest.fixture
@@ -383,3 +386,12 @@ def test_compare_refuses_a_damaged_export_or_one_of_other_classes_before_it_writ
     with pytest.raises(FlawmaskError, match=r"model\.onnx is damaged"):
         compare(replace(config, dataset_dir=run / "data"))
     assert not (tmp_path / "comparison").exists()
+
+
+def test_odd_images_are_proven_in_tiles_if_the_network_sees_tiles() -> None:
+    numbers = np.zeros((150, 200), np.int32)
+    numbers[20:25, 10:190] = 1
+    numbers[140:143, 100] = 2
+    (found,) = parity._predicted(Oracle(spec_for(64, 16)), [image_of(numbers)])
+    assert found == detect(Oracle(spec_for(64, 16)), image_of(numbers))
+    assert [one.area for one in found.instances] == [3, 900]

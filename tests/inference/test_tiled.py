@@ -2,7 +2,7 @@
 the seams lie."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -17,8 +17,9 @@ from flawmask.inference.backend import Resized, detect
 from flawmask.inference.tiled import TiledDetections, prediction_of
 from flawmask.joining import Join
 from flawmask.masks import box_of_rle, part_of_rle
+from flawmask.model.spec import ModelSpec
 from flawmask.prediction import Prediction, RawDetections
-from flawmask.tiles import Window, cut
+from flawmask.tiles import Tiling, Window, cut
 
 HEIGHT, WIDTH, TILE, OVERLAP = 90, 110, 32, 8
 
@@ -42,10 +43,39 @@ def handmade() -> Numbers:
     return numbered(canvas > 0)
 
 
+@dataclass(frozen=True)
+class Moved(ModelSpec):
+    """A spec whose grid is moved up and to the left by different numbers of pixels."""
+
+    shifts: tuple[int, int] = (0, 0)
+
+    @property
+    def tiling(self) -> Tiling:
+        return Tiling(self.tile or TILE, self.overlap, *self.shifts)
+
+
+def moved(tile: int, overlap: int, up: int, left: int, join: Join = "off") -> Oracle:
+    return Oracle(Moved(**vars(spec_for(tile, overlap, join=join)), shifts=(up, left)))
+
+
+STEPS = TILE - OVERLAP
+
+
 @pytest.mark.parametrize("join", ["touching", "off"])
-@pytest.mark.parametrize("shift", range(TILE - OVERLAP))
-def test_each_defect_is_one_instance_to_the_pixel_for_every_place_of_the_grid(shift: int, join: Join) -> None:
-    check(handmade(), Oracle(spec_for(TILE, OVERLAP, shift, join=join)))
+@pytest.mark.parametrize("up", range(STEPS))
+def test_each_defect_is_one_instance_to_the_pixel_for_every_row_and_every_column_of_the_grid(
+    up: int, join: Join
+) -> None:
+    check(handmade(), moved(TILE, OVERLAP, up, (7 * up + 5) % STEPS, join))
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("join", ["touching", "off"])
+@pytest.mark.parametrize("up", range(STEPS))
+def test_each_defect_is_one_instance_to_the_pixel_for_every_place_of_the_grid(up: int, join: Join) -> None:
+    numbers = handmade()
+    for left in range(STEPS):
+        check(numbers, moved(TILE, OVERLAP, up, left, join))
 
 
 @pytest.mark.parametrize("shift", range(0, TILE - OVERLAP, 3))
@@ -66,9 +96,16 @@ def scribbles(draw: st.DrawFn) -> Numbers:
 
 
 @settings(deadline=None, max_examples=60)
-@given(scribbles(), st.integers(1, TILE // 2), st.integers(0, TILE), st.sampled_from(["touching", "off"]))
-def test_defects_of_any_shape_are_exact_for_any_overlap(numbers: Numbers, overlap: int, shift: int, join: Join) -> None:
-    check(numbers, Oracle(spec_for(TILE, overlap, shift, join=join)))
+@given(
+    scribbles(),
+    st.integers(1, TILE // 2),
+    st.tuples(st.integers(0, TILE), st.integers(0, TILE)),
+    st.sampled_from(["touching", "off"]),
+)
+def test_defects_of_any_shape_are_exact_for_any_overlap(
+    numbers: Numbers, overlap: int, shifts: tuple[int, int], join: Join
+) -> None:
+    check(numbers, moved(TILE, overlap, *shifts, join))
 
 
 def large(height: int, width: int, tile: int, overlap: int) -> Numbers:
@@ -95,10 +132,12 @@ def huge() -> Iterator[tuple[Numbers, npt.NDArray[np.uint8]]]:
 
 
 @settings(deadline=None, max_examples=2)
-@given(shift=st.integers(0, 1024 - 128 - 1))
-def test_an_image_of_8000_by_6000_pixels_is_exact(huge: tuple[Numbers, npt.NDArray[np.uint8]], shift: int) -> None:
+@given(up=st.integers(0, 1024 - 128 - 1), left=st.integers(0, 1024 - 128 - 1))
+def test_an_image_of_8000_by_6000_pixels_is_exact(
+    huge: tuple[Numbers, npt.NDArray[np.uint8]], up: int, left: int
+) -> None:
     numbers, image = huge
-    prediction = detect(Oracle(spec_for(1024, 128, shift)), image)
+    prediction = detect(moved(1024, 128, up, left), image)
     assert len(prediction) == numbers.max()
     areas = np.bincount(numbers.ravel())
     for one in prediction.instances:

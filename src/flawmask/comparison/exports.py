@@ -13,6 +13,7 @@ from flawmask.evaluation.evaluate import evaluate
 from flawmask.inference import exported
 from flawmask.inference.backend import check_classes
 from flawmask.settings import stage
+from flawmask.stages import own_tiles
 
 ON_CPU: dict[str, Any] = {"device": None, "precision": "auto"}
 """Settings of the comparison that exports do not share: they run on the CPU, in the precision of their export."""
@@ -43,11 +44,11 @@ def evaluate_export(config: CompareConfig, shared: SharedData, folder: Path, nam
         if original.with_name(one).is_file():  # not every run has the list of its training images
             shutil.copyfile(original.with_name(one), folder / name / one)
     network = folder / name / original.name
+    tiles = own_tiles(config, exported.read_manifest(network).spec.tile)
     for split in shared.splits:
         changes = {**ON_CPU, "output_dir": folder / name / f"inference_{split}"}
-        evaluate(
-            stage(EvaluateConfig, config, model=network, dataset_dir=shared.prepared_dirs[0], split=split, **changes)
-        )
+        place = {"model": network, "dataset_dir": shared.prepared_dirs[0], "split": split}
+        evaluate(stage(EvaluateConfig, config, **place, **changes, **tiles))
     return Entry(
         name,
         results=f"{name}/{shared.results_name}",

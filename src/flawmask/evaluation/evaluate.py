@@ -108,7 +108,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
     predictions, seconds = _predict(config, backend, split, team)
     chosen = _threshold(config, backend, split, digests, predictions, team)
     check_floor(backend, chosen.value, config, config.model)
-    predictions, fitted = _calibrate(config, split, digests, predictions, team)
+    predictions, fitted = _calibrate(config, backend, split, digests, predictions, team)
     facts: dict[str, Any] = {
         "seconds": seconds,
         "seconds_per_image": sum(seconds.values()),
@@ -232,7 +232,8 @@ def _threshold(
         return threshold.given(config.conf)
     if config.split != VALIDATION:
         earlier = team.from_main(lambda: threshold.load(config.model))
-        if earlier is not None and (earlier.aim, earlier.min_area) == (config.aim, config.min_area):
+        is_aim = earlier is not None and earlier.aim == config.aim
+        if earlier is not None and is_aim and earlier.holds_for(config.min_area, backend.spec.tiles_as_json):
             return earlier
         split = read_split(config.dataset_dir, VALIDATION, config)
         split.warn(strict=config.strict)
@@ -245,11 +246,12 @@ def _threshold(
     weights = resample(truth, config.resamples, config.seed, groups)
     chosen = choose(truth, scores, weights, config.aim, VALIDATION, config.min_area, groups)
     log.info("threshold %.3f, chosen for %s on %d images of %s", chosen.value, config.aim, len(evaluated), split.folder)
-    return replace(chosen, chosen_by=tuple(digests.values()))
+    return replace(chosen, chosen_by=tuple(digests.values()), **backend.spec.tiles_as_json)
 
 
 def _calibrate(
     config: EvaluateConfig,
+    backend: Backend,
     split: CocoSplit,
     digests: Mapping[str, str],
     predictions: list[Prediction],
@@ -261,8 +263,9 @@ def _calibrate(
     one, which was fitted to the other images. On another split, all images have the stored calibration of the
     checkpoint.
     """
+    tiles = backend.spec.tiles_as_json
     if split.name != VALIDATION:
-        stored = team.from_main(lambda: calibration.load(config.model, config.min_area))
+        stored = team.from_main(lambda: calibration.load(config.model, config.min_area, tiles))
         return [replace(one, calibration=stored) for one in predictions], stored
     evaluated = decide_verdicts(split, predictions, threshold.DEFAULT, config.min_area)
     truth, scores = np.array([one.truth for one in evaluated]), np.array([one.score for one in evaluated])
@@ -271,7 +274,7 @@ def _calibrate(
         return predictions, None
     calibrated = [replace(one, calibration=other) for one, other in zip(predictions, others, strict=True)]
     fitted = fit(truth, scores, split.name, config.min_area)
-    return calibrated, None if fitted is None else replace(fitted, fitted_by=tuple(digests.values()))
+    return calibrated, None if fitted is None else replace(fitted, fitted_by=tuple(digests.values()), **tiles)
 
 
 def _save_calibration(fitted: Calibration, model: Path) -> None:
@@ -360,10 +363,12 @@ def predict_split(
         FlawmaskError: an image cannot be read, or its size is not that of its record.
     """
 
+    first: dict[str, Path] = {}
+
     def read(image: Record) -> npt.NDArray[np.uint8] | StripImage:
         """Return the image's pixels after checking their size against its record."""
         path = split.image_path(image)
-        large = opened(path) if backend.spec.tile is not None else None
+        large = opened(path, first) if backend.spec.tile is not None else None
         pixels = large or images.read_image(path, backend.spec.intensity)
         height, width = pixels.shape[:2]
         if (height, width) != (image["height"], image["width"]):

@@ -82,7 +82,7 @@ def export(config: ExportConfig) -> Exported:
         precision=config.precision,
         spec=spec,
         threshold=chosen,
-        calibration=calibration.load(config.model, config.min_area or 0),
+        calibration=calibration.load(config.model, config.min_area or 0, spec.tiles_as_json),
         checkpoint_sha256=sha256(config.model.read_bytes()),
         score_floor=config.score_floor,
         max_proposals=config.max_proposals,

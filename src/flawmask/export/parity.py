@@ -192,8 +192,10 @@ def _odd(original: Backend, export: Backend, several: Sequence[Image], limits: _
 
 
 def _predicted(backend: Backend, several: Sequence[Image]) -> list[Prediction]:
-    raw = backend.infer([prepared(one, backend) for one in several])
     spec = backend.spec
+    if spec.tile is not None:
+        return [detect(backend, one) for one in several]
+    raw = backend.infer([prepared(one, backend) for one in several])
     return [
         post_process(one, spec.classes, *image.shape[:2], join=spec.join)
         for one, image in zip(raw, several, strict=True)

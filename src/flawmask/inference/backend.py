@@ -106,13 +106,19 @@ def check_padding(batch: Sequence[Resized], spec: ModelSpec) -> None:
             raise ValueError(f"images of one batch need one padded size, not {first} and {other}")
 
 
-def detect(backend: Backend, pixels: Image) -> Prediction:
-    """Return the prediction for one image, (height, width, 3) uint8 RGB.
+def detect(backend: Backend, pixels: Image | StripImage) -> Prediction:
+    """Return the prediction for one image.
+
+    Args:
+        backend: runs the network.
+        pixels: (height, width, 3) uint8 RGB; for a network that sees tiles, also a file that is read in strips.
 
     Raises:
         ValueError: the array has another shape or type.
+        ImageError: a file that is read in strips is damaged.
     """
     if backend.spec.tile is None:
+        assert not isinstance(pixels, StripImage)
         (detections,) = backend.infer([prepared(pixels, backend)])
         return prediction_of(detections, backend.spec, *pixels.shape[:2])
     return prediction_of(infer_tiles(backend, pixels).detections, backend.spec, *pixels.shape[:2])
@@ -194,8 +200,8 @@ def _promising(
     """Return the tiles in which the network sees something on the whole image, and its maps of that."""
     small = reduced(picture, *backend.spec.resized(*picture.shape[:2]))
     (detections,) = backend.infer([Resized(small, height, width)])
-    chosen = windows_near(detections.boxes, windows, pixel=height / small.shape[0])
-    return chosen, detections.maps
+    pixel = max(height / small.shape[0], width / small.shape[1])
+    return windows_near(detections.boxes, windows, pixel), detections.maps
 
 
 def check_classes(spec: ModelSpec, class_names: Sequence[str], where: Path) -> None:

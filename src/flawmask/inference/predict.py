@@ -30,6 +30,7 @@ from flawmask.progress import track
 from flawmask.settings import require
 from flawmask.strips import StripImage, opened
 from flawmask.tally import tallies_to_dict, warn_of_unused
+from flawmask.tiles import check_sizes
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ def predict(config: PredictConfig) -> Predicted:
         backend.spec.has_masks or not config.save_masks,
         f"--save_masks: {backend.spec.arch} predicts boxes and no masks",
     )
-    conf = threshold.of(config.conf, config.model, config.min_area).value
+    tiles = backend.spec.tiles_as_json
+    conf = threshold.of(config.conf, config.model, config.min_area, tiles).value
     check_floor(backend, conf, config, config.model)
     levels = backend.spec.intensity
     if config.intensity is not None:
@@ -97,7 +99,7 @@ def predict(config: PredictConfig) -> Predicted:
     with atomic_folder(config.output_dir) as folder:
         for name in ("overlays", "masks") if config.save_masks else ("overlays",):
             (folder / name).mkdir()
-        stored = calibration.load(config.model, config.min_area)
+        stored = calibration.load(config.model, config.min_area, tiles)
         job = _Job(config, backend.spec, conf, stored, region, folder, _unique_names(paths), levels)
         written = predict_all(backend, paths, job.read, job.write, config.inference_batch_size)
         with closing(written):
@@ -109,7 +111,7 @@ def predict(config: PredictConfig) -> Predicted:
         tally.used = sum("error" not in record for record in records)
         warn_of_unused([tally], where, strict=config.strict)
         others = [{"file": path.as_posix(), "reason": reason} for path, reason in inputs.not_predicted.items()]
-        rules = {"conf": conf, "min_area": config.min_area, "join": backend.spec.join, **backend.spec.tiles_as_json}
+        rules = {"conf": conf, "min_area": config.min_area, "join": backend.spec.join, **tiles}
         content = {**rules, "tally": tallies_to_dict([tally])}
         write_json(folder / "predictions.json", {**content, "images": records, "not_predicted": others})
         _write_table(folder / "predictions.csv", records)
@@ -129,11 +131,8 @@ def predict(config: PredictConfig) -> Predicted:
         config.output_dir,
     )
     _warn_of_outside(job)
-    if job.smaller:
-        log.warning(
-            "%d of %d images are not larger than a tile of %s pixels (for example %s): they are padded to one tile",
-            *(len(job.smaller), len(paths), backend.spec.tile, min(job.smaller)),
-        )
+    if backend.spec.tiling is not None:
+        check_sizes(backend.spec.tiling, job.sizes, "--input", refuse=False)
     return Predicted(config.output_dir, defective, good, unreadable, inputs.not_predicted)
 
 
@@ -158,7 +157,8 @@ class _Job:
         names: the name of the pictures for each image.
         levels: the values that become black and white in images of more than 8 bits.
         outside: the images with a grey range that does not fit `levels`, and how they differ.
-        smaller: the images that are not larger than a tile.
+        sizes: height and width of the images that were read.
+        first: the first image that is decoded whole, for each reason; see `strips.opened`.
     """
 
     config: PredictConfig
@@ -170,17 +170,17 @@ class _Job:
     names: dict[Path, str]
     levels: images.Levels
     outside: dict[Path, str] = field(default_factory=dict)
-    smaller: list[Path] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    first: dict[str, Path] = field(default_factory=dict)
 
     def read(self, path: Path) -> npt.NDArray[np.uint8] | StripImage:
-        large = opened(path) if self.spec.tile is not None and self.config.page is None else None
-        if large is not None:
-            _check_size(large.shape[:2], self.region, path, self.config)
-            return large
-        pixels = images.read_pixels(path, self.config.page)
-        _check_size(pixels.shape[:2], self.region, path, self.config)
-        if self.spec.tile is not None and max(pixels.shape[:2]) <= self.spec.tile:
-            self.smaller.append(path)
+        large = opened(path, self.first) if self.spec.tile is not None and self.config.page is None else None
+        pixels = large or images.read_pixels(path, self.config.page)
+        height, width = pixels.shape[:2]
+        _check_size((height, width), self.region, path, self.config)
+        self.sizes.append((height, width))
+        if isinstance(pixels, StripImage):
+            return pixels
         if how := images.levels_problem(pixels, self.levels):
             self.outside[path] = how
         return images.as_seen(pixels, self.levels, path)

@@ -28,6 +28,7 @@ from flawmask.model.spec import ModelSpec
 from flawmask.prediction import RawDetections
 from flawmask.serve.config import ServeConfig
 from flawmask.serve.metrics import Metrics
+from flawmask.tiles import WHOLE_IMAGES
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def load(name: str, path: Path, config: ServeConfig) -> Loaded:
         name,
         path,
         predictor,
-        thresholds.of(config.conf, file, config.min_area),
+        thresholds.of(config.conf, file, config.min_area, predictor.spec.tiles_as_json),
         digest,
         figures_of(file, digest, _rules(predictor)),
         config.inference_batch_size or predictor.backend.batch_size,
@@ -186,7 +187,7 @@ def figures_of(path: Path, digest: str, rules: dict[str, Any]) -> dict[str, Any]
         if metrics.get("model_sha256") != digest:
             continue
         intervals = metrics.get("intervals", {})
-        measured_with = {name: metrics.get(name) for name in rules}
+        measured_with = {name: metrics.get(name, WHOLE_IMAGES.get(name)) for name in rules}
         differs = [name for name in rules if measured_with[name] != rules[name]]
         left_out = FIGURES if set(differs) - {"conf"} else AT_THRESHOLD if differs else ()
         measured = {
