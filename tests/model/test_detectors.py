@@ -347,7 +347,7 @@ def test_other_networks_of_a_kind_train_and_load_with_the_same_weights_and_predi
     spec = spec_of(arch)
     network = random_network(spec).train()
     found = detector_of(spec).losses(network, *batch_for(spec, 1).on(CPU), None)
-    assert set(found) == set(spec.architecture.loss_names)
+    assert set(found) == set(spec.loss_names)
     torch.autograd.backward(list(found.values()))
     gradients = [one.grad for one in network.parameters() if one.grad is not None]
     assert len(gradients) > 0.99 * len(list(network.parameters()))

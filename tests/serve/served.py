@@ -22,7 +22,7 @@ from flawmask.serve.config import ServeConfig
 from flawmask.serve.parts import Server
 from flawmask.serve.server import make_runner
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds after which something that should happen at once has failed."""
 
 
