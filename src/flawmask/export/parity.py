@@ -181,17 +181,13 @@ def _failures(name: str, report: Mapping[str, Any], tolerance: Tolerance) -> lis
 
 
 def _odd(original: Backend, export: Backend, several: Sequence[Image], limits: _Limits) -> dict[str, Any]:
-    """Return what `_compared` returns for images that the checkpoint sees one by one, and the export as one batch.
-
-    If they see tiles, the tiles of each image are the batches.
-    """
-    before = [detect(original, one) for one in several]
-    is_tiled = export.spec.tile is not None
-    after = [detect(export, one) for one in several] if is_tiled else _predicted(export, several)
+    """Return what `_compared` returns for images that the checkpoint sees one by one, and the export as one batch."""
+    before, after = [detect(original, one) for one in several], _predicted(export, several)
     return _compared([f"{one.shape[1]}x{one.shape[0]}" for one in several], before, after, limits)
 
 
 def _predicted(backend: Backend, several: Sequence[Image]) -> list[Prediction]:
+    """Return the predictions for images in one batch. With tiles, a batch holds those of one image."""
     spec = backend.spec
     if spec.tile is not None:
         return [detect(backend, one) for one in several]
