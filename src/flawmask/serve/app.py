@@ -39,6 +39,7 @@ PATIENCE = 60.0
 
 Score = Annotated[float, Field(ge=0, le=1)]
 Milliseconds = Annotated[float, Field(ge=1, le=1000 * PATIENCE)]
+ModelName = Annotated[str | SkipJsonSchema[None], Query(description="A model's name; by default the first.")]
 
 PNG, JSON = "image/png", "application/json"
 
@@ -136,6 +137,7 @@ def make_app(server: Server) -> FastAPI:
     app.add_exception_handler(RequestValidationError, partial(_invalid, server))
     app.add_exception_handler(Exception, _crashed)
     _add_predict(app, server)
+    _add_image(app, server)
     _add_model(app, server)
     _add_health(app, server)
     _add_pages(app)
@@ -145,6 +147,15 @@ def make_app(server: Server) -> FastAPI:
 def _token_in_docs(server: Server) -> list[Any]:
     """Return what tells the specification of the token, so that `/docs` asks for it. `Guard` checks it."""
     return [Depends(HTTPBearer(auto_error=False))] if server.config.token_file is not None else []
+
+
+def _takes_images(server: Server, answer: str) -> dict[str, Any]:
+    """Return what the specification says of a route that takes images and may answer with a picture."""
+    return {
+        "responses": {200: {"content": {PNG: BINARY}, "description": answer}, **PROBLEMS},
+        "openapi_extra": BODY,
+        "dependencies": _token_in_docs(server),
+    }
 
 
 def _problem(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -174,13 +185,11 @@ def _add_predict(app: FastAPI, server: Server) -> None:
     @app.post(
         "/v1/predict",
         response_model=PredictAnswer,
-        responses={200: {"content": {PNG: BINARY}, "description": "The verdicts, or the overlay."}, **PROBLEMS},
-        openapi_extra=BODY,
-        dependencies=_token_in_docs(server),
+        **_takes_images(server, "The verdicts, or the overlay."),
     )
     async def predict(
         request: Request,
-        model: Annotated[str | SkipJsonSchema[None], Query(description="A model's name; by default the first.")] = None,
+        model: ModelName = None,
         segmentation: Annotated[Segmentation, Query(description="The form of the masks.")] = "rle",
         min_score: Annotated[
             Score | SkipJsonSchema[None],
@@ -218,17 +227,14 @@ def _add_predict(app: FastAPI, server: Server) -> None:
                 server.metrics.verdicts.labels(chosen.name, "none").inc()
                 raise Refused(504, "too_late", f"no answer within {1000 * seconds:g} ms") from None
 
+
+def _add_image(app: FastAPI, server: Server) -> None:
     @app.post(
         "/v1/image",
         response_class=Response,
-        responses={200: {"content": {PNG: BINARY}, "description": "The image as PNG."}, **PROBLEMS},
-        openapi_extra=BODY,
-        dependencies=_token_in_docs(server),
+        **_takes_images(server, "The image as PNG."),
     )
-    async def image(
-        request: Request,
-        model: Annotated[str | SkipJsonSchema[None], Query(description="A model's name; by default the first.")] = None,
-    ) -> Response:
+    async def image(request: Request, model: ModelName = None) -> Response:
         """Return one image at its full size as the model sees it, as PNG: browsers cannot show TIFF.
 
         The network computes nothing.
@@ -302,9 +308,7 @@ def _add_model(app: FastAPI, server: Server) -> None:
         responses={key: PROBLEMS[key] for key in (401, 403, 404, 422)},
         dependencies=_token_in_docs(server),
     )
-    async def model(
-        model: Annotated[str | SkipJsonSchema[None], Query(description="A model's name; by default the first.")] = None,
-    ) -> JSONResponse:
+    async def model(model: ModelName = None) -> JSONResponse:
         """Return a model's classes, its threshold and how it was chosen, its digest, and how good it was measured."""
         chosen = _model(server, model)
         problem = server.models.problems.get(chosen.name)
