@@ -8,7 +8,7 @@ import pytest
 from flawmask import folds
 from flawmask.errors import FlawmaskError
 from flawmask.files import write_json
-from flawmask.folds import spread
+from flawmask.folds import of_all_folds, spread
 from flawmask.stages import RunConfig
 
 
@@ -20,6 +20,15 @@ def test_the_spread_is_over_the_folds_that_have_a_value() -> None:
     }
     assert spread([None, 0.4]) == {"values": [None, 0.4], "mean": 0.4, "sd": None}
     assert spread([None]) == {"values": [None], "mean": None, "sd": None}
+
+
+def test_results_of_all_folds_say_only_what_holds_for_each() -> None:
+    """`--tile auto` may choose other tiles in each fold, and metrics of older versions have no such key."""
+    first = {"tile": 512, "overlap": 64, "join": "touching"}
+    other = {"tile": 640, "overlap": 64}
+    assert of_all_folds([first, first], ("join", "tile", "overlap")) == first
+    assert of_all_folds([first, other], ("join", "tile", "overlap", "tile_from")) == {"overlap": 64}
+    assert of_all_folds([other, first], ("join", "tile", "overlap", "tile_from")) == {"overlap": 64}
 
 
 @pytest.mark.parametrize(

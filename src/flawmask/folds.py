@@ -6,7 +6,7 @@ Each image is evaluated with the model that was not trained on it.
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from flawmask.report.headline import lookup
 from flawmask.runs import FOLDS, MADE_BY, POOLED, begin_or_continue, check_folder
 from flawmask.settings import as_json, require, stage
 from flawmask.stages import Finished, RunConfig, augment_dataset, evaluation_of, prepare_dataset
+from flawmask.tiles import WHOLE_IMAGES
 from flawmask.training.choose import choose_network
 from flawmask.training.config import TrainConfig
 from flawmask.training.learnable import check_learnable
@@ -158,6 +159,7 @@ def _evaluate_all(config: RunConfig, folders: list[Path], run_dir: Path) -> dict
         "model": run_dir.as_posix(),
         "threshold": by_fold[0]["threshold"],
         "intensity": by_fold[0].get("intensity", list(UPPER_BITS)),  # missing if an older version made the fold
+        **of_all_folds(by_fold, ("join", *WHOLE_IMAGES)),
         "seconds": seconds,
         "seconds_per_image": sum(seconds.values()),
         "folds": spreads(by_fold),
@@ -166,10 +168,18 @@ def _evaluate_all(config: RunConfig, folders: list[Path], run_dir: Path) -> dict
         f"{config.folds}-fold cross-validation: each image was evaluated with the one of {config.folds} models that "
         "was not trained on it. A model trained on all images should be about as good, or slightly better.",
         *_rare_types(split, config.folds),
+        *_other_tiles(by_fold),
         *dict.fromkeys(f"Some folds: {note}" for of_fold in by_fold for note in of_fold["notes"]),
     ]
     results_dir = run_dir / f"inference_{POOLED}"
     return write_evaluation(results_dir, split, predictions, conf, settings, config.seed, facts, notes).metrics
+
+
+def _other_tiles(by_fold: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a note if the networks of the folds saw different tiles."""
+    sizes = [of_fold.get("tile") for of_fold in by_fold]
+    named = ", ".join("whole images" if size is None else f"{size} pixels" for size in sizes)
+    return [f"The folds have different tiles: {named}."] if len(set(sizes)) > 1 else []
 
 
 def _rare_types(split: CocoSplit, folds: int) -> list[str]:
@@ -219,6 +229,19 @@ def _place(source: Path, target: Path) -> None:
         target.hardlink_to(source.resolve())
     except OSError:
         shutil.copyfile(source, target)
+
+
+def of_all_folds(by_fold: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> dict[str, Any]:
+    """Return the keys that all folds have with the same value; `--tile auto` may choose other tiles in each fold.
+
+    Args:
+        by_fold: the content of each fold's `metrics.json`.
+        keys: the keys in question.
+    """
+    first, *others = by_fold
+    return {
+        key: first[key] for key in keys if key in first and all(key in one and one[key] == first[key] for one in others)
+    }
 
 
 def spreads(by_fold: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
