@@ -511,6 +511,7 @@ def test_a_format_that_browsers_do_not_know_is_shown_by_the_server(opened: Open,
     settled(page, 1)
     wait(page, f"document.getElementById('picture').naturalWidth === {width}")
     assert page.is_visible("#picture")
+    wait(page, f"document.querySelector('#strip img').naturalWidth === {width}")
     for threshold in (0.5, 0.7, 0.9):
         slide(page, threshold)
         assert drawn(page) == sum(one["score"] >= threshold for one in every)

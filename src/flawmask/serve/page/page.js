@@ -221,6 +221,7 @@ function open(item) {
 async function show(item) {
   render();
   const picture = await pictureOf(item).catch(() => null);
+  renderStrip(); // formats that the browser does not know have a small picture now
   if (state.current !== item) return;
   byId("empty").hidden = picture !== null;
   byId("empty").textContent = "This image cannot be shown";
@@ -328,8 +329,9 @@ function renderStrip() {
 
 function tile(item) {
   const key = keyOf(item);
-  if (!item.tile || item.tile.dataset.key !== key) {
-    const picture = element("img", { src: item.url, alt: "", loading: "lazy" });
+  const { src } = item.shown ?? { src: item.url };
+  if (!item.tile || item.tile.dataset.key !== key || item.tile.querySelector("img").src !== src) {
+    const picture = element("img", { src, alt: "", loading: "lazy" });
     const button = element("button", { type: "button", title: item.name }, picture, element("span", { class: "file" }, item.name), badge(item));
     button.addEventListener("click", () => open(item));
     const hadFocus = item.tile?.contains(document.activeElement);
