@@ -152,13 +152,13 @@ def mask_ap_at_once(matches: Matches, weights: np.ndarray) -> np.ndarray:
         last = np.floor(100 * recall + 1e-9).astype(int)
         read = last + (RECALLS[last] <= recall)  # the number of the 101 recalls that are reached
         areas.append((falling * np.diff(read, axis=1, prepend=0)).sum(axis=1) / 101)
-    return np.mean(areas, axis=0)
+    return np.asarray(np.mean(areas, axis=0))
 
 
 def mixed(rng: np.random.Generator, groups: Groups, agree: float, *shape: int) -> np.ndarray:
     """Return standard normal numbers for each image, (N, ...). Within a group, their correlation is `agree`."""
     shared = rng.normal(size=(int(groups.max()) + 1, *shape))[groups]
-    return np.sqrt(agree) * shared + np.sqrt(1 - agree) * rng.normal(size=shared.shape)
+    return np.asarray(np.sqrt(agree) * shared + np.sqrt(1 - agree) * rng.normal(size=shared.shape))
 
 
 def draw_groups(
@@ -203,8 +203,9 @@ def grouped_intervals(
     tp, fp, fn, tn = (truth & called, ~truth & called, truth & ~called, ~truth & ~called)
 
     def proportion(part: np.ndarray, whole: np.ndarray) -> tuple[Interval | None, Interval | None]:
-        counts = (np.bincount(groups, one).astype(float) for one in (part, whole))
-        return by_group.wilson(*counts, holds_defect(truth, groups)), wilson(int(part.sum()), int(whole.sum()))
+        numerators, denominators = np.bincount(groups, part).astype(float), np.bincount(groups, whole).astype(float)
+        of_groups = by_group.wilson(numerators, denominators, holds_defect(truth, groups))
+        return of_groups, wilson(int(part.sum()), int(whole.sum()))
 
     area = float(auroc(rank(truth, scores))[0])
     of_groups, of_images = resample(truth, resamples, seed, groups), resample(truth, resamples, seed)
@@ -221,7 +222,10 @@ def grouped_intervals(
         "accuracy": proportion(tp | tn, np.ones(len(truth), dtype=bool)),
         "F1": (
             by_group.f1_interval(
-                *(np.bincount(groups, one).astype(float) for one in (tp, fp, fn)), holds_defect(truth, groups)
+                np.bincount(groups, tp).astype(float),
+                np.bincount(groups, fp).astype(float),
+                np.bincount(groups, fn).astype(float),
+                holds_defect(truth, groups),
             ),
             f1_interval(int(tp.sum()), int(fp.sum()), int(fn.sum())),
         ),

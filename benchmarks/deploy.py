@@ -2,10 +2,13 @@
 
     python benchmarks/deploy.py --model RUN/best.pt                       # about 15 minutes on two cores
     python benchmarks/deploy.py --model RUN/best.pt --rounds 1 --formats onnx-fp32 openvino-bf16
+    python benchmarks/deploy.py --rounds 1 --images 12                    # ResNet-50 at 512 px, not trained
 
-The images are the validation images of the run's data set (`--dataset_dir` names another one). Every model goes from
-the same pixels to masks as RLE, by the same post-processing. Each measurement is a process of its own, and they take
-turns. The plain way is torchvision's forward pass in float32, with torchvision's RoIAlign and 1000 region proposals.
+The images are the validation images of the run's data set (`--dataset_dir` names another one). Without `--model`, the
+network is a ResNet-50 that was not trained, at 512 px, on the demo category: its figures have no meaning, and its
+exports are not proven. Every model goes from the same pixels to masks as RLE, by the same post-processing. Each
+measurement is a process of its own, and they take turns. The plain way is torchvision's forward pass in float32, with
+torchvision's RoIAlign and 1000 region proposals.
 """
 
 import argparse
@@ -22,8 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from inference import evaluated, plain_prediction
-from measuring import Record, in_turns, measured_here, table
+from inference import evaluated, plain_prediction, sparing_network
+from measuring import Record, demo_at, in_turns, measured_here, table
 from plain import plain_network
 
 from flawmask import images
@@ -51,28 +54,31 @@ Predictor(sys.argv[1])(sys.argv[2])
 def main() -> None:
     """Print the section, or measure once when called by itself with `--measure`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="the checkpoint")
+    parser.add_argument("--model", type=Path, help="the checkpoint; by default a ResNet-50, not trained")
     parser.add_argument("--dataset_dir", type=Path, help="the COCO folder; by default the one of the run")
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds; the median is shown")
     parser.add_argument("--images", type=int, default=48, help="the most images to time and to evaluate with")
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
-    parser.add_argument("--unproven", action="store_true", help="time a network that was not trained")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if measured_here(options, MEASURES):
         return
-    data = options.dataset_dir or Path(
-        json.loads((options.model.parent / "config.json").read_text())["settings"]["dataset_dir"]
-    )
     with tempfile.TemporaryDirectory() as name:
+        is_trained = options.model is not None
+        if is_trained:
+            config = json.loads((options.model.parent / "config.json").read_text())
+            data = options.dataset_dir or Path(config["settings"]["dataset_dir"])
+        else:
+            data = options.dataset_dir or demo_at(Path(name), 512)
+            options.model = sparing_network(Path(name), data, 512)
         folders: dict[str, Path] = {}
         refused: dict[str, str] = {}
         for one in options.formats:
             runtime, precision = one.split("-")
-            config: Any = {"model": options.model, "dataset_dir": data, "format": runtime, "precision": precision}
+            settings: Any = {"model": options.model, "dataset_dir": data, "format": runtime, "precision": precision}
             try:
                 folders[one] = export(
-                    ExportConfig(**config, output_dir=Path(name) / one, unproven=options.unproven)
+                    ExportConfig(**settings, output_dir=Path(name) / one, unproven=not is_trained)
                 ).folder
             except Exception as error:  # a row says so
                 refused[one] = " ".join(str(error).split()).replace("|", "/")
@@ -102,7 +108,7 @@ def print_section(options: argparse.Namespace, data: Path, folders: dict[str, Pa
                 rows.append([f"{threads}" if one is plain else "", f"{batch}" if one is plain else "", name, *cells])
     rows += [["", "", name, f"refused: {reason}", "", "", "", "", ""] for name, reason in refused.items()]
     print("## Exported models\n")
-    print(f"`{options.model}`, {options.images} images at most; the median of {options.rounds} rounds.\n")
+    print(f"`{options.model.name}`, {options.images} images at most; the median of {options.rounds} rounds.\n")
     heads = ["threads", "batch", "", "ms per image", "times as fast", "s to load", "memory, MB", "F1, %", "mask AP, %"]
     print(table(heads, rows))
     print("\nFrom the start of the process to the first result:\n")

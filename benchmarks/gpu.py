@@ -26,6 +26,7 @@ import gpu_networks
 import numpy as np
 import torch
 import torchvision
+from inference import sparing_network
 from measuring import Record, demo_at
 from plain import PlainDataset, plain_network, plain_step
 from torch.profiler import ProfilerActivity, profile
@@ -346,7 +347,7 @@ def losses_part(bench: Bench) -> None:
         chosen = np.random.default_rng(at).integers(0, len(split.images), 4).tolist()
         torch.manual_seed(at)
         for group in optimizer.param_groups:
-            group["lr"] = fast.schedule.at((at + 1) / steps / 2)
+            group["lr"] = fast.schedule.at((at + 1) / steps / 2, at)
         images = [full[place][0].to(bench.device) for place in chosen]
         targets = [{name: one.to(bench.device) for name, one in full[place][1].items()} for place in chosen]
         loss = sum(plain(images, targets).values())
@@ -403,13 +404,14 @@ def networks_part(bench: Bench) -> None:
         "images at once and one by one; scores of a batch of 8; memory that three networks leave behind; predictions "
         "in float32 on three images against the CPU's."
     )
-    rows_of(bench, title, gpu_networks.networks(bench.device, *([("ssd300_vgg16",)] if bench.tiny else [])))
+    of_all = gpu_networks.networks
+    rows_of(bench, title, of_all(bench.device, ("ssd300_vgg16",)) if bench.tiny else of_all(bench.device))
 
 
 def evaluation_part(bench: Bench) -> None:
     """Print the time to evaluate images of many sizes."""
     data = gpu_inference.many_sizes(bench.folder, 12 if bench.tiny else 80)
-    model = gpu_inference.sparing_network(bench.folder, data, 64 if bench.tiny else 512)
+    model = sparing_network(bench.folder, data, 64 if bench.tiny else 512)
     title = "Evaluation of images of many sizes\n\nSides of 100 to 630 pixels, ResNet-50 at 512 px."
     rows_of(bench, title, gpu_inference.evaluation(bench.device, bench.folder, data, model))
 

@@ -66,7 +66,8 @@ def inference(
         "Flawmask": _flawmask(model, device),
         "Flawmask, --max_proposals 1000": _flawmask(model, device, max_proposals=1000),
     }
-    first, taken = {}, {name: [] for name in ways}
+    first: dict[str, float] = {}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
     found: dict[str, float] = {}
     for at in range(rounds + 1):
         for name, way in ways.items():

@@ -125,7 +125,7 @@ def _against_the_cpu(model: torch.nn.Module, spec: ModelSpec, device: torch.devi
         set_score_floor(network, 0.05)
     batches = [[patchwork(75, 91, seed)] for seed in range(3)]
     expected, found = ([_inferred(network, spec, one)[0] for one in batches] for network in (here, there))
-    with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
+    with torch.backends.mkldnn.flags(enabled=False):
         otherwise = [_inferred(here, spec, one)[0] for one in batches]
     largest, rounding = (differences(expected, others, 91) for others in (found, otherwise))
     return {
@@ -150,7 +150,7 @@ def differences(
         found: those to compare with them.
         longest: the longer side of the images in pixels.
     """
-    worst = {name: 0.0 for name in ("scores", "boxes", "masks") if name in expected[0]}
+    worst: dict[str, float] = {name: 0.0 for name in ("scores", "boxes", "masks") if name in expected[0]}
     for ours, theirs in zip(expected, found, strict=True):
         left = list(range(len(theirs["labels"])))
         for at, label in enumerate(ours["labels"].tolist()):

@@ -86,7 +86,7 @@ def measure(config: Config, side: int, folder: Path) -> dict[str, float]:
 
 def main(config: Config) -> None:
     """Measure and print the section."""
-    rows = []
+    rows: list[list[float]] = []
     with tempfile.TemporaryDirectory() as folder:
         for side in config.sides:
             found = measure(config, side, Path(folder))

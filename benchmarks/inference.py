@@ -86,8 +86,8 @@ def print_speed(folder: Path, small: Path, data: Path, rounds: int) -> None:
             ("resnet50_fpn, 800 px", sparing_network(folder, large, 800), large),
         ):
             common = {"model": str(model), "data": str(images), "device": device}
-            ours = {"what": "flawmask", **common}
-            measurements = {"torchvision, plain": {"what": "plain", **common}}
+            ours: Record = {"what": "flawmask", **common}
+            measurements: dict[str, Record] = {"torchvision, plain": {"what": "plain", **common}}
             if model is small:  # the small model has 200
                 measurements["Flawmask, --precision fp32"] = {**ours, "precision": "fp32"}
             else:

@@ -23,7 +23,7 @@ from measuring import Record, demo_at, in_turns, measured_here, table
 from flawmask import images
 from flawmask.coco import read_split
 from flawmask.model import compute, efficientnet_lite
-from flawmask.model.arch import architecture
+from flawmask.model.arch import Arch, architecture
 from flawmask.model.build import detector_of, for_inference
 from flawmask.model.targets import make_target
 from flawmask.model.weights import pretrained
@@ -33,7 +33,7 @@ from flawmask.training.loader import Batch, Item
 from flawmask.training.network import build_for_training, spec_for
 from flawmask.training.step import make_step
 
-ARCH = "maskrcnn_efficientnet_lite0_fpn"
+ARCH: Arch = "maskrcnn_efficientnet_lite0_fpn"
 SIZE, BATCH = 256, 4
 STEPS, WARM = 6, 12
 CPU = torch.device("cpu")
@@ -141,7 +141,7 @@ def measure_step(
     device: str,
     micro_batch_size: int,
     channels: int = efficientnet_lite.PYRAMID,
-    arch: str = ARCH,
+    arch: Arch = ARCH,
     in_float32: bool | None = None,
 ) -> Record:
     """Return the seconds of an image in training and in inference, and how many numbers the network has."""
@@ -184,7 +184,7 @@ def items_of(data: str, shapes: list[tuple[int, int]]) -> list[Item]:
     return found
 
 
-def trained(data: str, items: list[Item], arch: str, micro_batch_size: int, steps: int = STEPS):  # type: ignore[no-untyped-def]
+def trained(data: str, items: list[Item], arch: Arch, micro_batch_size: int, steps: int = STEPS):  # type: ignore[no-untyped-def]
     """Return the seconds of an image, the median of some steps after `WARM` others; the step; the network's spec."""
     keep_freed_memory(CPU)
     split = read_split(Path(data), "train")

@@ -46,8 +46,8 @@ class PlainDataset(torch.utils.data.Dataset[Item]):
         record = self.split.images[place]
         pixels = images.read_image(self.split.image_path(record))
         annotations = self.split.annotations[record["id"]]
-        size = pixels.shape[:2]
-        found = np.stack(instance_masks(annotations, *size, "")) if annotations else np.zeros((0, *size), dtype=bool)
+        height, width = pixels.shape[:2]
+        found = np.array([*instance_masks(annotations, height, width, "")], dtype=bool).reshape(-1, height, width)
         corners = []
         for mask in found:
             ys, xs = np.nonzero(mask)
@@ -147,7 +147,7 @@ def main() -> None:
     random.seed(options.seed)
     model = plain_network(spec)
     if options.weights:
-        load_matching(model, from_file(options.weights))
+        load_matching(model, from_file(options.weights, spec.arch))
     model.to(device).train()
     parameters = [one for one in model.parameters() if one.requires_grad]
     optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=0.005, momentum=0.9, weight_decay=0.0005)

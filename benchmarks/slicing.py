@@ -93,7 +93,7 @@ def supervision(backend: Backend, image: Image) -> list[Rle]:
     assert spec.tile is not None
     slicer = sv.InferenceSlicer(callback, slice_wh=spec.tile, overlap_wh=spec.overlap)
     found = slicer(image)
-    dense = found.mask if found.mask is not None else []
+    dense: Any = found.mask if found.mask is not None else []
     return [masks.to_rle(np.asarray(mask, dtype=bool)) for mask in dense]
 
 
@@ -103,7 +103,7 @@ def sahi(backend: Backend, image: Image) -> list[Rle]:
     from sahi.predict import get_sliced_prediction
     from sahi.prediction import ObjectPrediction
 
-    class Model(DetectionModel):  # type: ignore[misc]
+    class Model(DetectionModel):
         def check_dependencies(self, *_: Any, **__: Any) -> None:
             pass
 
@@ -147,10 +147,11 @@ def sahi(backend: Backend, image: Image) -> list[Rle]:
         verbose=0,
     )
     height, width = image.shape[:2]
-    return [masks.as_rle(one.mask.segmentation, height, width) for one in found.object_prediction_list if one.mask]
+    polygons: list[Any] = [one.mask.segmentation for one in found.object_prediction_list if one.mask]
+    return [masks.as_rle(one, height, width) for one in polygons]
 
 
-def _polygons(mask: masks.Mask) -> list[list[int]]:
+def _polygons(mask: masks.Mask) -> list[list[float]]:
     """Return a mask as the polygons that SAHI takes; holes are filled."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return [contour.ravel().tolist() for contour in contours if len(contour) >= 3]

@@ -122,8 +122,8 @@ def speed_part(folder: Path, options: argparse.Namespace) -> None:
         "shares of its time in per cent.\n"
     )
     names = list(profiles[0][1])
-    lines = [[name, *(f"{100 * shares[name]:.1f}" for _, shares in profiles)] for name in names]
-    print(table(["", *(title for title, _ in profiles)], lines))
+    cells = [[name, *(f"{100 * shares[name]:.1f}" for _, shares in profiles)] for name in names]
+    print(table(["", *(title for title, _ in profiles)], cells))
 
 
 def speed_rows(title: str, found: dict[str, Record]) -> list[list[str]]:
@@ -220,7 +220,7 @@ def measure_shares(arch: str, size: int, batch: int, data: str, device: str) -> 
 
 def places(at: int, batch: int, split: CocoSplit) -> list[int]:
     """Return the images of a step, the same for both ways."""
-    return np.random.default_rng(at).integers(0, len(split.images), batch).tolist()
+    return [int(place) for place in np.random.default_rng(at).integers(0, len(split.images), batch)]
 
 
 def timed(once: Callable[[int], float], batch: int, device: str, steps: int) -> Record:
@@ -306,7 +306,7 @@ def losses_part(folder: Path, _: argparse.Namespace) -> None:
         chosen = places(at, 4, split)
         torch.manual_seed(at)
         for group in optimizer.param_groups:
-            group["lr"] = fast.schedule.at((at + 1) / STEPS / 2)
+            group["lr"] = fast.schedule.at((at + 1) / STEPS / 2, at)
         images = [full[place][0] for place in chosen]
         targets = [full[place][1] for place in chosen]
         loss = sum(plain(images, targets).values())
@@ -347,7 +347,9 @@ def sampling_part(folder: Path, options: argparse.Namespace) -> None:
     rows = []
     split = read_split(data, "val")
     for name, samples in (("512 an image, as torchvision", 512), ("as many as the image's instances need", None)):
-        figures, seconds, waiting = [], [], []
+        figures: list[dict[str, Any]] = []
+        seconds: list[float] = []
+        waiting: list[float] = []
         for seed in range(options.seeds):
             begun = time.perf_counter()
             done = train(TrainConfig(**settings, output_dir=folder / "run", roi_samples=samples, seed=seed))

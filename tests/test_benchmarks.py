@@ -1,0 +1,63 @@
+"""What benchmarks compare Flawmask with: the plain way reads the same images, and slicers get the same instances."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from oracle import Oracle, image_of, spec_for
+from prepared import run
+from pycocotools.coco import COCO
+
+from flawmask.coco import read_split
+from flawmask.images import read_image
+from flawmask.prediction import RawDetections
+
+ROOT = Path(__file__).parent.parent
+
+
+class WithMaps(Oracle):
+    """An oracle with a branch for pixels that sees no defect anywhere."""
+
+    def infer(self, batch: Any, /) -> list[RawDetections]:
+        nowhere = np.zeros((len(self.spec.classes), 16, 16), np.float32)
+        return [replace(one, maps=nowhere) for one in super().infer(batch)]
+
+
+def test_other_slicers_get_the_instances_of_a_tile_neither_joined_nor_with_a_second_opinion(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    slicing = importlib.import_module("slicing")
+    numbers = np.zeros((64, 64), np.int32)
+    numbers[10:20, 10:20], numbers[20:30, 10:20] = 1, 3  # they touch, and have one class
+    spec = spec_for(64, 16, join="touching")
+    expected = slicing.of_tile(Oracle(spec), image_of(numbers))
+    assert [one.area for one in expected.instances] == [100, 100]
+    assert slicing.of_tile(WithMaps(spec), image_of(numbers)) == expected
+    sys.modules.pop("slicing")
+
+
+def test_the_plain_way_reads_the_images_and_masks_of_the_split(
+    monkeypatch: pytest.MonkeyPatch, tiny_category: Callable[..., Path]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    plain = importlib.import_module("plain")
+    split = read_split(run(tiny_category(crack=4)).dataset_dir, "train")
+    coco = COCO(str(split.annotation_file))
+    items = plain.PlainDataset(split)
+    assert len(items) == len(split.images) > 0
+    for (image, target), record in zip((items[place] for place in range(len(items))), split.images, strict=True):
+        np.testing.assert_array_equal(
+            (image * 255).round().numpy().transpose(1, 2, 0), read_image(split.image_path(record))
+        )
+        truth = [coco.annToMask(one).astype(bool) for one in split.annotations[record["id"]]]
+        np.testing.assert_array_equal(target["masks"].numpy(), truth)
+        for (left, top, right, bottom), mask in zip(target["boxes"].int().tolist(), truth, strict=True):
+            assert mask[top:bottom, left:right].sum() == mask.sum() > 0
+            assert mask[top].any() and mask[bottom - 1].any() and mask[:, left].any() and mask[:, right - 1].any()
+    sys.modules.pop("plain")
