@@ -14,6 +14,7 @@ import pytest
 import torch
 import torchvision
 
+from flawmask import runtime
 from flawmask.distributed import Processes, processes
 from flawmask.errors import FlawmaskError
 from flawmask.inference import torch_backend
@@ -113,11 +114,28 @@ def test_fp16_needs_cuda() -> None:
 def test_auto_is_bf16_where_the_hardware_multiplies_it(monkeypatch: pytest.MonkeyPatch, has_it: bool) -> None:
     expected = torch.bfloat16 if has_it else torch.float32
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_it or including_emulation)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_it)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_it)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert choose_precision("auto", CUDA) == expected
     assert choose_precision("auto", CPU) == expected
     assert choose_precision("auto", MPS) == torch.float32
+
+
+@pytest.mark.parametrize("has_amx", [True, False])
+@pytest.mark.parametrize("is_intel", [True, False])
+def test_auto_is_float32_where_only_intels_slow_bf16_is_there(
+    monkeypatch: pytest.MonkeyPatch, is_intel: bool, has_amx: bool
+) -> None:
+    monkeypatch.setattr(runtime, "_is_intel", lambda: is_intel)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert choose_precision("auto", CPU) == (torch.bfloat16 if has_amx or not is_intel else torch.float32)
+
+
+@pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="this PyTorch does not name the CPU")
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no CPU with AVX-512 BF16")
+def test_an_intel_cpu_is_known_as_one() -> None:
+    assert runtime._is_intel() == ("Intel" in torch.cpu.get_capabilities().get("cpu_name", ""))
 
 
 @pytest.mark.parametrize("seed", [0, 42, 2**40])

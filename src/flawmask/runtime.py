@@ -1,6 +1,7 @@
 """The device, the precision, the memory and the seeds that a network computes with."""
 
 import ctypes
+import platform
 import random
 import sys
 import threading
@@ -117,26 +118,34 @@ def peak_memory(device: torch.device) -> int | None:
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the dtype that autocast computes in; float32 means no autocast.
 
-    `auto` is bfloat16 where the hardware multiplies it (CUDA from Ampere on; CPUs with AMX or AVX-512 BF16), and
-    float32 elsewhere.
+    `auto` is bfloat16 where the hardware multiplies it faster than float32: CUDA from Ampere on, CPUs with AMX, and
+    AMD's with AVX-512 BF16. Elsewhere it is float32. Intel's AVX-512 BF16 has half the rate of float32.
 
     Raises:
         FlawmaskError: fp16 is wanted without CUDA. Its gradients need a scaler, which is tested on CUDA only.
     """
     if precision == "auto":
-        return torch.bfloat16 if _has_bf16(device) else torch.float32
+        return torch.bfloat16 if _has_fast_bf16(device) else torch.float32
     if precision == "fp16" and device.type != "cuda":
         raise FlawmaskError(f"--precision fp16 needs CUDA, and the device is {device}: use bf16, fp32 or auto")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def _has_bf16(device: torch.device) -> bool:
+def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         with on_device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        has_avx512 = torch.cpu._is_avx512_bf16_supported() and not _is_intel()
+        return bool(torch.cpu._is_amx_tile_supported() or has_avx512)
     return False
+
+
+def _is_intel() -> bool:
+    """Return whether the CPU is one of Intel's."""
+    with suppress(OSError):  # Linux
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(errors="replace")
+    return "GenuineIntel" in platform.processor()  # Windows
 
 
 class _Float32:

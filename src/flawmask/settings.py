@@ -123,7 +123,7 @@ class Device(Settings):
     device: str | None = None
     """cuda, cuda:1, mps or cpu. The default is the first of cuda, mps and cpu that the machine has."""
     precision: Precision = "auto"
-    """Number format of the layers; auto is bf16 if the hardware supports it. Boxes and scores are always float32."""
+    """Number format of the layers; auto is bf16 where it is faster than fp32. Boxes and scores are always float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
