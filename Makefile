@@ -41,6 +41,7 @@ lint: .venv/dev  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=benchmarks $(BIN)/mypy benchmarks
 
 format: .venv/dev  ## correct style
 	$(BIN)/ruff check --fix .

@@ -122,8 +122,8 @@ def speed_part(folder: Path, options: argparse.Namespace) -> None:
         "shares of its time in per cent.\n"
     )
     names = list(profiles[0][1])
-    cells = [[name, *(f"{100 * shares[name]:.1f}" for _, shares in profiles)] for name in names]
-    print(table(["", *(title for title, _ in profiles)], cells))
+    shown = [[name, *(f"{100 * shares[name]:.1f}" for _, shares in profiles)] for name in names]
+    print(table(["", *(title for title, _ in profiles)], shown))
 
 
 def speed_rows(title: str, found: dict[str, Record]) -> list[list[str]]:
