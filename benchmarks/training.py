@@ -121,8 +121,8 @@ def speed_part(folder: Path, options: argparse.Namespace) -> None:
         "\n### Where a step's time goes\n\nPyTorch's profiler measured the third step of Flawmask. The table has "
         "shares of its time in per cent.\n"
     )
-    names = list(profiles[0][1])
-    shown = [[name, *(f"{100 * shares[name]:.1f}" for _, shares in profiles)] for name in names]
+    purposes = list(profiles[0][1])
+    shown = [[name, *(f"{100 * shares[name]:.1f}" for _, shares in profiles)] for name in purposes]
     print(table(["", *(title for title, _ in profiles)], shown))
 
 
