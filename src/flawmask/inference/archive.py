@@ -1,0 +1,248 @@
+"""`predict --records`: predict any number of images in flat memory, and write rows in parts. A killed run goes on."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from flawmask.data import intensity
+from flawmask.errors import FlawmaskError
+from flawmask.files import (
+    atomic_folder,
+    check_output_folder,
+    folder_lock,
+    read_json,
+    remove_partial_files,
+    sha256_of,
+    write_json,
+)
+from flawmask.inference import calibration, exported, records, threshold
+from flawmask.inference.backend import Backend, Image
+from flawmask.inference.calibration import Calibration
+from flawmask.inference.config import PredictConfig
+from flawmask.inference.inputs import shard_number, stream_images
+from flawmask.inference.predictor import load
+from flawmask.inference.reading import Reader, read_region
+from flawmask.inference.stream import NetworkOutput, predict_all
+from flawmask.progress import track
+from flawmask.settings import as_json, require
+from flawmask.strips import StripImage
+
+log = logging.getLogger(__name__)
+
+MARKER = "records.json"
+"""The file with what all rows share: the model, its classes, the threshold and other settings, the number of images."""
+
+INPUTS = "inputs.jsonl"
+"""The images, one path per line, as JSON text. Image k, from 0, is in part k // rows_per_part."""
+
+NOT_PREDICTED = "not_predicted.jsonl"
+"""The other files among the inputs, one per line, each with the reason."""
+
+MAY_DIFFER = ("model", "input", "output_dir", "device", "inference_batch_size", "fail_on_defect")
+"""Settings that may differ when a run goes on: the model is known by its SHA-256, and the images by their list."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The result of `predict_records`.
+
+    Attributes:
+        output: the folder with the parts, `records.json`, `inputs.jsonl` and `not_predicted.jsonl`.
+        images: the number of images, each a row.
+        defective: the number of images with the verdict `defect`.
+        good: the number of images with the verdict `good`.
+        without_verdict: the number of images that could not be predicted; their rows have the reason.
+        not_predicted: the number of other files among the inputs.
+    """
+
+    output: Path
+    images: int
+    defective: int
+    good: int
+    without_verdict: int
+    not_predicted: int
+
+
+def predict_records(config: PredictConfig) -> Recorded:
+    """Predict all input images and write their rows. If an earlier run was interrupted, go on with it.
+
+    The list of the images is written first. Each part holds the rows of a range of that list, and is there as a whole
+    or not at all. So the parts that are missing say what is left to do.
+
+    Raises:
+        FlawmaskError: there is no image; the checkpoint or the region of interest cannot be used; the output folder
+            holds something else, or the rows of other inputs or settings. Nothing is written then.
+    """
+    form = config.records or "jsonl"
+    records.check_format(form)
+    config = replace(config, model=exported.file_of(config.model))
+    output = folder_of(config)
+    check_output_folder(output, MARKER, overwrite=True, what="prediction")
+    work = prepare_rows(config)
+    begun = read_json(output / MARKER) if (output / MARKER).is_file() else _begin(config, output, work.rules)
+    _check_same(begun, work.rules, output)
+    parts = Parts(output, begun["images"], config.rows_per_part, form)
+    with folder_lock(output):
+        remove_partial_files(output)
+        counts = Counter(records.verdicts(parts.path(number) for number in parts.done()))
+        if before := counts.total():
+            log.info("%s: going on: %d of %d images are predicted already", output, before, parts.images)
+        predicted = predict_all(work.backend, parts.missing(), work.read, work.row, config.inference_batch_size)
+        with closing(predicted):
+            rows = track(predicted, "predicting", total=parts.images - before)
+            for number, of_part in groupby(rows, key=itemgetter(0)):
+                written = [row for _, row in of_part]
+                records.write_part(parts.path(number), written)
+                counts.update(row["verdict"] for row in written)
+    done = Recorded(output, parts.images, counts["defect"], counts["good"], counts[None], begun["not_predicted"])
+    log.info(
+        "predicted %d images: %d with defects, %d good, %d without a verdict; results in %s",
+        *(done.images, done.defective, done.good, done.without_verdict, output),
+    )
+    if done.not_predicted:
+        log.warning("%d other files were not predicted: %s names them", done.not_predicted, output / NOT_PREDICTED)
+    work.reader.warn(parts.images - before)
+    return done
+
+
+def folder_of(config: PredictConfig) -> Path:
+    """Return the folder for the parts: a shard has one of its own, such as `shard-03-of-16`."""
+    number, count = config.shard_of
+    return config.output_dir if count == 1 else config.output_dir / f"shard-{number:0{len(str(count))}d}-of-{count}"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a folder. Each holds the rows of a range of the list of images.
+
+    Attributes:
+        folder: where they are.
+        images: the number of images.
+        rows: the number of rows of each part; the last may have fewer.
+        form: their format.
+    """
+
+    folder: Path
+    images: int
+    rows: int
+    form: records.Format
+
+    def path(self, number: int) -> Path:
+        """Return the path of a part, from 0."""
+        return self.folder / f"part-{number:06d}.{self.form}"
+
+    def done(self) -> list[int]:
+        """Return the numbers of the parts that are there."""
+        return [number for number in range(-(-self.images // self.rows)) if self.path(number).is_file()]
+
+    def missing(self) -> Iterator[tuple[int, str]]:
+        """Yield the images of the parts that are not there, each with the number of its part."""
+        done = frozenset(self.done())
+        with (self.folder / INPUTS).open(encoding="utf-8") as file:
+            for place, line in enumerate(file):
+                number = place // self.rows
+                if number not in done:
+                    yield number, json.loads(line)
+
+
+@dataclass(frozen=True)
+class RowMaker:
+    """Makes the rows of images.
+
+    Attributes:
+        backend: runs the network.
+        reader: reads the images.
+        conf: the threshold of the verdicts.
+        min_area: defects with fewer pixels do not count for verdicts and scores.
+        calibration: gives the probability of a defect; None without a calibration for this checkpoint.
+        rules: all that two runs must share for their rows to belong together, as JSON values.
+    """
+
+    backend: Backend
+    reader: Reader
+    conf: float
+    min_area: int
+    calibration: Calibration | None
+    rules: dict[str, Any]
+
+    def read(self, item: tuple[int, str]) -> Image | StripImage:
+        """Return an image. An item is the number of its part and its path."""
+        return self.reader(Path(item[1]))
+
+    def row(self, item: tuple[int, str], output: NetworkOutput | FlawmaskError) -> tuple[int, records.Row]:
+        """Return the row of an image, with the number of its part."""
+        if isinstance(output, FlawmaskError):
+            return item[0], records.row(item[1], output, self.conf, self.min_area)
+        prediction = replace(output.prediction(self.backend.spec), calibration=self.calibration)
+        if self.reader.region is not None:
+            prediction = prediction.within(self.reader.region)
+        return item[0], records.row(item[1], prediction, self.conf, self.min_area)
+
+
+def prepare_rows(config: PredictConfig) -> RowMaker:
+    """Load the network and all else that rows need.
+
+    Raises:
+        FlawmaskError: the checkpoint or the region of interest cannot be used, or no threshold was chosen for it.
+    """
+    region = read_region(config.roi) if config.roi else None
+    backend = load(config.model, config)
+    conf = threshold.of(config.conf, config.model, config.min_area).value
+    stored = calibration.load(config.model, config.min_area)
+    spec = backend.spec
+    levels = spec.intensity if config.intensity is None else intensity.of_bits(int(config.intensity))
+    settings = {name: value for name, value in as_json(config).items() if name not in MAY_DIFFER}
+    rules = {
+        "model_sha256": sha256_of(config.model),
+        "classes": list(spec.classes),
+        "finds": "masks" if spec.has_masks else "boxes",
+        **{"conf": conf, "min_area": config.min_area, "join": spec.join, **spec.tiles_as_json},
+        "calibration": None if stored is None else {"slope": stored.slope, "intercept": stored.intercept},
+        "settings": settings,
+    }
+    reader = Reader(config, spec, region, levels)
+    return RowMaker(backend, reader, conf, config.min_area, stored, json.loads(json.dumps(rules)))
+
+
+def _begin(config: PredictConfig, output: Path, rules: dict[str, Any]) -> dict[str, Any]:
+    """Write the list of the images and what all rows share. Return the latter."""
+    number, count = config.shard_of
+    images = others = 0
+    with ExitStack() as stack:
+        folder = stack.enter_context(atomic_folder(output))
+        listed, not_predicted = (stack.enter_context((folder / name).open("wb")) for name in (INPUTS, NOT_PREDICTED))
+        for path, reason in track(stream_images(config.input, config.output_dir), "listing the images"):
+            if shard_number(path, count) != number:
+                continue
+            if reason is None:
+                images += 1
+                listed.write(_line(path.as_posix()))
+            else:
+                others += 1
+                not_predicted.write(_line({"file": path.as_posix(), "reason": reason}))
+        begun = {"model": config.model.as_posix(), **rules, "images": images, "not_predicted": others}
+        write_json(folder / MARKER, begun)
+    return begun
+
+
+def _line(value: Any) -> bytes:
+    return f"{json.dumps(value, ensure_ascii=False)}\n".encode(errors="backslashreplace")
+
+
+def _check_same(begun: Any, rules: dict[str, Any], output: Path) -> None:
+    """Refuse to go on with another model or with other settings."""
+    require(isinstance(begun, dict) and isinstance(begun.get("settings"), dict), f"{output / MARKER} is damaged")
+    for before, now in ((begun["settings"], rules["settings"]), (begun, rules)):
+        for name, value in now.items():
+            require(
+                before.get(name) == value,
+                f"{output} was begun with {name} {before.get(name)!r}, and not {value!r}: give the same settings to go "
+                "on, or name another --output_dir",
+            )
