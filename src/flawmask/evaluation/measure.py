@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawmask.coco import CocoSplit, Record, instance_masks
+from flawmask import masks
+from flawmask.coco import CocoSplit, Record, instance_masks, instance_rles
 from flawmask.evaluation.average_precision import (
     Evaluation,
     average_precision,
@@ -21,6 +22,7 @@ from flawmask.evaluation.instances import InstanceErrors, instance_errors
 from flawmask.evaluation.metrics import METRICS, Formula, Group, Metric, values
 from flawmask.evaluation.pixels import PixelTally
 from flawmask.evaluation.ranking import calibration, confusion, precision_recall_curve, rank, roc_curve
+from flawmask.evaluation.spool import StoredPredictions
 from flawmask.evaluation.uncertainty import Groups, Interval
 from flawmask.evaluation.verdicts import EvaluatedImage, groups_of, recall_by_type
 from flawmask.good_names import GOOD
@@ -300,9 +302,23 @@ def _tally_pixels(detections: Detections) -> PixelTally:
     split, predictions, min_area = detections.split, detections.predictions, detections.min_area
     pairs = zip(split.images, predictions, strict=True)
     for image, prediction in track(pairs, "counting pixels", total=len(predictions)):
+        if isinstance(predictions, StoredPredictions):
+            tally.add_masks(*_overlap(split, image, prediction.defect_rle(detections.conf, min_area)))
+            continue
         truth, predicted = true_mask(split, image), prediction.defect_mask(detections.conf, min_area)
         tally.add(image["file_name"], prediction.score_map(min_area), truth, predicted)
     return tally
+
+
+def _overlap(split: CocoSplit, image: Record, predicted: dict[str, Any]) -> tuple[int, int, int]:
+    """Return the number of pixels in both the true and the predicted mask, only in the latter, and only in the former.
+
+    No mask is decoded.
+    """
+    shape = image["height"], image["width"]
+    truth = masks.union(instance_rles(split.defects(image), *shape, image["file_name"]), *shape)
+    hits = masks.area(masks.intersection(truth, predicted))
+    return hits, masks.area(predicted) - hits, masks.area(truth) - hits
 
 
 def true_mask(split: CocoSplit, image: Record) -> Flags:

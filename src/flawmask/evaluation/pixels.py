@@ -116,6 +116,17 @@ class PixelTally:
         if sum(len(one.keys) for one in self._exact) > 2 * EXACT_SCORES:
             self._settle()
 
+    def add_masks(self, hits: int, spurious: int, missed: int) -> None:
+        """Count an image whose pixels have no scores: only `pixel_iou` and `pixel_dice` follow from it.
+
+        Args:
+            hits: the number of defect pixels that the predicted masks cover.
+            spurious: the number of good pixels that they cover.
+            missed: the number of defect pixels that they do not cover.
+        """
+        self._groups.append(_Counts(np.array([ZERO]), np.zeros((3, 1))))
+        self._hits.append((hits, spurious, missed))
+
     def figures(self) -> dict[str, float | None]:
         """Return the metrics over the pixels of all images, 0 to 1; None where one is undefined.
 

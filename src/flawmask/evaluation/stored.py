@@ -1,0 +1,127 @@
+"""Read predictions that were stored earlier, for `evaluate --predictions`."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from flawmask import masks
+from flawmask.coco import CocoSplit
+from flawmask.errors import FlawmaskError
+from flawmask.evaluation.against import read_predictions
+from flawmask.evaluation.spool import StoredPredictions
+from flawmask.files import read_json
+from flawmask.inference import records
+from flawmask.inference.archive import MARKER
+from flawmask.inference.records import Row
+from flawmask.prediction import Instance, Prediction
+from flawmask.settings import require
+
+log = logging.getLogger(__name__)
+
+SHARED = ("model_sha256", "classes", "finds", "min_area", "join", "calibration")
+"""What the rows of several shards must share."""
+
+
+def stored_facts(path: Path) -> dict[str, Any]:
+    """Return what all stored rows share: the content of `records.json`; empty for a file in COCO's results format.
+
+    Raises:
+        FlawmaskError: there are no predictions, or the shards are of different models or settings.
+    """
+    if path.is_file():
+        return {}
+    markers = sorted(path.rglob(MARKER))
+    require(
+        bool(markers), f"{path} holds no {MARKER}: name the folder of predict --records, or a file in COCO's format"
+    )
+    contents = [read_json(marker) for marker in markers]
+    for marker, content in zip(markers, contents, strict=True):
+        is_known = isinstance(content, dict) and {*SHARED, "images"} <= content.keys()
+        require(is_known, f"{marker} is damaged: predict again")
+        for key in SHARED:
+            same = content[key] == contents[0][key]
+            require(same, f"{marker} has another {key} than {markers[0]}: evaluate them one by one")
+        rows, form = content["settings"]["rows_per_part"], content["settings"]["records"]
+        parts, there = -(-content["images"] // rows), len(list(marker.parent.glob(f"part-*.{form}")))
+        require(there == parts, f"{marker.parent} has {there} of {parts} parts: let predict --records end first")
+    return dict(contents[0])
+
+
+def read_stored(
+    path: Path, split: CocoSplit, facts: dict[str, Any], file: BinaryIO
+) -> tuple[StoredPredictions, dict[int, str]]:
+    """Return the stored predictions for a split, and the places of images without a verdict, each with the reason.
+
+    Rows name images by paths. A row belongs to the image whose `file_name` ends its path.
+
+    Args:
+        path: the folder of `predict --records`, or a file in COCO's results format.
+        split: the truth.
+        facts: what `stored_facts` returned.
+        file: an empty file for them, which must stay open.
+
+    Raises:
+        FlawmaskError: predictions are damaged, name an image twice, or miss one.
+    """
+    stored = StoredPredictions(file, len(split.images))
+    if not facts:
+        for place, prediction in enumerate(read_predictions(path, split)):
+            stored.put(place, prediction)
+        return stored, {}
+    places = {str(image["file_name"]): at for at, image in enumerate(split.images)}
+    without: dict[int, str] = {}
+    others = 0
+    for row in _rows(path):
+        at = next((places[name] for name in _endings(row["file"]) if name in places), -1)
+        if at < 0:
+            others += 1
+            continue
+        if stored.has(at) or at in without:
+            raise FlawmaskError(f"{path} has two rows for {split.images[at]['file_name']}: name the folder of one run")
+        if row["verdict"] is None:
+            without[at] = row["reason"]
+            continue
+        image = split.images[at]
+        sizes = [f"{one['width']}x{one['height']}" for one in (row, image)]
+        require(sizes[0] == sizes[1], f"{row['file']} was {sizes[0]}, but its record in {split.folder} says {sizes[1]}")
+        stored.put(at, _prediction(row, tuple(facts["classes"]), has_masks=facts["finds"] == "masks"))
+    missing = [at for at in range(len(stored)) if not stored.has(at) and at not in without]
+    if missing:
+        raise FlawmaskError(
+            f"{path} has no row for {len(missing)} of {len(stored)} images of {split.folder}, for example "
+            f"{split.images[missing[0]]['file_name']}: predict them, too"
+        )
+    if others:
+        log.info("%d rows of %s are of images that %s does not list", others, path, split.folder)
+    return stored, without
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    for part in sorted(one for suffix in ("jsonl", "parquet") for one in path.rglob(f"part-*.{suffix}")):
+        yield from records.read_part(part)
+
+
+def _endings(file: str) -> Iterable[str]:
+    """Yield a path and its endings: `a/b/c.png`, `b/c.png`, `c.png`."""
+    parts = file.split("/")
+    return ("/".join(parts[first:]) for first in range(len(parts)))
+
+
+def _prediction(row: Row, classes: tuple[str, ...], *, has_masks: bool) -> Prediction:
+    height, width = row["height"], row["width"]
+    instances = []
+    for one in row["instances"]:
+        x, y, across, down = one["box"]
+        box = (x, y, x + across, y + down)
+        rle = {"size": [height, width], "counts": one["counts"]} if has_masks else masks.rle_of_box(box, height, width)
+        instances.append(Instance(one["class"], one["score"], box, rle, one["area"]))
+    return Prediction(height, width, tuple(instances), has_masks=has_masks, classes=classes)
+
+
+def without_images(split: CocoSplit, places: Iterable[int]) -> CocoSplit:
+    """Return the split without the images at these places."""
+    dropped = set(places)
+    images = tuple(image for at, image in enumerate(split.images) if at not in dropped)
+    return replace(split, images=images, annotations={image["id"]: split.annotations[image["id"]] for image in images})

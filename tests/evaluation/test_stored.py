@@ -1,0 +1,119 @@
+"""`evaluate --predictions`: the figures of stored predictions are those of the network."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from files_read_back import rows
+from patchy_split import run
+
+from flawmask.errors import FlawmaskError
+from flawmask.evaluation.config import EvaluateConfig
+from flawmask.evaluation.evaluate import Evaluated, evaluate
+from flawmask.evaluation.summary import summary
+from flawmask.inference.archive import predict_records
+from flawmask.inference.config import PredictConfig
+
+pytestmark = pytest.mark.usefixtures("undrawn", "small_network")
+
+NEED_MAPS = {"pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_aupro_05", "pixel_f1_max", "pixel_f1_max_threshold"}
+OF_THE_RUN = {"seconds", "seconds_per_image", "notes", "calibration", "predictions", "intensity", "threshold", "model"}
+
+
+def store(run_dir: Path, dataset: Path, **settings: Any) -> Path:
+    settings = {"records": "parquet", "rows_per_part": 2, "output_dir": dataset.parent / "rows", **settings}
+    images = (str(dataset / "val" / "images"),)
+    predict_records(PredictConfig(model=run_dir / "best.pt", input=images, device="cpu", **settings))
+    return Path(settings["output_dir"])
+
+
+def stored(predictions: Path, dataset: Path, **settings: Any) -> Evaluated:
+    settings = {"output_dir": dataset.parent / "stored", **settings}
+    return evaluate(EvaluateConfig(predictions=predictions, dataset_dir=dataset, **settings))
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_rows_give_the_figures_of_the_network_to_the_last_digit(run_dir: Path, dataset: Path, form: Any) -> None:
+    expected = run(run_dir, dataset, conf=0.6, min_area=20)
+    done = stored(store(run_dir, dataset, records=form), dataset, conf=0.6, min_area=20)
+    assert_same(done, expected)
+    (note,) = [note for note in done.metrics["notes"] if "no score maps" in note]
+    assert f"Note: {note}" in summary(done.metrics)
+
+
+def assert_same(done: Evaluated, expected: Evaluated) -> None:
+    names = expected.metrics.keys() - OF_THE_RUN - NEED_MAPS - {"intervals", "interval_method", "model_sha256"}
+    assert {name: done.metrics[name] for name in names - {"join", "tile", "overlap", "tile_from"}} == {
+        name: expected.metrics[name] for name in names - {"join", "tile", "overlap", "tile_from"}
+    }
+    assert {done.metrics[name] for name in NEED_MAPS} == {None}
+    for name in ("intervals", "interval_method"):
+        known = {key: value for key, value in expected.metrics[name].items() if key not in NEED_MAPS}
+        assert done.metrics[name] == known
+    of_network, of_stored = (rows(one.results_dir / "predictions.csv") for one in (expected, done))
+    assert of_stored == of_network
+    curves, others = (json.loads((one.results_dir / "curves.json").read_text()) for one in (expected, done))
+    assert others == {name: curve for name, curve in curves.items() if name not in ("pixel_roc", "pixel_pr", "pro")}
+    results, same = (json.loads((one.results_dir / "predictions.json").read_text()) for one in (expected, done))
+    assert same == results
+
+
+def test_predictions_of_an_earlier_evaluation_give_its_figures(run_dir: Path, dataset: Path) -> None:
+    expected = run(run_dir, dataset, conf=0.6)
+    assert_same(stored(expected.results_dir / "predictions.json", dataset, conf=0.6), expected)
+
+
+def test_shards_are_evaluated_together_in_the_splits_order(run_dir: Path, dataset: Path) -> None:
+    expected = run(run_dir, dataset, conf=0.6)
+    for number in (1, 2):
+        folder = store(run_dir, dataset, shard=f"{number}/2")
+    assert_same(stored(folder, dataset, conf=0.6), expected)
+
+
+def test_what_does_not_belong_together_is_refused(run_dir: Path, dataset: Path) -> None:
+    folder = store(run_dir, dataset)
+    (part, *_) = sorted(folder.glob("part-*"))
+    kept = part.read_bytes()
+    part.unlink()
+    with pytest.raises(FlawmaskError, match="has 2 of 3 parts"):
+        stored(folder, dataset)
+    part.write_bytes(b"no rows")
+    with pytest.raises(FlawmaskError, match="is no part that flawmask predict --records wrote"):
+        stored(folder, dataset)
+    part.write_bytes(kept)
+    (dataset / "val" / "images" / "crack_1.png").rename(dataset / "crack_1.png")
+    other = store(run_dir, dataset, output_dir=dataset.parent / "fewer")
+    (dataset / "crack_1.png").rename(dataset / "val" / "images" / "crack_1.png")
+    with pytest.raises(FlawmaskError, match="has no row for 1 of 5 images"):
+        stored(other, dataset)
+    with pytest.raises(FlawmaskError, match=r"holds no records\.json"):
+        stored(dataset, dataset)
+    assert not (dataset.parent / "stored").exists()
+
+
+def test_images_without_a_verdict_are_refused_or_left_out_and_said(run_dir: Path, dataset: Path) -> None:
+    path = dataset / "val" / "images" / "crack_1.png"
+    kept = path.read_bytes()
+    path.write_bytes(b"no image")
+    folder = store(run_dir, dataset)
+    path.write_bytes(kept)
+    with pytest.raises(FlawmaskError, match=r"1 of 5 images have no verdict, for example crack_1\.png"):
+        stored(folder, dataset)
+    done = stored(folder, dataset, on_error="skip")
+    assert done.metrics["total_images"] == 4
+    assert any("1 images without a verdict were left out" in note for note in done.metrics["notes"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": Path("best.pt")}, "give the checkpoint with --model, or stored predictions"),
+        ({"predictions": None}, "give the checkpoint with --model, or stored predictions"),
+        ({"conf": "auto"}, "--conf auto needs the checkpoint"),
+        ({"against": Path("run")}, "--against needs --model"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(FlawmaskError, match=message):
+        EvaluateConfig(**{"dataset_dir": Path("data"), "predictions": Path("rows"), **settings})
