@@ -11,6 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from flawmask import remote
 from flawmask.data import intensity
 from flawmask.errors import FlawmaskError
 from flawmask.files import (
@@ -174,7 +175,7 @@ class RowMaker:
 
     def read(self, item: tuple[int, str]) -> Image | StripImage:
         """Return an image. An item is the number of its part and its path."""
-        return self.reader(Path(item[1]))
+        return self.reader(item[1] if remote.is_address(item[1]) else Path(item[1]))
 
     def row(self, item: tuple[int, str], output: NetworkOutput | FlawmaskError) -> tuple[int, records.Row]:
         """Return the row of an image, with the number of its part."""
@@ -218,15 +219,15 @@ def _begin(config: PredictConfig, output: Path, rules: dict[str, Any]) -> dict[s
     with ExitStack() as stack:
         folder = stack.enter_context(atomic_folder(output))
         listed, not_predicted = (stack.enter_context((folder / name).open("wb")) for name in (INPUTS, NOT_PREDICTED))
-        for path, reason in track(stream_images(config.input, config.output_dir), "listing the images"):
-            if shard_number(path, count) != number:
+        for name, reason in track(stream_images(config.input, config.output_dir), "listing the images"):
+            if shard_number(name, count) != number:
                 continue
             if reason is None:
                 images += 1
-                listed.write(_line(path.as_posix()))
+                listed.write(_line(name))
             else:
                 others += 1
-                not_predicted.write(_line({"file": path.as_posix(), "reason": reason}))
+                not_predicted.write(_line({"file": name, "reason": reason}))
         begun = {"model": config.model.as_posix(), **rules, "images": images, "not_predicted": others}
         write_json(folder / MARKER, begun)
     return begun

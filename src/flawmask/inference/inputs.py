@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flawmask import images
+from flawmask import images, remote
 from flawmask.errors import FlawmaskError
 from flawmask.files import is_junk, real_path, walked
 from flawmask.tally import Tally
@@ -88,8 +88,9 @@ def _expand(text: str) -> Iterator[tuple[Path, str | None]]:
     """Yield the files of an input, each with the reason why it is no image; None for an image."""
     path = Path(text)
     if text.startswith(LIST) and not path.exists():
-        yield from ((Path(line), None) for line in lines(Path(text[len(LIST) :])))
+        yield from ((_local(line), None) for line in lines(Path(text[len(LIST) :])))
         return
+    _local(text)
     if path.exists() and not path.is_dir():
         yield path, None
         return
@@ -98,6 +99,13 @@ def _expand(text: str) -> Iterator[tuple[Path, str | None]]:
             yield from ((below, _reason(below)) for below in walked(one))
         else:
             yield one, _reason(one)
+
+
+def _local(text: str) -> Path:
+    """Return the path of a local file. An address is refused."""
+    if remote.is_address(text):
+        raise FlawmaskError(f"--input {text} is an address: use --records, which writes rows instead of pictures")
+    return Path(text)
 
 
 def lines(path: Path) -> Iterator[str]:
@@ -141,25 +149,48 @@ def _step(base: Path, part: str) -> list[Path]:
     return [one for one in paths if wants_hidden or not any(map(is_junk, one.relative_to(base).parts))]
 
 
-def stream_images(inputs: tuple[str, ...], output: Path) -> Iterator[tuple[Path, str | None]]:
-    """Yield the files that the inputs lead to, each with the reason why it is no image; None for an image.
+def stream_images(inputs: tuple[str, ...], output: Path) -> Iterator[tuple[str, str | None]]:
+    """Yield the names of the files that the inputs lead to, each with the reason why it is no image; None for an image.
 
     They are those of `find_images`, but only a few are in memory. Each file comes once. The files of several inputs are
-    sorted. A list keeps its order.
+    sorted. A list keeps its order. An input may also be the address of remote files.
 
     Raises:
         FlawmaskError: an input leads to no image, or a list is one of several inputs or names an image twice.
         OSError: a folder cannot be opened.
     """
-    a_list = any(text.startswith(LIST) and not Path(text).exists() for text in inputs)
-    if a_list and len(inputs) > 1:
-        raise FlawmaskError(f"--input {LIST}list.txt must be the only input with --records: add the others to the list")
-    if a_list:
-        _check_distinct(Path(inputs[0][len(LIST) :]))
+    for text in inputs:
+        a_list = text.startswith(LIST) and not Path(text).exists()
+        if not a_list and not remote.is_address(text):
+            continue
+        if len(inputs) > 1:
+            raise FlawmaskError(f"--input {text} must be the only input with --records: make a list of all images")
+        yield from _in_list(Path(text[len(LIST) :])) if a_list else _remote(text)
+        return
     streams = [_with_an_image(text, real_path(output)) for text in inputs]
     for path, same in groupby(merge(*streams, key=itemgetter(0)), key=itemgetter(0)):
         reasons = [reason for _, reason in same]
-        yield path, None if None in reasons else reasons[0]
+        yield path.as_posix(), None if None in reasons else reasons[0]
+
+
+def _in_list(path: Path) -> Iterator[tuple[str, None]]:
+    _check_distinct(path)
+    found = False
+    for name in lines(path):
+        found = True
+        yield name, None
+    if not found:
+        raise FlawmaskError(f"--input {LIST}{path}: the list is empty")
+
+
+def _remote(address: str) -> Iterator[tuple[str, str | None]]:
+    found = False
+    for name in remote.find(address):
+        reason = None if name == address or images.is_readable(Path(name)) else "no image"
+        found = found or reason is None
+        yield name, reason
+    if not found:
+        raise FlawmaskError(f"--input {address}: there is no image ({_formats()}) there")
 
 
 def _with_an_image(text: str, results: Path) -> Iterator[tuple[Path, str | None]]:
@@ -187,13 +218,13 @@ def _check_distinct(path: Path) -> None:
             raise FlawmaskError(f"{path} names the image of its line {number} twice: each must be there once (sort -u)")
 
 
-def shard_number(path: Path, count: int) -> int:
+def shard_number(name: str, count: int) -> int:
     """Return which of `count` shards an image belongs to, from 1.
 
-    It follows from the image's path alone. So shards that start at different times never share or miss an image, even
+    It follows from the image's name alone. So shards that start at different times never share or miss an image, even
     if other images arrive in between.
     """
-    return int.from_bytes(blake2b(os.fsencode(path), digest_size=8).digest()) % count + 1
+    return int.from_bytes(blake2b(os.fsencode(name), digest_size=8).digest()) % count + 1
 
 
 def _reason(path: Path) -> str | None:

@@ -8,7 +8,7 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from flawmask import images
+from flawmask import images, remote
 from flawmask.errors import FlawmaskError
 from flawmask.inference.config import PredictConfig
 from flawmask.masks import Mask
@@ -31,16 +31,16 @@ class Odd:
     """
 
     count: int = 0
-    first: Path | None = None
+    first: str | None = None
     how: str = ""
     lock: Lock = field(default_factory=Lock, repr=False)
 
-    def add(self, path: Path, how: str = "") -> None:
+    def add(self, name: str, how: str = "") -> None:
         """Count an image. Several threads may call this."""
         with self.lock:
             self.count += 1
-            if self.first is None or path < self.first:
-                self.first, self.how = path, how
+            if self.first is None or name < self.first:
+                self.first, self.how = name, how
 
 
 @dataclass(frozen=True)
@@ -63,25 +63,31 @@ class Reader:
     outside: Odd = field(default_factory=Odd)
     smaller: Odd = field(default_factory=Odd)
 
-    def __call__(self, path: Path) -> npt.NDArray[np.uint8] | StripImage:
+    def __call__(self, path: Path | str) -> npt.NDArray[np.uint8] | StripImage:
         """Return an image's pixels, (height, width, 3) RGB; with tiles, perhaps a file that is read in strips.
+
+        Args:
+            path: the file's path, or the address of a remote file.
 
         Raises:
             FlawmaskError: it cannot be read, or its size is not that of the region of interest.
         """
-        large = opened(path) if self.spec.tile is not None and self.config.page is None else None
-        if large is not None:
-            self._check_size(large.shape[:2], path)
-            return large
-        pixels = images.read_pixels(path, self.config.page)
+        if isinstance(path, str):
+            pixels = images.decode(remote.read(path), path, self.config.page)
+        else:
+            large = opened(path) if self.spec.tile is not None and self.config.page is None else None
+            if large is not None:
+                self._check_size(large.shape[:2], path)
+                return large
+            pixels = images.read_pixels(path, self.config.page)
         self._check_size(pixels.shape[:2], path)
         if self.spec.tile is not None and max(pixels.shape[:2]) <= self.spec.tile:
-            self.smaller.add(path)
+            self.smaller.add(str(path))
         if how := images.levels_problem(pixels, self.levels):
-            self.outside.add(path, how)
+            self.outside.add(str(path), how)
         return images.as_seen(pixels, self.levels, path)
 
-    def _check_size(self, shape: tuple[int, ...], path: Path) -> None:
+    def _check_size(self, shape: tuple[int, ...], path: Path | str) -> None:
         if self.region is not None and self.region.shape != shape:
             sizes = [f"{width}x{height}" for height, width in (shape, self.region.shape)]
             raise FlawmaskError(
