@@ -3,10 +3,10 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ INPUTS = "inputs.jsonl"
 NOT_PREDICTED = "not_predicted.jsonl"
 """The other files among the inputs, one per line, each with the reason."""
 
-MAY_DIFFER = ("model", "input", "output_dir", "device", "inference_batch_size", "fail_on_defect")
+MAY_DIFFER = ("model", "input", "output_dir", "device", "inference_batch_size", "fail_on_defect", "ray")
 """Settings that may differ when a run goes on: the model is known by its SHA-256, and the images by their list."""
 
 
@@ -95,13 +95,16 @@ def predict_records(config: PredictConfig) -> Recorded:
         counts = Counter(records.verdicts(parts.path(number) for number in parts.done()))
         if before := counts.total():
             log.info("%s: going on: %d of %d images are predicted already", output, before, parts.images)
-        predicted = predict_all(work.backend, parts.missing(), work.read, work.row, config.inference_batch_size)
-        with closing(predicted):
-            rows = track(predicted, "predicting", total=parts.images - before)
-            for number, of_part in groupby(rows, key=itemgetter(0)):
-                written = [row for _, row in of_part]
-                records.write_part(parts.path(number), written)
-                counts.update(row["verdict"] for row in written)
+        starts = list(parts.missing())
+        if config.ray is None:
+            for number in write_parts(work, parts, starts, config.inference_batch_size, parts.images - before):
+                counts.update(records.verdicts([parts.path(number)]))
+        elif starts:
+            from flawmask.inference.on_ray import predict_on_ray
+
+            predict_on_ray(config, parts, starts)
+            remove_partial_files(output)  # those of workers that died
+            counts.update(records.verdicts(parts.path(number) for number, _ in starts))
     done = Recorded(output, parts.images, counts["defect"], counts["good"], counts[None], begun["not_predicted"])
     log.info(
         "predicted %d images: %d with defects, %d good, %d without a verdict; results in %s",
@@ -111,6 +114,29 @@ def predict_records(config: PredictConfig) -> Recorded:
         log.warning("%d other files were not predicted: %s names them", done.not_predicted, output / NOT_PREDICTED)
     work.reader.warn(parts.images - before)
     return done
+
+
+def write_parts(
+    work: "RowMaker",
+    parts: "Parts",
+    starts: Iterable[tuple[int, int]],
+    batch_size: int | None,
+    total: int | None = None,
+) -> Iterator[int]:
+    """Predict the images of some parts and write these. Yield the number of each that is written.
+
+    Args:
+        work: makes the rows.
+        parts: the parts of the archive.
+        starts: the parts to write, as `Parts.missing` yields them.
+        batch_size: the largest batch; by default the backend's own.
+        total: the number of images, for the progress bar.
+    """
+    items = (item for number, start in starts for item in parts.names(number, start))
+    with closing(predict_all(work.backend, items, work.read, work.row, batch_size)) as predicted:
+        for number, of_part in groupby(track(predicted, "predicting", total=total), key=itemgetter(0)):
+            records.write_part(parts.path(number), [row for _, row in of_part])
+            yield number
 
 
 def folder_of(config: PredictConfig) -> Path:
@@ -143,14 +169,23 @@ class Parts:
         """Return the numbers of the parts that are there."""
         return [number for number in range(-(-self.images // self.rows)) if self.path(number).is_file()]
 
-    def missing(self) -> Iterator[tuple[int, str]]:
-        """Yield the images of the parts that are not there, each with the number of its part."""
+    def missing(self) -> Iterator[tuple[int, int]]:
+        """Yield the number of each part that is not there, and at which byte of the list its images begin."""
         done = frozenset(self.done())
-        with (self.folder / INPUTS).open(encoding="utf-8") as file:
+        start = 0
+        with (self.folder / INPUTS).open("rb") as file:
             for place, line in enumerate(file):
-                number = place // self.rows
-                if number not in done:
-                    yield number, json.loads(line)
+                number, row = divmod(place, self.rows)
+                if row == 0 and number not in done:
+                    yield number, start
+                start += len(line)
+
+    def names(self, number: int, start: int) -> Iterator[tuple[int, str]]:
+        """Yield the images of a part that begin at a byte of the list, each with the number of the part."""
+        with (self.folder / INPUTS).open("rb") as file:
+            file.seek(start)
+            for line in islice(file, self.rows):
+                yield number, json.loads(line)
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,9 @@ class PredictConfig(VerdictSettings, Strict):
     rows_per_part: int = 1000
     """With --records: images in a part. A killed run repeats at most one part."""
 
+    ray: str | None = None
+    """With --records: predict on Ray, one worker per GPU or core. local, or the address of a cluster."""
+
     @property
     def shard_of(self) -> tuple[int, int]:
         """The number of the shard, from 1, and the number of shards; (1, 1) for all images."""
@@ -115,6 +118,7 @@ class PredictConfig(VerdictSettings, Strict):
     def _check_records(self) -> None:
         require(self.records in (None, "jsonl", "parquet"), f"--records is {self.records}: it must be jsonl or parquet")
         require(self.shard_of == (1, 1) or self.records is not None, "--shard is for --records")
+        require(self.ray is None or self.records is not None, "--ray is for --records")
         require(self.rows_per_part >= 1, f"--rows_per_part is {self.rows_per_part}: it must be 1 or more")
         if self.records is None:
             return
