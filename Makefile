@@ -13,7 +13,7 @@ demo: .venv/ready  ## draw a small category, train on it, evaluate and predict: 
 
 # Three files at a time, each on one thread: on two cores, one computes while another waits for a process or the disk.
 # The files keep their order. Otherwise files with few tests come last, and these take long.
-test: .venv/dev  ## run the tests: about 8 minutes
+test: .venv/dev  ## run the tests: about 9 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not services"
 
 # Those that read images, or train, with processes of their own.
@@ -21,7 +21,7 @@ SPAWNING := $(addprefix tests/,training/test_loader.py training/test_cache.py tr
 
 # Tests that need a browser (the report's tests are skipped if there is no chromium), a launcher, every network, or the
 # default network at its full size. Then once more the tests that start processes, with spawn as on macOS and Windows.
-test-services: .venv/dev  ## run the tests that need a browser, a launcher or every network: about 6 minutes
+test-services: .venv/dev  ## run the tests that need a browser, a launcher or every network: about 12 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m services
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --start_method spawn $(SPAWNING)
 

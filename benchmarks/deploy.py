@@ -66,6 +66,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         folders: dict[str, Path] = {}
+        refused: dict[str, str] = {}
         for one in options.formats:
             runtime, precision = one.split("-")
             config: Any = {"model": options.model, "dataset_dir": data, "format": runtime, "precision": precision}
@@ -74,12 +75,12 @@ def main() -> None:
                     ExportConfig(**config, output_dir=Path(name) / one, unproven=options.unproven)
                 ).folder
             except Exception as error:  # a row says so
-                print(f"{one}: {error}", file=sys.stderr)
-        print_section(options, data, folders)
+                refused[one] = " ".join(str(error).split()).replace("|", "/")
+        print_section(options, data, folders, refused)
 
 
-def print_section(options: argparse.Namespace, data: Path, folders: dict[str, Path]) -> None:
-    """Print the tables."""
+def print_section(options: argparse.Namespace, data: Path, folders: dict[str, Path], refused: dict[str, str]) -> None:
+    """Print the tables. An export that was refused has a row with the reason."""
     common = {"data": str(data), "images": options.images, "device": "cpu"}
     rows = []
     for threads in THREADS:
@@ -99,6 +100,7 @@ def print_section(options: argparse.Namespace, data: Path, folders: dict[str, Pa
                 cells += [f"{one['load']:.2f}", f"{one['megabytes'] - one['imports']:.0f}"]
                 cells += [f"{100 * one[key]:.2f}" if one[key] is not None else "" for key in ("f1", "segm_ap")]
                 rows.append([f"{threads}" if one is plain else "", f"{batch}" if one is plain else "", name, *cells])
+    rows += [["", "", name, f"refused: {reason}", "", "", "", "", ""] for name, reason in refused.items()]
     print("## Exported models\n")
     print(f"`{options.model}`, {options.images} images at most; the median of {options.rounds} rounds.\n")
     heads = ["threads", "batch", "", "ms per image", "times as fast", "s to load", "memory, MB", "F1, %", "mask AP, %"]

@@ -30,11 +30,11 @@ from peak import peak_megabytes
 from flawmask import images, masks
 from flawmask.coco import CocoSplit, instance_rles, read_split
 from flawmask.draw import PREDICTION, TRUTH, outline, side_by_side, title_bar
-from flawmask.inference.backend import Backend, detect
+from flawmask.inference.backend import Backend, detect, prepared
 from flawmask.inference.config import InferenceSettings
 from flawmask.inference.predictor import load
 from flawmask.launch import own_process
-from flawmask.prediction import Prediction
+from flawmask.prediction import Prediction, post_process
 
 Image = npt.NDArray[np.uint8]
 Rle = dict[str, Any]
@@ -73,16 +73,12 @@ def flawmask(backend: Backend, image: Image) -> list[Rle]:
 
 
 def of_tile(backend: Backend, image: Image) -> Prediction:
-    """Return the network's prediction for one tile, as any slicer gets it."""
-    whole = dataclasses.replace(backend.spec, tile=None)
-    return detect(_With(backend, whole), image)
+    """Return the network's instances of one tile, as Flawmask gets them before it puts tiles together.
 
-
-class _With:
-    """A backend with another spec."""
-
-    def __init__(self, backend: Backend, spec: Any) -> None:
-        self.spec, self.batch_size, self.uses_cores, self.infer = spec, 1, backend.uses_cores, backend.infer
+    Nothing is joined, and the branch for pixels does not change scores: Flawmask does both once, for the whole image.
+    """
+    (raw,) = backend.infer([prepared(image, backend)])
+    return post_process(dataclasses.replace(raw, maps=None), backend.spec.classes, *image.shape[:2], join="off")
 
 
 def supervision(backend: Backend, image: Image) -> list[Rle]:

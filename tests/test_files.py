@@ -19,6 +19,7 @@ from flawmask.files import (
     check_output_folder,
     fingerprint,
     read_json,
+    remove_partial_files,
     sha256,
     walk,
     write_bytes,
@@ -233,6 +234,18 @@ def test_if_the_new_folder_cannot_be_renamed_the_old_one_is_restored(
     with pytest.raises(OSError, match="no"), atomic_folder(tmp_path / "out") as folder:
         (folder / "new").write_text("new")
     assert names(tmp_path) == ["out", "out/old"]
+
+
+def test_a_folder_with_only_the_first_file_of_a_killed_process_may_be_written(tmp_path: Path) -> None:
+    (tmp_path / ".made.json.0123456789abcdef.partial").write_text("{")
+    check_output_folder(tmp_path, "made.json", overwrite=False, what="thing")
+    remove_partial_files(tmp_path)
+    assert names(tmp_path) == []
+    (tmp_path / ".mine.partial").write_text("mine")
+    remove_partial_files(tmp_path)
+    with pytest.raises(FlawmaskError, match="holds something else"):
+        check_output_folder(tmp_path, "made.json", overwrite=True, what="thing")
+    assert names(tmp_path) == [".mine.partial"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")

@@ -23,6 +23,7 @@ from flawmask.masks import (
     cropped,
     decode,
     encode,
+    enlarged,
     intersection,
     moved,
     part_of_rle,
@@ -223,3 +224,23 @@ def test_the_pixels_that_masks_share_are_counted(one: Mask, other: Mask) -> None
     first, second = (np.zeros((40, 40), dtype=bool) for _ in range(2))
     first[: one.shape[0], : one.shape[1]], second[: other.shape[0], : other.shape[1]] = one[:40, :40], other[:40, :40]
     assert shared_pixels([to_rle(first)], [to_rle(second)] * 2).tolist() == [[(first & second).sum()] * 2]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    cells=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    image=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    seed=st.integers(0, 99),
+)
+def test_enlarged_cells_are_the_pixels_with_their_centres_in_them(
+    cells: tuple[int, int], image: tuple[int, int], seed: int
+) -> None:
+    grid = np.random.default_rng(seed).random(cells) < 0.3
+    grid[seed % cells[0], seed % cells[1]] = True
+    found = decode(enlarged(grid, *image), *image)
+    rows, columns = ((2 * np.arange(side) + 1) * count // (2 * side) for side, count in zip(image, cells, strict=True))
+    expected = grid[np.ix_(rows, columns)]
+    if expected.any():
+        assert (found == expected).all()
+    else:
+        assert found.sum() == 1

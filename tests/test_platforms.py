@@ -20,7 +20,7 @@ SOURCE = ROOT / "src" / "flawmask"
 LINUX_ONLY = {"launch.py", "runtime.py", "training/fit.py"}
 """Modules that read files of Linux's proc and control groups, which are ASCII or of no known encoding."""
 
-NO_FILES = {"Image", "os", "tarfile"}
+NO_FILES = {"Image", "PIL.Image", "os", "tarfile"}
 """What has an `open` that opens no text file."""
 
 MISSING_ON_WINDOWS = {os: ("fork", "geteuid", "getuid", "sched_getaffinity", "setsid"), signal: ("SIGKILL",)}

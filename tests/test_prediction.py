@@ -289,9 +289,8 @@ def test_an_image_without_a_detection_gets_the_region_around_the_peak() -> None:
     (region,) = scored.instances
     assert region.label == "scratch"
     assert region.score == pytest.approx(0.1)
-    cells = np.zeros((5, 6), dtype=np.float32)
-    cells[2, 2:4] = 1
-    expected = interpolated(cells) >= 0.5
+    expected = np.zeros((20, 24), dtype=bool)
+    expected[8:12, 8:16] = True
     assert (region.mask == expected).all()
     assert (region.box, region.area) == ((8.0, 8.0, 16.0, 12.0), expected.sum())
     assert not scored.is_defect

@@ -1,10 +1,12 @@
 """Large images read in strips: the same pixels as from the reader of all stages, and only a few rows in memory."""
 
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -92,13 +94,61 @@ def test_an_image_that_cannot_be_read_in_strips_is_named_with_the_memory_that_it
     assert read_image(tmp_path / name).shape == ((WIDTH, HEIGHT, 3) if "exif" in how else (HEIGHT, WIDTH, 3))
 
 
+def odd_file(path: Path, kind: str) -> None:
+    """Write a file that Pillow calls RGB or L, although it has other bits or bands."""
+    pixels = np.asarray(photograph())
+    if kind == "16-bit RGB PNG":
+        path.write_bytes(cv2.imencode(".png", pixels.astype(np.uint16) * 257)[1].tobytes())
+    elif kind == "RGBX TIFF":
+        four = np.dstack((pixels, pixels[:, :, :1]))
+        tifffile.imwrite(path, four, photometric="rgb", extrasamples=["unspecified"])
+    else:
+        grey = kind == "grey PNG with a transparent value"
+        photograph().convert("L" if grey else "RGB").save(path, transparency=7 if grey else (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "kind", ["16-bit RGB PNG", "RGBX TIFF", "grey PNG with a transparent value", "PNG with a transparent colour"]
+)
+def test_rgb_of_other_bits_or_bands_is_decoded_whole_and_never_in_strips(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    path = tmp_path / ("a.tif" if "TIFF" in kind else "a.png")
+    odd_file(path, kind)
+    assert opened(path) is None
+    assert "only grey and RGB images of 8 bits" in caplog.text
+    assert read_image(path).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(ImageError, match=r"cannot be read in strips \([1-4] bands of u(char|short)\)"):
+        next(StripImage(path, HEIGHT, WIDTH).strips())
+
+
+def test_several_images_with_one_reason_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.bmp", "b.bmp", "c.png", "d.png"):
+        photograph().convert("RGBA" if name.endswith("png") else "RGB").save(tmp_path / name)
+    first: dict[str, Path] = {}
+    assert [opened(tmp_path / name, first) for name in ("a.bmp", "b.bmp", "c.png", "d.png")] == [None] * 4
+    assert len(caplog.records) == len(first) == 2
+    assert "a.bmp is decoded whole" in caplog.text and "c.png is decoded whole" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_opened_because_it_can_be_read_only_once(tmp_path: Path) -> None:
+    photograph().save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    found: list[StripImage | None] = []
+    thread = threading.Thread(target=lambda: found.append(opened(tmp_path / "pipe.png")), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert found == [None], "it waits for a writer"
+
+
 def test_without_pyvips_the_message_says_what_to_install(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photograph().save(tmp_path / "a.png")
     monkeypatch.setattr(strips, "find_spec", lambda _: None)
     assert opened(tmp_path / "a.png") is None
-    assert 'pip install "flawmask[large]" reads it in strips' in caplog.text
+    assert 'pip install "pyvips[binary]" reads it in strips' in caplog.text
 
 
 def test_small_and_damaged_files_are_left_to_the_image_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +176,7 @@ def test_tiles_that_threads_cut_are_those_of_the_whole_image_and_few_rows_are_ke
 ) -> None:
     monkeypatch.setattr(strips, "ROWS", 16)
     photograph().save(tmp_path / "a.png")
-    pixels, windows = read_image(tmp_path / "a.png"), Tiling(100, 20, shift).windows(HEIGHT, WIDTH)
+    pixels, windows = read_image(tmp_path / "a.png"), Tiling(100, 20, shift, shift).windows(HEIGHT, WIDTH)
     bands, kept, lock = Bands(large(tmp_path / "a.png"), windows), 0, threading.Lock()
 
     def is_right(number: int) -> bool:

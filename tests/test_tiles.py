@@ -61,8 +61,12 @@ def test_a_tile_larger_than_every_image_is_refused_and_smaller_images_are_counte
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     check_sizes(Tiling(64, 8), [(64, 64), (63, 200), (200, 300)], "parts")
-    assert "1 of 3 images of parts are smaller than a tile of 64 pixels" in caplog.text
-    with pytest.raises(FlawmaskError, match=r"larger than every image of parts \(the largest is 200x63\)"):
-        check_sizes(Tiling(64, 8), [(63, 200), (20, 30)], "parts")
-    check_sizes(Tiling(64, 8), [(63, 200), (20, 30)], "parts", refuse=False)
+    assert "1 of 3 images of parts are smaller than a tile of 64 pixels in height or width" in caplog.text
+    with pytest.raises(
+        FlawmaskError, match=r"larger than every image of parts \(the largest is 63x40\): give at most 63"
+    ):
+        check_sizes(Tiling(64, 8), [(40, 63), (20, 30)], "parts")
+    check_sizes(Tiling(64, 8), [(63, 200), (20, 30)], "parts")  # a line scan is longer than a tile
     assert "2 of 2 images" in caplog.text
+    check_sizes(Tiling(64, 8), [(40, 63)], "parts", refuse=False)
+    assert "1 of 1 images" in caplog.text

@@ -68,6 +68,9 @@ FLAGS = {
 }
 """Options of flags that their settings' fields do not have, by the name of the setting."""
 
+SERVER_PACKAGES = "fastapi fastapi-offline prometheus-client python-multipart uvicorn"
+"""The packages of the extra `serve`. Beside flawmask-runtime, the extra itself would install PyTorch."""
+
 MEMORY_SETTINGS = ("batch_size", "inference_batch_size", "image_size", "max_proposals")
 """Settings that save memory when they are lowered. Those that change no result come first."""
 
@@ -306,7 +309,7 @@ def _serve(config: ServeConfig) -> None:
     try:
         from flawmask.serve.server import serve
     except ImportError as error:
-        raise FlawmaskError(f"the server needs {error.name}: pip install 'flawmask[serve]'") from None
+        raise FlawmaskError(f"the server needs {error.name}: pip install {SERVER_PACKAGES}") from None
     serve(config)
 
 

@@ -147,7 +147,7 @@ def fit_mask(mask: Mask, width: int, height: int) -> Mask:
     """Return the mask at the size that `fit` gives its image. A pixel is set if any of its mask pixels is set, so that
     thin masks stay whole."""
     size = _fitting(mask.shape[0], mask.shape[1], width, height)
-    shrinks = size[0] < mask.shape[1]
+    shrinks = size[0] < mask.shape[1] or size[1] < mask.shape[0]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
     return np.asarray(cv2.resize(mask.astype(np.float32), size, interpolation=method) > 0)
 
@@ -156,7 +156,8 @@ def fit_rle(rle: dict[str, Any], width: int, height: int) -> Mask:
     """Return the result of `fit_mask` for a compressed RLE. If it shrinks, no mask of the image's size is made."""
     rows, columns = rle["size"]
     size = _fitting(rows, columns, width, height)
-    return shrunk_rle(rle, size[1], size[0]) if size[0] < columns else fit_mask(decode(rle, rows, columns), *size)
+    shrinks = size[0] < columns or size[1] < rows
+    return shrunk_rle(rle, size[1], size[0]) if shrinks else fit_mask(decode(rle, rows, columns), *size)
 
 
 def contact_sheet(

@@ -21,6 +21,9 @@ from flawmask.errors import FlawmaskError
 LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 """Files that file managers leave in every folder that they show."""
 
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
+"""The name of a file that `atomic_file` has not finished."""
+
 JUNK = frozenset({"__macosx", "thumb", "thumbs", "thumbnail", "thumbnails"})
 """Names, in lower case, of folders that programs make for their own copies of files."""
 
@@ -246,6 +249,8 @@ def check_output_folder(
 ) -> None:
     """Raise an error unless `folder` is new or empty, or was made by the same stage and `overwrite` is on.
 
+    Incomplete files of a killed process do not count: perhaps it was killed while it wrote the first one.
+
     Args:
         folder: the folder that the stage is about to write.
         marker: the file that the stage writes into every folder it makes. Only a folder with this file is replaced.
@@ -259,7 +264,8 @@ def check_output_folder(
     """
     if folder.exists() and not folder.is_dir():
         raise FlawmaskError(f"{folder} is a file: name a folder for the {what}")
-    names = sorted(path.name for path in folder.iterdir() if path.name not in LITTER) if folder.exists() else []
+    ignored = {*LITTER, *(path.name for path in _partial_files(folder))}
+    names = sorted(path.name for path in folder.iterdir() if path.name not in ignored) if folder.exists() else []
     if not names:
         return
     if not (folder / marker).is_file():
@@ -368,9 +374,12 @@ def remove_partial_files(folder: Path) -> None:
 
     Incomplete folders stay: `atomic_folder` removes them, under its own lock.
     """
-    for path in folder.glob(".*.partial"):
-        if not path.is_dir():
-            path.unlink()
+    for path in _partial_files(folder):
+        path.unlink()
+
+
+def _partial_files(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(".*.partial") if PARTIAL.fullmatch(path.name) and not path.is_dir()]
 
 
 def _hidden(path: Path, suffix: str) -> list[Path]:

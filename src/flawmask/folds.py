@@ -16,7 +16,7 @@ import numpy as np
 import flawmask
 from flawmask.coco import CocoSplit, read_split, total_tallies, write_split
 from flawmask.data import dataset_info, layouts
-from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
+from flawmask.evaluation.config import EvaluateSettings
 from flawmask.evaluation.evaluate import evaluate, predict_split, write_evaluation
 from flawmask.evaluation.metrics import METRICS
 from flawmask.files import atomic_folder, folder_lock, read_json, write_json
@@ -27,7 +27,7 @@ from flawmask.prediction import Prediction
 from flawmask.report.headline import lookup
 from flawmask.runs import FOLDS, MADE_BY, POOLED, begin_or_continue, check_folder
 from flawmask.settings import as_json, require, stage
-from flawmask.stages import Finished, RunConfig, augment_dataset, prepare_dataset
+from flawmask.stages import Finished, RunConfig, augment_dataset, evaluation_of, prepare_dataset
 from flawmask.training.choose import choose_network
 from flawmask.training.config import TrainConfig
 from flawmask.training.learnable import check_learnable
@@ -138,8 +138,7 @@ def _one_fold(config: RunConfig, prepared_dir: Path, run_dir: Path) -> None:
     else:
         dataset_dir = augment_dataset(config, prepared_dir)
         train(stage(TrainConfig, config, dataset_dir=dataset_dir, output_dir=run_dir, overwrite=True))
-    place = {"model": run_dir / "best.pt", "dataset_dir": prepared_dir, "output_dir": None, "against": None}
-    evaluate(stage(EvaluateConfig, config, **place))
+    evaluate(evaluation_of(config, run_dir, prepared_dir))
 
 
 def _evaluate_all(config: RunConfig, folders: list[Path], run_dir: Path) -> dict[str, Any]:
@@ -194,8 +193,9 @@ def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple
     """
     predictions: list[Prediction] = []
     parts = [read_split(folder, "val", config) for folder in folders]
-    for fold, part in enumerate(parts, start=1):
-        backend = load(run_dir / f"fold_{fold}" / "best.pt", config)
+    for fold, (prepared_dir, part) in enumerate(zip(folders, parts, strict=True), start=1):
+        settings = evaluation_of(config, run_dir / f"fold_{fold}", prepared_dir)
+        backend = load(settings.checkpoint, settings)
         predictions += predict_split(backend, part, config.inference_batch_size)[0]
     with atomic_folder(run_dir / POOLED) as folder:
         (folder / "images").mkdir()

@@ -186,13 +186,13 @@ def _decoded(file: BinaryIO, path: Path | str, page: int | None = None, *, wants
                 raise Image.DecompressionBombError
             if picture.format in VECTOR_FORMATS:
                 raise ImageError(f"{path} is {picture.format}, which holds no pixels: export it as PNG")
-            raw_mode = _raw_mode(picture)
+            mode = raw_mode(picture)
             orientation = _orientation(picture)
             ImageOps.exif_transpose(picture, in_place=True)  # a copy takes a tenth as long as decoding a PNG
             pixels = _pixels_in(picture, str(path))
-            if ";16" in raw_mode:
+            if ";16" in mode:
                 pixels = _deep_colours(file, page or 1, orientation or 1, pixels, path)
-                pixels = pixels[:, :, 0] if raw_mode.startswith("L") else pixels
+                pixels = pixels[:, :, 0] if mode.startswith("L") else pixels
             return DecodedImage(pixels, *(_alpha_and_palette(picture) if wants_all else (None, None)), orientation)
     except ImageError:
         raise
@@ -218,12 +218,12 @@ def exceeds_8_bits(path: Path) -> bool:
     max_pixels()  # this also hides Pillow's warnings
     try:
         with Image.open(path) as picture:
-            return picture.mode.startswith("I") or ";16" in _raw_mode(picture)
+            return picture.mode.startswith("I") or ";16" in raw_mode(picture)
     except Exception as error:  # Pillow's plugins raise errors of any type
         raise ImageError(f"{path} cannot be read as an image ({type(error).__name__})") from None
 
 
-def _raw_mode(picture: Image.Image) -> str:
+def raw_mode(picture: Image.Image) -> str:
     """Return Pillow's name for the order and depth of the file's colours, such as `RGB;16B`.
 
     Returns "" for grey images, and if Pillow does not tell.
@@ -277,8 +277,8 @@ TURNS: dict[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
 """The functions that turn stored pixels upright, by Exif orientation."""
 
 ORIENTATION = 0x0112
-BITS_PER_SAMPLE, WHITE_IS_ZERO = 258, 262
-"""Tags of TIFF 6.0. If the value of the last one is 0, then 0 means white."""
+BITS_PER_SAMPLE, WHITE_IS_ZERO, SAMPLES_PER_PIXEL = 258, 262, 277
+"""Tags of TIFF 6.0. If the value of the second one is 0, then 0 means white."""
 SAMPLE_FORMAT, SIGNED = 339, 2
 """A tag of TIFF 6.0, and its value for signed numbers."""
 

@@ -426,6 +426,42 @@ def moved(rle: dict[str, Any], x: int, y: int, height: int, width: int) -> dict[
     return _rle_of_runs(column + x, top + y, bottom + y, height, width)
 
 
+def enlarged(cells: Mask, height: int, width: int) -> dict[str, Any]:
+    """Return a mask of cells as the compressed RLE of an image: the pixels whose centres lie in a cell of the mask.
+
+    If no pixel's centre does, because the image has fewer pixels than there are cells, it is the pixel that holds the
+    centre of a cell. No mask of the image's size is made.
+
+    Args:
+        cells: (rows, columns) bool, with at least one cell. The grid covers the image.
+        height: of the image in pixels.
+        width: of the image in pixels.
+    """
+    rows, columns = cells.shape
+    column, top, bottom = _runs_by_column(to_rle(cells))
+
+    def first_pixel(edge: Counts, pixels: int, count: int) -> Counts:
+        return -(-(2 * edge * pixels - count) // (2 * count))  # the first one with its centre at or behind the edge
+
+    tops, bottoms = first_pixel(top, height, rows), first_pixel(bottom, height, rows)
+    left, right = first_pixel(column, width, columns), first_pixel(column + 1, width, columns)
+    seen = (tops < bottoms) & (left < right)
+    if not seen.any():
+        y, x = int((top[0] + 0.5) * height / rows), int((column[0] + 0.5) * width / columns)
+        tops, bottoms, left, right = (np.array([one]) for one in (y, y + 1, x, x + 1))
+        seen = np.array([True])
+    times = (right - left)[seen]
+    # Each run of cells becomes a run of pixels in each of its columns.
+    number = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+    return _rle_of_runs(
+        np.repeat(left[seen], times) + number,
+        np.repeat(tops[seen], times),
+        np.repeat(bottoms[seen], times),
+        height,
+        width,
+    )
+
+
 def cropped(rle: dict[str, Any], x: int, y: int, width: int, height: int) -> dict[str, Any]:
     """Return the compressed RLE of a part of a mask, at the part's size: `moved` backwards. No mask is decoded.
 

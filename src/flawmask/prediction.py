@@ -500,7 +500,8 @@ def with_second_opinion(prediction: Prediction, of_network: Floats, region: dict
         number, rle = maps.region_of_peak(of_network, prediction.height, prediction.width)
         label = [name for name in prediction.classes if name != GOOD][number]
         whole = Instance(label, score, (0.0, 0.0, 0.0, 0.0), rle, masks.area(rle))
-        cut = _cut(whole, rle if region is None else region)  # this also gives it a box
+        # This also gives it a box. Where the region has no pixel's centre in the peak's cells, it is the region itself.
+        cut = _cut(whole, rle if region is None else region) or _cut(replace(whole, rle=region or rle), region or rle)
         instances += [] if cut is None else [cut]
     instances.sort(key=lambda one: -one.score)
     return replace(prediction, instances=tuple(instances), maps=of_network, factor=factor)

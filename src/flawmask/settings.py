@@ -161,6 +161,11 @@ class Tiles(Settings):
         if isinstance(self.tile, int):  # a tiling checks itself
             Tiling(self.tile, default_overlap(self.tile) if self.overlap == "auto" else self.overlap)
 
+    def check_tiles_of_training(self) -> None:
+        """Refuse an overlap for a training that sees images whole."""
+        whole = self.tile is None and self.overlap != "auto"
+        require(not whole, "--overlap is for tiles: give their side with --tile, or --tile auto")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Classes(Settings):

@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from flawmask.data.imports import FORMATS, recognised
 from flawmask.data.prepare import PrepareConfig, PrepareSettings, prepare
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig, EvaluateSettings
+from flawmask.files import read_json
 from flawmask.model.arch import ArchChoice
 from flawmask.settings import Overwrite, Settings, Strict, require, stage
 from flawmask.training.config import TrainSettings
@@ -87,6 +88,10 @@ class RunConfig(Overwrite, Strict, EvaluateSettings, TrainSettings, AugmentSetti
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.resume is None and not self.skip_train:
+            self.check_tiles_of_training()
+            coarse = self.tile is None and self.tile_from == "coarse"
+            require(not coarse, "--tile_from coarse is for tiles: give their side with --tile, or --tile auto")
         if not self.is_cross_validation:
             return
         skips = self.skip_prepare or self.skip_train or self.skip_inference
@@ -175,9 +180,26 @@ def evaluate_run(config: RunConfig, run_dir: Path, dataset_dir: Path, splits: Se
     from flawmask.evaluation.evaluate import evaluate
 
     for split in splits:
-        paths = {"model": run_dir / "best.pt", "dataset_dir": dataset_dir, "output_dir": None}
-        evaluated = evaluate(stage(EvaluateConfig, config, **paths, split=split, against=None))
+        evaluated = evaluate(replace(evaluation_of(config, run_dir, dataset_dir), split=split))
     return evaluated.metrics
+
+
+def evaluation_of(config: RunConfig, run_dir: Path, dataset_dir: Path) -> EvaluateConfig:
+    """Return the settings to evaluate a run: if they trained it, in the tiles that the training chose."""
+    content = read_json(run_dir / "config.json") if not config.skip_train else {}
+    tiles = {} if config.skip_train else own_tiles(config, content.get("model", {}).get("tile"))
+    paths = {"model": run_dir / "best.pt", "dataset_dir": dataset_dir, "output_dir": None, "against": None}
+    return stage(EvaluateConfig, config, **paths, **tiles)
+
+
+def own_tiles(config: EvaluateSettings, tile: int | None) -> dict[str, Any]:
+    """Return the changes of the settings with which a model sees its own tiles.
+
+    Args:
+        config: settings that may describe the tiles of another training.
+        tile: the side of the model's tiles; None if it sees images whole.
+    """
+    return {"tile": None, "overlap": "auto", "tile_from": "all" if tile is None else config.tile_from}
 
 
 def check_evaluation(config: RunConfig, prepared_dir: Path, names: Sequence[str]) -> None:

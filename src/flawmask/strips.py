@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as PillowImage
+import PIL.Image
 
 from flawmask import images
 from flawmask.errors import ImageError
@@ -62,12 +62,15 @@ class StripImage:
         """Yield the image from top to bottom, (rows, width, 3) uint8 RGB. The last strip may be lower.
 
         Raises:
-            ImageError: the file is damaged.
+            ImageError: the file is damaged, or holds other pixels than its header says.
         """
         import pyvips
 
         try:
             picture = pyvips.Image.new_from_file(str(self.path), access="sequential", fail_on="error")
+            if picture.bands not in (1, 3) or picture.format != "uchar":
+                kind = f"{picture.bands} bands of {picture.format}"
+                raise ImageError(f"{self.path} cannot be read in strips ({kind}): export it as RGB with 8 bits")
             region = pyvips.Region.new(picture)
             for top in range(0, self.height, rows):
                 tall = min(rows, self.height - top)
@@ -79,15 +82,23 @@ class StripImage:
             raise ImageError(f"{self.path} cannot be read as an image ({reason}): replace it or take it out") from None
 
 
-def opened(path: Path) -> StripImage | None:
+def opened(path: Path, first: dict[str, Path] | None = None) -> StripImage | None:
     """Return a large image file that can be read in strips; None for all others.
 
     If a large image cannot be read in strips, a warning says why, and how much memory it takes to decode it whole.
     Damaged files and files that are no images are left to `images.read_image`, which says what is wrong with them.
+    So are pipes, which can be read only once.
+
+    Args:
+        path: the file.
+        first: the first image for each reason, of several images. Other images are not warned of again. Threads may
+            share it.
     """
     limit = images.max_pixels()
+    if not path.is_file():
+        return None
     try:
-        with PillowImage.open(path) as picture:
+        with PIL.Image.open(path) as picture:
             pixels = picture.width * picture.height
             if not MIN_PIXELS <= pixels <= limit:
                 return None
@@ -96,25 +107,31 @@ def opened(path: Path) -> StripImage | None:
         return None
     if not reason:
         return StripImage(path, *size)
-    log.warning("%s is decoded whole, which takes %.1f GB: %s", path, BYTES.get(mode, 7) * pixels / 1e9, reason)
+    if first is None or first.setdefault(reason, path) is path:
+        gigabytes = BYTES.get(mode, 7) * pixels / 1e9
+        others = "" if first is None else ". Other images with the same reason are not named"
+        log.warning("%s is decoded whole, which takes %.1f GB: %s%s", path, gigabytes, reason, others)
     return None
 
 
-def _obstacle(picture: PillowImage.Image) -> str:
+def _obstacle(picture: PIL.Image.Image) -> str:
     """Return why an image cannot be read in strips, or ""."""
     tags: Any = getattr(picture, "tag_v2", {})
     if picture.format not in ("JPEG", "PNG", "TIFF"):
         return f"only JPEG, PNG and TIFF can be read in strips, not {picture.format}"
-    if picture.mode not in ("L", "RGB") or max(tags.get(images.BITS_PER_SAMPLE, (8,))) != 8:
+    deep = max(tags.get(images.BITS_PER_SAMPLE, (8,))) != 8 or ";16" in images.raw_mode(picture)
+    samples = tags.get(images.SAMPLES_PER_PIXEL, len(picture.mode))
+    is_odd = samples != len(picture.mode) or "transparency" in picture.info
+    if picture.mode not in ("L", "RGB") or deep or is_odd:
         return "only grey and RGB images of 8 bits can be read in strips"
     if "progression" in picture.info or picture.info.get("interlace"):
         return "a progressive or interlaced image cannot be read in strips"
     if picture.getexif().get(images.ORIENTATION, 1) != 1:
         return "it has to be turned by its Exif orientation"
-    is_odd = tags.get(images.WHITE_IS_ZERO) == 0 or images.SIGNED in tags.get(images.SAMPLE_FORMAT, ())
-    if is_odd or getattr(picture, "n_frames", 1) > 1:
+    is_inverted = tags.get(images.WHITE_IS_ZERO) == 0 or images.SIGNED in tags.get(images.SAMPLE_FORMAT, ())
+    if is_inverted or getattr(picture, "n_frames", 1) > 1:
         return "a TIFF with several images, with signed values or with white as 0 cannot be read in strips"
-    return "" if find_spec("pyvips") else 'pip install "flawmask[large]" reads it in strips'
+    return "" if find_spec("pyvips") else 'pip install "pyvips[binary]" reads it in strips'
 
 
 class Bands:

@@ -17,6 +17,9 @@ TileChoice = Literal["off", "auto"]
 TileFrom = Literal["all", "coarse"]
 """Which tiles the network sees: all of an image, or those where it sees something on the whole image, made small."""
 
+WHOLE_IMAGES = {"tile": None, "overlap": 0, "tile_from": "all"}
+"""What results say of a network that sees images whole. Results of older versions say nothing, and mean this."""
+
 MIN_TILE, MAX_TILE = 32, 65_536
 """The smallest and the largest tile, in pixels."""
 
@@ -54,7 +57,8 @@ class Tiling:
     Attributes:
         size: the side of a tile, in pixels of the image.
         overlap: the fewest rows or columns that neighbouring tiles share, in pixels, at least 1.
-        shift: how far the grid is moved to the left and up, in pixels; see `starts`.
+        shift_y: how far the grid is moved up, in pixels; see `starts`.
+        shift_x: how far it is moved to the left.
 
     Raises:
         FlawmaskError: the tile is too small, or the overlap does not fit it.
@@ -62,7 +66,8 @@ class Tiling:
 
     size: int
     overlap: int
-    shift: int = 0
+    shift_y: int = 0
+    shift_x: int = 0
 
     def __post_init__(self) -> None:
         if not MIN_TILE <= self.size <= MAX_TILE:
@@ -80,8 +85,8 @@ class Tiling:
         tall, wide = min(self.size, height), min(self.size, width)
         return [
             Window(x, y, wide, tall)
-            for y in starts(height, self.size, self.overlap, self.shift)
-            for x in starts(width, self.size, self.overlap, self.shift)
+            for y in starts(height, self.size, self.overlap, self.shift_y)
+            for x in starts(width, self.size, self.overlap, self.shift_x)
         ]
 
 
@@ -123,26 +128,30 @@ def padded(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 
 
 def check_sizes(tiling: Tiling, sizes: Sequence[tuple[int, int]], where: str, *, refuse: bool = True) -> None:
-    """Say how many images are smaller than a tile in height or width. They are padded to it.
+    """Warn how many images are smaller than a tile in height or width. They are padded to it.
 
     Args:
         tiling: the tiles.
         sizes: height and width of each image.
         where: the images' name in messages.
-        refuse: whether images that are all smaller are an error.
+        refuse: whether it is an error if a tile is larger than every image, in height and in width.
 
     Raises:
-        FlawmaskError: no image is as large as a tile.
+        FlawmaskError: a tile is larger than every image.
     """
-    small = sum(min(size) < tiling.size for size in sizes)
-    height, width = max(sizes, key=min)
-    if small == len(sizes) and refuse:
+    height, width = max(sizes, key=max, default=(0, 0))
+    if refuse and max(height, width) < tiling.size:
         raise FlawmaskError(
             f"--tile {tiling.size} is larger than every image of {where} (the largest is {width}x{height}): give at "
-            f"most {min(height, width)}, or off"
+            f"most {max(height, width)}, or off"
         )
+    warn_of_smaller(sum(min(size) < tiling.size for size in sizes), len(sizes), where, tiling.size)
+
+
+def warn_of_smaller(small: int, total: int, where: str, tile: int) -> None:
+    """Warn if some of all images are smaller than a tile of so many pixels."""
     if small:
         log.warning(
-            "%d of %d images of %s are smaller than a tile of %d pixels: they are padded to it",
-            *(small, len(sizes), where, tiling.size),
+            "%d of %d images of %s are smaller than a tile of %d pixels in height or width: they are padded to it",
+            *(small, total, where, tile),
         )

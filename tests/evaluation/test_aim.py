@@ -17,6 +17,7 @@ from flawmask.evaluation.config import parse_aim
 from flawmask.evaluation.uncertainty import resample
 from flawmask.inference import threshold
 from flawmask.inference.threshold import Threshold
+from flawmask.tiles import WHOLE_IMAGES
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -136,24 +137,36 @@ def test_a_threshold_comes_back_from_its_file(tmp_path: Path) -> None:
     kept = Threshold(0.42, "aim", "recall=0.99", "val", 17, (0.3, 0.6), 5, reached=False, chosen_by=("ab", "cd"))
     threshold.save(kept, model)
     assert threshold.load(model) == kept
-    assert threshold.of("auto", model, 5) == kept
-    assert threshold.of(0.7, model, 5) == Threshold(0.7, "given")
+    assert threshold.of("auto", model, 5, WHOLE_IMAGES) == kept
+    assert threshold.of(0.7, model, 5, WHOLE_IMAGES) == Threshold(0.7, "given")
     assert "groups" not in json.loads((tmp_path / "best.threshold.json").read_text())
     of_parts = replace(kept, groups=9)
     threshold.save(of_parts, model)
     assert threshold.load(model) == of_parts
 
 
-def test_a_threshold_for_another_checkpoint_or_min_area_is_not_used(tmp_path: Path) -> None:
+def test_a_threshold_for_another_checkpoint_min_area_or_tiles_is_not_used(tmp_path: Path) -> None:
     model = tmp_path / "best.pt"
     model.write_bytes(b"weights")
     threshold.save(Threshold(0.42, "aim", "f1", "val", 17), model)
     with pytest.raises(FlawmaskError, match="--min_area 9: run flawmask evaluate --conf auto --min_area 9 first"):
-        threshold.of("auto", model, 9)
+        threshold.of("auto", model, 9, WHOLE_IMAGES)
+    tiles = {"tile": 64, "overlap": 16, "tile_from": "all"}
+    flags = "--min_area 0 --tile 64 --overlap 16 --tile_from all"
+    with pytest.raises(FlawmaskError, match=f"for {flags}: run flawmask evaluate --conf auto {flags} first"):
+        threshold.of("auto", model, 0, tiles)
+    of_tiles = Threshold(0.42, "aim", "f1", "val", 17, tile=64, overlap=16)
+    threshold.save(of_tiles, model)
+    assert threshold.of("auto", model, 0, tiles) == of_tiles
+    for other in (tiles | {"overlap": 20}, tiles | {"tile_from": "coarse"}):
+        with pytest.raises(FlawmaskError, match="has no threshold"):
+            threshold.of("auto", model, 0, other)
+    with pytest.raises(FlawmaskError, match="run flawmask evaluate --conf auto --min_area 0 --tile off first"):
+        threshold.of("auto", model, 0, WHOLE_IMAGES)
     model.write_bytes(b"other weights")
     assert threshold.load(model) is None
     with pytest.raises(FlawmaskError, match="has no threshold"):
-        threshold.of("auto", model, 0)
+        threshold.of("auto", model, 0, WHOLE_IMAGES)
 
 
 @pytest.mark.parametrize("change", [{"value": 3}, {"value": "high"}, {"interval": 5}, {"unknown": 1}, {"chosen_by": 4}])

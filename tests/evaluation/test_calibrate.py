@@ -18,6 +18,7 @@ from flawmask.evaluation.calibrate import fit, out_of_fold
 from flawmask.evaluation.ranking import auroc, brier, expected_calibration_error, rank
 from flawmask.inference import calibration
 from flawmask.inference.calibration import HIGHEST, LOWEST, Calibration, logit
+from flawmask.tiles import WHOLE_IMAGES
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -126,13 +127,19 @@ def model(tmp_path: Path) -> Path:
 STORED = Calibration(0.7, -0.3, "val", 44, 32, 5, ("ab", "cd"))
 
 
-def test_a_calibration_is_loaded_for_its_own_checkpoint_and_min_area_only(model: Path) -> None:
-    assert calibration.load(model, 5) is None
+def test_a_calibration_is_loaded_for_its_own_checkpoint_min_area_and_tiles_only(model: Path) -> None:
+    assert calibration.load(model, 5, WHOLE_IMAGES) is None
     calibration.save(STORED, model)
-    assert calibration.load(model, 5) == STORED
-    assert calibration.load(model, 0) is None, "of another --min_area"
+    assert calibration.load(model, 5, WHOLE_IMAGES) == STORED
+    assert calibration.load(model, 0, WHOLE_IMAGES) is None, "of another --min_area"
+    tiles = {"tile": 64, "overlap": 16, "tile_from": "all"}
+    assert calibration.load(model, 5, tiles) is None, "of whole images"
+    calibration.save(replace(STORED, tile=64, overlap=16), model)
+    assert calibration.load(model, 5, tiles) == replace(STORED, tile=64, overlap=16)
+    for other in (WHOLE_IMAGES, tiles | {"overlap": 20}, tiles | {"tile_from": "coarse"}):
+        assert calibration.load(model, 5, other) is None, "of other tiles"
     model.write_bytes(b"other weights")
-    assert calibration.load(model, 5) is None
+    assert calibration.load(model, 5, WHOLE_IMAGES) is None
 
 
 @pytest.mark.parametrize(
@@ -143,7 +150,7 @@ def test_a_damaged_file_is_refused(model: Path, change: dict[str, object]) -> No
     path = model.with_name("best.calibration.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(FlawmaskError, match=r"best\.calibration\.json is damaged: delete it"):
-        calibration.load(model, 5)
+        calibration.load(model, 5, WHOLE_IMAGES)
 
 
 def test_the_file_names_the_images_that_the_calibration_was_fitted_to(model: Path) -> None:

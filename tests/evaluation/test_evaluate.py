@@ -169,6 +169,20 @@ def test_the_score_is_calibrated_on_val_and_measured_on_other_images(run_dir: Pa
     (run_dir / "best.calibration.json").unlink()
 
 
+def test_threshold_and_calibration_are_kept_with_the_tiles_that_the_network_saw(run_dir: Path, dataset: Path) -> None:
+    run(run_dir, dataset, conf="auto", tile=32)
+    for name in ("threshold", "calibration"):
+        stored = json.loads((run_dir / f"best.{name}.json").read_text())
+        assert [stored[key] for key in ("tile", "overlap", "tile_from")] == [32, 4, "all"]
+    shutil.copytree(dataset / "val", dataset / "test")
+    assert "calibration" in run(run_dir, dataset, split="test", tile=32).metrics
+    again = run(run_dir, dataset, split="test", conf="auto")  # so val chooses anew
+    assert again.metrics["threshold"]["tile"] is None
+    assert "calibration" not in again.metrics, "it is of tiles"
+    for name in ("threshold", "calibration"):
+        (run_dir / f"best.{name}.json").unlink()
+
+
 def test_joining_changes_the_instances_and_no_images_score(run_dir: Path, dataset: Path) -> None:
     apart, together = (run(run_dir, dataset, join=rule).metrics for rule in ("off", "touching"))
     assert (apart["join"], together["join"]) == ("off", "touching")

@@ -14,7 +14,9 @@ import numpy as np
 import onnx
 import pytest
 from data_to_export import data_set
+from oracle import Oracle, image_of, spec_for
 from random_network import SPEC, random_network
+from served_by_command import served
 
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig
@@ -22,14 +24,19 @@ from flawmask.evaluation.evaluate import evaluate
 from flawmask.export import parity
 from flawmask.export.config import ExportConfig
 from flawmask.export.export import export
-from flawmask.files import read_json, sha256
-from flawmask.inference import threshold
+from flawmask.files import read_json, sha256, sha256_of, write_json
+from flawmask.inference import calibration, threshold
+from flawmask.inference import exported as exported_module
+from flawmask.inference.archive import predict_records
+from flawmask.inference.backend import detect
+from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.exported import KEY, file_of, read_manifest
 from flawmask.inference.predict import predict
 from flawmask.inference.predictor import Predictor
 from flawmask.inference.threshold import Threshold
 from flawmask.model import checkpoint
+from flawmask.tiles import WHOLE_IMAGES
 
 pytestmark = pytest.mark.usefixtures("small_network")
 """The tests export one small network once, and damage copies of it."""
@@ -99,6 +106,40 @@ def test_predictor_predict_and_evaluate_give_the_same_as_with_the_checkpoint(
         assert before[name] == pytest.approx(after[name], abs=1e-3)
 
 
+def test_rows_of_an_export_give_its_figures(exported: Path, run: Path, tmp_path: Path) -> None:
+    images, rows = run / "data" / "test" / "images", tmp_path / "rows"
+    predict_records(PredictConfig(model=exported, input=(str(images),), output_dir=rows, records="jsonl"))
+    config = EvaluateConfig(model=exported, dataset_dir=run / "data", split="test", overlays=0, resamples=0)
+    from_rows = replace(config, model=None, predictions=rows, output_dir=tmp_path / "stored")
+    expected, figures = (evaluate(one).metrics for one in (replace(config, output_dir=tmp_path / "out"), from_rows))
+    for name in ("f1_score", "mask_ap", "image_auroc", "pixel_iou", "model_sha256"):
+        assert figures[name] == expected[name]
+
+
+def test_the_network_is_read_once_to_check_it(exported: Path) -> None:
+    with patch.object(exported_module, "sha256_of", wraps=sha256_of) as checked:
+        Predictor(exported, threshold="auto")
+    assert [call.args[0].name for call in checked.call_args_list].count("model.onnx") == 1
+
+
+def test_the_digest_of_an_export_covers_all_its_files(tmp_path: Path, exported: Path) -> None:
+    content = read_json(exported / "export.json")
+    content["files"] = {"model.xml": "0" * 64, "model.bin": "1" * 64}
+    content["manifest"]["format"] = "openvino"
+    network = tmp_path / "model.xml"
+    write_json(tmp_path / "export.json", content)
+    threshold.save(Threshold(0.9, "aim", aim="f1", chosen_on="val", images=8), network)
+    calibration.save(Calibration(1.0, 0.0, "val", 8, 4), network)
+    chosen, fitted = threshold.load(network), calibration.load(network, 0, WHOLE_IMAGES)
+    assert chosen is not None
+    assert (chosen.value, fitted) == (0.9, Calibration(1.0, 0.0, "val", 8, 4))
+    content["files"]["model.bin"] = "2" * 64  # other weights
+    write_json(tmp_path / "export.json", content)
+    chosen = threshold.load(network)
+    assert chosen is not None
+    assert (chosen.value, calibration.load(network, 0, WHOLE_IMAGES)) == (0.4, None)
+
+
 @pytest.fixture
 def copied(exported: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "copy"
@@ -162,9 +203,66 @@ def test_settings_that_are_fixed_in_an_export_are_refused(exported: Path) -> Non
             Predictor(exported, **changed)
 
 
+def test_a_score_floor_above_the_threshold_is_refused_before_it_drops_defects_that_count(
+    run: Path, tmp_path: Path
+) -> None:
+    lonely = tmp_path / "best.pt"
+    lonely.write_bytes((run / "best.pt").read_bytes())
+    config = ExportConfig(model=lonely, unproven=True, score_floor=0.6, output_dir=tmp_path / "export")
+    with pytest.raises(FlawmaskError, match=r"--score_floor is 0\.6, above the threshold 0\.5 of"):
+        export(config)
+    assert not (tmp_path / "export").exists()
+    threshold.save(Threshold(0.7, "aim", aim="f1", chosen_on="val", images=8), lonely)
+    folder = export(config).folder
+    assert Predictor(folder, threshold="auto").conf == 0.7
+    refused = r"--score_floor is 0\.6, above the threshold 0\.5, so"
+    with pytest.raises(FlawmaskError, match=refused):
+        Predictor(folder)
+    images, results = (str(run / "data" / "test" / "images"),), tmp_path / "out"
+    with pytest.raises(FlawmaskError, match=refused):
+        predict(PredictConfig(model=folder, input=images, output_dir=results))
+    with pytest.raises(FlawmaskError, match=refused):
+        evaluate(EvaluateConfig(model=folder, dataset_dir=run / "data", output_dir=results))
+    with pytest.raises(FlawmaskError, match=refused):
+        Predictor(lonely, "cpu", score_floor=0.6)
+    assert not results.exists()
+
+
+def test_an_export_is_repeated_over_what_evaluate_wrote_into_it(run: Path, tmp_path: Path) -> None:
+    lonely = tmp_path / "best.pt"
+    lonely.write_bytes((run / "best.pt").read_bytes())
+    config = ExportConfig(model=lonely, unproven=True)
+    folder = export(config).folder
+    evaluate(EvaluateConfig(model=folder, dataset_dir=run / "data", conf="auto", overlays=0, resamples=0))
+    written = {"inference_val", "model.threshold.json", "model.calibration.json"}
+    assert written <= {path.name for path in folder.iterdir()}
+    export(config)
+    assert not written & {path.name for path in folder.iterdir()}
+    (folder / "inference_mine").mkdir()
+    with pytest.raises(FlawmaskError, match="holds something else \\(inference_mine\\)"):
+        export(config)
+
+
+def test_proof_and_calibration_have_the_min_area_of_the_threshold(run: Path, tmp_path: Path) -> None:
+    lonely = tmp_path / "best.pt"
+    lonely.write_bytes((run / "best.pt").read_bytes())
+    threshold.save(Threshold(0.4, "aim", aim="f1", chosen_on="val", images=8, min_area=30), lonely)
+    calibration.save(Calibration(1.0, 0.0, "val", 8, 4, min_area=30), lonely)
+    config = ExportConfig(model=lonely, dataset_dir=run / "data", resamples=0, output_dir=tmp_path / "export")
+    with pytest.raises(FlawmaskError, match=r"--min_area is 0, but the threshold of .* was chosen for 30"):
+        export(replace(config, min_area=0))
+    assert not (tmp_path / "export").exists()
+    done = export(config)
+    assert done.parity is not None
+    assert done.parity["min_area"] == 30
+    stored = read_manifest(file_of(done.folder)).calibration
+    assert stored is not None
+    assert stored.min_area == 30
+
+
 def test_an_export_outside_the_tolerance_leaves_nothing_behind(run: Path, tmp_path: Path) -> None:
     with (
-        patch.object(parity, "odd_images", lambda split: {}),
+        patch.object(parity, "odd_images", lambda split, spec: {}),
         patch.dict(parity.TOLERANCES, {"fp32": parity.Tolerance(verdict=0.0, ap=-2.0, iou=0.0)}),
         pytest.raises(FlawmaskError, match="does not predict the same: val: mask_ap fell"),
     ):
@@ -214,6 +312,22 @@ def test_predict_and_evaluate_need_no_pytorch(exported: Path, run: Path, tmp_pat
     assert (tmp_path / "b" / "report.html").is_file()
 
 
+def test_the_server_needs_no_pytorch(exported: Path, run: Path) -> None:
+    pytest.importorskip("uvicorn")
+    image = next((run / "data" / "test" / "images").glob("*.png")).read_bytes()
+    with served([sys.executable, "-c", WITHOUT_TORCH, "serve", "--model", str(exported)]) as ask:
+        status, answer = ask("POST", "/v1/predict", image)
+    assert (status, answer["verdict"] in ("good", "defect")) == (200, True)
+
+
+def test_messages_name_packages_and_not_extras_that_would_bring_pytorch(exported: Path) -> None:
+    with (
+        patch.dict(sys.modules, {"onnxruntime": None}),
+        pytest.raises(FlawmaskError, match=r"needs ONNX Runtime: pip install onnxruntime$"),
+    ):
+        Predictor(exported)
+
+
 TELEMETRY = """
 import sys
 from flawmask.inference.exported import without_telemetry
@@ -235,23 +349,60 @@ def test_openvino_and_nncf_report_nothing(tmp_path: Path) -> None:
 def test_compare_takes_an_export_as_one_more_column(exported: Path, run: Path, tmp_path: Path) -> None:
     from flawmask.comparison.config import CompareConfig
     from flawmask.comparison.entry import SharedData
-    from flawmask.comparison.exports import evaluate_export
+    from flawmask.comparison.exports import check_exports, evaluate_export
     from flawmask.comparison.speed import _load
 
     config = CompareConfig(
         dataset_dir=run / "data", archs="maskrcnn_resnet18_fpn", baselines="none", weights="none",
-        exports=str(exported), overlays=0, resamples=20,
+        exports=str(exported), overlays=0, resamples=20, conf="auto",
     )  # fmt: skip
     assert config.every_name == ("maskrcnn_resnet18_fpn", exported.name)
-    shared = SharedData((run / "data",), (run / "data",), ("test",), pooled=False)
+    shared = SharedData((run / "data",), (run / "data",), ("val", "test"), pooled=False)
+    check_exports(config, shared)
+    before = sorted(path.name for path in exported.iterdir())
     entry = evaluate_export(config, shared, tmp_path, exported.name)
+    assert sorted(path.name for path in exported.iterdir()) == before
+    assert (tmp_path / exported.name / "model.threshold.json").is_file()
     metrics = read_json(tmp_path / str(entry.results) / "metrics.json")
     assert metrics["split"] == "test"
     assert entry.checkpoint_bytes == (exported / "model.onnx").stat().st_size
-    timed = _load(config, entry.name, tmp_path / str(entry.checkpoint))
+    timed = _load(replace(config, device="cuda", precision="bf16"), entry.name, tmp_path / str(entry.checkpoint))
     (prediction,) = timed([np.zeros((60, 80, 3), dtype=np.uint8)])
     assert (prediction.height, prediction.width) == (60, 80)
     with pytest.raises(FlawmaskError, match="there is no such folder"):
         replace(config, exports=str(tmp_path / "nothing"))
+    with pytest.raises(FlawmaskError, match="is a folder, but no exported model"):
+        replace(config, exports=str(run / "data"))
     with pytest.raises(FlawmaskError, match="leave out --folds"):
         replace(config, folds=3)
+
+
+def test_compare_refuses_a_damaged_export_or_one_of_other_classes_before_it_writes(
+    copied: Path, run: Path, tmp_path: Path
+) -> None:
+    from flawmask.comparison.compare import compare
+    from flawmask.comparison.config import CompareConfig
+
+    (tmp_path / "other").mkdir()
+    other = data_set(tmp_path / "other" / "data")
+    for path in other.rglob("annotations.json"):
+        path.write_text(path.read_text().replace("scratch", "dent"))
+    config = CompareConfig(
+        dataset_dir=other, archs="maskrcnn_resnet18_fpn", baselines="none", weights="none", exports=str(copied),
+        epochs=1, output_dir=tmp_path / "comparison",
+    )  # fmt: skip
+    with pytest.raises(FlawmaskError, match="knows the classes good, crack, scratch"):
+        compare(config)
+    (copied / "model.onnx").write_bytes(b"")
+    with pytest.raises(FlawmaskError, match=r"model\.onnx is damaged"):
+        compare(replace(config, dataset_dir=run / "data"))
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_odd_images_are_proven_in_tiles_if_the_network_sees_tiles() -> None:
+    numbers = np.zeros((150, 200), np.int32)
+    numbers[20:25, 10:190] = 1
+    numbers[140:143, 100] = 2
+    (found,) = parity._predicted(Oracle(spec_for(64, 16)), [image_of(numbers)])
+    assert found == detect(Oracle(spec_for(64, 16)), image_of(numbers))
+    assert [one.area for one in found.instances] == [3, 900]

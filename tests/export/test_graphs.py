@@ -143,7 +143,7 @@ def test_an_image_without_detections_gives_empty_arrays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(70, 90), (700, 700), (480, 641), (98, 200), (3, 40), (1, 300), (1024, 1024)])
-def test_the_graph_resizes_like_training_up_to_one_grey_level_in_a_thousand_values(size: tuple[int, int]) -> None:
+def test_the_graph_resizes_like_training_up_to_one_grey_level_in_4_of_10_000_values(size: tuple[int, int]) -> None:
     spec = spec_of(
         "maskrcnn_resnet18_fpn",
     )
@@ -154,7 +154,7 @@ def test_the_graph_resizes_like_training_up_to_one_grey_level_in_a_thousand_valu
     seen = (batch.pixels[0, :, :rows, :columns] * 255).round().permute(1, 2, 0).numpy().astype(int)
     difference = np.abs(seen - resize(pixels, (rows, columns)).astype(int))
     assert difference.max() <= 1
-    assert difference.mean() <= 1e-3
+    assert difference.mean() <= 4e-4
     assert batch.size.tolist() == [columns, rows] * 2
     assert not batch.inside[..., rows:, :].any()
     assert batch.inside[..., :rows, :columns].all()

@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 from data_to_export import data_set
+from packaging.requirements import Requirement
+from served_by_command import served
+
+from flawmask.cli import SERVER_PACKAGES
 
 ROOT = Path(__file__).parents[2]
 MB = 10**6
@@ -27,9 +31,17 @@ def test_it_needs_what_flawmask_needs_without_pytorch() -> None:
     without = [one for one in whole["dependencies"] if not one.startswith(("torch", "packaging"))]
     assert [one.removesuffix(",<4.13") for one in runtime["dependencies"]] == without
     extras = whole["optional-dependencies"]
-    assert runtime["optional-dependencies"] == {name: extras[name] for name in ("onnx", "openvino")}
+    assert runtime["optional-dependencies"] == {name: extras[name] for name in ("onnx", "openvino", "serve")}
+    packages = {Requirement(one).name for one in extras["serve"]}
+    assert packages == set(SERVER_PACKAGES.split())
     for name in ("version", "license", "requires-python", "scripts"):
         assert runtime[name] == whole[name]
+
+
+def extras_of(name: str) -> list[str]:
+    """Return what an extra of the runtime's distribution installs."""
+    found: list[str] = project(ROOT / "runtime" / "pyproject.toml")["optional-dependencies"][name]
+    return found
 
 
 def size_of(folder: Path) -> int:
@@ -39,7 +51,7 @@ def size_of(folder: Path) -> int:
 @pytest.mark.services
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-def test_one_pip_install_predicts_and_evaluates_without_pytorch(runtime: Any, tmp_path: Path) -> None:
+def test_one_pip_install_predicts_evaluates_and_serves_without_pytorch(runtime: Any, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     wheels, data = tmp_path / "wheels", data_set(tmp_path / "data")
     export = [sys.executable, str(Path(__file__).with_name("write_export.py")), runtime, str(data), str(tmp_path)]
@@ -67,3 +79,9 @@ def test_one_pip_install_predicts_and_evaluates_without_pytorch(runtime: Any, tm
     print(
         f"{runtime}: {size_of(wheels) / MB:.0f} MB to download, {(size_of(packages) - before) / MB:.0f} MB on the disk"
     )
+    subprocess.run([*pip, "install", *extras_of("serve")], check=True, env=environment)
+    image = sorted((data / "test" / "images").glob("*.png"))[0].read_bytes()
+    with served([*flawmask, "serve", *model], environment) as ask:
+        status, answer = ask("POST", "/v1/predict", image)
+    assert (status, len(answer["images"])) == (200, 1)
+    assert answer["verdict"] in ("good", "defect")

@@ -10,29 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 from files_read_back import names
-from random_network import SPEC, network, patchwork
+from random_network import SPEC, network, patchwork, spec_of
 
 from flawmask import masks
 from flawmask.errors import FlawmaskError
 from flawmask.files import walked
 from flawmask.images import write_png
-from flawmask.inference import records
+from flawmask.inference import calibration, records
 from flawmask.inference.archive import Recorded, predict_records
+from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.inputs import find_images, shard_number, stream_images
 from flawmask.inference.predictor import Predictor
 from flawmask.model import checkpoint
+from flawmask.model.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
 CONF = 0.7
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "best.pt"
-    checkpoint.save(path, network(), SPEC)
-    return path
 
 
 @pytest.fixture
@@ -84,6 +79,37 @@ def test_each_image_is_a_row_with_all_that_the_network_predicts(model: Path, arc
             assert np.array_equal(mask, instance.mask)
     (other,) = (done.output / "not_predicted.jsonl").read_text().splitlines()
     assert json.loads(other) == {"file": "archive/notes.txt", "reason": "no image"}
+
+
+@pytest.mark.parametrize("spec", [replace(SPEC, tile=32, overlap=8), spec_of("maskrcnn_efficientnet_lite0_fpn")])
+def test_tiles_scores_of_pixels_regions_and_calibrations_are_those_of_a_predictor(
+    spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network_file, region = Path("best.pt"), np.zeros((60, 90), dtype=bool)
+    checkpoint.save(network_file, network(spec), spec)
+    calibration.save(Calibration(1.5, -0.5, "val", 9, 9, 3, **spec.tiles_as_json), network_file)
+    region[:, 20:70] = True
+    write_png(Path("region.png"), region.astype(np.uint8) * 255)
+    for seed in range(3):
+        write_png(Path(f"images/{seed}.png"), patchwork(*region.shape, seed))
+    _, rows = run(network_file, "images", roi=Path("region.png"), min_area=3)
+    predictor = Predictor(network_file, "cpu", threshold=CONF, min_area=3)
+    for row in rows:
+        expected = predictor(row["file"]).within(region)
+        verdict = expected.verdict()
+        assert (row["score"], row["defect_probability"]) == (verdict.score, verdict.defect_probability)
+        assert [one["score"] for one in row["instances"]] == [one.score for one in expected.instances]
+        assert [one["counts"] for one in row["instances"]] == [one.rle["counts"] for one in expected.instances]
+    with pytest.raises(FlawmaskError, match="was begun with roi"):
+        run(network_file, "images", min_area=3)
+
+
+def test_images_that_are_odd_are_counted_and_warned_of(
+    model: Path, archive: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(model, archive, tile=64)
+    assert "6 of 7 images of --input are smaller than a tile of 64 pixels in height or width" in caplog.text
 
 
 def test_parquet_holds_the_same_rows(model: Path, archive: Path) -> None:

@@ -1,8 +1,8 @@
 """Tiles at inference, with an oracle in the network's place: one instance for each defect, exact to the pixel, wherever
 the seams lie."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Numbers, Oracle, assert_exact, image_of, numbered, spec_for
 
-from flawmask.inference.backend import detect
+from flawmask.inference import maps
+from flawmask.inference.backend import Resized, detect
 from flawmask.inference.tiled import TiledDetections, prediction_of
 from flawmask.joining import Join
 from flawmask.masks import box_of_rle, part_of_rle
+from flawmask.model.spec import ModelSpec
 from flawmask.prediction import Prediction, RawDetections
-from flawmask.tiles import Window, cut
+from flawmask.tiles import Tiling, Window, cut
 
 HEIGHT, WIDTH, TILE, OVERLAP = 90, 110, 32, 8
 
@@ -41,10 +43,39 @@ def handmade() -> Numbers:
     return numbered(canvas > 0)
 
 
+@dataclass(frozen=True)
+class Moved(ModelSpec):
+    """A spec whose grid is moved up and to the left by different numbers of pixels."""
+
+    shifts: tuple[int, int] = (0, 0)
+
+    @property
+    def tiling(self) -> Tiling:
+        return Tiling(self.tile or TILE, self.overlap, *self.shifts)
+
+
+def moved(tile: int, overlap: int, up: int, left: int, join: Join = "off") -> Oracle:
+    return Oracle(Moved(**vars(spec_for(tile, overlap, join=join)), shifts=(up, left)))
+
+
+STEPS = TILE - OVERLAP
+
+
 @pytest.mark.parametrize("join", ["touching", "off"])
-@pytest.mark.parametrize("shift", range(TILE - OVERLAP))
-def test_each_defect_is_one_instance_to_the_pixel_for_every_place_of_the_grid(shift: int, join: Join) -> None:
-    check(handmade(), Oracle(spec_for(TILE, OVERLAP, shift, join=join)))
+@pytest.mark.parametrize("up", range(STEPS))
+def test_each_defect_is_one_instance_to_the_pixel_for_every_row_and_every_column_of_the_grid(
+    up: int, join: Join
+) -> None:
+    check(handmade(), moved(TILE, OVERLAP, up, (7 * up + 5) % STEPS, join))
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("join", ["touching", "off"])
+@pytest.mark.parametrize("up", range(STEPS))
+def test_each_defect_is_one_instance_to_the_pixel_for_every_place_of_the_grid(up: int, join: Join) -> None:
+    numbers = handmade()
+    for left in range(STEPS):
+        check(numbers, moved(TILE, OVERLAP, up, left, join))
 
 
 @pytest.mark.parametrize("shift", range(0, TILE - OVERLAP, 3))
@@ -65,9 +96,16 @@ def scribbles(draw: st.DrawFn) -> Numbers:
 
 
 @settings(deadline=None, max_examples=60)
-@given(scribbles(), st.integers(1, TILE // 2), st.integers(0, TILE), st.sampled_from(["touching", "off"]))
-def test_defects_of_any_shape_are_exact_for_any_overlap(numbers: Numbers, overlap: int, shift: int, join: Join) -> None:
-    check(numbers, Oracle(spec_for(TILE, overlap, shift, join=join)))
+@given(
+    scribbles(),
+    st.integers(1, TILE // 2),
+    st.tuples(st.integers(0, TILE), st.integers(0, TILE)),
+    st.sampled_from(["touching", "off"]),
+)
+def test_defects_of_any_shape_are_exact_for_any_overlap(
+    numbers: Numbers, overlap: int, shifts: tuple[int, int], join: Join
+) -> None:
+    check(numbers, moved(TILE, overlap, *shifts, join))
 
 
 def large(height: int, width: int, tile: int, overlap: int) -> Numbers:
@@ -94,10 +132,12 @@ def huge() -> Iterator[tuple[Numbers, npt.NDArray[np.uint8]]]:
 
 
 @settings(deadline=None, max_examples=2)
-@given(shift=st.integers(0, 1024 - 128 - 1))
-def test_an_image_of_8000_by_6000_pixels_is_exact(huge: tuple[Numbers, npt.NDArray[np.uint8]], shift: int) -> None:
+@given(up=st.integers(0, 1024 - 128 - 1), left=st.integers(0, 1024 - 128 - 1))
+def test_an_image_of_8000_by_6000_pixels_is_exact(
+    huge: tuple[Numbers, npt.NDArray[np.uint8]], up: int, left: int
+) -> None:
     numbers, image = huge
-    prediction = detect(Oracle(spec_for(1024, 128, shift)), image)
+    prediction = detect(moved(1024, 128, up, left), image)
     assert len(prediction) == numbers.max()
     areas = np.bincount(numbers.ravel())
     for one in prediction.instances:
@@ -122,3 +162,69 @@ def test_boxes_of_a_network_without_masks_are_joined_to_the_box_around_them() ->
     assert [one.area for one in prediction.instances] == [78 * 11, 49]
     assert prediction.scores.tolist() == np.array([0.8, 0.7], np.float32).tolist()
     assert prediction.score_map()[25, 80] == np.float32(0.8)
+
+
+class Mapper(Oracle):
+    """An oracle that also scores pixels: a cell's value is the share of its pixels that are defective, times 0.9."""
+
+    def infer(self, batch: Sequence[Resized], /) -> list[RawDetections]:
+        found = []
+        for one, raw in zip(batch, super().infer(batch), strict=True):
+            numbers = one.pixels[:, :, 0] + 256 * one.pixels[:, :, 1].astype(np.int32)
+            height, width = (side // 4 for side in numbers.shape)
+            of_kinds = [(numbers > 0) & (numbers % 2 == kind) for kind in (0, 1)]
+            cells = [one.reshape(height, 4, width, 4).mean(axis=(1, 3)) for one in of_kinds]
+            found.append(replace(raw, maps=np.array(cells, dtype=np.float32) * np.float32(0.9)))
+        return found
+
+
+def whole(oracle: Mapper, numbers: Numbers) -> Prediction:
+    """Return the prediction of the oracle for the whole image."""
+    spec = replace(oracle.spec, tile=None, overlap=0, image_size=min(numbers.shape))
+    return detect(Mapper(spec), image_of(numbers))
+
+
+@pytest.mark.parametrize("defects", [0, 1, 3])
+def test_the_second_opinion_is_the_same_as_without_tiles(defects: int) -> None:
+    numbers = np.zeros((96, 128), np.int32)
+    for number in range(1, defects + 1):
+        numbers[10 * number : 10 * number + 5, 20 * number : 20 * number + 50] = number
+    oracle = Mapper(spec_for(64, 16))  # tiles begin at multiples of 4, so cells lie as in the whole image
+    tiled, expected = detect(oracle, image_of(numbers)), whole(oracle, numbers)
+    np.testing.assert_allclose(tiled.score_map(), expected.score_map(), atol=1e-5)
+    assert [one.label for one in tiled.instances] == [one.label for one in expected.instances]
+    np.testing.assert_allclose(tiled.scores, expected.scores, atol=1e-5)
+    assert tiled.verdict().score == pytest.approx(expected.verdict().score, abs=1e-5)
+    region = np.zeros((96, 128), dtype=bool)
+    region[:40, :60] = True
+    inside, wanted = tiled.within(region), expected.within(region)
+    assert inside.verdict().score == pytest.approx(wanted.verdict().score, abs=1e-5)
+    assert len(inside.instances) == len(wanted.instances)
+
+
+def test_where_no_tile_is_seen_the_map_of_the_small_image_counts() -> None:
+    coarse = np.zeros((2, 6, 8), np.float32)
+    coarse[1, 2, 3] = 0.4
+    alone = prediction_of(TiledDetections((), coarse), spec_for(64, 16), 96, 128)
+    assert alone.verdict().score == pytest.approx(0.2)
+    (region,) = alone.instances
+    assert (region.mask == np.kron(coarse[1] > 0, np.ones((16, 16), dtype=bool))).all()
+    floats = [np.zeros(shape, np.float32) for shape in ((0, 4), (0,), (0, 1, 1))]
+    nothing = RawDetections(floats[0], np.zeros(0, np.int64), floats[1], floats[2])
+    seen = (Window(64, 32, 64, 64), replace(nothing, maps=np.full((2, 16, 16), 0.1, np.float32)))
+    both = prediction_of(TiledDetections((seen,), coarse), spec_for(64, 16), 96, 128)
+    assert 0.15 < both.verdict().score <= 0.2, "the coarse map is interpolated"
+    assert both.score_map()[80, 120] == pytest.approx(0.1)
+    assert both.score_map()[80, 10] == 0
+
+
+def test_the_map_of_a_large_image_is_bounded_and_keeps_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "MAX_CELLS", 10)
+    nothing = np.zeros((2, 16, 16), np.float32)
+    peak = nothing.copy()
+    peak[1, 5, 9] = 0.7
+    seen = [(Window(x, 0, 64, 64), peak if x == 64 else nothing) for x in (0, 64, 128)]
+    found = maps.of_tiles(seen, 64, 64, 192)
+    assert found.shape == (2, 10, 10)
+    assert found.max() == pytest.approx(0.7, abs=1e-3)
+    assert found[1, 5 * 10 // 16, 25 * 10 // 48] == found.max()

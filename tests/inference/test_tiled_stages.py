@@ -22,7 +22,7 @@ from flawmask.inference.predict import predict
 from flawmask.inference.predictor import Predictor, load
 from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.model import checkpoint
-from flawmask.prediction import Prediction
+from flawmask.prediction import Prediction, RawDetections
 from flawmask.strips import opened
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -99,6 +99,27 @@ def test_coarse_tiles_are_those_where_the_whole_image_shows_something() -> None:
     assert nothing.seen == 1
 
 
+def test_coarse_tiles_allow_for_the_larger_side_of_a_pixel_of_a_stretched_image() -> None:
+    """SSD makes all images square. A pixel of the small picture of a wide image is then wide, not high."""
+
+    class Marked(Oracle):
+        def infer(self, batch: Any, /) -> Any:
+            if self.seen:
+                return super().infer(batch)
+            self.seen = 1
+            box = np.array([[66, 10, 67, 11]], np.float32)
+            return [RawDetections(box, np.array([2]), np.array([0.9], np.float32))]
+
+    spec = spec_for(64, 16, tile_from="coarse", arch="ssd300_vgg16")
+    assert spec.resized(64, 6400) == (300, 300)
+    network = Marked(spec)  # a pixel is 21 wide: the defect may lie at 45, which only the first tile holds whole
+    numbers = np.zeros((64, 6400), np.int32)
+    numbers[10:12, 44:46] = 1
+    prediction = detect(network, image_of(numbers))
+    assert network.seen == 1 + 2
+    assert len(prediction) == 1
+
+
 @pytest.mark.usefixtures("in_strips")
 def test_predict_writes_the_same_for_an_image_read_in_strips(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -134,9 +155,10 @@ def test_a_predictor_reads_large_files_in_strips_and_then_keeps_no_image(
     write_png(tmp_path / "a.png", patchwork(200, 150))
     predictor = Predictor(models["tiles"], "cpu")
     (streamed,) = predictor.predict([tmp_path / "a.png"])
+    single = predictor(tmp_path / "a.png")
     whole = predictor(read_image(tmp_path / "a.png"))
-    assert streamed == whole
-    assert streamed.image is None and whole.image is not None
+    assert streamed == single == whole
+    assert streamed.image is None and single.image is None and whole.image is not None
 
 
 @pytest.mark.parametrize(
@@ -195,13 +217,19 @@ def test_settings_of_tiles_without_tiles_are_refused(models: dict[str, Path], gi
         load(models["tiles"], InferenceSettings(device="cpu", overlap=40))
 
 
-def test_images_that_are_not_larger_than_a_tile_are_counted(
-    models: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("at_least", [1, 10**9])
+def test_images_that_are_smaller_than_a_tile_are_counted_also_if_they_are_read_in_strips(
+    models: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    at_least: int,
 ) -> None:
+    monkeypatch.setattr(strips, "MIN_PIXELS", at_least)
     for name, size in (("a.png", (50, 64)), ("b.png", (50, 65)), ("c.png", (100, 100))):
         write_png(tmp_path / "parts" / name, patchwork(*size))
     predict(PredictConfig(model=models["tiles"], input=(str(tmp_path / "parts"),), output_dir=tmp_path / "out"))
-    assert "1 of 3 images are not larger than a tile of 64 pixels" in caplog.text
+    assert "2 of 3 images of --input are smaller than a tile of 64 pixels in height or width" in caplog.text
 
 
 def test_instances_of_a_padded_tile_stay_inside_the_image(models: dict[str, Path]) -> None:

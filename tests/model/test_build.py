@@ -68,7 +68,8 @@ def test_every_architecture_predicts_the_given_classes(arch: Arch) -> None:
         (found,) = detector.infer(model, *resized(spec, patchwork(70, 90)))
     assert 0 < len(found["labels"]) <= spec.max_detections
     assert set(found["labels"].tolist()) <= {1, 2, 3}
-    assert found.keys() == {"boxes", "labels", "scores"} | ({"masks"} if spec.has_masks else set())
+    optional = {"masks": spec.has_masks, "maps": spec.semantic_head}
+    assert found.keys() == {"boxes", "labels", "scores"} | {name for name, is_there in optional.items() if is_there}
     if spec.has_masks:
         assert found["masks"].shape == (len(found["labels"]), 1, 28, 28)
 

@@ -17,11 +17,12 @@ from random_network import SPEC, network, patchwork
 from flawmask.errors import FlawmaskError
 from flawmask.images import encode_png
 from flawmask.model import checkpoint
+from flawmask.model.spec import ModelSpec
 from flawmask.serve.config import ServeConfig
 from flawmask.serve.parts import Server
 from flawmask.serve.server import make_runner
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds after which something that should happen at once has failed."""
 
 
@@ -136,10 +137,10 @@ def until(condition: Any) -> None:
         time.sleep(0.01)
 
 
-def save_model(path: Path) -> Path:
+def save_model(path: Path, spec: ModelSpec = SPEC) -> Path:
     """Write a checkpoint of a small network that predicts defects, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(path, network(), SPEC)
+    checkpoint.save(path, network(), spec)
     return path
 
 

@@ -1,5 +1,6 @@
 """The queue, deadlines, and clients that are slow, broken or gone: each gets an answer without a verdict, or none."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -10,6 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from flawmask.images import UPPER_BITS
+from flawmask.serve.app import PATIENCE
+from flawmask.serve.parts import Server
+from flawmask.serve.server import make_runner
+from serve import deadly
 from serve.served import Served, config_of, image, save_model, serving, until
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -77,10 +83,22 @@ def test_what_would_be_too_late_is_not_computed(served: Served) -> None:
     assert model.expected_seconds < 4.5
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "nan", "soon", "1e99"])
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "soon", "1e99", "60001"])
 def test_a_deadline_that_is_none_is_refused(served: Served, text: str) -> None:
     answer = served.predict(image(), **{"X-Deadline-Ms": text})
     assert (answer.status, answer.json["verdict"]) == (422, None)
+
+
+def test_every_answer_that_is_begun_may_end_after_sigterm(served: Served) -> None:
+    (header,) = [
+        one
+        for one in served.get("/openapi.json").json["paths"]["/v1/predict"]["post"]["parameters"]
+        if one["in"] == "header"
+    ]
+    drained = make_runner(Server(config_of("best.pt")), []).config.timeout_graceful_shutdown
+    assert drained is not None
+    assert header["schema"]["maximum"] / 1000 < drained
+    assert drained > PATIENCE
 
 
 def test_a_client_that_leaves_is_not_computed(served: Served) -> None:
@@ -126,25 +144,30 @@ def test_half_a_request_of_a_client_that_leaves_keeps_no_place(served: Served) -
     until(lambda: served.metric("flawmask_queue_images") == 0)
 
 
-def test_a_slow_client_gets_its_answer_in_time_or_none(served: Served) -> None:
+def test_a_slow_client_gets_its_answer_in_time(served: Served) -> None:
     data = request_of(image())
     with served.connected() as connection:
-        for at in range(0, len(data), 100):  # slow, but in time
+        for at in range(0, len(data), 100):
             connection.sendall(data[at : at + 100])
             time.sleep(0.005)
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [("nothing", b""), ("the headers", b"HTTP/1.1 408 ")])
+def test_a_client_that_trickles_is_cut_off_in_time(served: Served, at_once: str, expected: bytes) -> None:
+    """Each byte comes in time, and all of them would take a day. Without its headers, a request has no answer."""
+    data = request_of(image(), 10**6)
+    begin = data.index(b"\r\n\r\n") + 4 if at_once == "the headers" else 0
+    stop = threading.Event()
     with served.connected() as connection:
-        connection.settimeout(20)
-        stop = threading.Event()
+        connection.sendall(data[:begin])
 
         def trickle() -> None:
-            for byte in request_of(image(), 10**6):
-                if stop.wait(0.05):
-                    return
-                try:
+            with suppress(OSError):
+                for byte in data[begin:]:
+                    if stop.wait(0.05):
+                        return
                     connection.sendall(bytes([byte]))
-                except OSError:
-                    return
 
         thread = threading.Thread(target=trickle)
         thread.start()
@@ -153,7 +176,8 @@ def test_a_slow_client_gets_its_answer_in_time_or_none(served: Served) -> None:
         finally:
             stop.set()
             thread.join()
-    assert b'"verdict":"good"' not in answer
+    assert answer[: len(expected) or None] == expected
+    assert begin == 0 or b'"verdict":null' in answer
 
 
 @pytest.mark.parametrize(
@@ -225,10 +249,34 @@ def test_an_image_that_makes_the_network_fail_has_no_verdict_and_its_neighbours_
         assert "scores holds what is no number" in answer.json["reason"]
 
 
-def test_an_image_that_kills_the_decoder_takes_nobody_with_it(served: Served) -> None:
-    pool = served.server.decoders._pool
-    assert pool is not None
+def test_a_decoder_that_is_killed_is_replaced(served: Served) -> None:
+    (pool,) = served.server.decoders._pools
     for process in list(pool._processes.values()):
         process.kill()
     assert served.predict(image()).json["verdict"] == "defect"
-    assert served.server.decoders._pool is not pool
+    assert pool not in served.server.decoders._pools
+
+
+def test_an_image_that_kills_the_decoder_takes_nobody_with_it(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flawmask.serve.decoders._decode", deadly.decode)
+    found = served.predict_form({"a": image(), "b": deadly.FILE, "c": image()}).json["images"]
+    assert [one["verdict"] for one in found] == ["defect", None, "defect"]
+    assert "the decoder ended while it read the file" in found[1]["reason"]
+
+
+def test_a_client_that_leaves_a_killing_image_behind_takes_nobody_with_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flawmask.serve.decoders._decode", deadly.decode)
+    decoders = served.server.decoders
+
+    async def leave() -> bool:
+        left = asyncio.ensure_future(decoders.decode(deadly.FILE, "b", UPPER_BITS))
+        await asyncio.sleep(0.01)
+        left.cancel()
+        with suppress(asyncio.CancelledError):
+            await left
+        return decoders._free.empty()
+
+    assert served.call(leave())
+    assert served.predict(image()).json["verdict"] == "defect"

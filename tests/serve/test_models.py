@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_network import SPEC, random_network
+from random_network import SPEC, patchwork, random_network
 
 from flawmask.errors import FlawmaskError
 from flawmask.files import sha256_of, write_json
+from flawmask.images import encode_png
 from flawmask.inference import threshold
 from flawmask.inference.threshold import Threshold
 from flawmask.model import checkpoint
 from flawmask.prediction import RawDetections
 from flawmask.serve.config import ServeConfig
-from flawmask.serve.models import figures_of, unsound
+from flawmask.serve.models import figures_of, load, unsound
 from flawmask.serve.server import serve
 from serve.served import DEFECT, GOOD, Served, config_of, image, save_model, serving, until
 
@@ -122,6 +123,18 @@ def test_a_model_that_finds_nothing_on_a_known_defect_is_not_used(tmp_path: Path
         serve(config_of(path, check_image=tmp_path / "good.png", port=it.port))
 
 
+def test_the_check_image_of_a_camera_with_12_bits_is_seen_as_the_model_sees_it(tmp_path: Path) -> None:
+    """Its score is 0.92 with the levels of 12 bits. With those of 16 it is nearly black, and its score is 0.88."""
+    path = save_model(tmp_path / "best.pt", replace(SPEC, intensity=(0, 4095)))
+    deep = encode_png(patchwork(60, 90, seed=3).astype(np.uint16) * 16)
+    (tmp_path / "deep.png").write_bytes(deep)
+    with serving(replace(config_of(path, check_image=tmp_path / "deep.png"), conf=0.9)) as it:
+        assert it.predict(deep).json["verdict"] == "defect"
+        save_model(path)
+        until(lambda: it.get("/v1/model").json["problem"])
+        assert "finds no defect on --check_image" in it.get("/v1/model").json["problem"]
+
+
 def test_what_cannot_be_served_is_told_in_a_line_before_anything_is_served(tmp_path: Path) -> None:
     path = save_model(tmp_path / "best.pt")
     with serving(config_of(path)) as it:
@@ -152,17 +165,47 @@ def test_the_chosen_threshold_is_used_and_how_it_was_chosen_is_said(tmp_path: Pa
 def test_figures_are_those_of_the_test_split_and_of_this_model_only(tmp_path: Path) -> None:
     path = save_model(tmp_path / "best.pt")
     own = sha256_of(path)
-    metrics = {"model_sha256": own, "total_images": 30, "conf": 0.5, "image_auroc": 0.97, "mask_ap50": None}
+    rules = {"conf": 0.5, "min_area": 0, "join": "off", "tile": None, "overlap": 0, "tile_from": "all"}
+    metrics = {"model_sha256": own, "total_images": 30, "image_auroc": 0.97, "mask_ap50": None, **rules}
     metrics |= {"intervals": {"image_auroc": [0.9, 1.0]}}
-    assert figures_of(path, own) is None
+    assert figures_of(path, own, rules) is None
     for split in ("val", "test"):
         write_json(tmp_path / f"inference_{split}" / "metrics.json", metrics | {"split": split})
-        found = figures_of(path, own)
+        found = figures_of(path, own, rules)
         assert found is not None
         assert found["split"] == split
         assert found["metrics"] == {"image_auroc": {"value": 0.97, "interval": [0.9, 1.0]}}
-    assert figures_of(path, "another") is None
+    assert figures_of(path, "another", rules) is None
     json.dumps(found, allow_nan=False)
+
+
+AT_ANY_THRESHOLD = {"image_auroc", "mask_ap50", "pixel_aupro"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, {"f1_score", "precision", "recall", "false_alarm_rate"} | AT_ANY_THRESHOLD),
+        ({"conf": 0.9}, AT_ANY_THRESHOLD),
+        ({"min_area": 50}, set()),
+        ({"join": "touching"}, set()),
+        ({"tile": 64}, set()),
+    ],
+)
+def test_figures_are_said_only_if_they_hold_as_the_model_is_served(
+    tmp_path: Path, changes: dict[str, Any], kept: set[str]
+) -> None:
+    path = save_model(tmp_path / "best.pt")
+    names = ("f1_score", "precision", "recall", "false_alarm_rate", *AT_ANY_THRESHOLD)
+    measured = {"conf": 0.8, "min_area": 0, "join": "off", "tile": None, "overlap": 0, "tile_from": "all"}
+    metrics = {"model_sha256": sha256_of(path), "total_images": 30, **dict.fromkeys(names, 0.5), **measured}
+    write_json(tmp_path / "inference_test" / "metrics.json", metrics)
+    figures = load("plates", path, replace(config_of(path), **changes)).figures
+    assert figures is not None
+    assert set(figures["metrics"]) == kept
+    assert figures["measured_with"] == measured
+    assert set(changes) <= set(figures["differs"])
+    assert bool(figures["differs"]) is bool(changes)
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,17 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 import pytest
 from browsers import chromium, contrast, luminance
 from PIL import Image
-from random_network import patchwork
+from random_network import SPEC, patchwork
 
 from flawmask.files import sha256_of, write_json
 from flawmask.masks import decode
@@ -24,13 +26,14 @@ pytestmark = [pytest.mark.services, pytest.mark.usefixtures("small_network")]
 
 SCRIPT_NAME = "<img src=x onerror=alert(1)>.png"
 SIZE = (600, 900)
+RULES = {"conf": 0.8, "min_area": 0, "join": "off", "tile": None, "overlap": 0, "tile_from": "all"}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, small_network: None) -> Path:
     folder = tmp_path_factory.mktemp("models") / "plates"
     path = save_model(folder / "best.pt")
-    metrics = {"model_sha256": sha256_of(path), "total_images": 44, "conf": 0.8, "image_auroc": 0.971}
+    metrics = {"model_sha256": sha256_of(path), "total_images": 44, "image_auroc": 0.971, **RULES}
     write_json(folder / "inference_test" / "metrics.json", metrics | {"intervals": {"image_auroc": [0.835, 0.995]}})
     return path
 
@@ -129,7 +132,13 @@ def test_the_page_names_the_model_and_how_good_it_was_measured(opened: Open, mod
     said = page.text_content("#model")
     assert sha256_of(model)[:8] in said
     assert "threshold 0.80 (given)" in said
-    assert "measured on 44 images (test): AUROC 97.1 % (83.5 to 99.5)" in said
+    assert "measured on 44 images (test) at threshold 0.80: AUROC 97.1 % (83.5 to 99.5)" in said
+    with serving(replace(config_of(model), conf=0.9)) as it:
+        page = opened(it.port)
+        wait(page, "document.getElementById('model').textContent.startsWith('plates')")
+        assert page.text_content("#model").endswith(
+            "(83.5 to 99.5), figures that hold for this threshold only are left out"
+        )
 
 
 def test_dropped_images_get_the_servers_verdicts(opened: Open, served: Served) -> None:
@@ -320,6 +329,25 @@ def test_downloads_are_what_the_server_said(opened: Open, served: Served) -> Non
         np.testing.assert_array_equal(decode(record["segmentation"], 60, 90), decode(one["segmentation"], 60, 90))
 
 
+def test_coco_has_the_classes_of_every_model(opened: Open, model: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "best.pt", replace(SPEC, classes=("good", "dent", "hole")))
+    with serving(config_of(f"plates={model}", f"lids={other}")) as it:
+        page = opened(it.port)
+        wait(page, "!document.getElementById('models').hidden")
+        expected = []
+        for count, name in enumerate(("plates", "lids"), start=1):
+            page.select_option("#chosen", name)
+            wait(page, f"document.getElementById('model').textContent.startsWith('{name}')")
+            choose(page, file(f"{name}.png", image(seed=3)))
+            settled(page, count)
+            found = it.predict(image(seed=3), f"?model={name}").json["images"][0]["instances"]
+            expected += [one["class"] for one in found]
+        coco = json.loads(downloaded(page, "coco"))
+    names = {one["id"]: one["name"] for one in coco["categories"]}
+    assert [names[one["category_id"]] for one in coco["annotations"]] == expected
+    assert len(set(names.values())) == len(names) == len(coco["categories"])
+
+
 def test_the_picture_is_the_image_at_full_resolution_with_the_outlines(opened: Open, served: Served) -> None:
     data = image(DEFECT, *SIZE)
     page = opened()
@@ -388,6 +416,60 @@ def test_a_server_that_goes_away_comes_back_and_nothing_is_lost(opened: Open, mo
         page.wait_for_selector("#away", state="hidden")
 
 
+def test_a_server_that_comes_back_with_other_models_is_asked_for_those(
+    opened: Open, model: Path, tmp_path: Path
+) -> None:
+    """The images of a model that was chosen and is gone have no verdict: another model's would be none of theirs."""
+    with ExitStack() as first:
+        it = first.enter_context(serving(config_of(f"caps={model}", f"lids={model}")))
+        page = opened(it.port)
+        wait(page, "!document.getElementById('models').hidden")
+        page.select_option("#chosen", "lids")
+        wait(page, "document.getElementById('model').textContent.startsWith('lids')")
+        first.close()
+    choose(page, file("a.png", image()))
+    page.wait_for_selector("#away:not([hidden])")
+    with ExitStack() as second:
+        second.enter_context(serving(config_of(f"tops={model}", f"ends={model}"), it.port))
+        assert settled(page, 1) == ["no verdict"]
+        assert "there is no model lids" in page.text_content("#reason")
+        wait(page, "document.getElementById('model').textContent.startsWith('tops')")
+        assert page.eval_on_selector_all("#chosen option", "all => all.map(one => one.value)") == ["tops", "ends"]
+        assert page.is_hidden("#away")
+        choose(page, file("b.png", image()))
+        assert settled(page, 2) == ["defect 0.82", "no verdict"]
+        second.close()
+    with serving(config_of(f"one={model}"), it.port):
+        choose(page, file("c.png", image()))
+        assert settled(page, 3)[0] == "no verdict"
+        wait(page, "document.getElementById('models').hidden")
+        choose(page, file("d.png", image()))
+        assert settled(page, 4)[0] == "defect 0.82"
+    with serving(config_of(f"two={model}"), it.port):  # where nothing was chosen, its name does not matter
+        choose(page, file("e.png", image()))
+        assert settled(page, 5)[0] == "defect 0.82"
+
+
+def test_answers_that_are_cut_off_are_asked_for_again(opened: Open, served: Served) -> None:
+    page = opened()
+    wait(page, "document.getElementById('model').textContent.startsWith('plates')")
+    cut = {"/v1/predict": 1, "/v1/model": 2}
+
+    def cut_off(route: Any) -> None:
+        path = urlsplit(route.request.url).path
+        cut[path] -= 1
+        if cut[path] >= 0:
+            route.fulfill(status=200, content_type="application/json", body='{"model": "pla')
+        else:
+            route.continue_()
+
+    page.route("**/v1/*", cut_off)
+    choose(page, file("a.png", image()))
+    assert settled(page, 1) == ["defect 0.82"]
+    page.wait_for_selector("#away", state="hidden")
+    assert max(cut.values()) < 0
+
+
 def test_the_token_is_asked_for_and_kept_for_the_tab(opened: Open, model: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("0123456789abcdef")
     with serving(config_of(model, token_file=tmp_path / "token")) as it:
@@ -417,15 +499,24 @@ def test_a_name_is_never_html(opened: Open) -> None:
     assert page.locator("img[src=x]").count() == 0
 
 
-def test_a_format_that_browsers_do_not_know_is_shown_by_the_server(opened: Open) -> None:
+def test_a_format_that_browsers_do_not_know_is_shown_by_the_server(opened: Open, served: Served) -> None:
+    """It is shown at its full size, as any other image, and its verdict is counted once."""
+    height, width = 40, 1700
     tiff = io.BytesIO()
-    Image.fromarray(patchwork(*SIZE, seed=DEFECT)).save(tiff, "TIFF")
+    Image.fromarray(patchwork(height, width, seed=DEFECT)).save(tiff, "TIFF")
+    every = served.predict(tiff.getvalue(), "?min_score=0").json["images"][0]["instances"]
     page = opened()
+    before = sum(served.metric("flawmask_verdicts_total", model="plates", verdict=one) for one in ("good", "defect"))
     choose(page, file("a.tif", tiff.getvalue()))
     settled(page, 1)
-    wait(page, "document.getElementById('picture').naturalWidth > 0")
+    wait(page, f"document.getElementById('picture').naturalWidth === {width}")
     assert page.is_visible("#picture")
-    assert drawn(page) == 0  # the server's picture has them
+    for threshold in (0.5, 0.7, 0.9):
+        slide(page, threshold)
+        assert drawn(page) == sum(one["score"] >= threshold for one in every)
+    assert Image.open(io.BytesIO(downloaded(page, "png"))).size == (width, height)
+    after = sum(served.metric("flawmask_verdicts_total", model="plates", verdict=one) for one in ("good", "defect"))
+    assert after == before + 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

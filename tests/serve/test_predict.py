@@ -17,7 +17,7 @@ from random_network import patchwork
 from flawmask.export.config import ExportConfig
 from flawmask.export.export import export
 from flawmask.files import sha256_of
-from flawmask.images import encode_png
+from flawmask.images import encode_png, read_image
 from flawmask.inference.predictor import Predictor
 from flawmask.masks import decode
 from flawmask.serve.answers import ModelAnswer, PredictAnswer
@@ -126,6 +126,28 @@ def test_the_overlay_is_the_predictors(served: Served, predictor: Predictor) -> 
     assert served.predict_form({"a": image(), "b": image()}, Accept="image/png").status == 406
 
 
+def test_an_image_is_returned_as_the_model_sees_it_and_nothing_is_computed(
+    served: Served, predictor: Predictor, tmp_path: Path
+) -> None:
+    before = served.metric("flawmask_batch_images_count"), served.metric("flawmask_verdicts_total", model="plates")
+    pixels = patchwork(40, 2000, DEFECT)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", exif={0x0112: 6})
+    Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.tif")
+    for name in ("a.tif", "deep.tif"):
+        answer = served.ask("POST", "/v1/image", (tmp_path / name).read_bytes())
+        assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
+        found = np.asarray(Image.open(io.BytesIO(answer.body)))
+        np.testing.assert_array_equal(found, read_image(tmp_path / name, predictor.spec.intensity))
+    assert found.shape == (40, 2000, 3)
+    for path, body, status in (("", b"nothing", 415), ("", b"", 400), ("?model=cups", image(), 404)):
+        refused = served.ask("POST", f"/v1/image{path}", body)
+        assert (refused.status, refused.json["verdict"]) == (status, None)
+    form = served.predict_form({"a": image(), "b": image()}, Accept="image/png")
+    assert form.status == 406
+    after = served.metric("flawmask_batch_images_count"), served.metric("flawmask_verdicts_total", model="plates")
+    assert before == after
+
+
 def test_models_are_chosen_by_name(served: Served) -> None:
     assert served.predict(image()).json["model"] == "plates"
     assert served.predict(image(), "?model=lids").json["model"] == "lids"
@@ -210,6 +232,19 @@ def test_a_body_that_is_neither_image_nor_form_is_refused(served: Served) -> Non
     assert send(field, "multipart/form-data; boundary=a") == 400
 
 
+@pytest.mark.parametrize("part", [image(), b"text", bytes(1_500_000)])
+def test_a_part_of_a_form_without_a_filename_is_refused_and_not_left_out(served: Served, part: bytes) -> None:
+    """Some programs' forms have none unless one is given, such as those of .NET's MultipartFormDataContent."""
+    named, unnamed = b'name="image"; filename="a.png"', b'name="image"'
+    for parts in ([(named, image()), (unnamed, part)], [(unnamed, part), (named, image())]):
+        body = b"".join(b"--a\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % one for one in parts)
+        answer = served.ask(
+            "POST", "/v1/predict", body + b"--a--\r\n", {"Content-Type": "multipart/form-data; boundary=a"}
+        )
+        assert (answer.status, answer.json["verdict"]) == (400, None)
+        assert "image of the form has no filename" in answer.json["reason"]
+
+
 @pytest.mark.parametrize("query", ["min_score=2", "min_score=nan", "segmentation=svg", "outlines=perhaps"])
 def test_a_parameter_that_cannot_be_used_is_refused(served: Served, query: str) -> None:
     answer = served.predict(image(), f"?{query}")
@@ -249,7 +284,9 @@ def test_an_exported_model_gives_the_verdicts_that_predictor_gives(tmp_path: Pat
             (answer,) = it.predict(encode_png(patchwork(70, 90, seed))).json["images"]
             expected = predictor(patchwork(70, 90, seed)).verdict()
             assert (answer["verdict"], answer["score"]) == ("defect" if expected.is_defect else "good", expected.score)
-        assert it.get("/v1/model").json["sha256"] == sha256_of(folder / "model.onnx")
+        facts = it.get("/v1/model").json
+        assert facts["sha256"] == sha256_of(folder / "export.json")
+        assert "unproven" in facts["notes"][0]
 
 
 @pytest.mark.parametrize("tile_from", ["all", "coarse"])

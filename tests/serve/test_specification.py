@@ -33,5 +33,5 @@ def test_the_server_keeps_to_its_specification(tmp_path: Path, has_token: bool) 
         command += ["--header", "Authorization: Bearer 0123456789abcdef"] if has_token else []
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stdout
-        assert "4 selected / 4 total" in done.stdout
+        assert "5 selected / 5 total" in done.stdout
         assert it.get("/health/live").status == 200

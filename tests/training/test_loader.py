@@ -435,7 +435,8 @@ def test_a_hanging_reading_process_does_not_keep_the_program_alive(how: str, sta
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as running:
         try:
             _, printed = running.communicate(timeout=60)
-            assert running.returncode == status, printed
+            # torch's exit handler imports tabulate where it is installed. Then Python forgets that it was interrupted.
+            assert running.returncode == status or (how == "interrupted" and running.returncode == 1), printed
             said = {"done": "", "error": "ValueError\n", "interrupted": "KeyboardInterrupt\n"}[how]
             assert printed.endswith(said) if said else not printed
         finally:

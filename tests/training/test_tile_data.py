@@ -99,6 +99,20 @@ def test_masks_of_tiles_are_exactly_the_pixels_of_their_defects(split: CocoSplit
     assert seen > 50
 
 
+def test_defects_take_turns_if_the_image_has_fewer_tiles_than_defects(tmp_path: Path) -> None:
+    numbers = np.zeros((64, 112), np.int32)
+    for number, x in enumerate((2, 7, 96, 100, 104, 108), start=1):  # two tiles cover it, and none shows both sides
+        numbers[30:34, x : x + 3] = number
+    write_png(tmp_path / "train" / "images" / "1.png", image_of(numbers))
+    records = [{"id": 1, "file_name": "1.png", "height": 64, "width": 112}]
+    labels = [annotation(numbers == one, id=one, image_id=1, category_id=1) for one in range(1, 7)]
+    write_split(tmp_path / "train", records, labels, [{"id": 1, "name": "crack"}])
+    items = TileDataset(read_split(tmp_path, "train"), SPEC, seed=3)
+    assert [one.kind for one in items.draws] == ["defect", "defect"]
+    seen = {int(one) for place in range(20) for one in np.unique(items[place][0].numpy()[0])}
+    assert seen == set(range(7))
+
+
 def test_each_kind_of_tile_shows_what_it_is_for(split: CocoSplit) -> None:
     items = TileDataset(split, SPEC, seed=3)
     shows = {"defect": [0, 0], "beside": [0, 0], "good": [0, 0]}

@@ -1,6 +1,7 @@
 """Trainings on tiles: what `--tile auto` chooses and says, what the checkpoint keeps, and resuming to the bit."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,17 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stained_plates import CATEGORIES, part, same_weights, settings
+import torch
+from stained_plates import CATEGORIES, make_dataset, make_split, part, same_weights, settings
 
 from flawmask.coco import CocoSplit, annotation, write_split
+from flawmask.comparison.config import CompareConfig
+from flawmask.distributed import Processes
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import evaluate
 from flawmask.files import read_json
 from flawmask.images import write_png
 from flawmask.model import checkpoint
+from flawmask.pipeline import run
+from flawmask.settings import stage
+from flawmask.stages import RunConfig
 from flawmask.training.callbacks import Callback
+from flawmask.training.config import TrainConfig
 from flawmask.training.loop import train
+from flawmask.training.setup import set_up
 from flawmask.training.tile_choice import choose_tiles
 
 
@@ -105,6 +114,23 @@ def test_a_tile_that_is_given_gets_an_overlap_that_suits_the_defects(tmp_path: P
     assert choose_tiles(settings(tmp_path), split).tile is None
 
 
+@pytest.mark.parametrize(
+    ("arch", "tile", "says"),
+    [
+        ("ssd300_vgg16", 128, "The network sees them at 300 pixels\n"),  # enlarged: its input has one size
+        ("ssd300_vgg16", 400, "The network sees them at 300 pixels\n"),  # and --image_size cannot change that
+        ("maskrcnn_resnet18_fpn", 128, "The network sees them at 128 pixels\n"),
+        ("maskrcnn_resnet18_fpn", 400, "at 256 pixels: --image_size 400 would show them at their own resolution"),
+    ],
+)
+def test_the_log_says_at_which_size_the_network_sees_tiles(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, arch: str, tile: int, says: str
+) -> None:
+    with caplog.at_level(logging.INFO):
+        choose_tiles(settings(tmp_path, arch=arch, tile=tile, image_size=256), labelled((30, 5, 90)))
+    assert says in caplog.text
+
+
 def test_tiles_that_do_not_fit_the_images_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     make_large(tmp_path / "data")
     with pytest.raises(
@@ -114,6 +140,80 @@ def test_tiles_that_do_not_fit_the_images_are_refused_before_anything_is_written
     with pytest.raises(FlawmaskError, match="--overlap is for tiles"):
         train(settings(tmp_path / "data", overlap=20))
     assert not (tmp_path / "run").exists()
+
+
+class Together(Processes):
+    """Processes of which only the main one is there."""
+
+    def from_main(self, work: Any) -> Any:
+        return work()
+
+
+def test_processes_share_tiles_so_there_may_be_more_of_them_than_images(tmp_path: Path) -> None:
+    make_large(tmp_path / "data", ["train"])
+    whole = settings(tmp_path / "data", effective_batch_size=8)
+    on_cpu: Any = (None, Together(0, 4), torch.device("cpu"), torch.float32, 0.0)
+    with pytest.raises(FlawmaskError, match="4 processes cannot share a batch of 8 of 3 images"):
+        set_up(whole, *on_cpu)
+    assert set_up(replace(whole, tile=64), *on_cpu).images_per_epoch == 15
+    with pytest.raises(FlawmaskError, match="20 processes cannot share a batch of 30 of 15 tiles"):
+        set_up(replace(whole, tile=64, effective_batch_size=30), None, Together(0, 20), *on_cpu[2:])
+
+
+def run_config(dataset: Path, **changes: Any) -> RunConfig:
+    """Return the settings of `run` for a small training."""
+    small = stage(RunConfig, settings(dataset), weights="none", resamples=0, overlays=0, skip_augment=True)
+    return replace(small, output_dir=dataset.parent / "run", **changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tile_from": "coarse"}, "--tile_from coarse is for tiles: give their side with --tile"),
+        ({"overlap": 40}, "--overlap is for tiles: give their side with --tile"),
+    ],
+)
+def test_settings_of_tiles_for_a_training_without_tiles_are_refused_before_anything_is_made(
+    tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(FlawmaskError, match=message):
+        RunConfig(dataset_dir=tmp_path, **given)
+    with pytest.raises(FlawmaskError, match=message):
+        CompareConfig(dataset_dir=tmp_path, **given)
+    RunConfig(dataset_dir=tmp_path, skip_train=True, **given)  # the checkpoint may have tiles
+    RunConfig(resume=tmp_path, **given)
+    if "overlap" in given:
+        with pytest.raises(FlawmaskError, match=message):
+            TrainConfig(dataset_dir=tmp_path, output_dir=tmp_path, **given)
+
+
+def test_after_auto_chose_no_tiles_the_run_is_evaluated_on_whole_images(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data")
+    (finished,) = run(run_config(tmp_path / "data", tile="auto", overlap=40, tile_from="coarse"))
+    assert finished.metrics is not None
+    assert [finished.metrics[name] for name in ("tile", "overlap", "tile_from")] == [None, 0, "all"]
+
+
+def test_after_a_training_on_tiles_smaller_validation_images_are_evaluated_in_the_same_tiles(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_large(tmp_path / "data", ["train"])
+    make_split(tmp_path / "data" / "val", range(100, 102))
+    (finished,) = run(run_config(tmp_path / "data", tile=96, overlap=20, tile_from="coarse"))
+    assert finished.metrics is not None
+    assert [finished.metrics[name] for name in ("tile", "overlap", "tile_from")] == [96, 20, "coarse"]
+    assert re.search("2 of 2 images of .*val are smaller than a tile of 96 pixels", caplog.text)
+
+
+@pytest.mark.slow
+def test_the_folds_of_a_cross_validation_are_evaluated_with_the_tiles_that_auto_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the folds are written to datasets/
+    make_dataset(tmp_path / "data")
+    config = run_config(tmp_path / "data", tile="auto", overlap=40, tile_from="coarse", folds=2)
+    (finished,) = run(config)
+    assert finished.metrics is not None
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from flawmask.comparison import contender, speed
 from flawmask.comparison.conclusions import Compared, summarise
 from flawmask.comparison.config import CompareConfig
 from flawmask.comparison.entry import Entry, SharedData, entry_file, read_entry
+from flawmask.comparison.exports import check_exports
 from flawmask.comparison.own_process import describe_exit, run_in_own_process
 from flawmask.data import dataset_info
 from flawmask.files import folder_lock, read_json, write_json
@@ -58,7 +59,8 @@ def compare(config: CompareConfig) -> Compared:
     `overwrite` is on.
 
     Raises:
-        FlawmaskError: see `prepare` and `augment`. An error in a single model is written into its entry instead.
+        FlawmaskError: see `prepare` and `augment`; or an export is damaged or has other classes. An error in a single
+            model is written into its entry instead.
         KeyboardInterrupt: Ctrl-C was pressed. The training that was running has been saved.
         SystemExit: the process received SIGTERM. The training has been saved, too.
     """
@@ -68,6 +70,7 @@ def compare(config: CompareConfig) -> Compared:
     if config.output_dir is not None:
         check_folder(config.output_dir, COMPARISON, settings, overwrite=config.overwrite)
     shared = _prepare_shared_data(config, config.run_config(config.arch_names[0]))
+    check_exports(config, shared)
     if config.archs == "auto":
         training = read_split(shared.training_dirs[0], "train", config)
         has_masks = not training.box_only_defects

@@ -8,6 +8,7 @@ from typing import ClassVar
 from flawmask.data.augment import AugmentSettings
 from flawmask.data.prepare import PrepareSettings
 from flawmask.evaluation.config import EvaluateSettings
+from flawmask.inference.exported import file_of
 from flawmask.model.arch import ARCHITECTURES
 from flawmask.settings import Overwrite, Strict, require, stage
 from flawmask.stages import NAME_DATA, DataPaths, RunConfig
@@ -91,6 +92,7 @@ class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentS
         require(not paths or self.folds == 1, f"--exports {self.exports}: leave out --folds, which trains anew")
         for path in paths.values():
             require(path.is_dir(), f"--exports {path}: there is no such folder")
+            file_of(path)  # it looks like an export
 
     @property
     def export_paths(self) -> dict[str, Path]:

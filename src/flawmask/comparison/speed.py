@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from flawmask.comparison import baseline
 from flawmask.comparison.config import BASELINES, CompareConfig
 from flawmask.comparison.contender import begin
 from flawmask.comparison.entry import Entry
+from flawmask.comparison.exports import ON_CPU
 from flawmask.data import intensity
 from flawmask.files import write_json
 from flawmask.images import Levels
 from flawmask.inference.backend import detect, prepared
+from flawmask.inference.exported import is_export
 from flawmask.inference.predictor import load
 from flawmask.prediction import post_process
 from flawmask.progress import track
@@ -81,7 +84,7 @@ def _load(config: CompareConfig, name: str, path: Path) -> Predict:
     """Return a function that runs a model on a batch of images, as `predict` does: network and masks."""
     if name in BASELINES:
         return baseline.load(config, name, path)
-    backend = load(path, config)
+    backend = load(path, replace(config, **ON_CPU) if is_export(path) else config)
 
     def predict(batch: Sequence[Image]) -> Any:
         if backend.spec.tile is not None:

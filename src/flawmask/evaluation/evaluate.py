@@ -23,11 +23,11 @@ from flawmask.evaluation.measure import decide_verdicts, measure
 from flawmask.evaluation.results import write_results
 from flawmask.evaluation.uncertainty import resample
 from flawmask.evaluation.verdicts import groups_of
-from flawmask.files import check_output_folder, read_json, sha256_of
+from flawmask.files import check_output_folder, read_json
 from flawmask.inference import calibration, exported, threshold
 from flawmask.inference.backend import Backend, check_classes
 from flawmask.inference.calibration import Calibration
-from flawmask.inference.predictor import load
+from flawmask.inference.predictor import check_floor, load
 from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.inference.threshold import Threshold
 from flawmask.launch import world_size
@@ -105,18 +105,21 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         sizes = [(image["height"], image["width"]) for image in split.images]
         check_sizes(backend.spec.tiling, sizes, str(split.folder), refuse=isinstance(config.tile, int))
     conf = threshold.DEFAULT if config.conf == "auto" else config.conf
+    if config.conf != "auto":
+        check_floor(backend, conf, config, config.checkpoint)
     other = read_other(config.against, split, conf, config.min_area) if config.against else None
     digests = team.from_main(lambda: content_digests(split, backend.spec.intensity))
     leak = seen_in_training(split, digests, config.checkpoint, allow=config.allow_leak)
     predictions, seconds = _predict(config, backend, split, team)
     chosen = _threshold(config, backend, split, digests, predictions, team)
-    predictions, fitted = _calibrate(config, split, digests, predictions, team)
+    check_floor(backend, chosen.value, config, config.checkpoint)
+    predictions, fitted = _calibrate(config, backend, split, digests, predictions, team)
     facts: dict[str, Any] = {
         "seconds": seconds,
         "seconds_per_image": sum(seconds.values()),
         "dataset": config.dataset_dir.as_posix(),
         "model": config.checkpoint.as_posix(),
-        "model_sha256": sha256_of(config.checkpoint),
+        "model_sha256": exported.digest_of(config.checkpoint),
         "intensity": list(backend.spec.intensity),
         "join": backend.spec.join,
         **backend.spec.tiles_as_json,
@@ -136,7 +139,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         **{name: value for name, value in chosen.to_dict().items() if name != "chosen_by"},
         "same_split": shared > 0,
     }
-    manifest = exported.read_manifest(config.checkpoint) if exported.is_export(config.checkpoint) else None
+    manifest = exported.manifest_of(config.checkpoint) if exported.is_export(config.checkpoint) else None
     unproven = [] if manifest is None else manifest.unproven_note
     all_notes = [*unproven, *notes(split, config.checkpoint, leak), *threshold_notes(chosen, shared, len(split.images))]
     if fitted is not None:
@@ -234,7 +237,8 @@ def _threshold(
         return threshold.given(config.conf)
     if config.split != VALIDATION:
         earlier = team.from_main(lambda: threshold.load(config.checkpoint))
-        if earlier is not None and (earlier.aim, earlier.min_area) == (config.aim, config.min_area):
+        is_aim = earlier is not None and earlier.aim == config.aim
+        if earlier is not None and is_aim and earlier.holds_for(config.min_area, backend.spec.tiles_as_json):
             return earlier
         split = read_split(config.dataset_dir, VALIDATION, config)
         split.warn(strict=config.strict)
@@ -247,11 +251,12 @@ def _threshold(
     weights = resample(truth, config.resamples, config.seed, groups)
     chosen = choose(truth, scores, weights, config.aim, VALIDATION, config.min_area, groups)
     log.info("threshold %.3f, chosen for %s on %d images of %s", chosen.value, config.aim, len(evaluated), split.folder)
-    return replace(chosen, chosen_by=tuple(digests.values()))
+    return replace(chosen, chosen_by=tuple(digests.values()), **backend.spec.tiles_as_json)
 
 
 def _calibrate(
     config: EvaluateConfig,
+    backend: Backend,
     split: CocoSplit,
     digests: Mapping[str, str],
     predictions: list[Prediction],
@@ -263,8 +268,9 @@ def _calibrate(
     one, which was fitted to the other images. On another split, all images have the stored calibration of the
     checkpoint.
     """
+    tiles = backend.spec.tiles_as_json
     if split.name != VALIDATION:
-        stored = team.from_main(lambda: calibration.load(config.checkpoint, config.min_area))
+        stored = team.from_main(lambda: calibration.load(config.checkpoint, config.min_area, tiles))
         return [replace(one, calibration=stored) for one in predictions], stored
     evaluated = decide_verdicts(split, predictions, threshold.DEFAULT, config.min_area)
     truth, scores = np.array([one.truth for one in evaluated]), np.array([one.score for one in evaluated])
@@ -273,7 +279,7 @@ def _calibrate(
         return predictions, None
     calibrated = [replace(one, calibration=other) for one, other in zip(predictions, others, strict=True)]
     fitted = fit(truth, scores, split.name, config.min_area)
-    return calibrated, None if fitted is None else replace(fitted, fitted_by=tuple(digests.values()))
+    return calibrated, None if fitted is None else replace(fitted, fitted_by=tuple(digests.values()), **tiles)
 
 
 def _save_calibration(fitted: Calibration, model: Path) -> None:
@@ -362,10 +368,12 @@ def predict_split(
         FlawmaskError: an image cannot be read, or its size is not that of its record.
     """
 
+    first: dict[str, Path] = {}
+
     def read(image: Record) -> npt.NDArray[np.uint8] | StripImage:
         """Return the image's pixels after checking their size against its record."""
         path = split.image_path(image)
-        large = opened(path) if backend.spec.tile is not None else None
+        large = opened(path, first) if backend.spec.tile is not None else None
         pixels = large or images.read_image(path, backend.spec.intensity)
         height, width = pixels.shape[:2]
         if (height, width) != (image["height"], image["width"]):

@@ -18,6 +18,9 @@ from flawmask.inference import threshold
 from flawmask.inference.calibration import Calibration
 from flawmask.settings import require
 
+OF_THE_MODEL = ("model_sha256", "intensity", "join", "tile", "overlap", "tile_from")
+"""Keys of `records.json` that are also keys of `metrics.json`."""
+
 NO_MODEL = "These predictions were stored earlier. So it was not checked whether training used these images."
 NO_MAPS = (
     "Stored predictions hold masks and no score maps. So all figures that need a score for each pixel read n/a: pixel "
@@ -56,7 +59,7 @@ def _evaluate(config: EvaluateConfig, file: BinaryIO) -> Evaluated:
         )
         split = without_images(split, without)
         stored = stored.kept([at for at in range(len(stored)) if at not in without])
-    all_notes = [NO_MODEL, *([NO_MAPS] if facts.get("finds") != "boxes" else [])]
+    all_notes = [*facts.get("notes", ()), NO_MODEL, *([NO_MAPS] if facts.get("finds") != "boxes" else [])]
     if without:
         all_notes.append(f"{len(without)} images without a verdict were left out: they could not be read.")
     stored, calibrated = _calibrate(config, stored, split, facts)
@@ -69,7 +72,7 @@ def _evaluate(config: EvaluateConfig, file: BinaryIO) -> Evaluated:
             **{name: value for name, value in chosen.to_dict().items() if name != "chosen_by"},
             "same_split": False,
         },
-        **{key: facts[key] for key in ("model_sha256", "join", "tile", "overlap", "tile_from") if key in facts},
+        **{key: facts[key] for key in OF_THE_MODEL if key in facts},
         **calibrated,
     }
     if config.predictions.is_file():

@@ -20,7 +20,10 @@ from flawmask.settings import require
 
 log = logging.getLogger(__name__)
 
-SHARED = ("model_sha256", "classes", "finds", "min_area", "join", "calibration")
+SHARED = (
+    *("model_sha256", "classes", "finds", "min_area", "join", "intensity", "calibration"),
+    *("tile", "overlap", "tile_from", "notes"),
+)
 """What the rows of several shards must share."""
 
 

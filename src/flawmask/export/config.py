@@ -27,11 +27,11 @@ class ExportConfig(Seed, Reading):
     dataset_dir: Path | None = None
     """The COCO folder for the proof and for int8; by default the one that the run was trained on."""
     output_dir: Path | None = None
-    """The folder for the export; an earlier one is replaced. By default exported_<format>_<precision> by the model."""
+    """The folder; an earlier export and results in it go. By default exported_<format>_<precision> beside the model."""
     max_drop: float = 0.02
     """How much mask AP int8 may cost on val, 0 to 1. OpenVINO keeps layers in higher precision until it fits."""
-    min_area: int = 0
-    """Ignore defects with fewer pixels than this in the proof's verdicts."""
+    min_area: int | None = None
+    """Ignore smaller defects in the proof's verdicts, in pixels. By default as when the threshold was chosen, or 0."""
     score_floor: float = SCORE_FLOOR
     """Drop instances with a score up to this, 0 to 1; fixed in the export."""
     max_proposals: int = MAX_PROPOSALS
@@ -51,7 +51,7 @@ class ExportConfig(Seed, Reading):
         require(0 <= self.max_drop <= 1, f"--max_drop is {self.max_drop}: it must lie between 0 and 1")
         require(0 <= self.score_floor <= 1, f"--score_floor is {self.score_floor}: it must lie between 0 and 1")
         require(self.max_proposals >= 1, f"--max_proposals is {self.max_proposals}: it must be 1 or more")
-        require(self.min_area >= 0, f"--min_area is {self.min_area}: it must be 0 or more")
+        require(self.min_area is None or self.min_area >= 0, f"--min_area is {self.min_area}: it must be 0 or more")
         require(0 <= self.resamples <= 10**6, f"--resamples is {self.resamples}: it must be 0 to 1000000")
 
     @property

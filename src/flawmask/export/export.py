@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from flawmask.export.config import ExportConfig
 from flawmask.files import atomic_folder, check_output_folder, read_json, sha256, write_json
 from flawmask.inference import calibration, threshold
 from flawmask.inference.backend import check_classes
+from flawmask.inference.config import SCORE_FLOOR
 from flawmask.inference.exported import FILES, MANIFEST, Manifest, file_of, is_export
 from flawmask.inference.exported_backend import ExportedBackend
 from flawmask.settings import require
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARITY, PAGE = "parity.json", "parity.html"
-ENTRIES = (MANIFEST, PARITY, PAGE, leak.NAME, *(name for names in FILES.values() for name in names))
+ENTRIES = (
+    *(MANIFEST, PARITY, PAGE, leak.NAME, "model.threshold.json", "model.calibration.json"),
+    *(name for names in FILES.values() for name in names),
+)
+"""What `export` writes, and what `evaluate` stores beside a network. An export replaces it."""
 
 PROVED_ON = ("val", "test")
 """The splits that the proof evaluates, those of them that the data set has."""
@@ -55,24 +60,29 @@ def export(config: ExportConfig) -> Exported:
 
     Raises:
         FlawmaskError: the checkpoint or the data set cannot be used; a package is missing; the export does not predict
-            the same as the checkpoint; or the output folder holds something else. Nothing is written then.
+            the same as the checkpoint; settings do not fit the chosen threshold; or the output folder holds something
+            else. Nothing is written then.
     """
     missing = [name for name in _needed(config) if find_spec(name) is None]
     require(not missing, f'{", ".join(missing)} is not installed: pip install "flawmask[export]"')
-    check_output_folder(config.folder, MANIFEST, overwrite=True, what="exported model", entries=ENTRIES)
+    results = [path.parent.name for path in config.folder.glob("inference_*/metrics.json")]  # of evaluate
+    entries = (*ENTRIES, *results)
+    check_output_folder(config.folder, MANIFEST, overwrite=True, what="exported model", entries=entries)
     require(not is_export(config.model), f"{config.model} is no checkpoint: export needs best.pt of a run")
 
     from flawmask.inference.torch_backend import TorchBackend
     from flawmask.model import checkpoint
     from flawmask.model.build import for_export
 
+    chosen = threshold.load(config.model)
+    config = _checked(config, chosen)
     network, spec = checkpoint.load(config.model, config.max_proposals)
     manifest = Manifest(
         format=config.format,
         precision=config.precision,
         spec=spec,
-        threshold=threshold.load(config.model),
-        calibration=calibration.load(config.model, config.min_area),
+        threshold=chosen,
+        calibration=calibration.load(config.model, config.min_area or 0, spec.tiles_as_json),
         checkpoint_sha256=sha256(config.model.read_bytes()),
         score_floor=config.score_floor,
         max_proposals=config.max_proposals,
@@ -111,6 +121,28 @@ def export(config: ExportConfig) -> Exported:
             log.warning("the export is unproven, and says so in its metadata and in every report")
     log.info("wrote %s", config.folder)
     return Exported(config.folder, parity)
+
+
+def _checked(config: ExportConfig, chosen: threshold.Threshold | None) -> ExportConfig:
+    """Return the settings with the `min_area` of the chosen threshold, which fit that threshold.
+
+    Raises:
+        FlawmaskError: they ask for another `min_area`, or for a score floor above the threshold.
+    """
+    conf = threshold.DEFAULT if chosen is None else chosen.value
+    require(
+        config.score_floor <= max(conf, SCORE_FLOOR),
+        f"--score_floor is {config.score_floor}, above the threshold {conf:.4g} of {config.model}: defects that count "
+        "would be dropped",
+    )
+    if chosen is None:
+        return config
+    require(
+        config.min_area in (None, chosen.min_area),
+        f"--min_area is {config.min_area}, but the threshold of {config.model} was chosen for {chosen.min_area}: leave "
+        "it out, or choose a threshold for it with evaluate --conf auto",
+    )
+    return replace(config, min_area=chosen.min_area)
 
 
 def _write_network(

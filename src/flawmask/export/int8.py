@@ -1,7 +1,6 @@
 """Quantises a network to int8, calibrated on training images."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,31 @@ from flawmask.export.openvino_file import exact_operators, import_openvino
 from flawmask.inference.exported import INPUT, Manifest
 from flawmask.inference.exported_backend import ExportedBackend, run_openvino
 from flawmask.inference.threshold import DEFAULT
+from flawmask.model.spec import ModelSpec
 from flawmask.progress import track
+from flawmask.strips import Bands, StripImage, opened
+from flawmask.tiles import cut, padded
 
 CALIBRATED_ON = 64
 """The most training images that set the ranges of the layers' values. They are spread evenly over the split."""
 
 
-def _calibration_images(training: CocoSplit, manifest: Manifest) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield (1, height, width, 3) uint8 images."""
-    places = np.unique(np.linspace(0, len(training.images) - 1, CALIBRATED_ON).round().astype(int))
-    for place in track(places.tolist(), "calibrating", total=len(places)):
-        yield images.read_image(training.image_path(training.images[place]), manifest.spec.intensity)[None]
+def _places(training: CocoSplit) -> list[int]:
+    """Return which images of the split calibrate."""
+    places: list[int] = np.unique(np.linspace(0, len(training.images) - 1, CALIBRATED_ON).round().astype(int)).tolist()
+    return places
+
+
+def _calibration_image(place: int, training: CocoSplit, spec: ModelSpec) -> npt.NDArray[np.uint8]:
+    """Return what the network sees of an image, (1, height, width, 3) uint8: all of it, or one tile anywhere on it."""
+    path = training.image_path(training.images[place])
+    if spec.tiling is None:
+        return images.read_image(path, spec.intensity)[None]
+    image = opened(path) or images.read_image(path, spec.intensity)
+    windows = spec.tiling.windows(*image.shape[:2])
+    window = windows[np.random.default_rng(place).integers(len(windows))]
+    pixels = Bands(image, [window]).cut(window) if isinstance(image, StripImage) else cut(image, window)
+    return padded(pixels, spec.tiling.size)[None]
 
 
 def quantise_onnx(path: Path, manifest: Manifest, training: CocoSplit) -> None:
@@ -48,7 +61,9 @@ def quantise_onnx(path: Path, manifest: Manifest, training: CocoSplit) -> None:
         """Hands the images to ONNX Runtime."""
 
         def __init__(self) -> None:
-            self.images = _calibration_images(training, manifest)
+            places = _places(training)
+            seen = (_calibration_image(place, training, manifest.spec) for place in places)
+            self.images = iter(track(seen, "calibrating", total=len(places)))
 
         def get_next(self) -> dict[str, Any] | None:
             image = next(self.images, None)
@@ -86,7 +101,9 @@ def quantise_openvino(
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    calibration = nncf.Dataset(list(_calibration_images(training, manifest)))
+    calibration = nncf.Dataset(  # it reads each image when it needs it
+        _places(training), lambda place: _calibration_image(place, training, manifest.spec)
+    )
     scope = nncf.IgnoredScope(names=sorted(exact_operators(network)), validate=False)
     if validation is None:
         return nncf.quantize(network, calibration, ignored_scope=scope)

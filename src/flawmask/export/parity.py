@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pycocotools import mask as rle_tools
 
 from flawmask import images
@@ -13,14 +12,17 @@ from flawmask.coco import CocoSplit
 from flawmask.evaluation.against import Other, compare
 from flawmask.evaluation.evaluate import predict_split
 from flawmask.export.config import ExportConfig
-from flawmask.inference.backend import Backend, Image, prepared
+from flawmask.inference.backend import Backend, Image, detect, prepared
 from flawmask.inference.exported import ExportPrecision, Manifest
 from flawmask.inference.threshold import DEFAULT
+from flawmask.model.spec import ModelSpec
 from flawmask.prediction import Instance, Prediction, post_process
 
 MATCHED = 0.5
 """Two instances of one class are the same one if their masks have at least this IoU, as in COCO."""
 
+LARGEST = 1024
+"""Odd images are parts of this height and width at most, so that the proof takes no longer for large images."""
 
 ENOUGH = 20
 """So many instances are needed to judge by the mean IoU of their masks."""
@@ -63,7 +65,8 @@ def prove(
     tolerance = TOLERANCES[manifest.precision]
     allowed_drop = config.max_drop if tolerance.ap is None else tolerance.ap
     conf = DEFAULT if manifest.threshold is None else manifest.threshold.value
-    limits = _Limits(conf, config.min_area, tolerance.verdict)
+    min_area = config.min_area or 0
+    limits = _Limits(conf, min_area, tolerance.verdict)
     failures: list[str] = []
     reports: dict[str, Any] = {}
     for name, split in splits.items():
@@ -71,22 +74,22 @@ def prove(
         after, seconds_after = predict_split(export, split, batch_size=2)
         names = [image["file_name"] for image in split.images]
         report = _compared(names, before, after, limits)
-        other = Other("the checkpoint", before, conf, config.min_area)
-        sampling: dict[str, Any] = {"min_area": config.min_area, "resamples": config.resamples, "seed": config.seed}
+        other = Other("the checkpoint", before, conf, min_area)
+        sampling: dict[str, Any] = {"min_area": min_area, "resamples": config.resamples, "seed": config.seed}
         report["against"] = compare(split, after, conf, other, **sampling)
         report["seconds"] = {"checkpoint": seconds_before, "export": seconds_after}
         failures += _failures(name, report, tolerance)
         failures += _lost_precision(name, report, allowed_drop)
         reports[name] = report
     first = next(iter(splits.values()))
-    odd = {name: _odd(original, export, several, limits) for name, several in odd_images(first).items()}
+    odd = {name: _odd(original, export, several, limits) for name, several in odd_images(first, manifest.spec).items()}
     failures += [line for name, report in odd.items() for line in _failures(f"odd images ({name})", report, tolerance)]
     return {
         "format": manifest.format,
         "precision": manifest.precision,
         "tolerance": {**asdict(tolerance), "ap": allowed_drop},
         "conf": conf,
-        "min_area": config.min_area,
+        "min_area": min_area,
         "splits": reports,
         "odd": odd,
         "failures": failures,
@@ -179,31 +182,40 @@ def _failures(name: str, report: Mapping[str, Any], tolerance: Tolerance) -> lis
 
 def _odd(original: Backend, export: Backend, several: Sequence[Image], limits: _Limits) -> dict[str, Any]:
     """Return what `_compared` returns for images that the checkpoint sees one by one, and the export as one batch."""
-    before = [_predicted(original, [one])[0] for one in several]
-    after = _predicted(export, several)
+    before, after = [detect(original, one) for one in several], _predicted(export, several)
     return _compared([f"{one.shape[1]}x{one.shape[0]}" for one in several], before, after, limits)
 
 
 def _predicted(backend: Backend, several: Sequence[Image]) -> list[Prediction]:
-    raw = backend.infer([prepared(one, backend) for one in several])
+    """Return the predictions for images in one batch. With tiles, a batch holds those of one image."""
     spec = backend.spec
+    if spec.tile is not None:
+        return [detect(backend, one) for one in several]
+    raw = backend.infer([prepared(one, backend) for one in several])
     return [
         post_process(one, spec.classes, *image.shape[:2], join=spec.join)
         for one, image in zip(raw, several, strict=True)
     ]
 
 
-def odd_images(split: CocoSplit) -> dict[str, list[Image]]:
-    """Return images that a data set rarely has, made from its first ones, by kind."""
-    first = [images.read_image(split.image_path(image)) for image in split.images[:4]]
+def odd_images(split: CocoSplit, spec: ModelSpec) -> dict[str, list[Image]]:
+    """Return images that a data set rarely has, made from its first ones, by kind.
+
+    They show at most `LARGEST` pixels a side of these; one and a half tiles, if the network sees tiles.
+    """
+    side = spec.tile * 3 // 2 if spec.tile else LARGEST
+    whole = (images.read_image(split.image_path(image), spec.intensity) for image in split.images[:4])
+    first = [one[:side, :side].copy() for one in whole]  # a view would keep the whole image in memory
     height, width = first[0].shape[:2]
-    deep: npt.NDArray[np.uint16] = first[0][..., 0].astype(np.uint16) * 257
+    small = [one[: -(-height // 2), : -(-width // 2)] for one in first]
+    low, high = spec.intensity
+    deep = (low + first[0][..., 0] / 255 * (high - low)).round().astype(np.uint16)
     return {
         "empty": [np.zeros_like(first[0]), np.full_like(first[0], 255)],
-        "odd sizes": [np.ascontiguousarray(one[: height - 7, : width - 3]) for one in first],
+        "odd sizes": [np.ascontiguousarray(one[: max(1, height - 7), : max(1, width - 3)]) for one in first],
         "one pixel thin": [first[0][:1], first[0][:, :1], first[0][:1, :1]],
         "grey": [images.to_rgb(one[..., 1]) for one in first],
-        "16 bits": [images.to_rgb(deep)],
-        "batch": [first[number % len(first)] for number in range(8)],
-        "sizes mixed": [one[: height - 9 * number, :width] for number, one in enumerate(first)],
+        "16 bits": [images.to_rgb(deep, spec.intensity)],
+        "batch": [small[number % len(small)] for number in range(8)],
+        "sizes mixed": [one[: max(1, height - 9 * number), :width] for number, one in enumerate(first)],
     }

@@ -20,7 +20,6 @@ from flawmask.files import (
     folder_lock,
     read_json,
     remove_partial_files,
-    sha256_of,
     write_json,
 )
 from flawmask.inference import calibration, exported, records, threshold
@@ -28,7 +27,7 @@ from flawmask.inference.backend import Backend, Image
 from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.inputs import shard_number, stream_images
-from flawmask.inference.predictor import load
+from flawmask.inference.predictor import check_floor, load
 from flawmask.inference.reading import Reader, read_region
 from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.progress import track
@@ -230,17 +229,20 @@ def prepare_rows(config: PredictConfig) -> RowMaker:
     """
     region = read_region(config.roi) if config.roi else None
     backend = load(config.model, config)
-    conf = threshold.of(config.conf, config.model, config.min_area).value
-    stored = calibration.load(config.model, config.min_area)
     spec = backend.spec
+    tiles = spec.tiles_as_json
+    conf = threshold.of(config.conf, config.model, config.min_area, tiles).value
+    check_floor(backend, conf, config, config.model)
+    stored = calibration.load(config.model, config.min_area, tiles)
     levels = spec.intensity if config.intensity is None else intensity.of_bits(int(config.intensity))
     settings = {name: value for name, value in as_json(config).items() if name not in MAY_DIFFER}
     rules = {
-        "model_sha256": sha256_of(config.model),
+        "model_sha256": exported.digest_of(config.model),
         "classes": list(spec.classes),
         "finds": "masks" if spec.has_masks else "boxes",
-        **{"conf": conf, "min_area": config.min_area, "join": spec.join, **spec.tiles_as_json},
+        **{"conf": conf, "min_area": config.min_area, "join": spec.join, **tiles, "intensity": list(levels)},
         "calibration": None if stored is None else {"slope": stored.slope, "intercept": stored.intercept},
+        "notes": exported.manifest_of(config.model).unproven_note if exported.is_export(config.model) else [],
         "settings": settings,
     }
     reader = Reader(config, spec, region, levels)

@@ -106,13 +106,19 @@ def check_padding(batch: Sequence[Resized], spec: ModelSpec) -> None:
             raise ValueError(f"images of one batch need one padded size, not {first} and {other}")
 
 
-def detect(backend: Backend, pixels: Image) -> Prediction:
-    """Return the prediction for one image, (height, width, 3) uint8 RGB.
+def detect(backend: Backend, pixels: Image | StripImage) -> Prediction:
+    """Return the prediction for one image.
+
+    Args:
+        backend: runs the network.
+        pixels: (height, width, 3) uint8 RGB; for a network that sees tiles, also a file that is read in strips.
 
     Raises:
         ValueError: the array has another shape or type.
+        ImageError: a file that is read in strips is damaged.
     """
     if backend.spec.tile is None:
+        assert not isinstance(pixels, StripImage)
         (detections,) = backend.infer([prepared(pixels, backend)])
         return prediction_of(detections, backend.spec, *pixels.shape[:2])
     return prediction_of(infer_tiles(backend, pixels).detections, backend.spec, *pixels.shape[:2])
@@ -162,9 +168,12 @@ def infer_tiles(
     assert tiling is not None
     height, width = image.shape[:2]
     windows, seconds, network = tiling.windows(height, width), [0.0], 0.0
+    coarse = None
     if spec.tile_from == "coarse":
         picture = shrunk(image) if isinstance(image, StripImage) else image
-        windows, network = _promising(backend, picture, windows, height, width)
+        start = time.perf_counter()
+        windows, coarse = _promising(backend, picture, windows, height, width)
+        network = time.perf_counter() - start
     source = Bands(image, windows) if isinstance(image, StripImage) else image
 
     def read(window: Window) -> Resized:
@@ -180,20 +189,19 @@ def infer_tiles(
             start = time.perf_counter()
             found += backend.infer(batch)
             network += time.perf_counter() - start
-    detections = TiledDetections(tuple(zip(windows, found, strict=True)))
+    detections = TiledDetections(tuple(zip(windows, found, strict=True)), coarse)
     shown = source.picture if isinstance(source, Bands) else source
     return TilesSeen(detections, shown, (height, width), sum(seconds), network)
 
 
 def _promising(
     backend: Backend, picture: Image, windows: list[Window], height: int, width: int
-) -> tuple[list[Window], float]:
-    """Return the tiles in which the network sees something on the whole image, and the seconds that this took."""
-    start = time.perf_counter()
+) -> tuple[list[Window], npt.NDArray[np.float32] | None]:
+    """Return the tiles in which the network sees something on the whole image, and its maps of that."""
     small = reduced(picture, *backend.spec.resized(*picture.shape[:2]))
     (detections,) = backend.infer([Resized(small, height, width)])
-    chosen = windows_near(detections.boxes, windows, pixel=height / small.shape[0])
-    return chosen, time.perf_counter() - start
+    pixel = max(height / small.shape[0], width / small.shape[1])
+    return windows_near(detections.boxes, windows, pixel), detections.maps
 
 
 def check_classes(spec: ModelSpec, class_names: Sequence[str], where: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import flawmask
 from flawmask.errors import FlawmaskError
-from flawmask.files import read_json, sha256
+from flawmask.files import read_json, sha256_of
 from flawmask.inference.calibration import Calibration
 from flawmask.inference.threshold import Threshold
 from flawmask.model.spec import ModelSpec
@@ -98,8 +98,34 @@ def file_of(model: Path) -> Path:
     return found[0]
 
 
+def digest_of(model: Path) -> str:
+    """Return the SHA-256 of a model's file; of an exported model, of `export.json`, which has those of all its files.
+
+    Args:
+        model: the file, see `file_of`.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return sha256_of(model.with_name(MANIFEST) if is_export(model) else model)
+
+
+def manifest_of(model: Path) -> Manifest:
+    """Return the manifest of an exported model, as `export.json` has it. Only `read_manifest` checks the other files.
+
+    Args:
+        model: the network's file, see `file_of`.
+
+    Raises:
+        FlawmaskError: `export.json` is missing, damaged, or of another version.
+    """
+    return _read(model)[0]
+
+
 def read_manifest(model: Path) -> Manifest:
     """Return the manifest of an exported model, and check that the files are those that were exported.
+
+    It reads the whole network, so it is called once where a model is loaded.
 
     Args:
         model: the network's file, see `file_of`.
@@ -107,23 +133,30 @@ def read_manifest(model: Path) -> Manifest:
     Raises:
         FlawmaskError: a file is missing, was changed after the export, or is of another version.
     """
+    manifest, digests = _read(model)
+    for name in FILES[manifest.format]:
+        try:
+            is_intact = sha256_of(model.parent / name) == digests[name]
+        except OSError as error:
+            raise FlawmaskError(f"{error.filename} cannot be opened: {error.strerror}") from None
+        if not is_intact:
+            raise FlawmaskError(f"{model.parent / name} is damaged or was changed after the export: export it again")
+    return manifest
+
+
+def _read(model: Path) -> tuple[Manifest, dict[str, str]]:
+    """Return the content of `export.json`: the manifest, and the SHA-256 of each of the network's files."""
     path = model.parent / MANIFEST
     content = read_json(path)
     try:
-        digests, manifest = content["files"], content["manifest"]
+        manifest = content["manifest"]
         layout, version = manifest["layout"], manifest["version"]
         if layout != LAYOUT:
             raise FlawmaskError(f"{model.parent} was exported by Flawmask {version}: export it again with this version")
-        for name in FILES[manifest["format"]]:
-            if sha256((model.parent / name).read_bytes()) != digests[name]:
-                raise FlawmaskError(
-                    f"{model.parent / name} is damaged or was changed after the export: export it again"
-                )
-        return _manifest(manifest)
+        digests = {name: content["files"][name] for name in FILES[manifest["format"]]}
+        return _manifest(manifest), digests
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise FlawmaskError(f"{path} is damaged or was changed after the export: export the model again") from None
-    except OSError as error:
-        raise FlawmaskError(f"{error.filename} cannot be opened: {error.strerror}") from None
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:

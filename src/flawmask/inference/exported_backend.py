@@ -89,7 +89,7 @@ def _onnx(model: Path, _: Manifest, threads: int) -> tuple[str | None, Run]:
     try:
         import onnxruntime
     except ImportError:
-        raise FlawmaskError(f'{model} needs ONNX Runtime: pip install "flawmask[onnx]"') from None
+        raise FlawmaskError(f"{model} needs ONNX Runtime: pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # it warns of shapes that it cannot infer
@@ -111,7 +111,7 @@ def _openvino(model: Path, manifest: Manifest, threads: int) -> tuple[str | None
     try:
         import openvino
     except ImportError:
-        raise FlawmaskError(f'{model} needs OpenVINO: pip install "flawmask[openvino]"') from None
+        raise FlawmaskError(f"{model} needs OpenVINO: pip install openvino") from None
     hint = "bf16" if manifest.precision == "bf16" else "f32"
     try:
         network = openvino.Core().read_model(model)

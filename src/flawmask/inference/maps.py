@@ -14,6 +14,9 @@ from flawmask.tiles import Window
 
 Floats = npt.NDArray[np.float32]
 
+MAX_CELLS = 1024
+"""The most rows, and the most columns, of the map of an image that is seen in tiles: 4 MB for each class of defects."""
+
 
 def interpolated(grid: Floats, height: int, width: int) -> Floats:
     """Return the values of a grid, (rows, columns), at the centres of an image's pixels: (height, width) float32.
@@ -36,21 +39,28 @@ def within(maps: Floats, region: Mask) -> Floats:
     return np.where(share > 0, maps, np.float32(0))
 
 
-def of_tiles(seen: Sequence[tuple[Window, Floats]], tile: int, height: int, width: int) -> Floats:
-    """Return the maps of an image, (D, rows, columns), from those of its tiles. Its cells are as large as theirs.
+def of_tiles(
+    seen: Sequence[tuple[Window, Floats]], tile: int, height: int, width: int, coarse: Floats | None = None
+) -> Floats:
+    """Return the maps of an image, (D, rows, columns), from those of its tiles.
 
-    Where tiles overlap, the higher value counts. A cell that no tile covers is 0.
+    Its cells are as large as those of the tiles, or larger if there would be more than `MAX_CELLS` on a side. Where
+    tiles overlap, and in larger cells, the highest value counts.
 
     Args:
-        seen: tiles, each with its maps, (D, rows, columns). They cover the tile with its padding.
+        seen: at least one tile, each with its maps, (D, rows, columns). They cover the tile with its padding.
         tile: the side of a tile with its padding, in pixels of the image.
         height: of the image in pixels.
         width: of the image in pixels.
+        coarse: the maps of the whole image, made small, which count where no tile was seen. Without them, that is 0.
     """
     classes, rows, columns = seen[0][1].shape
     cells = [max(1, round(side * count / tile)) for side, count in ((height, rows), (width, columns))]
     down, across = height / cells[0], width / cells[1]  # the pixels of the image per cell
-    whole = np.zeros((classes, *cells), np.float32)
+    if coarse is None:
+        whole = np.zeros((classes, *cells), np.float32)
+    else:
+        whole = np.stack([interpolated(of_class, *cells) for of_class in coarse])
     for window, maps in seen:
         top, left = int(window.y / down), int(window.x / across)
         bottom = min(cells[0], math.ceil((window.y + window.height) / down))
@@ -71,6 +81,9 @@ def of_tiles(seen: Sequence[tuple[Window, Floats]], tile: int, height: int, widt
                 borderMode=cv2.BORDER_REPLICATE,
             )
             np.maximum(of_class, part, out=of_class)
+    for axis, count in ((1, cells[0]), (2, cells[1])):
+        if count > MAX_CELLS:
+            whole = np.maximum.reduceat(whole, np.arange(MAX_CELLS) * count // MAX_CELLS, axis=axis)
     return whole
 
 
@@ -83,12 +96,10 @@ def region_of_peak(maps: Floats, height: int, width: int) -> tuple[int, dict[str
         width: of the image in pixels.
 
     Returns:
-        The class, 0 to D - 1, and the region as compressed RLE. It is connected, and has at least one pixel.
+        The class, 0 to D - 1, and the pixels of the region's cells as compressed RLE. The cells are connected. There is
+        at least one pixel. No mask of the image's size is made.
     """
     number, row, column = (int(at) for at in np.unravel_index(maps.argmax(), maps.shape))
     of_class = maps[number]
     _, regions = cv2.connectedComponents((of_class >= of_class[row, column] / 2).astype(np.uint8), connectivity=8)
-    mask = interpolated((regions == regions[row, column]).astype(np.float32), height, width) >= 0.5
-    if not mask.any():  # the image has fewer pixels than the grid has cells
-        mask[:] = True
-    return number, masks.to_rle(mask)
+    return number, masks.enlarged(regions == regions[row, column], height, width)

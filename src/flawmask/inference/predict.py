@@ -20,7 +20,7 @@ from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.inputs import find_images
 from flawmask.inference.overlay import draw_instances, viewing_size
-from flawmask.inference.predictor import load
+from flawmask.inference.predictor import check_floor, load
 from flawmask.inference.reading import Reader, read_region
 from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.masks import Mask
@@ -88,7 +88,9 @@ def predict(config: PredictConfig) -> Predicted:
         backend.spec.has_masks or not config.save_masks,
         f"--save_masks: {backend.spec.arch} predicts boxes and no masks",
     )
-    conf = threshold.of(config.conf, config.model, config.min_area).value
+    tiles = backend.spec.tiles_as_json
+    conf = threshold.of(config.conf, config.model, config.min_area, tiles).value
+    check_floor(backend, conf, config, config.model)
     levels = backend.spec.intensity
     if config.intensity is not None:
         levels = intensity.of_images(config.intensity, paths, "--input")
@@ -97,7 +99,7 @@ def predict(config: PredictConfig) -> Predicted:
     with atomic_folder(config.output_dir) as folder:
         for name in ("overlays", "masks") if config.save_masks else ("overlays",):
             (folder / name).mkdir()
-        stored = calibration.load(config.model, config.min_area)
+        stored = calibration.load(config.model, config.min_area, tiles)
         job = _Job(config, backend.spec, conf, stored, region, folder, _unique_names(paths))
         written = predict_all(backend, paths, read, job.write, config.inference_batch_size)
         with closing(written):
@@ -109,7 +111,7 @@ def predict(config: PredictConfig) -> Predicted:
         tally.used = sum("error" not in record for record in records)
         warn_of_unused([tally], where, strict=config.strict)
         others = [{"file": path.as_posix(), "reason": reason} for path, reason in inputs.not_predicted.items()]
-        rules = {"conf": conf, "min_area": config.min_area, "join": backend.spec.join, **backend.spec.tiles_as_json}
+        rules = {"conf": conf, "min_area": config.min_area, "join": backend.spec.join, **tiles}
         content = {**rules, "tally": tallies_to_dict([tally])}
         write_json(folder / "predictions.json", {**content, "images": records, "not_predicted": others})
         _write_table(folder / "predictions.csv", records)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +41,7 @@ class Predictor:
         conf: the threshold of the verdict, 0 to 1.
         min_area: the smallest area, in pixels, of a defect that counts for the verdict.
         calibration: gives the `defect_probability` of its predictions; None where the checkpoint has no calibration for
-            this `min_area`.
+            this `min_area` and these tiles.
     """
 
     def __init__(
@@ -79,8 +80,9 @@ class Predictor:
             tile_from: with `coarse`, only the tiles where the network sees something on the whole image, made small.
 
         Raises:
-            FlawmaskError: the file is no checkpoint; the device or the precision is not available; or no threshold was
-                chosen for this checkpoint and this `min_area`.
+            FlawmaskError: the file is no checkpoint; the device or the precision is not available; no threshold was
+                chosen for this checkpoint, this `min_area` and these tiles; or defects above the threshold would be
+                dropped.
         """
         if threshold != "auto" and not 0 <= threshold <= 1:
             raise FlawmaskError(f"threshold={threshold!r}: it must lie between 0 and 1, or be 'auto'")
@@ -95,11 +97,13 @@ class Predictor:
             tile_from=tile_from,
         )
         file = exported.file_of(Path(model))
-        self.conf = thresholds.of(threshold, file, min_area).value
-        self.min_area = min_area
-        self.calibration = calibration.load(file, min_area)
         self.backend = load(file, settings)
         self.spec = self.backend.spec
+        self.conf = thresholds.of(threshold, file, min_area, self.spec.tiles_as_json).value
+        check_floor(self.backend, self.conf, settings, file)
+        self.min_area = min_area
+        self.calibration = calibration.load(file, min_area, self.spec.tiles_as_json)
+        self._first_decoded_whole: dict[str, Path] = {}
 
     def __call__(self, image: Source, *, colour: Colour = "rgb") -> Prediction:
         """Return the prediction for one image.
@@ -111,8 +115,8 @@ class Predictor:
         Raises:
             ImageError: the image cannot be read, or is none of these kinds.
         """
-        pixels = images.pixels_of(image, colour, self.spec.intensity)
-        return self._with_limits(detect(self.backend, pixels), pixels)
+        read = self._read(image, colour)
+        return self._with_limits(detect(self.backend, read), None if isinstance(read, StripImage) else read)
 
     def predict(
         self, sources: Iterable[Source], *, batch_size: int | None = None, colour: Colour = "rgb"
@@ -139,13 +143,15 @@ class Predictor:
                 raise output
             return self._with_limits(output.prediction(self.spec), output.pixels if output.size is None else None)
 
-        def read(source: Source) -> Image | StripImage:
-            large = opened(Path(source)) if self.spec.tile and isinstance(source, str | Path) else None
-            return large or images.pixels_of(source, colour, self.spec.intensity)
-
         several = [sources] if images.is_source(sources) else sources
+        read = partial(self._read, colour=colour)
         with closing(predict_all(self.backend, several, read, finish, batch_size)) as predictions:
             yield from predictions
+
+    def _read(self, source: Source, colour: Colour) -> Image | StripImage:
+        file = Path(source) if self.spec.tile and isinstance(source, str | Path) else None
+        large = None if file is None else opened(file, self._first_decoded_whole)
+        return large or images.pixels_of(source, colour, self.spec.intensity)
 
     def _with_limits(self, prediction: Prediction, pixels: Image | None) -> Prediction:
         return replace(prediction, conf=self.conf, min_area=self.min_area, image=pixels, calibration=self.calibration)
@@ -164,6 +170,30 @@ def load(model: Path, settings: InferenceSettings) -> Backend:
         backend.spec = replace(backend.spec, join=settings.join)
     backend.spec = _in_tiles(backend.spec, settings, model)
     return backend
+
+
+def check_floor(backend: Backend, conf: float, settings: InferenceSettings, model: Path) -> None:
+    """Refuse a threshold below the score floor, which would drop defects that count. The default floor may be above.
+
+    Args:
+        backend: runs the network; the floor of an exported model is fixed in it.
+        conf: the threshold of the verdict.
+        settings: have the floor of a checkpoint.
+        model: the file, for the message.
+
+    Raises:
+        FlawmaskError: the threshold is below the floor.
+    """
+    from flawmask.inference.exported_backend import ExportedBackend
+
+    is_fixed = isinstance(backend, ExportedBackend)
+    floor = backend.manifest.score_floor if isinstance(backend, ExportedBackend) else settings.score_floor
+    advice = "export it with a lower one" if is_fixed else "give a lower one"
+    require(
+        floor <= max(conf, SCORE_FLOOR),
+        f"{model}: --score_floor is {floor}, above the threshold {conf:.4g}, so defects that count would be dropped: "
+        f"{advice}, or a higher threshold",
+    )
 
 
 def _of_checkpoint(model: Path, settings: InferenceSettings) -> Backend:

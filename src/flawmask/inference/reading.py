@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from flawmask.masks import Mask
 from flawmask.model.spec import ModelSpec
 from flawmask.settings import require
 from flawmask.strips import StripImage, opened
+from flawmask.tiles import warn_of_smaller
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,8 @@ class Reader:
         region: the region of interest, (height, width) bool; None for the whole image.
         levels: the values that become black and white in images of more than 8 bits.
         outside: the images with a grey range that does not fit `levels`.
-        smaller: the images that are not larger than a tile.
+        smaller: the images that are smaller than a tile in height or width.
+        first: the first image that is decoded whole, for each reason; see `strips.opened`.
     """
 
     config: PredictConfig
@@ -62,6 +65,7 @@ class Reader:
     levels: images.Levels
     outside: Odd = field(default_factory=Odd)
     smaller: Odd = field(default_factory=Odd)
+    first: dict[str, Path] = field(default_factory=dict)
 
     def __call__(self, path: Path | str) -> npt.NDArray[np.uint8] | StripImage:
         """Return an image's pixels, (height, width, 3) RGB; with tiles, perhaps a file that is read in strips.
@@ -72,17 +76,17 @@ class Reader:
         Raises:
             FlawmaskError: it cannot be read, or its size is not that of the region of interest.
         """
+        pixels: npt.NDArray[Any] | StripImage
         if isinstance(path, str):
             pixels = images.decode(remote.read(path), path, self.config.page)
         else:
-            large = opened(path) if self.spec.tile is not None and self.config.page is None else None
-            if large is not None:
-                self._check_size(large.shape[:2], path)
-                return large
-            pixels = images.read_pixels(path, self.config.page)
+            has_tiles = self.spec.tile is not None and self.config.page is None
+            pixels = (opened(path, self.first) if has_tiles else None) or images.read_pixels(path, self.config.page)
         self._check_size(pixels.shape[:2], path)
-        if self.spec.tile is not None and max(pixels.shape[:2]) <= self.spec.tile:
+        if self.spec.tile is not None and min(pixels.shape[:2]) < self.spec.tile:
             self.smaller.add(str(path))
+        if isinstance(pixels, StripImage):
+            return pixels
         if how := images.levels_problem(pixels, self.levels):
             self.outside.add(str(path), how)
         return images.as_seen(pixels, self.levels, path)
@@ -107,11 +111,8 @@ class Reader:
                 self.outside.first,
                 self.outside.how,
             )
-        if self.smaller.count:
-            log.warning(
-                "%d of %d images are not larger than a tile of %s pixels (for example %s): they are padded to one tile",
-                *(self.smaller.count, total, self.spec.tile, self.smaller.first),
-            )
+        if self.spec.tile is not None:
+            warn_of_smaller(self.smaller.count, total, "--input", self.spec.tile)
 
 
 def read_region(path: Path) -> Mask:

@@ -30,9 +30,11 @@ class TiledDetections:
 
     Attributes:
         tiles: each tile with its detections. Their boxes are in pixels of the tile.
+        coarse: the maps of the whole image, made small, if the tiles were chosen on it; see `RawDetections`.
     """
 
     tiles: tuple[tuple[Window, RawDetections], ...]
+    coarse: npt.NDArray[np.float32] | None = None
 
 
 def prediction_of(detections: RawDetections | TiledDetections, spec: ModelSpec, height: int, width: int) -> Prediction:
@@ -65,9 +67,8 @@ def prediction_of(detections: RawDetections | TiledDetections, spec: ModelSpec, 
     prediction = Prediction(height, width, tuple(instances), has_masks=spec.has_masks, classes=spec.classes)
     prediction = prediction.joined(spec.join)
     of_tiles = [(tile, one.maps) for tile, one in detections.tiles if one.maps is not None]
-    if not of_tiles:
-        return prediction
-    return with_second_opinion(prediction, maps.of_tiles(of_tiles, spec.tile or 1, height, width))
+    whole = maps.of_tiles(of_tiles, spec.tile or 1, height, width, detections.coarse) if of_tiles else detections.coarse
+    return prediction if whole is None else with_second_opinion(prediction, whole)
 
 
 def _in_image(instance: Instance, tile: Window, height: int, width: int) -> Instance:

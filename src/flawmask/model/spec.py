@@ -38,7 +38,7 @@ class ModelSpec:
         tile: the side of the tiles in which the network sees an image, in pixels of the image; None if it sees images
             whole, as with checkpoints of older versions. A tile is resized like an image.
         overlap: the fewest pixels that neighbouring tiles share.
-        tile_shift: how far the grid of tiles is moved, in pixels; for measurements.
+        tile_shift: how far the grid of tiles is moved, in pixels, up and to the left; for measurements.
         tile_from: which tiles the network sees, see `tiles.TileFrom`.
     """
 
@@ -71,7 +71,7 @@ class ModelSpec:
     @property
     def tiling(self) -> Tiling | None:
         """The tiles in which the network sees an image; None if it sees images whole."""
-        return None if self.tile is None else Tiling(self.tile, self.overlap, self.tile_shift)
+        return None if self.tile is None else Tiling(self.tile, self.overlap, self.tile_shift, self.tile_shift)
 
     @property
     def tiles_as_json(self) -> dict[str, Any]:

@@ -90,7 +90,11 @@ class ModelAnswer(BaseModel):
     min_area: int
     threshold: dict[str, Any] = Field(description="value, and how it was chosen.")
     calibrated_on: str | None
-    figures: dict[str, Any] | None = Field(description="split, images, and metrics with 95 % intervals.")
+    figures: dict[str, Any] | None = Field(
+        description="split, images, metrics with 95 % intervals, measured_with, and differs: which of that is not as "
+        "here. Metrics that do not hold here are left out."
+    )
+    notes: list[str] = Field(description="What to mind, as sentences: that an export is unproven, say.")
     problem: str | None = Field(description="Why a newer file of this model is not used.")
 
 

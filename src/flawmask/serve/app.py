@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE = 60.0
-"""Seconds after which a request without `X-Deadline-Ms` gets no verdict."""
+"""Seconds after which a request gets no verdict. `X-Deadline-Ms` can only ask for fewer."""
 
 Score = Annotated[float, Field(ge=0, le=1)]
-Milliseconds = Annotated[float, Field(ge=1, le=3_600_000)]
+Milliseconds = Annotated[float, Field(ge=1, le=1000 * PATIENCE)]
 
 PNG, JSON = "image/png", "application/json"
 
@@ -49,7 +49,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         401: "The token is missing or wrong.",
         403: "Host or Origin is not this server.",
         404: "There is no such model.",
-        406: "An overlay was asked for several images.",
+        406: "A picture was asked for several images.",
         408: "The request did not arrive in time.",
         413: "The request or the image is too large.",
         415: "It is no image that can be read.",
@@ -71,6 +71,7 @@ BODY = {
                 "schema": {
                     "type": "object",
                     "required": ["image"],
+                    "additionalProperties": False,
                     "properties": {"image": {"type": "array", "minItems": 1, "items": BINARY["schema"]}},
                 }
             },
@@ -196,18 +197,13 @@ def _add_predict(app: FastAPI, server: Server) -> None:
         """
         seconds = PATIENCE if x_deadline_ms is None else x_deadline_ms / 1000
         deadline = time.monotonic() + seconds
-        chosen = server.models.get(model)
-        if chosen is None:
-            raise Refused(404, "no_model", f"there is no model {model}: there are {', '.join(server.models.names)}")
+        chosen = _model(server, model)
 
         async def answered() -> Response:
             with server.places.taking() as take:
-                config = server.config
-                uploads = await read_uploads(
-                    request, config.max_upload_mb * MEGABYTE, config.send_timeout, config.max_queue
-                )
+                uploads = await _uploads(server, request)
                 if wants_png(request.headers.get("accept", "")):
-                    return await unless_gone(request, _overlay(server, chosen, uploads, deadline))
+                    return await unless_gone(request, _overlay(server, chosen, _only(uploads), deadline))
                 take(len(uploads) - 1)
                 finish = partial(
                     answers.image_answer, segmentation=segmentation, min_score=min_score, outlines=outlines
@@ -217,13 +213,63 @@ def _add_predict(app: FastAPI, server: Server) -> None:
 
         with server.metrics.latency.time():
             try:
-                async with asyncio.timeout(seconds):
-                    return await answered()
+                return await _in_time(answered(), seconds)
             except TimeoutError:
                 server.metrics.verdicts.labels(chosen.name, "none").inc()
                 raise Refused(504, "too_late", f"no answer within {1000 * seconds:g} ms") from None
-            except ClientDisconnect:
-                raise Refused(400, "client_left", "the client left before the answer") from None
+
+    @app.post(
+        "/v1/image",
+        response_class=Response,
+        responses={200: {"content": {PNG: BINARY}, "description": "The image as PNG."}, **PROBLEMS},
+        openapi_extra=BODY,
+        dependencies=_token_in_docs(server),
+    )
+    async def image(
+        request: Request,
+        model: Annotated[str | SkipJsonSchema[None], Query(description="A model's name; by default the first.")] = None,
+    ) -> Response:
+        """Return one image at its full size as the model sees it, as PNG: browsers cannot show TIFF.
+
+        The network computes nothing.
+        """
+        chosen = _model(server, model)
+
+        async def answered() -> Response:
+            with server.places.taking():
+                upload = _only(await _uploads(server, request))
+                return Response(await unless_gone(request, server.seen(chosen, upload)), media_type=PNG)
+
+        try:
+            return await _in_time(answered(), PATIENCE)
+        except TimeoutError:
+            raise Refused(504, "too_late", f"no answer within {1000 * PATIENCE:g} ms") from None
+
+
+async def _in_time(work: Awaitable[T], seconds: float) -> T:
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except ClientDisconnect:
+        raise Refused(400, "client_left", "the client left before the answer") from None
+
+
+def _model(server: Server, name: str | None) -> Loaded:
+    chosen = server.models.get(name)
+    if chosen is None:
+        raise Refused(404, "no_model", f"there is no model {name}: there are {', '.join(server.models.names)}")
+    return chosen
+
+
+async def _uploads(server: Server, request: Request) -> list[Upload]:
+    config = server.config
+    return await read_uploads(request, config.max_upload_mb * MEGABYTE, config.send_timeout, config.max_queue)
+
+
+def _only(uploads: list[Upload]) -> Upload:
+    if len(uploads) > 1:
+        raise Refused(406, "pictures", "a picture is given of one image at a time")
+    return uploads[0]
 
 
 def _answer(model: Loaded, results: list[tuple[dict[str, Any], int]]) -> JSONResponse:
@@ -239,15 +285,12 @@ def _answer(model: Loaded, results: list[tuple[dict[str, Any], int]]) -> JSONRes
     return JSONResponse(content, 200 if 200 in statuses else statuses[0])
 
 
-async def _overlay(server: Server, model: Loaded, uploads: list[Upload], deadline: float) -> Response:
-    if len(uploads) > 1:
-        raise Refused(406, "overlays", "an overlay is given for one image at a time: ask for application/json")
-
+async def _overlay(server: Server, model: Loaded, upload: Upload, deadline: float) -> Response:
     def finish(pixels: Image, prediction: Prediction) -> tuple[bytes, str, float]:
         verdict = prediction.verdict()
         return answers.overlay_png(pixels, prediction), "defect" if verdict.is_defect else "good", verdict.score
 
-    (png, verdict, score), _ = await server.predict(model, uploads[0], deadline, finish)
+    (png, verdict, score), _ = await server.predict(model, upload, deadline, finish)
     server.count(model, verdict, score)
     return Response(png, media_type=PNG, headers={"X-Verdict": verdict, "X-Score": f"{score:.6f}"})
 
@@ -263,9 +306,7 @@ def _add_model(app: FastAPI, server: Server) -> None:
         model: Annotated[str | SkipJsonSchema[None], Query(description="A model's name; by default the first.")] = None,
     ) -> JSONResponse:
         """Return a model's classes, its threshold and how it was chosen, its digest, and how good it was measured."""
-        chosen = server.models.get(model)
-        if chosen is None:
-            raise Refused(404, "no_model", f"there is no model {model}: there are {', '.join(server.models.names)}")
+        chosen = _model(server, model)
         problem = server.models.problems.get(chosen.name)
         return JSONResponse({"models": server.models.names, **chosen.facts, "problem": problem})
 

@@ -23,7 +23,7 @@ from flawmask.serve.refused import Refused
 log = logging.getLogger(__name__)
 
 TRIES = 2
-"""How often an image is decoded if the process dies: the fault may be that of another image."""
+"""How often an image is decoded if the process dies: it may have been killed before it had the image."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,20 @@ def _decode(data: bytes, name: str, levels: Levels) -> npt.NDArray[np.uint8] | _
 
 
 class Decoders:
-    """A pool of decoding processes. If one dies, the pool is replaced."""
+    """Decoding processes. Each has one image at a time, so a file that ends one takes no other image with it."""
 
     def __init__(self, processes: int, max_pixels: int) -> None:
         """Take the number of processes and the number of pixels that an image may have. `start` starts them."""
         self._processes, self._max_pixels = processes, max_pixels
-        self._pool: ProcessPoolExecutor | None = None
+        self._pools: set[ProcessPoolExecutor] = set()
+        self._free: asyncio.Queue[ProcessPoolExecutor] = asyncio.Queue()
 
     async def start(self) -> None:
         """Start the processes, and wait until they are ready."""
-        pool = self._renew(None)
-        await asyncio.gather(*(asyncio.wrap_future(pool.submit(_ready)) for _ in range(self._processes)))
+        pools = [self._new_process() for _ in range(self._processes)]
+        await asyncio.gather(*(asyncio.wrap_future(pool.submit(_ready)) for pool in pools))
+        for pool in pools:
+            self._free.put_nowait(pool)
 
     async def decode(self, data: bytes, name: str, levels: Levels) -> npt.NDArray[np.uint8]:
         """Return an image as the network sees it, (height, width, 3) uint8 RGB.
@@ -91,32 +94,38 @@ class Decoders:
         Raises:
             Refused: it is no image, cannot be read, or has too many pixels.
         """
-        for _ in range(TRIES):
-            pool = self._pool
-            assert pool is not None
-            try:
-                decoded = await asyncio.wrap_future(pool.submit(_decode, data, name, levels))
-            except BrokenProcessPool:
-                self._renew(pool)
-                continue
-            if isinstance(decoded, _Failure):
-                raise Refused(decoded.status, decoded.kind, decoded.reason)
-            return decoded
-        raise Refused(415, "no_image", f"{name} cannot be read: the decoder ended while it read the file")
+        pool = await self._free.get()
+        # Shielded: if the client leaves, the process is busy nevertheless, and is free only when it has finished.
+        decoded = await asyncio.shield(asyncio.ensure_future(self._decode_in(pool, data, name, levels)))
+        if isinstance(decoded, _Failure):
+            raise Refused(decoded.status, decoded.kind, decoded.reason)
+        return decoded
 
-    def _renew(self, broken: ProcessPoolExecutor | None) -> ProcessPoolExecutor:
-        """Replace a pool, unless another image has done so already, and return the new one."""
-        if self._pool is None or self._pool is broken:
-            if broken is not None:
-                log.error("a decoding process ended while it read an image: starting it again")
-                broken.shutdown(wait=False)
-            # Not forked: a fork would copy the locks of PyTorch's threads.
-            self._pool = ProcessPoolExecutor(
-                self._processes, multiprocessing.get_context("spawn"), _start, (self._max_pixels,)
-            )
-        return self._pool
+    async def _decode_in(
+        self, pool: ProcessPoolExecutor, data: bytes, name: str, levels: Levels
+    ) -> npt.NDArray[np.uint8] | _Failure:
+        """Return what a process makes of an image, or a new one if it ends. Then it is free."""
+        try:
+            for _ in range(TRIES):
+                try:
+                    return await asyncio.wrap_future(pool.submit(_decode, data, name, levels))
+                except BrokenProcessPool:
+                    log.error("a decoding process ended: starting another")
+                    pool.shutdown(wait=False)
+                    self._pools.discard(pool)
+                    pool = self._new_process()
+            return _Failure(415, "no_image", f"{name} cannot be read: the decoder ended while it read the file")
+        finally:
+            self._free.put_nowait(pool)
+
+    def _new_process(self) -> ProcessPoolExecutor:
+        """Return a pool of one process. A pool of several ends all of them if one dies."""
+        # Not forked: a fork would copy the locks of PyTorch's threads.
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start, (self._max_pixels,))
+        self._pools.add(pool)
+        return pool
 
     def stop(self) -> None:
         """End the processes."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from flawmask import images
 from flawmask.data.demo_drawing import draw
 from flawmask.errors import FlawmaskError
-from flawmask.files import read_json, sha256_of, walk
+from flawmask.files import read_json, walk
+from flawmask.images import Pixels
 from flawmask.inference import exported
 from flawmask.inference import threshold as thresholds
 from flawmask.inference.backend import Backend, Image, Resized, infer_tiles, prepared
+from flawmask.inference.exported_backend import ExportedBackend
 from flawmask.inference.predictor import Predictor
 from flawmask.inference.threshold import Threshold
 from flawmask.inference.tiled import TiledDetections, prediction_of
@@ -27,6 +28,7 @@ from flawmask.model.spec import ModelSpec
 from flawmask.prediction import RawDetections
 from flawmask.serve.config import ServeConfig
 from flawmask.serve.metrics import Metrics
+from flawmask.tiles import WHOLE_IMAGES
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,9 @@ FIGURES = (
 )
 """The metrics of a model that `/v1/model` and the page show."""
 
+AT_THRESHOLD = ("f1_score", "precision", "recall", "false_alarm_rate")
+"""Those of `FIGURES` that hold at one threshold only."""
+
 
 @dataclass(eq=False)
 class Loaded:
@@ -55,7 +60,7 @@ class Loaded:
         path: its file or folder.
         predictor: runs it, and has its threshold.
         threshold: the threshold, and how it was chosen.
-        digest: the SHA-256 of its file; of an exported model's network.
+        digest: the SHA-256 of its file; of an exported model, of its `export.json`.
         figures: how good it was measured, see `figures_of`; None where it was not.
         batch_size: the largest batch.
         since: when it was loaded, in seconds since 1970.
@@ -76,6 +81,11 @@ class Loaded:
     def backend(self) -> Backend:
         """What runs the network."""
         return self.predictor.backend
+
+    @property
+    def notes(self) -> list[str]:
+        """What to mind about the model, as sentences: that its export is unproven, say."""
+        return self.backend.manifest.unproven_note if isinstance(self.backend, ExportedBackend) else []
 
     @property
     def spec(self) -> ModelSpec:
@@ -112,6 +122,7 @@ class Loaded:
             "threshold": chosen,
             "calibrated_on": None if calibration is None else calibration.fitted_on,
             "figures": self.figures,
+            "notes": self.notes,
         }
 
 
@@ -123,7 +134,7 @@ def load(name: str, path: Path, config: ServeConfig) -> Loaded:
     """
     file = exported.file_of(path)
     try:
-        digest = sha256_of(file)
+        digest = exported.digest_of(file)
     except OSError as error:
         raise FlawmaskError(f"{path} cannot be read: {error.strerror}") from None
     predictor = Predictor(
@@ -143,18 +154,32 @@ def load(name: str, path: Path, config: ServeConfig) -> Loaded:
         name,
         path,
         predictor,
-        thresholds.of(config.conf, file, config.min_area),
+        thresholds.of(config.conf, file, config.min_area, predictor.spec.tiles_as_json),
         digest,
-        figures_of(file, digest),
+        figures_of(file, digest, _rules(predictor)),
         config.inference_batch_size or predictor.backend.batch_size,
     )
 
 
-def figures_of(path: Path, digest: str) -> dict[str, Any] | None:
+def _rules(predictor: Predictor) -> dict[str, Any]:
+    """Return what decides on verdicts beside the network, by the keys that `evaluate` writes."""
+    spec = predictor.spec
+    return {"conf": predictor.conf, "min_area": predictor.min_area, "join": spec.join, **spec.tiles_as_json}
+
+
+def figures_of(path: Path, digest: str, rules: dict[str, Any]) -> dict[str, Any] | None:
     """Return how good a model was measured, from the results beside it: those of its test split, or else of val.
 
-    Keys: `split`, `images`, `evaluated_at` (the threshold), and each metric of `FIGURES` with `value` and `interval`
-    (95 %, or None). None where it was not evaluated, or where another model was.
+    Args:
+        path: the model's file.
+        digest: its SHA-256.
+        rules: with what the server decides on verdicts, see `_rules`.
+
+    Returns:
+        `split`, `images`, `measured_with` (the rules of the measurement), `differs` (the names of the rules that are
+        not the server's), and `metrics`: each of `FIGURES` with `value` and `interval` (95 %, or None). At another
+        threshold, those of `AT_THRESHOLD` are left out. With other rules, all are. None if the model was not evaluated,
+        or another one was.
     """
     for split in ("test", "val"):
         results = path.parent / f"inference_{split}" / "metrics.json"
@@ -162,38 +187,48 @@ def figures_of(path: Path, digest: str) -> dict[str, Any] | None:
         if metrics.get("model_sha256") != digest:
             continue
         intervals = metrics.get("intervals", {})
+        measured_with = {name: metrics.get(name, WHOLE_IMAGES.get(name)) for name in rules}
+        differs = [name for name in rules if measured_with[name] != rules[name]]
+        left_out = FIGURES if set(differs) - {"conf"} else AT_THRESHOLD if differs else ()
         measured = {
             key: {"value": metrics[key], "interval": intervals.get(key)}
             for key in FIGURES
-            if metrics.get(key) is not None
+            if metrics.get(key) is not None and key not in left_out
         }
         return {
             "split": split,
             "images": metrics["total_images"],
-            "evaluated_at": metrics["conf"],
+            "measured_with": measured_with,
+            "differs": differs,
             "metrics": measured,
         }
     return None
 
 
-def check(model: Loaded, image: npt.NDArray[np.uint8], *, is_defective: bool) -> None:
-    """Refuse a model that does not give sound numbers for an image, or misses a defect that is known.
+def check(model: Loaded, pixels: Pixels, config: ServeConfig) -> None:
+    """Refuse a model that does not give sound numbers for the check image, or misses the defect on `--check_image`.
 
     It predicts twice: the second time is the one that is expected from now on.
+
+    Args:
+        model: the model.
+        pixels: the check image as its file has it. The model's own levels make 8 bits of more.
+        config: says which file it is. Only on a file, a defect must be predicted.
 
     Raises:
         FlawmaskError: the model must not be used.
     """
-    height, width = image.shape[:2]
+    seen = images.as_seen(pixels, model.spec.intensity, config.check_image or Path("the drawn check image"))
+    height, width = seen.shape[:2]
     for _ in range(2):
         begun = time.monotonic()
-        (detections,) = model.infer([model.prepare(image)])
+        (detections,) = model.infer([model.prepare(seen)])
         model.expected_seconds = time.monotonic() - begun
     problem = unsound(detections)
     if problem is not None:
         raise FlawmaskError(f"{model.path} is not used: on the check image, {problem}")
     prediction = prediction_of(detections, model.spec, height, width)
-    if is_defective and not prediction.verdict(model.predictor.conf, model.predictor.min_area).is_defect:
+    if config.check_image and not prediction.verdict(model.predictor.conf, model.predictor.min_area).is_defect:
         raise FlawmaskError(f"{model.path} is not used: it finds no defect on --check_image")
 
 
@@ -284,17 +319,16 @@ class Models:
         result = "refused"
         try:
             model = await asyncio.to_thread(load, name, path, self._config)
-            is_defective = self._config.check_image is not None
-            await self._compute(lambda: check(model, self._image, is_defective=is_defective))
+            await self._compute(lambda: check(model, self._image, self._config))
             result = "ok"
         finally:
             self._metrics.loads.labels(name, result).inc()
         return model
 
-    def _check_image(self) -> npt.NDArray[np.uint8]:
+    def _check_image(self) -> Pixels:
         if self._config.check_image is None:
             return draw(np.random.default_rng(0), "plate", "scratch", CHECK_SIZE)[0]
-        return images.read_image(self._config.check_image)
+        return images.read_pixels(self._config.check_image)
 
 
 def signature(path: Path) -> Signature:

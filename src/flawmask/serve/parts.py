@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from flawmask.images import encode_png
 from flawmask.inference.backend import Image
 from flawmask.inference.stream import THREADS, THREADS_BESIDE_GPU, one_core_each
 from flawmask.inference.tiled import prediction_of
@@ -131,6 +132,16 @@ class Server:
         for stage, seconds in stages.items():
             self.metrics.stages.labels(stage).observe(seconds)
         return result, {stage: round(1000 * seconds, 2) for stage, seconds in stages.items()}
+
+    async def seen(self, model: Loaded, upload: Upload) -> bytes:
+        """Return an image as a model sees it, as PNG.
+
+        Raises:
+            Refused: it is no image, cannot be read, or has too many pixels.
+        """
+        async with self.ahead:
+            pixels = await self.decoders.decode(upload.data, upload.name, model.spec.intensity)
+            return await self.in_thread(lambda: encode_png(pixels))
 
     async def answer(
         self,

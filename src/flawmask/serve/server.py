@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from flawmask.errors import FlawmaskError
-from flawmask.serve.app import make_app
+from flawmask.serve.app import PATIENCE, make_app
 from flawmask.serve.config import ServeConfig
 from flawmask.serve.parts import Server
 from flawmask.serve.security import Guard, read_token
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 KEEP_SECONDS = 60
 """How long an idle connection is kept: longer than a line usually pauses between two parts."""
 
-DRAIN_SECONDS = 90
+DRAIN_SECONDS = int(PATIENCE) + 30
 """How long accepted images may take after SIGTERM. That is longer than any answer may."""
 
 

@@ -91,16 +91,23 @@ async def _images_in_form(request: Request, body: bytes, max_images: int) -> lis
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    parser = MultiPartParser(request.headers, stream(), max_files=max_images, max_fields=10)
-    parser.spool_max_size = len(body) + 1  # all of it is in memory already: nothing goes to a file
+    all_of_it = len(body) + 1  # it is in memory already: nothing goes to a file
+    parser = MultiPartParser(
+        request.headers, stream(), max_files=max_images, max_fields=max_images, max_part_size=all_of_it
+    )
+    parser.spool_max_size = all_of_it
     try:
         form = await parser.parse()
     except (MultiPartException, HTTPException) as error:
         reason = getattr(error, "message", None) or str(error)
         raise Refused(400, "bad_form", f"the form cannot be read: {reason}") from None
     try:
-        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        uploads = [Upload(_name(file.filename), await file.read()) for file in files]
+        uploads = []
+        for field, value in form.multi_items():
+            if not isinstance(value, UploadFile):  # left out, it would be an image that nobody looked at
+                reason = f"the part {_name(field)} of the form has no filename: send each image as a file"
+                raise Refused(400, "bad_form", reason)
+            uploads.append(Upload(_name(value.filename), await value.read()))
     finally:
         await form.close()
     if not uploads:

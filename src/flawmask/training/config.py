@@ -188,3 +188,5 @@ class TrainConfig(TrainSettings, Overwrite, Strict):
         require(
             self.resume is not None or None not in paths, "give --dataset_dir and --output_dir, or the run to --resume"
         )
+        if self.resume is None:
+            self.check_tiles_of_training()

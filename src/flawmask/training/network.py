@@ -26,11 +26,11 @@ def spec_for(
         config: the settings.
         training: the training split, which names the classes.
         initial_weights: the weights that the network starts from.
-        image_size: the shorter side of the resized images, in pixels. Tiles are never enlarged to it.
+        image_size: the shorter side of the resized images, in pixels; for tiles that are smaller, their side.
         micro_batch_size: images per forward pass.
     """
     tile = config.tile if isinstance(config.tile, int) else None
-    image_size = architecture(config.network).image_size(min(image_size, tile or image_size))
+    image_size = _image_size(config, image_size, tile)
     return ModelSpec(
         arch=config.network,
         classes=training.class_names,
@@ -45,6 +45,22 @@ def spec_for(
         tile=tile,
         overlap=config.overlap if tile and isinstance(config.overlap, int) else 0,
     )
+
+
+def _image_size(config: TrainSettings, image_size: int, tile: int | None) -> int:
+    return architecture(config.network).image_size(min(image_size, tile or image_size))
+
+
+def seen_size(config: TrainSettings, image_size: int, tile: int) -> int:
+    """Return the side, in pixels, at which the network sees a tile. If its input has a fixed size, that may be larger.
+
+    Args:
+        config: the settings.
+        image_size: the shorter side of the resized images, in pixels.
+        tile: the side of the tiles, in pixels.
+    """
+    spec = ModelSpec(config.network, ("defect",), _image_size(config, image_size, tile))
+    return spec.resized(tile, tile)[0]
 
 
 def _norm(config: TrainSettings, initial_weights: Pretrained, micro_batch_size: int) -> Norm:

@@ -25,6 +25,7 @@ from flawmask.launch import usable_cores
 from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import Pretrained, pretrained
 from flawmask.settings import as_json, require
+from flawmask.tiles import Tiling
 from flawmask.training import fit
 from flawmask.training.augmentation import Augmentation
 from flawmask.training.choose import choose_network
@@ -82,8 +83,7 @@ class Setup:
     @cached_property
     def images_per_epoch(self) -> int:
         """The number of images that an epoch shows; of tiles, with a network that sees tiles."""
-        tiling = self.spec.tiling
-        return len(self.training.images) if tiling is None else len(draws_of(self.training, tiling))
+        return _shown(self.training, self.spec.tiling)
 
 
 def set_up(
@@ -112,9 +112,11 @@ def set_up(
     augmenting = Augmenting(transform, config.seed) if transform else None
     per_process = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
     batch_size = state.batch_size if state else config.effective_batch_size or per_process * team.count
+    tiling = Tiling(config.tile, int(config.overlap)) if isinstance(config.tile, int) else None
+    shown, what = _shown(training, tiling), "images" if tiling is None else "tiles"
     require(
-        team.count <= min(batch_size, len(training.images)),
-        f"{team.count} processes cannot share a batch of {batch_size} of {len(training.images)} images: "
+        team.count <= min(batch_size, shown),
+        f"{team.count} processes cannot share a batch of {batch_size} of {shown} {what}: "
         "raise --effective_batch_size, or start fewer",
     )
     setup = partial(
@@ -151,6 +153,11 @@ def set_up(
         micro_batch_size = team.from_main(lambda: fit.largest_micro_batch(trial, image_size, shard_size))
     spec = replace(spec_for(config, training, initial_weights, image_size, micro_batch_size), intensity=levels)
     return setup(spec, initial_weights, bool(initial_weights.state), micro_batch_size=micro_batch_size, digests=digests)
+
+
+def _shown(training: CocoSplit, tiling: Tiling | None) -> int:
+    """Return the number of images that an epoch shows; of tiles, with a network that sees tiles."""
+    return len(training.images) if tiling is None else len(draws_of(training, tiling))
 
 
 def _splits(config: TrainConfig) -> tuple[CocoSplit, CocoSplit | None]:

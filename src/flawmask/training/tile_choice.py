@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from flawmask.coco import CocoSplit, without_crowds
 from flawmask.model.arch import architecture
-from flawmask.settings import require
 from flawmask.tiles import MIN_TILE, Tiling, check_sizes, default_overlap
 from flawmask.training.config import TrainSettings
+from flawmask.training.network import seen_size
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,6 @@ def choose_tiles(config: T, training: CocoSplit) -> T:
         FlawmaskError: a tile is larger than every image.
     """
     if config.tile in (None, "off"):
-        flag = "--overlap is for tiles: give their side with --tile, or --tile auto"
-        require(config.overlap == "auto", flag)
         return config
     areas, sides = _defects(training)
     side = architecture(config.network).image_size(config.image_size)
@@ -56,12 +54,14 @@ def choose_tiles(config: T, training: CocoSplit) -> T:
     overlap = config.overlap if isinstance(config.overlap, int) else _overlap(tile, sides)
     tiling = Tiling(tile, overlap)
     check_sizes(tiling, sizes, str(training.folder))
-    seen = min(side, tile)
+    seen = seen_size(config, config.image_size, tile)
     log.info(
         "tiles of %d pixels, which overlap by %d (%d %% of the defects are not longer). The network sees them at %d "
         "pixels%s",
         *(tile, overlap, round(100 * float(np.mean(sides <= overlap))) if len(sides) else 0, seen),
-        "" if seen == tile else f": --image_size {tile} would show them at their own resolution",
+        f": --image_size {tile} would show them at their own resolution"
+        if seen < tile == seen_size(config, tile, tile)
+        else "",
     )
     return replace(config, tile=tile, overlap=overlap)
 

@@ -39,12 +39,14 @@ class Draw(NamedTuple):
     Attributes:
         image: the place of its image in the split.
         number: counts the tiles of an image.
+        defects: how many tiles of the image are of kind `defect`.
         kind: `defect`: it holds a pixel of a defect. `beside`: it lies around a defect, within half a tile, and may
             hold it or not. `good`: it may lie anywhere.
     """
 
     image: int
     number: int
+    defects: int
     kind: Kind
 
 
@@ -57,8 +59,8 @@ def draws_of(split: CocoSplit, tiling: Tiling) -> list[Draw]:
         if count:
             wanted = {"defect": min(count, MAX_DEFECTS), "beside": BESIDE}
         kinds = [kind for kind, times in wanted.items() for _ in range(times)]
-        whole = len(tiling.windows(image["height"], image["width"]))
-        draws += [Draw(place, number, kind) for number, kind in enumerate(kinds[:whole])]
+        kinds = kinds[: len(tiling.windows(image["height"], image["width"]))]
+        draws += [Draw(place, number, kinds.count("defect"), kind) for number, kind in enumerate(kinds)]
     return draws
 
 
@@ -172,7 +174,8 @@ def _window(one: Draw, rles: list[Record], record: Record, size: int, draw: np.r
     first, last = np.zeros(2, np.int64), sides - tile
     if one.kind != "good" and rles:
         # The first tile shows the first defect, and so on; if there are more defects than tiles, chance decides.
-        number = one.number if one.kind == "defect" and len(rles) <= MAX_DEFECTS else int(draw.integers(len(rles)))
+        in_turn = one.kind == "defect" and len(rles) <= one.defects
+        number = one.number if in_turn else int(draw.integers(len(rles)))
         pixel = _pixel(rles[number % len(rles)], draw)
         reach = size // 2 if one.kind == "beside" else 0
         first = np.clip(pixel - tile + 1 - reach, first, last)

@@ -26,8 +26,10 @@ export function csv(items) {
 
 export const json = (items) => `${JSON.stringify({ images: records(items) }, null, 2)}\n`;
 
-// COCO's format of data sets. Only what counts is an annotation, and only images with a verdict are listed.
-export function coco(items, classes) {
+// COCO's format of data sets. Only what counts is an annotation, and only images with a verdict are listed. The categories
+// are the classes of the model in use, and those of others that some images were sent to.
+export function coco(items, own) {
+  const classes = [...new Set([...own, ...answered(items).flatMap(({ answer }) => answer.instances ?? []).map((one) => one.class)])];
   const images = [];
   const annotations = [];
   for (const { name, answer } of answered(items).filter((item) => item.answer.verdict !== null)) {

@@ -28,19 +28,12 @@ const wait = (milliseconds) => new Promise((done) => setTimeout(done, millisecon
 
 // The server
 
-class Away extends Error {}
-
 // Send a request with the token, and ask for it where it is needed.
 async function ask(path, options = {}) {
   for (let tries = 0; ; tries += 1) {
     const token = sessionStorage.getItem(KEY);
     const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
-    let response;
-    try {
-      response = await fetch(path, { ...options, headers });
-    } catch {
-      throw new Away();
-    }
+    const response = await fetch(path, { ...options, headers });
     if (response.status !== 401) return response;
     if (sessionStorage.getItem(KEY) === token) await askForToken(tries > 0);
   }
@@ -66,14 +59,15 @@ function askForToken(wasWrong) {
   return asking;
 }
 
-const query = (more = {}) => {
-  const chosen = byId("chosen").value;
-  return new URLSearchParams({ ...more, ...(chosen ? { model: chosen } : {}) });
-};
+// The name of the model that was chosen; none where there is no choice.
+const chosen = () => (byId("models").hidden ? "" : byId("chosen").value);
+
+const query = (model, more = {}) => new URLSearchParams({ ...more, ...(model ? { model } : {}) });
 
 async function loadModel() {
-  const response = await ask(`/v1/model?${query()}`);
-  if (!response.ok) throw new Away();
+  let response = await ask(`/v1/model?${query(chosen())}`);
+  if (response.status === 404) response = await ask("/v1/model"); // the server was started again with other models
+  if (!response.ok) throw new Error(`the server answered ${response.status}`);
   const model = await response.json();
   const isNew = state.model === null || state.model.sha256 !== model.sha256 || state.model.threshold.value !== model.threshold.value;
   state.model = model;
@@ -81,7 +75,7 @@ async function loadModel() {
   byId("model").textContent = aboutModel(model);
   const select = byId("chosen");
   byId("models").hidden = model.models.length < 2;
-  if (select.options.length !== model.models.length) {
+  if ([...select.options].map((one) => one.value).join() !== model.models.join()) {
     select.replaceChildren(...model.models.map((name) => element("option", { value: name }, name)));
     select.value = model.model;
   }
@@ -91,11 +85,17 @@ async function loadModel() {
 function aboutModel(model) {
   const { threshold, figures } = model;
   const chosen = { default: "the default", given: "given", aim: `chosen for ${threshold.aim} on ${threshold.chosen_on}` }[threshold.how];
-  const measured = figures
-    ? `measured on ${figures.images} images (${figures.split}): ${Object.entries(figures.metrics).filter(([key]) => FIGURES[key]).map(([key, one]) => figure(FIGURES[key], one)).join(", ")}`
-    : "not measured: no results of this model are beside it";
+  const measured = figures ? aboutFigures(figures) : "not measured: no results of this model are beside it";
   const problem = model.problem ? `. A newer file is not used: ${model.problem}` : "";
   return `${model.model} (${model.architecture}, ${model.sha256.slice(0, 8)}), threshold ${threshold.value.toFixed(2)} (${chosen}); ${measured}${problem}`;
+}
+
+// Figures that were measured with other settings than the server's do not hold here. The server leaves them out.
+function aboutFigures({ images, split, metrics, measured_with: used, differs }) {
+  const shown = Object.entries(metrics).filter(([key]) => FIGURES[key]).map(([key, one]) => figure(FIGURES[key], one));
+  const others = differs.map((name) => (name === "conf" ? "this threshold" : `${name} ${used[name] ?? "off"}`)).join(", ");
+  const left = others ? [`figures that hold for ${others} only are left out`] : [];
+  return `measured on ${images} images (${split}) at threshold ${used.conf.toFixed(2)}: ${[...shown, ...left].join(", ")}`;
 }
 
 function figure(name, { value, interval }) {
@@ -105,7 +105,8 @@ function figure(name, { value, interval }) {
 
 let returning = null;
 
-// Wait until the server is back. Images wait meanwhile, and no verdict is shown for them.
+// Wait until the server is back: until it has answered, whatever went wrong before. Images wait meanwhile, and no verdict
+// is shown for them.
 function untilBack() {
   returning ??= (async () => {
     const note = byId("away");
@@ -116,8 +117,8 @@ function untilBack() {
       try {
         await loadModel();
         break;
-      } catch (error) {
-        if (!(error instanceof Away)) throw error;
+      } catch {
+        continue;
       }
     }
     note.hidden = true;
@@ -130,7 +131,7 @@ function untilBack() {
 
 function add(files) {
   const added = [...files].map((file) => ({
-    id: (state.numbers += 1), name: file.name || "image", file, url: URL.createObjectURL(file), answer: null, shown: null, model: null,
+    id: (state.numbers += 1), name: file.name || "image", file, url: URL.createObjectURL(file), answer: null, shown: null, model: null, chosen: chosen(),
   }));
   state.items.push(...added);
   trim();
@@ -172,7 +173,7 @@ async function sendNext() {
 async function send(item) {
   for (;;) {
     try {
-      const response = await ask(`/v1/predict?${query({ min_score: 0, outlines: true })}`, {
+      const response = await ask(`/v1/predict?${query(item.chosen, { min_score: 0, outlines: true })}`, {
         method: "POST", body: item.file, headers: { "Content-Type": "application/octet-stream" },
       });
       const content = await response.json();
@@ -182,30 +183,29 @@ async function send(item) {
       }
       item.answer = content.images?.[0] ?? { file: item.name, verdict: null, reason: content.reason };
       item.model = { model: content.model, sha256: content.sha256, threshold: content.threshold };
-      if (content.sha256 && content.sha256 !== state.model?.sha256) loadModel().catch(() => {});
+      const isOther = response.status === 404 || (content.sha256 && content.sha256 !== state.model?.sha256);
+      if (isOther) loadModel().catch(untilBack);
       return;
-    } catch (error) {
-      if (error instanceof Away) await untilBack();
-      else if (error instanceof SyntaxError || error instanceof TypeError) await wait(PAUSE); // cut off within the answer
-      else throw error;
+    } catch { // no answer, or one that was cut off
+      await untilBack();
     }
   }
 }
 
-// What the browser shows: the image itself, or the server's picture of a format that the browser does not know.
+// What the browser shows: the image itself, or the server's PNG of it where the browser does not know the format.
 async function pictureOf(item) {
   if (item.shown) return item.shown;
   const image = new Image();
   image.src = item.url;
   try {
     await image.decode();
-    item.shown = { src: item.url, width: image.naturalWidth, height: image.naturalHeight, isOwn: true };
+    item.shown = { src: item.url, width: image.naturalWidth, height: image.naturalHeight };
   } catch {
     if (!item.answer || item.answer.verdict === null) return null;
-    const response = await ask(`/v1/predict?${query()}`, { method: "POST", body: item.file, headers: { Accept: "image/png", "Content-Type": "application/octet-stream" } });
+    const response = await ask(`/v1/image?${query(item.chosen)}`, { method: "POST", body: item.file, headers: { "Content-Type": "application/octet-stream" } });
     if (!response.ok) return null;
     const src = URL.createObjectURL(await response.blob());
-    item.shown = { src, width: item.answer.width, height: item.answer.height, isOwn: false };
+    item.shown = { src, width: item.answer.width, height: item.answer.height };
   }
   return item.shown;
 }
@@ -238,9 +238,8 @@ const verdictAt = (answer, threshold) => (answer.verdict === null ? null : answe
 function drawOutlines() {
   const item = state.current;
   const instances = item?.answer?.instances ?? [];
-  const isOwn = item?.shown?.isOwn ?? true;
   const drawn = instances.map((one, index) => ({ ...one, index, marked: index === state.marked }));
-  viewer.draw(isOwn ? drawn.filter((one) => reaches(one) && !isHidden(one, one.index)) : []);
+  viewer.draw(drawn.filter((one) => reaches(one) && !isHidden(one, one.index)));
 }
 
 const keyOf = (item) => (item.answer ? item.answer.verdict ?? "none" : "waiting");
@@ -385,7 +384,7 @@ async function download(kind) {
   const { items, current, model } = state;
   if (kind === "json") save(json(items), "verdicts.json", "application/json");
   if (kind === "csv") save(csv(items), "verdicts.csv", "text/csv");
-  if (kind === "coco") save(coco(items, model.classes), "annotations.json", "application/json");
+  if (kind === "coco") save(coco(items, model?.classes ?? []), "annotations.json", "application/json");
   if (kind === "png") {
     const content = await png(viewer.picture, viewer.outlines, viewer.size);
     save(content, `${current.name.replace(/\.\w+$/, "")}-defects.png`, "image/png");
