@@ -52,8 +52,8 @@ def reference(split: CocoSplit, results: list[dict[str, Any]]) -> dict[str, floa
 
 
 def assert_as_pycocotools(split: CocoSplit, predictions: list[Prediction]) -> dict[str, float | None]:
-    results = coco_results(split, predictions)
-    ours, theirs = average_precision(split, evaluate_instances(split, results)), reference(split, results)
+    ours = average_precision(split, evaluate_instances(split, predictions))
+    theirs = reference(split, list(coco_results(split, predictions)))
     ours.pop("ap_by_class")
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
@@ -169,7 +169,7 @@ def random_case(seed: int, images: int = 8) -> tuple[CocoSplit, list[Prediction]
 @pytest.mark.parametrize("seed", range(4))
 def test_an_image_with_weight_n_counts_like_n_copies_of_it(seed: int) -> None:
     split, predictions = random_case(seed)
-    evaluations = evaluate_instances(split, coco_results(split, predictions))
+    evaluations = evaluate_instances(split, predictions)
     assert evaluations is not None
     weights = np.random.default_rng(seed).integers(0, 4, (3, len(predictions))).astype(float)
     for number, row in enumerate(weights):
@@ -183,7 +183,7 @@ def test_an_image_with_weight_n_counts_like_n_copies_of_it(seed: int) -> None:
             for image, at in zip(images, copies, strict=True)
         }
         copied = CocoSplit(split.folder, images, annotations, split.categories)
-        expected = reference(copied, coco_results(copied, [predictions[at] for at in copies]))
+        expected = reference(copied, list(coco_results(copied, [predictions[at] for at in copies])))
         for kind, evaluation in evaluations.items():
             for name, values in evaluation.resampled(weights).items():
                 wanted = expected[f"{kind}_{name}"]
@@ -192,7 +192,7 @@ def test_an_image_with_weight_n_counts_like_n_copies_of_it(seed: int) -> None:
 
 def test_images_without_a_weight_do_not_count() -> None:
     split, predictions = random_case(1)
-    evaluations = evaluate_instances(split, coco_results(split, predictions))
+    evaluations = evaluate_instances(split, predictions)
     assert evaluations is not None
     assert np.isnan(evaluations["mask"].resampled(np.zeros((2, len(predictions))))["ap"]).all()
 
@@ -201,7 +201,7 @@ def test_each_class_has_its_own_figures() -> None:
     crack, scratch = rectangle(3, 3, 9, 9), rectangle(30, 30, 9, 9)
     split = make_split([[(3, crack), (7, scratch)]])
     found = [predicted(instance("crack", 0.9, crack))]
-    figures = average_precision(split, evaluate_instances(split, coco_results(split, found)))
+    figures = average_precision(split, evaluate_instances(split, found))
     by_class = figures["ap_by_class"]
     assert (by_class["crack"]["mask_ap"], by_class["scratch"]["mask_ap"]) == (pytest.approx(1.0), 0.0)
     assert (by_class["crack"]["box_ar"], by_class["scratch"]["box_ar"]) == (pytest.approx(1.0), 0.0)
@@ -210,7 +210,7 @@ def test_each_class_has_its_own_figures() -> None:
 
 def test_the_precision_curve_has_the_area_of_the_ap_at_half_overlap() -> None:
     split, predictions = random_case(2, images=12)
-    evaluations = evaluate_instances(split, coco_results(split, predictions))
+    evaluations = evaluate_instances(split, predictions)
     curve = mask_precision_curve(evaluations)
     assert curve is not None
     assert np.mean(curve["y"]) == pytest.approx(average_precision(split, evaluations)["mask_ap50"])
