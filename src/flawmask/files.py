@@ -148,17 +148,6 @@ def write_json_lines(path: Path, content: Mapping[str, Any]) -> None:
         file.writelines(piece.encode(errors="backslashreplace") for piece in _json_pieces(content))  # as `write_json`
 
 
-def write_json_list(path: Path, records: Iterable[Any]) -> None:
-    """Write a list as JSON, atomically, with each element on a separate line. Only one is in memory at a time."""
-    encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        before = "[\n"
-        for record in records:
-            file.write(f"{before}{encode(record)}".encode(errors="backslashreplace"))  # as `write_json`
-            before = ",\n"
-        file.write(b"[]\n" if before == "[\n" else b"\n]\n")
-
-
 def _json_pieces(content: Mapping[str, Any]) -> Iterator[str]:
     encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
     before = "{\n"

@@ -80,6 +80,14 @@ def test_predictions_of_an_earlier_evaluation_give_its_figures(run_dir: Path, da
     assert_same(stored(expected.results_dir / "predictions.json", dataset, conf=0.6), expected)
 
 
+def test_the_records_of_a_file_may_be_in_any_order(run_dir: Path, dataset: Path) -> None:
+    expected = run(run_dir, dataset, conf=0.6)
+    records = json.loads((expected.results_dir / "predictions.json").read_text())
+    mixed = dataset.parent / "mixed.json"
+    mixed.write_text(json.dumps([*records[::2], *records[1::2]]))
+    assert_same(stored(mixed, dataset, conf=0.6), expected)
+
+
 def test_shards_are_evaluated_together_in_the_splits_order(run_dir: Path, dataset: Path) -> None:
     expected = run(run_dir, dataset, conf=0.6)
     for number in (1, 2):

@@ -91,14 +91,15 @@ def read_predictions(path: Path, split: CocoSplit) -> list[Prediction]:
         Prediction(
             image["height"],
             image["width"],
-            tuple(_instance(record, names[record["category_id"]]) for record in results[image["id"]]),
+            tuple(instance_of(record, names[record["category_id"]]) for record in results[image["id"]]),
             has_masks=has_masks,
         )
         for image in split.images
     ]
 
 
-def _instance(record: Record, label: str) -> Instance:
+def instance_of(record: Record, label: str) -> Instance:
+    """Return the instance of a record in COCO's results format, with its mask as RLE."""
     x, y, width, height = (float(value) for value in record["bbox"])
     rle = record["segmentation"]
     return Instance(label, float(record["score"]), (x, y, x + width, y + height), rle, int(rle_tools.area(rle)))

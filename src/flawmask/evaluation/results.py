@@ -11,11 +11,12 @@ from flawmask.csv_tables import Cell, write_table
 from flawmask.evaluation.average_precision import coco_results
 from flawmask.evaluation.measure import SplitMetrics
 from flawmask.evaluation.verdicts import EvaluatedImage
-from flawmask.files import atomic_folder, write_json, write_json_list
+from flawmask.files import atomic_folder, write_json
 from flawmask.fonts import first_writable
 from flawmask.images import Levels
 from flawmask.inference.overlay import truth_beside_prediction
 from flawmask.inference.stream import MAX_THREADS, map_in_order
+from flawmask.json_lists import write_json_list
 from flawmask.launch import usable_cores
 from flawmask.prediction import Prediction
 from flawmask.progress import track

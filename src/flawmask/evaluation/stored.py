@@ -3,13 +3,15 @@
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from flawmask import masks
-from flawmask.coco import CocoSplit
+from flawmask.coco import CocoSplit, results_of
 from flawmask.errors import FlawmaskError
-from flawmask.evaluation.against import read_predictions
+from flawmask.evaluation.against import instance_of
 from flawmask.evaluation.spool import StoredPredictions
 from flawmask.files import read_json
 from flawmask.inference import records
@@ -70,8 +72,7 @@ def read_stored(
     """
     stored = StoredPredictions(file, len(split.images))
     if not facts:
-        for place, prediction in enumerate(read_predictions(path, split)):
-            stored.put(place, prediction)
+        _store_results(path, split, stored)
         return stored, {}
     places = {str(image["file_name"]): at for at, image in enumerate(split.images)}
     without: dict[int, str] = {}
@@ -99,6 +100,24 @@ def read_stored(
     if others:
         log.info("%d rows of %s are of images that %s does not list", others, path, split.folder)
     return stored, without
+
+
+def _store_results(path: Path, split: CocoSplit, stored: StoredPredictions) -> None:
+    """Store the predictions of a file in COCO's results format, in which images may come in any order."""
+    names = {category["id"]: str(category["name"]) for category in split.categories}
+    places = {image["id"]: at for at, image in enumerate(split.images)}
+    has_masks = True
+    for image_id, records_of_image in groupby(results_of(path, split), itemgetter("image_id")):
+        found = list(records_of_image)
+        has_masks = "is_box" not in found[0]
+        at, image = places[image_id], split.images[places[image_id]]
+        instances = [*stored[at].instances] if stored.has(at) else []
+        instances += [instance_of(record, names[record["category_id"]]) for record in found]
+        instances.sort(key=lambda one: -one.score)
+        stored.put(at, Prediction(image["height"], image["width"], tuple(instances), has_masks=has_masks))
+    for at, image in enumerate(split.images):
+        if not stored.has(at):
+            stored.put(at, Prediction(image["height"], image["width"], (), has_masks=has_masks))
 
 
 def _rows(path: Path) -> Iterator[Row]:
