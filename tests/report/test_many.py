@@ -33,7 +33,8 @@ def data_of(results: Path, name: str = "gallery") -> Any:
 
 def table_of(results: Path) -> list[tuple[Any, ...]]:
     """The rows of the table's parts: file, type, outcome and score."""
-    about, rows = data_of(results, "table"), []
+    about = data_of(results, "table")
+    rows: list[tuple[Any, ...]] = []
     for number in range(about["parts"]):
         text = (results / about["folder"] / f"{number}.js").read_text(encoding="utf-8")
         (found,) = re.fullmatch(rf"flawmaskRows\({number},(.*)\);\n", text, re.DOTALL).groups()  # type: ignore[union-attr]

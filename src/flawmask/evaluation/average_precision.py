@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import hotcoco
@@ -17,6 +20,9 @@ Flags = npt.NDArray[np.bool_]
 
 AREAS = ("", "_small", "_medium", "_large")
 """COCO's ranges of an instance's area: all, below 32 x 32 pixels, below 96 x 96, and above."""
+
+MAX_DETECTIONS = 100
+"""The detections of a class on an image that COCO's evaluator counts."""
 
 CHUNK = 10_000
 """Images whose matches are computed at once, to limit memory."""
@@ -44,6 +50,13 @@ class Matches:
     tp: Flags
     fp: Flags
     truths: Floats
+
+    @cached_property
+    def places(self) -> tuple[list[npt.NDArray[np.int64]], Flags, npt.NDArray[np.int64]]:
+        """Where the true positives are at each IoU threshold; which detections count, in a row for each way in which
+        they do (without crowds, one); and the row of each threshold."""
+        counting, which = np.unique(self.tp | self.fp, axis=0, return_inverse=True)
+        return [np.flatnonzero(one) for one in self.tp], counting, which
 
 
 @dataclass(frozen=True)
@@ -77,8 +90,7 @@ def _accumulate(matches: Matches, weights: Floats) -> Floats:
 
     The precision at a recall is the highest precision at that recall or above. It is always that of a true positive.
     """
-    places = [np.flatnonzero(one) for one in matches.tp]
-    counting, which = np.unique(matches.tp | matches.fp, axis=0, return_inverse=True)  # one row, if there are no crowds
+    places, counting, which = matches.places
     ap = np.full((len(weights), len(matches.tp)), np.nan)
     for sample, row in enumerate(weights):
         truths = float(row @ matches.truths)
@@ -146,36 +158,64 @@ def _accumulated(stream: hotcoco.StreamingEval, matches: Sequence[Sequence[Match
 def _match(truth: Record, defects: list[Record], kind: str, first: int) -> list[Matches]:
     """Return the matches of each class in a chunk of images, whose place in the split begins at `first`.
 
-    A `StreamingEval` keeps matches to itself, so they are made once more, for all areas together.
+    A `StreamingEval` keeps matches to itself, so they are made once more, for all areas together. On images without a
+    true defect, all detections are false positives, so these need no evaluator.
     """
-    coco = hotcoco.COCO(truth)
-    evaluator = hotcoco.COCOeval(coco, coco.loadRes(defects), kind)
+    places = {image["id"]: at for at, image in enumerate(truth["images"])}
+    defective = {one["image_id"] for one in truth["annotations"]}
+    images = [image for image in truth["images"] if image["id"] in defective]
+    coco = hotcoco.COCO({**truth, "images": images})
+    evaluator = hotcoco.COCOeval(coco, coco.loadRes([one for one in defects if one["image_id"] in defective]), kind)
     evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
     evaluator.evaluate()
-    places = {image["id"]: at for at, image in enumerate(truth["images"])}
     entries = [one for one in evaluator.evalImgs if one]
+    by_image = groupby((one for one in defects if one["image_id"] not in defective), itemgetter("image_id"))
+    on_good = [(number, list(of_image)) for number, of_image in by_image]
     return [
-        _matches([one for one in entries if one["category_id"] == category["id"]], places, first)
+        _matches(
+            [one for one in entries if one["category_id"] == category["id"]],
+            [(number, _scores(of_image, category["id"])) for number, of_image in on_good],
+            places,
+            first,
+        )
         for category in truth["categories"]
     ]
 
 
-def _matches(of_class: Sequence[Any], places: dict[int, int], first: int) -> Matches:
-    """Return the matches from the evaluator's entries for one class."""
+def _scores(records: Sequence[Record], category_id: int) -> list[float]:
+    """Return the scores that COCO's evaluator counts of an image's detections of a class, the highest first."""
+    return sorted((one["score"] for one in records if one["category_id"] == category_id), reverse=True)[:MAX_DETECTIONS]
+
+
+def _matches(
+    of_class: Sequence[Any], on_good: Sequence[tuple[int, list[float]]], places: dict[int, int], first: int
+) -> Matches:
+    """Return the matches of a class.
+
+    Args:
+        of_class: the evaluator's entries for images with a true defect.
+        on_good: the ids of the other images, each with the scores of its detections.
+        places: the place of each image id in the chunk.
+        first: the place of the chunk in the split.
+    """
     truths = np.zeros(len(places))
     for one in of_class:
         truths[places[one["image_id"]]] = len(one["gtIgnore"]) - sum(one["gtIgnore"])
-    found = [one for one in of_class if one["dtScores"]]
+    found = [(one["image_id"], one["dtScores"]) for one in of_class if one["dtScores"]]
     empty = np.zeros((10, 0), dtype=bool)
-    matched = np.concatenate([empty, *(np.asarray(one["dtMatched"], dtype=bool) for one in found)], axis=1)
-    ignored = np.concatenate([empty, *(np.asarray(one["dtIgnore"], dtype=bool) for one in found)], axis=1)
-    repeats = [len(one["dtScores"]) for one in found]
+    matched, ignored = (
+        np.concatenate([empty, *(np.asarray(one[key], dtype=bool) for one in of_class if one["dtScores"])], axis=1)
+        for key in ("dtMatched", "dtIgnore")
+    )
+    others = np.zeros((10, sum(len(scores) for _, scores in on_good)), dtype=bool)
+    everything = [*found, *on_good]
+    image_id = np.repeat([number for number, _ in everything], [len(scores) for _, scores in everything])
     return Matches(
-        image=np.repeat(np.array([first + places[one["image_id"]] for one in found], dtype=np.int64), repeats),
-        image_id=np.repeat(np.array([one["image_id"] for one in found], dtype=np.int64), repeats),
-        scores=np.array([score for one in found for score in one["dtScores"]], dtype=np.float64),
-        tp=matched & ~ignored,
-        fp=~matched & ~ignored,
+        image=np.array([first + places[number] for number in image_id.tolist()], dtype=np.int64),
+        image_id=image_id.astype(np.int64),
+        scores=np.array([score for _, scores in everything for score in scores], dtype=np.float64),
+        tp=np.concatenate([matched & ~ignored, others], axis=1),
+        fp=np.concatenate([~matched & ~ignored, ~others], axis=1),
         truths=truths,
     )
 

@@ -8,6 +8,7 @@ interval holds the truth.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from flawmask.evaluation import uncertainty
 from flawmask.evaluation.ranking import auroc, rank
 from flawmask.evaluation.uncertainty import LEVEL, Groups, Interval, Z
+from flawmask.launch import usable_cores
 from flawmask.progress import track
 
 Floats = npt.NDArray[np.float64]
@@ -123,16 +125,23 @@ def bootstrap(
         resamples: the number of bootstrap samples; 0 for no intervals.
         seed: the seed of the samples.
     """
+    from flawmask.inference.stream import map_in_order  # the table of metrics imports this module, and must be quick
+
     if not resamples:
         return {}
     first = None if groups is None else np.unique(groups, return_index=True)[1]
     blocks = [] if groups is None else [figures(np.ones((1, len(truth))))]
     times_drawn = []
-    drawn = uncertainty.resample_blocks(truth, resamples, seed, groups)
-    for weights in track(drawn, "resampling", total=len(uncertainty.block_sizes(resamples, len(truth)))):
-        blocks.append(figures(weights))
-        if first is not None:
-            times_drawn.append(weights[:, first].astype(np.uint16))
+
+    def of_block(weights: Floats) -> tuple[Mapping[str, Floats], npt.NDArray[np.uint16]]:
+        return figures(weights), weights[:, [] if first is None else first].astype(np.uint16)
+
+    drawn, threads = uncertainty.resample_blocks(truth, resamples, seed, groups), usable_cores()
+    total = len(uncertainty.block_sizes(resamples, len(truth)))
+    with closing(map_in_order(of_block, drawn, threads, threads)) as done:
+        for block, times in track(done, "resampling", total=total):
+            blocks.append(block)
+            times_drawn.append(times)
     values = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
     if groups is None:
         return {key: uncertainty.percentiles(of_key) for key, of_key in values.items()}
