@@ -1,10 +1,12 @@
 """`evaluate --predictions`: the figures of stored predictions are those of the network."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from files_read_back import rows
 from patchy_split import SPEC, run
@@ -14,7 +16,10 @@ from flawmask.errors import FlawmaskError
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import Evaluated, evaluate
 from flawmask.evaluation.summary import summary
+from flawmask.images import read_image, write_png
+from flawmask.inference import calibration
 from flawmask.inference.archive import predict_records
+from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
 from flawmask.model import checkpoint
 from flawmask.model.spec import ModelSpec
@@ -129,6 +134,33 @@ def test_images_without_a_verdict_are_refused_or_left_out_and_said(run_dir: Path
     assert any("1 images without a verdict were left out" in note for note in done.metrics["notes"])
 
 
+def test_a_calibration_holds_on_other_splits_for_the_min_area_that_it_was_fitted_with(
+    dataset: Path, tmp_path: Path
+) -> None:
+    checkpoint.save(tmp_path / "run" / "best.pt", network(SPEC), SPEC)
+    calibration.save(Calibration(1.5, -0.5, "val", 9, 9, 3), tmp_path / "run" / "best.pt")
+    shutil.copytree(dataset / "val", dataset / "test")
+    expected = run(tmp_path / "run", dataset, conf=0.6, min_area=3, split="test")
+    folder = store(tmp_path / "run", dataset, min_area=3)
+    done = stored(folder, dataset, conf=0.6, min_area=3, split="test")
+    assert expected.metrics["ece_calibrated"] is not None
+    assert_same(done, expected)
+    other = stored(folder, dataset, conf=0.6, split="test")
+    assert "ece_calibrated" not in other.metrics
+
+
+def test_what_predict_left_out_is_refused_or_said(run_dir: Path, dataset: Path) -> None:
+    high = store(run_dir, dataset, score_floor=0.4, output_dir=dataset.parent / "high")
+    with pytest.raises(FlawmaskError, match=r"lacks instances with a score up to 0\.4, so --conf 0\.3"):
+        stored(high, dataset, conf=0.3)
+    assert stored(high, dataset, conf=0.4).metrics["total_images"] == 5
+    first = min((dataset / "val" / "images").glob("*.png"))
+    write_png(dataset / "roi.png", np.full(read_image(first).shape[:2], 255, np.uint8))
+    cut = store(run_dir, dataset, roi=dataset / "roi.png", output_dir=dataset.parent / "cut")
+    done = stored(cut, dataset, on_error="skip")
+    assert any("are cut to" in note for note in done.metrics["notes"])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -136,6 +168,8 @@ def test_images_without_a_verdict_are_refused_or_left_out_and_said(run_dir: Path
         ({"predictions": None}, "give the checkpoint with --model, or stored predictions"),
         ({"conf": "auto"}, "--conf auto needs the checkpoint"),
         ({"against": Path("run")}, "--against needs --model"),
+        ({"tile": 512}, "--tile needs --model"),
+        ({"score_floor": 0.3}, "--score_floor needs --model"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:

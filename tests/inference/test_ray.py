@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from random_network import SPEC, network, patchwork
 
+from flawmask.errors import FlawmaskError
 from flawmask.files import walk
 from flawmask.images import write_png
 from flawmask.inference import records
@@ -73,8 +74,21 @@ def test_each_image_is_there_once_even_if_a_worker_is_killed(tmp_path: Path) -> 
     assert [row["file"] for row in found] == [path.as_posix() for path in walk(folder)]
     assert found == rows(tmp_path / "best.pt", folder, output_dir=tmp_path / "alone")
     assert [row["file"] for row in found if row["reason"]] == [(folder / "bad.png").as_posix()]
+    for part in (1, 17):  # a run that was interrupted goes on
+        (output / f"part-{part:06d}.parquet").unlink()
+    before = {path: path.stat().st_mtime_ns for path in output.glob("part-*")}
+    assert rows(tmp_path / "best.pt", folder, output_dir=output, ray="local") == found
+    assert all(path.stat().st_mtime_ns == time_before for path, time_before in before.items())
     example = Path(__file__).parents[2] / "examples" / "ray_predict.py"
     arguments = [str(one) for one in (tmp_path / "best.pt", folder, tmp_path / "other")]
     said = subprocess.run([sys.executable, example, *arguments], capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[-1].startswith("61 images: ")
     assert said.endswith(" 1 not read\n")
+
+
+def test_a_cluster_that_does_not_answer_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    write_png(tmp_path / "archive" / "a.png", patchwork(60, 64))
+    checkpoint.save(tmp_path / "best.pt", network(), SPEC)
+    with pytest.raises(FlawmaskError, match=r"--ray 127\.0\.0\.1:9: no cluster answers"):
+        rows(tmp_path / "best.pt", tmp_path / "archive", output_dir=tmp_path / "rows", ray="127.0.0.1:9")
+    assert not (tmp_path / "rows").exists()

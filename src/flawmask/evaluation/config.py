@@ -1,10 +1,10 @@
 """The settings of `evaluate`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from flawmask.errors import FlawmaskError
-from flawmask.inference.config import VerdictSettings
+from flawmask.inference.config import InferenceSettings, VerdictSettings
 from flawmask.settings import Classes, Reading, Seed, Strict, require
 
 
@@ -70,6 +70,9 @@ class EvaluateConfig(EvaluateSettings, Seed, Classes, Strict):
         if self.predictions is not None:
             require(self.conf != "auto", "--conf auto needs the checkpoint: with --predictions, give a number")
             require(self.against is None, "--against needs --model: evaluate the predictions, and then that run")
+            for one in fields(InferenceSettings):
+                given = getattr(self, one.name) != one.default
+                require(not given, f"--{one.name} needs --model: it was chosen when the predictions were stored")
 
     @property
     def checkpoint(self) -> Path:

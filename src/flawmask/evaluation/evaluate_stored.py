@@ -16,6 +16,7 @@ from flawmask.evaluation.verdicts import groups_of
 from flawmask.files import check_output_folder, sha256_of
 from flawmask.inference import threshold
 from flawmask.inference.calibration import Calibration
+from flawmask.inference.config import SCORE_FLOOR
 from flawmask.settings import require
 
 OF_THE_MODEL = ("model_sha256", "intensity", "join", "tile", "overlap", "tile_from")
@@ -49,6 +50,13 @@ def _evaluate(config: EvaluateConfig, file: BinaryIO) -> Evaluated:
     names = set(split.class_names)
     unknown = [name for name in facts.get("classes", ()) if name not in names]
     require(not unknown, f"{config.predictions} has the class {unknown[:1]}, which {config.dataset_dir} does not list")
+    settings = facts.get("settings", {})
+    floor = float(settings.get("score_floor", SCORE_FLOOR))
+    require(
+        floor <= max(config.conf, SCORE_FLOOR),
+        f"{config.predictions} lacks instances with a score up to {floor}, so --conf {config.conf:.4g} would miss "
+        "defects that count: predict with a lower --score_floor, or give a higher --conf",
+    )
     stored, without = read_stored(config.predictions, split, facts, file)
     if without:
         first = min(without)
@@ -60,6 +68,10 @@ def _evaluate(config: EvaluateConfig, file: BinaryIO) -> Evaluated:
         split = without_images(split, without)
         stored = stored.kept([at for at in range(len(stored)) if at not in without])
     all_notes = [*facts.get("notes", ()), NO_MODEL, *([NO_MAPS] if facts.get("finds") != "boxes" else [])]
+    if settings.get("roi"):
+        all_notes.append(
+            f"Predictions are cut to the region {settings['roi']}: true defects outside of it count as missed."
+        )
     if without:
         all_notes.append(f"{len(without)} images without a verdict were left out: they could not be read.")
     stored, calibrated = _calibrate(config, stored, split, facts)
@@ -89,7 +101,7 @@ def _calibrate(
     """
     if split.name != VALIDATION:
         known = facts.get("calibration")
-        if known is None:
+        if known is None or facts["min_area"] != config.min_area:
             return stored, {}
         curve = Calibration(known["slope"], known["intercept"], "val", 0, 0, config.min_area)
         return stored.calibrated([curve] * len(stored)), {}

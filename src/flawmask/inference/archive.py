@@ -86,10 +86,15 @@ def predict_records(config: PredictConfig) -> Recorded:
     output = folder_of(config)
     check_output_folder(output, MARKER, overwrite=True, what="prediction")
     work = prepare_rows(config)
-    begun = read_json(output / MARKER) if (output / MARKER).is_file() else _begin(config, output, work.rules)
-    _check_same(begun, work.rules, output)
-    parts = Parts(output, begun["images"], config.rows_per_part, form)
-    with folder_lock(output):
+    with ExitStack() as stack:
+        if config.ray is not None:
+            from flawmask.inference.on_ray import connected, predict_on_ray
+
+            stack.enter_context(connected(config.ray))
+        begun = read_json(output / MARKER) if (output / MARKER).is_file() else _begin(config, output, work.rules)
+        _check_same(begun, work.rules, output)
+        parts = Parts(output, begun["images"], config.rows_per_part, form)
+        stack.enter_context(folder_lock(output))
         remove_partial_files(output)
         counts = Counter(records.verdicts(parts.path(number) for number in parts.done()))
         if before := counts.total():
@@ -99,8 +104,6 @@ def predict_records(config: PredictConfig) -> Recorded:
             for number in write_parts(work, parts, starts, config.inference_batch_size, parts.images - before):
                 counts.update(records.verdicts([parts.path(number)]))
         elif starts:
-            from flawmask.inference.on_ray import predict_on_ray
-
             predict_on_ray(config, parts, starts)
             remove_partial_files(output)  # those of workers that died
             counts.update(records.verdicts(parts.path(number) for number, _ in starts))

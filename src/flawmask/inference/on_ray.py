@@ -7,7 +7,8 @@ its part to another, the part is still there once. Images do not pass through Ra
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,12 @@ class Worker:
         return batch
 
 
-def predict_on_ray(config: PredictConfig, parts: Parts, starts: Sequence[tuple[int, int]]) -> None:
-    """Predict parts on Ray: one worker for each GPU of the cluster or, without any, for each core.
-
-    All machines need the same paths: of the images, of the checkpoint and of the folder for the results.
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Connect with a Ray cluster while the block runs.
 
     Args:
-        config: the settings of the stage; `ray` is `local` for this machine, or the address of a cluster.
-        parts: the parts of the archive.
-        starts: the number and the start of each part to predict.
+        address: of the cluster; `local` starts one on this machine, which ends with the block.
 
     Raises:
         FlawmaskError: Ray is not installed, or the cluster cannot be reached.
@@ -61,26 +59,43 @@ def predict_on_ray(config: PredictConfig, parts: Parts, starts: Sequence[tuple[i
         raise FlawmaskError("--ray needs Ray: pip install 'flawmask[ray]'") from None
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
-        ray.init(logging_level="warning", **({"address": config.ray} if config.ray != "local" else local))
-    except (ConnectionError, ValueError) as error:
-        raise FlawmaskError(f"--ray {config.ray}: the cluster cannot be reached: {error}") from None
+        ray.init(logging_level="warning", **({"address": address} if address != "local" else local))
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise FlawmaskError(
+            f"--ray {address}: no cluster answers ({error}): give the address that `ray start --head` printed, or local"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def predict_on_ray(config: PredictConfig, parts: Parts, starts: Sequence[tuple[int, int]]) -> None:
+    """Predict parts on the connected cluster: one worker for each of its GPUs or, without any, for each core.
+
+    All machines need the same paths: of the images, of the checkpoint and of the folder for the results.
+
+    Args:
+        config: the settings of the stage.
+        parts: the parts of the archive.
+        starts: the number and the start of each part to predict.
+    """
+    import ray
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    try:
-        there = ray.cluster_resources()
-        unit = "GPU" if there.get("GPU") else "CPU"
-        workers = min(int(there[unit]), len(starts))
-        items = [{"part": number, "start": start} for number, start in starts]
-        predicted = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            Worker,
-            fn_constructor_args=(config, parts, Path.cwd()),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-            num_cpus=1 if unit == "CPU" else None,
-            num_gpus=1 if unit == "GPU" else None,
-        )
-        for _ in track(predicted.iter_rows(), "parts", total=len(items)):
-            pass
-    finally:
-        ray.shutdown()
+    there = ray.cluster_resources()
+    unit = "GPU" if there.get("GPU") else "CPU"
+    workers = min(int(there[unit]), len(starts))
+    items = [{"part": number, "start": start} for number, start in starts]
+    predicted = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        Worker,
+        fn_constructor_args=(config, parts, Path.cwd()),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+        num_cpus=1 if unit == "CPU" else None,
+        num_gpus=1 if unit == "GPU" else None,
+    )
+    for _ in track(predicted.iter_rows(), "parts", total=len(items)):
+        pass
