@@ -36,7 +36,6 @@ from flawmask.prediction import Instance, Prediction
 
 SIDE = 256
 CLASSES = ("good", "crack", "scratch")
-SHAPES = 500
 LINKS = 50_000
 """Links to one file: ext4 allows 65,000."""
 
@@ -47,6 +46,8 @@ class Config:
 
     images: int = 1_000_000
     """The number of images."""
+    shapes: int = 500
+    """Distinct masks. With as many as images, the rows are as large as those of a real archive."""
     resamples: int = 1000
     """The number of bootstrap samples."""
     form: records.Format = "parquet"
@@ -68,10 +69,10 @@ class Shape:
     area: int
 
 
-def shapes(draw: np.random.Generator) -> list[list[Shape]]:
+def shapes(draw: np.random.Generator, count: int) -> list[list[Shape]]:
     """Return random ellipses. Each is followed by three that are like it."""
     made = []
-    for _ in range(SHAPES):
+    for _ in range(count):
         x, y = draw.integers(60, SIDE - 60, 2)
         axes, angle = draw.integers(3, 40, 2), int(draw.integers(0, 180))
         variants = []
@@ -84,10 +85,10 @@ def shapes(draw: np.random.Generator) -> list[list[Shape]]:
     return made
 
 
-def generate(folder: Path, count: int, form: records.Format) -> None:
+def generate(folder: Path, count: int, form: records.Format, distinct: int = 500) -> None:
     """Write a COCO folder and its predictions as `predict --records` writes them, both in a new folder."""
     draw = np.random.default_rng(23)
-    known, images, annotations = shapes(draw), [], []
+    known, images, annotations = shapes(draw, distinct), [], []
     pictures = folder / "data" / "val" / "images"
     rows = folder / "rows"
     rows.mkdir(parents=True)
@@ -102,13 +103,13 @@ def generate(folder: Path, count: int, form: records.Format) -> None:
             images.append({"id": number, "file_name": f"{number:07d}.png", "width": SIDE, "height": SIDE})
             found = []
             if number % 20 == 0:
-                true, category = known[draw.integers(SHAPES)], int(draw.integers(2, 4))
+                true, category = known[draw.integers(distinct)], int(draw.integers(2, 4))
                 one = {"bbox": true[0].box, "area": true[0].area, "segmentation": true[0].rle, "iscrowd": 0}
                 annotations.append({"id": number + 1, "image_id": number, "category_id": category, **one})
                 if draw.random() < 0.97:
                     found.append(instance(true[draw.integers(4)], CLASSES[category - 1], draw.beta(5, 1.5)))
             if not found or draw.random() < 0.1:
-                found.append(instance(known[draw.integers(SHAPES)][0], CLASSES[draw.integers(1, 3)], draw.beta(1, 9)))
+                found.append(instance(known[draw.integers(distinct)][0], CLASSES[draw.integers(1, 3)], draw.beta(1, 9)))
             found.sort(key=lambda one: -one.score)
             prediction = Prediction(SIDE, SIDE, tuple(found), classes=CLASSES)
             yield records.row(f"archive/{number:07d}.png", prediction, 0.5, 0)
@@ -143,7 +144,7 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         began = time.perf_counter()
-        generate(folder, config.images, config.form)
+        generate(folder, config.images, config.form, config.shapes)
         print(f"generated in {time.perf_counter() - began:.0f} s", file=sys.stderr)
         out = folder / "out"
         paths = ("--predictions", folder / "rows", "--dataset_dir", folder / "data", "--output_dir", out)

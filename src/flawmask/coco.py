@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,6 +125,14 @@ class CocoSplit:
             return GOOD
         largest = max(defects, key=lambda record: float(record["bbox"][2]) * float(record["bbox"][3]))
         return self.class_names[self.labels[largest["category_id"]] - 1]
+
+    def without(self, places: Iterable[int]) -> "CocoSplit":
+        """Return the split without the images at these places."""
+        dropped = set(places)
+        images = tuple(image for at, image in enumerate(self.images) if at not in dropped)
+        return replace(
+            self, images=images, annotations={image["id"]: self.annotations[image["id"]] for image in images}
+        )
 
     @property
     def box_only_defects(self) -> list[Record]:

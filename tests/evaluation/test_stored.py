@@ -23,6 +23,7 @@ from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
 from flawmask.model import checkpoint
 from flawmask.model.spec import ModelSpec
+from flawmask.report.report import write_report
 
 pytestmark = pytest.mark.usefixtures("undrawn", "small_network")
 
@@ -132,6 +133,12 @@ def test_images_without_a_verdict_are_refused_or_left_out_and_said(run_dir: Path
     done = stored(folder, dataset, on_error="skip")
     assert done.metrics["total_images"] == 4
     assert any("1 images without a verdict were left out" in note for note in done.metrics["notes"])
+    pages = [(done.results_dir / "report.html").read_text()]
+    write_report(done.results_dir)
+    pages.append((done.results_dir / "report.html").read_text())
+    for page in pages:
+        assert '"file":"crack_5.png"' in page
+        assert '"file":"crack_1.png"' not in page
 
 
 def test_a_calibration_holds_on_other_splits_for_the_min_area_that_it_was_fitted_with(

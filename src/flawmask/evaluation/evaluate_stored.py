@@ -11,7 +11,7 @@ from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import ENTRIES, VALIDATION, Evaluated, write_evaluation
 from flawmask.evaluation.measure import decide_verdicts
 from flawmask.evaluation.spool import StoredPredictions
-from flawmask.evaluation.stored import read_stored, stored_facts, without_images
+from flawmask.evaluation.stored import read_stored, stored_facts
 from flawmask.evaluation.verdicts import groups_of
 from flawmask.files import check_output_folder, sha256_of
 from flawmask.inference import threshold
@@ -65,7 +65,7 @@ def _evaluate(config: EvaluateConfig, file: BinaryIO) -> Evaluated:
             f"{len(without)} of {len(stored)} images have no verdict, for example {split.images[first]['file_name']} "
             f"({without[first]}): leave them out with --on_error skip",
         )
-        split = without_images(split, without)
+        split = split.without(without)
         stored = stored.kept([at for at in range(len(stored)) if at not in without])
     all_notes = [*facts.get("notes", ()), NO_MODEL, *([NO_MAPS] if facts.get("finds") != "boxes" else [])]
     if settings.get("roi"):

@@ -35,7 +35,7 @@ def write_results(
         _write_table(folder / "predictions.csv", measured.images, predictions, conf, min_area)
         levels = levels_in(measured.metrics)
         _draw_overlays(folder / "overlays", split, measured.images, predictions, conf, min_area, overlays, levels)
-        write_report(folder)
+        write_report(folder, split=split)
 
 
 def write_scores(

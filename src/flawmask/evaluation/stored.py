@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -140,10 +139,3 @@ def _prediction(row: Row, classes: tuple[str, ...], *, has_masks: bool) -> Predi
         rle = {"size": [height, width], "counts": one["counts"]} if has_masks else masks.rle_of_box(box, height, width)
         instances.append(Instance(one["class"], one["score"], box, rle, one["area"]))
     return Prediction(height, width, tuple(instances), has_masks=has_masks, classes=classes)
-
-
-def without_images(split: CocoSplit, places: Iterable[int]) -> CocoSplit:
-    """Return the split without the images at these places."""
-    dropped = set(places)
-    images = tuple(image for at, image in enumerate(split.images) if at not in dropped)
-    return replace(split, images=images, annotations={image["id"]: split.annotations[image["id"]] for image in images})

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flawmask.coco import CocoSplit
 from flawmask.files import write_bytes
 from flawmask.images import UPPER_BITS, Levels
 from flawmask.report import many, sections
@@ -24,7 +25,7 @@ def levels_in(metrics: Mapping[str, Any]) -> Levels:
     return low, high
 
 
-def write_report(results_dir: Path, *, gallery_limit: int | None = None) -> Path:
+def write_report(results_dir: Path, *, gallery_limit: int | None = None, split: CocoSplit | None = None) -> Path:
     """Write `report.html` and `figures/` into a results folder and return the page's path.
 
     The page does not contain the folder's path, because the folder may still have a temporary name.
@@ -33,12 +34,13 @@ def write_report(results_dir: Path, *, gallery_limit: int | None = None) -> Path
         results_dir: the folder with `metrics.json` and `predictions.json` of an evaluation.
         gallery_limit: the most images in the gallery, the worst first; by default all, or 500 if there are more than
             10,000. The page then has a table of all images, too; its rows are in the folder `table`.
+        split: the split that was evaluated; by default it is read again.
 
     Raises:
         FlawmaskError: a file of the results or of the data set is missing or damaged. Then no page is written.
     """
     results = read_results(results_dir)
-    metrics, split = results.metrics, read_truth(results)
+    metrics, split = results.metrics, split or read_truth(results)
     conf, min_area = metrics["conf"], metrics["min_area"]
     levels, counted = levels_in(metrics), None
     if len(split.images) > many.MANY:

@@ -8,6 +8,7 @@ from typing import Any
 from flawmask import coco
 from flawmask.coco import CocoSplit, Record, read_split
 from flawmask.coco_files import has_split
+from flawmask.csv_tables import rows_of
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
 from flawmask.settings import Reading
@@ -78,7 +79,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def read_truth(results: Results) -> CocoSplit:
-    """Return the split that was evaluated.
+    """Return the split that was evaluated. Images whose stored predictions had no verdict are not in it.
 
     Raises:
         FlawmaskError: the split that `metrics.json` names is missing or damaged.
@@ -90,7 +91,11 @@ def read_truth(results: Results) -> CocoSplit:
             "run this in the folder in which evaluate was run"
         )
     reading = {name: results.metrics[name] for name in ("crowds", "on_error", "good_name") if name in results.metrics}
-    return read_split(dataset, split, Reading(**reading))
+    truth = read_split(dataset, split, Reading(**reading))
+    if results.metrics.get("total_images") in (None, len(truth.images)):
+        return truth
+    evaluated = {row["file"] for row in rows_of(results.folder / "predictions.csv")}
+    return truth.without(at for at, image in enumerate(truth.images) if image["file_name"] not in evaluated)
 
 
 def read_detections(results: Results, split: CocoSplit) -> dict[int, list[Record]]:
