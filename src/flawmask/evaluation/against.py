@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_tools
 
-from flawmask.coco import CocoSplit, Record, read_results
+from flawmask.coco import CocoSplit, Record
+from flawmask.coco_results import read_results
 from flawmask.csv_tables import read_table
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.measure import gather
@@ -82,7 +83,7 @@ def read_predictions(path: Path, split: CocoSplit) -> list[Prediction]:
     """Return the predictions of a file in COCO's results format, one per image of the split.
 
     Raises:
-        FlawmaskError: see `coco.read_results`.
+        FlawmaskError: see `coco_results.read_results`.
     """
     names = {category["id"]: str(category["name"]) for category in split.categories}
     results = read_results(path, split)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from flawmask import masks
-from flawmask.coco import CocoSplit, results_of
+from flawmask.coco import CocoSplit
+from flawmask.coco_results import results_of
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.against import instance_of
 from flawmask.evaluation.spool import StoredPredictions

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flawmask import coco
+from flawmask import coco_results
 from flawmask.coco import CocoSplit, Record
 from flawmask.csv_tables import rows_of
 from flawmask.errors import FlawmaskError
@@ -127,11 +127,11 @@ def shown(results: Results, split: CocoSplit, counted: Counted) -> tuple[CocoSpl
     """Return the part of the split that the page shows, and the defect detections for each image id of it.
 
     Raises:
-        FlawmaskError: see `coco.results_of`.
+        FlawmaskError: see `coco_results.results_of`.
     """
     images = tuple(image for image in split.images if image["file_name"] in counted.worst)
     detections: dict[int, list[Record]] = {image["id"]: [] for image in images}
-    for record in coco.results_of(results.folder / "predictions.json", split, detections.keys()):
+    for record in coco_results.results_of(results.folder / "predictions.json", split, detections.keys()):
         if record["category_id"] in split.defect_ids:
             detections[record["image_id"]].append(record)
     for of_image in detections.values():

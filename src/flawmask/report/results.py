@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flawmask import coco
+from flawmask import coco_results
 from flawmask.coco import CocoSplit, Record, read_split
 from flawmask.coco_files import has_split
 from flawmask.csv_tables import rows_of
@@ -102,9 +102,9 @@ def read_detections(results: Results, split: CocoSplit) -> dict[int, list[Record
     """Return the defect detections for each image id of the split, the highest score first.
 
     Raises:
-        FlawmaskError: see `coco.read_results`.
+        FlawmaskError: see `coco_results.read_results`.
     """
-    detections = coco.read_results(results.folder / "predictions.json", split)
+    detections = coco_results.read_results(results.folder / "predictions.json", split)
     return {
         image_id: [record for record in of_image if record["category_id"] in split.defect_ids]
         for image_id, of_image in detections.items()
