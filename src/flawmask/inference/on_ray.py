@@ -7,6 +7,7 @@ its part to another, the part is still there once. Images do not pass through Ra
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,9 +59,12 @@ def connected(address: str) -> Iterator[None]:
     except ImportError:
         raise FlawmaskError("--ray needs Ray: pip install 'flawmask[ray]'") from None
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    host, _, port = address.rpartition("/")[2].partition(":")
     try:
+        if port:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(logging_level="warning", **({"address": address} if address != "local" else local))
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise FlawmaskError(
             f"--ray {address}: no cluster answers ({error}): give the address that `ray start --head` printed, or local"
         ) from None
