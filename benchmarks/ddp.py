@@ -49,7 +49,7 @@ class Config:
     """The shorter side of the images."""
     batch_size: int = 4
     """Images per process and step."""
-    steps: int = 12
+    steps: int = 10
     """Measured steps of each kind."""
     processes: int = 2
     """The number of processes."""
