@@ -23,12 +23,12 @@ from measuring import table
 ROWS = 500
 
 MEASURE = """
-import json, sys, time
+import atexit, json, time
 from flawmask.cli import main
 from peak import peak_megabytes
 began = time.perf_counter()
-status = main(sys.argv[1:])
-print(json.dumps({"seconds": time.perf_counter() - began, "megabytes": peak_megabytes()}))
+atexit.register(lambda: print(json.dumps({"seconds": time.perf_counter() - began, "megabytes": peak_megabytes()})))
+main()
 """
 
 

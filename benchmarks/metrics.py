@@ -203,21 +203,23 @@ def prepare_anomalib() -> tuple[str, Callable[[Path], tuple[float, Figures]]]:
 
 
 def prepare_flawmask_coco() -> tuple[str, Callable[[Path], tuple[float, Figures]]]:
-    """Import the library and return its version and a function to time: `evaluate`, from records to metrics."""
+    """Import the library and return its version and a function to time: `evaluate`, from predictions to metrics."""
     from importlib.metadata import version
 
     from flawmask.coco import CocoSplit
+    from flawmask.evaluation.against import read_predictions
     from flawmask.evaluation.average_precision import average_precision, evaluate_instances
 
     def way(folder: Path) -> tuple[float, Figures]:
-        truth, results = read_detections(folder)
+        truth, _ = read_detections(folder)
         annotations: dict[int, list[Record]] = {image["id"]: [] for image in truth["images"]}
         for record in truth["annotations"]:
             annotations[record["image_id"]].append(record)
         by_image = {number: tuple(records) for number, records in annotations.items()}
         split = CocoSplit(folder, tuple(truth["images"]), by_image, tuple(truth["categories"]))
+        predictions = read_predictions(folder / "results.json", split)
         start = time.perf_counter()
-        figures = average_precision(split, evaluate_instances(split, results))
+        figures = average_precision(split, evaluate_instances(split, predictions))
         return time.perf_counter() - start, {
             key: figures[key] for key in ("mask_ap", "mask_ap50", "box_ap", "box_ap50")
         }

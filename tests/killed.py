@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet  # noqa: F401 - a fork would import it each time
 import torch
 from files_read_back import names
 from random_network import SPEC, network
@@ -27,6 +29,7 @@ from flawmask.data.prepare import PrepareConfig, prepare
 from flawmask.evaluation.config import EvaluateConfig
 from flawmask.evaluation.evaluate import evaluate
 from flawmask.files import sha256
+from flawmask.inference.archive import predict_records
 from flawmask.inference.config import PredictConfig
 from flawmask.inference.predict import predict
 from flawmask.model import checkpoint
@@ -67,13 +70,27 @@ def predict_on(folder: Path) -> None:
     predict(PredictConfig(model=folder.parent / "model.pt", input=inputs, output_dir=folder / "out", device="cpu"))
 
 
+def records_on(folder: Path, kind: str) -> None:
+    """Go on with rows for the images that a folder, a pattern or a list names."""
+    images = folder.parent / "data" / "train" / "images"
+    listed = folder.parent / "list.txt"
+    listed.write_text("".join(f"{path}\n" for path in sorted(images.iterdir(), reverse=True)))
+    inputs = {"folder": images, "pattern": images / "*.png", "list": f"@{listed}"}
+    form: Any = "parquet" if kind == "folder" else "jsonl"
+    where: dict[str, Any] = {"model": folder.parent / "model.pt", "output_dir": folder / "out", "device": "cpu"}
+    predict_records(PredictConfig(input=(str(inputs[kind]),), records=form, rows_per_part=2, **where))
+
+
 TASKS: dict[str, Callable[[Path], None]] = {
     "train": train_on,
     "prepare": prepare_on,
     "augment": augment_on,
     "evaluate": evaluate_on,
     "predict": predict_on,
+    **{f"records of a {kind}": partial(records_on, kind=kind) for kind in ("folder", "pattern", "list")},
 }
+GOES_ON = ("train", *(name for name in TASKS if name.startswith("records")))
+"""Tasks that go on where they were killed. The others begin again."""
 
 
 def attempt(task: Callable[[Path], None], folder: Path, seconds: float | None) -> bool:
@@ -152,16 +169,16 @@ def kill_and_look() -> None:
         rounds += 1
         folder = base / f"round_{rounds}"
         while True:
-            # Of a training, each attempt gets a little further; of the others, none goes on.
+            # Of a training, each attempt gets a little further.
             longest = 0.3 * takes if name == "train" else 1.1 * takes
             ended = killed >= kills or attempt(task, folder, draw.uniform(0, longest))
             killed += not ended
-            found = content_of(folder, name) if name != "train" else None
-            if name != "train":
+            found = content_of(folder, name) if name not in GOES_ON else None
+            if name not in GOES_ON:
                 absent, complete = absent + (found is None), complete + (found == expected)
                 if found not in (None, expected):
                     wrong.append(f"round {rounds}: a mixture")
-            if ended or name != "train" or killed >= kills:
+            if ended or name not in GOES_ON or killed >= kills:
                 break
         attempt(task, folder, None)
         if content_of(folder, name) != expected:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from flawmask.data.prepare import Prepared
     from flawmask.evaluation.evaluate import Evaluated
     from flawmask.export.export import Exported
+    from flawmask.inference.archive import Recorded
     from flawmask.inference.predict import Predicted
     from flawmask.stages import Finished
     from flawmask.training.callbacks import Callback
@@ -237,6 +238,25 @@ def predict(config: PredictConfig | None = None, /, **settings: Any) -> "Predict
     from flawmask.inference import predict
 
     return predict.predict(config or from_json(PredictConfig, settings))
+
+
+def predict_records(config: PredictConfig | None = None, /, **settings: Any) -> "Recorded":
+    """Predict any number of images in flat memory, write their rows in parts, and return how many there are.
+
+    `records` is the format, `jsonl` (the default) or `parquet`. Called again with the same settings, it goes on where
+    an earlier call was interrupted. docs/formats.md describes the rows.
+
+    Returns:
+        `output` is the folder with the parts. `images`, `defective`, `good` and `without_verdict` are numbers of rows;
+            those without a verdict have the reason. `not_predicted` is the number of other files among the inputs.
+
+    Raises:
+        FlawmaskError: there is no image at all; the checkpoint or the region of interest cannot be used; or the output
+            folder holds something else, or rows of other settings. Nothing is written then.
+    """
+    from flawmask.inference import archive
+
+    return archive.predict_records(config or from_json(PredictConfig, {"records": "jsonl", **settings}))
 
 
 def export_model(config: ExportConfig | None = None, /, **settings: Any) -> "Exported":

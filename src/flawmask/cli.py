@@ -290,6 +290,13 @@ def _evaluate(config: EvaluateConfig) -> None:
 
 
 def _predict(config: PredictConfig) -> int:
+    if config.records is not None:
+        from flawmask.inference.archive import predict_records
+
+        recorded = predict_records(config)
+        if recorded.without_verdict:
+            return FAILED
+        return DEFECT_FOUND if config.fail_on_defect and recorded.defective else OK
     from flawmask.inference.predict import predict
 
     predicted = predict(config)

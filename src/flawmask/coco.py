@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ import numpy as np
 from flawmask import coco_files, masks
 from flawmask import images as image_files
 from flawmask.coco_files import SplitFiles
-from flawmask.coco_records import NOT_LISTED, Records, is_box, leave_out_duplicates, plain_id, read_records
+from flawmask.coco_records import NOT_LISTED, Records, leave_out_duplicates, read_records
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json, write_json_lines
 from flawmask.good_names import GOOD
@@ -124,6 +124,14 @@ class CocoSplit:
             return GOOD
         largest = max(defects, key=lambda record: float(record["bbox"][2]) * float(record["bbox"][3]))
         return self.class_names[self.labels[largest["category_id"]] - 1]
+
+    def without(self, places: Iterable[int]) -> "CocoSplit":
+        """Return the split without the images at these places."""
+        dropped = set(places)
+        images = tuple(image for at, image in enumerate(self.images) if at not in dropped)
+        return replace(
+            self, images=images, annotations={image["id"]: self.annotations[image["id"]] for image in images}
+        )
 
     @property
     def box_only_defects(self) -> list[Record]:
@@ -348,62 +356,6 @@ def _locate(records: Records, place: SplitFiles) -> Path:
         records.leave_out(missing, "file missing")
     leave_out_duplicates(records)  # two names may lead to the same file
     return folder
-
-
-def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:
-    """Return the predictions in a COCO results file by image id, highest score first.
-
-    The format is https://cocodataset.org/#format-results. Every image id of the split is a key; its list may be empty.
-    Each mask is compressed RLE at the image's size. If no record of the file has a mask, the network predicts only
-    boxes: then each mask is filled from its box, and the record gets `is_box`.
-
-    Raises:
-        FlawmaskError: the file is damaged, or a record names an image or class that the split does not list, has a
-            score that is not a number from 0 to 1, no box, or a mask whose size is not that of its image.
-    """
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise FlawmaskError(f"{path} is not in COCO's results format: it must hold a list")
-    has_masks = any(isinstance(record, dict) and "segmentation" in record for record in content)
-    images: dict[Any, Record] = {image["id"]: image for image in split.images}
-    predictions: dict[int, list[Record]] = {image_id: [] for image_id in images}
-    for index, record in enumerate(content):
-        where = f"{path}: record {index}"
-        if not isinstance(record, dict):
-            raise FlawmaskError(f"{where} is not an object: {record!r}")
-        image_id, category_id, score = (record.get(key) for key in ("image_id", "category_id", "score"))
-        image, category = images.get(plain_id(image_id)), plain_id(category_id)
-        if image is None:
-            raise FlawmaskError(f"{where} names the image {image_id!r}, which {split.folder} does not list")
-        if category not in split.labels:
-            raise FlawmaskError(f"{where} names the class {category_id!r}, which {split.folder} does not list")
-        if not isinstance(score, int | float) or not 0 <= score <= 1:  # this also refuses NaN
-            raise FlawmaskError(f"{where} has the score {score!r}: it must be a number from 0 to 1")
-        if not is_box(record.get("bbox")):
-            raise FlawmaskError(f"{where} has the box {record.get('bbox')!r}, not [x, y, width, height]")
-        known = {**record, "image_id": image["id"], "category_id": category}
-        predictions[image["id"]].append(
-            _with_rle(known, image, where) if has_masks else _with_box_as_mask(known, image)
-        )
-    return {
-        image_id: sorted(of_image, key=lambda record: -float(record["score"]))
-        for image_id, of_image in predictions.items()
-    }
-
-
-def _with_box_as_mask(record: Record, image: Record) -> Record:
-    x, y, across, down = record["bbox"]
-    rle = masks.rle_of_box((x, y, x + across, y + down), image["height"], image["width"])
-    return {**record, "segmentation": rle, "is_box": True}
-
-
-def _with_rle(record: Record, image: Record, where: str) -> Record:
-    """Return the prediction with its mask as compressed RLE."""
-    height, width = image["height"], image["width"]
-    reason = masks.segmentation_problem(record.get("segmentation"), height, width)
-    if reason:
-        raise FlawmaskError(f"{where} has no mask of {width}x{height} pixels, its image's size: {reason}")
-    return {**record, "segmentation": masks.as_rle(record["segmentation"], height, width)}
 
 
 def instance_masks(records: Sequence[Record], height: int, width: int, where: str) -> Iterator[Mask]:

@@ -7,7 +7,7 @@ gets an apostrophe in front (OWASP Application Security Verification Standard 5.
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 Cell = str | int | float
@@ -46,8 +46,14 @@ def read_table(path: Path) -> list[dict[str, str]]:
     Raises:
         OSError: the file cannot be opened.
     """
+    return list(rows_of(path))
+
+
+def rows_of(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of `read_table` one by one."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        return [{name: _plain(cell) for name, cell in row.items()} for row in csv.DictReader(file, restval="")]
+        for row in csv.DictReader(file, restval=""):
+            yield {name: _plain(cell) for name, cell in row.items()}
 
 
 def _plain(cell: str) -> str:

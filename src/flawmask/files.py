@@ -40,7 +40,12 @@ def is_junk(name: str) -> bool:
 
 
 def walk(folder: Path) -> list[Path]:
-    """Return the files below a folder, sorted; none if the folder does not exist.
+    """Return the files below a folder, sorted; none if the folder does not exist. See `walked`."""
+    return list(walked(folder))
+
+
+def walked(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, sorted, with the names of only a few folders in memory.
 
     Links are followed. Junk files and junk folders are skipped (see `is_junk`). So are thumbnails of a file in the same
     folder, such as `001_thumb.jpg` beside `001.png`.
@@ -48,21 +53,27 @@ def walk(folder: Path) -> list[Path]:
     Raises:
         OSError: a folder cannot be read.
     """
-    if not folder.is_dir():
-        return []
-    paths: list[Path] = []
-    for current, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        if _is_loop(Path(current), folder):
-            folders.clear()
-            continue
-        folders[:] = [name for name in folders if not is_junk(name)]
-        stems = {Path(name).stem.casefold() for name in names}
-        paths += [Path(current, name) for name in names if not is_junk(name) and not _is_thumbnail(name, stems)]
-    return sorted(paths)
+    yield from _below(folder, folder) if folder.is_dir() else ()
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _below(folder: Path, top: Path) -> Iterator[Path]:
+    if _is_loop(folder, top):
+        return
+    with os.scandir(folder) as entries:
+        is_folder = {entry.name: _is_folder(entry) for entry in entries if not is_junk(entry.name)}
+    stems = {Path(name).stem.casefold() for name, one in is_folder.items() if not one}
+    for name in sorted(is_folder, key=os.path.normcase):  # the order of paths
+        if is_folder[name]:
+            yield from _below(folder / name, top)
+        elif not _is_thumbnail(name, stems):
+            yield folder / name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_loop(folder: Path, top: Path) -> bool:

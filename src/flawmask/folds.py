@@ -205,7 +205,7 @@ def _out_of_fold(config: RunConfig, folders: list[Path], run_dir: Path) -> tuple
     parts = [read_split(folder, "val", config) for folder in folders]
     for fold, (prepared_dir, part) in enumerate(zip(folders, parts, strict=True), start=1):
         settings = evaluation_of(config, run_dir / f"fold_{fold}", prepared_dir)
-        backend = load(settings.model, settings)
+        backend = load(settings.checkpoint, settings)
         predictions += predict_split(backend, part, config.inference_batch_size)[0]
     with atomic_folder(run_dir / POOLED) as folder:
         (folder / "images").mkdir()

@@ -141,12 +141,13 @@ class DecodedImage:
     orientation: int | None
 
 
-def decode(data: bytes, path: Path) -> Pixels:
+def decode(data: bytes, path: Path | str, page: int | None = None) -> Pixels:
     """Return the pixels of an image file, turned upright by their Exif orientation (CIPA DC-008).
 
     Args:
         data: the content of the file.
-        path: the file's path, for the message.
+        path: the file's path or address, for the message.
+        page: which of the file's images to read, from 1; None if there is only one.
 
     Returns:
         Grey images as (height, width), all others as (height, width, 3) RGB. The type is uint8, or uint16 if the file
@@ -156,7 +157,7 @@ def decode(data: bytes, path: Path) -> Pixels:
         ImageError: the file is not an image, is truncated, holds several images, has more pixels than `max_pixels()`,
             has values outside 0 to 65535, or has values that are not whole numbers.
     """
-    return _decoded(io.BytesIO(data), path).colour
+    return _decoded(io.BytesIO(data), path, page).colour
 
 
 def decode_parts(data: bytes, path: Path) -> DecodedImage:
@@ -168,7 +169,7 @@ def decode_parts(data: bytes, path: Path) -> DecodedImage:
     return _decoded(io.BytesIO(data), path, wants_all=True)
 
 
-def _decoded(file: BinaryIO, path: Path, page: int | None = None, *, wants_all: bool = False) -> DecodedImage:
+def _decoded(file: BinaryIO, path: Path | str, page: int | None = None, *, wants_all: bool = False) -> DecodedImage:
     """Decode an open image file.
 
     Args:
@@ -237,7 +238,7 @@ def raw_mode(picture: Image.Image) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _deep_colours(file: BinaryIO, page: int, turn: int, upper: Pixels, path: Path) -> npt.NDArray[np.uint16]:
+def _deep_colours(file: BinaryIO, page: int, turn: int, upper: Pixels, path: Path | str) -> npt.NDArray[np.uint16]:
     """Read 16-bit colours in full with OpenCV: (height, width, 3) RGB.
 
     Args:
@@ -340,7 +341,7 @@ def _strips(height: int, width: int) -> Iterator[tuple[int, int]]:
     yield from ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
-def _go_to_page(picture: Image.Image, page: int | None, path: Path) -> None:
+def _go_to_page(picture: Image.Image, page: int | None, path: Path | str) -> None:
     """Go to a page of the file.
 
     Without a page, refuse a file whose second image is as large as its first: we cannot know which one is meant. A
@@ -454,7 +455,7 @@ def levels_problem(pixels: Pixels, levels: Levels) -> str:
     return ""
 
 
-def as_seen(pixels: Pixels, levels: Levels, path: Path) -> npt.NDArray[np.uint8]:
+def as_seen(pixels: Pixels, levels: Levels, path: Path | str) -> npt.NDArray[np.uint8]:
     """Return the pixels of a file as the network sees them: (height, width, 3) uint8 RGB.
 
     Raises:

@@ -145,9 +145,13 @@ def check_sizes(tiling: Tiling, sizes: Sequence[tuple[int, int]], where: str, *,
             f"--tile {tiling.size} is larger than every image of {where} (the largest is {width}x{height}): give at "
             f"most {max(height, width)}, or off"
         )
-    small = sum(min(size) < tiling.size for size in sizes)
+    warn_of_smaller(sum(min(size) < tiling.size for size in sizes), len(sizes), where, tiling.size)
+
+
+def warn_of_smaller(small: int, total: int, where: str, tile: int) -> None:
+    """Warn if some of all images are smaller than a tile of so many pixels."""
     if small:
         log.warning(
             "%d of %d images of %s are smaller than a tile of %d pixels in height or width: they are padded to it",
-            *(small, len(sizes), where, tiling.size),
+            *(small, total, where, tile),
         )

@@ -80,7 +80,7 @@ def test_over_groups_differences_are_the_same_and_intervals_wider() -> None:
 
 
 def written(path: Path, split: CocoSplit, found: list[Prediction], **change: Any) -> Path:
-    records = coco_results(split, found)
+    records = list(coco_results(split, found))
     records[0] |= change
     path.write_text(json.dumps(records))
     return path

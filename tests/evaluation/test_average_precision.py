@@ -3,8 +3,10 @@
 import contextlib
 import copy
 import io
+from dataclasses import replace
 from typing import Any
 
+import hotcoco
 import numpy as np
 import pytest
 from handmade_split import HEIGHT, NAMES, WIDTH, blob, instance, make_split, predicted, rectangle, shaken
@@ -12,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from flawmask.coco import CocoSplit
+from flawmask.evaluation import average_precision as average_precision_module
 from flawmask.evaluation.average_precision import (
     average_precision,
     coco_results,
@@ -52,8 +55,8 @@ def reference(split: CocoSplit, results: list[dict[str, Any]]) -> dict[str, floa
 
 
 def assert_as_pycocotools(split: CocoSplit, predictions: list[Prediction]) -> dict[str, float | None]:
-    results = coco_results(split, predictions)
-    ours, theirs = average_precision(split, evaluate_instances(split, results)), reference(split, results)
+    ours = average_precision(split, evaluate_instances(split, predictions))
+    theirs = reference(split, list(coco_results(split, predictions)))
     ours.pop("ap_by_class")
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
@@ -169,7 +172,7 @@ def random_case(seed: int, images: int = 8) -> tuple[CocoSplit, list[Prediction]
 @pytest.mark.parametrize("seed", range(4))
 def test_an_image_with_weight_n_counts_like_n_copies_of_it(seed: int) -> None:
     split, predictions = random_case(seed)
-    evaluations = evaluate_instances(split, coco_results(split, predictions))
+    evaluations = evaluate_instances(split, predictions)
     assert evaluations is not None
     weights = np.random.default_rng(seed).integers(0, 4, (3, len(predictions))).astype(float)
     for number, row in enumerate(weights):
@@ -183,16 +186,51 @@ def test_an_image_with_weight_n_counts_like_n_copies_of_it(seed: int) -> None:
             for image, at in zip(images, copies, strict=True)
         }
         copied = CocoSplit(split.folder, images, annotations, split.categories)
-        expected = reference(copied, coco_results(copied, [predictions[at] for at in copies]))
+        expected = reference(copied, list(coco_results(copied, [predictions[at] for at in copies])))
         for kind, evaluation in evaluations.items():
             for name, values in evaluation.resampled(weights).items():
                 wanted = expected[f"{kind}_{name}"]
                 assert values[number] == pytest.approx(np.nan if wanted is None else wanted, abs=1e-6, nan_ok=True)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_chunks_of_images_give_what_one_evaluation_of_all_gives_to_the_last_digit(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, predictions = random_case(seed, images=11)
+    predictions = [replace_scores(one, seed + at) for at, one in enumerate(predictions)]
+    whole = evaluate_instances(split, predictions)
+    monkeypatch.setattr(average_precision_module, "CHUNK", 3)
+    chunked = evaluate_instances(split, predictions)
+    assert whole is not None
+    assert chunked is not None
+    weights = np.random.default_rng(seed).multinomial(11, np.full(11, 1 / 11), size=20).astype(float)
+    annotations = [one for image in split.images for one in split.defects(image)]
+    categories = [one for one in split.categories if one["id"] in split.defect_ids]
+    truth = hotcoco.COCO({"images": list(split.images), "annotations": annotations, "categories": categories})
+    found = [one for one in coco_results(split, predictions) if one["category_id"] in split.defect_ids]
+    for name, kind in (("mask", "segm"), ("box", "bbox")):
+        evaluator = hotcoco.COCOeval(truth, truth.loadRes(found), kind)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        figures: Any = evaluator.eval
+        for part in (whole[name], chunked[name]):
+            assert np.array_equal(part.precision, figures["precision"][..., -1])
+            assert np.array_equal(part.recall, figures["recall"][..., -1])
+        one, other = whole[name].resampled(weights), chunked[name].resampled(weights)
+        assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def replace_scores(prediction: Prediction, seed: int) -> Prediction:
+    """Return the prediction with few different scores, so that many are equal."""
+    draw = np.random.default_rng(seed)
+    instances = (replace(one, score=float(draw.integers(1, 4)) / 4) for one in prediction.instances)
+    return replace(prediction, instances=tuple(sorted(instances, key=lambda one: -one.score)))
+
+
 def test_images_without_a_weight_do_not_count() -> None:
     split, predictions = random_case(1)
-    evaluations = evaluate_instances(split, coco_results(split, predictions))
+    evaluations = evaluate_instances(split, predictions)
     assert evaluations is not None
     assert np.isnan(evaluations["mask"].resampled(np.zeros((2, len(predictions))))["ap"]).all()
 
@@ -201,7 +239,7 @@ def test_each_class_has_its_own_figures() -> None:
     crack, scratch = rectangle(3, 3, 9, 9), rectangle(30, 30, 9, 9)
     split = make_split([[(3, crack), (7, scratch)]])
     found = [predicted(instance("crack", 0.9, crack))]
-    figures = average_precision(split, evaluate_instances(split, coco_results(split, found)))
+    figures = average_precision(split, evaluate_instances(split, found))
     by_class = figures["ap_by_class"]
     assert (by_class["crack"]["mask_ap"], by_class["scratch"]["mask_ap"]) == (pytest.approx(1.0), 0.0)
     assert (by_class["crack"]["box_ar"], by_class["scratch"]["box_ar"]) == (pytest.approx(1.0), 0.0)
@@ -210,7 +248,7 @@ def test_each_class_has_its_own_figures() -> None:
 
 def test_the_precision_curve_has_the_area_of_the_ap_at_half_overlap() -> None:
     split, predictions = random_case(2, images=12)
-    evaluations = evaluate_instances(split, coco_results(split, predictions))
+    evaluations = evaluate_instances(split, predictions)
     curve = mask_precision_curve(evaluations)
     assert curve is not None
     assert np.mean(curve["y"]) == pytest.approx(average_precision(split, evaluations)["mask_ap50"])

@@ -101,7 +101,7 @@ def test_without_detections_the_box_ap_is_0_and_the_mask_ap_undefined() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_figures_of_boxes_are_those_of_pycocotools(seed: int) -> None:
     split, predictions = random_case(seed)
-    results = coco_results(split, predictions)
+    results = list(coco_results(split, predictions))
     assert results
     assert not any("segmentation" in record for record in results)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -155,7 +155,7 @@ def test_errors_are_classified_by_boxes() -> None:
 
 
 def written(path: Path, split: CocoSplit, found: list[Prediction]) -> Path:
-    path.write_text(json.dumps(coco_results(split, found)))
+    path.write_text(json.dumps(list(coco_results(split, found))))
     return path
 
 

@@ -257,17 +257,21 @@ def test_bootstrapped_intervals_are_wider_where_groups_are_few() -> None:
 
 
 def drawn_accuracy(right: Flags, truth: Flags, groups: Groups) -> tuple[Floats, Floats]:
-    """The share of images that are right, of the sample and of 4,000 drawn ones, and the weights."""
+    """The share of images that are right, of the sample and of 4,000 drawn ones, and how often each group is drawn."""
     weights = np.vstack((np.ones(len(truth)), resample(truth, 4000, 0, groups)))
-    return weights @ right / weights.sum(axis=1), weights
+    return weights @ right / weights.sum(axis=1), times_drawn(weights, groups)
+
+
+def times_drawn(weights: Floats, groups: Groups) -> Floats:
+    return weights[1:, np.unique(groups, return_index=True)[1]]
 
 
 @pytest.mark.parametrize("agree", [0.0, 1.0])
 def test_the_bootstrapped_interval_of_a_proportion_is_close_to_wilsons(agree: float) -> None:
     truth, scores, groups = parts(3, count=300, agree=agree)
     right = truth == (scores > 0.7)
-    values, weights = drawn_accuracy(right, truth, groups)
-    found = bootstrap_interval(values, weights, truth, groups)
+    values, drawn = drawn_accuracy(right, truth, groups)
+    found = bootstrap_interval(values, drawn, truth, groups)
     part, whole = (np.bincount(groups, one).astype(float) for one in (right, np.ones(len(right))))
     expected = by_group.wilson(part, whole, holds_defect(truth, groups))
     assert found is not None
@@ -282,7 +286,7 @@ def test_the_bootstrapped_interval_holds_the_figure(seed: int, count: int, agree
     truth, scores, groups = parts(seed, count, agree)
     weights = np.vstack((np.ones(len(truth)), resample(truth, 100, seed, groups)))
     values = average_precision_score(rank(truth, scores, weights))
-    bounds = bootstrap_interval(values, weights, truth, groups)
+    bounds = bootstrap_interval(values, times_drawn(weights, groups), truth, groups)
     if bounds is not None:
         assert 0 <= bounds[0] <= values[0] <= bounds[1] <= 1
         assert bounds[0] < bounds[1]
@@ -291,21 +295,21 @@ def test_the_bootstrapped_interval_holds_the_figure(seed: int, count: int, agree
 def test_where_the_values_do_not_vary_the_interval_is_wilsons_for_the_groups() -> None:
     truth = np.repeat(np.array([True] * 6 + [False] * 9), 4)
     groups = np.repeat(np.arange(15), 4)
-    values, weights = drawn_accuracy(np.ones(60, dtype=bool), truth, groups)
-    assert bootstrap_interval(values, weights, truth, groups) == uncertainty.wilson(6, 6)
-    low, high = bootstrap_interval(values / 2, weights, truth, groups) or (1.0, 0.0)
+    values, drawn = drawn_accuracy(np.ones(60, dtype=bool), truth, groups)
+    assert bootstrap_interval(values, drawn, truth, groups) == uncertainty.wilson(6, 6)
+    low, high = bootstrap_interval(values / 2, drawn, truth, groups) or (1.0, 0.0)
     assert (low, high) == pytest.approx(uncertainty.wilson(3, 6))
 
 
 def test_there_is_no_interval_for_a_mostly_undefined_metric_or_for_two_groups() -> None:
     truth, scores, groups = parts(2)
-    values, weights = drawn_accuracy(scores > 0.5, truth, groups)
+    values, drawn = drawn_accuracy(scores > 0.5, truth, groups)
     undefined = np.where(np.arange(len(values)) % 10 == 1, np.nan, values)
-    assert bootstrap_interval(undefined, weights, truth, groups) is None
-    assert bootstrap_interval(np.full(len(values), np.nan), weights, truth, groups) is None
+    assert bootstrap_interval(undefined, drawn, truth, groups) is None
+    assert bootstrap_interval(np.full(len(values), np.nan), drawn, truth, groups) is None
     two = np.array([True, True, False, False])
-    values, weights = drawn_accuracy(np.array([True, False, True, True]), two, np.array([0, 0, 1, 1]))
-    assert bootstrap_interval(values, weights, two, np.array([0, 0, 1, 1])) is None
+    values, drawn = drawn_accuracy(np.array([True, False, True, True]), two, np.array([0, 0, 1, 1]))
+    assert bootstrap_interval(values, drawn, two, np.array([0, 0, 1, 1])) is None
 
 
 @settings(max_examples=50, deadline=None)

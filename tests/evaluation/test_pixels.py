@@ -359,3 +359,22 @@ def test_metrics_of_a_resample_without_a_defect_are_undefined() -> None:
     images = images_of(uniform, seed=9, count=3)
     resampled = tallied(images).resampled(np.array([[3, 0, 0], [0, 1, 1]]))
     assert all(np.isnan(values[0]) and not np.isnan(values[1]) for values in resampled.values())
+
+
+def test_images_without_scores_have_the_overlap_of_their_masks_and_nothing_else() -> None:
+    random = np.random.default_rng(5)
+    with_scores, masks_alone = PixelTally(), PixelTally()
+    for at in range(7):
+        truth, predicted = random.random((2, 20, 30)) < 0.3
+        with_scores.add(f"{at}.png", random.random((20, 30), dtype=np.float32), truth, predicted)
+        masks_alone.add_masks(
+            *(int(part.sum()) for part in (truth & predicted, predicted & ~truth, truth & ~predicted))
+        )
+    weights = random.multinomial(7, np.full(7, 1 / 7), size=5)
+    figures, resampled = masks_alone.figures(), masks_alone.resampled(weights)
+    for key in ("pixel_iou", "pixel_dice"):
+        assert figures.pop(key) == with_scores.figures()[key]
+        assert np.array_equal(resampled.pop(key), with_scores.resampled(weights)[key])
+    assert set(figures.values()) == {None}
+    assert not resampled
+    assert masks_alone.curves() == {}

@@ -8,9 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
+from flawmask.evaluation import uncertainty
 from flawmask.evaluation.ranking import auroc, rank
 from flawmask.evaluation.uncertainty import (
     LEVEL,
+    Flags,
+    Floats,
+    Groups,
     Z,
     auroc_interval,
     f1_interval,
@@ -111,3 +115,30 @@ def test_mcnemars_p_is_the_chance_of_a_split_at_least_as_uneven(pairs: list[tupl
     together = first + second
     tail = sum(math.comb(together, k) for k in range(min(first, second) + 1)) / 2**together
     assert mcnemar(one, other) == pytest.approx(min(1.0, 2 * tail))
+
+
+@pytest.mark.parametrize("with_groups", [False, True])
+@pytest.mark.parametrize("images", [1, 7, 40])
+def test_weights_drawn_in_blocks_are_those_drawn_at_once(
+    images: int, with_groups: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = np.random.default_rng(images).random(images) < 0.4
+    groups = np.arange(images) // 2 if with_groups else None
+    expected = drawn_at_once(truth, 50, 3, np.arange(images) if groups is None else groups)
+    assert np.array_equal(resample(truth, 50, 3, groups), expected)
+    for block in (1, 3 * images, 10**6):
+        monkeypatch.setattr(uncertainty, "BLOCK", block)
+        blocks = list(uncertainty.resample_blocks(truth, 50, 3, groups))
+        assert max(len(one) for one in blocks) <= max(1, block // images)
+        assert np.array_equal(np.concatenate(blocks), expected)
+    assert resample(truth, 0, 3, groups).shape == (0, images)
+
+
+def drawn_at_once(truth: Flags, resamples: int, seed: int, groups: Groups) -> Floats:
+    draw, defective = np.random.default_rng(seed), np.bincount(groups, truth) > 0
+    weights = np.zeros((resamples, len(defective)))
+    for stratum in (defective, ~defective):
+        if stratum.any():
+            shares = np.full(stratum.sum(), 1 / stratum.sum())
+            weights[:, stratum] = draw.multinomial(stratum.sum(), shares, size=resamples)
+    return weights[:, groups]

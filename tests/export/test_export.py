@@ -27,6 +27,7 @@ from flawmask.export.export import export
 from flawmask.files import read_json, sha256, sha256_of, write_json
 from flawmask.inference import calibration, threshold
 from flawmask.inference import exported as exported_module
+from flawmask.inference.archive import predict_records
 from flawmask.inference.backend import detect
 from flawmask.inference.calibration import Calibration
 from flawmask.inference.config import PredictConfig
@@ -103,6 +104,16 @@ def test_predictor_predict_and_evaluate_give_the_same_as_with_the_checkpoint(
     assert before["conf"] == after["conf"] == 0.4
     for name in ("f1_score", "mask_ap", "image_auroc"):
         assert before[name] == pytest.approx(after[name], abs=1e-3)
+
+
+def test_rows_of_an_export_give_its_figures(exported: Path, run: Path, tmp_path: Path) -> None:
+    images, rows = run / "data" / "test" / "images", tmp_path / "rows"
+    predict_records(PredictConfig(model=exported, input=(str(images),), output_dir=rows, records="jsonl"))
+    config = EvaluateConfig(model=exported, dataset_dir=run / "data", split="test", overlays=0, resamples=0)
+    from_rows = replace(config, model=None, predictions=rows, output_dir=tmp_path / "stored")
+    expected, figures = (evaluate(one).metrics for one in (replace(config, output_dir=tmp_path / "out"), from_rows))
+    for name in ("f1_score", "mask_ap", "image_auroc", "pixel_iou", "model_sha256"):
+        assert figures[name] == expected[name]
 
 
 def test_the_network_is_read_once_to_check_it(exported: Path) -> None:

@@ -33,13 +33,6 @@ from flawmask.model import checkpoint
 pytestmark = pytest.mark.usefixtures("small_network")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "best.pt"
-    checkpoint.save(path, network(), SPEC)
-    return path
-
-
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
     """A folder with three images of different sizes, one of them in a subfolder."""

@@ -12,6 +12,7 @@ from browsers import chromium, contrast, luminance
 from flawmask.coco import read_split
 from flawmask.files import read_json, write_json
 from flawmask.masks import decode
+from flawmask.report import many
 from flawmask.report.report import write_report
 from report.made import make_dataset, make_run
 
@@ -362,3 +363,34 @@ def test_of_many_detections_those_that_count_are_listed_and_the_others_counted(
     page.click(f".card:has([title='{file}'])")
     listed = page.eval_on_selector_all("#viewer li", "all => all.map(one => one.textContent)")
     assert listed == [*listed[:1] * 11, "4 more that do not count"]
+
+
+def test_the_table_of_many_images_is_loaded_filtered_and_sorted(
+    tmp_path: Path, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"MANY": 20, "WORST": 12, "PART": 100}.items():
+        monkeypatch.setattr(many, name, value)
+    made = make_run(tmp_path / "run", make_dataset(tmp_path / "data", count=250), min_area=MIN_AREA, seed=3)
+    page = opened(write_report(made))
+    expected = said_of(made, 0.5)
+    assert page.locator("#live").text_content() == expected
+    page.locator("#threshold").evaluate("it => { it.value = 0.3; it.dispatchEvent(new Event('input')); }")
+    assert page.locator("#live").text_content() == said_of(made, 0.3)
+    assert page.locator("#cards .card").count() == 12
+    page.locator("#load").click()
+    count, shown = page.locator("#table-count"), page.locator("#table-rows tr")
+    shown.first.wait_for(timeout=PATIENCE_MS)
+    assert (count.text_content(), shown.count()) == ("1 to 100 of 250 of 250 images", 100)
+    page.locator("#table-next").click()
+    page.locator("#table-next").click()
+    assert count.text_content() == "201 to 250 of 250 of 250 images"
+    assert page.locator("#table-next").is_disabled()
+    missed = [name for name, outcome in tally(made, 0.5).items() if outcome == "Missed"]
+    page.locator("#table-outcome").select_option("2")
+    assert [row.locator("th").text_content() for row in shown.all()] == missed
+    page.locator("#table-outcome").select_option("")
+    page.locator("#table-name").fill("SCRATCH")
+    page.locator("#table-order").select_option("falling")
+    scores = [float(row.locator("td").last.text_content()) for row in shown.all()]
+    assert scores == sorted(scores, reverse=True)
+    assert all("scratch" in row.locator("th").text_content() for row in shown.all())

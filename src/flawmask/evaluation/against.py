@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_tools
 
-from flawmask.coco import CocoSplit, Record, read_results
+from flawmask.coco import CocoSplit, Record
+from flawmask.coco_results import read_results
 from flawmask.csv_tables import read_table
 from flawmask.errors import FlawmaskError
 from flawmask.evaluation.measure import gather
@@ -82,7 +83,7 @@ def read_predictions(path: Path, split: CocoSplit) -> list[Prediction]:
     """Return the predictions of a file in COCO's results format, one per image of the split.
 
     Raises:
-        FlawmaskError: see `coco.read_results`.
+        FlawmaskError: see `coco_results.read_results`.
     """
     names = {category["id"]: str(category["name"]) for category in split.categories}
     results = read_results(path, split)
@@ -91,14 +92,15 @@ def read_predictions(path: Path, split: CocoSplit) -> list[Prediction]:
         Prediction(
             image["height"],
             image["width"],
-            tuple(_instance(record, names[record["category_id"]]) for record in results[image["id"]]),
+            tuple(instance_of(record, names[record["category_id"]]) for record in results[image["id"]]),
             has_masks=has_masks,
         )
         for image in split.images
     ]
 
 
-def _instance(record: Record, label: str) -> Instance:
+def instance_of(record: Record, label: str) -> Instance:
+    """Return the instance of a record in COCO's results format, with its mask as RLE."""
     x, y, width, height = (float(value) for value in record["bbox"])
     rle = record["segmentation"]
     return Instance(label, float(record["score"]), (x, y, x + width, y + height), rle, int(rle_tools.area(rle)))

@@ -1,7 +1,10 @@
 """Instance-level metrics: COCO's average precision and recall."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import hotcoco
@@ -18,6 +21,12 @@ Flags = npt.NDArray[np.bool_]
 AREAS = ("", "_small", "_medium", "_large")
 """COCO's ranges of an instance's area: all, below 32 x 32 pixels, below 96 x 96, and above."""
 
+MAX_DETECTIONS = 100
+"""The detections of a class on an image that COCO's evaluator counts."""
+
+CHUNK = 10_000
+"""Images whose matches are computed at once, to limit memory."""
+
 RECALLS = np.linspace(0, 1, 101)
 """The recalls at which COCO reads the precision."""
 
@@ -28,15 +37,26 @@ class Matches:
 
     Attributes:
         image: (D,) the position of each detection's image in the split; the highest score comes first.
+        image_id: (D,) the id of that image.
+        scores: (D,) the score of each detection.
         tp: (10, D) whether the detection is a true positive.
         fp: (10, D) whether it is a false positive. A detection that is neither does not count; it lies in a crowd, say.
         truths: (N,) the number of true defects on each image of the split.
     """
 
     image: npt.NDArray[np.int64]
+    image_id: npt.NDArray[np.int64]
+    scores: Floats
     tp: Flags
     fp: Flags
     truths: Floats
+
+    @cached_property
+    def places(self) -> tuple[list[npt.NDArray[np.int64]], Flags, npt.NDArray[np.int64]]:
+        """Where the true positives are at each IoU threshold; which detections count, in a row for each way in which
+        they do (without crowds, one); and the row of each threshold."""
+        counting, which = np.unique(self.tp | self.fp, axis=0, return_inverse=True)
+        return [np.flatnonzero(one) for one in self.tp], counting, which
 
 
 @dataclass(frozen=True)
@@ -68,35 +88,37 @@ class Evaluation:
 def _accumulate(matches: Matches, weights: Floats) -> Floats:
     """Return the average precision at each IoU threshold, (B, 10), from the precision at 101 recalls.
 
-    The precision at a recall is the highest precision at that recall or above.
+    The precision at a recall is the highest precision at that recall or above. It is always that of a true positive.
     """
+    places, counting, which = matches.places
     ap = np.full((len(weights), len(matches.tp)), np.nan)
     for sample, row in enumerate(weights):
         truths = float(row @ matches.truths)
         if truths == 0:
             continue
         counts = row[matches.image]
-        tp, fp = np.cumsum(counts * matches.tp, axis=1), np.cumsum(counts * matches.fp, axis=1)
-        precision = tp / (tp + fp + np.spacing(1))
-        falling = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        for threshold, (recall, envelope) in enumerate(zip(tp / truths, falling, strict=True)):
-            read = np.searchsorted(recall, RECALLS)
+        counted = [np.cumsum(counts * one) for one in counting]
+        for threshold, (hits, row_of) in enumerate(zip(places, which, strict=True)):
+            tp = np.cumsum(counts[hits])
+            precision = tp / (counted[row_of][hits] + np.spacing(1))
+            envelope = np.maximum.accumulate(precision[::-1])[::-1]
+            read = np.searchsorted(tp / truths, RECALLS)
             ap[sample, threshold] = envelope[read[read < len(envelope)]].sum() / len(RECALLS)
     return ap
 
 
-def coco_results(split: CocoSplit, predictions: Sequence[Prediction]) -> list[Record]:
-    """Return the predictions, one per image of the split, in COCO's results format.
+def coco_results(split: CocoSplit, predictions: Iterable[Prediction]) -> Iterator[Record]:
+    """Yield the predictions, one per image of the split, in COCO's results format.
 
     See https://cocodataset.org/#format-results. There is no `segmentation` where the network predicts no masks.
     """
     ids = {category["name"]: category["id"] for category in split.categories}
     pairs = zip(split.images, predictions, strict=True)
-    return [record for image, prediction in pairs for record in prediction.to_coco(image["id"], ids)]
+    return (record for image, prediction in pairs for record in prediction.to_coco(image["id"], ids))
 
 
 def evaluate_instances(
-    split: CocoSplit, results: Sequence[Record], *, has_masks: bool = True
+    split: CocoSplit, predictions: Sequence[Prediction], *, has_masks: bool = True
 ) -> dict[str, Evaluation] | None:
     """Return COCO's evaluation of `mask` and `box`; None where the split has no true defect.
 
@@ -104,49 +126,108 @@ def evaluate_instances(
 
     Args:
         split: the truth.
-        results: detections in the form that `coco_results` returns.
+        predictions: one per image of the split.
         has_masks: whether they have masks; if not, only boxes are evaluated.
     """
-    truth = _truth(split)
-    if not truth["annotations"]:
+    if not any(split.is_defective(image) for image in split.images):
         return None
-    defects = [record for record in results if record["category_id"] in split.defect_ids]
+    classes = [category for category in split.categories if category["id"] in split.defect_ids]
     kinds = {"mask": "segm", "box": "bbox"} if has_masks else {"box": "bbox"}
-    return {name: _evaluate(split, truth, defects, kind) for name, kind in kinds.items()}
+    streams = {name: hotcoco.StreamingEval(classes, iou_type=kind) for name, kind in kinds.items()}
+    matches: dict[str, list[list[Matches]]] = {name: [] for name in kinds}
+    for first in range(0, len(split.images), CHUNK):
+        part = replace(split, images=split.images[first : first + CHUNK])
+        truth = {"images": list(part.images), "annotations": _annotations(part), "categories": classes}
+        found = coco_results(part, predictions[first : first + CHUNK])
+        defects = [record for record in found if record["category_id"] in split.defect_ids]
+        for name, kind in kinds.items():
+            streams[name].update(truth["images"], truth["annotations"], defects)
+            matches[name].append(_match(truth, defects, kind, first))
+    return {name: _accumulated(stream, matches[name]) for name, stream in streams.items()}
 
 
-def _evaluate(split: CocoSplit, truth: Record, defects: list[Record], kind: str) -> Evaluation:
-    coco = hotcoco.COCO(truth)
-    evaluator = hotcoco.COCOeval(coco, coco.loadRes(defects), kind)
-    evaluator.evaluate()
+def _accumulated(stream: hotcoco.StreamingEval, matches: Sequence[Sequence[Matches]]) -> Evaluation:
+    """Return the evaluation of all images. `matches` has those of each class, for one chunk of images after another."""
+    evaluator = stream.finalize()
     evaluator.accumulate()
     figures: Any = evaluator.eval
-    # Passing the matches to Python takes time, so this is done once, for all areas together.
+    joined = tuple(_joined(of_class) for of_class in zip(*matches, strict=True))
+    return Evaluation(np.asarray(figures["precision"])[..., -1], np.asarray(figures["recall"])[..., -1], joined)
+
+
+def _match(truth: Record, defects: list[Record], kind: str, first: int) -> list[Matches]:
+    """Return the matches of each class in a chunk of images, whose place in the split begins at `first`.
+
+    A `StreamingEval` keeps matches to itself, so they are made once more, for all areas together. On images without a
+    true defect, all detections are false positives, so these need no evaluator.
+    """
+    places = {image["id"]: at for at, image in enumerate(truth["images"])}
+    defective = {one["image_id"] for one in truth["annotations"]}
+    images = [image for image in truth["images"] if image["id"] in defective]
+    coco = hotcoco.COCO({**truth, "images": images})
+    evaluator = hotcoco.COCOeval(coco, coco.loadRes([one for one in defects if one["image_id"] in defective]), kind)
     evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
     evaluator.evaluate()
-    images = sorted((one for one in evaluator.evalImgs if one), key=lambda one: int(one["image_id"]))
-    matches = tuple(
-        _matches(split, [one for one in images if one["category_id"] == category["id"]])
+    entries = [one for one in evaluator.evalImgs if one]
+    by_image = groupby((one for one in defects if one["image_id"] not in defective), itemgetter("image_id"))
+    on_good = [(number, list(of_image)) for number, of_image in by_image]
+    return [
+        _matches(
+            [one for one in entries if one["category_id"] == category["id"]],
+            [(number, _scores(of_image, category["id"])) for number, of_image in on_good],
+            places,
+            first,
+        )
         for category in truth["categories"]
-    )
-    return Evaluation(np.asarray(figures["precision"])[..., -1], np.asarray(figures["recall"])[..., -1], matches)
+    ]
 
 
-def _matches(split: CocoSplit, of_class: Sequence[Any]) -> Matches:
-    """Return the matches from the evaluator's entries, which are in the order of image ids, for one class."""
-    place = {image["id"]: at for at, image in enumerate(split.images)}
-    truths = np.zeros(len(split.images))
+def _scores(records: Sequence[Record], category_id: int) -> list[float]:
+    """Return the scores that COCO's evaluator counts of an image's detections of a class, the highest first."""
+    return sorted((one["score"] for one in records if one["category_id"] == category_id), reverse=True)[:MAX_DETECTIONS]
+
+
+def _matches(
+    of_class: Sequence[Any], on_good: Sequence[tuple[int, list[float]]], places: dict[int, int], first: int
+) -> Matches:
+    """Return the matches of a class.
+
+    Args:
+        of_class: the evaluator's entries for images with a true defect.
+        on_good: the ids of the other images, each with the scores of its detections.
+        places: the place of each image id in the chunk.
+        first: the place of the chunk in the split.
+    """
+    truths = np.zeros(len(places))
     for one in of_class:
-        truths[place[one["image_id"]]] = len(one["gtIgnore"]) - sum(one["gtIgnore"])
-    with_detections = [one for one in of_class if one["dtScores"]]
-    if not with_detections:
-        empty = np.zeros((10, 0), dtype=bool)
-        return Matches(np.zeros(0, dtype=np.int64), empty, empty, truths)
-    order = np.argsort([-score for one in with_detections for score in one["dtScores"]], kind="stable")
-    image = np.concatenate([[place[one["image_id"]]] * len(one["dtScores"]) for one in with_detections])
-    matched = np.concatenate([np.asarray(one["dtMatched"], dtype=bool) for one in with_detections], axis=1)
-    ignored = np.concatenate([np.asarray(one["dtIgnore"], dtype=bool) for one in with_detections], axis=1)
-    return Matches(image[order], (matched & ~ignored)[:, order], (~matched & ~ignored)[:, order], truths)
+        truths[places[one["image_id"]]] = len(one["gtIgnore"]) - sum(one["gtIgnore"])
+    found = [(one["image_id"], one["dtScores"]) for one in of_class if one["dtScores"]]
+    empty = np.zeros((10, 0), dtype=bool)
+    matched, ignored = (
+        np.concatenate([empty, *(np.asarray(one[key], dtype=bool) for one in of_class if one["dtScores"])], axis=1)
+        for key in ("dtMatched", "dtIgnore")
+    )
+    others = np.zeros((10, sum(len(scores) for _, scores in on_good)), dtype=bool)
+    everything = [*found, *on_good]
+    image_id = np.repeat([number for number, _ in everything], [len(scores) for _, scores in everything])
+    return Matches(
+        image=np.array([first + places[number] for number in image_id.tolist()], dtype=np.int64),
+        image_id=image_id.astype(np.int64),
+        scores=np.array([score for _, scores in everything for score in scores], dtype=np.float64),
+        tp=np.concatenate([matched & ~ignored, others], axis=1),
+        fp=np.concatenate([~matched & ~ignored, ~others], axis=1),
+        truths=truths,
+    )
+
+
+def _joined(parts: Sequence[Matches]) -> Matches:
+    """Return the matches of all images, the highest score first. Equal scores are in the order of image ids."""
+    image, image_id, scores, truths = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("image", "image_id", "scores", "truths")
+    )
+    order = np.lexsort((image_id, -scores))
+    tp, fp = (np.concatenate([getattr(part, name) for part in parts], axis=1)[:, order] for name in ("tp", "fp"))
+    return Matches(image[order], image_id[order], scores[order], tp, fp, truths)
 
 
 def average_precision(split: CocoSplit, evaluations: dict[str, Evaluation] | None) -> dict[str, Any]:
@@ -199,14 +280,12 @@ def mask_precision_curve(evaluations: dict[str, Evaluation] | None) -> dict[str,
     return {"x": RECALLS.tolist(), "y": known.mean(axis=1).tolist()} if known.size else None
 
 
-def _truth(split: CocoSplit) -> Record:
-    """Return the true defects of the split as a COCO data set, with optional keys filled in."""
+def _annotations(split: CocoSplit) -> list[Record]:
+    """Return the true defects of the split, with optional keys filled in."""
     annotations = []
     for image in split.images:
         defects = split.defects(image)
         shape = image["height"], image["width"]
         for record, rle in zip(defects, instance_rles(defects, *shape, image["file_name"]), strict=True):
-            filled = {"area": int(rle_tools.area(rle)), "iscrowd": 0, **record, "segmentation": rle}
-            annotations.append(filled)
-    categories = [category for category in split.categories if category["id"] in split.defect_ids]
-    return {"images": list(split.images), "annotations": annotations, "categories": categories}
+            annotations.append({"area": int(rle_tools.area(rle)), "iscrowd": 0, **record, "segmentation": rle})
+    return annotations

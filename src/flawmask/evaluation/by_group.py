@@ -8,6 +8,8 @@ interval holds the truth.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,8 @@ import numpy.typing as npt
 from flawmask.evaluation import uncertainty
 from flawmask.evaluation.ranking import auroc, rank
 from flawmask.evaluation.uncertainty import LEVEL, Groups, Interval, Z
+from flawmask.launch import usable_cores
+from flawmask.progress import track
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -121,16 +125,31 @@ def bootstrap(
         resamples: the number of bootstrap samples; 0 for no intervals.
         seed: the seed of the samples.
     """
+    from flawmask.inference.stream import map_in_order  # the table of metrics imports this module, and must be quick
+
     if not resamples:
         return {}
-    weights = uncertainty.resample(truth, resamples, seed, groups)
+    first = None if groups is None else np.unique(groups, return_index=True)[1]
+    blocks = [] if groups is None else [figures(np.ones((1, len(truth))))]
+    times_drawn = []
+
+    def of_block(weights: Floats) -> tuple[Mapping[str, Floats], npt.NDArray[np.uint16]]:
+        return figures(weights), weights[:, [] if first is None else first].astype(np.uint16)
+
+    drawn, threads = uncertainty.resample_blocks(truth, resamples, seed, groups), usable_cores()
+    total = len(uncertainty.block_sizes(resamples, len(truth)))
+    with closing(map_in_order(of_block, drawn, threads, threads)) as done:
+        for block, times in track(done, "resampling", total=total):
+            blocks.append(block)
+            times_drawn.append(times)
+    values = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
     if groups is None:
-        return {key: uncertainty.percentiles(drawn) for key, drawn in figures(weights).items()}
-    weights = np.vstack((np.ones(len(truth)), weights))
-    return {key: bootstrap_interval(drawn, weights, truth, groups) for key, drawn in figures(weights).items()}
+        return {key: uncertainty.percentiles(of_key) for key, of_key in values.items()}
+    drawn_groups = np.concatenate(times_drawn)
+    return {key: bootstrap_interval(of_key, drawn_groups, truth, groups) for key, of_key in values.items()}
 
 
-def bootstrap_interval(values: Floats, weights: Floats, truth: Flags, groups: Groups) -> Interval | None:
+def bootstrap_interval(values: Floats, times_drawn: npt.NDArray[Any], truth: Flags, groups: Groups) -> Interval | None:
     """Return the 95 % interval of a metric between 0 and 1, from its values for resampled groups.
 
     The interval is symmetric on the logit scale. Its centre is the metric minus its bias; the bias is the mean of the
@@ -142,7 +161,7 @@ def bootstrap_interval(values: Floats, weights: Floats, truth: Flags, groups: Gr
 
     Args:
         values: (1 + B,) the metric itself, then its value for each sample; NaN where it is undefined.
-        weights: (1 + B, N) a row of ones, then the weights of `resample`.
+        times_drawn: (B, k) how often each of the k groups is drawn for each sample.
         truth: (N,) whether each image is defective.
         groups: (N,) its group.
 
@@ -161,9 +180,8 @@ def bootstrap_interval(values: Floats, weights: Floats, truth: Flags, groups: Gr
     if spread < MIN_SPREAD or not MIN_SPREAD < value < 1 - MIN_SPREAD:
         group_count = min(len(np.unique(groups[kind])) for kind in (truth, ~truth) if kind.any())
         return uncertainty.wilson(min(max(value, 0.0), 1.0) * group_count, group_count)
-    times_drawn = weights[1:, np.unique(groups, return_index=True)[1]][defined]
     # The infinitesimal jackknife (Efron, JASA 2014), except for a factor.
-    deviations = (drawn - drawn.mean()) @ (times_drawn - 1)
+    deviations = (drawn - drawn.mean()) @ (times_drawn[defined] - 1.0)
     slope = value * (1 - value)
     centre = math.log(value / (1 - value)) - (float(drawn.mean()) - value) / slope
     half = student(deviations, strata) * spread / slope

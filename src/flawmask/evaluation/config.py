@@ -1,10 +1,10 @@
 """The settings of `evaluate`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from flawmask.errors import FlawmaskError
-from flawmask.inference.config import VerdictSettings
+from flawmask.inference.config import InferenceSettings, VerdictSettings
 from flawmask.settings import Classes, Reading, Seed, Strict, require
 
 
@@ -50,20 +50,41 @@ class EvaluateSettings(VerdictSettings, Reading):
 class EvaluateConfig(EvaluateSettings, Seed, Classes, Strict):
     """Evaluate a checkpoint on a labelled split: verdicts, average precision, and pictures of the errors."""
 
-    model: Path
+    model: Path | None = None
     """The checkpoint: best.pt of a run."""
+    predictions: Path | None = None
+    """Instead of --model: the folder of predict --records, or predictions.json of an earlier evaluate."""
     dataset_dir: Path
     """The COCO folder that holds the split."""
     output_dir: Path | None = None
-    """The folder for the results; earlier ones are replaced. By default inference_<split> beside the checkpoint."""
+    """The folder for the results; earlier ones are replaced. By default inference_<split> beside --model."""
     against: Path | None = None
     """Another run, or its results on the same images, to compare with: differences, intervals, McNemar's p."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            (self.model is None) != (self.predictions is None),
+            "give the checkpoint with --model, or stored predictions with --predictions",
+        )
+        if self.predictions is not None:
+            require(self.conf != "auto", "--conf auto needs the checkpoint: with --predictions, give a number")
+            require(self.against is None, "--against needs --model: evaluate the predictions, and then that run")
+            for one in fields(InferenceSettings):
+                given = getattr(self, one.name) != one.default
+                require(not given, f"--{one.name} needs --model: it was chosen when the predictions were stored")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint. There must be one."""
+        assert self.model is not None
+        return self.model
 
     @property
     def results_dir(self) -> Path:
         """The folder for the results. If `output_dir` is a run folder, it is `inference_<split>` inside."""
         inside_run = f"inference_{self.split}"
         if self.output_dir is None:
-            return self.model.parent / inside_run
+            return (self.model or self.predictions or Path()).parent / inside_run
         is_run = (self.output_dir / "best.pt").is_file()
         return self.output_dir / inside_run if is_run else self.output_dir

@@ -72,9 +72,13 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     """
     from flawmask.distributed import Processes, processes
 
-    config = replace(config, model=exported.file_of(config.model))
-    if exported.is_export(config.model):
-        require(world_size() == 1, f"{config.model} runs in one process: start evaluate as a single process")
+    if config.predictions is not None:
+        from flawmask.evaluation.evaluate_stored import evaluate_stored
+
+        return evaluate_stored(config)
+    config = replace(config, model=exported.file_of(config.checkpoint))
+    if exported.is_export(config.checkpoint):
+        require(world_size() == 1, f"{config.checkpoint} runs in one process: start evaluate as a single process")
         return _evaluate(config, Processes())
     from flawmask.runtime import choose_device
 
@@ -87,34 +91,35 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
     check_output_folder(config.results_dir, "metrics.json", overwrite=True, what="evaluation", entries=ENTRIES)
     split = read_split(config.dataset_dir, config.split, config)
     split.warn(strict=config.strict)
-    backend = load(config.model, config)
+    backend = load(config.checkpoint, config)
     check_classes(backend.spec, split.class_names, config.dataset_dir)
     classes = len(backend.spec.classes)
     require(
         config.num_classes in (None, classes),
-        f"--num_classes is {config.num_classes}, but {config.model} has {classes}: {', '.join(backend.spec.classes)}",
+        f"--num_classes is {config.num_classes}, but {config.checkpoint} has {classes}: "
+        + ", ".join(backend.spec.classes),
     )
     if backend.spec.has_masks:
-        split.require_masks(f"{config.model} predicts masks", "evaluate a network that predicts boxes")
+        split.require_masks(f"{config.checkpoint} predicts masks", "evaluate a network that predicts boxes")
     if backend.spec.tiling is not None:
         sizes = [(image["height"], image["width"]) for image in split.images]
         check_sizes(backend.spec.tiling, sizes, str(split.folder), refuse=isinstance(config.tile, int))
     conf = threshold.DEFAULT if config.conf == "auto" else config.conf
     if config.conf != "auto":
-        check_floor(backend, conf, config, config.model)
+        check_floor(backend, conf, config, config.checkpoint)
     other = read_other(config.against, split, conf, config.min_area) if config.against else None
     digests = team.from_main(lambda: content_digests(split, backend.spec.intensity))
-    leak = seen_in_training(split, digests, config.model, allow=config.allow_leak)
+    leak = seen_in_training(split, digests, config.checkpoint, allow=config.allow_leak)
     predictions, seconds = _predict(config, backend, split, team)
     chosen = _threshold(config, backend, split, digests, predictions, team)
-    check_floor(backend, chosen.value, config, config.model)
+    check_floor(backend, chosen.value, config, config.checkpoint)
     predictions, fitted = _calibrate(config, backend, split, digests, predictions, team)
     facts: dict[str, Any] = {
         "seconds": seconds,
         "seconds_per_image": sum(seconds.values()),
         "dataset": config.dataset_dir.as_posix(),
-        "model": config.model.as_posix(),
-        "model_sha256": exported.digest_of(config.model),
+        "model": config.checkpoint.as_posix(),
+        "model_sha256": exported.digest_of(config.checkpoint),
         "intensity": list(backend.spec.intensity),
         "join": backend.spec.join,
         **backend.spec.tiles_as_json,
@@ -134,9 +139,9 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         **{name: value for name, value in chosen.to_dict().items() if name != "chosen_by"},
         "same_split": shared > 0,
     }
-    manifest = exported.manifest_of(config.model) if exported.is_export(config.model) else None
+    manifest = exported.manifest_of(config.checkpoint) if exported.is_export(config.checkpoint) else None
     unproven = [] if manifest is None else manifest.unproven_note
-    all_notes = [*unproven, *notes(split, config.model, leak), *threshold_notes(chosen, shared, len(split.images))]
+    all_notes = [*unproven, *notes(split, config.checkpoint, leak), *threshold_notes(chosen, shared, len(split.images))]
     if fitted is not None:
         facts["calibration"], calibration_notes = _describe_calibration(fitted, split, digests)
         all_notes += calibration_notes
@@ -146,9 +151,9 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
             config.results_dir, split, predictions, chosen.value, config, config.seed, facts, all_notes
         )
         if chosen.how == "aim":
-            threshold.save(chosen, config.model)
+            threshold.save(chosen, config.checkpoint)
         if fitted is not None and split.name == VALIDATION:
-            _save_calibration(fitted, config.model)
+            _save_calibration(fitted, config.checkpoint)
         return evaluated
 
     return team.from_main(write)
@@ -231,14 +236,14 @@ def _threshold(
     if config.conf != "auto":
         return threshold.given(config.conf)
     if config.split != VALIDATION:
-        earlier = team.from_main(lambda: threshold.load(config.model))
+        earlier = team.from_main(lambda: threshold.load(config.checkpoint))
         is_aim = earlier is not None and earlier.aim == config.aim
         if earlier is not None and is_aim and earlier.holds_for(config.min_area, backend.spec.tiles_as_json):
             return earlier
         split = read_split(config.dataset_dir, VALIDATION, config)
         split.warn(strict=config.strict)
         digests = team.from_main(lambda: content_digests(split, backend.spec.intensity))
-        seen_in_training(split, digests, config.model, allow=config.allow_leak)
+        seen_in_training(split, digests, config.checkpoint, allow=config.allow_leak)
         predictions, _ = _predict(config, backend, split, team)
     evaluated = decide_verdicts(split, predictions, threshold.DEFAULT, config.min_area)
     truth, scores = np.array([one.truth for one in evaluated]), np.array([one.score for one in evaluated])
@@ -265,7 +270,7 @@ def _calibrate(
     """
     tiles = backend.spec.tiles_as_json
     if split.name != VALIDATION:
-        stored = team.from_main(lambda: calibration.load(config.model, config.min_area, tiles))
+        stored = team.from_main(lambda: calibration.load(config.checkpoint, config.min_area, tiles))
         return [replace(one, calibration=stored) for one in predictions], stored
     evaluated = decide_verdicts(split, predictions, threshold.DEFAULT, config.min_area)
     truth, scores = np.array([one.truth for one in evaluated]), np.array([one.score for one in evaluated])

@@ -24,7 +24,6 @@ from flawmask.evaluation.ranking import (
 )
 from flawmask.evaluation.uncertainty import Groups
 from flawmask.evaluation.verdicts import rates
-from flawmask.progress import track
 
 if TYPE_CHECKING:  # the command line and the report import the table of metrics; this import would slow them down
     from flawmask.evaluation.measure import Evidence
@@ -57,7 +56,7 @@ def verdict_counts(evidence: "Evidence", weights: Floats | None) -> Values:
 
 def outcomes(evidence: "Evidence", weights: Floats | None) -> tuple[Floats, Floats, Floats, Floats]:
     """Return the verdicts' true positives, false positives, false negatives and true negatives, (B,) each."""
-    kinds = _outcomes(evidence)
+    kinds = evidence.outcomes
     weights = np.ones((1, len(kinds))) if weights is None else weights
     tp, fp, fn, tn = (weights @ kinds).T
     return tp, fp, fn, tn
@@ -65,16 +64,8 @@ def outcomes(evidence: "Evidence", weights: Floats | None) -> tuple[Floats, Floa
 
 def counts_of_groups(evidence: "Evidence", groups: Groups) -> Values:
     """Return the metrics of `verdict_counts` for each of k groups, (k,) each."""
-    tp, fp, fn, tn = (np.bincount(groups, kind).astype(np.float64) for kind in _outcomes(evidence).T)
+    tp, fp, fn, tn = (np.bincount(groups, kind).astype(np.float64) for kind in evidence.outcomes.T)
     return {"tp_defect": tp, "fp_defect": fp, "tn_good": tn, "fn_defect": fn, "total_images": tp + fp + fn + tn}
-
-
-def _outcomes(evidence: "Evidence") -> Floats:
-    """Return the outcome of each image as a one-hot row, (N, 4): true positive, false positive, false negative, true
-    negative."""
-    truth, verdicts = evidence.truth, evidence.verdicts
-    kinds = np.stack([truth & verdicts, ~truth & verdicts, truth & ~verdicts, ~truth & ~verdicts], axis=1)
-    return kinds.astype(np.float64)
 
 
 def share(part: Floats, whole: Floats) -> Floats:
@@ -127,11 +118,10 @@ def confidence(evidence: "Evidence", weights: Floats | None) -> Values:
     detections = evidence.detections
     if detections is None:
         return {}
-    scores = [[one.score for one in each.instances if one.score >= detections.conf] for each in detections.predictions]
     if weights is None:
-        pooled = [score for of_image in scores for score in of_image]
-        return {"confidence": _one(float(np.mean(pooled)) if pooled else None)}
-    sums, counts = (np.array([float(function(of_image)) for of_image in scores]) for function in (sum, len))
+        pooled = np.concatenate([*detections.counted_scores, []])
+        return {"confidence": _one(float(np.mean(pooled)) if len(pooled) else None)}
+    sums, counts = detections.sums_of_scores
     return {"confidence": share(weights @ sums, weights @ counts)}
 
 
@@ -147,7 +137,7 @@ def precision(evidence: "Evidence", weights: Floats | None) -> Values:
         return {key: _one(value) for key, value in detections.precision.items() if key != "ap_by_class"}
     return {
         f"{kind}_{name}": values
-        for kind, evaluation in track(list((detections.evaluations or {}).items()), "resampling")
+        for kind, evaluation in (detections.evaluations or {}).items()
         for name, values in evaluation.resampled(weights).items()
     }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,12 @@ class InstanceErrors:
             "missed": len(self.missed)
         }
 
+    @cached_property
+    def _sums(self) -> tuple[Floats, Floats]:
+        """The sum of each image's `best_ious`, (N,), and their number, (N,)."""
+        sums, counts = np.array([[ious.sum(), len(ious)] for ious in self.best_ious]).reshape(-1, 2).T
+        return sums, counts
+
     @property
     def mean_iou(self) -> float | None:
         """The mean of `best_ious`, 0 to 1; None where there is no true defect."""
@@ -57,7 +64,7 @@ class InstanceErrors:
 
     def resampled_iou(self, weights: Floats) -> Floats:
         """Return `mean_iou` for weighted images, (B, N) to (B,); NaN where there is no true defect."""
-        sums, counts = np.array([[ious.sum(), len(ious)] for ious in self.best_ious]).reshape(-1, 2).T
+        sums, counts = self._sums
         total = weights @ counts
         return np.asarray(np.divide(weights @ sums, total, out=np.full(len(weights), np.nan), where=total > 0))
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawmask.coco import CocoSplit, Record, instance_masks
+from flawmask import masks
+from flawmask.coco import CocoSplit, Record, instance_masks, instance_rles
 from flawmask.evaluation.average_precision import (
     Evaluation,
     average_precision,
-    coco_results,
     evaluate_instances,
     mask_precision_curve,
 )
@@ -21,6 +21,7 @@ from flawmask.evaluation.instances import InstanceErrors, instance_errors
 from flawmask.evaluation.metrics import METRICS, Formula, Group, Metric, values
 from flawmask.evaluation.pixels import PixelTally
 from flawmask.evaluation.ranking import calibration, confusion, precision_recall_curve, rank, roc_curve
+from flawmask.evaluation.spool import StoredPredictions
 from flawmask.evaluation.uncertainty import Groups, Interval
 from flawmask.evaluation.verdicts import EvaluatedImage, groups_of, recall_by_type
 from flawmask.good_names import GOOD
@@ -84,15 +85,26 @@ class Detections:
     conf: float
     min_area: int
 
-    @property
+    @cached_property
     def has_masks(self) -> bool:
         """Whether the network predicts masks."""
         return all(prediction.has_masks for prediction in self.predictions)
 
     @cached_property
+    def counted_scores(self) -> list[list[float]]:
+        """The scores, at or above the threshold, of all instances on each image."""
+        return [[one.score for one in each.instances if one.score >= self.conf] for each in self.predictions]
+
+    @cached_property
+    def sums_of_scores(self) -> tuple[Floats, Floats]:
+        """The sum of each image's `counted_scores`, (N,), and their number, (N,)."""
+        sums, counts = (np.array([float(function(one)) for one in self.counted_scores]) for function in (sum, len))
+        return sums, counts
+
+    @cached_property
     def evaluations(self) -> dict[str, Evaluation] | None:
         """COCO's evaluations of masks and boxes; None where the split has no true defect."""
-        return _evaluate(self.split, self.predictions)
+        return evaluate_instances(self.split, self.predictions, has_masks=self.has_masks)
 
     @cached_property
     def precision(self) -> dict[str, Any]:
@@ -122,22 +134,29 @@ class Evidence:
     images: Sequence[EvaluatedImage]
     detections: Detections | None = None
 
-    @property
+    @cached_property
     def truth(self) -> Flags:
         """(N,) whether each image is defective."""
         return np.array([one.truth for one in self.images], dtype=bool)
 
-    @property
+    @cached_property
     def verdicts(self) -> Flags:
         """(N,) whether each image was rejected."""
         return np.array([one.verdict for one in self.images], dtype=bool)
 
-    @property
+    @cached_property
+    def outcomes(self) -> Floats:
+        """(N, 4) one 1 in each row: true positive, false positive, false negative, true negative."""
+        truth, verdicts = self.truth, self.verdicts
+        kinds = np.stack([truth & verdicts, ~truth & verdicts, truth & ~verdicts, ~truth & ~verdicts], axis=1)
+        return kinds.astype(np.float64)
+
+    @cached_property
     def scores(self) -> Floats:
         """(N,) each image's score."""
         return np.array([one.score for one in self.images], dtype=np.float64)
 
-    @property
+    @cached_property
     def probabilities(self) -> Floats | None:
         """(N,) each image's calibrated score; None if an image has none."""
         probabilities = [one.defect_probability for one in self.images]
@@ -152,11 +171,6 @@ class Evidence:
 def gather(split: CocoSplit, predictions: Sequence[Prediction], conf: float, min_area: int) -> Evidence:
     """Return the evidence for predictions, one per image of the split."""
     return Evidence(decide_verdicts(split, predictions, conf, min_area), Detections(split, predictions, conf, min_area))
-
-
-def _evaluate(split: CocoSplit, predictions: Sequence[Prediction]) -> dict[str, Evaluation] | None:
-    has_masks = all(prediction.has_masks for prediction in predictions)
-    return evaluate_instances(split, coco_results(split, predictions), has_masks=has_masks)
 
 
 def measure(
@@ -300,9 +314,23 @@ def _tally_pixels(detections: Detections) -> PixelTally:
     split, predictions, min_area = detections.split, detections.predictions, detections.min_area
     pairs = zip(split.images, predictions, strict=True)
     for image, prediction in track(pairs, "counting pixels", total=len(predictions)):
+        if isinstance(predictions, StoredPredictions):
+            tally.add_masks(*_overlap(split, image, prediction.defect_rle(detections.conf, min_area)))
+            continue
         truth, predicted = true_mask(split, image), prediction.defect_mask(detections.conf, min_area)
         tally.add(image["file_name"], prediction.score_map(min_area), truth, predicted)
     return tally
+
+
+def _overlap(split: CocoSplit, image: Record, predicted: dict[str, Any]) -> tuple[int, int, int]:
+    """Return the number of pixels in both the true and the predicted mask, only in the latter, and only in the former.
+
+    No mask is decoded.
+    """
+    shape = image["height"], image["width"]
+    truth = masks.union(instance_rles(split.defects(image), *shape, image["file_name"]), *shape)
+    hits = masks.area(masks.intersection(truth, predicted))
+    return hits, masks.area(predicted) - hits, masks.area(truth) - hits
 
 
 def true_mask(split: CocoSplit, image: Record) -> Flags:

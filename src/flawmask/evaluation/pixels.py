@@ -9,6 +9,7 @@ AUPRO is the area under the per-region-overlap curve up to a false-positive rate
 of Computer Vision 129, 2021. Regions are 8-connected, as in the authors' published evaluation.
 """
 
+from array import array
 from typing import Any, NamedTuple
 
 import cv2
@@ -81,7 +82,8 @@ class PixelTally:
         self._exact = [_Counts(np.array([ZERO]), np.zeros((3, 1)))]
         self._table: list[Floats] | None = None
         self._groups: list[_Counts] = []
-        self._hits: list[tuple[int, int, int]] = []
+        self._by_image: Floats | None = None
+        self._hits = array("d")
 
     def add(self, name: str, scores: npt.NDArray[np.float32], truth: Mask, predicted: Mask) -> None:
         """Count an image.
@@ -105,9 +107,10 @@ class PixelTally:
             )
         bits = 0 if self._table is None else COARSE_BITS
         counted = _count(scores, truth, bits)
+        self._by_image = None
         self._groups.append(_grouped(_Counts(counted.keys << np.uint32(bits), counted.counts)))
         hits, positives, defects = (int(np.count_nonzero(mask)) for mask in (truth & predicted, predicted, truth))
-        self._hits.append((hits, positives - hits, defects - hits))
+        self._hits.extend((hits, positives - hits, defects - hits))
         if self._table is not None:
             for row, counts in zip(self._table, counted.counts, strict=True):
                 row[counted.keys] += counts
@@ -115,6 +118,16 @@ class PixelTally:
         self._exact.append(counted)
         if sum(len(one.keys) for one in self._exact) > 2 * EXACT_SCORES:
             self._settle()
+
+    def add_masks(self, hits: int, spurious: int, missed: int) -> None:
+        """Count an image whose pixels have no scores: only `pixel_iou` and `pixel_dice` follow from it.
+
+        Args:
+            hits: the number of defect pixels that the predicted masks cover.
+            spurious: the number of good pixels that they cover.
+            missed: the number of defect pixels that they do not cover.
+        """
+        self._hits.extend((hits, spurious, missed))
 
     def figures(self) -> dict[str, float | None]:
         """Return the metrics over the pixels of all images, 0 to 1; None where one is undefined.
@@ -124,7 +137,7 @@ class PixelTally:
         threshold with that F1. All need a defect pixel; AUROC and AUPRO also need a good one.
         """
         keys, counts = self._settle()
-        rates = _rates(counts) | _overlaps(np.array(self._hits, dtype=np.float64).reshape(-1, 3).sum(0))
+        rates = _rates(counts) | _overlaps(np.array(self._hits).reshape(-1, 3).sum(0))
         values = {name: None if np.isnan(value) else float(value) for name, value in rates.items()}
         threshold = None if values["pixel_f1_max"] is None else _score(keys[int(np.argmax(_f1(counts)))])
         return {**values, "pixel_f1_max_threshold": threshold}
@@ -162,8 +175,10 @@ class PixelTally:
             (B,) float64 for each metric, NaN where it is undefined.
         """
         weights = np.asarray(weights, dtype=np.float64)
-        by_image = self._binned()
-        hits = np.array(self._hits, dtype=np.float64).reshape(-1, 3)
+        hits = np.array(self._hits).reshape(-1, 3)
+        if not self._groups:  # no image has scores
+            return _overlaps(weights @ hits)
+        self._by_image = by_image = self._binned() if self._by_image is None else self._by_image
         parts = []
         for first in range(0, len(weights), ROWS):
             rows = weights[first : first + ROWS]

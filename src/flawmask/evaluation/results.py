@@ -16,6 +16,7 @@ from flawmask.fonts import first_writable
 from flawmask.images import Levels
 from flawmask.inference.overlay import truth_beside_prediction
 from flawmask.inference.stream import MAX_THREADS, map_in_order
+from flawmask.json_lists import write_json_list
 from flawmask.launch import usable_cores
 from flawmask.prediction import Prediction
 from flawmask.progress import track
@@ -30,11 +31,11 @@ def write_results(
     with atomic_folder(results_dir) as folder:
         write_json(folder / "metrics.json", measured.metrics)
         write_json(folder / "curves.json", measured.curves)
-        write_json(folder / "predictions.json", coco_results(split, predictions))
+        write_json_list(folder / "predictions.json", coco_results(split, predictions))
         _write_table(folder / "predictions.csv", measured.images, predictions, conf, min_area)
         levels = levels_in(measured.metrics)
         _draw_overlays(folder / "overlays", split, measured.images, predictions, conf, min_area, overlays, levels)
-        write_report(folder)
+        write_report(folder, split=split)
 
 
 def write_scores(
@@ -61,13 +62,14 @@ def _write_table(
         *("file", "defect_type", "truth", "verdict", "score"),
         *("instances", "defect_area_px", "defect_area_percent", "defect_probability"),
     ]
-    rows = []
-    for one, prediction in zip(evaluated, predictions, strict=True):
+
+    def row(one: EvaluatedImage, prediction: Prediction) -> list[Cell]:
         names = ["defect" if is_defect else "good" for is_defect in (one.truth, one.verdict)]
         defects = defect_columns(prediction, conf, min_area)
         probability = "" if one.defect_probability is None else f"{one.defect_probability:.6f}"
-        rows.append([one.file_name, one.defect_type, *names, f"{one.score:.6f}", *defects, probability])
-    write_table(path, columns, rows)
+        return [one.file_name, one.defect_type, *names, f"{one.score:.6f}", *defects, probability]
+
+    write_table(path, columns, map(row, evaluated, predictions))
 
 
 def defect_columns(prediction: Prediction, conf: float, min_area: int) -> tuple[int, int | str, str]:

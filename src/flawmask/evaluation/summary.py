@@ -40,10 +40,7 @@ def summary(metrics: Mapping[str, Any]) -> str:
         f"Pixels: {', '.join(_line(metrics, 'pixels'))}",
         f"Instances: {metrics['instances']['matched']} of {metrics['instances']['truth']} found; wrong: "
         + ", ".join(f"{count} {kind}" for kind, count in metrics["instance_errors"].items() if kind != "missed"),
-        "Seconds per image: "
-        + f"{metrics['seconds_per_image']:.3f} ("
-        + ", ".join(f"{part} {value:.3f}" for part, value in metrics["seconds"].items())
-        + ")",
+        *([_seconds(metrics)] if "seconds" in metrics else []),
         *_folds(metrics),
         *_against(metrics),
         *(f"Note: {note}" for note in metrics["notes"]),
@@ -109,6 +106,11 @@ def _threshold(threshold: Mapping[str, Any]) -> str:
     interval = threshold["interval"]
     spread = f", 95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
     return f"{threshold['value']:.3f} ({where}{spread})"
+
+
+def _seconds(metrics: Mapping[str, Any]) -> str:
+    parts = ", ".join(f"{part} {value:.3f}" for part, value in metrics["seconds"].items())
+    return f"Seconds per image: {metrics['seconds_per_image']:.3f} ({parts})"
 
 
 def _folds(metrics: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,9 @@ Where groups are known, that is, images of one part, the groups are the sampling
 `by_group` has the formulas.
 """
 
+import copy
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ Flags = npt.NDArray[np.bool_]
 Interval = tuple[float, float]
 Groups = npt.NDArray[np.int64]
 """(N,) the number of each image's group. Numbers start at 0, and each has an image."""
+
+BLOCK = 2**22
+"""The most numbers in a block of weights: 32 MB. With more images than that has room for, a block is one sample."""
 
 LEVEL = 0.95
 Z = 1.959963984540054
@@ -75,14 +80,33 @@ def resample(truth: Flags, resamples: int, seed: int, groups: Groups | None = No
     same. Where groups are known, whole groups are drawn in this way, separately from those with and those without a
     defective image.
     """
+    return np.concatenate([*resample_blocks(truth, resamples, seed, groups), np.zeros((0, len(truth)))])
+
+
+def resample_blocks(truth: Flags, resamples: int, seed: int, groups: Groups | None = None) -> Iterator[Floats]:
+    """Yield the weights of `resample`, a few rows at a time, because all those of a million images take 8 GB."""
     units = np.arange(len(truth)) if groups is None else groups
     draw = np.random.default_rng(seed)
     defective = holds_defect(truth, units)
-    weights = np.zeros((resamples, len(defective)))
+    blocks = block_sizes(resamples, len(truth))
+    drawers = []
     for stratum in (defective, ~defective):
         if count := int(stratum.sum()):
-            weights[:, stratum] = draw.multinomial(count, np.full(count, 1 / count), size=resamples)
-    return weights if groups is None else weights[:, groups]
+            drawers.append((stratum, np.full(count, 1 / count), copy.deepcopy(draw)))
+            if stratum is defective:  # the good ones are drawn with the numbers that follow
+                for size in blocks:
+                    draw.multinomial(count, drawers[0][1], size=size)
+    for size in blocks:
+        weights = np.zeros((size, len(defective)))
+        for stratum, shares, generator in drawers:
+            weights[:, stratum] = generator.multinomial(len(shares), shares, size=size)
+        yield weights if groups is None else weights[:, groups]
+
+
+def block_sizes(resamples: int, images: int) -> list[int]:
+    """Return the number of rows in each block of weights. It depends on nothing else, so figures are reproducible."""
+    rows = max(1, BLOCK // max(1, images))
+    return [min(rows, resamples - first) for first in range(0, resamples, rows)]
 
 
 def holds_defect(truth: Flags, groups: Groups) -> Flags:

@@ -73,7 +73,7 @@ class PredictConfig(VerdictSettings, Strict):
     model: Path
     """The checkpoint: best.pt of a run."""
     input: tuple[str, ...]
-    """Images, folders of images, or patterns such as 'line3/*.png'; any number of them."""
+    """Images, folders, patterns such as 'line3/*.png', or @list.txt, a file with one path per line; any number."""
     output_dir: Path = Path("predictions")
     """The folder for the results. It is replaced as a whole if an earlier predict made it."""
     save_masks: bool = False
@@ -90,9 +90,46 @@ class PredictConfig(VerdictSettings, Strict):
     """Which page to read of files with several images, from 1. By default, such files are listed as unreadable."""
     fail_on_defect: bool = False
     """Exit with status 1 if a defect was found."""
+    records: Literal["jsonl", "parquet"] | None = None
+    """For archives: write rows in parts instead of pictures and predictions.json. A killed run goes on where it was."""
+    shard: str | None = None
+    """With --records: 3/16 predicts the third of 16 shards of the images, into a folder of its own in --output_dir."""
+    rows_per_part: int = 1000
+    """With --records: images in a part. A killed run repeats at most one part."""
+
+    ray: str | None = None
+    """With --records: predict on Ray, one worker per GPU or core. local, or the address of a cluster."""
+
+    @property
+    def shard_of(self) -> tuple[int, int]:
+        """The number of the shard, from 1, and the number of shards; (1, 1) for all images."""
+        number, _, count = (self.shard or "1/1").partition("/")
+        is_shard = number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)
+        require(is_shard, f"--shard is {self.shard}: give 1/16 to 16/16, for example")
+        return int(number), int(count)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_records()
         tolerance = self.polygon_tolerance
         require(0 <= tolerance <= 100, f"--polygon_tolerance is {tolerance}: it must lie between 0 and 100")
         require(self.page is None or self.page >= 1, f"--page is {self.page}: pages are counted from 1")
+
+    def _check_records(self) -> None:
+        require(self.records in (None, "jsonl", "parquet"), f"--records is {self.records}: it must be jsonl or parquet")
+        require(self.shard_of == (1, 1) or self.records is not None, "--shard is for --records")
+        require(self.ray is None or self.records is not None, "--ray is for --records")
+        require(self.rows_per_part >= 1, f"--rows_per_part is {self.rows_per_part}: it must be 1 or more")
+        if self.records is None:
+            return
+        for flag, is_given, why in (
+            ("--save_masks", self.save_masks, "the rows hold the masks"),
+            ("--preannotations", self.preannotations is not None, "it is for images that a person corrects"),
+            ("--strict", self.strict, "it would read all images, and rows without a verdict have a reason"),
+            (
+                f"--intensity {self.intensity}",
+                self.intensity in ("auto", "percentile"),
+                "it would read all images",
+            ),
+        ):
+            require(not is_given, f"{flag} cannot be used with --records: {why}")

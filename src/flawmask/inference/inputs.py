@@ -2,14 +2,24 @@
 
 import glob
 import os
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
-from flawmask import images
+import numpy as np
+
+from flawmask import images, remote
 from flawmask.errors import FlawmaskError
-from flawmask.files import is_junk, real_path, walk
+from flawmask.files import is_junk, real_path, walked
 from flawmask.tally import Tally
+
+LIST = "@"
+"""The first letter of an input that is a list of images."""
 
 
 @dataclass
@@ -77,22 +87,57 @@ def _no_image(text: str, others: dict[Path, str | None]) -> str:
 def _expand(text: str) -> Iterator[tuple[Path, str | None]]:
     """Yield the files of an input, each with the reason why it is no image; None for an image."""
     path = Path(text)
+    if text.startswith(LIST) and not path.exists():
+        yield from ((_local(line), None) for line in lines(Path(text[len(LIST) :])))
+        return
+    _local(text)
     if path.exists() and not path.is_dir():
         yield path, None
         return
     for one in [path] if path.is_dir() else _matching(path):
         if one.is_dir():
-            yield from ((below, _reason(below)) for below in walk(one))
+            yield from ((below, _reason(below)) for below in walked(one))
         else:
             yield one, _reason(one)
 
 
-def _matching(pattern: Path) -> list[Path]:
-    """Return the files and folders that match a pattern, sorted. A part of it that exists is taken literally."""
-    paths = [Path()]
-    for part in pattern.parts:
-        paths = [one for base in paths if base.is_dir() for one in _step(base, part)]
-    return sorted(set(paths))
+def _local(text: str) -> Path:
+    """Return the path of a local file. An address is refused."""
+    if remote.is_address(text):
+        raise FlawmaskError(f"--input {text} is an address: use --records, which writes rows instead of pictures")
+    return Path(text)
+
+
+def lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a list of images, without empty ones.
+
+    Raises:
+        FlawmaskError: the list cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if name := os.fsdecode(line.rstrip(b"\r\n")):
+                    yield name
+    except OSError as error:
+        raise FlawmaskError(f"--input {LIST}{path}: the list cannot be read: {error.strerror}") from None
+
+
+def _matching(pattern: Path) -> Iterable[Path]:
+    """Return the files and folders that match a pattern, sorted. A part of it that exists is taken literally.
+
+    Only the names of a few folders are in memory, unless the pattern has a `**`.
+    """
+    paths = _in_steps(Path(), pattern.parts)
+    return sorted(set(paths)) if "**" in pattern.parts else paths
+
+
+def _in_steps(base: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    if not parts:
+        yield base
+    elif base.is_dir():
+        for one in sorted(_step(base, parts[0])):
+            yield from _in_steps(one, parts[1:])
 
 
 def _step(base: Path, part: str) -> list[Path]:
@@ -102,6 +147,84 @@ def _step(base: Path, part: str) -> list[Path]:
     paths = [Path(one) for one in glob.glob(str(Path(glob.escape(str(base)), part)), recursive=True)]  # noqa: PTH207
     wants_hidden = is_junk(part)
     return [one for one in paths if wants_hidden or not any(map(is_junk, one.relative_to(base).parts))]
+
+
+def stream_images(inputs: tuple[str, ...], output: Path) -> Iterator[tuple[str, str | None]]:
+    """Yield the names of the files that the inputs lead to, each with the reason why it is no image; None for an image.
+
+    They are those of `find_images`, but only a few are in memory. Each file comes once. The files of several inputs are
+    sorted. A list keeps its order. An input may also be the address of remote files.
+
+    Raises:
+        FlawmaskError: an input leads to no image, or a list is one of several inputs or names an image twice.
+        OSError: a folder cannot be opened.
+    """
+    for text in inputs:
+        a_list = text.startswith(LIST) and not Path(text).exists()
+        if not a_list and not remote.is_address(text):
+            continue
+        if len(inputs) > 1:
+            raise FlawmaskError(f"--input {text} must be the only input with --records: make a list of all images")
+        yield from _in_list(Path(text[len(LIST) :])) if a_list else _remote(text)
+        return
+    streams = [_with_an_image(text, real_path(output)) for text in inputs]
+    for path, same in groupby(merge(*streams, key=itemgetter(0)), key=itemgetter(0)):
+        reasons = [reason for _, reason in same]
+        yield path.as_posix(), None if None in reasons else reasons[0]
+
+
+def _in_list(path: Path) -> Iterator[tuple[str, None]]:
+    _check_distinct(path)
+    found = False
+    for name in lines(path):
+        found = True
+        yield name, None
+    if not found:
+        raise FlawmaskError(f"--input {LIST}{path}: the list is empty")
+
+
+def _remote(address: str) -> Iterator[tuple[str, str | None]]:
+    found = False
+    for name in remote.find(address):
+        reason = None if name == address or images.is_readable(Path(name)) else "no image"
+        found = found or reason is None
+        yield name, reason
+    if not found:
+        raise FlawmaskError(f"--input {address}: there is no image ({_formats()}) there")
+
+
+def _with_an_image(text: str, results: Path) -> Iterator[tuple[Path, str | None]]:
+    """Yield the files of an input that do not lie in the folder for the results. There must be an image among them."""
+    example: dict[Path, str | None] = {}
+    has_image = False
+    for path, reason in _expand(text):
+        if results in real_path(path).parents:
+            continue
+        has_image = has_image or reason is None
+        if not example:
+            example[path] = reason
+        yield path, reason
+    if not has_image:
+        raise FlawmaskError(_no_image(text, example))
+
+
+def _check_distinct(path: Path) -> None:
+    """Refuse a list with an equal line. It takes 8 bytes of memory for each line."""
+    digests = array("Q", (int.from_bytes(blake2b(os.fsencode(name), digest_size=8).digest()) for name in lines(path)))
+    ordered = np.sort(np.frombuffer(digests, dtype=np.uint64))
+    repeated = set(ordered[1:][ordered[1:] == ordered[:-1]][:1].tolist())
+    for number, digest in enumerate(digests if repeated else (), start=1):
+        if digest in repeated:
+            raise FlawmaskError(f"{path} names the image of its line {number} twice: each must be there once (sort -u)")
+
+
+def shard_number(name: str, count: int) -> int:
+    """Return which of `count` shards an image belongs to, from 1.
+
+    It follows from the image's name alone. So shards that start at different times never share or miss an image, even
+    if other images arrive in between.
+    """
+    return int.from_bytes(blake2b(os.fsencode(name), digest_size=8).digest()) % count + 1
 
 
 def _reason(path: Path) -> str | None:

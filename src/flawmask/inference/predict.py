@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from flawmask import images
 from flawmask.csv_tables import write_table
@@ -22,15 +21,14 @@ from flawmask.inference.config import PredictConfig
 from flawmask.inference.inputs import find_images
 from flawmask.inference.overlay import draw_instances, viewing_size
 from flawmask.inference.predictor import check_floor, load
+from flawmask.inference.reading import Reader, read_region
 from flawmask.inference.stream import NetworkOutput, predict_all
 from flawmask.masks import Mask
 from flawmask.model.spec import ModelSpec
 from flawmask.png_rows import write_mask
 from flawmask.progress import track
 from flawmask.settings import require
-from flawmask.strips import StripImage, opened
 from flawmask.tally import tallies_to_dict, warn_of_unused
-from flawmask.tiles import check_sizes
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +73,7 @@ def predict(config: PredictConfig) -> Predicted:
             folder holds something else. Nothing is written then.
         UnusedError: `strict` is on, and an image is not predicted or cannot be read. Nothing is written then.
     """
+    require(config.records is None, "records is for flawmask.predict_records: predict writes pictures")
     config = replace(config, model=exported.file_of(config.model))
     check_output_folder(config.output_dir, "predictions.json", overwrite=True, what="prediction", entries=ENTRIES)
     inputs = find_images(config.input, config.output_dir)
@@ -83,7 +82,7 @@ def predict(config: PredictConfig) -> Predicted:
     _list_others(inputs.not_predicted)
     if config.strict:
         warn_of_unused([tally], where, strict=True)
-    region = _read_region(config.roi) if config.roi else None
+    region = read_region(config.roi) if config.roi else None
     backend = load(config.model, config)
     require(
         backend.spec.has_masks or not config.save_masks,
@@ -95,13 +94,14 @@ def predict(config: PredictConfig) -> Predicted:
     levels = backend.spec.intensity
     if config.intensity is not None:
         levels = intensity.of_images(config.intensity, paths, "--input")
+    read = Reader(config, backend.spec, region, levels)
     records: list[dict[str, Any]] = []
     with atomic_folder(config.output_dir) as folder:
         for name in ("overlays", "masks") if config.save_masks else ("overlays",):
             (folder / name).mkdir()
         stored = calibration.load(config.model, config.min_area, tiles)
-        job = _Job(config, backend.spec, conf, stored, region, folder, _unique_names(paths), levels)
-        written = predict_all(backend, paths, job.read, job.write, config.inference_batch_size)
+        job = _Job(config, backend.spec, conf, stored, region, folder, _unique_names(paths))
+        written = predict_all(backend, paths, read, job.write, config.inference_batch_size)
         with closing(written):
             for record in track(written, "predicting", total=len(paths)):
                 if "error" in record:
@@ -130,9 +130,7 @@ def predict(config: PredictConfig) -> Predicted:
         len(unreadable),
         config.output_dir,
     )
-    _warn_of_outside(job)
-    if backend.spec.tiling is not None:
-        check_sizes(backend.spec.tiling, job.sizes, "--input", refuse=False)
+    read.warn(len(paths))
     return Predicted(config.output_dir, defective, good, unreadable, inputs.not_predicted)
 
 
@@ -145,7 +143,7 @@ def _list_others(not_predicted: dict[Path, str]) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """The work for each image before and after the network. Several threads do it.
+    """The work for each image after the network. Several threads do it.
 
     Attributes:
         config: the settings of the stage.
@@ -155,10 +153,6 @@ class _Job:
         region: the region of interest, (height, width) bool; None for the whole image.
         folder: where the results go.
         names: the name of the pictures for each image.
-        levels: the values that become black and white in images of more than 8 bits.
-        outside: the images with a grey range that does not fit `levels`, and how they differ.
-        sizes: height and width of the images that were read.
-        first: the first image that is decoded whole, for each reason; see `strips.opened`.
     """
 
     config: PredictConfig
@@ -168,22 +162,6 @@ class _Job:
     region: Mask | None
     folder: Path
     names: dict[Path, str]
-    levels: images.Levels
-    outside: dict[Path, str] = field(default_factory=dict)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    first: dict[str, Path] = field(default_factory=dict)
-
-    def read(self, path: Path) -> npt.NDArray[np.uint8] | StripImage:
-        large = opened(path, self.first) if self.spec.tile is not None and self.config.page is None else None
-        pixels = large or images.read_pixels(path, self.config.page)
-        height, width = pixels.shape[:2]
-        _check_size((height, width), self.region, path, self.config)
-        self.sizes.append((height, width))
-        if isinstance(pixels, StripImage):
-            return pixels
-        if how := images.levels_problem(pixels, self.levels):
-            self.outside[path] = how
-        return images.as_seen(pixels, self.levels, path)
 
     def write(self, path: Path, output: NetworkOutput | FlawmaskError) -> dict[str, Any]:
         """Write the pictures of an image and return its record."""
@@ -208,36 +186,6 @@ class _Job:
             else:
                 write_mask(self.folder / record["mask"], prediction.defect_rle(*limits))
         return record
-
-
-def _warn_of_outside(job: _Job) -> None:
-    """Warn of images whose grey range does not fit the range with which they were read."""
-    if not job.outside:
-        return
-    first = min(job.outside)
-    log.warning(
-        "%d of %d images do not fit the range of grey from %d to %d (%s): %s %s; if the camera has fewer bits or more, "
-        "give their number with --intensity, or train on its images",
-        len(job.outside),
-        len(job.names),
-        *job.levels,
-        "as the model was trained" if job.config.intensity is None else f"--intensity {job.config.intensity}",
-        first,
-        job.outside[first],
-    )
-
-
-def _read_region(path: Path) -> Mask:
-    region = images.read_mask(path)
-    require(bool(region.any()), f"{path} has no white pixel: no defect would ever count")
-    return region
-
-
-def _check_size(shape: tuple[int, ...], region: Mask | None, path: Path, config: PredictConfig) -> None:
-    """Refuse an image whose size differs from the size of the region of interest."""
-    if region is not None and region.shape != shape:
-        sizes = [f"{width}x{height}" for height, width in (shape, region.shape)]
-        raise FlawmaskError(f"{path} is {sizes[0]} but {config.roi} is {sizes[1]}: draw the region at the images' size")
 
 
 def _unique_names(paths: list[Path]) -> dict[Path, str]:

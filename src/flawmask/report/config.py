@@ -17,7 +17,7 @@ class ReportConfig(Settings):
     output: Path = Path("comparison.html")
     """The page with several runs side by side; an earlier one is replaced."""
     gallery: int | None = None
-    """Maximum number of images in the gallery of a report, the worst first; by default all."""
+    """Most images in the gallery of a report, the worst first; by default all, or 500 of more than 10,000."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,6 +13,9 @@ GENERATOR = "flawmask report"
 """The name of the generator in a page. A page without it is never replaced."""
 
 
+SCRIPTS = {"gallery": "report.js", "table": "table.js"}
+
+
 def esc(value: Any) -> str:
     """Return the value's text, safe as the content or a quoted attribute of an HTML element."""
     return html.escape(str(value), quote=True)
@@ -50,25 +53,29 @@ def section(anchor: str, title: str, *parts: str) -> str:
     return f'<section id="{anchor}"><h2>{esc(title)}</h2>{content}</section>' if content else ""
 
 
-def page(title: str, body: str, data: Any = None) -> str:
+def page(title: str, body: str, data: Any = None, table: Any = None) -> str:
     """Return a whole page.
 
     Args:
         title: its title, as text.
         body: its content, as HTML.
-        data: the data for the script, as JSON values; None for a page without a script.
+        data: the data for the script of the gallery, as JSON values; None for a page without it.
+        table: the data for the script of the table, which loads further scripts beside the page; None without it.
     """
     script = ""
-    if data is not None:
-        content = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-        script = f'<script type="application/json" id="gallery-data">{content}</script>'
-        script += f"<script>{_resource('report.js')}</script>"
+    for name, content in (("gallery", data), ("table", table)):
+        if content is not None:
+            text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+            text = text.replace("<", "\\u003c")
+            script += f'<script type="application/json" id="{name}-data">{text}</script>'
+            script += f"<script>{_resource(SCRIPTS[name])}</script>"
     return Template(_resource("template.html")).substitute(
         generator=f"{GENERATOR} {flawmask.__version__}",
         title=esc(title),
         style=_resource("report.css"),
         body=body,
         script=script,
+        beside="" if table is None else " 'self'",
     )
 
 

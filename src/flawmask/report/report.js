@@ -3,7 +3,7 @@
 // it comes near the visible part of the page, so that 500 images open as fast as five.
 {
   const script = document.getElementById("gallery-data");
-  const { conf, min_area: minArea, images } = JSON.parse(script.textContent);
+  const { conf, min_area: minArea, images, all } = JSON.parse(script.textContent);
   script.textContent = ""; // frees the memory of the text
   const byId = (id) => document.getElementById(id);
   const slider = byId("threshold");
@@ -142,11 +142,21 @@
 
   function count() {
     const tally = { tp: 0, fp: 0, fn: 0, tn: 0 };
+    if (all) return countAll();
     for (const image of images) {
       const rejected = isRejected(image);
       tally[image.truth ? (rejected ? "tp" : "fn") : rejected ? "fp" : "tn"] += 1;
     }
     return tally;
+  }
+
+  // A report of many images has only some of them. `all` counts the scores of all in steps.
+  function countAll() {
+    if (state.threshold === conf) return all.atConf;
+    const from = Math.ceil(state.threshold * (all.good.length - 1) - 1e-6);
+    const sum = (values) => values.reduce((one, other) => one + other, 0);
+    const [tp, fp] = [all.defective, all.good].map((values) => sum(values.slice(from)));
+    return { tp, fp, fn: sum(all.defective) - tp, tn: sum(all.good) - fp };
   }
 
   function recount() {
@@ -157,7 +167,7 @@
     byId("live").textContent =
       `Finds ${tp} of ${tp + fn} defective, rejects ${fp} of ${fp + tn} good. ` +
       `Precision ${percent(tp, tp + fp)}, recall ${percent(tp, tp + fn)}, F1 ${percent(2 * tp, 2 * tp + fp + fn)}.`;
-    const numbers = { all: images.length, missed: fn, false_alarm: fp, right: tp + tn };
+    const numbers = { all: tp + fp + fn + tn, missed: fn, false_alarm: fp, right: tp + tn };
     for (const place of document.querySelectorAll("[data-count]")) place.textContent = numbers[place.dataset.count];
     const line = byId("histogram").querySelector(".at");
     line.setAttribute("x1", 100 * state.threshold);
@@ -169,8 +179,10 @@
   function histogram() {
     const bins = 50;
     const sides = { good: new Array(bins).fill(0), defective: new Array(bins).fill(0) };
-    for (const image of images)
-      sides[image.truth ? "defective" : "good"][Math.min(bins - 1, Math.floor(score(image) * bins))] += 1;
+    const add = (side, value, count) => { sides[side][Math.min(bins - 1, Math.floor(value * bins))] += count; };
+    for (const side of all ? ["good", "defective"] : [])
+      all[side].forEach((count, step) => add(side, step / (all[side].length - 1), count));
+    for (const image of all ? [] : images) add(image.truth ? "defective" : "good", score(image), 1);
     const most = Math.max(1, ...sides.good, ...sides.defective);
     const bar = (side, value, bin) => {
       // The root of the count: one image among hundreds must still be seen.

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flawmask import coco
+from flawmask import coco_results
 from flawmask.coco import CocoSplit, Record, read_split
 from flawmask.coco_files import has_split
+from flawmask.csv_tables import rows_of
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
 from flawmask.settings import Reading
@@ -78,7 +79,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def read_truth(results: Results) -> CocoSplit:
-    """Return the split that was evaluated.
+    """Return the split that was evaluated. Images whose stored predictions had no verdict are not in it.
 
     Raises:
         FlawmaskError: the split that `metrics.json` names is missing or damaged.
@@ -90,16 +91,20 @@ def read_truth(results: Results) -> CocoSplit:
             "run this in the folder in which evaluate was run"
         )
     reading = {name: results.metrics[name] for name in ("crowds", "on_error", "good_name") if name in results.metrics}
-    return read_split(dataset, split, Reading(**reading))
+    truth = read_split(dataset, split, Reading(**reading))
+    if results.metrics.get("total_images") in (None, len(truth.images)):
+        return truth
+    evaluated = {row["file"] for row in rows_of(results.folder / "predictions.csv")}
+    return truth.without(at for at, image in enumerate(truth.images) if image["file_name"] not in evaluated)
 
 
 def read_detections(results: Results, split: CocoSplit) -> dict[int, list[Record]]:
     """Return the defect detections for each image id of the split, the highest score first.
 
     Raises:
-        FlawmaskError: see `coco.read_results`.
+        FlawmaskError: see `coco_results.read_results`.
     """
-    detections = coco.read_results(results.folder / "predictions.json", split)
+    detections = coco_results.read_results(results.folder / "predictions.json", split)
     return {
         image_id: [record for record in of_image if record["category_id"] in split.defect_ids]
         for image_id, of_image in detections.items()

@@ -32,6 +32,7 @@ from flawmask.report.results import Results
 from flawmask.tally import Tally
 
 MAX_OPEN_ROWS = 12  # longer lists are folded
+MAX_ROWS = 2000  # of a list
 
 
 def title(results: Results) -> str:
@@ -321,26 +322,27 @@ def _list(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
     title = f"{len(rows)} {name} instance{'' if len(rows) == 1 else 's'}"
-    return _folded(title, table(head, rows), is_open=len(rows) <= MAX_OPEN_ROWS)
+    more = "" if len(rows) <= MAX_ROWS else f"<p>The first {MAX_ROWS} of them. metrics.json lists all.</p>"
+    return _folded(title, more + table(head, rows[:MAX_ROWS]), is_open=len(rows) <= MAX_OPEN_ROWS)
 
 
 def _folded(title: str, content: str, *, is_open: bool) -> str:
     return f"<details{' open' if is_open else ''}><summary>{esc(title)}</summary>{content}</details>"
 
 
-def gallery_controls(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return the controls of the gallery; the script fills it."""
+def gallery_controls(entries: Sequence[Mapping[str, Any]], total: int) -> str:
+    """Return the controls of the gallery; the script fills it. `total` is the number of evaluated images."""
     pictures = sum("jpeg" in entry for entry in entries)
     types = sorted({entry["type"] for entry in entries})
     options = "".join(f'<option value="{esc(name)}">{esc(name)}</option>' for name in types)
-    limited = f"<p>Of {len(entries)} images the {pictures} worst are shown; all of them are counted.</p>"
+    limited = f"<p>Of {total} images the {pictures} worst are shown; all of them are counted.</p>"
     outcomes = {"all": "All", "missed": "Missed", "false_alarm": "False alarms", "right": "Right"}
     buttons = "".join(
         f'<button type="button" data-outcome="{key}" aria-pressed="{"true" if key == "all" else "false"}">'
         f'{name} <span data-count="{key}"></span></button>'
         for key, name in outcomes.items()
     )
-    return f"""{limited if pictures < len(entries) else ""}
+    return f"""{limited if pictures < total else ""}
 <noscript><p>The gallery needs JavaScript, which is switched off here.</p></noscript>
 <div class="controls"><div class="sticky">
 <div class="slider"><label for="threshold">Threshold</label>
