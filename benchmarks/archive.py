@@ -60,8 +60,9 @@ class Square:
 
     def infer(self, batch: Sequence[Resized], /) -> list[RawDetections]:
         """Return a square for each image. Its score is the image's mean."""
-        box, mask = np.float32([[8, 8, 40, 40]]), np.ones((1, 28, 28), np.float32)
-        return [RawDetections(box, np.array([2]), np.float32([one.pixels.mean() / 255]), mask) for one in batch]
+        box, mask = np.array([[8, 8, 40, 40]], np.float32), np.ones((1, 28, 28), np.float32)
+        scores = (np.array([one.pixels.mean() / 255], np.float32) for one in batch)
+        return [RawDetections(box, np.array([2]), score, mask) for score in scores]
 
 
 def write_archive(folder: Path, count: int) -> None:
@@ -111,7 +112,8 @@ def main(config: Config) -> None:
         folder = Path(place)
         write_archive(folder, config.images)
         (folder / "best.pt").write_bytes(b"no network")
-        began, rows = time.perf_counter(), []
+        began = time.perf_counter()
+        rows: list[list[str]] = []
         options = ["--records", config.records, "--kind", config.kind, "--images", str(config.images)]
         with subprocess.Popen([sys.executable, __file__, *options, "--child", place]) as process:
             while process.poll() is None:

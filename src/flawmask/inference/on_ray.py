@@ -89,7 +89,8 @@ def predict_on_ray(config: PredictConfig, parts: Parts, starts: Sequence[tuple[i
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    there = ray.cluster_resources()
+    resources: Any = ray.cluster_resources  # it has no types
+    there = resources()
     unit = "GPU" if there.get("GPU") else "CPU"
     workers = min(int(there[unit]), len(starts))
     items = [{"part": number, "start": start} for number, start in starts]
