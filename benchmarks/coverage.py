@@ -85,9 +85,15 @@ def draw_matches(rng: np.random.Generator, truth: np.ndarray, shift: float) -> M
             image.append(place)
             score.append(rng.normal(0, 1))
             right.append(np.zeros(10, dtype=bool))
-    order = np.argsort(-np.array(score), kind="stable")
-    tp = np.array(right, dtype=bool).reshape(-1, 10).T[:, order]
-    return Matches(np.array(image, dtype=np.int64)[order], tp, ~tp, truths.astype(float))
+    tp = np.array(right, dtype=bool).reshape(-1, 10).T
+    return in_order(np.array(image, dtype=np.int64), np.array(score, dtype=np.float64), tp, truths)
+
+
+def in_order(image: np.ndarray, scores: np.ndarray, tp: np.ndarray, truths: np.ndarray) -> Matches:
+    """Return detections, the highest score first; an image's id is its place."""
+    order = np.argsort(-scores, kind="stable")
+    image, tp = image[order], tp[:, order]
+    return Matches(image, image, scores[order], tp, ~tp, truths.astype(float))
 
 
 def mask_ap(matches: Matches, weights: np.ndarray) -> np.ndarray:
@@ -191,8 +197,7 @@ def draw_grouped_matches(
     image = np.concatenate((true_image, wrong_image))
     scores = np.concatenate((score[true_image, true_place], wrong_score[wrong_image, wrong_place]))
     tp = np.concatenate((right[true_image, true_place], np.zeros((len(wrong_image), 10), dtype=bool)))
-    order = np.argsort(-scores, kind="stable")
-    return Matches(image[order], tp[order].T, ~tp[order].T, truths.astype(float))
+    return in_order(image, scores, tp.T, truths)
 
 
 def grouped_intervals(

@@ -63,7 +63,7 @@ def connected(address: str) -> Iterator[None]:
     try:
         if port:  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(logging_level="warning", **({"address": address} if address != "local" else local))
+        ray.init(logging_level=logging.WARNING, **({"address": address} if address != "local" else local))
     except (OSError, RuntimeError, ValueError) as error:
         raise FlawmaskError(
             f"--ray {address}: no cluster answers ({error}): give the address that `ray start --head` printed, or local"
