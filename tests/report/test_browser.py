@@ -387,10 +387,13 @@ def test_the_table_of_many_images_is_loaded_filtered_and_sorted(
     assert page.locator("#table-next").is_disabled()
     missed = [name for name, outcome in tally(made, 0.5).items() if outcome == "Missed"]
     page.locator("#table-outcome").select_option("2")
+    page.get_by_text(f"1 to {len(missed)} of {len(missed)} of 250 images").wait_for(timeout=PATIENCE_MS)
     assert [row.locator("th").text_content() for row in shown.all()] == missed
     page.locator("#table-outcome").select_option("")
-    page.locator("#table-name").fill("SCRATCH")
     page.locator("#table-order").select_option("falling")
+    page.locator("#table-name").press_sequentially("SCRATCH")
+    found = sum("scratch" in name for name in tally(made, 0.5))
+    page.get_by_text(f"1 to {min(found, 100)} of {found} of 250 images").wait_for(timeout=PATIENCE_MS)
     scores = [float(row.locator("td").last.text_content()) for row in shown.all()]
     assert scores == sorted(scores, reverse=True)
     assert all("scratch" in row.locator("th").text_content() for row in shown.all())

@@ -13,6 +13,7 @@
   const scores = [];
   let chosen = new Uint32Array(0);
   let leaf = 0;
+  let timer = 0;
 
   function load(number) {
     if (number === table.parts) {
@@ -76,8 +77,9 @@
   }
 
   document.getElementById("load").addEventListener("click", (event) => { event.target.disabled = true; load(0); });
-  for (const name of ["name", "type", "outcome", "low", "high", "order"]) at(name).addEventListener("change", choose);
-  at("name").addEventListener("search", choose);
+  // Not at each letter: with a million rows, this takes a moment.
+  const chooseSoon = () => { clearTimeout(timer); timer = setTimeout(choose, 150); };
+  for (const name of ["name", "type", "outcome", "low", "high", "order"]) at(name).addEventListener("input", chooseSoon);
   at("back").addEventListener("click", () => { leaf -= 1; show(); });
   at("next").addEventListener("click", () => { leaf += 1; show(); });
 }
