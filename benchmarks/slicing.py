@@ -58,7 +58,7 @@ class Config:
     split: str = "val"
     """The split."""
     images: int = 1000
-    """At most so many images."""
+    """At most so many images, spread over the split."""
     only: str | None = None
     """Run only this one of the slicers, in this process, and print its result as JSON."""
     picture: Path | None = None
@@ -175,7 +175,7 @@ def run(config: Config, name: str) -> dict[str, Any]:
         backend.spec = dataclasses.replace(backend.spec, tile_shift=backend.spec.tile // 2)
     slicer = partial(SLICERS.get(name, flawmask), backend)
     counts, seconds, verdicts = np.zeros(5, dtype=int), 0.0, {}
-    for image in split.images[: config.images]:
+    for image in split.images[:: -(-len(split.images) // config.images)]:
         pixels = images.read_image(split.image_path(image), backend.spec.intensity)
         start = time.perf_counter()
         found = slicer(pixels)
