@@ -144,7 +144,7 @@ def _has_fast_bf16(device: torch.device) -> bool:
 def _is_intel() -> bool:
     """Return whether the CPU is one of Intel's."""
     with suppress(OSError):  # Linux
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(errors="replace")
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     return "GenuineIntel" in platform.processor()  # Windows
 
 

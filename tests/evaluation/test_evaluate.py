@@ -74,7 +74,7 @@ def test_every_figure_is_written_under_the_name_that_users_know(evaluated: Calla
     assert set(metrics["recall_by_type"]) == {"crack", "scratch"}
     assert metrics["seconds_per_image"] > 0
     assert set(metrics["seconds"]) == {"read", "network", "post"}
-    assert names(done.results_dir) == sorted(stage.ENTRIES)
+    assert {*names(done.results_dir)} == {*stage.ENTRIES} - {"table"}  # the table is of many images
 
 
 def test_every_interval_holds_its_figure_and_says_how_it_was_made(

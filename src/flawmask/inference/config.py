@@ -119,7 +119,8 @@ class PredictConfig(VerdictSettings, Strict):
         require(self.records in (None, "jsonl", "parquet"), f"--records is {self.records}: it must be jsonl or parquet")
         require(self.shard_of == (1, 1) or self.records is not None, "--shard is for --records")
         require(self.ray is None or self.records is not None, "--ray is for --records")
-        require(self.rows_per_part >= 1, f"--rows_per_part is {self.rows_per_part}: it must be 1 or more")
+        rows = self.rows_per_part
+        require(1 <= rows <= 10**6, f"--rows_per_part is {rows}: it must be 1 to 1000000")
         if self.records is None:
             return
         for flag, is_given, why in (
