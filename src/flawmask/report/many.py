@@ -113,7 +113,9 @@ def write_table(results: Results, count: int) -> Counted:
                     "scores": score,
                 }
                 text = json.dumps(columns, ensure_ascii=False, separators=(",", ":"))
-                (folder / f"{number}.js").write_text(f"flawmaskRows({number},{text});\n", encoding="utf-8")
+                (folder / f"{number}.js").write_text(
+                    f"flawmaskRows({number},{text});\n", encoding="utf-8", newline="\n"
+                )
                 truths.extend(truth)
                 scores.extend(score)
                 number += 1
