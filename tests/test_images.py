@@ -691,3 +691,20 @@ def test_an_image_of_the_wanted_size_is_returned_as_it_is_and_a_view_is_resized(
     assert resize(RGB, (7, 10)) is RGB
     mirrored = RGB[::-1, ::-1]
     assert np.array_equal(resize(mirrored, (5, 6)), resize(mirrored.copy(), (5, 6)))
+
+
+def test_images_are_opened_by_pillow_even_if_another_package_replaced_its_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importing ultralytics replaces it, and a file that is no image then gets a package installed, or its name."""
+
+    def replaced(*_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'pi_heif'")
+
+    monkeypatch.setattr(Image, "open", replaced)
+    path = tmp_path / "a.png"
+    write_png(path, np.zeros((3, 4, 3), np.uint8))
+    assert read_image(path).shape == (3, 4, 3)
+    path.write_bytes(b"no image")
+    with pytest.raises(ImageError, match="cannot identify image file"):
+        read_image(path)

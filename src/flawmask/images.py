@@ -31,6 +31,10 @@ from flawmask.launch import is_own_process
 if TYPE_CHECKING:
     import torch
 
+open_image = Image.open
+"""Pillow's function. Importing ultralytics replaces `Image.open` by one that tries to install a package if a file is
+not an image."""
+
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
 READABLE = SUFFIXES | {".webp", ".jfif", ".jp2", ".gif"}
@@ -180,7 +184,7 @@ def _decoded(file: BinaryIO, path: Path | str, page: int | None = None, *, wants
     """
     limit = max_pixels()
     try:
-        with Image.open(file) as picture:
+        with open_image(file) as picture:
             _go_to_page(picture, page, path)
             if picture.width * picture.height > limit:
                 raise Image.DecompressionBombError
@@ -217,7 +221,7 @@ def exceeds_8_bits(path: Path) -> bool:
     """
     max_pixels()  # this also hides Pillow's warnings
     try:
-        with Image.open(path) as picture:
+        with open_image(path) as picture:
             return picture.mode.startswith("I") or ";16" in raw_mode(picture)
     except Exception as error:  # Pillow's plugins raise errors of any type
         raise ImageError(f"{path} cannot be read as an image ({type(error).__name__})") from None

@@ -98,7 +98,7 @@ def opened(path: Path, first: dict[str, Path] | None = None) -> StripImage | Non
     if not path.is_file():
         return None
     try:
-        with PIL.Image.open(path) as picture:
+        with images.open_image(path) as picture:
             pixels = picture.width * picture.height
             if not MIN_PIXELS <= pixels <= limit:
                 return None

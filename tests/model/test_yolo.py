@@ -205,14 +205,17 @@ asked = []
 socket.getaddrinfo = lambda host, *_, **__: asked.append(host) or []  # as if there were internet
 from flawmask.model.build import build
 from flawmask.model.spec import ModelSpec
+import cv2, PIL.Image, torch
+before = PIL.Image.open, torch.save, cv2.imread
 build(ModelSpec("yolo11n", ("good", "defect")))
+assert before == (PIL.Image.open, torch.save, cv2.imread)
 from ultralytics.utils.events import events
 print(bool(events.enabled), asked)
 """
 
 
 @pytest.mark.services
-def test_ultralytics_sends_no_report_and_opens_no_connection(tmp_path: Path) -> None:
+def test_ultralytics_sends_no_report_opens_no_connection_and_replaces_no_function(tmp_path: Path) -> None:
     """It runs in a process and with settings of its own, because ultralytics never reports under pytest."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "YOLO", "GITHUB"))}
 

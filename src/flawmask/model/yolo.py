@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import PIL.Image
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,17 +42,25 @@ NMS_IOU = 0.7
 """If two boxes of a class have a larger IoU, the one with the lower score is suppressed. It is ultralytics' default."""
 
 
+REPLACED = ((PIL.Image, "open"), (torch, "save"), (cv2, "imread"), (cv2, "imwrite"), (cv2, "imshow"))
+"""Functions that importing ultralytics replaces for the whole process. Its `PIL.Image.open` tries to install a package
+if a file is not an image."""
+
+
 @cache
 def _tasks() -> Any:
     """Return ultralytics' module of networks. Its usage reports, automatic installs and online checks are switched off.
+
+    What it replaces in other packages is put back.
 
     Raises:
         FlawmaskError: ultralytics is not installed.
     """
     for name, value in {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}.items():
         os.environ.setdefault(name, value)
+    threads = cv2.getNumThreads()
+    originals = [getattr(module, name) for module, name in REPLACED]
     try:
-        threads = cv2.getNumThreads()
         from ultralytics.nn import tasks
     except ImportError:
         raise FlawmaskError(
@@ -60,6 +69,8 @@ def _tasks() -> Any:
         ) from None
     log.warning("YOLO is ultralytics', licensed under AGPL-3.0: mind its terms before you ship it")
     cv2.setNumThreads(threads)  # importing ultralytics switches OpenCV's threads off for the whole process
+    for (module, name), original in zip(REPLACED, originals, strict=True):
+        setattr(module, name, original)
     logging.getLogger("ultralytics").setLevel(logging.ERROR)
     return tasks
 
