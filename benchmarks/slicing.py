@@ -40,6 +40,9 @@ Image = npt.NDArray[np.uint8]
 Rle = dict[str, Any]
 Slicer = Callable[[Image], list[Rle]]
 
+WIDTH = 1000
+"""The largest width of the picture's panels, in pixels."""
+
 CONF = 0.5
 """Predictions with at least this score are compared."""
 
@@ -253,6 +256,8 @@ def draw_one(config: Config, path: Path) -> None:
             mask = masks.decode(rle, *pixels.shape[:2])[window]
             drawn = outline(drawn, mask, colours[number % len(colours)])
         count = sum(bool(masks.decode(rle, *pixels.shape[:2])[window].any()) for rle in found)
+        scale = min(1.0, WIDTH / drawn.shape[1])
+        drawn = np.asarray(cv2.resize(drawn, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
         panels.append(title_bar(drawn, f"{name}: {count} instance{'' if count == 1 else 's'}"))
     images.write_png(path, np.vstack(panels) if wide > high else side_by_side(*panels))
 
