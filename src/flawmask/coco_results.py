@@ -31,9 +31,8 @@ def read_results(path: Path, split: CocoSplit) -> dict[int, list[Record]]:
 def results_of(path: Path, split: CocoSplit, only: Collection[int] | None = None) -> Iterator[Record]:
     """Yield the predictions in a COCO results file, in the order of the file. Only one is in memory at a time.
 
-    Each mask is compressed RLE at the image's size. If no record
-    of the file has a mask, the network predicts only boxes: then each mask is filled from its box, and the record gets
-    `is_box`.
+    Each mask is compressed RLE at the image's size. If no record of the file has a mask, the network predicts only
+    boxes: then each mask is filled from its box, and the record gets `is_box`.
 
     Args:
         path: the file.
