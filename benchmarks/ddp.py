@@ -102,8 +102,8 @@ def measure(config: Config, data: Path) -> dict[str, Any] | None:
 
         def made() -> Step:
             torch.manual_seed(0)
-            model = prepare_for_training(settings, build(spec), spec, CPU, torch.float32, is_pretrained=True)
-            return make_step(settings, model, spec, CPU, torch.float32, True, micro_batch_size=1, team=team)
+            model = prepare_for_training(settings, build(spec), spec, CPU, torch.float32, start="detector")
+            return make_step(settings, model, spec, CPU, torch.float32, "detector", micro_batch_size=1, team=team)
 
         ours, theirs = made(), made()
         wrapped = DistributedDataParallel(Losses(theirs), find_unused_parameters=True)

@@ -180,8 +180,8 @@ def pair_of(bench: Bench, arch: str, size: int, count: int, *, compile: Any = "a
         dataset_dir=data, output_dir=data, roi_samples=bench.roi_samples, lr=1e-5, warmup_steps=0, compile=compile
     )
     dtype = choose_precision("auto", bench.device)
-    prepare_for_training(config, model, spec, bench.device, dtype, is_pretrained=True)
-    step = make_step(config, model, spec, bench.device, dtype, True, micro_batch_size=count)
+    prepare_for_training(config, model, spec, bench.device, dtype, start="detector")
+    step = make_step(config, model, spec, bench.device, dtype, "detector", micro_batch_size=count)
     full, small = PlainDataset(split), SplitDataset(split, spec)
     draw = np.random.default_rng(0)
     places = [draw.integers(0, len(split.images), count).tolist() for _ in range(bench.steps)]
@@ -337,8 +337,8 @@ def losses_part(bench: Bench) -> None:
     model.load_state_dict(plain.state_dict())
     plain.to(bench.device)
     dtype = choose_precision("auto", bench.device)
-    network = prepare_for_training(config, model, spec, bench.device, dtype, is_pretrained=False)
-    fast = make_step(config, network, spec, bench.device, dtype, False, micro_batch_size=4)
+    network = prepare_for_training(config, model, spec, bench.device, dtype, start="nothing")
+    fast = make_step(config, network, spec, bench.device, dtype, "nothing", micro_batch_size=4)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.0005, weight_decay=0.01)
     full, small = PlainDataset(split), SplitDataset(split, spec)
     rows: list[tuple[float, float]] = []

@@ -63,7 +63,7 @@ def _step(
     detector_of(spec).train_in(training, device, dtype)
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(dataset_dir=Path(folder), output_dir=Path(folder) / "run", arch=spec.arch, compile="off")
-    return make_step(config, training, spec, device, dtype, True, micro_batch_size=micro_batch_size)
+    return make_step(config, training, spec, device, dtype, "detector", micro_batch_size=micro_batch_size)
 
 
 def _learns(model: torch.nn.Module, spec: ModelSpec, device: torch.device) -> bool:

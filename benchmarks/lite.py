@@ -198,11 +198,11 @@ def trained(data: str, items: list[Item], arch: Arch, micro_batch_size: int, ste
     torch.manual_seed(0)
     step = make_step(
         config,
-        build_for_training(config, spec, given, CPU, dtype, is_pretrained=True),
+        build_for_training(config, spec, given, CPU, dtype, start=given.start),
         spec,
         CPU,
         dtype,
-        True,
+        given.start,
         micro_batch_size=micro_batch_size,
     )
     times = []

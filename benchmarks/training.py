@@ -182,9 +182,9 @@ def flawmask_step(
     dtype = choose_precision("auto", where)
     keep_freed_memory(where)
     torch.manual_seed(0)
-    model = prepare_for_training(config, build(spec), spec, where, dtype, is_pretrained=True)
+    model = prepare_for_training(config, build(spec), spec, where, dtype, start="detector")
     # As in `train`: with frozen norms, a CPU goes image by image.
-    step = make_step(config, model, spec, where, dtype, True, micro_batch_size=1 if device == "cpu" else batch)
+    step = make_step(config, model, spec, where, dtype, "detector", micro_batch_size=1 if device == "cpu" else batch)
     items = SplitDataset(split, spec)
 
     def once(at: int) -> float:
@@ -297,8 +297,8 @@ def losses_part(folder: Path, _: argparse.Namespace) -> None:
     model = build(spec)
     model.load_state_dict(plain.state_dict())
     dtype = choose_precision("auto", cpu)
-    network = prepare_for_training(config, model, spec, cpu, dtype, is_pretrained=False)
-    fast = make_step(config, network, spec, cpu, dtype, False, micro_batch_size=4)
+    network = prepare_for_training(config, model, spec, cpu, dtype, start="nothing")
+    fast = make_step(config, network, spec, cpu, dtype, "nothing", micro_batch_size=4)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.0005, weight_decay=0.01)
     full, small = PlainDataset(split), SplitDataset(split, spec)
     rows: list[tuple[float, float]] = []

@@ -52,7 +52,7 @@ def take_steps(team: Processes, folder: Path) -> None:
     model = build(SPEC).train()
     config = settings(folder / "data", optimizer="sgd", scheduler="constant", warmup_steps=0)
     device = torch.device("cpu")
-    taken = step.make_step(config, model, SPEC, device, torch.float32, True, micro_batch_size=1, team=team)
+    taken = step.make_step(config, model, SPEC, device, torch.float32, "detector", micro_batch_size=1, team=team)
     items = loader.SplitDataset(read_split(folder / "data", "train"), SPEC)
     order = loader.Order([(8, 8)] * 4, 4, seed=1, rank=team.rank, processes=team.count)
     figures = []

@@ -121,7 +121,7 @@ def trained(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     ]
     case.detector.train_in(model.train(), CPU, torch.float32)
     config = settings(tmp_path_factory.mktemp("data"), arch=case.spec.arch, warmup_steps=0, roi_samples=None)
-    step = make_step(config, model, case.spec, CPU, torch.float32, True, micro_batch_size=2)
+    step = make_step(config, model, case.spec, CPU, torch.float32, "detector", micro_batch_size=2)
     before = {name: one.detach().clone() for name, one in model.named_parameters()}
     torch.manual_seed(0)
     figures: list[StepFigures] = []

@@ -173,7 +173,7 @@ def test_ssdlite_takes_the_mobilenet_layers_that_fit_and_the_others_still_get_a_
     assert not own & {line.split(" ")[0].rstrip(":") for line in left}
 
     model = build_for_training(
-        TrainSettings(arch=arch), spec, initial_weights, torch.device("cpu"), torch.float32, is_pretrained=True
+        TrainSettings(arch=arch), spec, initial_weights, torch.device("cpu"), torch.float32, start=initial_weights.start
     )
     assert all(torch.equal(model.state_dict()[name], initial_weights.state[name]) for name in own)
     body = classifier_.features.eval()

@@ -49,7 +49,7 @@ def step_of(case: Case, micro_batch_size: int, tmp_path: Any, **changes: Any) ->
     model = copy.deepcopy(case.network)
     config = settings(tmp_path, arch=case.spec.arch, roi_samples=None)
     detector_of(case.spec).train_in(model, CPU, torch.float32)
-    made = make_step(config, model, case.spec, CPU, torch.float32, True, micro_batch_size=micro_batch_size)
+    made = make_step(config, model, case.spec, CPU, torch.float32, "detector", micro_batch_size=micro_batch_size)
     return replace(made, **changes)
 
 

@@ -76,7 +76,7 @@ def scaler_of(scale: float, device: torch.device = CPU) -> torch.amp.GradScaler:
 def step_of(model: Any, tmp_path: Path, *, micro_batch_size: int = 4, scale: float = 1.0, **changes: Any) -> Step:
     config = settings(tmp_path / "data", scheduler="constant", warmup_steps=0, **({"roi_samples": ENOUGH} | changes))
     device = next(model.parameters()).device
-    made = make_step(config, model, SPEC, device, torch.float32, True, micro_batch_size=micro_batch_size)
+    made = make_step(config, model, SPEC, device, torch.float32, "detector", micro_batch_size=micro_batch_size)
     made.scaler = scaler_of(scale, device)
     if made.passes is not None:
         made.passes.scaler = made.scaler

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 from flawmask.coco import read_split
 from flawmask.errors import FlawmaskError
 from flawmask.model import rcnn, rcnn_losses
+from flawmask.model.architecture import Start
 from flawmask.model.build import build
 from flawmask.model.rcnn import train_in
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
-from flawmask.training import loader, loop, resume, step
+from flawmask.training import loader, loop, step
 from flawmask.training.config import TrainConfig
 from flawmask.training.epoch import validation_loss
 from flawmask.training.loop import train
@@ -62,7 +62,7 @@ def batch_of(dataset: Path, count: int, split: str = "train") -> loader.Batch:
 def made_step(dataset: Path, micro_batch_size: int = 4, model: Any = None, **changes: Any) -> Step:
     config = settings(dataset, scheduler="constant", warmup_steps=0, **changes)
     return make_step(
-        config, model or small_network(), SPEC, CPU, torch.float32, True, micro_batch_size=micro_batch_size
+        config, model or small_network(), SPEC, CPU, torch.float32, "detector", micro_batch_size=micro_batch_size
     )
 
 
@@ -215,23 +215,16 @@ def test_weight_decay_applies_to_weights_but_not_to_norms_and_biases(dataset: Pa
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_state_of_an_older_version_keeps_decaying_norms_and_biases(dataset: Path, optimizer: str) -> None:
-    batch = batch_of(dataset, 2)
-    old = made_step(dataset, optimizer=optimizer)
-    decayed: Any = old.optimizer.param_groups[0]
-    old.optimizer.param_groups = [decayed | {"params": list(old.model.parameters())}]
-    old(batch, 0.0)
-    state = copy.deepcopy(SimpleNamespace(tensors=resume.tensors_of(old), taken=1))
-    assert len(state.tensors["optimizer"]["param_groups"]) == 1
-    new = made_step(dataset, optimizer=optimizer)
-    assert len(new.optimizer.param_groups) == 2
-    resume.restore(state, new)  # type: ignore[arg-type]
-    for one in (old, new):
-        torch.manual_seed(1)
-        one(batch, 0.5)
-    after = new.model.state_dict()
-    assert all(torch.equal(one, after[name]) for name, one in old.model.state_dict().items())
-    assert len(new.optimizer.state_dict()["param_groups"]) == 1
+def test_the_backbone_learns_at_its_share_of_the_rate(dataset: Path, optimizer: str) -> None:
+    taken = made_step(dataset, optimizer=optimizer, backbone_lr=0.25)
+    taken(batch_of(dataset, 2), 0.5)
+    rates = {id(one): group["lr"] for group in taken.optimizer.param_groups for one in group["params"]}
+    trained = {name: one for name, one in taken.model.named_parameters() if one.requires_grad}
+    assert len(rates) == len(trained) == sum(len(group["params"]) for group in taken.optimizer.param_groups)
+    inside = {name for name in trained if name.startswith("backbone.body.")}
+    assert 0 < len(inside) < len(trained)
+    for name, one in trained.items():
+        assert rates[id(one)] == pytest.approx(0.005 * (0.25 if name in inside else 1)), name
 
 
 @pytest.mark.parametrize(
@@ -284,22 +277,24 @@ def test_with_a_time_budget_the_rate_rises_once_and_then_falls_smoothly(steps: i
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "is_pretrained", "kind", "rate"),
+    ("optimizer", "start", "kind", "rate", "backbone"),
     [
-        ("auto", True, torch.optim.SGD, 0.005),
-        ("auto", False, torch.optim.AdamW, 0.0005),
-        ("sgd", False, torch.optim.SGD, 0.005),
-        ("adamw", True, torch.optim.AdamW, 0.005),
+        ("auto", "detector", torch.optim.SGD, 0.005, 1),
+        ("auto", "backbone", torch.optim.AdamW, 0.0005, 0.1),
+        ("auto", "nothing", torch.optim.AdamW, 0.0005, 1),
+        ("sgd", "nothing", torch.optim.SGD, 0.005, 1),
+        ("adamw", "detector", torch.optim.AdamW, 0.005, 1),
     ],
 )
 def test_the_default_optimiser_depends_on_the_initial_weights(
-    dataset: Path, optimizer: str, is_pretrained: bool, kind: type, rate: float
+    dataset: Path, optimizer: str, start: Start, kind: type, rate: float, backbone: float
 ) -> None:
     config = settings(dataset, optimizer=optimizer, scheduler="constant", warmup_steps=0)
-    made = make_step(config, small_network(), SPEC, CPU, torch.float32, is_pretrained, micro_batch_size=2)
+    made = make_step(config, small_network(), SPEC, CPU, torch.float32, start, micro_batch_size=2)
     assert type(made.optimizer) is kind
     made(batch_of(dataset, 2), 0.5)
     assert made.optimizer.param_groups[0]["lr"] == made.schedule.at(0.5, 1) == pytest.approx(rate)
+    assert made.optimizer.param_groups[-1]["lr"] == pytest.approx(rate * backbone)
 
 
 def test_the_gradient_is_clipped_to_clip_norm(dataset: Path) -> None:

@@ -48,25 +48,34 @@ class SteppedSquare:
     smallest: int
 
 
+Start = Literal["detector", "backbone", "nothing"]
+"""What a training starts from: pretrained weights of a whole detector, of its backbone only, or random weights."""
+
+
 @dataclass(frozen=True)
-class DefaultOptimizer:
-    """The optimiser for `--optimizer auto`.
+class Recipe:
+    """How a network is trained by default, from one kind of start. docs/results.md shows what the values rest on.
 
     Attributes:
-        name: its name in `--optimizer`.
+        optimizer: the optimiser for `--optimizer auto`.
         divisor: its learning rate is `--lr` divided by this.
+        backbone_lr: the learning rate of the backbone, as a share of that of the other layers.
+        trainable_layers: how many of the backbone's five stages are trained.
     """
 
-    name: Literal["sgd", "adamw"]
+    optimizer: Literal["sgd", "adamw"]
     divisor: int = 1
+    backbone_lr: float = 1.0
+    trainable_layers: int = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """Everything that other modules need to know of an architecture. None of them tests an architecture's name.
 
-    The default optimiser is SGD at 0.005 from pretrained weights, which are tuned for that. Without pretrained weights,
-    SGD reached NaN within 100 images in a trial, while AdamW at a tenth of the rate trained well.
+    SGD at 0.005 is the default only from a pretrained detector: its weights are tuned for that. Without pretrained
+    weights, SGD reached NaN within 100 images in a trial, while AdamW at a tenth of the rate trained well. A pretrained
+    backbone beside random heads gets a tenth of their learning rate: at the full rate it loses what it has learnt.
 
     Attributes:
         name: the name in `--arch` and in checkpoints.
@@ -84,9 +93,9 @@ class Architecture:
         allows_batch_norm: whether `--norm auto` may choose BatchNorm that learns.
         batches_on_cpu: whether a CPU computes several images at once. Otherwise it computes one after the other, which
             is as fast and takes less memory.
-        trainable_layers: how many of its backbone's five stages are trained, with pretrained weights.
-        from_pretrained: the default optimiser with pretrained weights.
-        from_scratch: the default optimiser without pretrained weights.
+        from_detector: the recipe with pretrained weights of the whole detector.
+        from_backbone: the recipe with pretrained weights of its backbone only.
+        from_nothing: the recipe without pretrained weights.
         coco: its COCO weights; None if there are none.
         imagenet: the ImageNet weights of its backbone; None if there are none.
         old_names: the names of its layers in older files.
@@ -106,13 +115,17 @@ class Architecture:
     init_assumes_norms: bool = False
     allows_batch_norm: bool = True
     batches_on_cpu: bool = False
-    trainable_layers: int = 3
-    from_pretrained: DefaultOptimizer = DefaultOptimizer("sgd")
-    from_scratch: DefaultOptimizer = DefaultOptimizer("adamw", 10)
+    from_detector: Recipe = Recipe("sgd", trainable_layers=3)
+    from_backbone: Recipe = Recipe("adamw", 10, backbone_lr=0.1)
+    from_nothing: Recipe = Recipe("adamw", 10)
     coco: TorchvisionFile | OtherFile | None = None
     imagenet: TorchvisionFile | PackageFile | None = None
     old_names: Rules = ()
     backbone_names: Rules = BODY
+
+    def recipe(self, start: Start) -> Recipe:
+        """Return how the network is trained by default, from this start."""
+        return {"detector": self.from_detector, "backbone": self.from_backbone, "nothing": self.from_nothing}[start]
 
     def image_size(self, wanted: int) -> int:
         """Return the wanted image size in pixels. An architecture with one fixed size returns that instead."""

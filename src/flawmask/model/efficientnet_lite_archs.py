@@ -4,7 +4,6 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flawmask.model.architecture import DefaultOptimizer
 from flawmask.model.published import PackageFile, Rules
 from flawmask.model.rcnn_archs import faster_rcnn, mask_rcnn
 
@@ -63,9 +62,6 @@ RECORDS = tuple(
         backbone_names=NAMES,
         batches_on_cpu=True,
         has_semantic_head=kind is mask_rcnn,
-        # Only the backbone is pretrained. The heads start from random weights, so all stages are trained.
-        trainable_layers=5,
-        from_pretrained=DefaultOptimizer("adamw", 10),
     )
     for prefix, kind in (("maskrcnn", mask_rcnn), ("fasterrcnn", faster_rcnn))
     for size, weights in WEIGHTS.items()

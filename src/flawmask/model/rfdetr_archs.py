@@ -3,7 +3,7 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flawmask.model.architecture import Architecture, DefaultOptimizer, SteppedSquare
+from flawmask.model.architecture import Architecture, Recipe, SteppedSquare
 from flawmask.model.published import OtherFile
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _rfdetr = partial(
     loss_names=("loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice"),  # rfdetr's names
     has_known_counts=True,
     # AdamW as for other transformers. With pretrained weights at 0.0001, like RF-DETR's authors.
-    from_pretrained=DefaultOptimizer("adamw", 50),
+    from_detector=Recipe("adamw", 50, trainable_layers=3),
 )
 
 # Checksums are those in rfdetr's `assets/model_weights.py`.

@@ -24,7 +24,7 @@ from flawmask.errors import FlawmaskError, OutOfReachError
 from flawmask.files import atomic_file, sha256
 from flawmask.launch import is_own_process
 from flawmask.model.arch import architecture
-from flawmask.model.architecture import Architecture
+from flawmask.model.architecture import Architecture, Start
 from flawmask.model.pickled import inert_classes, without_objects
 from flawmask.model.published import OLD_NAMES, OtherFile, PackageFile, TorchvisionFile, in_backbone, renamed
 from flawmask.model.spec import Norm
@@ -60,6 +60,13 @@ class Pretrained:
     norm_eps: float | None
     source: str
     licence: str | None = None
+
+    @property
+    def start(self) -> Start:
+        """What these weights are of: a whole detector, its backbone only, or nothing."""
+        if not self.state:
+            return "nothing"
+        return "backbone" if all(name.startswith("backbone.") for name in self.state) else "detector"
 
 
 def pretrained(arch: str, weights: str, *, offline: bool = False) -> Pretrained:

@@ -53,12 +53,14 @@ class LearnSettings(IntensitySettings, Tiles, Joining, Seed, Device, Classes, Re
     """Images per step, over all micro-batches and processes. Default: one --batch_size per process, 4 with auto."""
     lr: float = 0.005
     """Learning rate of SGD after warm-up. With --optimizer auto, AdamW uses lr / 10, pretrained rfdetr lr / 50."""
+    backbone_lr: float | None = None
+    """Learning rate of the backbone, as a share of --lr. Default: 0.1 if only the backbone is pretrained, else 1."""
     ema: bool = False
     """Evaluate and save a moving average of the weights (EMA) instead of the weights themselves."""
     image_size: int = 800
     """Shorter side in pixels; time grows with its square. With --time_budget, the maximum. SSD: 300, SSDlite: 320."""
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
-    """auto: SGD from pretrained weights, else AdamW at --lr / 10. rfdetr and EfficientNet-Lite always get AdamW."""
+    """auto: SGD if the whole network is pretrained, else AdamW at --lr / 10. rfdetr always gets AdamW."""
     scheduler: Literal["cosine", "step", "constant"] = "cosine"
     """Fall of the learning rate. cosine: to 0. step: to a tenth after 2/3 and 8/9 of the steps. constant: none."""
     warmup_steps: int = 200
@@ -68,7 +70,7 @@ class LearnSettings(IntensitySettings, Tiles, Joining, Seed, Device, Classes, Re
     norm: Literal["auto", "batch", "frozen", "group"] = "auto"
     """Normalisation layers. auto: frozen if pretrained; else batch, or group for ssdlite or --batch_size below 4."""
     trainable_layers: int | None = None
-    """Backbone stages to train, 0 to 5, the last ones first. Default: 3; 5 from scratch or with EfficientNet-Lite."""
+    """Backbone stages to train, 0 to 5, the last ones first. Default: 3 if the whole network is pretrained, else 5."""
     workers: int | None = None
     """Processes that read images. Default: the number of cores minus 1, at most 4; with a GPU at most 16."""
     cache_gb: float = 4.0
@@ -102,6 +104,8 @@ class LearnSettings(IntensitySettings, Tiles, Joining, Seed, Device, Classes, Re
         if not re.fullmatch(r"[1-9]\d{0,8}", self.save_every):
             seconds_in(self.save_every, "--save_every")
         require(0 < self.lr < float("inf"), f"--lr is {self.lr}: it must be above 0")
+        share = self.backbone_lr
+        require(share is None or 0 < share <= 1, f"--backbone_lr is {share}: it must be above 0 and at most 1")
         require(self.clip_norm > 0, f"--clip_norm is {self.clip_norm}: it must be above 0")
         require(64 <= self.image_size <= 10_000, f"--image_size is {self.image_size}: it must be 64 to 10000")
         require(self.warmup_steps >= 0, f"--warmup_steps is {self.warmup_steps}: it must be 0 or more")

@@ -83,15 +83,11 @@ class Trial:
 
     def step(self, image_size: int, micro_batch_size: int) -> Step:
         """Return a step with a new network. The training's own network stays as it is."""
-        is_pretrained = bool(self.initial_weights.state)
+        start = self.initial_weights.start
         with self.separate_random_state():
             spec = spec_for(self.config, self.training, self.initial_weights, image_size, micro_batch_size)
-            model = build_for_training(
-                self.config, spec, self.initial_weights, self.device, self.dtype, is_pretrained=is_pretrained
-            )
-        return make_step(
-            self.config, model, spec, self.device, self.dtype, is_pretrained, micro_batch_size=micro_batch_size
-        )
+            model = build_for_training(self.config, spec, self.initial_weights, self.device, self.dtype, start=start)
+        return make_step(self.config, model, spec, self.device, self.dtype, start, micro_batch_size=micro_batch_size)
 
     def separate_random_state(self) -> AbstractContextManager[None]:
         """Return a context after which the random state is as before."""

@@ -245,9 +245,7 @@ def _step(setup: Setup) -> Step:
     """Return the step with a new network that has its initial weights."""
     config = setup.config
     seed_everything(config.seed)
-    model = build_for_training(
-        config, setup.spec, setup.initial_weights, setup.device, setup.dtype, is_pretrained=setup.is_pretrained
-    )
+    model = build_for_training(config, setup.spec, setup.initial_weights, setup.device, setup.dtype, start=setup.start)
     if setup.initial_weights.state:
         log.info("%s", loaded(model, setup.initial_weights))
         for line in not_loaded(model, setup.initial_weights):
@@ -259,16 +257,14 @@ def _step(setup: Setup) -> Step:
         setup.spec,
         setup.device,
         setup.dtype,
-        setup.is_pretrained,
+        setup.start,
         micro_batch_size=setup.micro_batch_size,
         team=setup.team,
     )
     if config.ema:
         averaged = build(setup.spec)
         averaged.load_state_dict(model.state_dict())
-        step.averaged = prepare_for_training(
-            config, averaged, setup.spec, setup.device, setup.dtype, is_pretrained=setup.is_pretrained
-        )
+        step.averaged = prepare_for_training(config, averaged, setup.spec, setup.device, setup.dtype, start=setup.start)
         step.averaged.requires_grad_(False)
     return step
 

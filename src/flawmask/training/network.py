@@ -7,6 +7,7 @@ import torch
 from flawmask.coco import CocoSplit
 from flawmask.joining import DEFAULT
 from flawmask.model.arch import architecture
+from flawmask.model.architecture import Start
 from flawmask.model.build import build, detector_of, freeze
 from flawmask.model.layers import to_device
 from flawmask.model.spec import ModelSpec, Norm, anchors_for, proposals_for
@@ -83,19 +84,18 @@ def build_for_training(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    is_pretrained: bool,
+    start: Start,
 ) -> Any:
     """Return the network on the device, in training mode, with its initial weights and its first stages frozen.
 
-    A resumed training passes no weights here, since its state has them. So `is_pretrained` says whether it began with
-    pretrained ones.
+    A resumed training passes no weights here, since its state has them. So `start` says what it began with.
     """
     model = build(spec)
     if initial_weights.state:
         load_matching(model, initial_weights)
         if spec.architecture.init_assumes_norms:
             draw_for_frozen_norms(model, initial_weights)
-    return prepare_for_training(config, model, spec, device, dtype, is_pretrained=is_pretrained)
+    return prepare_for_training(config, model, spec, device, dtype, start=start)
 
 
 def prepare_for_training(
@@ -105,10 +105,10 @@ def prepare_for_training(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    is_pretrained: bool,
+    start: Start,
 ) -> Any:
     """Return the network on the device, in training mode, with its first stages frozen and its precision set."""
-    default = spec.architecture.trainable_layers if is_pretrained else 5
+    default = spec.architecture.recipe(start).trainable_layers
     freeze(model, spec, default if config.trainable_layers is None else config.trainable_layers)
     detector_of(spec).train_in(to_device(model, device).train(), device, dtype)
     return model

@@ -8,6 +8,7 @@ from typing import Any
 
 from flawmask.errors import FlawmaskError
 from flawmask.files import read_json
+from flawmask.model.architecture import Start
 from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import DamagedError, load_file, save_file
 from flawmask.settings import from_json, require
@@ -50,7 +51,7 @@ class State:
 
     Attributes:
         spec: of the network.
-        is_pretrained: whether the training began with pretrained weights.
+        start: what the training began with, see `architecture.Start`.
         epoch: the current or last epoch, counted from 1.
         within: the progress within this epoch, as the fields of `EpochProgress`; None after its evaluation.
         seconds: the time that the training has taken.
@@ -66,7 +67,7 @@ class State:
     """
 
     spec: dict[str, Any]
-    is_pretrained: bool
+    start: Start
     epoch: int
     within: dict[str, Any] | None
     seconds: float
@@ -102,10 +103,6 @@ def restore(state: State, step: Step) -> None:
     step.model.load_state_dict(tensors["model"])
     if step.averaged is not None:
         step.averaged.load_state_dict(tensors["averaged"])
-    if len(tensors["optimizer"]["param_groups"]) == 1:
-        # Older versions applied weight decay to norms and biases too. A training that began so goes on so.
-        trainable = [one for one in step.model.parameters() if one.requires_grad]
-        step.optimizer.param_groups = [{**step.optimizer.param_groups[0], "params": trainable}]
     step.optimizer.load_state_dict(tensors["optimizer"])
     step.scaler.load_state_dict(tensors["scaler"])
     step.steps_taken = state.taken

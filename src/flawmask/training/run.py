@@ -96,7 +96,7 @@ class Run:
             self.is_begun = True
         state = State(
             spec=asdict(setup.spec),
-            is_pretrained=setup.is_pretrained,
+            start=setup.start,
             epoch=self.epoch,
             within=asdict(self.within) if self.within else None,
             seconds=self.clock.seconds,

@@ -22,6 +22,7 @@ from flawmask.evaluation.leak import NAME as TRAINING_IMAGES
 from flawmask.evaluation.leak import content_digests
 from flawmask.files import check_output_folder, read_json, write_json
 from flawmask.launch import usable_cores
+from flawmask.model.architecture import Start
 from flawmask.model.spec import ModelSpec
 from flawmask.model.weights import Pretrained, pretrained
 from flawmask.settings import as_json, require
@@ -58,7 +59,7 @@ class Setup:
         validation: the validation split; None without one.
         spec: of the network.
         initial_weights: the weights that the network starts from. Empty for a resumed training, whose state has them.
-        is_pretrained: whether the training began with pretrained weights.
+        start: what the training began with, see `architecture.Start`.
         micro_batch_size: images per forward pass.
         batch_size: images per step, over all processes.
         digests: hashes of the training images' pixels, in the main process only.
@@ -74,7 +75,7 @@ class Setup:
     validation: CocoSplit | None
     spec: ModelSpec
     initial_weights: Pretrained
-    is_pretrained: bool
+    start: Start
     micro_batch_size: int
     batch_size: int
     digests: dict[str, str]
@@ -135,7 +136,7 @@ def set_up(
         _check_images_are_the_same(digests, config)
         spec = state.model_spec
         initial_weights = Pretrained({}, spec.norm, spec.norm_eps, "")
-        return setup(spec, initial_weights, state.is_pretrained, micro_batch_size=state.at_once, digests=digests)
+        return setup(spec, initial_weights, state.start, micro_batch_size=state.at_once, digests=digests)
     initial_weights = team.from_main(lambda: pretrained(config.network, config.weights, offline=config.offline))
     shard_size = math.ceil(batch_size / team.count)
     micro_batch_size, image_size = min(per_process, shard_size), config.image_size
@@ -152,7 +153,7 @@ def set_up(
     elif config.batch_size == "auto":
         micro_batch_size = team.from_main(lambda: fit.largest_micro_batch(trial, image_size, shard_size))
     spec = replace(spec_for(config, training, initial_weights, image_size, micro_batch_size), intensity=levels)
-    return setup(spec, initial_weights, bool(initial_weights.state), micro_batch_size=micro_batch_size, digests=digests)
+    return setup(spec, initial_weights, initial_weights.start, micro_batch_size=micro_batch_size, digests=digests)
 
 
 def _shown(training: CocoSplit, tiling: Tiling | None) -> int:

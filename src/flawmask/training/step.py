@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flawmask.distributed import Processes
 from flawmask.model import rcnn_batch
-from flawmask.model.architecture import DefaultOptimizer
+from flawmask.model.architecture import Start
 from flawmask.model.build import Detector, detector_of
 from flawmask.model.layers import upload, without_side_effects
 from flawmask.model.spec import ModelSpec
@@ -124,7 +124,7 @@ class Step:
             stop: whether this process has received a signal to stop. All processes get the number of such votes.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.at(progress, self.steps_taken)
+            group["lr"] = self.schedule.at(progress, self.steps_taken) * group["share"]
         stop_votes = torch.full((1,), float(stop), device=self.device)
         totals = None
         if self.team.count > 1:
@@ -322,21 +322,23 @@ def make_step(
     spec: ModelSpec,
     device: torch.device,
     dtype: torch.dtype,
-    is_pretrained: bool,
+    start: Start,
     *,
     micro_batch_size: int,
     team: Processes | None = None,
 ) -> Step:
-    """Return the step. With `--optimizer auto`, its optimiser is the default of the architecture."""
-    groups = parameter_groups(model)
+    """Return the step. What the settings leave open is decided by the architecture's recipe for this start."""
+    recipe = spec.architecture.recipe(start)
+    share = recipe.backbone_lr if config.backbone_lr is None else config.backbone_lr
+    backbone = [layer for stage in detector_of(spec).stages(model) for layer in stage]
+    groups = parameter_groups(model, backbone, share)
     optimizer: torch.optim.Optimizer
-    default = spec.architecture.from_pretrained if is_pretrained else spec.architecture.from_scratch
-    chosen = default if config.optimizer == "auto" else DefaultOptimizer(config.optimizer)
-    rate = config.lr / chosen.divisor
-    if chosen.name == "sgd":
+    is_open = config.optimizer == "auto"
+    rate = config.lr / recipe.divisor if is_open else config.lr
+    if (recipe.optimizer if is_open else config.optimizer) == "sgd":
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, weight_decay=0.0005, fused=True)
     else:
-        log.info("AdamW at a learning rate of %g", rate)
+        log.info("AdamW at a learning rate of %g%s", rate, f", {rate * share:g} for the backbone" if share != 1 else "")
         optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01, fused=True)
     # Only float16 needs a growing scale. Elsewhere the scale stays 1, and the scaler only skips steps that are not
     # finite.
@@ -371,16 +373,26 @@ def make_step(
     )
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Return the trainable parameters in two groups for an optimiser: with weight decay and without.
+def parameter_groups(
+    model: nn.Module, backbone: Sequence[nn.Module] = (), backbone_lr: float = 1.0
+) -> list[dict[str, Any]]:
+    """Return the trainable parameters in groups for an optimiser. `share` is a group's share of the learning rate.
 
     Norms and biases, which have at most one dimension, get no weight decay.
+
+    Args:
+        model: the network.
+        backbone: the modules that learn at a rate of their own.
+        backbone_lr: the share of the backbone; the other layers have 1.
     """
-    trainable = [one for one in model.parameters() if one.requires_grad]
-    return [
-        {"params": [one for one in trainable if one.ndim > 1]},
-        {"params": [one for one in trainable if one.ndim <= 1], "weight_decay": 0.0},
+    inside = {parameter for module in backbone for parameter in module.parameters()}
+    groups: list[dict[str, Any]] = [
+        {"params": [], "share": share, **decay} for share in (1.0, backbone_lr) for decay in ({}, {"weight_decay": 0.0})
     ]
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups[2 * (parameter in inside) + (parameter.ndim <= 1)]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
 
 
 def can_record(spec: ModelSpec, model: Any, device: torch.device) -> bool:
