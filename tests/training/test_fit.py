@@ -150,11 +150,27 @@ def test_the_largest_image_size_that_still_shows_images_often_enough_is_chosen(
     ("height", "width", "image_size", "expected"),
     [(900, 1200, 500, 500), (300, 2000, 800, 320), (320, 320, 800, 320), (72, 72, 800, 96), (900, 900, 64, 64)],
 )
-def test_the_chosen_size_exceeds_neither_the_images_nor_image_size(
+def test_without_small_defects_the_chosen_size_exceeds_neither_the_images_nor_image_size(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int, image_size: int, expected: int
 ) -> None:
     linear_in_pixels(monkeypatch, 0.0, 1e-9)
     split = sized(read_split(dataset, "train"), height, width)
+    assert image_size_for(trial(dataset, split, image_size=image_size), 10**6, 4, 4) == expected
+
+
+@pytest.mark.parametrize(
+    ("side", "image_size", "expected"),
+    [(6, 800, 480), (9, 800, 448), (12, 800, 320), (40, 800, 320), (6, 400, 400)],
+)
+def test_images_with_small_defects_are_enlarged_until_the_network_sees_enough_of_them(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, side: int, image_size: int, expected: int
+) -> None:
+    """The network needs 144 pixels of a defect: 12 x 12. A hundred images of 320 pixels have a square defect each."""
+    linear_in_pixels(monkeypatch, 0.0, 1e-9)
+    read = read_split(dataset, "train")
+    defect = next(one for image in read.images for one in read.defects(image))
+    square = {**defect, "area": side**2, "bbox": [0, 0, side, side]}
+    split = replace(sized(read, 320, 320), annotations=dict.fromkeys(range(100), (square,)))
     assert image_size_for(trial(dataset, split, image_size=image_size), 10**6, 4, 4) == expected
 
 

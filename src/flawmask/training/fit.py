@@ -25,6 +25,7 @@ from flawmask.training.config import TrainSettings
 from flawmask.training.loader import Augmenting, Batch, Order, SplitDataset, default_workers, resized_shapes
 from flawmask.training.network import build_for_training, spec_for
 from flawmask.training.step import Step, make_step
+from flawmask.training.tile_choice import needed_scale
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +33,18 @@ MEMORY_SHARE = 0.8
 """The share of the free memory that training may take."""
 
 MIN_SIZE, SIZE_STEP = 128, 32
-"""The image sizes that a time budget chooses from, in pixels: the smallest one, and the step between them. Smaller
-images are not enlarged, and a smaller `--image_size` is kept."""
+"""The image sizes that a time budget chooses from, in pixels: the smallest one, and the step between them. A smaller
+`--image_size` is kept."""
 
-PASSES = {True: 20, False: 30}
+MAX_ENLARGED = 1.5
+"""Images are enlarged by at most this factor, and only where the network would see too few pixels of defects. On
+magnetic tiles that pays (docs/results.md)."""
+
+PASSES = {True: 10, False: 30}
 MIN_VIEWS = {True: 2000, False: 8000}
 """When a larger image size pays: each photograph must be shown `PASSES` times and all images together `MIN_VIEWS`
-times. True is for pretrained weights, False for none. These are estimates; docs/results.md shows the results."""
+times. True is for pretrained weights: ten passes at 384 pixels came out better than 24 at 256, in the same time
+(docs/results.md). False is for none, and an estimate, as `MIN_VIEWS` is."""
 
 MIN_PASSES = 3
 """A training that has no time for so many passes over its images, nor for `MIN_VIEWS`, is refused: it would learn next
@@ -193,8 +199,9 @@ def image_size_for(trial: Trial, seconds: float, batch: int, micro_batch_size: i
     """Return the best image size for a training of so many seconds, from measured times of steps and of reading.
 
     It is the largest size at which the network still sees each photograph often enough (`PASSES`, `MIN_VIEWS`). It
-    never exceeds `--image_size` or the images' own size. The augmented variants of a photograph count as that
-    photograph. For a network with one fixed size, the result is that size.
+    never exceeds `--image_size`. It exceeds the images' own size only if defects are small, by `MAX_ENLARGED` at most.
+    The augmented variants of a photograph count as that photograph. For a network with one fixed size, the result is
+    that size.
 
     Raises:
         FlawmaskError: even at the smallest size, the time is not enough for `MIN_PASSES`.
@@ -236,7 +243,8 @@ def _image_sizes(trial: Trial) -> list[int]:
     if isinstance(size, FixedSquare):
         return [size.side]
     sides = [min(image["height"], image["width"]) for image in trial.training.images]
-    native = math.ceil(float(np.median(sides)) / SIZE_STEP) * SIZE_STEP
+    scale = min(MAX_ENLARGED, max(1.0, needed_scale(trial.training)))
+    native = math.ceil(scale * float(np.median(sides)) / SIZE_STEP) * SIZE_STEP
     largest = min(trial.config.image_size, native)
     return [*range(MIN_SIZE, largest, SIZE_STEP), largest]
 

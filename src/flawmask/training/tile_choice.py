@@ -66,6 +66,13 @@ def choose_tiles(config: T, training: CocoSplit) -> T:
     return replace(config, tile=tile, overlap=overlap)
 
 
+def needed_scale(training: CocoSplit) -> float:
+    """Return the scale at which the smallest tenth of the defects have as many pixels as the network needs. It is 1 if
+    there are no defects."""
+    areas, _ = _defects(training)
+    return float((NEEDED / np.percentile(areas, SMALL)) ** 0.5) if len(areas) else 1.0
+
+
 def _defects(training: CocoSplit) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the area and the longer side of each defect, in pixels."""
     records = [one for image in training.images for one in without_crowds(training.defects(image))]
