@@ -122,6 +122,7 @@ def test_coco_weights_fill_all_but_the_class_heads_and_give_torchvisions_outputs
         90, arch, norm=initial_weights.norm, norm_eps=initial_weights.norm_eps, image_size=record.image_size(96)
     )
     assert load_matching(ours, initial_weights)[1] == []
+    assert initial_weights.start == "detector"
     assert epsilons(ours) == epsilons(theirs)
     assert set(epsilons(ours).values()) == (set() if eps is None else {eps})
     with torch.inference_mode():
@@ -140,7 +141,9 @@ def test_vgg_features_fill_ssd_up_to_the_last_convolution(hub: Path) -> None:
     nothing = {"classifier.0.weight": torch.full((2, 2), torch.nan)}  # as in the published file
     in_hub(hub, architecture("ssd300_vgg16").imagenet, state | nothing)
     model = detector(arch="ssd300_vgg16")
-    filled, left = load_matching(model, pretrained("ssd300_vgg16", "imagenet"))
+    initial_weights = pretrained("ssd300_vgg16", "imagenet")
+    assert initial_weights.start == "backbone"
+    filled, left = load_matching(model, initial_weights)
     assert filled == len(state) == 26
     drawn = ("backbone.scale_weight ", "backbone.extra.0.7.", *(f"backbone.extra.{at}." for at in range(1, 5)), "head.")
     assert len(left) == len(model.state_dict()) - filled
@@ -160,7 +163,7 @@ def test_ssdlite_takes_the_mobilenet_layers_that_fit_and_the_others_still_get_a_
     classifier_.load_state_dict(shaken(classifier_.state_dict()))
     in_hub(hub, architecture(arch).imagenet, classifier_.state_dict())
     initial_weights = pretrained(arch, "imagenet")
-    assert initial_weights.norm == "frozen"
+    assert (initial_weights.norm, initial_weights.start) == ("frozen", "backbone")
     spec = ModelSpec(arch, ("a", "b"), image_size=320, norm=initial_weights.norm, norm_eps=initial_weights.norm_eps)
     model = build(spec)
     filled, left = load_matching(model, initial_weights)

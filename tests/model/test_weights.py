@@ -70,7 +70,8 @@ def test_without_coco_weights_imagenet_weights_are_used_and_this_is_logged(
     publish(monkeypatch, "maskrcnn_resnet18_fpn", "imagenet", url)
     with caplog.at_level("INFO"):
         initial_weights = pretrained("maskrcnn_resnet18_fpn", "coco")
-    assert initial_weights.source == "ImageNet weights"
+    assert (initial_weights.source, initial_weights.start) == ("ImageNet weights", "backbone")
+    assert pretrained("maskrcnn_resnet18_fpn", "none").start == "nothing"
     assert "no COCO weights for maskrcnn_resnet18_fpn" in caplog.text
     assert f"downloading {url}" in caplog.text
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from flawmask.model.build import build
 from flawmask.model.rcnn import train_in
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target
-from flawmask.training import loader, loop, step
+from flawmask.training import loader, loop, resume, step
 from flawmask.training.config import TrainConfig
 from flawmask.training.epoch import validation_loss
 from flawmask.training.loop import train
@@ -225,6 +226,10 @@ def test_the_backbone_learns_at_its_share_of_the_rate(dataset: Path, optimizer: 
     assert 0 < len(inside) < len(trained)
     for name, one in trained.items():
         assert rates[id(one)] == pytest.approx(0.005 * (0.25 if name in inside else 1)), name
+    resumed = made_step(dataset, optimizer=optimizer, backbone_lr=0.25)
+    resume.restore(SimpleNamespace(tensors=resume.tensors_of(taken), taken=1), resumed)  # type: ignore[arg-type]
+    saved, restored = taken.optimizer.state_dict(), resumed.optimizer.state_dict()
+    assert saved["param_groups"] == restored["param_groups"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from flawmask.model.architecture import Recipe
 from flawmask.model.published import PackageFile, Rules
 from flawmask.model.rcnn_archs import faster_rcnn, mask_rcnn
 
@@ -62,6 +63,8 @@ RECORDS = tuple(
         backbone_names=NAMES,
         batches_on_cpu=True,
         has_semantic_head=kind is mask_rcnn,
+        # There are no COCO weights: a pretrained detector is one that was trained by the recipe for the backbone.
+        from_detector=Recipe("adamw", 10, backbone_lr=0.1),
     )
     for prefix, kind in (("maskrcnn", mask_rcnn), ("fasterrcnn", faster_rcnn))
     for size, weights in WEIGHTS.items()
