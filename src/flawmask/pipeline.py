@@ -197,6 +197,7 @@ def _demo_settings(config: DemoCommand, images: int) -> RunConfig:
         arch=config.arch,
         offline=True,
         image_size=DEMO_SIZE,
+        batch_size=2,
         epochs=5,
         train_augment="light",
         skip_augment=True,
@@ -208,6 +209,6 @@ def _demo_settings(config: DemoCommand, images: int) -> RunConfig:
     except OutOfReachError as error:
         log.info("%s", error)
         # Without pretrained weights, training needs more steps: each image and a variant of it.
-        untrained = replace(settings, weights="none", image_size=160, epochs=6, train_augment="off")
+        untrained = replace(settings, weights="none", image_size=160, epochs=6, batch_size=4, train_augment="off")
         untrained = replace(untrained, skip_augment=False, augmentation_factor=1)
         return choose_network(untrained, images)
