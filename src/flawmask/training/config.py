@@ -60,7 +60,7 @@ class LearnSettings(IntensitySettings, Tiles, Joining, Seed, Device, Classes, Re
     image_size: int = 800
     """Shorter side in pixels; time grows with its square. With --time_budget, the maximum. SSD: 300, SSDlite: 320."""
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
-    """auto: SGD if the whole network is pretrained, else AdamW at --lr / 10. rfdetr always gets AdamW."""
+    """auto: SGD if the whole network is pretrained, else AdamW at --lr / 10. rfdetr and EfficientNet-Lite: AdamW."""
     scheduler: Literal["cosine", "step", "constant"] = "cosine"
     """Fall of the learning rate. cosine: to 0. step: to a tenth after 2/3 and 8/9 of the steps. constant: none."""
     warmup_steps: int = 200
