@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from flawmask.coco import read_split
 from flawmask.errors import FlawmaskError
 from flawmask.model import rcnn, rcnn_losses
+from flawmask.model.arch import Arch
 from flawmask.model.architecture import Start
 from flawmask.model.build import build
 from flawmask.model.rcnn import train_in
@@ -27,7 +28,7 @@ from flawmask.training import loader, loop, resume, step
 from flawmask.training.config import TrainConfig
 from flawmask.training.epoch import validation_loss
 from flawmask.training.loop import train
-from flawmask.training.network import build_for_training
+from flawmask.training.network import build_for_training, prepare_for_training
 from flawmask.training.step import (
     EMA_DECAY,
     Schedule,
@@ -300,6 +301,32 @@ def test_the_default_optimiser_depends_on_the_initial_weights(
     made(batch_of(dataset, 2), 0.5)
     assert made.optimizer.param_groups[0]["lr"] == made.schedule.at(0.5, 1) == pytest.approx(rate)
     assert made.optimizer.param_groups[-1]["lr"] == pytest.approx(rate * backbone)
+
+
+@pytest.mark.parametrize(
+    ("arch", "start", "trained"),
+    [
+        ("maskrcnn_resnet18_fpn", "detector", 3),
+        ("maskrcnn_resnet18_fpn", "backbone", 5),
+        ("maskrcnn_resnet18_fpn", "nothing", 5),
+        ("maskrcnn_efficientnet_lite0_fpn", "detector", 5),
+    ],
+)
+def test_the_stages_that_learn_depend_on_the_initial_weights(
+    dataset: Path, arch: Arch, start: Start, trained: int
+) -> None:
+    spec = replace(SPEC, arch=arch)
+    model = prepare_for_training(settings(dataset, arch=arch), build(spec), spec, CPU, torch.float32, start=start)
+    learn = [any(one.requires_grad for part in stage for one in part.parameters()) for stage in rcnn.stages(model)]
+    assert learn == [False] * (5 - trained) + [True] * trained
+
+
+def test_a_trained_efficientnet_lite_goes_on_with_adamw_and_a_slow_backbone(dataset: Path) -> None:
+    spec = replace(SPEC, arch="maskrcnn_efficientnet_lite0_fpn")
+    config = settings(dataset, arch=spec.arch)
+    made = make_step(config, build(spec), spec, CPU, torch.float32, "detector", micro_batch_size=2)
+    assert type(made.optimizer) is torch.optim.AdamW
+    assert [group["share"] for group in made.optimizer.param_groups] == [1, 1, 0.1, 0.1]
 
 
 def test_the_gradient_is_clipped_to_clip_norm(dataset: Path) -> None:

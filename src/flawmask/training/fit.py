@@ -37,14 +37,14 @@ MIN_SIZE, SIZE_STEP = 128, 32
 `--image_size` is kept."""
 
 MAX_ENLARGED = 1.5
-"""Images are enlarged by at most this factor, and only where the network would see too few pixels of defects. On
-magnetic tiles that pays (docs/results.md)."""
+"""Images are enlarged by at most this factor, and only where the network would see too few pixels of defects. It is
+the factor of the one training that supports it, of magnetic tiles (docs/results.md)."""
 
 PASSES = {True: 10, False: 30}
 MIN_VIEWS = {True: 2000, False: 8000}
 """When a larger image size pays: each photograph must be shown `PASSES` times and all images together `MIN_VIEWS`
-times. True is for pretrained weights: ten passes at 384 pixels came out better than 24 at 256, in the same time
-(docs/results.md). False is for none, and an estimate, as `MIN_VIEWS` is."""
+times. True is for pretrained weights, False for none. These are estimates. One training supports the ten passes: it was
+better than one of more passes over smaller images (docs/results.md)."""
 
 MIN_PASSES = 3
 """A training that has no time for so many passes over its images, nor for `MIN_VIEWS`, is refused: it would learn next
