@@ -91,19 +91,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
     check_output_folder(config.results_dir, "metrics.json", overwrite=True, what="evaluation", entries=ENTRIES)
     split = read_split(config.dataset_dir, config.split, config)
     split.warn(strict=config.strict)
-    backend = load(config.checkpoint, config)
-    check_classes(backend.spec, split.class_names, config.dataset_dir)
-    classes = len(backend.spec.classes)
-    require(
-        config.num_classes in (None, classes),
-        f"--num_classes is {config.num_classes}, but {config.checkpoint} has {classes}: "
-        + ", ".join(backend.spec.classes),
-    )
-    if backend.spec.has_masks:
-        split.require_masks(f"{config.checkpoint} predicts masks", "evaluate a network that predicts boxes")
-    if backend.spec.tiling is not None:
-        sizes = [(image["height"], image["width"]) for image in split.images]
-        check_sizes(backend.spec.tiling, sizes, str(split.folder), refuse=isinstance(config.tile, int))
+    backend = _load(config, split)
     conf = threshold.DEFAULT if config.conf == "auto" else config.conf
     if config.conf != "auto":
         check_floor(backend, conf, config, config.checkpoint)
@@ -157,6 +145,28 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         return evaluated
 
     return team.from_main(write)
+
+
+def _load(config: EvaluateConfig, split: CocoSplit) -> Backend:
+    """Return the network, ready to predict the split.
+
+    Raises:
+        FlawmaskError: the checkpoint is damaged, or it does not suit the split.
+    """
+    backend = load(config.checkpoint, config)
+    check_classes(backend.spec, split.class_names, config.dataset_dir)
+    classes = len(backend.spec.classes)
+    require(
+        config.num_classes in (None, classes),
+        f"--num_classes is {config.num_classes}, but {config.checkpoint} has {classes}: "
+        + ", ".join(backend.spec.classes),
+    )
+    if backend.spec.has_masks:
+        split.require_masks(f"{config.checkpoint} predicts masks", "evaluate a network that predicts boxes")
+    if backend.spec.tiling is not None:
+        sizes = [(image["height"], image["width"]) for image in split.images]
+        check_sizes(backend.spec.tiling, sizes, str(split.folder), refuse=isinstance(config.tile, int))
+    return backend
 
 
 def _predict(
