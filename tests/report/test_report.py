@@ -315,9 +315,9 @@ def test_folds_and_a_comparison_have_their_sections(results_dir: Path, tmp_path:
         },
     )
     text = words(write_report(results_dir))
-    assert "figure mean standard deviation fold 1 fold 2 recall 80.0 % n/a 80.0 % n/a" in text
+    assert "figure mean standard deviation fold 1 fold 2 Recall 80.0 % n/a 80.0 % n/a" in text
     assert "The other model: the <rival>." in text
-    assert "recall 80.0 % 85.0 % -5.0 points -11.0 to +2.0" in text
+    assert "Recall 80.0 % 85.0 % -5.0 points -11.0 to +2.0" in text
     assert (
         "Verdicts: right for 2 images by this model only, for 5 by the other only; McNemar's exact p = 0.453." in text
     )

@@ -41,6 +41,11 @@ def interval_of(metrics: Mapping[str, Any], key: str) -> tuple[float, float] | N
     return float(bounds[0]), float(bounds[1])
 
 
+def label_of(key: str) -> str:
+    """Return a metric's name in the report. A key that an older version wrote is its own name."""
+    return METRICS[key].label if key in METRICS else key
+
+
 def shown_of(key: str) -> Shown:
     """Return the number format of a metric. For an unknown key, from another version's results, it is `percent`."""
     return METRICS[key].shown if key in METRICS else "percent"

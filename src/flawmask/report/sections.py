@@ -21,6 +21,7 @@ from flawmask.report.headline import (
     format_metric,
     images_of_parts,
     interval_of,
+    label_of,
     lookup,
     percent,
     percent_range,
@@ -187,8 +188,11 @@ def by_class(metrics: Mapping[str, Any]) -> str:
 def folds(metrics: Mapping[str, Any]) -> str:
     """Return a table of the folds' values of a cross-validation, with their mean and their spread."""
     rows = [
-        (esc(name), *(format_metric(value, shown_of(name)) for value in (row["mean"], row["sd"], *row["values"])))
-        for name, row in (metrics.get("folds") or {}).items()
+        (
+            esc(label_of(key)),
+            *(format_metric(value, shown_of(key)) for value in (row["mean"], row["sd"], *row["values"])),
+        )
+        for key, row in (metrics.get("folds") or {}).items()
     ]
     if not rows:
         return ""
@@ -204,12 +208,12 @@ def against(metrics: Mapping[str, Any]) -> str:
         return ""
     rows = [
         (
-            esc(name),
-            format_metric(row["this"], shown_of(name)),
-            format_metric(row["other"], shown_of(name)),
-            *_difference(row, shown_of(name)),
+            esc(label_of(key)),
+            format_metric(row["this"], shown_of(key)),
+            format_metric(row["other"], shown_of(key)),
+            *_difference(row, shown_of(key)),
         )
-        for name, row in comparison["figures"].items()
+        for key, row in comparison["figures"].items()
     ]
     test = comparison["mcnemar"]
     return (
