@@ -38,13 +38,14 @@ MIN_SIZE, SIZE_STEP = 128, 32
 
 MAX_ENLARGED = 1.5
 """Images are enlarged by at most this factor, and only where the network would see too few pixels of defects. It is
-the factor of the one training that supports it, of magnetic tiles (docs/results.md)."""
+the factor of the trainings that support it, of one fold of magnetic tiles. Another fold showed no difference
+(docs/results.md)."""
 
 PASSES = {True: 10, False: 30}
 MIN_VIEWS = {True: 2000, False: 8000}
 """When a larger image size pays: each photograph must be shown `PASSES` times and all images together `MIN_VIEWS`
-times. True is for pretrained weights, False for none. These are estimates. One training supports the ten passes: it was
-better than one of more passes over smaller images (docs/results.md)."""
+times. True is for pretrained weights, False for none. These are estimates. On one fold of magnetic tiles, ten passes
+were better than more passes over smaller images (docs/results.md)."""
 
 MIN_PASSES = 3
 """A training that has no time for so many passes over its images, nor for `MIN_VIEWS`, is refused: it would learn next
