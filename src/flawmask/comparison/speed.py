@@ -87,6 +87,7 @@ def _load(config: CompareConfig, name: str, path: Path) -> Predict:
     backend = load(path, replace(config, **ON_CPU) if is_export(path) else config)
 
     def predict(batch: Sequence[Image]) -> Any:
+        """Return the predictions for a batch, as `Predictor` computes them."""
         if backend.spec.tile is not None:
             return [detect(backend, pixels) for pixels in batch]
         detections = backend.infer([prepared(pixels, backend) for pixels in batch])

@@ -135,6 +135,7 @@ def _evaluate(config: EvaluateConfig, team: "Processes") -> Evaluated:
         all_notes += calibration_notes
 
     def write() -> Evaluated:
+        """Write the results folder, and keep what was chosen and fitted beside the checkpoint."""
         evaluated = write_evaluation(
             config.results_dir, split, predictions, chosen.value, config, config.seed, facts, all_notes
         )

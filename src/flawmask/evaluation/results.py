@@ -103,6 +103,7 @@ def _draw_overlays(
     order = sorted(range(len(evaluated)), key=badness)
 
     def draw(ranked: tuple[int, int]) -> None:
+        """Write the picture of one image, given its rank and its place in the split."""
         rank, at = ranked
         one, image = evaluated[at], split.images[at]
         name = f"{rank:03d}_{one.outcome}_{Path(one.file_name).stem}.png"

@@ -209,6 +209,7 @@ def _add_predict(app: FastAPI, server: Server) -> None:
         chosen = _model(server, model)
 
         async def answered() -> Response:
+            """Return the answer to the request, or raise `Refused`."""
             with server.places.taking() as take:
                 uploads = await _uploads(server, request)
                 if wants_png(request.headers.get("accept", "")):
@@ -242,6 +243,7 @@ def _add_image(app: FastAPI, server: Server) -> None:
         chosen = _model(server, model)
 
         async def answered() -> Response:
+            """Return the answer to the request, or raise `Refused`."""
             with server.places.taking():
                 upload = _only(await _uploads(server, request))
                 return Response(await unless_gone(request, server.seen(chosen, upload)), media_type=PNG)

@@ -115,6 +115,7 @@ class Server:
             computed = time.monotonic()
 
             def made() -> T:
+                """Return the answer for one image; pasting its masks takes time, so a thread does it."""
                 prediction = prediction_of(output.detections, model.spec, *pixels.shape[:2])
                 limits = model.predictor
                 return finish(

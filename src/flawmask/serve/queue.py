@@ -94,6 +94,7 @@ class Places:
         mine = 0
 
         def take(count: int) -> None:
+            """Take places for more images of this request, or raise `Refused` if there are not enough."""
             nonlocal mine
             if self.taken + count > self.limit:
                 wait = max(1, math.ceil(self.taken * self.expected_seconds))

@@ -106,6 +106,7 @@ def make_runner(server: Server, problems: list[FlawmaskError]) -> uvicorn.Server
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        """Start the server's models before the first request, and stop them after the last."""
         try:
             async with server.running():
                 _reload_on_hangup(server)

@@ -196,6 +196,7 @@ def _matched(images: Sequence[Path], kind: Path, place: Path, *, has_several: bo
     stems = Counter(image.stem for image in images)
 
     def masks_of(image: Path) -> list[Path]:
+        """Return the masks of an image: those beside it in its folder, else those of its name in another one."""
         here = image.relative_to(kind).with_suffix("")
         names = (image.stem,) if has_several else (f"{image.stem}_mask", image.stem)
         for name in names:
