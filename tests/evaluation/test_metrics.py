@@ -207,7 +207,7 @@ def test_a_new_metric_is_one_entry(run_dir: Path, dataset: Path, monkeypatch: py
     found = second.metrics["against"]["figures"][key]
     assert found["other"] == pytest.approx(value, abs=1e-6)
     assert f"  {key}: " in summary(second.metrics)
-    assert f"{key} " in words(second.results_dir / "report.html").split("Compared with another model")[1]
+    assert f"{further.label} " in words(second.results_dir / "report.html").split("Compared with another model")[1]
     assert spreads([metrics, second.metrics])[key]["values"] == [
         lookup(metrics, key)[1],
         lookup(second.metrics, key)[1],
