@@ -70,6 +70,30 @@ def test_the_classifier_learns_to_tell_stained_plates_from_good_ones(
     assert [one.score for one in score(batch)] == pytest.approx(singles, abs=1e-5)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_classifier_sees_each_image_augmented_anew(
+    mvtec_root: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    step = classifier._step
+
+    def noted(model: Any, optimizer: Any, rate: float, pixels: torch.Tensor, defective: torch.Tensor) -> None:
+        seen.append((pixels, defective))
+        step(model, optimizer, rate, pixels, defective)
+
+    monkeypatch.setattr(classifier, "_step", noted)
+    training = read_split(prepared, "train")
+    settings = config(mvtec_root, epochs=2, train_augment="strong", workers=workers)
+    classifier.train(settings, training, tmp_path / "best.pt")
+    images = torch.cat([pixels for pixels, _ in seen])
+    assert len(images) == 32  # two epochs of 16 images
+    assert len(torch.unique(images.flatten(1), dim=0)) == 32
+    assert sum(float(defective.sum()) for _, defective in seen) == 16
+    twice = len(seen)
+    classifier.train(settings, training, tmp_path / "again.pt")
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(seen[:twice], seen[twice:], strict=True))
+
+
 def test_the_classifier_stops_when_its_time_is_up(mvtec_root: Path, prepared: Path, tmp_path: Path) -> None:
     settings = config(mvtec_root, epochs=10**6, time_budget="1s")
     assert 1 <= classifier.train(settings, read_split(prepared, "train"), tmp_path / "best.pt").epochs < 1000

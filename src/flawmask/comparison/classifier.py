@@ -1,7 +1,7 @@
 """A baseline: an EfficientNet-Lite0 that classifies whole images as good or defective. A detector has to beat it.
 
 It has the body of the default detector on a CPU. It is trained with that detector's optimiser and schedule
-(`training/step.py`), on the same images, with random flips.
+(`training/step.py`), on the same images, augmented in the same way. Without `--train_augment`, it has random flips.
 """
 
 import math
@@ -30,8 +30,9 @@ from flawmask.model.layers import count_parameters, to_device
 from flawmask.model.weights import load_file, save_file
 from flawmask.progress import track
 from flawmask.runtime import choose_device, choose_precision, seed_everything
+from flawmask.training.augmentation import Augmentation
 from flawmask.training.config import seconds_in
-from flawmask.training.loader import make_loader, read
+from flawmask.training.loader import instances_of, make_loader, read
 from flawmask.training.step import Schedule, parameter_groups
 
 BATCH_SIZE = 16
@@ -43,8 +44,8 @@ Image = npt.NDArray[np.uint8]
 class _Images(Dataset[tuple[Tensor, float]]):
     """The images of a split as the network sees them, (3, S, S) uint8, with 1.0 for a defective image, else 0.0."""
 
-    def __init__(self, split: CocoSplit, size: int, levels: Levels) -> None:
-        self._split, self._size, self._levels = split, size, levels
+    def __init__(self, split: CocoSplit, size: int, levels: Levels, augmentation: Augmentation | None) -> None:
+        self._split, self._size, self._levels, self._augmentation = split, size, levels, augmentation
 
     def __len__(self) -> int:
         return len(self._split.images)
@@ -52,6 +53,9 @@ class _Images(Dataset[tuple[Tensor, float]]):
     def __getitem__(self, at: int) -> tuple[Tensor, float]:
         image = self._split.images[at]
         pixels = images.read_image(self._split.image_path(image), self._levels)
+        if self._augmentation is not None:
+            draw = np.random.default_rng(int(torch.randint(2**62, ())))  # each process that reads has its own seed
+            pixels, *_ = self._augmentation(pixels.copy(), *instances_of(self._split, image), draw)
         return _resized_to_square(pixels, self._size), float(self._split.is_defective(image))
 
 
@@ -87,7 +91,8 @@ def train(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels
     began = time.perf_counter()
     schedule = Schedule(config.lr / 10, config.scheduler, config.warmup_steps)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=schedule.rate, weight_decay=0.01)
-    items = _Images(training, size, levels)
+    augmentation = None if config.train_augment == "off" else Augmentation(config.train_augment)
+    items = _Images(training, size, levels, augmentation)
     order = BatchSampler(RandomSampler(items, generator=torch.Generator().manual_seed(config.seed)), BATCH_SIZE, False)
     batches = make_loader(items, order, workers=config.workers, pin=False, collate=_collate)
     budget = seconds_in(config.time_budget) if config.time_budget else None
@@ -99,7 +104,8 @@ def train(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels
             if progress >= 1:
                 break
             rate = schedule.at(progress, steps)
-            _step(model, optimizer, rate, _random_flip(pixels.to(device)), defective.to(device))
+            flipped = _random_flip(pixels) if augmentation is None else pixels
+            _step(model, optimizer, rate, flipped.to(device), defective.to(device))
             steps += 1
         epochs += 1
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}

@@ -87,6 +87,8 @@ class LearnSettings(IntensitySettings, Tiles, Joining, Seed, Device, Classes, Re
     """R-CNN and RetinaNet: five anchor sizes in pixels, smallest first. Default: 32 to 512 times image_size / 800."""
     compile: Literal["auto", "on", "off"] = "auto"
     """auto: record CUDA graphs of an R-CNN's passes, one per batch shape. on: fail if they cannot be recorded."""
+    train_augment: Literal["off", "light", "strong"] = "off"
+    """Augment training images anew in every epoch. light: flips, turns, light. strong: also crops, blur, noise."""
     select_by: Literal["train_loss", "val_loss", "segm_ap", "f1"] = "train_loss"
     """Metric that chooses best.pt. All but train_loss use the validation split, whose metrics then look too good."""
     log: Log = "none"
@@ -130,8 +132,6 @@ class TrainSettings(LearnSettings):
     """Initial weights: coco, imagenet, none or a file. auto: COCO's if on the disk or online, else ImageNet's."""
     offline: bool = False
     """Download nothing; use weights that are on the disk already."""
-    train_augment: Literal["off", "light", "strong"] = "off"
-    """Augment training images anew in every epoch. light: flips, turns, light. strong: also crops, blur, noise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

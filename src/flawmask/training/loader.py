@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flawmask import images
-from flawmask.coco import CocoSplit, annotation, instance_masks, without_crowds
+from flawmask.coco import CocoSplit, Record, annotation, instance_masks, without_crowds
 from flawmask.errors import FlawmaskError
 from flawmask.launch import cores_of_each_process, own_process, usable_cores
 from flawmask.model import targets
@@ -162,16 +162,11 @@ class SplitDataset(Dataset[Item]):
 
     def _augmented(self, augmenting: Augmenting, epoch: int, place: int) -> Item:
         record = self.split.images[place]
-        path, names = self.split.image_path(record), {label: name for name, label in self._labels.items()}
-        single = without_crowds(self.split.annotations[record["id"]])
-        masks = instance_masks(single, record["height"], record["width"], str(path))
-        kept = [(mask, one) for mask, one in zip(masks, single, strict=True) if mask.any()]
-        stack = np.array([mask for mask, _ in kept], dtype=bool).reshape(-1, record["height"], record["width"])
+        path = self.split.image_path(record)
         changed = self._transformed(
             augmenting,
             self._read_original(place).copy(),
-            stack,
-            [names[self.split.labels[one["category_id"]]] for _, one in kept],
+            *instances_of(self.split, record),
             np.random.default_rng([augmenting.seed, epoch, record["id"]]),
             str(path),
         )
@@ -230,6 +225,19 @@ class SplitDataset(Dataset[Item]):
                 f"{path} is {width}x{height} but its record says {recorded}: export the annotations again"
             )
         return pixels
+
+
+def instances_of(split: CocoSplit, record: Record) -> tuple[npt.NDArray[np.bool_], list[str]]:
+    """Return the masks, (N, height, width) bool, and the class names of an image's instances, without crowds.
+
+    Instances without a pixel are left out.
+    """
+    size = (record["height"], record["width"])
+    single = without_crowds(split.annotations[record["id"]])
+    masks = instance_masks(single, *size, str(split.image_path(record)))
+    kept = [(mask, one) for mask, one in zip(masks, single, strict=True) if mask.any()]
+    names = [split.class_names[split.labels[one["category_id"]] - 1] for _, one in kept]
+    return np.array([mask for mask, _ in kept], dtype=bool).reshape(-1, *size), names
 
 
 def resized_shapes(split: CocoSplit, spec: ModelSpec) -> list[tuple[int, int]]:
