@@ -19,7 +19,7 @@ from flawmask.model.weights import Pretrained
 from flawmask.training import fit
 from flawmask.training.clock import Clock
 from flawmask.training.fit import Trial, image_size_for, largest_micro_batch
-from flawmask.training.loader import Augmenting
+from flawmask.training.loader import Augmenting, SplitDataset
 from flawmask.training.loop import train
 from flawmask.training.step import Step
 
@@ -188,7 +188,7 @@ def test_time_to_read_counts_as_well(
     assert image_size_for(on_gpu, seconds, 4, 4) == at_most
 
 
-def test_images_are_read_as_the_training_reads_them(dataset: Path) -> None:
+def test_images_are_read_as_the_training_reads_them(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached, uncached = trial(dataset), trial(dataset, cache_gb=0.0)
     shown: list[str] = []
 
@@ -200,7 +200,20 @@ def test_images_are_read_as_the_training_reads_them(dataset: Path) -> None:
     assert fit._seconds_to_read(cached, 64) == 0
     assert fit._seconds_to_read(uncached, 64) > 0
     assert fit._seconds_to_read(augmented, 64) > 0
-    assert len(shown) == min(fit.TIMED_IMAGES, len(augmented.training.images))
+    timed = min(fit.TIMED_IMAGES, len(augmented.training.images))
+    assert len(shown) == 2 * timed  # the second pass finds the images in the cache
+    decoded: list[Path] = []
+    read = SplitDataset._read_original
+
+    def counting(self: SplitDataset, place: int) -> Any:
+        decoded.append(self.split.image_path(self.split.images[place]))
+        return read(self, place)
+
+    monkeypatch.setattr(SplitDataset, "_read_original", counting)
+    for kept, times in ((cached, 1), (uncached, 2)):
+        decoded.clear()
+        fit._seconds_to_read(replace(kept, augmenting=Augmenting(slow, 0)), 64)
+        assert len(decoded) == times * timed
 
 
 @pytest.mark.parametrize("arch", ["maskrcnn_resnet18_fpn", "ssd300_vgg16"])

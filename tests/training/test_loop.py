@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -211,28 +211,29 @@ def test_patience_ends_a_training_that_no_longer_improves(
     assert (done.best_epoch, done.history["epoch"]) == (2, [1, 2, 3, 4])
 
 
-@pytest.mark.parametrize("ema", [False, True])
-def test_the_image_cache_changes_no_weight(dataset: Path, ema: bool) -> None:
-    kept = train(light(dataset, epochs=2, ema=ema))
-    anew = train(light(dataset, epochs=2, ema=ema, cache_gb=0.0, output_dir=dataset.parent / "anew"))
+@pytest.mark.parametrize("changes", [{}, {"ema": True}, {"train_augment": "strong"}])
+def test_the_image_cache_changes_no_weight(dataset: Path, changes: dict[str, Any]) -> None:
+    kept = train(light(dataset, epochs=2, **changes))
+    anew = train(light(dataset, epochs=2, **changes, cache_gb=0.0, output_dir=dataset.parent / "anew"))
     assert same_weights(kept.run_dir / "last.pt", anew.run_dir / "last.pt")
     assert kept.history["val_loss"] == anew.history["val_loss"]
 
 
+@pytest.mark.parametrize("augment", ["off", "light"])
 @pytest.mark.parametrize(("kept", "decodings"), [(4.0, 1), (0.0, 3)])
 def test_a_cached_image_is_decoded_only_once(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch, kept: float, decodings: int
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, kept: float, decodings: int, augment: Literal["off", "light"]
 ) -> None:
     decoded: Counter[Path] = Counter()
-    read = loader.SplitDataset._read_resized
+    read = loader.SplitDataset._read_original
 
     def counting(self: loader.SplitDataset, place: int) -> Any:
         decoded[self.split.image_path(self.split.images[place])] += 1
         return read(self, place)
 
-    monkeypatch.setattr(loader.SplitDataset, "_read_resized", counting)
+    monkeypatch.setattr(loader.SplitDataset, "_read_original", counting)
     monkeypatch.setattr("flawmask.training.callbacks.draw_train_batch", lambda *_: None)
-    train(light(dataset, epochs=3, cache_gb=kept))
+    train(light(dataset, epochs=3, cache_gb=kept, train_augment=augment))
     assert set(decoded.values()) == {decodings}
     assert len(decoded) == 6
 

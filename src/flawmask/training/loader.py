@@ -124,8 +124,8 @@ class SplitDataset(Dataset[Item]):
         Args:
             split: the split to read.
             spec: of the network; it says how images are resized.
-            cache: for resized images, made for `resized_shapes`; None caches nothing.
-            augmenting: the augmentation of each image. It needs the places of an `Order` with `marks_epochs`.
+            cache: for resized images, or for whole ones to augment, made for `cached_shapes`; None caches nothing.
+            augmenting: the augmentation of each whole image. It needs the places of an `Order` with `marks_epochs`.
         """
         self.split, self.spec = split, spec
         self.shapes = resized_shapes(split, spec)
@@ -165,7 +165,7 @@ class SplitDataset(Dataset[Item]):
         path = self.split.image_path(record)
         changed = self._transformed(
             augmenting,
-            self._read_original(place).copy(),
+            self._read_whole(place).copy(),
             *instances_of(self.split, record),
             np.random.default_rng([augmenting.seed, epoch, record["id"]]),
             str(path),
@@ -210,6 +210,15 @@ class SplitDataset(Dataset[Item]):
     def _labels(self) -> dict[str, int]:
         """The network's label of each class name."""
         return {name: label for label, name in enumerate(self.split.class_names, start=1)}
+
+    def _read_whole(self, place: int) -> npt.NDArray[np.uint8]:
+        """Return an image as it is, not to be written to. The cache has to be one of whole images."""
+        pixels = self.cache.get(place) if self.cache else None
+        if pixels is None:
+            pixels = self._read_original(place)
+            if self.cache:
+                self.cache.put(place, pixels)
+        return pixels
 
     def _read_resized(self, place: int) -> npt.NDArray[np.uint8]:
         return images.resize(self._read_original(place), self.shapes[place])

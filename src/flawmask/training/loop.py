@@ -225,11 +225,12 @@ def _remaining(run: Run) -> float:
 def _loader(setup: Setup, split: CocoSplit, stack: ExitStack, *, shuffle: bool) -> DataLoader[Any]:
     """Return a loader of this process' shard of a split. Closing the stack deletes its cache on disk."""
     config, team = setup.config, setup.team
-    shapes = cached_shapes(split, setup.spec)
+    augmenting = setup.augmenting if shuffle else None
+    shapes = cached_shapes(split, setup.spec, augmenting)
     # --cache_gb is shared by both splits and all processes.
     total = len(setup.training.images) + (len(setup.validation.images) if setup.validation else 0)
     cache = stack.enter_context(pixel_cache(shapes, config.cache_gb * len(shapes) / total / team.count))
-    items = dataset_of(split, setup.spec, config.seed, cache, setup.augmenting if shuffle else None)
+    items = dataset_of(split, setup.spec, config.seed, cache, augmenting)
     order = loader.Order(
         items.shapes,
         setup.batch_size,

@@ -145,14 +145,6 @@ class TileDataset(SplitDataset):
             pixels, stack, labels = self._transformed(self.augmenting, pixels, stack, labels, draw, where)
         return self._item(pixels, stack, labels, record["id"], where)
 
-    def _read_whole(self, place: int) -> npt.NDArray[np.uint8]:
-        pixels = self.cache.get(place) if self.cache else None
-        if pixels is None:
-            pixels = self._read_original(place)
-            if self.cache:
-                self.cache.put(place, pixels)
-        return pixels
-
 
 def pieces_in(rle: Record, window: Window, size: int) -> list[Mask]:
     """Return what a tile shows of a defect: a (size, size) bool mask for each 8-connected piece, without slivers."""
@@ -205,8 +197,9 @@ def dataset_of(
     return TileDataset(split, spec, seed, cache, augmenting)
 
 
-def cached_shapes(split: CocoSplit, spec: ModelSpec) -> list[tuple[int, int]]:
-    """Return height and width of each image in the cache: as the network sees it or, to cut tiles out of it, whole."""
-    if spec.tile is None:
+def cached_shapes(split: CocoSplit, spec: ModelSpec, augmenting: Augmenting | None) -> list[tuple[int, int]]:
+    """Return height and width of each image in the cache: as the network sees it or, if tiles are cut out of it or it
+    is augmented anew each time, whole."""
+    if spec.tile is None and augmenting is None:
         return loader.resized_shapes(split, spec)
     return [(image["height"], image["width"]) for image in split.images]
