@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms import v2
 
-from flawmask.training.augmentation import Augmentation, _crop
+from flawmask.training.augmentation import ALL_VALUES, Augmentation, _crop, _jittered, _mapped
 
 LEVELS: tuple[Literal["light", "strong"], ...] = ("light", "strong")
 
@@ -68,6 +69,24 @@ def test_a_crop_is_a_window_that_holds_a_pixel_of_a_defect(height: int, width: i
     assert outlined[1].sum() == 1
     y, x = (int(a[0] - b[0]) for a, b in zip(np.nonzero(masks[1]), np.nonzero(outlined[1]), strict=True))
     assert (image[y : y + len(window), x : x + window.shape[1]] == window).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (37, 61), (256, 300)])
+@pytest.mark.parametrize("spread", [1.0, 0.1])
+def test_colours_change_as_torchvision_changes_them(size: tuple[int, int], spread: float) -> None:
+    draw = np.random.default_rng(3)
+    jitter = v2.ColorJitter(brightness=0.3, contrast=0.3)
+    for seed in range(20):
+        image = (draw.integers(256) * (1 - spread) + draw.integers(0, 256, (*size, 3)) * spread).astype(np.uint8)
+        picture = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+        torch.manual_seed(seed)
+        expected = jitter(picture)
+        torch.manual_seed(seed)
+        found = _jittered(image, jitter.make_params([]))
+        assert np.array_equal(found, expected.permute(1, 2, 0).numpy())
+        gamma = float(draw.uniform(0.7, 1.3))
+        table = v2.functional.adjust_gamma(ALL_VALUES, gamma)
+        assert np.array_equal(_mapped(found, table), v2.functional.adjust_gamma(expected, gamma).permute(1, 2, 0))
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -28,6 +28,10 @@ CROP_PROBABILITY, MIN_CROP_AREA, STRETCH = 0.7, 0.35, 0.15
 a side, as the logarithm of its factor."""
 
 
+ALL_VALUES = torch.arange(256, dtype=torch.uint8)[None, None]
+"""A picture, (1, 1, 256), of each value of a pixel."""
+
+
 class Augmentation:
     """A `loader.Transform` of one level. It can be pickled, and so sent to processes that read images."""
 
@@ -53,8 +57,8 @@ class Augmentation:
             image, masks = _crop(image, masks, names, draw)
         if draw.random() < 0.5:  # together with the flips, this gives every right-angle turn
             image, masks = image.transpose(1, 0, 2), masks.transpose(0, 2, 1)
-        picture = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
-        picture_masks = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(masks)))
+        picture = tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))
+        picture_masks = tv_tensors.Mask(torch.from_numpy(masks))
         if self.level == "strong":
             height, width = (max(1, round(side * np.exp(draw.uniform(-STRETCH, STRETCH)))) for side in image.shape[:2])
             picture = functional.resize(picture, [height, width], antialias=False)
@@ -63,34 +67,33 @@ class Augmentation:
                 if len(masks)
                 else picture_masks.new_empty(0, height, width)
             )
+        flips, jitter, noise = _transforms(self.level)
         # v2 draws from PyTorch's own generator, which the network uses too.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(draw.integers(2**63)))
-            picture, picture_masks = _transforms(self.level)(picture, tv_tensors.Mask(picture_masks))
-        picture = functional.adjust_gamma(picture, float(np.exp(draw.uniform(-GAMMA, GAMMA))))
-        changed = _array(picture.permute(1, 2, 0))
+            picture, picture_masks = flips(picture, tv_tensors.Mask(picture_masks))
+            changed = _jittered(_pixels(picture), jitter.make_params([]))
+            if noise is not None:
+                changed = _pixels(noise(tv_tensors.Image(torch.from_numpy(changed).permute(2, 0, 1).contiguous())))
+        changed = _mapped(changed, functional.adjust_gamma(ALL_VALUES, float(np.exp(draw.uniform(-GAMMA, GAMMA)))))
         if self.level == "strong" and draw.random() < 0.2:
             changed = _jpeg(changed, int(draw.integers(40, 96)))
-        return changed, _array(picture_masks), names
+        return changed, np.ascontiguousarray(picture_masks.numpy()), names
 
 
 @cache
-def _transforms(level: str) -> Any:
+def _transforms(level: str) -> tuple[Any, Any, Any]:
+    """Return the flips, the jitter of colours, and blur with noise, which `light` does not have."""
     from torchvision.transforms import v2
 
-    flips = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
+    flips = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
     if level == "light":
-        return v2.Compose([*flips, v2.ColorJitter(brightness=0.2, contrast=0.2)])
+        return flips, v2.ColorJitter(brightness=0.2, contrast=0.2), None
     noise = [v2.ToDtype({_image_type(): torch.float32, "others": None}, scale=True), v2.GaussianNoise(sigma=0.02)]
     back = v2.ToDtype({_image_type(): torch.uint8, "others": None}, scale=True)
-    return v2.Compose(
-        [
-            *flips,
-            v2.ColorJitter(brightness=0.3, contrast=0.3),
-            v2.RandomApply([v2.GaussianBlur(5, sigma=(0.3, 1.2))], p=0.2),
-            v2.RandomApply([*noise, back], p=0.2),
-        ]
-    )
+    blurred = v2.RandomApply([v2.GaussianBlur(5, sigma=(0.3, 1.2))], p=0.2)
+    noisy = v2.RandomApply([*noise, back], p=0.2)
+    return flips, v2.ColorJitter(brightness=0.3, contrast=0.3), v2.Compose([blurred, noisy])
 
 
 def _image_type() -> Any:
@@ -99,8 +102,31 @@ def _image_type() -> Any:
     return tv_tensors.Image
 
 
-def _array(tensor: Tensor) -> npt.NDArray[Any]:
-    return np.ascontiguousarray(tensor.numpy())
+def _pixels(picture: Tensor) -> npt.NDArray[np.uint8]:
+    """Return a (3, height, width) picture as (height, width, 3)."""
+    return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+
+
+def _jittered(image: npt.NDArray[np.uint8], drawn: dict[str, Any]) -> npt.NDArray[np.uint8]:
+    """Return the image that `v2.ColorJitter` makes with the parameters that it has drawn, in half of its time.
+
+    Brightness and contrast map each value by itself, so a table of all 256 values is enough.
+    """
+    from torchvision.transforms.v2 import functional
+
+    for number in drawn["fn_idx"].tolist():
+        if number == 0:
+            image = _mapped(image, functional.adjust_brightness(ALL_VALUES, drawn["brightness_factor"]))
+        elif number == 1:
+            grey = functional.rgb_to_grayscale(torch.from_numpy(image).permute(2, 0, 1))
+            factor, mean = drawn["contrast_factor"], grey.float().mean(dim=(-3, -2, -1), keepdim=True)
+            image = _mapped(image, ALL_VALUES.mul(factor).add(mean, alpha=1 - factor).clamp(0, 255).to(torch.uint8))
+    return image
+
+
+def _mapped(image: npt.NDArray[np.uint8], table: Tensor) -> npt.NDArray[np.uint8]:
+    """Return the image with each value replaced by its entry in a (1, 1, 256) table."""
+    return np.asarray(cv2.LUT(image, table.numpy().ravel()), np.uint8)
 
 
 def _jpeg(image: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
