@@ -214,11 +214,11 @@ def grouped_intervals(
 
     area = float(auroc(rank(truth, scores))[0])
     of_groups, of_images = resample(truth, resamples, seed, groups), resample(truth, resamples, seed)
-    once = np.ones((1, len(truth)))
+    once, firsts = np.ones((1, len(truth))), np.unique(groups, return_index=True)[1]
 
     def bootstrap(figure: Callable[[np.ndarray], np.ndarray]) -> tuple[Interval | None, Interval | None]:
         drawn = figure(np.vstack((once, of_groups)))
-        interval = by_group.bootstrap_interval(drawn, np.vstack((once, of_groups)), truth, groups)
+        interval = by_group.bootstrap_interval(drawn, of_groups[:, firsts], truth, groups)
         return interval, percentiles(figure(of_images))
 
     return {

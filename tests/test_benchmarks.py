@@ -61,3 +61,13 @@ def test_the_plain_way_reads_the_images_and_masks_of_the_split(
             assert mask[top:bottom, left:right].sum() == mask.sum() > 0
             assert mask[top].any() and mask[bottom - 1].any() and mask[:, left].any() and mask[:, right - 1].any()
     sys.modules.pop("plain")
+
+
+def test_the_coverage_of_intervals_over_parts_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    coverage = importlib.import_module("coverage")
+    monkeypatch.setattr(coverage, "POPULATION", 500)
+    shares = coverage.grouped_cell(coverage.Options(samples=3, resamples=20), "fair", 15, "medium")
+    assert {"recall", "image AUROC", "image AP", "mask AP"} <= set(shares)
+    assert all(0 <= share <= 1 for both in shares.values() for share in both)
+    sys.modules.pop("coverage")

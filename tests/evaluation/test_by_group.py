@@ -301,6 +301,17 @@ def test_where_the_values_do_not_vary_the_interval_is_wilsons_for_the_groups() -
     assert (low, high) == pytest.approx(uncertainty.wilson(3, 6))
 
 
+def test_close_to_zero_the_interval_is_not_wider_than_wilsons_for_the_groups() -> None:
+    """A mask AP of 0.13 %, which jumps if one part is drawn often, as that of a network that has learnt nothing."""
+    truth = np.ones(66, dtype=bool)
+    groups = np.repeat(np.arange(11), 6)
+    drawn = times_drawn(np.vstack((np.ones(66), resample(truth, 400, 0, groups))), groups)
+    values = 0.0013 * np.concatenate(([1.0], 1 + 10 * (drawn[:, 3] >= 3)))
+    low, high = bootstrap_interval(values, drawn, truth, groups) or (1.0, 0.0)
+    assert low <= 0.0013 <= high
+    assert high == uncertainty.wilson(0.0013 * 11, 11)[1] < 0.3
+
+
 def test_there_is_no_interval_for_a_mostly_undefined_metric_or_for_two_groups() -> None:
     truth, scores, groups = parts(2)
     values, drawn = drawn_accuracy(scores > 0.5, truth, groups)

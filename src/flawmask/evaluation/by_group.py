@@ -156,8 +156,9 @@ def bootstrap_interval(values: Floats, times_drawn: npt.NDArray[Any], truth: Fla
     resampled values minus the metric. Its half-width is Student's quantile times the standard deviation of the
     resampled values. Percentiles would count the bias twice, and have no width for a metric near 1.
 
-    If the values do not vary, or the metric is 0 or 1, it is Wilson's interval. Its number of images is the number of
-    groups with a defective image or with a good image, whichever is smaller.
+    It is never wider than Wilson's interval for as many images as there are groups with a defective image or with a
+    good image, whichever is smaller: the images of a part cannot do more than agree. If the values do not vary, or the
+    metric is 0 or 1, it is that interval.
 
     Args:
         values: (1 + B,) the metric itself, then its value for each sample; NaN where it is undefined.
@@ -177,16 +178,17 @@ def bootstrap_interval(values: Floats, times_drawn: npt.NDArray[Any], truth: Fla
     if np.isnan(value) or not len(drawn) or len(drawn) < LEVEL * len(defined) or count <= strata:
         return None
     spread = float(drawn.std()) * math.sqrt(count / (count - strata))
+    group_count = min(len(np.unique(groups[kind])) for kind in (truth, ~truth) if kind.any())
+    widest = uncertainty.wilson(min(max(value, 0.0), 1.0) * group_count, group_count)
     if spread < MIN_SPREAD or not MIN_SPREAD < value < 1 - MIN_SPREAD:
-        group_count = min(len(np.unique(groups[kind])) for kind in (truth, ~truth) if kind.any())
-        return uncertainty.wilson(min(max(value, 0.0), 1.0) * group_count, group_count)
+        return widest
     # The infinitesimal jackknife (Efron, JASA 2014), except for a factor.
     deviations = (drawn - drawn.mean()) @ (times_drawn[defined] - 1.0)
     slope = value * (1 - value)
     centre = math.log(value / (1 - value)) - (float(drawn.mean()) - value) / slope
     half = student(deviations, strata) * spread / slope
     low, high = (float(expit(bound)) for bound in (centre - half, centre + half))
-    return min(low, value), max(high, value)
+    return min(max(low, widest[0]), value), max(min(high, widest[1]), value)
 
 
 def f1_interval(tp: Floats, fp: Floats, fn: Floats, defective: Flags) -> Interval | None:
