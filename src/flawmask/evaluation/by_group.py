@@ -180,7 +180,7 @@ def bootstrap_interval(values: Floats, times_drawn: npt.NDArray[Any], truth: Fla
     spread = float(drawn.std()) * math.sqrt(count / (count - strata))
     group_count = min(len(np.unique(groups[kind])) for kind in (truth, ~truth) if kind.any())
     widest = uncertainty.wilson(min(max(value, 0.0), 1.0) * group_count, group_count)
-    if spread < MIN_SPREAD or not MIN_SPREAD < value < 1 - MIN_SPREAD:
+    if widest is None or spread < MIN_SPREAD or not MIN_SPREAD < value < 1 - MIN_SPREAD:
         return widest
     # The infinitesimal jackknife (Efron, JASA 2014), except for a factor.
     deviations = (drawn - drawn.mean()) @ (times_drawn[defined] - 1.0)
