@@ -93,8 +93,9 @@ def train(
         for pixels in track(pictures, "patches", total=len(used)):
             model(_batch([pixels], model))
         log.info("choosing %.0f %% of the patches of %d images", 100 * CORESET_RATIO, len(used))
-        with _quiet():
-            model.subsample_embedding(CORESET_RATIO)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.subsample_embedding(CORESET_RATIO)  # anomalib shows its progress
         model.eval()
         sample = used[:: -(-len(used) // 20)]
         distances = [float(model(_batch([read(file)], model)).pred_score) for file in sample]
