@@ -301,15 +301,18 @@ def test_where_the_values_do_not_vary_the_interval_is_wilsons_for_the_groups() -
     assert (low, high) == pytest.approx(uncertainty.wilson(3, 6))
 
 
-def test_close_to_zero_the_interval_is_not_wider_than_wilsons_for_the_groups() -> None:
+def test_a_figure_that_varies_too_much_for_the_logit_has_percentiles_and_wilsons_interval() -> None:
     """A mask AP of 0.13 %, which jumps if one part is drawn often, as that of a network that has learnt nothing."""
     truth = np.ones(66, dtype=bool)
     groups = np.repeat(np.arange(11), 6)
     drawn = times_drawn(np.vstack((np.ones(66), resample(truth, 400, 0, groups))), groups)
     values = 0.0013 * np.concatenate(([1.0], 1 + 10 * (drawn[:, 3] >= 3)))
-    low, high = bootstrap_interval(values, drawn, truth, groups) or (1.0, 0.0)
-    _, widest = uncertainty.wilson(0.0013 * 11, 11) or (0.0, 1.0)
-    assert 0 <= low <= 0.0013 < high == widest < 0.3
+    expected = uncertainty.wilson(0.0013 * 11, 11)
+    assert bootstrap_interval(values, drawn, truth, groups) == expected
+    assert expected is not None
+    assert expected[1] < 0.3
+    values[1:][drawn[:, 3] >= 3] = 0.6  # now the percentiles reach further
+    assert bootstrap_interval(values, drawn, truth, groups) == (expected[0], 0.6)
 
 
 def test_there_is_no_interval_for_a_mostly_undefined_metric_or_for_two_groups() -> None:

@@ -26,6 +26,10 @@ Flags = npt.NDArray[np.bool_]
 MIN_SPREAD = 1e-6
 """A smaller standard deviation counts as 0: it comes from rounding."""
 
+MAX_LOGIT_SPREAD = 2
+"""The largest standard deviation on the logit scale for which an interval on that scale means something. The interval
+of a figure of 10 % reaches from about 0.2 % to 85 % there."""
+
 
 def numbered(names: Sequence[str] | None) -> Groups | None:
     """Return the group numbers of N images, (N,), from the names of their groups; None where groups are unknown."""
@@ -156,9 +160,9 @@ def bootstrap_interval(values: Floats, times_drawn: npt.NDArray[Any], truth: Fla
     resampled values minus the metric. Its half-width is Student's quantile times the standard deviation of the
     resampled values. Percentiles would count the bias twice, and have no width for a metric near 1.
 
-    It is never wider than Wilson's interval for as many images as there are groups with a defective image or with a
-    good image, whichever is smaller: the images of a part cannot do more than agree. If the values do not vary, or the
-    metric is 0 or 1, it is that interval.
+    If the values do not vary, or the metric is 0 or 1, it is Wilson's interval. Its number of images is the number of
+    groups with a defective image or with a good image, whichever is smaller. If the values vary so much that the logit
+    says nothing (`MAX_LOGIT_SPREAD`), the interval is the expanded percentiles together with Wilson's interval.
 
     Args:
         values: (1 + B,) the metric itself, then its value for each sample; NaN where it is undefined.
@@ -179,16 +183,20 @@ def bootstrap_interval(values: Floats, times_drawn: npt.NDArray[Any], truth: Fla
         return None
     spread = float(drawn.std()) * math.sqrt(count / (count - strata))
     group_count = min(len(np.unique(groups[kind])) for kind in (truth, ~truth) if kind.any())
-    widest = uncertainty.wilson(min(max(value, 0.0), 1.0) * group_count, group_count)
-    if widest is None or spread < MIN_SPREAD or not MIN_SPREAD < value < 1 - MIN_SPREAD:
-        return widest
+    wilsons = uncertainty.wilson(min(max(value, 0.0), 1.0) * group_count, group_count)
+    if spread < MIN_SPREAD or not MIN_SPREAD < value < 1 - MIN_SPREAD:
+        return wilsons
+    slope = value * (1 - value)
+    if spread > MAX_LOGIT_SPREAD * slope:
+        both = [wilsons, uncertainty.percentiles(drawn, uncertainty.widened(truth, groups))]
+        bounds = [value, *(bound for interval in both if interval for bound in interval)]
+        return min(bounds), max(bounds)
     # The infinitesimal jackknife (Efron, JASA 2014), except for a factor.
     deviations = (drawn - drawn.mean()) @ (times_drawn[defined] - 1.0)
-    slope = value * (1 - value)
     centre = math.log(value / (1 - value)) - (float(drawn.mean()) - value) / slope
     half = student(deviations, strata) * spread / slope
     low, high = (float(expit(bound)) for bound in (centre - half, centre + half))
-    return min(max(low, widest[0]), value), max(min(high, widest[1]), value)
+    return min(low, value), max(high, value)
 
 
 def f1_interval(tp: Floats, fp: Floats, fn: Floats, defective: Flags) -> Interval | None:
