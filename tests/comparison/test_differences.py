@@ -80,6 +80,11 @@ def test_sentences_say_what_is_shown_and_what_is_not() -> None:
         "No difference shown from b (0.4 points less, interval -1.0 to 2.0). "
         "Shown to be worse: c (30.0 points less, interval 21.0 to 40.0)."
     ]
+    ranked = Ranked("image_auroc", "a", 1.0, (Difference("b", 0.0, (0.0, 0.0)),))
+    assert sentences([ranked]) == [
+        "Telling good from defective (image AUROC): a has the highest figure, 100.0%. "
+        "No difference shown from b (the same in every sample)."
+    ]
     assert sentences([Ranked("mask_ap", "a", 0.0, ())]) == [
         "Segmenting defects (mask AP): a alone has this figure, 0.0%."
     ]

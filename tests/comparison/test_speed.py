@@ -89,3 +89,12 @@ def test_a_note_says_why_a_model_could_not_be_timed() -> None:
     notes = _notes(config, [Entry("a"), Entry("b")], {}, [], {"a": {"1": {}, "reason": "no room"}, "b": {"1": {}}})
     assert notes[0] == "Budget: 5m of training each, from nothing."
     assert [line for line in notes if "timed" in line] == ["a could not be timed: no room"]
+    assert not [line for line in notes if "starts from nothing" in line]
+
+
+def test_a_note_names_the_networks_that_start_from_nothing_beside_others() -> None:
+    config = CompareConfig(category="plate", weights="auto,yolo11n=none", archs="yolo11n,ssd300_vgg16", epochs=5)
+    notes = _notes(config, [Entry("yolo11n"), Entry("ssd300_vgg16")], {}, [], {})
+    assert [line for line in notes if "starts from nothing" in line] == [
+        "yolo11n starts from nothing: with pretrained weights, it may rank otherwise."
+    ]

@@ -164,6 +164,8 @@ def _notes(
         f"Budget: {budget} each, from {start.get(config.weights, f'--weights {config.weights}')}.",
         *(f"{one.name} {one.learned.protocol}." for one in entries if one.learned is not None),
     ]
+    untrained = [name for name in config.arch_names if config.weights_of(name) == "none" and config.weights != "none"]
+    notes += [f"{name} starts from nothing: with pretrained weights, it may rank otherwise." for name in untrained]
     groups = {one["groups"]: one["total_images"] for one in metrics.values() if "groups" in one}
     notes += [
         f"Evaluated on {images_of_parts(images, parts)}: intervals and differences are computed over parts."

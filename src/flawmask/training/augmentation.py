@@ -17,16 +17,12 @@ from torch import Tensor
 from flawmask import torchvision_alone  # noqa: F401
 from flawmask.good_names import GOOD
 
-Level = Literal["off", "light", "strong"]
-"""How much images are changed."""
-
 GAMMA = 0.25
 """Gamma correction of `light` and `strong`: the logarithm of gamma is drawn between minus and plus this."""
 
 CROP_PROBABILITY, MIN_CROP_AREA, STRETCH = 0.7, 0.35, 0.15
 """For `strong`: the probability of a crop, the smallest share of the area that a crop keeps, and the largest stretch of
 a side, as the logarithm of its factor."""
-
 
 ALL_VALUES = torch.arange(256, dtype=torch.uint8)[None, None]
 """A picture, (1, 1, 256), of each value of a pixel."""
