@@ -113,7 +113,7 @@ def _sentence(ranked: Ranked) -> str:
 
 
 def _with_interval(one: Difference, less: str) -> str:
-    if one.interval == (0, 0):  # no interval: where two models rank all images right, samples show no more
+    if one.interval == (0.0, 0.0):  # no interval: where two models rank all images right, samples show no more
         return f"{one.name} (the same in every sample)"
     low, high = (100 * bound for bound in one.interval or (0, 0))
     return f"{one.name} ({100 * one.value:.1f} points {less}, interval {low:.1f} to {high:.1f})"
