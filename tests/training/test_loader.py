@@ -31,6 +31,7 @@ from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
 from flawmask.training.cache import PixelCache
 from flawmask.training.loader import (
+    Augmenting,
     Batch,
     Order,
     SplitDataset,
@@ -426,6 +427,23 @@ def test_with_a_cache_each_image_is_decoded_once_and_is_the_same(
             assert torch.equal(image, expected[place])
             image.zero_()  # the returned image is a copy, not the cache itself
     assert sorted(decoded) == ["1.png", "2.png", "3.png", "4.png", "5.png"]
+
+
+def test_a_transform_that_writes_into_the_image_does_not_change_the_cache(split: CocoSplit, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def black(image: Any, masks: Any, names: list[str], _: Any) -> Any:
+        seen.append(image.copy())
+        image[:] = 0
+        return image, masks, names
+
+    shapes = [(image["height"], image["width"]) for image in split.images]
+    items = SplitDataset(split, SPEC, PixelCache(tmp_path / "pixels", shapes, 10**9), Augmenting(black, 0))
+    for epoch in (1, 2):
+        image, _ = items[epoch * len(items)]
+        assert not image.any()
+    assert seen[0].any()
+    assert np.array_equal(*seen)
 
 
 @pytest.mark.slow
