@@ -4,7 +4,7 @@ import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from flawmask.model.targets import Target, make_target
 from flawmask.runtime import keep_freed_memory
 from flawmask.settings import require
 from flawmask.training.cache import PixelCache
+from flawmask.training.copy_paste import Shown, pasted
 
 SORT_WINDOW = 8
 """Batches per aspect-ratio sorting window. Larger windows mean less padding and a less random order."""
@@ -51,10 +52,17 @@ picklable: a function of a module, for example.
 
 @dataclass(frozen=True)
 class Augmenting:
-    """A transform, and the seed of its random generators."""
+    """How training images are changed.
 
-    transform: Transform
+    Attributes:
+        transform: changes each image; None changes none.
+        seed: of the random generators.
+        copy_paste: the probability that an image first gets the defects of another one (`copy_paste.pasted`).
+    """
+
+    transform: Transform | None
     seed: int
+    copy_paste: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -162,39 +170,47 @@ class SplitDataset(Dataset[Item]):
 
     def _augmented(self, augmenting: Augmenting, epoch: int, place: int) -> Item:
         record = self.split.images[place]
-        path = self.split.image_path(record)
-        changed = self._transformed(
-            augmenting,
-            self._read_whole(place).copy(),
-            *instances_of(self.split, record),
-            np.random.default_rng([augmenting.seed, epoch, record["id"]]),
-            str(path),
-        )
-        return self._item(*changed, record["id"], str(path))
+        draw = np.random.default_rng([augmenting.seed, epoch, record["id"]])
+        changed = self._changed(augmenting, self._whole(place), draw, str(self.split.image_path(record)))
+        return self._item(changed, record)
 
-    def _transformed(
-        self,
-        augmenting: Augmenting,
-        pixels: npt.NDArray[np.uint8],
-        stack: npt.NDArray[np.bool_],
-        names: list[str],
-        draw: np.random.Generator,
-        where: str,
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], list[str]]:
-        """Return what the transform makes of an image, after checking it."""
-        pixels, changed, labels = augmenting.transform(pixels, stack, names, draw)
+    def _whole(self, place: int) -> Shown:
+        """Return a whole image, which may be written to, with its instances."""
+        return Shown(self._read_whole(place).copy(), *instances_of(self.split, self.split.images[place]))
+
+    def _changed(self, augmenting: Augmenting, shown: Shown, draw: np.random.Generator, where: str) -> Shown:
+        """Return what augmentation makes of an image, after checking it."""
+        if augmenting.copy_paste and draw.random() < augmenting.copy_paste and self._sources:
+            shown = pasted(shown, self._source(int(draw.choice(self._sources)), draw), draw)
+        if augmenting.transform is None:
+            return shown
+        pixels, changed, labels = augmenting.transform(*shown, draw)
         fits = (
             pixels.dtype == np.uint8 and pixels.shape[2:] == (3,) and changed.shape == (len(labels), *pixels.shape[:2])
         )
         require(fits and changed.dtype == bool, f"{where}: the transform returned no image with masks of its size")
         unknown = set(labels) - self._labels.keys()
         require(not unknown, f"{where}: the transform returned {', '.join(map(repr, unknown))}, which is no class")
-        return pixels, changed, labels
+        return Shown(pixels, changed, labels)
 
-    def _item(
-        self, pixels: npt.NDArray[np.uint8], stack: npt.NDArray[np.bool_], names: list[str], image_id: int, where: str
-    ) -> Item:
-        """Return an image, resized, and the target of its instances: their masks, (N, height, width), and classes."""
+    @cached_property
+    def _sources(self) -> list[int]:
+        """What `_source` takes: the places of all images with defects that can be pasted."""
+        return [place for place, image in enumerate(self.split.images) if self._can_be_pasted(image)]
+
+    def _source(self, at: int, _: np.random.Generator) -> Shown:
+        """Return an image whose defects are to be pasted."""
+        return self._whole(at)
+
+    def _can_be_pasted(self, image: Record) -> bool:
+        """Return whether the image has defects, and a mask of each."""
+        defects = without_crowds(self.split.defects(image))
+        return bool(defects) and not any(defect.get("is_box") for defect in defects)
+
+    def _item(self, shown: Shown, record: Record) -> Item:
+        """Return an image, resized, and the target of its instances."""
+        pixels, stack, names = shown
+        image_id, where = record["id"], str(self.split.image_path(record))
         size = pixels.shape[:2]
         resized = self.spec.resized(*size)
         records = [

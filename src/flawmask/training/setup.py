@@ -110,7 +110,8 @@ def set_up(
     digests = content_digests(training, levels) if team.is_main else {}
     if transform is None and config.train_augment != "off":
         transform = Augmentation(config.train_augment)
-    augmenting = Augmenting(transform, config.seed) if transform else None
+    pasting = config.pasting
+    augmenting = Augmenting(transform, config.seed, pasting) if transform or pasting else None
     per_process = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
     batch_size = state.batch_size if state else config.effective_batch_size or per_process * team.count
     tiling = Tiling(config.tile, int(config.overlap)) if isinstance(config.tile, int) else None
