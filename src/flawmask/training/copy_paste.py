@@ -6,7 +6,8 @@ Augmentation Method for Instance Segmentation", CVPR 2021. Edges are smooth, as 
 Learn", ICCV 2017, so that a network cannot learn the seam.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,8 +23,15 @@ as uneven grinding, and its seam would be what the network learns (docs/results.
 SHIFT = 0.15
 """A defect is pasted at about its own place: in each direction, this share of the free way is the largest change."""
 
+PLACES = 8
+"""So many places are tried. The one whose ground is most like the defect's own is taken."""
+
 MAX_GAIN = 2.0
 """A defect is pasted only where the ground is at most so many times as bright or as dark as its own."""
+
+MAX_DIFFERENCE = 0.3
+"""A defect is pasted only where the ground differs from its own, made as bright, by at most this share of the
+brightness, as the mean over the pixels around the defect. Otherwise defects of a part would be pasted beside it."""
 
 MIN_MARGIN = 4
 """Pixels of ground around a defect that are looked at; a quarter of its longer side if that is more."""
@@ -49,13 +57,13 @@ class Shown(NamedTuple):
 def pasted(target: Shown, source: Shown, draw: np.random.Generator) -> Shown:
     """Return the target with the defects of the source.
 
-    A defect keeps its size and its pixels. Only its brightness is adapted, per channel, to the ground around it. It
-    lies at about the same place of the image as before. If it reaches an edge of the image, it stays there. If one
-    image is wide and the other tall, the source is transposed. An image with a pasted defect is no longer good: its
-    instance of class good is left out.
+    A defect keeps its size and its pixels. Only its brightness is adapted to the ground around it. Of
+    `PLACES` places near its own, it gets the one with the most similar ground. If it reaches an edge of the image, it
+    stays there. If one image is wide and the other tall, the source is transposed. An image with a pasted defect is no
+    longer good: its instance of class good is left out.
 
-    A defect is left out if it covers more than `MAX_SHARE` of its image, does not fit into the target, would touch
-    another defect there, or would lie on ground of another brightness (`MAX_GAIN`).
+    A defect is not pasted if it covers more than `MAX_SHARE` of its image, or if at none of the places it fits into
+    the target, touches no other defect and has similar ground (`MAX_GAIN`, `MAX_DIFFERENCE`).
 
     Args:
         target: the image to paste into, which is changed in place.
@@ -71,20 +79,23 @@ def pasted(target: Shown, source: Shown, draw: np.random.Generator) -> Shown:
             continue
         part = _with_margin(mask)
         patch, outline = source.image[part], mask[part]
-        free = np.array(image.shape[:2]) - outline.shape
-        if free.min() < 0:
+        taken = np.zeros(image.shape[:2], bool)
+        for other, kind in zip(others, kinds, strict=True):
+            taken |= other & (kind != GOOD)
+        around = cv2.dilate(outline.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        best, smallest = None, MAX_DIFFERENCE
+        for window in _places(part, mask.shape, image.shape, draw):
+            if (taken[window] & around).any():
+                continue
+            gain, difference = _fit(image[window][~outline], patch[~outline])
+            if difference <= smallest:
+                best, smallest = (window, gain), difference
+        if best is None:
             continue
-        y, x = np.rint(free * _place(part, mask.shape, draw)).astype(int).tolist()
-        window = slice(y, y + outline.shape[0]), slice(x, x + outline.shape[1])
+        window, gain = best
+        image[window] = _blended(image[window], patch * gain, outline)
         moved = np.zeros(image.shape[:2], bool)
         moved[window] = outline
-        near = cv2.dilate(moved.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-        if any((near & other).any() for other, kind in zip(others, kinds, strict=True) if kind != GOOD):
-            continue
-        blended = _blended(image[window], patch, outline)
-        if blended is None:
-            continue
-        image[window] = blended
         others.append(moved)
         kinds.append(name)
     if len(kinds) > len(names):
@@ -101,36 +112,53 @@ def _with_margin(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
     return rows, slice(max(0, x - margin), min(mask.shape[1], x + width + margin))
 
 
-def _place(part: tuple[slice, slice], size: tuple[int, ...], draw: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Return a place near that of `part`, a window of an image of `size`: for rows and columns, 0 to 1 of the free way.
+def _places(
+    part: tuple[slice, slice], size: tuple[int, ...], new_size: tuple[int, ...], draw: np.random.Generator
+) -> Iterator[tuple[slice, slice]]:
+    """Yield windows of an image of `new_size`, near the place that `part` has in an image of `size`.
 
-    In a direction in which the window reaches an edge, it stays there.
+    In a direction in which the part reaches an edge, it stays there. If it does not fit, there are no windows.
     """
-    places = []
-    for one, side in zip(part, size, strict=True):
-        free = side - (one.stop - one.start)
-        shift = draw.uniform(-SHIFT, SHIFT)
-        at = one.start / free if free else 0.5
-        places.append(float(np.clip(at + shift, 0, 1)) if 0 < one.start < free else at)
-    return np.array(places)
+    for _ in range(PLACES):
+        window = []
+        for one, side, new_side in zip(part, size, new_size, strict=False):
+            length = one.stop - one.start
+            free, new_free = side - length, new_side - length
+            if new_free < 0:
+                return
+            shift = draw.uniform(-SHIFT, SHIFT) if 0 < one.start < free else 0.0
+            start = round(new_free * min(max(one.start / max(free, 1) + shift, 0.0), 1.0))
+            window.append(slice(start, start + length))
+        yield window[0], window[1]
+
+
+def _fit(ground: npt.NDArray[np.uint8], own: npt.NDArray[np.uint8]) -> tuple[float, float]:
+    """Return the gain that makes a defect's own ground as bright as other ground, and how much the two differ then, as
+    a share of the brightness; infinite beyond `MAX_GAIN`. Another colour counts as a difference.
+
+    Args:
+        ground: (N, 3), pixels of the target.
+        own: (N, 3), the pixels around the defect that come to lie there.
+    """
+    brightness = float(ground.mean()) + 1
+    gain = brightness / (float(own.mean()) + 1)
+    if not 1 / MAX_GAIN <= gain <= MAX_GAIN:
+        return gain, np.inf
+    return gain, float(np.abs(own * gain - ground).mean()) / brightness
 
 
 def _blended(
-    ground: npt.NDArray[np.uint8], patch: npt.NDArray[np.uint8], outline: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.uint8] | None:
-    """Return a window of the target with the defect in it; None if the brightness of the ground differs too much.
+    ground: npt.NDArray[np.uint8], patch: npt.NDArray[np.floating[Any]], outline: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.uint8]:
+    """Return a window of the target with the defect in it.
 
     Args:
         ground: (height, width, 3), the window.
-        patch: (height, width, 3), the defect with the ground around it.
+        patch: (height, width, 3), the defect with the ground around it, made as bright as the window.
         outline: (height, width), the defect's mask.
     """
-    gain = (ground[~outline].mean(axis=0) + 1) / (patch[~outline].mean(axis=0) + 1)
-    if gain.max() > MAX_GAIN or gain.min() < 1 / MAX_GAIN:
-        return None
     rim = max(1, round(RIM * max(box_of(outline)[2:])))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * rim + 1, 2 * rim + 1))
     share = cv2.GaussianBlur(cv2.dilate(outline.astype(np.float32), disc), (0, 0), max(0.7, rim / 2))
     share = np.where(outline, 1, share)[..., None]
-    mixed = share * patch * gain + (1 - share) * ground
-    return np.asarray(np.clip(np.rint(mixed), 0, 255), np.uint8)
+    return np.asarray(np.clip(np.rint(share * patch + (1 - share) * ground), 0, 255), np.uint8)
