@@ -6,7 +6,7 @@ Augmentation Method for Instance Segmentation", CVPR 2021. Edges are smooth, as 
 Learn", ICCV 2017, so that a network cannot learn the seam.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -74,26 +74,26 @@ def pasted(target: Shown, source: Shown, draw: np.random.Generator) -> Shown:
     others, kinds = list(masks), list(names)
     if (source.image.shape[0] > source.image.shape[1]) != (image.shape[0] > image.shape[1]):
         source = Shown(source.image.transpose(1, 0, 2), source.masks.transpose(0, 2, 1), source.names)
+    defective = _union(source.masks, source.names, source.image.shape)
     for mask, name in zip(source.masks, source.names, strict=True):
         if name == GOOD or not 0 < mask.mean() <= MAX_SHARE:
             continue
         part = _with_margin(mask)
-        patch, outline = source.image[part], mask[part]
-        taken = np.zeros(image.shape[:2], bool)
-        for other, kind in zip(others, kinds, strict=True):
-            taken |= other & (kind != GOOD)
+        patch, outline, own_ground = source.image[part], mask[part], ~defective[part]
+        taken = _union(others, kinds, image.shape)
         around = cv2.dilate(outline.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         best, smallest = None, MAX_DIFFERENCE
         for window in _places(part, mask.shape, image.shape, draw):
             if (taken[window] & around).any():
                 continue
-            gain, difference = _fit(image[window][~outline], patch[~outline])
+            ground = own_ground & ~taken[window]
+            gain, difference = _fit(image[window][ground], patch[ground])
             if difference <= smallest:
-                best, smallest = (window, gain), difference
+                best, smallest = (window, ground, gain), difference
         if best is None:
             continue
-        window, gain = best
-        image[window] = _blended(image[window], patch * gain, outline)
+        window, ground, gain = best
+        image[window] = _blended(image[window], patch * gain, outline, ground)
         moved = np.zeros(image.shape[:2], bool)
         moved[window] = outline
         others.append(moved)
@@ -102,6 +102,15 @@ def pasted(target: Shown, source: Shown, draw: np.random.Generator) -> Shown:
         kept = [at for at, kind in enumerate(kinds) if kind != GOOD]
         others, kinds = [others[at] for at in kept], [kinds[at] for at in kept]
     return Shown(image, np.array(others, bool).reshape(-1, *image.shape[:2]), kinds)
+
+
+def _union(masks: Iterable[npt.NDArray[np.bool_]], names: list[str], size: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Return the pixels of all defects of an image, (height, width)."""
+    union = np.zeros(size[:2], bool)
+    for mask, name in zip(masks, names, strict=True):
+        if name != GOOD:
+            union |= mask
+    return union
 
 
 def _with_margin(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
@@ -134,12 +143,14 @@ def _places(
 
 def _fit(ground: npt.NDArray[np.uint8], own: npt.NDArray[np.uint8]) -> tuple[float, float]:
     """Return the gain that makes a defect's own ground as bright as other ground, and how much the two differ then, as
-    a share of the brightness; infinite beyond `MAX_GAIN`. Another colour counts as a difference.
+    a share of the brightness; infinite beyond `MAX_GAIN` and without pixels. Another colour counts as a difference.
 
     Args:
         ground: (N, 3), pixels of the target.
         own: (N, 3), the pixels around the defect that come to lie there.
     """
+    if not len(own):
+        return 1.0, np.inf
     brightness = float(ground.mean()) + 1
     gain = brightness / (float(own.mean()) + 1)
     if not 1 / MAX_GAIN <= gain <= MAX_GAIN:
@@ -148,17 +159,21 @@ def _fit(ground: npt.NDArray[np.uint8], own: npt.NDArray[np.uint8]) -> tuple[flo
 
 
 def _blended(
-    ground: npt.NDArray[np.uint8], patch: npt.NDArray[np.floating[Any]], outline: npt.NDArray[np.bool_]
+    window: npt.NDArray[np.uint8],
+    patch: npt.NDArray[np.floating[Any]],
+    outline: npt.NDArray[np.bool_],
+    ground: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.uint8]:
     """Return a window of the target with the defect in it.
 
     Args:
-        ground: (height, width, 3), the window.
+        window: (height, width, 3).
         patch: (height, width, 3), the defect with the ground around it, made as bright as the window.
         outline: (height, width), the defect's mask.
+        ground: (height, width), the pixels around it where neither image has a defect. Only they get the seam.
     """
     rim = max(1, round(RIM * max(box_of(outline)[2:])))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * rim + 1, 2 * rim + 1))
     share = cv2.GaussianBlur(cv2.dilate(outline.astype(np.float32), disc), (0, 0), max(0.7, rim / 2))
-    share = np.where(outline, 1, share)[..., None]
-    return np.asarray(np.clip(np.rint(share * patch + (1 - share) * ground), 0, 255), np.uint8)
+    share = np.where(outline, 1, share * ground)[..., None]
+    return np.asarray(np.clip(np.rint(share * patch + (1 - share) * window), 0, 255), np.uint8)

@@ -196,16 +196,11 @@ class SplitDataset(Dataset[Item]):
     @cached_property
     def _sources(self) -> list[int]:
         """What `_source` takes: the places of all images with defects that can be pasted."""
-        return [place for place, image in enumerate(self.split.images) if self._can_be_pasted(image)]
+        return [place for place, usable in enumerate(pasteable(self.split)) if usable]
 
     def _source(self, at: int, _: np.random.Generator) -> Shown:
         """Return an image whose defects are to be pasted."""
         return self._whole(at)
-
-    def _can_be_pasted(self, image: Record) -> bool:
-        """Return whether the image has defects, and a mask of each."""
-        defects = without_crowds(self.split.defects(image))
-        return bool(defects) and not any(defect.get("is_box") for defect in defects)
 
     def _item(self, shown: Shown, record: Record) -> Item:
         """Return an image, resized, and the target of its instances."""
@@ -263,6 +258,12 @@ def instances_of(split: CocoSplit, record: Record) -> tuple[npt.NDArray[np.bool_
     kept = [(mask, one) for mask, one in zip(masks, single, strict=True) if mask.any()]
     names = [split.class_names[split.labels[one["category_id"]] - 1] for _, one in kept]
     return np.array([mask for mask, _ in kept], dtype=bool).reshape(-1, *size), names
+
+
+def pasteable(split: CocoSplit) -> list[bool]:
+    """Return, for each image, whether it has defects that can be pasted into others: none of them is a mere box."""
+    defects = [without_crowds(split.defects(image)) for image in split.images]
+    return [bool(of_image) and not any(one.get("is_box") for one in of_image) for of_image in defects]
 
 
 def resized_shapes(split: CocoSplit, spec: ModelSpec) -> list[tuple[int, int]]:

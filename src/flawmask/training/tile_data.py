@@ -139,7 +139,7 @@ class TileDataset(SplitDataset):
     @cached_property
     def _sources(self) -> list[int]:
         """What `_source` takes: the tiles of an epoch whose defects can be pasted."""
-        usable = [self._can_be_pasted(image) for image in self.split.images]
+        usable = loader.pasteable(self.split)
         return [at for at, one in enumerate(self.draws) if one.kind == "defect" and usable[one.image]]
 
     def _source(self, at: int, draw: np.random.Generator) -> Shown:
