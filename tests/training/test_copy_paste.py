@@ -69,10 +69,11 @@ def test_pasted_defects_and_their_masks_are_where_their_pixels_are(height: int, 
         return
     # The ground is even, so the smooth seam is the ground itself: exactly the pixels of defects are bright.
     assert set(names) == {"defect"}
-    assert np.array_equal(image == DEFECT, np.broadcast_to(masks.any(axis=0)[..., None], image.shape))
+    defective = np.asarray(masks.any(axis=0))
+    assert np.array_equal(image == DEFECT, np.broadcast_to(defective[..., None], image.shape))
     assert set(np.unique(image)) <= {GROUND, DEFECT}
     # Each instance is one connected component, as in a data set.
-    assert len(list(components(masks.any(axis=0)))) == len(masks)
+    assert len(list(components(defective))) == len(masks)
     # Those that were there come first and are unchanged. The others keep their size, or were too large.
     old = 0 if target.names == ["good"] else len(target.names)
     assert np.array_equal(masks[:old], target.masks[:old])
