@@ -116,6 +116,7 @@ def test_what_cannot_be_pasted_is_left_out() -> None:
     good, source = part(60, 60, []), part(60, 60, [(20, 20, 8, 8)])
     assert len(pastes(good, source)) == 40
     assert not pastes(good, good)
+    assert not pastes(good, source._replace(names=["good"]))
     assert not pastes(part(12, 60, []), source)  # too narrow for it
     assert not pastes(good, part(60, 60, [(20, 20, 20, 19)]))  # more than a tenth of its image
     assert pastes(good, part(60, 60, [(20, 20, 18, 20)]))
@@ -146,6 +147,7 @@ def test_a_defect_becomes_as_bright_as_the_ground_and_has_no_seam() -> None:
     dark = part(60, 60, [(20, 20, 8, 8)])
     dark.image[dark.masks[0]] = 90
     found = pastes(part(60, 60, [], ground=100), dark)
+    assert len(found) == 40
     for image, masks, _ in found:
         assert set(image[masks[0]].ravel()) == {round(90 * 101 / 61)}
         assert abs(image[~masks[0]].astype(int) - 100).max() <= 1
@@ -153,7 +155,9 @@ def test_a_defect_becomes_as_bright_as_the_ground_and_has_no_seam() -> None:
     textured = part(60, 60, [(20, 20, 8, 8)])
     textured.image[:, ::2] = 70
     textured.image[textured.masks[0]] = DEFECT
-    for image, masks, _ in pastes(part(60, 60, []), textured):
+    found = pastes(part(60, 60, []), textured)
+    assert len(found) == 40
+    for image, masks, _ in found:
         far = ndimage.distance_transform_cdt(~masks[0], "chessboard")
         assert (image[far > 4] == GROUND).all()
         assert (image[far == 1] != GROUND).any()

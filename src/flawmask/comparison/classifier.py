@@ -60,7 +60,7 @@ class _Images(Dataset[tuple[Tensor, float]]):
         draw = np.random.default_rng(int(torch.randint(2**62, ())))  # each process that reads has its own seed
         shown = self._shown(at)
         if self._sources and draw.random() < self._augmenting.copy_paste:
-            shown = pasted(shown, self._shown(int(draw.choice(self._sources))), draw)
+            shown = pasted(shown, self._shown(self._sources[draw.integers(len(self._sources))]), draw)
         defective = self._split.is_defective(self._split.images[at]) or not set(shown.names) <= {GOOD}
         if self._augmenting.transform is not None:
             shown = Shown(*self._augmenting.transform(*shown, draw))

@@ -6,7 +6,7 @@ Augmentation Method for Instance Segmentation", CVPR 2021. Edges are smooth, as 
 Learn", ICCV 2017, so that a network cannot learn the seam.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -71,16 +71,15 @@ def pasted(target: Shown, source: Shown, draw: np.random.Generator) -> Shown:
         draw: decides the places.
     """
     image, masks, names = target
-    others, kinds = list(masks), list(names)
     if (source.image.shape[0] > source.image.shape[1]) != (image.shape[0] > image.shape[1]):
         source = Shown(source.image.transpose(1, 0, 2), source.masks.transpose(0, 2, 1), source.names)
-    defective = _union(source.masks, source.names, source.image.shape)
+    defective, taken = _union(source), _union(target)
+    new: list[tuple[npt.NDArray[np.bool_], str]] = []
     for mask, name in zip(source.masks, source.names, strict=True):
         if name == GOOD or not 0 < mask.mean() <= MAX_SHARE:
             continue
         part = _with_margin(mask)
         patch, outline, own_ground = source.image[part], mask[part], ~defective[part]
-        taken = _union(others, kinds, image.shape)
         around = cv2.dilate(outline.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         best, smallest = None, MAX_DIFFERENCE
         for window in _places(part, mask.shape, image.shape, draw):
@@ -94,23 +93,21 @@ def pasted(target: Shown, source: Shown, draw: np.random.Generator) -> Shown:
             continue
         window, ground, gain = best
         image[window] = _blended(image[window], patch * gain, outline, ground)
-        moved = np.zeros(image.shape[:2], bool)
+        taken[window] |= outline
+        moved = np.zeros_like(taken)
         moved[window] = outline
-        others.append(moved)
-        kinds.append(name)
-    if len(kinds) > len(names):
-        kept = [at for at, kind in enumerate(kinds) if kind != GOOD]
-        others, kinds = [others[at] for at in kept], [kinds[at] for at in kept]
-    return Shown(image, np.array(others, bool).reshape(-1, *image.shape[:2]), kinds)
+        new.append((moved, name))
+    if not new:
+        return target
+    kept = [at for at, name in enumerate(names) if name != GOOD]
+    stack = np.concatenate([masks[kept], np.array([mask for mask, _ in new])])
+    return Shown(image, stack, [*(names[at] for at in kept), *(name for _, name in new)])
 
 
-def _union(masks: Iterable[npt.NDArray[np.bool_]], names: list[str], size: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+def _union(shown: Shown) -> npt.NDArray[np.bool_]:
     """Return the pixels of all defects of an image, (height, width)."""
-    union = np.zeros(size[:2], bool)
-    for mask, name in zip(masks, names, strict=True):
-        if name != GOOD:
-            union |= mask
-    return union
+    is_defect = [name != GOOD for name in shown.names]
+    return np.asarray(shown.masks[is_defect].any(axis=0))
 
 
 def _with_margin(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice]:

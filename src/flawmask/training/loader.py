@@ -171,17 +171,13 @@ class SplitDataset(Dataset[Item]):
     def _augmented(self, augmenting: Augmenting, epoch: int, place: int) -> Item:
         record = self.split.images[place]
         draw = np.random.default_rng([augmenting.seed, epoch, record["id"]])
-        changed = self._changed(augmenting, self._whole(place), draw, str(self.split.image_path(record)))
-        return self._item(changed, record)
-
-    def _whole(self, place: int) -> Shown:
-        """Return a whole image, which may be written to, with its instances."""
-        return Shown(self._read_whole(place).copy(), *instances_of(self.split, self.split.images[place]))
+        shown = Shown(self._read_whole(place).copy(), *instances_of(self.split, record))
+        return self._item(self._changed(augmenting, shown, draw, str(self.split.image_path(record))), record)
 
     def _changed(self, augmenting: Augmenting, shown: Shown, draw: np.random.Generator, where: str) -> Shown:
         """Return what augmentation makes of an image, after checking it."""
         if augmenting.copy_paste and draw.random() < augmenting.copy_paste and self._sources:
-            shown = pasted(shown, self._source(int(draw.choice(self._sources)), draw), draw)
+            shown = pasted(shown, self._source(self._sources[draw.integers(len(self._sources))], draw), draw)
         if augmenting.transform is None:
             return shown
         pixels, changed, labels = augmenting.transform(*shown, draw)
@@ -199,8 +195,8 @@ class SplitDataset(Dataset[Item]):
         return [place for place, usable in enumerate(pasteable(self.split)) if usable]
 
     def _source(self, at: int, _: np.random.Generator) -> Shown:
-        """Return an image whose defects are to be pasted."""
-        return self._whole(at)
+        """Return an image whose defects are to be pasted, not to be written to."""
+        return Shown(self._read_whole(at), *instances_of(self.split, self.split.images[at]))
 
     def _item(self, shown: Shown, record: Record) -> Item:
         """Return an image, resized, and the target of its instances."""
