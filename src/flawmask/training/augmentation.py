@@ -39,7 +39,7 @@ def augmenting_of(config: LearnSettings, transform: Transform | None = None) -> 
     """
     if transform is None and config.train_augment != "off":
         transform = Augmentation(config.train_augment)
-    return Augmenting(transform, config.seed, config.pasting) if transform or config.pasting else None
+    return Augmenting(transform, config.seed, config.copy_paste) if transform or config.copy_paste else None
 
 
 class Augmentation:

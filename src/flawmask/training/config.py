@@ -16,9 +16,6 @@ Log = Literal["none", "tensorboard", "mlflow"]
 KNOWN_WEIGHTS = ("auto", "coco", "imagenet", "none")
 """What `--weights` accepts besides a file."""
 
-COPY_PASTE = 0.5
-"""The default of `--copy_paste` with `--train_augment`. docs/results.md has the measurements."""
-
 UNITS = {"h": 3600, "m": 60, "s": 1}
 
 
@@ -92,8 +89,8 @@ class LearnSettings(IntensitySettings, Tiles, Joining, Seed, Device, Classes, Re
     """auto: record CUDA graphs of an R-CNN's passes, one per batch shape. on: fail if they cannot be recorded."""
     train_augment: Literal["off", "light", "strong"] = "off"
     """Augment training images anew in every epoch. light: flips, turns, light. strong: also crops, blur, noise."""
-    copy_paste: float | None = None
-    """Probability that a training image also gets another one's defects. Default: 0.5 with --train_augment, else 0."""
+    copy_paste: float = 0.0
+    """Probability that a training image also gets the defects of another one, with their masks. 0.5 is a good start."""
     select_by: Literal["train_loss", "val_loss", "segm_ap", "f1"] = "train_loss"
     """Metric that chooses best.pt. All but train_loss use the validation split, whose metrics then look too good."""
     log: Log = "none"
@@ -113,8 +110,7 @@ class LearnSettings(IntensitySettings, Tiles, Joining, Seed, Device, Classes, Re
         require(0 < self.lr < float("inf"), f"--lr is {self.lr}: it must be above 0")
         share = self.backbone_lr
         require(share is None or 0 < share <= 1, f"--backbone_lr is {share}: it must be above 0 and at most 1")
-        pasting = self.pasting
-        require(0 <= pasting <= 1, f"--copy_paste is {pasting}: it must be 0 to 1")
+        require(0 <= self.copy_paste <= 1, f"--copy_paste is {self.copy_paste}: it must be 0 to 1")
         require(self.clip_norm > 0, f"--clip_norm is {self.clip_norm}: it must be above 0")
         require(64 <= self.image_size <= 10_000, f"--image_size is {self.image_size}: it must be 64 to 10000")
         require(self.warmup_steps >= 0, f"--warmup_steps is {self.warmup_steps}: it must be 0 or more")
@@ -127,13 +123,6 @@ class LearnSettings(IntensitySettings, Tiles, Joining, Seed, Device, Classes, Re
             self.log == "none" or find_spec(self.log) is not None,
             f'--log {self.log} needs a package that is not installed: pip install "flawmask[{self.log}]"',
         )
-
-    @property
-    def pasting(self) -> float:
-        """The probability that a training image gets the defects of another one."""
-        if self.copy_paste is None:
-            return 0.0 if self.train_augment == "off" else COPY_PASTE
-        return self.copy_paste
 
 
 @dataclass(frozen=True, kw_only=True)
