@@ -2,6 +2,8 @@
 
     python benchmarks/joining.py --models run/best.pt other/best.pt --dataset_dir DATA
 
+    python benchmarks/joining.py --models tiles/fold_1/best.pt tiles/fold_2/best.pt --dataset_dir DATA_1 DATA_2
+
 Each network predicts the images of a split once. Then each rule acts on the same predictions. The program prints a
 table, with means of the figures and sums of the counts over the models.
 """
@@ -38,8 +40,8 @@ class Config:
 
     models: tuple[Path, ...]
     """Checkpoints."""
-    dataset_dir: Path
-    """The COCO folder that holds the split."""
+    dataset_dir: tuple[Path, ...]
+    """The COCO folder that holds the split, or one for each model: the folds of a cross-validation."""
     split: str = "val"
     """The split."""
 
@@ -142,9 +144,10 @@ RULES: dict[str, Rule] = {
 
 def main(config: Config) -> None:
     """Print the table."""
-    split = read_split(config.dataset_dir, config.split)
+    folders = config.dataset_dir * len(config.models) if len(config.dataset_dir) == 1 else config.dataset_dir
     results: dict[str, list[list[float]]] = {name: [] for name in RULES}
-    for model in config.models:
+    for model, folder in zip(config.models, folders, strict=True):
+        split = read_split(folder, config.split)
         predictions, _ = predict_split(_raw(model), split)
         for name, rule in RULES.items():
             detections = Detections(split, [rule(one) for one in predictions], 0.5, 0)
