@@ -53,7 +53,7 @@ HARMLESS = {
 MAY_BE_0 = {
     *("seed", "test_ratio", "augmentation_factor", "warmup_steps", "trainable_layers", "workers", "cache_gb"),
     *("score_floor", "conf", "min_area", "overlays", "resamples", "good", "defective", "train_good", "gallery"),
-    *("sheet_images", "polygon_tolerance", "max_drop", "copy_paste"),
+    *("sheet_images", "polygon_tolerance", "max_drop"),
 }
 """Where none, nothing or the first is something to ask for."""
 

@@ -176,20 +176,6 @@ def test_tiles_are_augmented(split: CocoSplit) -> None:
         assert len(turned[place][1]["boxes"]) == len(plain[place][1]["boxes"])
 
 
-def test_defects_are_pasted_from_tile_to_tile(split: CocoSplit) -> None:
-    plain, pasting = TileDataset(split, SPEC, seed=7), TileDataset(split, SPEC, 7, augmenting=Augmenting(None, 7, 1.0))
-    good = [at for at, draw in enumerate(plain.draws) if draw.kind == "good"]
-    pasted = 0
-    for place in (at + epoch * len(plain) for epoch in range(1, 6) for at in good):
-        assert not plain[place][0].any()
-        image, target = pasting[place]
-        assert np.array_equal(image.numpy(), pasting[place][0].numpy())
-        for crop, (x, y, wide, high) in zip(crops(target), target["windows"].tolist(), strict=True):
-            assert image[0, y : y + high, x : x + wide][crop > 0].all()
-            pasted += 1
-    assert pasted > len(good)
-
-
 @settings(deadline=None, max_examples=80)
 @given(
     arrays.arrays(np.bool_, (20, 26), elements=st.integers(0, 2).map(lambda one: one == 0)),

@@ -24,17 +24,15 @@ from flawmask.coco import CocoSplit
 from flawmask.comparison import features
 from flawmask.comparison.config import CLASSIFIER, CompareConfig
 from flawmask.comparison.entry import ImageScore, TrainingSummary
-from flawmask.good_names import GOOD
 from flawmask.images import UPPER_BITS, Levels
 from flawmask.model.compute import Layers, compute_in, is_slow
 from flawmask.model.layers import count_parameters, to_device
 from flawmask.model.weights import load_file, save_file
 from flawmask.progress import track
 from flawmask.runtime import choose_device, choose_precision, seed_everything
-from flawmask.training.augmentation import augmenting_of
+from flawmask.training.augmentation import Augmentation
 from flawmask.training.config import seconds_in
-from flawmask.training.copy_paste import Shown, pasted
-from flawmask.training.loader import Augmenting, instances_of, make_loader, pasteable, read
+from flawmask.training.loader import instances_of, make_loader, read
 from flawmask.training.step import Schedule, parameter_groups
 
 BATCH_SIZE = 16
@@ -46,31 +44,19 @@ Image = npt.NDArray[np.uint8]
 class _Images(Dataset[tuple[Tensor, float]]):
     """The images of a split as the network sees them, (3, S, S) uint8, with 1.0 for a defective image, else 0.0."""
 
-    def __init__(self, split: CocoSplit, size: int, levels: Levels, augmenting: Augmenting | None) -> None:
-        self._split, self._size, self._levels, self._augmenting = split, size, levels, augmenting
-        self._sources = [at for at, usable in enumerate(pasteable(split)) if usable]
+    def __init__(self, split: CocoSplit, size: int, levels: Levels, augmentation: Augmentation | None) -> None:
+        self._split, self._size, self._levels, self._augmentation = split, size, levels, augmentation
 
     def __len__(self) -> int:
         return len(self._split.images)
 
     def __getitem__(self, at: int) -> tuple[Tensor, float]:
-        if self._augmenting is None:
-            image = self._split.images[at]
-            return _resized_to_square(self._read(at), self._size), float(self._split.is_defective(image))
-        draw = np.random.default_rng(int(torch.randint(2**62, ())))  # each process that reads has its own seed
-        shown = self._shown(at)
-        if self._sources and draw.random() < self._augmenting.copy_paste:
-            shown = pasted(shown, self._shown(self._sources[draw.integers(len(self._sources))]), draw)
-        defective = self._split.is_defective(self._split.images[at]) or not set(shown.names) <= {GOOD}
-        if self._augmenting.transform is not None:
-            shown = Shown(*self._augmenting.transform(*shown, draw))
-        return _resized_to_square(shown.image, self._size), float(defective)
-
-    def _read(self, at: int) -> Image:
-        return images.read_image(self._split.image_path(self._split.images[at]), self._levels)
-
-    def _shown(self, at: int) -> Shown:
-        return Shown(self._read(at).copy(), *instances_of(self._split, self._split.images[at]))
+        image = self._split.images[at]
+        pixels = images.read_image(self._split.image_path(image), self._levels)
+        if self._augmentation is not None:
+            draw = np.random.default_rng(int(torch.randint(2**62, ())))  # each process that reads has its own seed
+            pixels, *_ = self._augmentation(pixels.copy(), *instances_of(self._split, image), draw)
+        return _resized_to_square(pixels, self._size), float(self._split.is_defective(image))
 
 
 def _collate(items: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
@@ -105,8 +91,8 @@ def train(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels
     began = time.perf_counter()
     schedule = Schedule(config.lr / 10, config.scheduler, config.warmup_steps)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=schedule.rate, weight_decay=0.01)
-    augmenting = augmenting_of(config)
-    items = _Images(training, size, levels, augmenting)
+    augmentation = None if config.train_augment == "off" else Augmentation(config.train_augment)
+    items = _Images(training, size, levels, augmentation)
     order = BatchSampler(RandomSampler(items, generator=torch.Generator().manual_seed(config.seed)), BATCH_SIZE, False)
     batches = make_loader(items, order, workers=config.workers, pin=False, collate=_collate)
     budget = seconds_in(config.time_budget) if config.time_budget else None
@@ -118,7 +104,7 @@ def train(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels
             if progress >= 1:
                 break
             rate = schedule.at(progress, steps)
-            flipped = _random_flip(pixels) if augmenting is None else pixels
+            flipped = _random_flip(pixels) if augmentation is None else pixels
             _step(model, optimizer, rate, flipped.to(device), defective.to(device))
             steps += 1
         epochs += 1

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from flawmask import torchvision_alone  # noqa: F401
 from flawmask.good_names import GOOD
-from flawmask.training.config import LearnSettings
-from flawmask.training.loader import Augmenting, Transform
 
 GAMMA = 0.25
 """Gamma correction of `light` and `strong`: the logarithm of gamma is drawn between minus and plus this."""
@@ -28,18 +26,6 @@ a side, as the logarithm of its factor."""
 
 ALL_VALUES = torch.arange(256, dtype=torch.uint8)[None, None]
 """A picture, (1, 1, 256), of each value of a pixel."""
-
-
-def augmenting_of(config: LearnSettings, transform: Transform | None = None) -> Augmenting | None:
-    """Return how the settings change training images; None if they do not.
-
-    Args:
-        config: the settings.
-        transform: is used instead of the one that `--train_augment` names.
-    """
-    if transform is None and config.train_augment != "off":
-        transform = Augmentation(config.train_augment)
-    return Augmenting(transform, config.seed, config.copy_paste) if transform or config.copy_paste else None
 
 
 class Augmentation:

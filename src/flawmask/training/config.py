@@ -89,8 +89,6 @@ class LearnSettings(IntensitySettings, Tiles, Joining, Seed, Device, Classes, Re
     """auto: record CUDA graphs of an R-CNN's passes, one per batch shape. on: fail if they cannot be recorded."""
     train_augment: Literal["off", "light", "strong"] = "off"
     """Augment training images anew in every epoch. light: flips, turns, light. strong: also crops, blur, noise."""
-    copy_paste: float = 0.0
-    """Probability that a training image also gets the defects of another one, with their masks. 0.5 is a good start."""
     select_by: Literal["train_loss", "val_loss", "segm_ap", "f1"] = "train_loss"
     """Metric that chooses best.pt. All but train_loss use the validation split, whose metrics then look too good."""
     log: Log = "none"
@@ -110,7 +108,6 @@ class LearnSettings(IntensitySettings, Tiles, Joining, Seed, Device, Classes, Re
         require(0 < self.lr < float("inf"), f"--lr is {self.lr}: it must be above 0")
         share = self.backbone_lr
         require(share is None or 0 < share <= 1, f"--backbone_lr is {share}: it must be above 0 and at most 1")
-        require(0 <= self.copy_paste <= 1, f"--copy_paste is {self.copy_paste}: it must be 0 to 1")
         require(self.clip_norm > 0, f"--clip_norm is {self.clip_norm}: it must be above 0")
         require(64 <= self.image_size <= 10_000, f"--image_size is {self.image_size}: it must be 64 to 10000")
         require(self.warmup_steps >= 0, f"--warmup_steps is {self.warmup_steps}: it must be 0 or more")

@@ -4,7 +4,7 @@ import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,6 @@ from flawmask.model.targets import Target, make_target
 from flawmask.runtime import keep_freed_memory
 from flawmask.settings import require
 from flawmask.training.cache import PixelCache
-from flawmask.training.copy_paste import Shown, pasted
 
 SORT_WINDOW = 8
 """Batches per aspect-ratio sorting window. Larger windows mean less padding and a less random order."""
@@ -52,17 +51,10 @@ picklable: a function of a module, for example.
 
 @dataclass(frozen=True)
 class Augmenting:
-    """How training images are changed.
+    """A transform, and the seed of its random generators."""
 
-    Attributes:
-        transform: changes each image; None changes none.
-        seed: of the random generators.
-        copy_paste: the probability that an image first gets the defects of another one (`copy_paste.pasted`).
-    """
-
-    transform: Transform | None
+    transform: Transform
     seed: int
-    copy_paste: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -170,38 +162,39 @@ class SplitDataset(Dataset[Item]):
 
     def _augmented(self, augmenting: Augmenting, epoch: int, place: int) -> Item:
         record = self.split.images[place]
-        draw = np.random.default_rng([augmenting.seed, epoch, record["id"]])
-        shown = Shown(self._read_whole(place).copy(), *instances_of(self.split, record))
-        return self._item(self._changed(augmenting, shown, draw, str(self.split.image_path(record))), record)
+        path = self.split.image_path(record)
+        changed = self._transformed(
+            augmenting,
+            self._read_whole(place).copy(),
+            *instances_of(self.split, record),
+            np.random.default_rng([augmenting.seed, epoch, record["id"]]),
+            str(path),
+        )
+        return self._item(*changed, record["id"], str(path))
 
-    def _changed(self, augmenting: Augmenting, shown: Shown, draw: np.random.Generator, where: str) -> Shown:
-        """Return what augmentation makes of an image, after checking it."""
-        if augmenting.copy_paste and draw.random() < augmenting.copy_paste and self._sources:
-            shown = pasted(shown, self._source(self._sources[draw.integers(len(self._sources))], draw), draw)
-        if augmenting.transform is None:
-            return shown
-        pixels, changed, labels = augmenting.transform(*shown, draw)
+    def _transformed(
+        self,
+        augmenting: Augmenting,
+        pixels: npt.NDArray[np.uint8],
+        stack: npt.NDArray[np.bool_],
+        names: list[str],
+        draw: np.random.Generator,
+        where: str,
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], list[str]]:
+        """Return what the transform makes of an image, after checking it."""
+        pixels, changed, labels = augmenting.transform(pixels, stack, names, draw)
         fits = (
             pixels.dtype == np.uint8 and pixels.shape[2:] == (3,) and changed.shape == (len(labels), *pixels.shape[:2])
         )
         require(fits and changed.dtype == bool, f"{where}: the transform returned no image with masks of its size")
         unknown = set(labels) - self._labels.keys()
         require(not unknown, f"{where}: the transform returned {', '.join(map(repr, unknown))}, which is no class")
-        return Shown(pixels, changed, labels)
+        return pixels, changed, labels
 
-    @cached_property
-    def _sources(self) -> list[int]:
-        """What `_source` takes: the places of all images with defects that can be pasted."""
-        return [place for place, usable in enumerate(pasteable(self.split)) if usable]
-
-    def _source(self, at: int, _: np.random.Generator) -> Shown:
-        """Return an image whose defects are to be pasted, not to be written to."""
-        return Shown(self._read_whole(at), *instances_of(self.split, self.split.images[at]))
-
-    def _item(self, shown: Shown, record: Record) -> Item:
-        """Return an image, resized, and the target of its instances."""
-        pixels, stack, names = shown
-        image_id, where = record["id"], str(self.split.image_path(record))
+    def _item(
+        self, pixels: npt.NDArray[np.uint8], stack: npt.NDArray[np.bool_], names: list[str], image_id: int, where: str
+    ) -> Item:
+        """Return an image, resized, and the target of its instances: their masks, (N, height, width), and classes."""
         size = pixels.shape[:2]
         resized = self.spec.resized(*size)
         records = [
@@ -254,12 +247,6 @@ def instances_of(split: CocoSplit, record: Record) -> tuple[npt.NDArray[np.bool_
     kept = [(mask, one) for mask, one in zip(masks, single, strict=True) if mask.any()]
     names = [split.class_names[split.labels[one["category_id"]] - 1] for _, one in kept]
     return np.array([mask for mask, _ in kept], dtype=bool).reshape(-1, *size), names
-
-
-def pasteable(split: CocoSplit) -> list[bool]:
-    """Return, for each image, whether it has defects that can be pasted into others: none of them is a mere box."""
-    defects = [without_crowds(split.defects(image)) for image in split.images]
-    return [bool(of_image) and not any(one.get("is_box") for one in of_image) for of_image in defects]
 
 
 def resized_shapes(split: CocoSplit, spec: ModelSpec) -> list[tuple[int, int]]:

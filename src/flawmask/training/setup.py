@@ -28,7 +28,7 @@ from flawmask.model.weights import Pretrained, pretrained
 from flawmask.settings import as_json, require
 from flawmask.tiles import Tiling
 from flawmask.training import fit
-from flawmask.training.augmentation import augmenting_of
+from flawmask.training.augmentation import Augmentation
 from flawmask.training.choose import choose_network
 from flawmask.training.config import TrainConfig, seconds_in
 from flawmask.training.learnable import check_learnable
@@ -108,7 +108,9 @@ def set_up(
         splits = [training, *([validation] if validation else [])]
         levels = team.from_main(lambda: intensity.of_dataset(config.intensity, splits))
     digests = content_digests(training, levels) if team.is_main else {}
-    augmenting = augmenting_of(config, transform)
+    if transform is None and config.train_augment != "off":
+        transform = Augmentation(config.train_augment)
+    augmenting = Augmenting(transform, config.seed) if transform else None
     per_process = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
     batch_size = state.batch_size if state else config.effective_batch_size or per_process * team.count
     tiling = Tiling(config.tile, int(config.overlap)) if isinstance(config.tile, int) else None

@@ -6,7 +6,6 @@ epoch draws a few tiles of each image: tiles with a defect, tiles beside one, an
 
 import logging
 from collections import Counter
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +18,6 @@ from flawmask.model.spec import ModelSpec
 from flawmask.tiles import Tiling, Window, cut, padded
 from flawmask.training import loader
 from flawmask.training.cache import PixelCache
-from flawmask.training.copy_paste import Shown
 from flawmask.training.loader import Augmenting, Item, SplitDataset
 
 log = logging.getLogger(__name__)
@@ -131,26 +129,9 @@ class TileDataset(SplitDataset):
         one = self.draws[at]
         record = self.split.images[one.image]
         draw = np.random.default_rng([self.seed, epoch, record["id"], one.number])
-        shown = self._tile(one, draw)
-        if self.augmenting is not None:
-            shown = self._changed(self.augmenting, shown, draw, str(self.split.image_path(record)))
-        return self._item(shown, record)
-
-    @cached_property
-    def _sources(self) -> list[int]:
-        """What `_source` takes: the tiles of an epoch whose defects can be pasted."""
-        usable = loader.pasteable(self.split)
-        return [at for at, one in enumerate(self.draws) if one.kind == "defect" and usable[one.image]]
-
-    def _source(self, at: int, draw: np.random.Generator) -> Shown:
-        """Return a tile whose defects are to be pasted. Where it lies is drawn anew."""
-        return self._tile(self.draws[at], draw)
-
-    def _tile(self, one: Draw, draw: np.random.Generator) -> Shown:
-        """Return a tile, which may be written to, with the pieces of defects in it."""
-        record = self.split.images[one.image]
+        where = str(self.split.image_path(record))
         single = without_crowds(self.split.defects(record))
-        rles = instance_rles(single, record["height"], record["width"], str(self.split.image_path(record)))
+        rles = instance_rles(single, record["height"], record["width"], where)
         window = _window(one, [rle for rle in rles if masks.area(rle)], record, self.tiling.size, draw)
         pixels = padded(np.array(cut(self._read_whole(one.image), window)), self.tiling.size)
         names = {label: name for name, label in self._labels.items()}
@@ -159,7 +140,10 @@ class TileDataset(SplitDataset):
             for piece in pieces_in(rle, window, self.tiling.size):
                 pieces.append(piece)
                 labels.append(names[self.split.labels[defect["category_id"]]])
-        return Shown(pixels, np.array(pieces, dtype=bool).reshape(-1, *pixels.shape[:2]), labels)
+        stack = np.array(pieces, dtype=bool).reshape(-1, *pixels.shape[:2])
+        if self.augmenting is not None:
+            pixels, stack, labels = self._transformed(self.augmenting, pixels, stack, labels, draw, where)
+        return self._item(pixels, stack, labels, record["id"], where)
 
 
 def pieces_in(rle: Record, window: Window, size: int) -> list[Mask]:
