@@ -40,8 +40,8 @@ MIN_SIZE, SIZE_STEP = 128, 32
 
 MAX_ENLARGED = 1.5
 """Images are enlarged by at most this factor, and only where the network would see too few pixels of defects. It is
-the factor of the trainings that support it, of one fold of magnetic tiles. In five other folds, masks were better, and
-verdicts were not (docs/results.md)."""
+the factor of the trainings that support it, of one fold of magnetic tiles. In five other folds, neither
+masks nor verdicts are shown to be better (docs/results.md)."""
 
 PASSES = {True: 10, False: 30}
 MIN_VIEWS = {True: 2000, False: 8000}
