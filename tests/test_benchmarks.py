@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from flawmask.coco import read_split
 from flawmask.images import read_image
-from flawmask.prediction import RawDetections
+from flawmask.prediction import Prediction, RawDetections
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,3 +71,27 @@ def test_the_coverage_of_intervals_over_parts_is_counted(monkeypatch: pytest.Mon
     assert {"recall", "image AUROC", "image AP", "mask AP"} <= set(shares)
     assert all(0 <= share <= 1 for both in shares.values() for share in both)
     sys.modules.pop("coverage")
+
+
+def test_joining_is_measured_on_each_networks_own_images(
+    monkeypatch: pytest.MonkeyPatch, tiny_category: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    joining = importlib.import_module("joining")
+    folders = tuple(run(tiny_category(name=name, crack=count)).dataset_dir for name, count in (("one", 4), ("two", 9)))
+    seen: list[tuple[str, Path]] = []
+
+    def predict_split(model: Path, split: Any) -> tuple[list[Prediction], dict[str, float]]:
+        seen.append((model.name, split.folder.parent))
+        return [Prediction(one["height"], one["width"], (), classes=split.class_names) for one in split.images], {}
+
+    monkeypatch.setattr(joining, "_raw", lambda model: model)
+    monkeypatch.setattr(joining, "predict_split", predict_split)
+    models = (Path("a.pt"), Path("b.pt"))
+    joining.main(joining.Config(models=models, dataset_dir=folders))
+    joining.main(joining.Config(models=models, dataset_dir=folders[:1]))
+    assert seen == [("a.pt", folders[0]), ("b.pt", folders[1]), ("a.pt", folders[0]), ("b.pt", folders[0])]
+    assert capsys.readouterr().out.count("| 0 | 0 | 0 | 0 | 0 |") == 2 * len(joining.RULES)
+    with pytest.raises(ValueError, match="shorter"):
+        joining.main(joining.Config(models=(*models, Path("c.pt")), dataset_dir=folders))
+    sys.modules.pop("joining")
