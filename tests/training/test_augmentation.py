@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from flawmask.training.augmentation import ALL_VALUES, Augmentation, _crop, _jittered, _mapped
+from flawmask.coco import annotation
+from flawmask.model.targets import Target, crops, make_target
+from flawmask.training.augmentation import ALL_VALUES, Augmentation, Turn, _crop, _jittered, _mapped
 
 LEVELS: tuple[Literal["light", "strong"], ...] = ("light", "strong")
 
@@ -53,6 +55,53 @@ def test_masks_move_with_their_pixels(
             assert grey[defects].min() > grey[~defects].max()
     elif masks[1:].any():
         assert defects.any()
+
+
+def target_of(masks: npt.NDArray[np.bool_]) -> Target:
+    records = [annotation(mask, id=number, image_id=7, category_id=1) for number, mask in enumerate(masks)]
+    return make_target(records, {1: 1}, 7, masks.shape[1:], masks.shape[1:], "image")
+
+
+def masks_of(target: Target, height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Return the instances' masks, (N, height, width), after checking that windows have their margins."""
+    masks = np.zeros((len(target["windows"]), height, width), bool)
+    for mask, crop, (x, y, wide, high) in zip(masks, crops(target), target["windows"].tolist(), strict=True):
+        mask[y : y + high, x : x + wide] = crop.numpy() > 0
+        assert x == 0 or not mask[:, x].any()
+        assert y == 0 or not mask[y].any()
+        assert x + wide == width or not mask[:, x + wide - 1].any()
+        assert y + high == height or not mask[y + high - 1].any()
+    return masks
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(12, 60), st.integers(12, 60), st.integers(0, 4), st.integers(0, 2**32))
+def test_a_resized_image_is_changed_as_a_whole_one(height: int, width: int, count: int, seed: int) -> None:
+    image, masks, names = spotted(height, width, count, seed)
+    expected, outlined, _ = Augmentation("light")(image.copy(), masks.copy(), names, np.random.default_rng(seed))
+    image.flags.writeable = False  # as those of the cache
+    before = target_of(masks)
+    found, target = Augmentation("light").of_resized(image, before, np.random.default_rng(seed))
+    assert np.array_equal(found, expected)
+    assert np.array_equal(masks_of(target, *found.shape[:2]), outlined)
+    wanted = target_of(outlined)
+    for name in ("boxes", "labels", "image_id"):
+        assert torch.equal(target[name], wanted[name])
+    assert {name: tensor.dtype for name, tensor in target.items()} == {
+        name: tensor.dtype for name, tensor in before.items()
+    }
+
+
+def test_the_eight_turns_differ_and_move_fractional_boxes() -> None:
+    values = np.arange(6).reshape(2, 3)
+    turns = [Turn(bool(number & 1), bool(number & 2), bool(number & 4)) for number in range(8)]
+    assert len({(turned.shape, turned.tobytes()) for turned in (turn.of(values) for turn in turns)}) == 8
+    box = target_of(np.ones((1, 20, 30), bool)) | {"boxes": torch.tensor([[1.25, 2.5, 4.0, 8.75]])}
+    found = [turn.of_target(box, 20, 30)["boxes"].tolist() for turn in turns]
+    assert found[0b010] == [[26.0, 2.5, 28.75, 8.75]]
+    assert found[0b100] == [[1.25, 11.25, 4.0, 17.5]]
+    assert found[0b001] == [[2.5, 1.25, 8.75, 4.0]]
+    assert found[0b111] == [[11.25, 26.0, 17.5, 28.75]]
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from flawmask.masks import Mask
 from flawmask.model.architecture import STRIDE
 from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, crops
+from flawmask.training.augmentation import Augmentation, Turn
 from flawmask.training.cache import PixelCache
 from flawmask.training.loader import (
     Augmenting,
@@ -40,6 +42,7 @@ from flawmask.training.loader import (
     read,
     resized_shapes,
 )
+from flawmask.training.tile_data import cached_shapes
 
 HANGING_READER = Path(__file__).parents[1] / "hanging_reader.py"
 HEIGHT, WIDTH = 24, 32
@@ -445,6 +448,39 @@ def test_a_transform_that_writes_into_the_image_does_not_change_the_cache(split:
     assert seen[0].any()
     assert np.array_equal(seen[0], seen[1])
     assert np.array_equal(seen[0], seen[2])
+
+
+def test_light_augmentation_turns_resized_images_with_their_masks(split: CocoSplit, tmp_path: Path) -> None:
+    plain = SplitDataset(split, SPEC)
+    augmenting = Augmenting(Augmentation("light"), 3)
+    shapes = cached_shapes(split, SPEC, augmenting)
+    assert shapes == resized_shapes(split, SPEC)
+    cached = SplitDataset(split, SPEC, PixelCache(tmp_path / "pixels", shapes, 10**9), augmenting)
+    anew = SplitDataset(split, SPEC, None, augmenting)
+    seen = set()
+    for place in range(len(plain)):
+        height, width = plain[place][0].shape[1:]
+        before = whole_masks(plain[place][1], height, width)
+        for epoch in range(1, 13):
+            image, target = cached[epoch * len(plain) + place]
+            pixels, again = anew[epoch * len(plain) + place]
+            assert torch.equal(image, pixels)
+            assert all(torch.equal(target[name], again[name]) for name in target)
+            after = whole_masks(target, *image.shape[1:])
+            turns = [(numbers, Turn(*numbers)) for numbers in product([False, True], repeat=3)]
+            fitting = {numbers for numbers, turn in turns if np.array_equal(turn.of(before, rows=1), after)}
+            assert fitting
+            if len(fitting) == 1:
+                seen |= fitting
+                # Colours change, but not which pixels are brighter on the whole.
+                turned = Turn(*min(fitting)).of(plain[place][0].permute(1, 2, 0).numpy())
+                assert np.corrcoef(turned.ravel(), image.permute(1, 2, 0).numpy().ravel())[0, 1] > 0.95
+    assert len(seen) > 4
+
+
+def test_strong_augmentation_needs_whole_images(split: CocoSplit) -> None:
+    whole = [(image["height"], image["width"]) for image in split.images]
+    assert cached_shapes(split, SPEC, Augmenting(Augmentation("strong"), 3)) == whole
 
 
 @pytest.mark.slow

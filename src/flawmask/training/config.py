@@ -74,7 +74,7 @@ class LearnSettings(IntensitySettings, Tiles, Joining, Seed, Device, Classes, Re
     workers: int | None = None
     """Processes that read images. Default: the number of cores minus 1, at most 4; with a GPU at most 16."""
     cache_gb: float = 4.0
-    """Disk space in GB for a temporary cache of images, resized or, with --train_augment, whole; 0 keeps none."""
+    """Disk space in GB for a temporary cache of images, resized or, with --train_augment strong, whole; 0: none."""
     semantic_head: Literal["auto", "off"] = "auto"
     """A branch that scores each pixel. auto: Mask R-CNN with EfficientNet-Lite has it. off: no network has it."""
     max_detections: int = 100

@@ -23,6 +23,7 @@ from flawmask.model.spec import ModelSpec
 from flawmask.model.targets import Target, make_target
 from flawmask.runtime import keep_freed_memory
 from flawmask.settings import require
+from flawmask.training.augmentation import Augmentation
 from flawmask.training.cache import PixelCache
 
 SORT_WINDOW = 8
@@ -55,6 +56,16 @@ class Augmenting:
 
     transform: Transform
     seed: int
+
+    @property
+    def of_resized(self) -> Augmentation | None:
+        """The transform, if it can be applied to resized images with their targets."""
+        transform = self.transform
+        return transform if isinstance(transform, Augmentation) and not transform.needs_whole_images else None
+
+    def generator(self, epoch: int, image_id: int) -> np.random.Generator:
+        """Return the random generator of an image in an epoch."""
+        return np.random.default_rng([self.seed, epoch, image_id])
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,7 @@ class SplitDataset(Dataset[Item]):
             split: the split to read.
             spec: of the network; it says how images are resized.
             cache: for resized images, or for whole ones to augment, made for `cached_shapes`; None caches nothing.
-            augmenting: the augmentation of each whole image. It needs the places of an `Order` with `marks_epochs`.
+            augmenting: the augmentation of each image. It needs the places of an `Order` with `marks_epochs`.
         """
         self.split, self.spec = split, spec
         self.shapes = resized_shapes(split, spec)
@@ -146,8 +157,19 @@ class SplitDataset(Dataset[Item]):
         Raises:
             FlawmaskError: the image cannot be read, or its size differs from its record.
         """
-        if self.augmenting is not None:
-            return self._augmented(self.augmenting, *divmod(place, len(self)))
+        if self.augmenting is None:
+            pixels, target = self._resized(place)
+            return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), target
+        epoch, place = divmod(place, len(self))
+        transform = self.augmenting.of_resized
+        if transform is None:
+            return self._augmented(self.augmenting, epoch, place)
+        draw = self.augmenting.generator(epoch, self.split.images[place]["id"])
+        pixels, target = transform.of_resized(*self._resized(place), draw)
+        return torch.from_numpy(pixels).permute(2, 0, 1), target
+
+    def _resized(self, place: int) -> tuple[npt.NDArray[np.uint8], Target]:
+        """Return a resized image, not to be written to, and its target. The cache has to be one of resized images."""
         record = self.split.images[place]
         where = str(self.split.image_path(record))
         pixels = self.cache.get(place) if self.cache else None
@@ -157,8 +179,7 @@ class SplitDataset(Dataset[Item]):
                 self.cache.put(place, pixels)
         original = (record["height"], record["width"])
         annotations = self.split.annotations[record["id"]]
-        target = make_target(annotations, self.split.labels, record["id"], original, self.shapes[place], where)
-        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), target
+        return pixels, make_target(annotations, self.split.labels, record["id"], original, self.shapes[place], where)
 
     def _augmented(self, augmenting: Augmenting, epoch: int, place: int) -> Item:
         record = self.split.images[place]
@@ -167,7 +188,7 @@ class SplitDataset(Dataset[Item]):
             augmenting,
             self._read_whole(place).copy(),
             *instances_of(self.split, record),
-            np.random.default_rng([augmenting.seed, epoch, record["id"]]),
+            augmenting.generator(epoch, record["id"]),
             str(path),
         )
         return self._item(*changed, record["id"], str(path))

@@ -199,7 +199,7 @@ def dataset_of(
 
 def cached_shapes(split: CocoSplit, spec: ModelSpec, augmenting: Augmenting | None) -> list[tuple[int, int]]:
     """Return height and width of each image in the cache: as the network sees it or, if tiles are cut out of it or it
-    is augmented anew each time, whole."""
-    if spec.tile is None and augmenting is None:
+    is augmented before it is resized, whole."""
+    if spec.tile is None and (augmenting is None or augmenting.of_resized):
         return loader.resized_shapes(split, spec)
     return [(image["height"], image["width"]) for image in split.images]
