@@ -116,12 +116,7 @@ def _run_command(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
     except OSError as error:
         reasons = [f"{error.filename or 'the disk'}: {error.strerror or error}"]
     except (RuntimeError, MemoryError) as error:
-        if "torch" not in sys.modules:
-            raise
-        from flawmask.runtime import is_out_of_memory
-
-        # "exited unexpectedly": the system killed a data loader's process, which happens when memory runs out.
-        if not (is_out_of_memory(error) or "exited unexpectedly" in str(error)):
+        if not _ran_out_of_memory(error):
             raise
         reasons = [f"memory ran out: {_memory_advice(arguments[0])}"]
     except KeyboardInterrupt:
@@ -132,6 +127,15 @@ def _run_command(arguments: Sequence[str], defaults: Mapping[str, Any]) -> int:
     for reason in reasons:
         console.print(f"error: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
     return status
+
+
+def _ran_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from flawmask.runtime import is_out_of_memory
+
+    # "exited unexpectedly": the system killed a data loader's process, which happens when memory runs out.
+    return is_out_of_memory(error) or "exited unexpectedly" in str(error)
 
 
 def _memory_advice(command: str) -> str:
