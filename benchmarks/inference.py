@@ -70,7 +70,13 @@ def main() -> None:
 
 def trained(folder: Path, data: Path) -> Path:
     """Return the checkpoint of a network that was trained on the demo category for a few minutes."""
-    settings: Record = {"arch": "maskrcnn_resnet18_fpn", "weights": "none", "image_size": 160, "epochs": 12}
+    settings: Record = {
+        "arch": "maskrcnn_resnet18_fpn",
+        "weights": "none",
+        "image_size": 160,
+        "epochs": 12,
+        "train_augment": "off",
+    }
     train(TrainConfig(dataset_dir=data, output_dir=folder / "small", **settings))
     return folder / "small" / "best.pt"
 

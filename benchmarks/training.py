@@ -341,6 +341,7 @@ def sampling_part(folder: Path, options: argparse.Namespace) -> None:
         "weights": "none",
         "image_size": 160,
         "epochs": 6,
+        "train_augment": "off",
         "device": "cpu",
         "overwrite": True,
     }

@@ -199,7 +199,6 @@ def _demo_settings(config: DemoCommand, images: int) -> RunConfig:
         image_size=DEMO_SIZE,
         batch_size=2,
         epochs=5,
-        train_augment="light",
         skip_augment=True,
         overwrite=config.overwrite,
         seed=config.seed,

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,10 @@ def test_the_classifier_sees_each_image_augmented_anew(
     twice = len(seen)
     classifier.train(settings, training, tmp_path / "again.pt")
     assert all(torch.equal(one[0], other[0]) for one, other in zip(seen[:twice], seen[twice:], strict=True))
+    seen.clear()
+    classifier.train(replace(settings, train_augment="off"), training, tmp_path / "off.pt")
+    images = torch.cat([pixels for pixels, _ in seen])
+    assert len(torch.unique(images.flatten(1), dim=0)) == 16
 
 
 def test_the_classifier_stops_when_its_time_is_up(mvtec_root: Path, prepared: Path, tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
 """A baseline: an EfficientNet-Lite0 that classifies whole images as good or defective. A detector has to beat it.
 
 It has the body of the default detector on a CPU. It is trained with that detector's optimiser and schedule
-(`training/step.py`), on the same images, augmented in the same way. Without `--train_augment`, it has random flips.
+(`training/step.py`), on the same images, augmented in the same way.
 """
 
 import math
-import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -104,8 +103,7 @@ def train(config: CompareConfig, training: CocoSplit, path: Path, levels: Levels
             if progress >= 1:
                 break
             rate = schedule.at(progress, steps)
-            flipped = _random_flip(pixels) if augmentation is None else pixels
-            _step(model, optimizer, rate, flipped.to(device), defective.to(device))
+            _step(model, optimizer, rate, pixels.to(device), defective.to(device))
             steps += 1
         epochs += 1
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -137,11 +135,6 @@ def _network(body: nn.Sequential) -> nn.Module:
 def _compute_in(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Make the body compute in `dtype`, unless that is slower. The last layer computes in float32."""
     compute_in(Layers([], [] if is_slow(model.body, device) else [model.body]), device, dtype)
-
-
-def _random_flip(pixels: Tensor) -> Tensor:
-    axes = [axis for axis in (-1, -2) if random.random() < 0.5]
-    return pixels.flip(axes) if axes else pixels
 
 
 def _step(

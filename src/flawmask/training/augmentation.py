@@ -125,9 +125,9 @@ class Augmentation:
 
         transposed = bool(draw.random() < 0.5)
         jitter, noise = _transforms(self.level)
-        # v2 draws from PyTorch's own generator, which the network uses too.
+        # v2 draws from PyTorch's own generator, which the network uses too. `torch.manual_seed` would seed a GPU's too.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(draw.integers(2**63)))
+            torch.default_generator.manual_seed(int(draw.integers(2**63)))
             turn = Turn(transposed, *(torch.rand(2) < 0.5).tolist())
             changed = _jittered(turn.of(image), jitter.make_params([]))
             if noise is not None:
