@@ -35,9 +35,10 @@ from flawmask.coco import read_split
 from flawmask.model.build import build, freeze
 from flawmask.model.spec import ModelSpec, anchors_for, proposals_for
 from flawmask.runtime import choose_precision
+from flawmask.training.augmentation import Augmentation
 from flawmask.training.cache import pixel_cache
 from flawmask.training.config import TrainConfig
-from flawmask.training.loader import Batch, Order, SplitDataset, make_loader, read, resized_shapes
+from flawmask.training.loader import Augmenting, Batch, Order, SplitDataset, make_loader, read, resized_shapes
 from flawmask.training.network import prepare_for_training
 from flawmask.training.step import Step, make_step
 
@@ -430,7 +431,9 @@ def reading_part(bench: Bench) -> None:
     spec = spec_of("resnet18_fpn" if bench.tiny else "resnet50_fpn", size, split.class_names)
     shapes = resized_shapes(split, spec)
     with pixel_cache(shapes, 4.0) as cache:
-        batches = make_loader(SplitDataset(split, spec, cache), Order(shapes, 4, seed=0), workers=None, pin=pin)
+        items = SplitDataset(split, spec, cache, Augmenting(Augmentation("light"), 0))  # the default of `train`
+        order = Order(shapes, 4, seed=0, marks_epochs=True)
+        batches = make_loader(items, order, workers=None, pin=pin)
         for epoch in ("first", "second"):
             begun = asked = time.perf_counter()
             waiting = 0.0

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from flawmask.inference.torch_backend import TorchBackend
 from flawmask.model import checkpoint
 from flawmask.model.spec import ModelSpec
 from flawmask.prediction import Prediction
+from flawmask.training.augmentation import Augmentation
 from flawmask.training.cache import PixelCache
-from flawmask.training.loader import Order, SplitDataset, default_workers, make_loader, read
+from flawmask.training.loader import Augmenting, Order, SplitDataset, default_workers, make_loader, read
 
 ROUNDS = 3
 """The number of rounds, whose median is shown."""
@@ -188,7 +190,7 @@ def evaluation(device: torch.device, folder: Path, data: Path, model: Path, name
 def reading(
     folder: Path, size: int, count: int, workers: Sequence[int | None], *, pin: bool, batch: int = 8, pixels: int = 1024
 ) -> Iterator[Record]:
-    """Yield the images per second of the training's loader, if nothing else limits it.
+    """Yield the images per second of the training's loader, if nothing else limits it, without and with augmentation.
 
     Args:
         folder: a folder for the cache and the images, which may be there already.
@@ -201,11 +203,12 @@ def reading(
     """
     split = images_of(demo_at(folder, pixels, good=12, defective=12, train_good=0), count)
     spec = ModelSpec("maskrcnn_resnet50_fpn", split.class_names, image_size=size)
-    for number in workers:
+    for number, level in product(workers, ("off", "light")):
         shapes = [spec.resized(one["height"], one["width"]) for one in split.images]
+        augmenting = Augmenting(Augmentation("light"), 0) if level == "light" else None
         with tempfile.TemporaryDirectory(dir=folder) as cache:
-            items = SplitDataset(split, spec, PixelCache(Path(cache) / "pixels", shapes, 10**11))
-            order = Order(shapes, batch, seed=0)
+            items = SplitDataset(split, spec, PixelCache(Path(cache) / "pixels", shapes, 10**11), augmenting)
+            order = Order(shapes, batch, seed=0, marks_epochs=items.changes)
             loader = make_loader(items, order, workers=number, pin=pin)
             seconds = []
             for _ in range(2):
@@ -217,6 +220,7 @@ def reading(
         yield {
             "size": f"{pixels} px to {size} px",
             "workers": default_workers(on_cuda=pin) if number is None else number,
+            "augmentation": level,
             "first epoch, images/s": f"{count / seconds[0]:.0f}",
             "second epoch, from the cache": f"{count / seconds[1]:.0f}",
         }
