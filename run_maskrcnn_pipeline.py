@@ -3,4 +3,4 @@
 from flawmask.cli import main
 
 if __name__ == "__main__":
-    main("run", arch="maskrcnn_resnet50_fpn", weights="coco")
+    main("run", arch="maskrcnn_resnet50_fpn", weights="coco", augmentation_factor=3, train_augment="off")

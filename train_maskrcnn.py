@@ -3,4 +3,4 @@
 from flawmask.cli import main
 
 if __name__ == "__main__":
-    main("train", arch="maskrcnn_resnet50_fpn", weights="coco")
+    main("train", arch="maskrcnn_resnet50_fpn", weights="coco", train_augment="off")

@@ -14,9 +14,13 @@ import pytest
 
 from flawmask import cli
 from flawmask.cli import COMMANDS
+from flawmask.comparison.config import CompareConfig
+from flawmask.data.augment import AugmentConfig
 from flawmask.data.demo import generate
 from flawmask.errors import FlawmaskError
 from flawmask.settings import as_json, from_json, has_origin
+from flawmask.stages import RunConfig
+from flawmask.training.config import TrainConfig
 
 NEEDED: dict[str, dict[str, Any]] = {
     "run": {"category": "bottle", "weights": "none"},
@@ -136,15 +140,32 @@ def test_the_scripts_keep_their_default_network(
     given = []
 
     def dispatch(config: Any) -> int:
-        given.append((config.arch, config.weights))
+        given.append((config.arch, config.weights, config.train_augment, getattr(config, "augmentation_factor", None)))
         return cli.OK
 
     monkeypatch.setattr(cli, "_dispatch", dispatch)
-    for flags in ([], ["--arch", "auto", "--weights", "none"]):
+    for flags in ([], ["--arch", "auto", "--weights", "none", "--train_augment", "light"]):
         monkeypatch.setattr("sys.argv", [script, *needed, *flags])
         with pytest.raises(SystemExit):
             runpy.run_path(str(Path(__file__).parents[1] / script), run_name="__main__")
-    assert given == [("maskrcnn_resnet50_fpn", "coco"), ("auto", "none")]
+    variants = 3 if script.startswith("run") else None
+    assert given == [("maskrcnn_resnet50_fpn", "coco", "off", variants), ("auto", "none", "light", variants)]
+
+
+def test_images_are_augmented_while_training_and_not_in_a_folder() -> None:
+    for config in (RunConfig(category="nut"), CompareConfig(category="nut")):
+        assert (config.train_augment, config.augmentation_factor) == ("light", 0)
+    assert TrainConfig(dataset_dir=Path("a"), output_dir=Path("b")).train_augment == "light"
+    assert AugmentConfig(dataset_dir=Path("a")).augmentation_factor == 3
+
+
+@pytest.mark.parametrize("kind", [RunConfig, CompareConfig])
+def test_variants_of_validation_images_need_variants(kind: Any) -> None:
+    assert kind(category="nut", augment_val=True, augmentation_factor=1).augment_val
+    with pytest.raises(FlawmaskError, match="--augment_val needs an --augmentation_factor"):
+        kind(category="nut", augment_val=True)
+    with pytest.raises(FlawmaskError, match="--augment_val adds variants, and --skip_augment"):
+        kind(category="nut", augment_val=True, augmentation_factor=1, skip_augment=True)
 
 
 @pytest.mark.parametrize("command", ["run", "download", "prepare", "demo", "compare", "doctor"])

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def run(config: RunConfig | None = None, /, **settings: Any) -> "list[Finished]":
-    """Prepare, augment, train and evaluate one category or several, and return a result for each.
+    """Prepare, train and evaluate one category or several, and return a result for each.
 
     Returns:
         One entry for each category, or one for the data set. `name` is the name of the category or data set. `run_dir`
@@ -183,7 +183,8 @@ def train(
         config: the settings.
         transform: a function that is applied to a training image each time it is shown. It takes the image, (height,
             width, 3) uint8 RGB; the masks of its N instances, (N, height, width) bool; their class names; and a NumPy
-            random generator. It returns image, masks and names. The image may have another size.
+            random generator. It returns image, masks and names. The image may have another size. It takes the place of
+            `train_augment`.
         callbacks: objects whose methods are called during training; see `flawmask.training.callbacks.Callback`.
         **settings: the settings by name, where no `config` is given.
 

@@ -1,4 +1,4 @@
-"""`run`: prepare, augment, train and evaluate, for one category or several, with the steps that are not skipped."""
+"""`run`: prepare, augment if asked to, train and evaluate, for one category or several, except what is skipped."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -141,7 +141,7 @@ def _check_output_dir(config: RunConfig) -> None:
 
 
 def _train_and_evaluate(config: RunConfig, name: str, prepared_dir: Path) -> Finished:
-    """Augment a COCO folder, train on it and evaluate the result."""
+    """Train on a COCO folder, after augmenting it if asked to, and evaluate the result."""
     from flawmask.training.loop import train
 
     splits = evaluated_splits(config, prepared_dir)
@@ -199,7 +199,6 @@ def _demo_settings(config: DemoCommand, images: int) -> RunConfig:
         image_size=DEMO_SIZE,
         batch_size=2,
         epochs=5,
-        skip_augment=True,
         overwrite=config.overwrite,
         seed=config.seed,
     )
@@ -209,5 +208,5 @@ def _demo_settings(config: DemoCommand, images: int) -> RunConfig:
         log.info("%s", error)
         # Without pretrained weights, training needs more steps: each image and a variant of it.
         untrained = replace(settings, weights="none", image_size=160, epochs=6, batch_size=4, train_augment="off")
-        untrained = replace(untrained, skip_augment=False, augmentation_factor=1)
+        untrained = replace(untrained, augmentation_factor=1)
         return choose_network(untrained, images)

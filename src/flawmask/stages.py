@@ -39,12 +39,17 @@ class DataPaths(Settings):
     skip_prepare: bool = False
     """Use the data set that an earlier run prepared."""
     skip_augment: bool = False
-    """Train without augmented variants of the images."""
+    """Train without the variants of --augmentation_factor."""
 
     @property
     def is_named(self) -> bool:
         """Whether either a category or a data set is given."""
         return (self.category is None) != (self.dataset_dir is None)
+
+
+def check_variants(augment_val: bool, skip_augment: bool) -> None:
+    """Refuse to both make and skip variants."""
+    require(not (augment_val and skip_augment), "--augment_val adds variants, and --skip_augment wants none: give one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ class RunPaths(DataPaths):
 # Dataclass fields, and so the flags in --help, are listed from the last base to the first.
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Overwrite, Strict, EvaluateSettings, TrainSettings, AugmentSettings, PrepareSettings, RunPaths):
-    """Run all stages: prepare a category, augment its images, train a network and evaluate it.
+    """Run all stages: prepare a category, train a network and evaluate it.
 
     Data sets go to datasets/maskrcnn_mvtec_<category>, results to --output_dir. By default, that is a new folder
     model_maskrcnn/maskrcnn_mvtec_<date>_<time>. With --folds, each image is evaluated by a model that was not trained
@@ -88,6 +93,7 @@ class RunConfig(Overwrite, Strict, EvaluateSettings, TrainSettings, AugmentSetti
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_variants(self.augment_val, self.skip_augment)
         if self.resume is None and not self.skip_train:
             self.check_tiles_of_training()
             coarse = self.tile is None and self.tile_from == "coarse"

@@ -209,7 +209,7 @@ def test_what_is_skipped_is_not_done_again(workplace: Path) -> None:
 @pytest.mark.slow
 def test_training_alone_stops_before_inference(workplace: Path) -> None:
     before = runs(workplace)
-    call_in(workplace, "run", "--category", "bottle", "--epochs", "1", "--skip_augment", "--skip_inference", *LIGHT)
+    call_in(workplace, "run", "--category", "bottle", "--epochs", "1", "--skip_inference", *LIGHT)
     (new,) = set(runs(workplace)) - set(before)
     assert (new / "best.pt").is_file()
     assert not (new / "inference_val").exists()
@@ -220,7 +220,7 @@ def test_training_alone_stops_before_inference(workplace: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_several_categories_end_with_a_table_and_one_that_fails_does_not_stop_the_others(workplace: Path) -> None:
-    flags = "--epochs 1 --skip_augment".split()
+    flags = "--epochs 1".split()
     done = call_in(workplace, "run", "--category", "all", *flags, *SMALL)
     assert "bottle" in done.stdout
     assert "cable" in done.stdout
@@ -283,7 +283,7 @@ def test_cross_validation_evaluates_every_image_once_and_goes_on_where_it_stoppe
 @pytest.mark.usefixtures("small")
 def test_a_run_goes_into_the_folder_that_is_named(workplace: Path) -> None:
     before = runs(workplace)
-    command = ["run", "--category", "bottle", "--output_dir", "mine/run", "--epochs", "1", "--skip_augment", *SMALL]
+    command = ["run", "--category", "bottle", "--output_dir", "mine/run", "--epochs", "1", *SMALL]
     done = call_in(workplace, *command)
     assert "bottle: look at mine/run mine/run/inference_val/report.html" in done.stdout
     assert (workplace / "mine/run/best.pt").is_file()
@@ -300,7 +300,7 @@ def test_a_run_goes_into_the_folder_that_is_named(workplace: Path) -> None:
 @pytest.mark.usefixtures("small")
 def test_a_cross_validation_goes_into_the_folder_that_is_named_and_goes_on_there(workplace: Path) -> None:
     before = runs(workplace)
-    flags = "--category cable --folds 2 --output_dir mine/folds --skip_augment --resamples 50".split()
+    flags = "--category cable --folds 2 --output_dir mine/folds --resamples 50".split()
     command = ["run", *flags, *SMALL]
     call_in(workplace, *command, "--epochs", "1")
     best = workplace / "mine/folds/fold_1/best.pt"
@@ -319,9 +319,10 @@ def test_a_threshold_is_chosen_on_val_and_test_is_evaluated_with_it(workplace: P
     before = runs(workplace)
     drawn = "demo --mvtec_root others --category nut --image_size 64 --good 6 --defective 3 --train_good 0"
     call_in(workplace, *drawn.split())
-    command = "run --category nut --mvtec_root others --train_ratio 0.5 --test_ratio 0.3 --epochs 1 --skip_augment"
+    command = "run --category nut --mvtec_root others --train_ratio 0.5 --test_ratio 0.3 --epochs 1"
     done = call_in(workplace, *command.split(), "--conf", "auto", "--aim", "recall=0.9", *SMALL)
     (run_dir,) = set(runs(workplace)) - set(before)
+    assert [path.name for path in workplace.glob("datasets/*nut*")] == ["maskrcnn_mvtec_nut"]  # no augmented folder
     kept = json.loads((run_dir / "best.threshold.json").read_text())
     on_test = json.loads((run_dir / "inference_test/metrics.json").read_text())
     assert (on_test["conf"], on_test["threshold"]["chosen_on"], on_test["split"]) == (kept["value"], "val", "test")
@@ -362,7 +363,7 @@ def test_runs_are_set_side_by_side_on_one_page(workplace: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_labelled_coco_folder_is_enough(workplace: Path) -> None:
-    flags = "--dataset_dir datasets/maskrcnn_mvtec_bottle --epochs 1 --skip_augment".split()
+    flags = "--dataset_dir datasets/maskrcnn_mvtec_bottle --epochs 1".split()
     done = call_in(workplace, "run", *flags, *SMALL)
     assert "OVERALL METRICS" in done.stdout
 

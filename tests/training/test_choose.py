@@ -114,7 +114,7 @@ def test_compare_adds_other_networks_that_have_weights(place: Place, caplog: pyt
 def test_the_demo_downloads_nothing_and_starts_from_random_weights_without_a_file(place: Place) -> None:
     place("cpu", (SMALL,), (LARGE,))
     found = _demo_settings(DemoCommand(), 180)
-    assert (found.arch, found.weights, found.offline, found.skip_augment) == (SMALL, "auto", True, True)
+    assert (found.arch, found.weights, found.offline, found.augmentation_factor) == (SMALL, "auto", True, 0)
     place("cpu", fetched=(LARGE, SMALL))
     bare = _demo_settings(DemoCommand(), 180)
     assert (bare.arch, bare.weights, bare.augmentation_factor, bare.image_size) == (FROM_SCRATCH, "none", 1, 160)

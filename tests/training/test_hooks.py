@@ -12,6 +12,7 @@ from stained_plates import make_dataset, same_weights, settings
 
 from flawmask.coco import annotation, read_split, write_split
 from flawmask.errors import FlawmaskError
+from flawmask.files import read_json
 from flawmask.images import write_png
 from flawmask.model.targets import crops
 from flawmask.training.callbacks import Callback
@@ -158,18 +159,20 @@ def test_callbacks_are_called_in_order_and_a_training_with_a_transform_resumes_t
     assert half.calls == whole.calls[:3]
     assert rest.calls == whole.calls[3:]
     assert same_weights(again.run_dir / "last.pt", expected.run_dir / "last.pt")
-    plain = train(settings(tmp_path / "data", epochs=2, output_dir=tmp_path / "plain"))
+    assert read_json(again.run_dir / "config.json")["settings"]["train_augment"] == "off"
+    plain = train(settings(tmp_path / "data", epochs=2, output_dir=tmp_path / "plain", train_augment="off"))
     assert not same_weights(plain.run_dir / "last.pt", expected.run_dir / "last.pt")
 
 
 @pytest.mark.slow
-def test_a_training_with_augmentation_resumes_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", ["light", "strong"])
+def test_a_training_with_augmentation_resumes_to_the_bit(tmp_path: Path, level: str) -> None:
     make_dataset(tmp_path / "data")
-    expected = train(settings(tmp_path / "data", epochs=2, train_augment="strong"))
-    config = settings(tmp_path / "data", epochs=2, train_augment="strong", output_dir=tmp_path / "stopped")
+    expected = train(settings(tmp_path / "data", epochs=2, train_augment=level))
+    config = settings(tmp_path / "data", epochs=2, train_augment=level, output_dir=tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
         train(config, callbacks=[Noted(until=1)])
     again = train(settings(tmp_path / "data", resume=tmp_path / "stopped"))
     assert same_weights(again.run_dir / "last.pt", expected.run_dir / "last.pt")
-    light = train(settings(tmp_path / "data", epochs=2, train_augment="light", output_dir=tmp_path / "light"))
-    assert not same_weights(light.run_dir / "last.pt", expected.run_dir / "last.pt")
+    off = train(settings(tmp_path / "data", epochs=2, train_augment="off", output_dir=tmp_path / "off"))
+    assert not same_weights(off.run_dir / "last.pt", expected.run_dir / "last.pt")

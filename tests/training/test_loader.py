@@ -478,6 +478,37 @@ def test_light_augmentation_turns_resized_images_with_their_masks(split: CocoSpl
     assert len(seen) > 4
 
 
+def test_images_of_one_batch_are_turned_alike_where_that_saves_padding(split: CocoSplit) -> None:
+    many = replace(split, images=tuple({**split.images[0], "id": number} for number in range(400)))
+    items = SplitDataset(many, SPEC, None, Augmenting(Augmentation("light"), 3))
+    (height, width), *_ = items.shapes
+    mixed = {True: 0, False: 0}
+    for told in (True, False):
+        turns = items.lies_on_its_side if told else None
+        order = Order(items.shapes, 4, seed=5, marks_epochs=True, lies_on_its_side=turns)
+        order.epoch = 2
+        places = [place for batch in order for place in batch]
+        assert sorted(places) == list(range(800, 1200))
+        for batch in order:
+            turned = {items.lies_on_its_side(*divmod(place, 400)) for place in batch}
+            mixed[told] += len(turned) == 2
+    assert mixed[True] <= 400 // (4 * 8) + 1 < 50 < mixed[False]
+    assert height != width
+    some = SplitDataset(split, SPEC, None, Augmenting(Augmentation("light"), 3))
+    for place in range(5, 50):
+        lies = some[place][0].shape[1:] == torch.Size((width, height))
+        assert lies == some.lies_on_its_side(*divmod(place, 5))
+
+
+def test_a_transform_of_ones_own_is_given_whole_images(split: CocoSplit) -> None:
+    class Mirrored(Augmentation):
+        def __call__(self, image: Any, masks: Any, names: Any, draw: Any) -> Any:
+            return image[:, ::-1].copy(), masks[:, :, ::-1].copy(), names
+
+    image, _ = SplitDataset(split, AS_IT_IS, None, Augmenting(Mirrored("light"), 3))[5]
+    assert torch.equal(image, SplitDataset(split, AS_IT_IS)[0][0].flip(2))
+
+
 def test_strong_augmentation_needs_whole_images(split: CocoSplit) -> None:
     whole = [(image["height"], image["width"]) for image in split.images]
     assert cached_shapes(split, SPEC, Augmenting(Augmentation("strong"), 3)) == whole

@@ -212,7 +212,7 @@ def test_patience_ends_a_training_that_no_longer_improves(
     assert (done.best_epoch, done.history["epoch"]) == (2, [1, 2, 3, 4])
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": True}, {"train_augment": "strong"}])
+@pytest.mark.parametrize("changes", [{}, {"ema": True}, {"train_augment": "strong"}, {"train_augment": "off"}])
 def test_the_image_cache_changes_no_weight(dataset: Path, changes: dict[str, Any]) -> None:
     kept = train(light(dataset, epochs=2, **changes))
     anew = train(light(dataset, epochs=2, **changes, cache_gb=0.0, output_dir=dataset.parent / "anew"))

@@ -54,7 +54,12 @@ class _Images(Dataset[tuple[Tensor, float]]):
         pixels = images.read_image(self._split.image_path(image), self._levels)
         if self._augmentation is not None:
             draw = np.random.default_rng(int(torch.randint(2**62, ())))  # each process that reads has its own seed
-            pixels, *_ = self._augmentation(pixels.copy(), *instances_of(self._split, image), draw)
+            if self._augmentation.needs_whole_images:
+                masks, names = instances_of(self._split, image)
+            else:
+                pixels = images.resize(pixels, (self._size, self._size))
+                masks, names = np.zeros((0, *pixels.shape[:2]), dtype=bool), []
+            pixels, *_ = self._augmentation(pixels.copy(), masks, names, draw)
         return _resized_to_square(pixels, self._size), float(self._split.is_defective(image))
 
 

@@ -11,7 +11,7 @@ from flawmask.evaluation.config import EvaluateSettings
 from flawmask.inference.exported import file_of
 from flawmask.model.arch import ARCHITECTURES
 from flawmask.settings import Overwrite, Strict, require, stage
-from flawmask.stages import NAME_DATA, DataPaths, RunConfig
+from flawmask.stages import NAME_DATA, DataPaths, RunConfig, check_variants
 from flawmask.training.config import KNOWN_WEIGHTS, LearnSettings, check_weights
 
 CLASSIFIER, PATCHCORE = "efficientnet_lite0_classifier", "patchcore"
@@ -51,6 +51,7 @@ class CompareConfig(Overwrite, Strict, EvaluateSettings, LearnSettings, AugmentS
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.is_named, NAME_DATA)
+        check_variants(self.augment_val, self.skip_augment)
         single = self.category is None or ("," not in self.category and self.category != "all")
         require(single, f"--category {self.category}: compare takes one category at a time")
         require(self.fold is None, "--fold is for a single training: compare trains each fold, or one split")

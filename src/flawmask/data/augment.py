@@ -61,7 +61,7 @@ VARIANTS = (*GEOMETRIC, "blur", "bright")
 class AugmentSettings(IntensitySettings, Seed, BadInput):
     """How many variants are added, and to which splits."""
 
-    augmentation_factor: int = 3
+    augmentation_factor: int = 0
     """Variants added to each training image, 0 to 6: flip, rotation by 90, 180 and 270 degrees, blur, brightness."""
     augment_val: bool = False
     """Add variants to the validation split too. Its metrics then no longer describe original images only."""
@@ -73,12 +73,18 @@ class AugmentSettings(IntensitySettings, Seed, BadInput):
             f"--augmentation_factor is {self.augmentation_factor}: it must be 0 to {len(VARIANTS)}, since there are "
             f"{len(VARIANTS)} variants ({', '.join(VARIANTS)}) and none is used twice on one image",
         )
+        require(
+            not self.augment_val or self.augmentation_factor > 0,
+            "--augment_val needs an --augmentation_factor of 1 or more: no variants are made without it",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(AugmentSettings, Overwrite):
     """Add flipped, rotated, blurred and brightened variants to the training images of a COCO folder."""
 
+    augmentation_factor: int = 3
+    """Variants added to each training image, 0 to 6: flip, rotation by 90, 180 and 270 degrees, blur, brightness."""
     dataset_dir: Path
     """The COCO folder that prepare made."""
     output_dir: Path | None = None

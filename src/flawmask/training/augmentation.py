@@ -32,7 +32,7 @@ ALL_VALUES = torch.arange(256, dtype=torch.uint8)[None, None]
 
 @dataclass(frozen=True)
 class Turn:
-    """One of the eight flips and right-angle turns. First come rows for columns, then the mirror images.
+    """One of the eight flips and right-angle turns. Rows and columns change places first. Then the result is mirrored.
 
     Attributes:
         transposed: whether rows become columns.
@@ -51,7 +51,8 @@ class Turn:
             values = values.swapaxes(rows, columns)
         if self.mirrored:
             values = np.flip(values, columns)
-        return np.ascontiguousarray(np.flip(values, rows) if self.upside_down else values)
+        # A copy in any case: NumPy counts a flipped side of one pixel as contiguous, with strides that PyTorch refuses.
+        return np.array(np.flip(values, rows) if self.upside_down else values, order="C")
 
     def of_target(self, target: Target, height: int, width: int) -> Target:
         """Return the target of the turned image, from that of an image of this height and width."""
@@ -102,6 +103,10 @@ class Augmentation:
         image, turn = self._changed(image, draw)
         return image, turn.of(masks, rows=1), names
 
+    def transposes(self, draw: np.random.Generator) -> bool:
+        """Return whether rows and columns change places. For `light`, it is what `draw` decides first."""
+        return bool(draw.random() < 0.5)
+
     @property
     def needs_whole_images(self) -> bool:
         """Whether images are cut before they are resized. If not, `of_resized` does the same to resized images."""
@@ -123,7 +128,7 @@ class Augmentation:
         from torchvision import tv_tensors
         from torchvision.transforms.v2 import functional
 
-        transposed = bool(draw.random() < 0.5)
+        transposed = self.transposes(draw)
         jitter, noise = _transforms(self.level)
         # v2 draws from PyTorch's own generator, which the network uses too. `torch.manual_seed` would seed a GPU's too.
         with torch.random.fork_rng(devices=[]):

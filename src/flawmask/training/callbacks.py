@@ -53,7 +53,13 @@ class Pictures(Callback):
         # The seed decides the order of an epoch, so these are the first batches of the first epoch.
         seed = setup.config.seed
         items = dataset_of(setup.training, setup.spec, seed, augmenting=setup.augmenting)
-        order = loader.Order(items.shapes, setup.batch_size, seed=seed, marks_epochs=items.changes)
+        order = loader.Order(
+            items.shapes,
+            setup.batch_size,
+            seed=seed,
+            marks_epochs=items.changes,
+            lies_on_its_side=items.lies_on_its_side,
+        )
         batches = loader.read(loader.make_loader(items, order, workers=0, pin=False))
         draw_train_batch(run.step.model, run.step.detector, batches, setup.training, setup.run_dir / "train_batch.jpg")
 

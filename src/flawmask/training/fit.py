@@ -218,7 +218,7 @@ def image_size_for(trial: Trial, seconds: float, batch: int, micro_batch_size: i
     tried = (sizes[0], min(2 * sizes[0], sizes[-1]))
     times = [_seconds_per_image(trial, size, batch, micro_batch_size) for size in sorted(set(tried))]
     slope = max(0.0, (times[-1] - times[0]) / max(1, tried[1] ** 2 - tried[0] ** 2))
-    reading = _seconds_to_read(trial, tried[1])
+    reading = _seconds_to_read(trial, sizes[-1])  # augmenting takes longest at the largest size
     expected = {size: _with_reading(trial, times[0] + slope * (size**2 - tried[0] ** 2), reading) for size in sizes}
     allowed = (1 - OVERHEAD) * seconds / views
     chosen: int = max((size for size in sizes if expected[size] <= allowed), default=sizes[0])
@@ -253,8 +253,8 @@ def _image_sizes(trial: Trial) -> list[int]:
 
 
 def _seconds_to_read(trial: Trial, image_size: int) -> float:
-    """Return the mean time in which one process reads, augments and resizes an image, after the first pass. It is 0 for
-    images that are cached as the network sees them."""
+    """Return the mean time in which one process reads, resizes and augments an image, after the first pass. It is 0 for
+    images that are cached and not augmented."""
     if trial.augmenting is None and trial.config.cache_gb:
         return 0.0
     spec = spec_for(trial.config, trial.training, trial.initial_weights, image_size, 1)

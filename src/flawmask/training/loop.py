@@ -80,8 +80,8 @@ def train(
     Args:
         config: the settings.
         part_of: the settings of the pipeline, if this training is a stage of one; kept in the run's `config.json`.
-        transform: an augmentation of the training images, see `loader.Transform`. To resume the training, pass it
-            again.
+        transform: an augmentation of the training images, see `loader.Transform`, in place of `train_augment`. To
+            resume the training, pass it again.
         callbacks: objects whose methods are called at named moments of the training.
 
     Raises:
@@ -238,6 +238,7 @@ def _loader(setup: Setup, split: CocoSplit, stack: ExitStack, *, shuffle: bool) 
         rank=team.rank,
         processes=team.count,
         marks_epochs=shuffle and items.changes,
+        lies_on_its_side=items.lies_on_its_side if augmenting else None,
     )
     return loader.make_loader(items, order, workers=config.workers, pin=setup.device.type == "cuda")
 

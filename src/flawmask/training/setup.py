@@ -1,5 +1,6 @@
 """The setup of a training: everything that is decided before its first step and written into its run folder."""
 
+import logging
 import math
 import platform
 import shutil
@@ -37,6 +38,8 @@ from flawmask.training.network import spec_for
 from flawmask.training.resume import State
 from flawmask.training.tile_choice import choose_tiles
 from flawmask.training.tile_data import draws_of
+
+log = logging.getLogger(__name__)
 
 DEFAULT_BATCH = 4
 """Images per step and process if `--batch_size` is auto, which then decides only the micro-batch size."""
@@ -108,8 +111,16 @@ def set_up(
         splits = [training, *([validation] if validation else [])]
         levels = team.from_main(lambda: intensity.of_dataset(config.intensity, splits))
     digests = content_digests(training, levels) if team.is_main else {}
-    if transform is None and config.train_augment != "off":
+    if transform is not None:  # it takes the place of --train_augment, and a resumed training has to know that
+        config = replace(config, train_augment="off")
+    elif config.train_augment != "off":
         transform = Augmentation(config.train_augment)
+        if team.is_main:
+            log.info(
+                "training images are mirrored, turned and made darker or brighter at random (--train_augment %s; off "
+                "leaves them as they are)",
+                config.train_augment,
+            )
     augmenting = Augmenting(transform, config.seed) if transform else None
     per_process = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
     batch_size = state.batch_size if state else config.effective_batch_size or per_process * team.count

@@ -119,6 +119,10 @@ class TileDataset(SplitDataset):
         """Return the number of tiles of an epoch."""
         return len(self.draws)
 
+    def lies_on_its_side(self, epoch: int, place: int) -> bool:
+        """Return False: tiles are square."""
+        return False
+
     def __getitem__(self, place: int) -> Item:
         """Return the tile and its target at a place.
 
