@@ -59,7 +59,7 @@ class _Images(Dataset[tuple[Tensor, float]]):
             else:
                 pixels = images.resize(pixels, (self._size, self._size))
                 masks, names = np.zeros((0, *pixels.shape[:2]), dtype=bool), []
-            pixels, *_ = self._augmentation(pixels.copy(), masks, names, draw)
+            pixels, *_ = self._augmentation(pixels, masks, names, draw)
         return _resized_to_square(pixels, self._size), float(self._split.is_defective(image))
 
 

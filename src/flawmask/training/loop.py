@@ -238,7 +238,7 @@ def _loader(setup: Setup, split: CocoSplit, stack: ExitStack, *, shuffle: bool) 
         rank=team.rank,
         processes=team.count,
         marks_epochs=shuffle and items.changes,
-        lies_on_its_side=items.lies_on_its_side if augmenting else None,
+        lies_on_its_side=items.lies_on_its_side,
     )
     return loader.make_loader(items, order, workers=config.workers, pin=setup.device.type == "cuda")
 

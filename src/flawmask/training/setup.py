@@ -113,15 +113,7 @@ def set_up(
     digests = content_digests(training, levels) if team.is_main else {}
     if transform is not None:  # it takes the place of --train_augment, and a resumed training has to know that
         config = replace(config, train_augment="off")
-    elif config.train_augment != "off":
-        transform = Augmentation(config.train_augment)
-        if team.is_main:
-            log.info(
-                "training images are mirrored, turned and made darker or brighter at random (--train_augment %s; off "
-                "leaves them as they are)",
-                config.train_augment,
-            )
-    augmenting = Augmenting(transform, config.seed) if transform else None
+    augmenting = _augmenting(config, transform, team)
     per_process = DEFAULT_BATCH if config.batch_size == "auto" else config.batch_size
     batch_size = state.batch_size if state else config.effective_batch_size or per_process * team.count
     tiling = Tiling(config.tile, int(config.overlap)) if isinstance(config.tile, int) else None
@@ -165,6 +157,19 @@ def set_up(
         micro_batch_size = team.from_main(lambda: fit.largest_micro_batch(trial, image_size, shard_size))
     spec = replace(spec_for(config, training, initial_weights, image_size, micro_batch_size), intensity=levels)
     return setup(spec, initial_weights, initial_weights.start, micro_batch_size=micro_batch_size, digests=digests)
+
+
+def _augmenting(config: TrainConfig, transform: Transform | None, team: Processes) -> Augmenting | None:
+    """Return the transform, or else the augmentation of the settings, after saying what that one does."""
+    if transform is None and config.train_augment != "off":
+        transform = Augmentation(config.train_augment)
+        if team.is_main:
+            log.info(
+                "training images are mirrored, turned and made darker or brighter at random (--train_augment %s; off "
+                "leaves them as they are)",
+                config.train_augment,
+            )
+    return Augmenting(transform, config.seed) if transform else None
 
 
 def _shown(training: CocoSplit, tiling: Tiling | None) -> int:
