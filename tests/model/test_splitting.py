@@ -1,4 +1,4 @@
-"""A batch gives the same gradients at once, in micro-batches and in several processes, with every network.
+"""A batch gives the same gradients at once, in micro-batches and in several processes, with every kind of network.
 
 Its images are of one size: others are padded for each other.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_network import KINDS_AND_MORE, random_network, spec_of
+from random_network import KINDS, random_network, spec_of
 from splitting import batch_for
 from stained_plates import settings
 from torch import Tensor
@@ -38,9 +38,9 @@ class Case:
     network: Any
 
 
-@pytest.fixture(scope="module", params=KINDS_AND_MORE)
+@pytest.fixture(scope="module", params=KINDS)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
-    """Build each architecture in turn, with the default norms without and with pretrained weights."""
+    """Build one architecture of each kind in turn, with the default norms without and with pretrained weights."""
     spec = spec_of(request.param)
     yield Case(spec, to_device(random_network(spec), CPU).train())
 
