@@ -95,3 +95,42 @@ def test_joining_is_measured_on_each_networks_own_images(
     with pytest.raises(ValueError, match="shorter"):
         joining.main(joining.Config(models=(*models, Path("c.pt")), dataset_dir=folders))
     sys.modules.pop("joining")
+
+
+def test_fewer_parts_are_whole_ones_and_a_smaller_share_is_within_a_larger_one(
+    monkeypatch: pytest.MonkeyPatch, tiny_category: Callable[..., Path], tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    fewer = importlib.import_module("fewer")
+    data = run(tiny_category(good=9, crack=30), group_by=r"^(\d\d)").dataset_dir  # ten images at most share two digits
+    whole = read_split(data, "train")
+    groups = {image["group"] for image in whole.images}
+    kept = []
+    for share in (1.0, 0.5, 0.01):
+        folder = tmp_path / str(share)
+        fewer.main(fewer.Config(dataset_dir=data, output_dir=folder, share=share))
+        found, validation = read_split(folder, "train"), read_split(folder, "val")
+        kept.append({image["group"] for image in found.images})
+        assert found.images == tuple(image for image in whole.images if image["group"] in kept[-1])
+        assert [found.annotations.get(image["id"]) for image in found.images] == [
+            whole.annotations.get(image["id"]) for image in found.images
+        ]
+        assert len(list((folder / "train" / "images").iterdir())) == len(found.images)
+        assert validation.images == read_split(data, "val").images
+    assert kept[0] == groups
+    assert kept[0] >= kept[1] >= kept[2] and len(kept[2]) >= 1
+    sys.modules.pop("fewer")
+
+
+def test_fewer_parts_keep_the_share_of_each_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    fewer = importlib.import_module("fewer")
+    types = {"good": 20, "crack": 9, "hole": 1}
+    images = [{"group": f"{name}{at}", "defect_type": name} for name, count in types.items() for at in range(count)]
+    images += [{"group": f"crack{at}", "defect_type": "good"} for at in range(9)] * 3  # parts have good images, too
+    kept = fewer.kept_groups(images, 0.5, seed=1)
+    counts = {name: sum(group.startswith(name) for group in kept) for name in types}
+    assert counts == {"good": 10, "crack": 5, "hole": 1}
+    assert kept == fewer.kept_groups(images[::-1], 0.5, seed=1) != fewer.kept_groups(images, 0.5, seed=2)
+    assert fewer.kept_groups(images, 0.25, seed=1) < kept
+    sys.modules.pop("fewer")
