@@ -19,7 +19,7 @@ from report.made import make_dataset, make_run
 pytestmark = pytest.mark.services
 
 MIN_AREA = 60
-PATIENCE_MS = 10_000  # for 500 images on a machine that does other things too; alone it takes less than a second
+PATIENCE_MS = 60_000  # for 500 images on a machine that does other things too; alone it takes less than a second
 
 
 @pytest.fixture(scope="module")
