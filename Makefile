@@ -21,7 +21,7 @@ SPAWNING := $(addprefix tests/,training/test_loader.py training/test_cache.py tr
 
 # Tests that need a browser (the report's tests are skipped if there is no chromium), a launcher, every network, or the
 # default network at its full size. Then once more the tests that start processes, with spawn as on macOS and Windows.
-test-services: .venv/dev  ## run the tests that need a browser, a launcher or every network: about 12 minutes
+test-services: .venv/dev  ## run the tests that need a browser, a launcher or every network: about 15 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m services
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --start_method spawn $(SPAWNING)
 

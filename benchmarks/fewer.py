@@ -53,18 +53,24 @@ def kept_groups(images: list[dict[str, Any]], share: float, seed: int) -> set[st
 
 
 def main(config: Config) -> None:
-    """Make the data set."""
-    shutil.copytree(config.dataset_dir, config.output_dir)
-    path = config.output_dir / "train" / "annotations.json"
-    content = read_json(path)
+    """Make the data set. Nothing is written if it cannot be made."""
+    source = config.dataset_dir / "train"
+    content = read_json(source / "annotations.json")
+    if not 0 < config.share <= 1:
+        raise SystemExit(f"--share {config.share}: give a number above 0 and at most 1")
+    if not all("group" in image for image in content["images"]):
+        raise SystemExit(f"{source}: it has images of no known part; make it with flawmask prepare --group_by")
     groups = kept_groups(content["images"], config.share, config.seed)
     kept = [image for image in content["images"] if image["group"] in groups]
     ids = {image["id"] for image in kept}
-    for image in content["images"]:
-        if image["id"] not in ids:
-            (path.parent / "images" / image["file_name"]).unlink()
+    left_out = {image["file_name"] for image in content["images"] if image["id"] not in ids}
+    shutil.copytree(
+        config.dataset_dir,
+        config.output_dir,
+        ignore=lambda folder, _: left_out if Path(folder) == source / "images" else set(),
+    )
     instances = [one for one in content["annotations"] if one["image_id"] in ids]
-    write_json(path, {**content, "images": kept, "annotations": instances})
+    write_json(config.output_dir / "train" / "annotations.json", {**content, "images": kept, "annotations": instances})
     place = config.output_dir / dataset_info.NAME
     counts = dataset_info.counts(kept)
     write_json(place, {**read_json(place), "made_by": "benchmarks/fewer.py", "share": config.share, "train": counts})

@@ -119,6 +119,15 @@ def test_fewer_parts_are_whole_ones_and_a_smaller_share_is_within_a_larger_one(
         assert validation.images == read_split(data, "val").images
     assert kept[0] == groups
     assert kept[0] >= kept[1] >= kept[2] and len(kept[2]) >= 1
+    ungrouped = run(tiny_category(name="other"), group_by=None).dataset_dir
+    for folder, share, message in (
+        (data, 0.0, "--share 0.0"),
+        (data, 1.5, "--share 1.5"),
+        (ungrouped, 0.5, "no known"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            fewer.main(fewer.Config(dataset_dir=folder, output_dir=tmp_path / "none", share=share))
+        assert not (tmp_path / "none").exists()
     sys.modules.pop("fewer")
 
 
@@ -128,9 +137,11 @@ def test_fewer_parts_keep_the_share_of_each_type(monkeypatch: pytest.MonkeyPatch
     types = {"good": 20, "crack": 9, "hole": 1}
     images = [{"group": f"{name}{at}", "defect_type": name} for name, count in types.items() for at in range(count)]
     images += [{"group": f"crack{at}", "defect_type": "good"} for at in range(9)] * 3  # parts have good images, too
+    for seed in range(9):
+        kept = fewer.kept_groups(images, 0.5, seed)
+        counts = {name: sum(group.startswith(name) for group in kept) for name in types}
+        assert counts == {"good": 10, "crack": 5, "hole": 1}
     kept = fewer.kept_groups(images, 0.5, seed=1)
-    counts = {name: sum(group.startswith(name) for group in kept) for name in types}
-    assert counts == {"good": 10, "crack": 5, "hole": 1}
     assert kept == fewer.kept_groups(images[::-1], 0.5, seed=1) != fewer.kept_groups(images, 0.5, seed=2)
     assert fewer.kept_groups(images, 0.25, seed=1) < kept
     sys.modules.pop("fewer")

@@ -78,9 +78,9 @@ def test_a_stage_killed_at_random_moments_leaves_a_whole_folder_or_none(tmp_path
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("kind", ["folder", "pattern", "list"])
 def test_rows_killed_at_random_moments_are_those_of_a_run_that_was_not(tmp_path: Path, kind: str) -> None:
-    found = killed(f"records of a {kind}", tmp_path / "a", 30 if TORTURE else 10)
+    found = killed(f"records of a {kind}", tmp_path / "a", 100 if TORTURE else 30)
     assert found["wrong"] == []
-    assert found["killed"] == (30 if TORTURE else 10)
+    assert found["killed"] == (100 if TORTURE else 30)
 
 
 @dataclass(frozen=True)
